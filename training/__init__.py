@@ -1,0 +1,1 @@
+"""How a Maya is made and measured: recipes, trainer, data, evaluation."""
