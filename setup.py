@@ -1,0 +1,48 @@
+"""Packaging of maya-vlm: the Hub packages, the training room and the `maya` command."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# Lower bounds are the versions the test suite is run with.
+LOAD = ["torch>=2.13", "transformers>=5.23", "pillow>=13.0"]
+DATASETS = ["datasets>=5.2", "pyyaml>=6.0"]
+TRAIN = [*DATASETS, "trl>=1.16", "peft>=0.21", "accelerate>=1.15", "safetensors>=0.8"]
+DATA = [*DATASETS, "resvg-py>=0.5"]
+EVAL = [*DATASETS]
+DEMO = ["gradio>=6.0"]
+TEST = ["pytest>=9.0", "ruff>=0.17", "mypy>=2.4"]
+
+setup(
+    name="maya-vlm",
+    version="0.1.0",
+    description="Maya, a multilingual vision-language model: load it, train it, publish it.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(
+        include=[
+            "modeling_maya*",
+            "processing_maya*",
+            "training*",
+            "model_card*",
+        ]
+    ),
+    include_package_data=True,
+    install_requires=LOAD,
+    extras_require={
+        "train": TRAIN,
+        "data": DATA,
+        "eval": EVAL,
+        "demo": DEMO,
+        "test": sorted({*TRAIN, *DATA, *EVAL, *TEST}),
+    },
+    entry_points={"console_scripts": ["maya = training.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

