@@ -1,0 +1,36 @@
+"""What Maya is: its configuration and its models, known to transformers' Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
+
+from .configuration_maya import MayaConfig
+from .modeling_maya import (
+    MayaForConditionalGeneration,
+    MayaModel,
+    MayaPreTrainedModel,
+    MayaProjector,
+    drop_unused_vision_weights,
+)
+
+AutoConfig.register("maya", MayaConfig)
+AutoModel.register(MayaConfig, MayaModel)
+AutoModelForImageTextToText.register(MayaConfig, MayaForConditionalGeneration)
+AutoModelForCausalLM.register(MayaConfig, MayaForConditionalGeneration)
+
+# Every save ships the code, so that the folder loads where this package is not installed.
+MayaConfig.register_for_auto_class("AutoConfig")
+MayaModel.register_for_auto_class("AutoModel")
+MayaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = [
+    "MayaConfig",
+    "MayaForConditionalGeneration",
+    "MayaModel",
+    "MayaPreTrainedModel",
+    "MayaProjector",
+    "drop_unused_vision_weights",
+]
