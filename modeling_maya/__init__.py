@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForImageTextToText,
 )
 
+from . import convert_loading
 from .configuration_maya import MayaConfig
 from .modeling_maya import (
     MayaForConditionalGeneration,
@@ -25,6 +26,9 @@ AutoModelForCausalLM.register(MayaConfig, MayaForConditionalGeneration)
 MayaConfig.register_for_auto_class("AutoConfig")
 MayaModel.register_for_auto_class("AutoModel")
 MayaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+# Checkpoints of the original Maya (`llava_cohere`) load like any other.
+convert_loading.register()
 
 __all__ = [
     "MayaConfig",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import AutoImageProcessor, AutoProcessor, PreTrainedConfig
 
+from . import processing_llava_cohere
 from .image_processing_maya import MayaImageProcessor
 from .processing_maya import MayaProcessor, add_image_token, messages_from_conversations
 
@@ -42,6 +43,9 @@ def load_chat_template(name: str, original_prompt: bool = False) -> str:
         template = "{%- set original_prompt = true -%}\n" + template
     return template
 
+
+# Checkpoints of the original Maya (`llava_cohere`) have a processor too.
+processing_llava_cohere.register()
 
 __all__ = [
     "CHAT_TEMPLATES",

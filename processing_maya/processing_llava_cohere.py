@@ -1,0 +1,135 @@
+"""Reads the processor of the original's `llava_cohere` checkpoints, which have none of their own.
+
+Such a folder holds a tokenizer and a config.json that says what happens to pictures. Not Hub code: the
+processor built here is an ordinary `MayaProcessor`, and saving it writes an ordinary Maya processor.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
+
+from .image_processing_maya import MayaImageProcessor
+from .processing_maya import MayaProcessor, add_image_token
+
+MODEL_TYPE = "llava_cohere"
+IMAGE_ASPECTS = {"pad": "pad", "square": "square", None: "square"}
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: Any) -> Any:
+    """The original's tokenizer with `<image>` in a spare row of the decoder's `num_embeddings`.
+
+    The original's trainer saved `unk_token` as the string "null". Taken at its word, " null" in a text
+    becomes a special token, tokenises otherwise than in training and vanishes when decoded; so it is
+    taken for what was meant, none. Raises `ValueError` if no embedding row is spare.
+    """
+    path = cached_file(str(location), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **kwargs)
+    saved = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    declared = {token["content"] for token in saved.get("added_tokens_decoder", {}).values()}
+    fixes = {"unk_token": None} if saved.get("unk_token") == "null" and "null" not in declared else {}
+    tokenizer = AutoTokenizer.from_pretrained(location, **kwargs, **fixes)
+    add_image_token(tokenizer, num_embeddings)
+    return tokenizer
+
+
+def read_image_processor(raw: dict[str, Any], image_size: int, config_folder: Path | None) -> MayaImageProcessor:
+    """The image processor that `raw`, a `llava_cohere` config, and the vision tower it names describe.
+
+    The tower's own `preprocessor_config.json` is followed where its folder is here; elsewhere SigLIP's
+    values hold (bicubic, mean and standard deviation 0.5), which every published tower has.
+    """
+    aspect = raw.get("image_aspect_ratio")
+    if aspect not in IMAGE_ASPECTS:
+        raise ValueError(f"config.json: image_aspect_ratio: found {aspect!r}, expected 'pad', 'square' or null.")
+    settings: dict[str, Any] = {"size": {"height": image_size, "width": image_size}}
+    name = str(raw.get("mm_vision_tower", ""))
+    for place in [*([] if config_folder is None else [config_folder / name]), Path(name)]:
+        if (place / "preprocessor_config.json").is_file():
+            tower = json.loads((place / "preprocessor_config.json").read_text(encoding="utf-8"))
+            fields = ("size", "resample", "image_mean", "image_std", "rescale_factor")
+            settings |= {field: tower[field] for field in fields if tower.get(field) is not None}
+            break
+    mean = settings.get("image_mean", MayaImageProcessor.image_mean)
+    pad_color = [int(255 * value) for value in mean]
+    return MayaImageProcessor(image_aspect=IMAGE_ASPECTS[aspect], pad_color=pad_color, **settings)
+
+
+def chat_template_name(raw: dict[str, Any]) -> str:
+    """The template the weights were trained on: `plain` if only the projector was, else `maya`."""
+    return "plain" if raw.get("tune_mm_mlp_adapter") else "maya"
+
+
+def read_processor(
+    raw: dict[str, Any],
+    *,
+    tokenizer: str | os.PathLike,
+    image_size: int,
+    image_seq_length: int,
+    num_embeddings: int,
+    config_folder: Path | None = None,
+    tokenizer_kwargs: dict[str, Any] | None = None,
+) -> MayaProcessor:
+    """A `MayaProcessor` for a `llava_cohere` config `raw` and the tokenizer in a folder or repository."""
+    from . import load_chat_template
+
+    loaded = read_tokenizer(tokenizer, num_embeddings, **(tokenizer_kwargs or {}))
+    limit = raw.get("tokenizer_model_max_length")
+    if isinstance(limit, int) and limit > 0:
+        loaded.model_max_length = limit
+    # The template in the original's tokenizer files is the base model's, which these weights never saw.
+    loaded.chat_template = None
+    return MayaProcessor(
+        read_image_processor(raw, image_size, config_folder),
+        loaded,
+        image_seq_length=image_seq_length,
+        chat_template=load_chat_template(chat_template_name(raw)),
+    )
+
+
+def register() -> None:
+    """Make `MayaProcessor.from_pretrained` (and so `AutoProcessor`) read `llava_cohere` checkpoints too.
+
+    Done from outside the class, which is Hub code and stays free of the original's formats. The model's
+    config of such a checkpoint comes from `AutoConfig`, so `modeling_maya` must have been imported.
+    """
+    native: Callable[..., MayaProcessor] = MayaProcessor.from_pretrained.__func__
+
+    def from_pretrained(cls: type[MayaProcessor], location: str | os.PathLike, *args: Any, **kwargs: Any):
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
+        if _has(location, "processor_config.json", hub_kwargs) or not _has(location, "config.json", hub_kwargs):
+            return native(cls, location, *args, **kwargs)
+        raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
+        if raw.get("model_type") != MODEL_TYPE:
+            return native(cls, location, *args, **kwargs)
+        config = AutoConfig.from_pretrained(location, **hub_kwargs)
+        processor = read_processor(
+            raw,
+            tokenizer=location,
+            image_size=config.vision_config.image_size,
+            image_seq_length=config.image_seq_length,
+            num_embeddings=config.text_config.vocab_size,
+            config_folder=Path(location) if Path(location).is_dir() else None,
+            tokenizer_kwargs=hub_kwargs,
+        )
+        if processor.image_token_id != config.image_token_id:
+            raise ValueError(
+                f"{location}: {processor.image_token} has id {processor.image_token_id} in the tokenizer, but "
+                f"{config.image_token_id} was expected from its files."
+            )
+        return processor
+
+    MayaProcessor.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
+
+
+def _has(location: str | os.PathLike, name: str, hub_kwargs: dict[str, Any]) -> bool:
+    quiet = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_gated_repo": False,
+    }
+    return cached_file(str(location), name, **quiet, **hub_kwargs) is not None
