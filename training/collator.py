@@ -1,0 +1,317 @@
+"""Groups to a batch: tokens, positions, pixels, and which position predicts which token.
+
+The conversations of a group start with the same tokens (the turn's opening and the image). That
+common start is laid down once, the rest of each conversation follows as a branch whose positions
+restart behind the prefix. The first token of a branch is predicted from the prefix's last position,
+once per branch, which shifted labels cannot express: so a batch carries explicit pairs
+`source` -> `labels`.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+
+from processing_maya import load_chat_template
+
+from .attention import dense_mask, segment_plan
+from .groups import Conversation, GroupData
+from .recipe import AugmentRecipe
+
+Layout = Literal["segments", "dense"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation in tokens. ids, trained: (n,); trained is True where a token is learned."""
+
+    id: str
+    language: int
+    ids: np.ndarray
+    trained: np.ndarray
+    text_bytes: int
+    images: tuple[int, ...]
+    source: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A group's tokens: `prefix` once, then the branches. Pairs are (source, target) positions in
+    the tokens of each conversation."""
+
+    prefix: np.ndarray
+    branches: list[np.ndarray]
+    encoded: list[Encoded]
+
+
+def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
+    """How many tokens the conversations of a group share at their start.
+
+    Never reaches a trained token, nor takes a conversation's last token. 0 when their common start
+    does not hold all of their image: then nothing is worth sharing. One conversation alone is all
+    prefix.
+    """
+    if len(encoded) == 1:
+        return len(encoded[0].ids)
+    limit = min(min(int(e.trained.argmax()), len(e.ids) - 1) for e in encoded)
+    first = encoded[0].ids[:limit]
+    common = limit
+    for other in encoded[1:]:
+        different = np.flatnonzero(first[:common] != other.ids[:common])
+        if len(different):
+            common = int(different[0])
+    blocks = [int((e.ids == image_token).sum()) for e in encoded]
+    inside = int((first[:common] == image_token).sum())
+    return common if all(b == inside for b in blocks) and inside else 0
+
+
+def pack_group(encoded: Sequence[Encoded], image_token: int) -> list[Packed]:
+    """The group as one tree, or as separate conversations when they have no start in common."""
+    length = shared_prefix(encoded, image_token)
+    if length == 0:
+        return [Packed(e.ids, [], [e]) for e in encoded]
+    if len(encoded) == 1:
+        return [Packed(encoded[0].ids, [], list(encoded))]
+    return [Packed(encoded[0].ids[:length], [e.ids[length:] for e in encoded], list(encoded))]
+
+
+def lay_out(
+    packed: Sequence[Packed], layout: Layout, languages: int, pad_token: int
+) -> dict[str, Any]:
+    """Tensors of a batch of groups, without pixels.
+
+    Returns:
+        input_ids, position_ids: (R, N); R is 1 for "segments", one row a group for "dense".
+        attention_mask: the dense mask (R, 1, N, N), or a stand-in for "segments".
+        segments: the plan of `segment_attention` ("segments" only).
+        source (M,): index into R * N of the position that predicts; labels (M,): the token it
+        predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
+        trained text.
+    """
+    rows: list[dict[str, list]] = []
+    source, target, language = [], [], []
+    text_bytes = torch.zeros(languages, dtype=torch.long)
+    sizes = [len(p.prefix) + sum(map(len, p.branches)) for p in packed]
+    width = sum(sizes) if layout == "segments" else max(sizes)
+    start = 0
+    for number, item in enumerate(packed):
+        if layout == "dense":
+            start = number * width
+        prefix = len(item.prefix)
+        ids, positions = [item.prefix], [np.arange(prefix)]
+        branch_of = [np.zeros(prefix, np.int64)]
+        offset = start + prefix
+        for j, branch in enumerate(item.branches):
+            ids.append(branch)
+            positions.append(np.arange(prefix, prefix + len(branch)))
+            branch_of.append(np.full(len(branch), j + 1))
+        for j, conversation in enumerate(item.encoded):
+            targets = np.flatnonzero(conversation.trained)
+            # A position of the prefix keeps its place; behind it the branch begins.
+            behind = offset - prefix
+            before = targets - 1
+            source.append(np.where(before < prefix, start + before, behind + before))
+            target.append(conversation.ids[targets])
+            language.append(np.full(len(targets), conversation.language))
+            text_bytes[conversation.language] += conversation.text_bytes
+            if item.branches:
+                offset += len(item.branches[j])
+        rows.append(
+            {
+                "ids": np.concatenate(ids),
+                "positions": np.concatenate(positions),
+                "branch": np.concatenate(branch_of),
+            }
+        )
+        start += sizes[number]
+
+    batch: dict[str, Any] = {
+        "source": torch.from_numpy(np.concatenate(source)),
+        "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
+        "language": torch.from_numpy(np.concatenate(language).astype(np.int64)),
+        "text_bytes": text_bytes,
+    }
+    if layout == "segments":
+        batch["input_ids"] = torch.from_numpy(
+            np.concatenate([r["ids"] for r in rows]).astype(np.int64)
+        )[None]
+        batch["position_ids"] = torch.from_numpy(np.concatenate([r["positions"] for r in rows]))[
+            None
+        ]
+        batch["segments"] = segment_plan(
+            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed]
+        )
+        # A ready-made mask: keeps transformers from building one over the whole row.
+        batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        return batch
+
+    def fill(name: str, value: int) -> torch.Tensor:
+        out = np.full((len(rows), width), value, np.int64)
+        for i, row in enumerate(rows):
+            out[i, : len(row[name])] = row[name]
+        return torch.from_numpy(out)
+
+    branch_ids = fill("branch", -1)
+    batch["input_ids"] = fill("ids", pad_token)
+    batch["position_ids"] = fill("positions", 0)
+    batch["attention_mask"] = dense_mask(torch.zeros_like(branch_ids), branch_ids)
+    return batch
+
+
+class GroupCollator:
+    """Turns rows of the plan, {"epoch", "conversations"}, into a batch.
+
+    Conversations are tokenised when first seen and kept; images are read, changed at random as the
+    recipe's `augment` says (from the seed, the epoch and the conversation, so on any worker and
+    after any restart the same), and processed each time.
+
+    Raises ValueError naming the row: for a conversation with nothing to learn, longer than
+    `max_length`, or whose image cannot be read.
+    """
+
+    def __init__(
+        self,
+        data: GroupData,
+        processor: Any,
+        *,
+        seed: int,
+        layout: Layout = "segments",
+        max_length: int | None = None,
+    ):
+        self.data = data
+        self.processor = processor
+        self.seed = seed
+        self.layout: Layout = layout
+        self.max_length = max_length
+        self.image_token = processor.image_token_id
+        self.pad_token = processor.tokenizer.pad_token_id or 0
+        self.templates = [
+            load_chat_template(s.recipe.chat_template) if s.recipe.chat_template else None
+            for s in data.sources
+        ]
+        self._encoded: dict[int, Encoded] = {}
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        packed: list[Packed] = []
+        pixels: list[Image.Image] = []
+        for row in rows:
+            encoded = [self.encode(i) for i in row["conversations"]]
+            for item in pack_group(encoded, self.image_token):
+                packed.append(item)
+                first = item.encoded[0]
+                for key in first.images:
+                    image = self.data.load_image(first.source, key, first.id)
+                    augment = self.data.sources[first.source].recipe.augment
+                    if augment is not None:
+                        image = augment_image(
+                            image, augment, self._random(row["epoch"], first.id, first.language)
+                        )
+                    pixels.append(image)
+        batch = lay_out(packed, self.layout, len(self.data.languages), self.pad_token)
+        if pixels:
+            processed = self.processor.image_processor(pixels, return_tensors="pt")
+            batch["pixel_values"] = processed["pixel_values"]
+        return batch
+
+    def _random(self, epoch: int, row_id: str, language: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch, zlib.crc32(row_id.encode()), language])
+
+    def encode(self, index: int) -> Encoded:
+        """Conversation `index` in tokens. Raises ValueError as the class says."""
+        known = self._encoded.get(index)
+        if known is not None:
+            return known
+        conversation = self.data.conversation(index)
+        path = self.data.sources[conversation.source].recipe.path
+        tokens = self.processor.encode_conversation(
+            conversation.messages,
+            num_images=len(conversation.images),
+            chat_template=self.templates[conversation.source],
+            name=f"row {conversation.id!r} of {path}",
+        )
+        ids = np.array(tokens["input_ids"], np.int32)
+        trained = np.array(tokens["assistant_mask"], bool)
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise ValueError(
+                f"row {conversation.id!r} of {path}: {len(ids)} tokens, more than max_length "
+                f"{self.max_length}; shorten the row or raise max_length"
+            )
+        encoded = Encoded(
+            id=conversation.id,
+            language=int(self.data.language[index]),
+            ids=ids,
+            trained=trained,
+            text_bytes=len(_assistant_text(conversation).encode()),
+            images=conversation.images,
+            source=conversation.source,
+        )
+        self._encoded[index] = encoded
+        return encoded
+
+
+def _assistant_text(conversation: Conversation) -> str:
+    text = ""
+    for message in conversation.messages:
+        if message["role"] == "assistant":
+            content = message["content"]
+            parts = [{"text": content}] if isinstance(content, str) else content
+            text += "".join(part.get("text", "") for part in parts)
+    return text
+
+
+# ------------------------------------------------------------------------------ augmentation
+
+
+def augment_image(
+    image: Image.Image, recipe: AugmentRecipe, random: np.random.Generator
+) -> Image.Image:
+    """A randomly changed copy of an RGB image, of the same size. White is taken as background."""
+    draw = random.uniform(-1.0, 1.0, 9)
+    chance = random.random(3)
+    background = (255, 255, 255)
+    if chance[0] < recipe.background:
+        background = tuple(int(v) for v in random.integers(160, 256, 3))
+    width, height = image.size
+    if recipe.rotate or recipe.scale or recipe.translate or recipe.shear:
+        angle = np.deg2rad(recipe.rotate * draw[0])
+        zoom = np.exp(recipe.scale * draw[1])
+        shear = np.array([[1.0, recipe.shear * draw[2]], [0.0, 1.0]])
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        # PIL wants the map from output to input, about the centre.
+        matrix = turn @ shear / zoom
+        centre = np.array([width / 2, height / 2])
+        moved = centre + recipe.translate * draw[3:5] * np.array([width, height])
+        offset = centre - matrix @ moved
+        image = image.transform(
+            image.size,
+            Image.Transform.AFFINE,
+            (*matrix[0], offset[0], *matrix[1], offset[1]),
+            resample=Image.Resampling.BILINEAR,
+            fillcolor=(255, 255, 255),
+        )
+    if chance[1] < recipe.blur:
+        image = image.filter(
+            ImageFilter.GaussianBlur(0.4 + 0.6 * abs(draw[5]) * max(width / 64, 1))
+        )
+    if recipe.hue:
+        hue, saturation, value = image.convert("HSV").split()
+        shift = int(255 * recipe.hue * draw[6])
+        hue = hue.point(lambda v: (v + shift) % 256)
+        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    if chance[2] < recipe.gray:
+        image = image.convert("L").convert("RGB")
+    elif recipe.color:
+        image = ImageEnhance.Color(image).enhance(1 + recipe.color * draw[7])
+    if recipe.color or background != (255, 255, 255):
+        pixels = np.asarray(image, np.float32)
+        if recipe.color:
+            gain = 1 + recipe.color * random.uniform(-0.5, 0.5)
+            middle = pixels.mean()
+            pixels = (pixels - middle) * (1 + recipe.color * draw[8]) + middle * gain
+        pixels = pixels * (np.array(background, np.float32) / 255)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return image

@@ -1,0 +1,477 @@
+"""Rows of any known shape become groups: one image, K conversations, each with its language.
+
+Read are the package's own dataset layout (texts and instructions per language beside one table of
+images), rows of `messages` + `images`, and the LLaVA / PALO `conversations` JSON. Everything after
+this file sees only conversations, images and the plan of groups.
+
+The plan is drawn from the seed alone, so it is the same on any number of processes and needs no
+state to be resumed.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from processing_maya import messages_from_conversations
+
+from .images import load_image
+from .recipe import DataRecipe
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns about the images of one row.
+
+    messages: chat-template messages; images not placed by {"type": "image"} parts belong in front
+    of the first question. images: keys for `GroupData.load_image`, in the order of the image items.
+    """
+
+    id: str
+    language: str
+    task: str
+    messages: list[dict[str, Any]]
+    images: tuple[int, ...]
+    source: int
+
+
+@dataclass
+class _Source:
+    """One dataset: `rows[i]` is a row, `read(row)` its parts, `images[key]` what to open."""
+
+    recipe: DataRecipe
+    rows: Any
+    read: Callable[[dict[str, Any]], tuple[str, list[dict[str, Any]]]]
+    row_index: np.ndarray  # (n,) index into rows of every conversation kept
+    image_keys: list[Any] = field(default_factory=list)  # distinct images
+    open_image: Callable[[Any], Any] = lambda key: key
+    row_images: list[tuple[int, ...]] | None = None  # for rows with several images
+    row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
+
+
+class GroupData:
+    """All conversations of a stage, from all its sources, addressed by one number each.
+
+    Attributes:
+        languages, tasks: names; `language` and `task` hold an index into them per conversation.
+        image: (n,) int64, the image of each conversation, over all sources; -1 for none. Rows with
+            several images get a number of their own, so they are never grouped with others.
+    """
+
+    def __init__(self, recipes: Sequence[DataRecipe], seed: int = 0, token: str | None = None):
+        self.sources: list[_Source] = []
+        self.languages: list[str] = []
+        self.tasks: list[str] = []
+        self.report: list[str] = []
+        language, task, image, source, local = [], [], [], [], []
+        weight: list[np.ndarray] = []
+        image_offset = 0
+        for number, recipe in enumerate(recipes):
+            item, columns = _open_source(recipe, seed)
+            count = len(item.row_index)
+            self.report += columns.report
+            self.sources.append(item)
+            language.append(_index(columns.language, self.languages))
+            task.append(_index(columns.task, self.tasks))
+            image.append(np.where(columns.group >= 0, columns.group + image_offset, -1))
+            image_offset += int(columns.group.max(initial=-1)) + 1
+            source.append(np.full(count, number, np.int16))
+            local.append(np.arange(count, dtype=np.int64))
+            rates = recipe.tasks or {}
+            weight.append(np.array([rates.get(t, 1.0) for t in columns.task], np.float32))
+        self.language = np.concatenate(language)
+        self.task = np.concatenate(task)
+        self.image = np.concatenate(image)
+        self.weight = np.concatenate(weight)
+        self._source = np.concatenate(source)
+        self._local = np.concatenate(local)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def conversation(self, index: int) -> Conversation:
+        """Conversation `index`, read from its row."""
+        number = int(self._source[index])
+        source, local = self.sources[number], int(self._local[index])
+        row = source.rows[int(source.row_index[local])]
+        identity, messages = source.read(row)
+        if source.row_images is not None:
+            images = source.row_images[local]
+        else:
+            assert source.row_image is not None
+            images = (int(source.row_image[local]),) if source.row_image[local] >= 0 else ()
+        return Conversation(
+            id=identity,
+            language=self.languages[self.language[index]],
+            task=self.tasks[self.task[index]],
+            messages=messages,
+            images=images,
+            source=number,
+        )
+
+    def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
+        """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
+        item = self.sources[source]
+        try:
+            return load_image(item.open_image(item.image_keys[key]))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"row {row_id!r} of {item.recipe.path}: its image cannot be read: {error}; "
+                "repair the file or remove the row"
+            ) from None
+
+    def plan(self, groups: int | None, group_size: int, seed: int, epochs: float = 1.0) -> list:
+        """Groups in training order: (epoch, conversation indices), all about one image.
+
+        Each epoch visits every conversation as often as its task's weight says (a fraction is drawn
+        anew each epoch), groups those of one image at most `group_size` at a time in random order
+        and near-equal parts, and shuffles the groups.
+
+        Args:
+            groups: how many to return, or None for `epochs` passes over the data.
+        """
+        found: list[tuple[int, np.ndarray]] = []
+        epoch = 0
+        while True:
+            parts = self._epoch(epoch, group_size, seed)
+            if groups is None:
+                groups = max(1, round(len(parts) * epochs))
+            found += [(epoch, part) for part in parts[: groups - len(found)]]
+            if len(found) >= groups:
+                return found
+            epoch += 1
+
+    def _epoch(self, epoch: int, group_size: int, seed: int) -> list[np.ndarray]:
+        random = np.random.default_rng([seed, epoch])
+        copies = np.floor(self.weight + random.random(len(self), dtype=np.float32)).astype(np.int64)
+        chosen = np.repeat(np.arange(len(self)), copies)
+        if not len(chosen):
+            raise ValueError("no conversation has a task weight above 0; expected at least one")
+        # Conversations without an image are groups of one: nothing is shared.
+        key = self.image[chosen]
+        alone = key < 0
+        key[alone] = self.image.max(initial=-1) + 1 + np.arange(alone.sum())
+        order = np.lexsort((random.random(len(chosen)), key))
+        chosen, key = chosen[order], key[order]
+        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        parts: list[np.ndarray] = []
+        for block in np.split(chosen, starts[1:]):
+            parts += np.array_split(block, -(-len(block) // group_size))
+        random.shuffle(parts)  # type: ignore[arg-type]
+        return parts
+
+    def summary(self) -> str:
+        """Conversations per language and task, and images, in a few words."""
+        languages = Counter(self.languages[i] for i in self.language.tolist())
+        tasks = Counter(self.tasks[i] for i in self.task.tolist())
+        images = len(np.unique(self.image[self.image >= 0]))
+        return (
+            f"{len(self):,} conversations about {images:,} images; languages: "
+            + ", ".join(f"{k} {v:,}" for k, v in languages.items())
+            + "; tasks: "
+            + ", ".join(f"{k} {v:,}" for k, v in tasks.items())
+        )
+
+
+@dataclass
+class _Columns:
+    language: list[str]
+    task: list[str]
+    group: np.ndarray
+    report: list[str]
+
+
+def _index(values: list[str], names: list[str]) -> np.ndarray:
+    known = {name: i for i, name in enumerate(names)}
+    for value in dict.fromkeys(values):
+        if value not in known:
+            known[value] = len(names)
+            names.append(value)
+    return np.array([known[v] for v in values], np.int16)
+
+
+# ------------------------------------------------------------------------------ opening
+
+
+def _open_source(recipe: DataRecipe, seed: int) -> tuple[_Source, _Columns]:
+    rows, columns = _open_rows(recipe)
+    if len(rows) == 0:
+        raise ValueError(f"{recipe.path}: split {recipe.split!r} is empty; expected rows")
+    if "conversations" in columns:
+        read, picture_column = _read_llava, "image"
+    elif "messages" in columns:
+        read, picture_column = _read_messages, "images" if "images" in columns else "image"
+    elif "prompt" in columns and "text" in columns:
+        read, picture_column = _read_caption, "image"
+    else:
+        raise ValueError(
+            f"{recipe.path}: expected columns messages, conversations, or prompt and text; "
+            f"found {', '.join(sorted(columns))}"
+        )
+
+    count = len(rows)
+    language = _column(rows, "lang", columns) or _column(rows, "language", columns)
+    language = [str(v or recipe.language) for v in language] if language else None
+    languages = language or [recipe.language] * count
+    default = "caption" if read is _read_caption else "chat"
+    task = _column(rows, "task", columns)
+    tasks = [str(v or default) for v in task] if task else [default] * count
+
+    keep = np.ones(count, bool)
+    report = []
+    for name, wanted, values in (
+        ("languages", recipe.languages, languages),
+        ("tasks", list(recipe.tasks), tasks),
+    ):
+        present = set(values)
+        for value in wanted:
+            if value not in present:
+                raise ValueError(
+                    f"{recipe.path}: {name}: {value!r} is not in split {recipe.split!r}; "
+                    f"found {', '.join(sorted(present))}"
+                )
+        if wanted:
+            mask = np.array([v in set(wanted) for v in values])
+            dropped = Counter(np.array(values)[~mask & keep].tolist())
+            keep &= mask
+            if dropped:
+                text = ", ".join(f"{k} {v:,}" for k, v in sorted(dropped.items()))
+                report.append(f"{recipe.path}: left out, as the recipe's {name} say: {text}")
+
+    source = _Source(recipe=recipe, rows=rows, read=read, row_index=np.arange(count))
+    _find_images(source, picture_column, columns)
+    if source.row_images is not None:
+        group = np.array([i if refs else -1 for i, refs in enumerate(source.row_images)])
+    else:
+        assert source.row_image is not None
+        group = source.row_image.copy()
+    if recipe.limit is not None:
+        images = np.unique(group[keep & (group >= 0)])
+        chosen = np.random.default_rng(seed).permutation(images)[: recipe.limit]
+        mask = np.isin(group, chosen)
+        report.append(
+            f"{recipe.path}: limit {recipe.limit}: {len(chosen):,} of {len(images):,} images"
+        )
+        keep &= mask
+    index = np.flatnonzero(keep)
+    if not len(index):
+        raise ValueError(f"{recipe.path}: no row is left after languages, tasks and limit")
+    source.row_index = index
+    if source.row_images is not None:
+        source.row_images = [source.row_images[i] for i in index]
+    else:
+        assert source.row_image is not None
+        source.row_image = source.row_image[index]
+    return source, _Columns(
+        [languages[i] for i in index], [tasks[i] for i in index], group[index], report
+    )
+
+
+def _open_rows(recipe: DataRecipe) -> tuple[Any, list[str]]:
+    """The rows as a sequence of dicts, and the names of their columns."""
+    path = Path(recipe.path)
+    if path.suffix in (".json", ".jsonl") or path.is_file():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        if path.suffix == ".json":
+            try:
+                rows = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}: not a JSON file: {error}") from None
+            if not isinstance(rows, list):
+                raise ValueError(f"{path}: expected a list of rows, found {type(rows).__name__}")
+        elif path.suffix == ".jsonl":
+            rows = []
+            for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as error:
+                    raise ValueError(f"{path}: line {i + 1} is not JSON: {error}") from None
+        elif path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            rows = _ArrowRows(pyarrow.parquet.read_table(path))
+            return rows, rows.column_names
+        else:
+            raise ValueError(
+                f"{path}: expected a .json, .jsonl or .parquet file or a dataset folder"
+            )
+        for i, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}: row {i}: expected a mapping, found {type(row).__name__}")
+        return rows, sorted({name for row in rows for name in row})
+    table = _load_table(recipe.path, recipe.config, recipe.split)
+    rows = _ArrowRows(table)
+    return rows, rows.column_names
+
+
+def _load_table(path: str, config: str | None, split: str) -> Any:
+    """One split of a dataset as an Arrow table. Images stay undecoded."""
+    import datasets
+
+    if (Path(path).exists() or path.startswith((".", "/"))) and not Path(path).is_dir():
+        raise FileNotFoundError(f"{path}: no such dataset folder")
+    quiet = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        data = datasets.load_dataset(path, config, split=split)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: config {config!r}, split {split!r} cannot be loaded: {error}"
+        ) from None
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such dataset folder or Hub dataset: {error}") from None
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()
+    if data._indices is not None:
+        data = data.flatten_indices()
+    return data.data.table
+
+
+class _ArrowRows:
+    """Rows of an Arrow table as plain dicts, read one at a time, columns at once."""
+
+    def __init__(self, table: Any):
+        self.table = table.combine_chunks()
+        self.column_names: list[str] = list(self.table.column_names)
+        self._columns = {n: self.table.column(n) for n in self.column_names}
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: column[index].as_py() for name, column in self._columns.items()}
+
+    def column(self, name: str) -> list[Any]:
+        return self._columns[name].to_pylist()
+
+
+def _column(rows: Any, name: str, columns: list[str]) -> list[Any] | None:
+    if name not in columns:
+        return None
+    if isinstance(rows, _ArrowRows):
+        return rows.column(name)
+    return [row.get(name) for row in rows]
+
+
+def _find_images(source: _Source, column: str, columns: list[str]) -> None:
+    """Which images each row has, as numbers of distinct images, and how to open them."""
+    recipe, rows = source.recipe, source.rows
+    values = _column(rows, column, columns)
+    if values is None:
+        source.row_image = np.full(len(rows), -1, np.int64)
+        return
+    known: dict[Any, int] = {}
+
+    def number(value: Any, row: int) -> int:
+        if isinstance(value, dict):
+            # datasets' Image feature: bytes, or a path. Equal bytes are one image.
+            value = value.get("bytes") or value.get("path")
+        if not isinstance(value, (str, bytes)) or not value:
+            raise ValueError(
+                f"{recipe.path}: row {_row_id(rows[row], row)!r}: expected an image path or bytes, "
+                f"found {type(value).__name__}"
+            )
+        if value not in known:
+            known[value] = len(source.image_keys)
+            source.image_keys.append(value)
+        return known[value]
+
+    if any(isinstance(v, list) and len(v) > 1 for v in values):
+        source.row_images = [
+            tuple(
+                number(v, i)
+                for v in (value if isinstance(value, list) else [value] if value else [])
+            )
+            for i, value in enumerate(values)
+        ]
+    else:
+        flat = [(v[0] if v else None) if isinstance(v, list) else v for v in values]
+        source.row_image = np.array(
+            [number(v, i) if v else -1 for i, v in enumerate(flat)], np.int64
+        )
+    source.open_image = _opener(source)
+
+
+def _opener(source: _Source) -> Callable[[Any], Any]:
+    recipe = source.recipe
+    folder = Path(recipe.path)
+    if (folder / "images").is_dir() and any((folder / "images").glob("*.parquet")):
+        return _image_table(recipe)
+    if recipe.image_folder is not None:
+        base = Path(recipe.image_folder)
+    else:
+        base = folder if folder.is_dir() else folder.parent
+
+    def open_image(key: Any) -> Any:
+        if isinstance(key, bytes):
+            return io.BytesIO(key)
+        path = base / key
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}")
+        return path
+
+    return open_image
+
+
+def _image_table(recipe: DataRecipe) -> Callable[[Any], Any]:
+    """Bytes from the dataset's own table of images (`images/*.parquet`), found by path."""
+    import pyarrow.parquet
+
+    # Only the paths are read now; the bytes of a style are memory-mapped on first use.
+    table = pyarrow.concat_tables(
+        [
+            pyarrow.parquet.read_table(path, columns=None).select(["image", "bytes"])
+            for path in sorted((Path(recipe.path) / "images").glob("*.parquet"))
+        ]
+    ).combine_chunks()
+    position = {name: i for i, name in enumerate(table.column("image").to_pylist())}
+    content = table.column("bytes")
+
+    def open_image(key: Any) -> Any:
+        if key not in position:
+            raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
+        return io.BytesIO(content[position[key]].as_py())
+
+    return open_image
+
+
+# ------------------------------------------------------------------------------ reading rows
+
+
+def _row_id(row: dict[str, Any], index: int | None = None) -> str:
+    return str(row.get("id", index if index is not None else "?"))
+
+
+def _read_caption(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    return _row_id(row), [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["text"]},
+    ]
+
+
+def _read_messages(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """String contents get the images before the first user text (by the processor); lists keep
+    the place of their {"type": "image"} items."""
+    messages = []
+    for message in row["messages"]:
+        content = message["content"]
+        if isinstance(content, list):
+            # Arrow gives every part the keys of all parts.
+            content = [{k: v for k, v in part.items() if v is not None} for part in content]
+        messages.append({"role": message["role"], "content": content})
+    return _row_id(row), messages
+
+
+def _read_llava(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    image = row.get("image")
+    count = len(image) if isinstance(image, list) else int(bool(image))
+    name = f"row {_row_id(row)!r}"
+    return _row_id(row), messages_from_conversations(row["conversations"], count, name)

@@ -1,0 +1,502 @@
+"""A run is one YAML file that maps one-to-one to the dataclasses below.
+
+Every key is checked by name and type before anything is loaded; the message names the key's path,
+what was found and what was expected. Paths that start with "." are relative to the recipe's own
+file, others to the working directory.
+
+The checks are generic (`build`), so the recipes of the base models use them with their own
+dataclasses.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+PACKAGE = Path(__file__).resolve().parent
+RECIPES = PACKAGE / "recipes"
+KINDS = ("maya", "vision_tower", "language_model")
+
+T = TypeVar("T")
+
+
+@dataclass
+class ModelRecipe:
+    """Which model is trained: two base folders, or a `checkpoint` folder of an earlier stage.
+
+    With `checkpoint`, the architecture is the checkpoint's and may not be given again.
+    """
+
+    vision_tower: str | None = None
+    language_model: str | None = None
+    checkpoint: str | None = None
+    projector_num_layers: int | None = None
+    chat_template: Literal["maya", "aya", "plain"] | None = None
+    image_aspect: Literal["pad", "square", "crop"] | None = None
+    vision_feature_layer: int | None = None
+    vision_feature_select_strategy: Literal["full", "default"] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+
+
+# What a model built from base folders gets where the recipe is silent.
+MODEL_DEFAULTS: dict[str, Any] = {
+    "projector_num_layers": 2,
+    "chat_template": "maya",
+    "image_aspect": "pad",
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "full",
+}
+
+
+@dataclass
+class AugmentRecipe:
+    """Random changes to a training image; every visit of an image draws anew.
+
+    rotate: largest angle in degrees. scale, translate, shear: largest relative change.
+    color: largest change of brightness, contrast and saturation. hue: the same for the hue, as a
+    part of the full circle. background: chance that white becomes a random light colour.
+    blur, gray: chance of a slight blur, of losing the colours.
+    """
+
+    rotate: float = 0.0
+    scale: float = 0.0
+    translate: float = 0.0
+    shear: float = 0.0
+    color: float = 0.0
+    hue: float = 0.0
+    background: float = 0.0
+    blur: float = 0.0
+    gray: float = 0.0
+
+
+@dataclass
+class DataRecipe:
+    """One source of training conversations.
+
+    path: a dataset folder, a .json / .jsonl / .parquet file, or a Hub repository.
+    languages: BCP-47 codes to keep (all when empty). tasks: how often a conversation of each task
+    is seen per epoch (0.5: half of them, drawn anew each epoch); tasks not named are left out.
+    limit: at most this many images, drawn from the seed. language: the code of rows that carry none.
+    image_folder: where relative image paths of a JSON file start.
+    """
+
+    path: str
+    config: str | None = None
+    split: str = "train"
+    languages: list[str] = field(default_factory=list)
+    tasks: dict[str, float] = field(default_factory=dict)
+    limit: int | None = None
+    language: str = "und"
+    image_folder: str | None = None
+    chat_template: Literal["maya", "aya", "plain"] | None = None
+    augment: AugmentRecipe | None = None
+
+
+@dataclass
+class Rule:
+    """Parameters whose name the regular expression finds (re.search) learn at `rate`, or not."""
+
+    pattern: str
+    rate: float | Literal["frozen"]
+
+
+@dataclass
+class StageRecipe:
+    """One stage. `batch_size` counts groups (one image with its conversations) per optimizer step,
+    over all processes and accumulation steps; `group_size` is the most conversations in a group.
+
+    train: ordered; the first rule that finds a parameter's name decides. args: any field of TRL's
+    SFTConfig, passed on.
+    """
+
+    name: str
+    data: list[DataRecipe]
+    train: list[Rule]
+    batch_size: int = 8
+    group_size: int = 1
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Recipe:
+    """A whole run; the stages follow one another, each from the model the last one left.
+
+    processes: how many share the work ("auto": one per GPU, or on CPU one per core up to four).
+    """
+
+    output_dir: str
+    model: ModelRecipe
+    stages: list[StageRecipe]
+    kind: Literal["maya"] = "maya"
+    seed: int = 0
+    processes: int | Literal["auto"] = 1
+
+
+# SFTConfig fields that the trainer sets itself, and what to use instead.
+RESERVED_ARGS = {
+    "output_dir": "the recipe's output_dir",
+    "seed": "the recipe's seed",
+    "data_seed": "the recipe's seed",
+    "per_device_train_batch_size": "the stage's batch_size",
+    "remove_unused_columns": "nothing: our collator needs every column",
+    "dataset_kwargs": "nothing: our collator prepares the data",
+    "packing": "the stage's group_size",
+    "padding_free": "the stage's group_size",
+    "assistant_only_loss": "nothing: only assistant turns are trained",
+    "completion_only_loss": "nothing: only assistant turns are trained",
+    "resume_from_checkpoint": "nothing: the same command continues",
+    "train_sampling_strategy": "nothing: the order follows from the seed",
+    "loss_type": "nothing: the loss is the mean over supervised tokens",
+}
+
+
+# ------------------------------------------------------------------------------ reading
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one.
+
+    Raises FileNotFoundError naming the shipped recipes.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if not name.endswith((".yaml", ".yml")):
+        shipped = RECIPES / f"{name}.yaml"
+        if shipped.is_file():
+            return shipped
+    names = sorted(
+        p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml")
+    )
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise FileNotFoundError(
+        f"no recipe {name!r}: found neither a file nor a shipped recipe; {hint}"
+        f"shipped recipes: {', '.join(names)}"
+    )
+
+
+def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe as written, with `a.b=value` overrides applied, not yet checked.
+
+    List items are addressed by index or by their `name` (`stages.finetune.args.max_steps=10`).
+    Raises ValueError for a file that is not a YAML mapping and for an override that fits nowhere.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"{path}: expected a mapping with keys such as output_dir, model and stages, "
+            f"found {_describe(data)}"
+        )
+    for override in overrides:
+        _override(data, override)
+    return data
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | None = None) -> Recipe:
+    """Read, check and resolve a recipe of kind `maya`. Raises ValueError (one line) if it is bad."""
+    data = read_mapping(path, overrides)
+    recipe = build(Recipe, data, str(path))
+    if output_dir is not None:
+        recipe.output_dir = str(output_dir)
+    _check(recipe, str(path))
+    _resolve(recipe, path.resolve().parent)
+    return recipe
+
+
+def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
+    """An instance of the dataclass `cls` from a mapping, every key checked by name and type.
+
+    Args:
+        where: what messages begin with, such as the file's name.
+        key: the path of `data` inside the file, for messages.
+
+    Raises:
+        ValueError: one line naming the key's path, what was found and what was expected.
+    """
+    place = key or "the recipe"
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: {place}: expected a mapping, found {_describe(data)}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in data:
+        if name not in fields:
+            raise ValueError(f"{where}: {_unknown(_join(key, name), str(name), list(fields))}")
+    values: dict[str, Any] = {}
+    for name, item in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], where, _join(key, name))
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ValueError(
+                f"{where}: {_join(key, name)}: missing; expected {type_name(hints[name])}"
+            )
+    return cls(**values)
+
+
+def type_name(hint: Any) -> str:
+    """A type hint in words for messages."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " | ".join(type_name(a) for a in args)
+    if origin in (list, tuple, Sequence):
+        return f"a list of {type_name(args[0])}" if args else "a list"
+    if origin is dict or hint is dict:
+        return "a mapping"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping"
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if hint is type(None):
+        return "null"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        nested = [a for a in options if dataclasses.is_dataclass(a) or typing.get_origin(a) is list]
+        if len(nested) == 1 and isinstance(value, (dict, list)):
+            return _convert(nested[0], value, where, key)
+        for option in options:
+            try:
+                return _convert(option, value, where, key)
+            except ValueError:
+                continue
+        raise _mismatch(hint, value, where, key)
+    if origin is Literal:
+        if not any(type(value) is type(a) and value == a for a in args):
+            raise _mismatch(hint, value, where, key)
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where, key)  # type: ignore[arg-type]
+    if origin is list or hint is list:
+        if not isinstance(value, list):
+            raise _mismatch(hint, value, where, key)
+        if not args:
+            return value
+        return [_convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise _mismatch(hint, value, where, key)
+        if not args or args[1] is Any:
+            return value
+        return {k: _convert(args[1], v, where, _join(key, k)) for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _mismatch(hint, value, where, key)
+        return tuple(value)
+    if hint is float:
+        # YAML reads 1e-3 (no dot) as text.
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                raise _mismatch(hint, value, where, key) from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise _mismatch(hint, value, where, key)
+        return float(value)
+    if hint is int and isinstance(value, bool):
+        raise _mismatch(hint, value, where, key)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(hint, type) and hint in (str, int, bool):
+        if not isinstance(value, hint):
+            raise _mismatch(hint, value, where, key)
+        return value
+    # A type of another library (an enum of transformers, say): it checks its own values.
+    return value
+
+
+def _mismatch(hint: Any, value: Any, where: str, key: str) -> ValueError:
+    return ValueError(f"{where}: {key}: expected {type_name(hint)}, found {_describe(value)}")
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value"}
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"{kinds.get(type(value), 'a number')} {text}"
+
+
+def _join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _unknown(path: str, name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    return f"unknown key {path!r}; {hint}"
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    dotted, sep, text = override.partition("=")
+    if not sep or not dotted:
+        raise ValueError(f"override {override!r}: expected KEY=VALUE, such as seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
+    parts = dotted.split(".")
+    node: Any = data
+    for i, part in enumerate(parts):
+        last, here = i == len(parts) - 1, ".".join(parts[:i]) or "the recipe"
+        if isinstance(node, list):
+            names = [n.get("name") for n in node if isinstance(n, dict)]
+            if part in names:
+                index = names.index(part)
+            elif part.isdigit() and int(part) < len(node):
+                index = int(part)
+            else:
+                known = [n for n in names if n] or "none"
+                raise ValueError(
+                    f"override {override!r}: {here} has {len(node)} items "
+                    f"(names: {known}), and no {part!r}"
+                )
+            if last:
+                node[index] = value
+            node = node[index]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = value
+            else:
+                if node.get(part) is None:
+                    node[part] = {}
+                node = node[part]
+        else:
+            raise ValueError(f"override {override!r}: {here} is {_describe(node)}, not a mapping")
+
+
+# ------------------------------------------------------------------------------ checking
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    model = recipe.model
+    bases = [model.vision_tower, model.language_model]
+    if model.checkpoint is not None:
+        given = [n for n in ("vision_tower", "language_model") if getattr(model, n) is not None]
+        given += [
+            n
+            for n in MODEL_DEFAULTS
+            if n not in ("chat_template", "image_aspect") and getattr(model, n) is not None
+        ]
+        if given:
+            raise ValueError(
+                f"{where}: model.{given[0]}: the checkpoint decides this; "
+                "remove it, or give base folders instead of model.checkpoint"
+            )
+    elif None in bases:
+        missing = "vision_tower" if model.vision_tower is None else "language_model"
+        raise ValueError(
+            f"{where}: model.{missing}: missing; expected a folder or Hub repository "
+            "(or model.checkpoint, the folder of an earlier stage)"
+        )
+    if not recipe.stages:
+        raise ValueError(f"{where}: stages: expected at least one stage, found none")
+    names = [stage.name for stage in recipe.stages]
+    for i, stage in enumerate(recipe.stages):
+        key = f"stages[{i}]"
+        if names.index(stage.name) != i:
+            raise ValueError(f"{where}: {key}.name: {stage.name!r} is used by two stages")
+        if not stage.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(
+                f"{where}: {key}.name: expected letters, digits, - and _, found {stage.name!r}"
+            )
+        for name in ("batch_size", "group_size"):
+            if getattr(stage, name) < 1:
+                raise ValueError(
+                    f"{where}: {key}.{name}: expected 1 or more, found {getattr(stage, name)}"
+                )
+        for name in ("data", "train"):
+            if not getattr(stage, name):
+                raise ValueError(f"{where}: {key}.{name}: expected at least one item, found none")
+        _check_args(stage.args, where, f"{key}.args")
+    if isinstance(recipe.processes, int) and recipe.processes < 1:
+        raise ValueError(f"{where}: processes: expected 1 or more, found {recipe.processes}")
+
+
+def _check_args(args: dict[str, Any], where: str, key: str) -> None:
+    from trl import SFTConfig
+
+    hints = typing.get_type_hints(SFTConfig)
+    known = [f.name for f in dataclasses.fields(SFTConfig) if f.init]
+    for name, value in args.items():
+        if name in RESERVED_ARGS:
+            raise ValueError(f"{where}: {key}.{name}: set by maya; use {RESERVED_ARGS[name]}")
+        if name not in known:
+            raise ValueError(f"{where}: {_unknown(_join(key, name), str(name), known)}")
+        args[name] = _convert(hints[name], value, where, _join(key, name))
+
+
+def _resolve(recipe: Recipe, folder: Path) -> None:
+    """Make paths usable from the working directory, and write out what was left to defaults."""
+    model = recipe.model
+    for name in ("vision_tower", "language_model", "checkpoint"):
+        value = getattr(model, name)
+        if value is not None:
+            setattr(model, name, resolve_path(value, folder))
+    if model.checkpoint is None:
+        for name, default in MODEL_DEFAULTS.items():
+            if getattr(model, name) is None:
+                setattr(model, name, default)
+    for stage in recipe.stages:
+        for source in stage.data:
+            source.path = resolve_path(source.path, folder)
+            if source.image_folder is not None:
+                source.image_folder = resolve_path(source.image_folder, folder)
+    recipe.output_dir = resolve_path(recipe.output_dir, folder)
+
+
+def resolve_path(value: str, folder: Path) -> str:
+    """`value` as a path from the working directory; what starts with "." starts at `folder`."""
+    if not value.startswith("."):
+        return value
+    path = os.path.normpath(folder / value)
+    try:
+        relative = Path(path).relative_to(Path.cwd())
+    except ValueError:
+        return path
+    return relative.as_posix()
+
+
+# ------------------------------------------------------------------------------ writing
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """The recipe as plain values, as it would be written in YAML."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe; reading it again from the same directory gives the same run."""
+    text = yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+    path.write_text(
+        "# The recipe of this run, with every default written out (maya train).\n" + text,
+        encoding="utf-8",
+    )
+
+
+def digest(value: Any) -> str:
+    """A short content hash of plain values."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

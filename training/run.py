@@ -1,0 +1,641 @@
+"""`maya train`: run the stages of a recipe, one after the other, so that it can be killed any time.
+
+Layout of an output folder::
+
+    runs/mini/                 the model of the last stage, ready for the Hub, with recipe.yaml
+    runs/mini/pretrain/        the model each stage ended with, and its training_log.json
+    runs/mini/finetune/
+    runs/mini/.work/           manifest of the run, checkpoints of the stage in progress
+
+A folder that is not whole is never under its final name: models and checkpoints are written
+elsewhere and renamed. The manifest holds the recipe and the content of its inputs; a command whose
+recipe differs is refused rather than mixed with old work.
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from .recipe import (
+    Recipe,
+    StageRecipe,
+    build,
+    digest,
+    find_recipe,
+    load_recipe,
+    read_mapping,
+    resolve_path,
+    to_dict,
+    write_recipe,
+)
+
+WORK = ".work"
+MANIFEST = "manifest.json"
+LOG = "training_log.json"
+# Arguments that change what is printed or kept, not what is learned.
+NEUTRAL_ARGS = (
+    "logging_",
+    "log_",
+    "report_to",
+    "run_name",
+    "save_",
+    "dataloader_",
+    "disable_tqdm",
+    "push_to_hub",
+    "hub_",
+    "project",
+    "trackio_",
+)
+USER_ERRORS = (ValueError, OSError, MemoryError)
+
+
+def train(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    output_dir: str | None = None,
+    trust_remote_code: bool = False,
+    restart: bool = False,
+) -> Path:
+    """Run a recipe to its end, continuing where the same command stopped before.
+
+    Args:
+        recipe: a YAML file, or the name of a shipped one (`mini`).
+        overrides: `key=value` changes, such as `stages.0.args.max_steps=10`.
+        output_dir: where to write, instead of the recipe's output_dir.
+        trust_remote_code: allow code that comes with the base models to run.
+        restart: delete what an earlier run left in output_dir first.
+
+    Returns the folder of the finished model.
+
+    Raises:
+        ValueError, FileNotFoundError, MemoryError: one line naming what is wrong with the recipe,
+            the data or the models, what was expected, and what to do.
+    """
+    path = find_recipe(recipe)
+    mapping = read_mapping(path, overrides)
+    kind = mapping.get("kind", "maya")
+    if kind != "maya":
+        return _train_base(kind, mapping, path, output_dir)
+    loaded = load_recipe(path, overrides, output_dir)
+    if "WORLD_SIZE" in os.environ:  # started by torchrun or accelerate launch
+        return _run(loaded, trust_remote_code, restart)
+    count = _processes(loaded)
+    if count == 1:
+        return _run(loaded, trust_remote_code, restart)
+    return _launch(loaded, count, trust_remote_code, restart)
+
+
+def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str | None) -> Path:
+    folder = path.resolve().parent
+    mapping = {k: v for k, v in mapping.items() if k != "kind"}
+    mapping = {
+        k: resolve_path(v, folder) if isinstance(v, str) and v.startswith("./..") else v
+        for k, v in mapping.items()
+    }
+    target = Path(output_dir or mapping.pop("output_dir", None) or f"runs/{path.stem}")
+    mapping.pop("output_dir", None)
+    if kind == "vision_tower":
+        from .bases.vision_tower import VisionTowerRecipe, train_vision_tower
+
+        return train_vision_tower(build(VisionTowerRecipe, mapping, str(path)), target)
+    if kind == "language_model":
+        from .bases.language_model import LanguageModelRecipe, train_language_model
+
+        return train_language_model(build(LanguageModelRecipe, mapping, str(path)), target)
+    raise ValueError(
+        f"{path}: kind: expected 'maya', 'vision_tower' or 'language_model', found {kind!r}"
+    )
+
+
+# ------------------------------------------------------------------------------ processes
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processes(recipe: Recipe) -> int:
+    if recipe.processes != "auto":
+        return recipe.processes
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    # Small matrices leave threads idle: on CPU, processes with one thread each are faster.
+    count = min(4, available_cores())
+    while count > 1 and any(stage.batch_size % count for stage in recipe.stages):
+        count -= 1
+    return count
+
+
+def _launch(recipe: Recipe, count: int, trust_remote_code: bool, restart: bool) -> Path:
+    """Start `count` processes that train together, and wait for them."""
+    import torch
+    import torch.multiprocessing
+
+    cuda = torch.cuda.is_available()
+    if cuda and torch.cuda.device_count() < count:
+        raise ValueError(
+            f"processes: {count} asked for, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Forked processes share what is already imported; CUDA and macOS do not survive a fork.
+    method = "fork" if platform.system() == "Linux" and not cuda else "spawn"
+    with tempfile.TemporaryDirectory() as errors:
+        try:
+            torch.multiprocessing.start_processes(
+                _process,
+                args=(count, port, errors, recipe, trust_remote_code, restart),
+                nprocs=count,
+                start_method=method,
+            )
+        except Exception:
+            found = sorted(Path(errors).glob("rank-*.txt"), key=lambda p: p.stat().st_mtime_ns)
+            if found:
+                raise ValueError(found[0].read_text(encoding="utf-8")) from None
+            raise
+    return Path(recipe.output_dir)
+
+
+def _process(
+    rank: int, count: int, port: int, errors: str, recipe: Recipe, trust: bool, restart: bool
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        _run(recipe, trust, restart)
+    except USER_ERRORS as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        Path(errors, f"rank-{rank}.txt").write_text(message, encoding="utf-8")
+        raise
+    finally:
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------ the run
+
+
+def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
+    import torch
+    import transformers
+    from accelerate import PartialState
+
+    # What is printed is ours; the libraries' bars and warnings about their own defaults are not
+    # for users.
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
+    cuda = torch.cuda.is_available()
+    state = PartialState(cpu=not cuda)
+    if not cuda:
+        per_process = max(1, available_cores() // state.num_processes)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", per_process)))
+    output = Path(recipe.output_dir)
+    work = output / WORK
+    with contextlib.ExitStack() as stack:
+        if state.is_main_process:
+            if restart and (work / MANIFEST).is_file():
+                _clear(output, recipe)
+            manifest = make_manifest(recipe)
+            check_manifest(output, manifest)
+            work.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(work / "lock", output))
+            _write_json(work / MANIFEST, manifest)
+            write_recipe(recipe, output / "recipe.yaml")
+        state.wait_for_everyone()
+        for number, stage in enumerate(recipe.stages):
+            folder = output / stage.name
+            if (folder / "config.json").is_file():
+                _say(state, f"stage {stage.name}: finished before, in {folder}")
+                continue
+            previous = output / recipe.stages[number - 1].name if number else None
+            _run_stage(recipe, stage, previous, folder, trust_remote_code, state)
+        if state.is_main_process:
+            _publish(output / recipe.stages[-1].name, output)
+        state.wait_for_everyone()
+    return output
+
+
+def _say(state: Any, text: str) -> None:
+    if state.is_main_process:
+        print(text, flush=True)
+
+
+def _run_stage(
+    recipe: Recipe,
+    stage: StageRecipe,
+    previous: Path | None,
+    folder: Path,
+    trust_remote_code: bool,
+    state: Any,
+) -> None:
+    import datasets
+    from transformers import set_seed
+
+    from .attention import SEGMENTS
+    from .collator import GroupCollator
+    from .freezing import apply_rules, format_table
+    from .groups import GroupData
+    from .trainer import MayaTrainer, checkpoints, quiet_callbacks
+
+    started = time.monotonic()
+    _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
+    data = GroupData(stage.data, seed=recipe.seed)
+    for line in [*data.report, data.summary()]:
+        _say(state, "  " + line)
+    check_memory(recipe, stage, previous, state, trust_remote_code)
+    set_seed(recipe.seed)
+    model, processor = _load(recipe, previous, trust_remote_code)
+    rows = apply_rules(model, stage.train)
+    _say(state, format_table(rows))
+
+    layout = "dense"
+    if recipe.model.attn_implementation in (None, "sdpa") and state.device.type == "cpu":
+        layout = "segments"
+        model.model.language_model.set_attn_implementation(SEGMENTS)
+
+    args = _arguments(recipe, stage, folder, state)
+    per_step = stage.batch_size
+    per_epoch = len(data.plan(None, stage.group_size, recipe.seed))
+    if args.max_steps <= 0:
+        args.max_steps = max(1, math.ceil(per_epoch * args.num_train_epochs / per_step))
+    groups = args.max_steps * per_step
+    plan = data.plan(groups, stage.group_size, recipe.seed)
+    _say(
+        state,
+        f"{args.max_steps:,} steps of {per_step} groups of at most {stage.group_size} conversations: "
+        f"{groups / per_epoch:.2f} passes over the data",
+    )
+    args.num_train_epochs = 1.0
+    dataset = datasets.Dataset.from_dict(
+        {
+            "epoch": [epoch for epoch, _ in plan],
+            "conversations": [part.tolist() for _, part in plan],
+        }
+    )
+    collator = GroupCollator(
+        data, processor, seed=recipe.seed, layout=layout, max_length=stage.args.get("max_length")
+    )
+    trainer = MayaTrainer(
+        model,
+        args,
+        rules=stage.train,
+        languages=data.languages,
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=processor,
+    )
+    quiet_callbacks(trainer, stage.name)
+    found = checkpoints(Path(args.output_dir))
+    if found:
+        _say(state, f"continuing from {found[-1]}")
+    trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+
+    model.model.language_model.set_attn_implementation("sdpa")
+    temporary = folder.parent / WORK / f"{folder.name}.model"
+    if state.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    state.wait_for_everyone()
+    trainer.save_model(str(temporary))
+    if state.is_main_process:
+        (temporary / "training_args.bin").unlink(missing_ok=True)
+        write_recipe(recipe, temporary / "recipe.yaml")
+        _write_json(
+            temporary / LOG,
+            {
+                "stage": stage.name,
+                "steps": trainer.state.global_step,
+                "seconds": round(time.monotonic() - started, 1),
+                "processes": state.num_processes,
+                "device": str(state.device),
+                "table": [vars(row) for row in rows],
+                "data": data.summary(),
+                "log": trainer.state.log_history,
+            },
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        shutil.rmtree(args.output_dir, ignore_errors=True)
+        print(
+            f"stage {stage.name}: done in {time.monotonic() - started:.0f} s, {folder}", flush=True
+        )
+    state.wait_for_everyone()
+
+
+def _load(recipe: Recipe, previous: Path | None, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The model and processor a stage starts from."""
+    import torch
+
+    from modeling_maya import MayaForConditionalGeneration
+    from processing_maya import MayaProcessor, load_chat_template
+
+    model = recipe.model
+    dtype = getattr(torch, model.dtype)
+    if previous is None and model.checkpoint is None:
+        from .assemble import build_maya
+
+        assert model.projector_num_layers is not None
+        assert model.vision_feature_layer is not None
+        return build_maya(
+            str(model.vision_tower),
+            str(model.language_model),
+            projector_num_layers=model.projector_num_layers,
+            chat_template=str(model.chat_template),
+            image_aspect=str(model.image_aspect),
+            vision_feature_layer=model.vision_feature_layer,
+            vision_feature_select_strategy=str(model.vision_feature_select_strategy),
+            dtype=dtype,
+            attn_implementation=model.attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+    folder = str(previous or model.checkpoint)
+    _maya_config(folder)
+    loaded = MayaForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, attn_implementation=model.attn_implementation
+    )
+    processor = MayaProcessor.from_pretrained(folder)
+    if model.chat_template is not None:
+        processor.chat_template = load_chat_template(model.chat_template)
+    if model.image_aspect is not None:
+        processor.image_processor.image_aspect = model.image_aspect
+    return loaded, processor
+
+
+def _maya_config(folder: str) -> Any:
+    from modeling_maya import MayaConfig
+
+    if folder.startswith((".", "/")) and not Path(folder).is_dir():
+        raise FileNotFoundError(f"model.checkpoint: no folder {folder}")
+    try:
+        found = MayaConfig.get_config_dict(folder)[0].get("model_type")
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model.checkpoint: {folder} is not a model folder: {reason}") from None
+    if found != "maya":
+        raise ValueError(
+            f"model.checkpoint: {folder} holds a model of type {found!r}; expected 'maya' "
+            "(maya convert makes one from the original's weights)"
+        )
+    return MayaConfig.from_pretrained(folder)
+
+
+def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> Any:
+    """The SFTConfig of a stage: our defaults, the recipe's args over them, then what is fixed."""
+    import torch
+    from trl import SFTConfig
+
+    cuda = torch.cuda.is_available()
+    accumulation = stage.args.get("gradient_accumulation_steps") or 1
+    parts = state.num_processes * accumulation
+    if stage.batch_size % parts:
+        raise ValueError(
+            f"stage {stage.name}: batch_size {stage.batch_size} cannot be divided among "
+            f"{state.num_processes} processes x {accumulation} accumulation steps; "
+            f"use a multiple of {parts}"
+        )
+    rates = [rule.rate for rule in stage.train if rule.rate != "frozen"]
+    values: dict[str, Any] = {
+        "learning_rate": max((float(r) for r in rates), default=0.0),
+        "num_train_epochs": 1.0,
+        "lr_scheduler_type": "cosine",
+        "bf16": cuda,
+        "gradient_checkpointing": False,
+        "max_length": None,
+        "logging_steps": 20,
+        "save_steps": 500,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": cuda,
+        "use_cpu": not cuda,
+    }
+    values.update(stage.args)
+    values.update(
+        output_dir=str(folder.parent / WORK / stage.name),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        per_device_train_batch_size=stage.batch_size // parts,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="sequential",
+    )
+    if values.get("report_to") not in ("none", [], None):
+        values.setdefault("run_name", f"{folder.parent.name}-{stage.name}")
+    try:
+        return SFTConfig(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"stage {stage.name}: args: {reason}") from None
+
+
+# ------------------------------------------------------------------------------ memory
+
+
+def memory_needed(parameters: int, trained: int, width: int, optimizer: str) -> int:
+    """Bytes that weights, gradients and optimizer state take at the least; no activations.
+
+    Args:
+        width: bytes of one weight.
+        optimizer: SFTConfig's `optim`.
+    """
+    if "8bit" in optimizer:
+        state = 2
+    elif optimizer in ("adafactor", "sgd"):
+        state = 0
+    else:
+        state = width if "lion" in optimizer else 2 * width
+    return parameters * width + trained * (width + state)
+
+
+def check_memory(
+    recipe: Recipe, stage: StageRecipe, previous: Path | None, state: Any, trust: bool
+) -> None:
+    """Raises MemoryError, in one line, when the model and its training state cannot fit."""
+    import psutil
+    import torch
+
+    from modeling_maya import MayaConfig, MayaForConditionalGeneration
+
+    from .assemble import base_configs
+    from .freezing import rates
+
+    source = recipe.model
+    if previous is None and source.checkpoint is None:
+        vision, text = base_configs(str(source.vision_tower), str(source.language_model), trust)
+        config = MayaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=0,
+            projector_num_layers=source.projector_num_layers,
+            vision_feature_layer=source.vision_feature_layer,
+            vision_feature_select_strategy=source.vision_feature_select_strategy,
+        )
+    else:
+        config = _maya_config(str(previous or source.checkpoint))
+    with torch.device("meta"):
+        model = MayaForConditionalGeneration(config)
+        model.tie_weights()
+    named = list(model.named_parameters())
+    decided = rates([name for name, _ in named], stage.train)
+    total = sum(p.numel() for _, p in named)
+    trained = sum(p.numel() for (_, p), r in zip(named, decided, strict=True) if r is not None)
+    width = getattr(torch, source.dtype).itemsize
+    needed = memory_needed(total, trained, width, str(stage.args.get("optim", "adamw_torch")))
+    if stage.args.get("fsdp") or stage.args.get("deepspeed"):
+        needed //= state.num_processes
+    if torch.cuda.is_available():
+        free, place = torch.cuda.mem_get_info(state.local_process_index)[0], "GPU memory"
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        free, place = psutil.virtual_memory().available // max(1, local), "memory"
+    if needed > free:
+        raise MemoryError(
+            f"stage {stage.name}: too little {place}: weights, gradients and optimizer state of "
+            f"{total:,} parameters ({trained:,} trained) take {needed / 2**30:.1f} GiB a process, "
+            f"{free / 2**30:.1f} GiB are free; train fewer parts, use dtype bfloat16, an 8-bit "
+            "optimizer or fsdp, or a larger machine"
+        )
+
+
+# ------------------------------------------------------------------------------ what a run is
+
+
+def make_manifest(recipe: Recipe) -> dict[str, Any]:
+    """What decides the result of a run: the recipe without neutral values, and its inputs."""
+    values = to_dict(recipe)
+    values.pop("output_dir")
+    values.pop("processes")
+    for stage in values["stages"]:
+        stage["args"] = {k: v for k, v in stage["args"].items() if not k.startswith(NEUTRAL_ARGS)}
+    paths = [recipe.model.vision_tower, recipe.model.language_model, recipe.model.checkpoint]
+    paths += [source.path for stage in recipe.stages for source in stage.data]
+    content = {str(p): _content(Path(p)) for p in paths if p is not None}
+    return {"recipe": values, "content": content}
+
+
+def _content(path: Path) -> str:
+    """A hash of a file or folder; of a Hub repository only its name is known."""
+    if not path.exists():
+        return "repository"
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    total = sha256()
+    for file in files:
+        size = file.stat().st_size
+        total.update(f"{file.name}:{size}:".encode())
+        # Large files by name and size: hashing gigabytes at every start would be slow.
+        if size <= 1 << 26 and file.suffix not in (".md", ".lock"):
+            total.update(sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def check_manifest(output: Path, manifest: dict[str, Any]) -> None:
+    """Raises ValueError if `output` holds the work of another recipe, or of something else."""
+    path = output / WORK / MANIFEST
+    if not path.is_file():
+        if (output / "config.json").exists() or (output.exists() and not output.is_dir()):
+            raise ValueError(
+                f"output_dir {output} holds something that is no run of maya train; "
+                "use another output_dir"
+            )
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged; use another output_dir or delete {output}") from None
+    if digest(old) != digest(manifest):
+        changed = _difference(old, manifest)
+        raise ValueError(
+            f"output_dir {output} holds the work of another recipe ({changed}); "
+            f"use another output_dir, or delete {output} to start over"
+        )
+
+
+def _difference(old: Any, new: Any, key: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            if old.get(name) != new.get(name):
+                step = name if not key or key in ("recipe",) else f"{key}.{name}"
+                return _difference(old.get(name), new.get(name), step)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            if a != b:
+                return _difference(a, b, f"{key}[{i}]")
+    if key.startswith("content."):
+        return f"the files of {key.removeprefix('content.')} have changed"
+    return f"{key}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}"
+
+
+@contextlib.contextmanager
+def _lock(path: Path, output: Path) -> Iterator[None]:
+    """Hold the output folder; two runs must not write to it at once. Freed when the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # not a Unix machine
+        yield
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another run is writing to {output}; wait for it or use another output_dir"
+            ) from None
+        yield
+
+
+def _clear(output: Path, recipe: Recipe) -> None:
+    """Remove what runs left in `output`, and nothing else."""
+    shutil.rmtree(output / WORK)
+    for stage in recipe.stages:
+        shutil.rmtree(output / stage.name, ignore_errors=True)
+    (output / "config.json").unlink(missing_ok=True)
+
+
+def _publish(stage: Path, output: Path) -> None:
+    """Give `output` the files of the last stage, config.json last: before it, nothing loads."""
+    if (output / "config.json").is_file():
+        return
+    names = sorted(p.name for p in stage.iterdir() if p.is_file())
+    for name in [n for n in names if n != "config.json"] + ["config.json"]:
+        temporary = output / WORK / name
+        temporary.unlink(missing_ok=True)
+        if name.endswith(".safetensors"):
+            try:
+                os.link(stage / name, temporary)
+            except OSError:
+                shutil.copy2(stage / name, temporary)
+        else:
+            shutil.copy2(stage / name, temporary)
+        os.replace(temporary, output / name)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
