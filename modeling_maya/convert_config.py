@@ -83,7 +83,9 @@ SIGLIP_PICTURES = {
     "so400m": [(14, 224), (14, 384), (16, 256), (16, 384), (16, 512)],
     "giant-opt": [(16, 256), (16, 384)],
 }
-SIGLIP_NAME = re.compile(r"(?:^|/)siglip2?-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)(?:-[\w.-]+)?$")
+SIGLIP_NAME = re.compile(
+    r"(?:^|/)siglip2?-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)(?:-[\w.-]+)?$"
+)
 
 
 def rename(key: str, table: dict[str, str]) -> str:
@@ -98,7 +100,9 @@ def rename(key: str, table: dict[str, str]) -> str:
 def check_model_type(raw: dict, where: str) -> None:
     """Refuse the config of another model."""
     if raw.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"{where}: model_type: found {raw.get('model_type')!r}, expected {MODEL_TYPE!r}.")
+        raise ValueError(
+            f"{where}: model_type: found {raw.get('model_type')!r}, expected {MODEL_TYPE!r}."
+        )
 
 
 def _unknown(where: str, field: str, found: object, expected: str) -> ValueError:
@@ -114,15 +118,21 @@ def projector_layers(raw: dict, where: str) -> int:
     return int(match.group(1)) if match else 1
 
 
-def _check_mm_fields(raw: dict, where: str) -> None:
+def check_mm_fields(raw: dict, where: str) -> None:
+    """Refuse, by name, every field of the original that says something we do not do."""
+    projector_layers(raw, where)
     if not isinstance(raw.get("mm_vision_tower"), str):
-        raise _unknown(where, "mm_vision_tower", raw.get("mm_vision_tower"), "a repository or folder")
+        raise _unknown(
+            where, "mm_vision_tower", raw.get("mm_vision_tower"), "a repository or folder"
+        )
     layer = raw.get("mm_vision_select_layer", -2)
     if not isinstance(layer, int) or isinstance(layer, bool):
         raise _unknown(where, "mm_vision_select_layer", layer, "an integer")
     feature = raw.get("mm_vision_select_feature", "patch")
     if feature not in FEATURE_STRATEGIES:
-        raise _unknown(where, "mm_vision_select_feature", feature, f"one of {sorted(FEATURE_STRATEGIES)}")
+        raise _unknown(
+            where, "mm_vision_select_feature", feature, f"one of {sorted(FEATURE_STRATEGIES)}"
+        )
     merge = raw.get("mm_patch_merge_type", "flat")
     if merge not in MERGE_TYPES:
         raise _unknown(where, "mm_patch_merge_type", merge, f"one of {list(MERGE_TYPES)}")
@@ -131,7 +141,9 @@ def _check_mm_fields(raw: dict, where: str) -> None:
         raise _unknown(where, "image_aspect_ratio", aspect, "'pad', 'square' or null")
     for field in ("mm_use_im_start_end", "mm_use_im_patch_token"):
         if raw.get(field, False) not in (False, None):
-            raise _unknown(where, field, raw[field], "false: tokens around the image are not supported")
+            raise _unknown(
+                where, field, raw[field], "false: tokens around the image are not supported"
+            )
     if raw.get("use_mm_proj", True) is not True:
         raise _unknown(where, "use_mm_proj", raw["use_mm_proj"], "true")
     if raw.get("s2") not in (None, False):
@@ -146,7 +158,9 @@ def _check_mm_fields(raw: dict, where: str) -> None:
     }
     for field in sorted(raw):
         if field.startswith("mm_") and field not in known and raw[field] not in (None, False):
-            raise _unknown(where, field, raw[field], f"no such field; known are {', '.join(sorted(known))}")
+            raise _unknown(
+                where, field, raw[field], f"no such field; known are {', '.join(sorted(known))}"
+            )
 
 
 def text_config(raw: dict, where: str) -> dict[str, Any]:
@@ -156,10 +170,9 @@ def text_config(raw: dict, where: str) -> dict[str, Any]:
         value = raw.get(field, default)
         if field in TEXT_FLOATS and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        default_type = type(default)
-        if default is not None and field != "eos_token_id" and value is not None:
-            if type(value) is not default_type:
-                raise _unknown(where, field, value, f"a {default_type.__name__}")
+        checked = default is not None and value is not None and field != "eos_token_id"
+        if checked and type(value) is not type(default):
+            raise _unknown(where, field, value, f"a {type(default).__name__}")
         text[field] = value
     if text["num_key_value_heads"] is None:
         text["num_key_value_heads"] = text["num_attention_heads"]
@@ -228,7 +241,11 @@ TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 def _tower_from_shapes(tensors: dict[str, TensorRef]) -> dict[str, Any] | None:
     """The published SigLIP tower whose weights have these shapes, if exactly one does."""
-    shapes = {key.removeprefix(TOWER_PREFIX): ref.shape for key, ref in tensors.items() if key.startswith(TOWER_PREFIX)}
+    shapes = {
+        key.removeprefix(TOWER_PREFIX): ref.shape
+        for key, ref in tensors.items()
+        if key.startswith(TOWER_PREFIX)
+    }
     try:
         width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
         positions = shapes["embeddings.position_embedding.weight"][0]
@@ -240,7 +257,9 @@ def _tower_from_shapes(tensors: dict[str, TensorRef]) -> dict[str, Any] | None:
         (size, patch, image)
         for size, (a, b, _, c) in SIGLIP_SIZES.items()
         for size_patch, image in SIGLIP_PICTURES[size]
-        if (a, b, c) == (width, layers, mlp) and size_patch == patch and (image // patch) ** 2 == positions
+        if (a, b, c) == (width, layers, mlp)
+        and size_patch == patch
+        and (image // patch) ** 2 == positions
     ]
     return _siglip(*found[0]) if len(found) == 1 else None
 
@@ -263,7 +282,9 @@ def resolve_vision_config(
     name = tower or raw["mm_vision_tower"]
     if override is not None:
         vision = dict(override if isinstance(override, dict) else override.to_dict())
-        vision = _clean_vision({**(_published_tower(name) or {}), **vision, "model_type": "siglip_vision_model"})
+        vision = _clean_vision(
+            {**(_published_tower(name) or {}), **vision, "model_type": "siglip_vision_model"}
+        )
     elif folder := local_tower(name, config_folder if tower is None else None):
         vision = vision_config_of(folder)
     elif published := _published_tower(name):
@@ -277,7 +298,9 @@ def resolve_vision_config(
     return vision
 
 
-def _tower_elsewhere(name: str, where: str, folder: Path | None, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+def _tower_elsewhere(
+    name: str, where: str, folder: Path | None, hub_kwargs: dict[str, Any]
+) -> dict[str, Any]:
     hint = (
         "give its folder (for `maya convert`: --vision-tower) or its values: "
         "AutoConfig.from_pretrained(..., vision_config={'num_attention_heads': ..., ...})"
@@ -316,14 +339,18 @@ def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
         tokenizer = read_json(files["tokenizer.json"])
         vocab = tokenizer.get("model", {}).get("vocab")
         if not isinstance(vocab, dict):
-            raise ValueError(f"{files['tokenizer.json']}: model.vocab: found {type(vocab).__name__}, expected an object.")
+            raise ValueError(
+                f"{files['tokenizer.json']}: model.vocab: found {type(vocab).__name__}, expected an object."
+            )
         ids.update(vocab)
         ids.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
     if "tokenizer_config.json" in files:
         added = read_json(files["tokenizer_config.json"]).get("added_tokens_decoder", {})
         ids.update({token["content"]: int(index) for index, token in added.items()})
     if not ids:
-        raise FileNotFoundError(f"{where}: no tokenizer.json: it is needed to find a spare row for {IMAGE_TOKEN}.")
+        raise FileNotFoundError(
+            f"{where}: no tokenizer.json: it is needed to find a spare row for {IMAGE_TOKEN}."
+        )
     row = ids.get(IMAGE_TOKEN, max(ids.values()) + 1)
     if row >= vocab_size:
         raise ValueError(
@@ -333,7 +360,9 @@ def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
     return row
 
 
-def tokenizer_files(location: str | os.PathLike, hub_kwargs: dict[str, Any] | None = None) -> dict[str, Path]:
+def tokenizer_files(
+    location: str | os.PathLike, hub_kwargs: dict[str, Any] | None = None
+) -> dict[str, Path]:
     """Paths of the tokenizer's JSON files in a folder or repository, as far as they exist."""
     found = {}
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -363,7 +392,7 @@ def to_maya(
     `text` replaces the decoder's part, for a projector that is joined to a decoder kept elsewhere.
     """
     check_model_type(raw, where)
-    _check_mm_fields(raw, where)
+    check_mm_fields(raw, where)
     text = text or text_config(raw, where)
     translated: dict[str, Any] = {
         "model_type": MayaConfig.model_type,
@@ -374,7 +403,9 @@ def to_maya(
         "projector_num_layers": projector_layers(raw, where),
         "projector_hidden_act": "gelu",
         "vision_feature_layer": raw.get("mm_vision_select_layer", -2),
-        "vision_feature_select_strategy": FEATURE_STRATEGIES[raw.get("mm_vision_select_feature", "patch")],
+        "vision_feature_select_strategy": FEATURE_STRATEGIES[
+            raw.get("mm_vision_select_feature", "patch")
+        ],
         "tie_word_embeddings": text["tie_word_embeddings"],
     }
     if dtype := raw.get("dtype", raw.get("torch_dtype")):
@@ -396,9 +427,13 @@ def to_llava_cohere(
         ("projector_hidden_act", config.projector_hidden_act, "gelu"),
     ):
         if found != expected:
-            raise ValueError(f"config.json: {field}: found {found!r}, expected {expected!r} for {MODEL_TYPE}.")
+            raise ValueError(
+                f"config.json: {field}: found {found!r}, expected {expected!r} for {MODEL_TYPE}."
+            )
     if image_aspect not in ("pad", "square"):
-        raise ValueError(f"image_aspect: found {image_aspect!r}, expected 'pad' or 'square' for {MODEL_TYPE}.")
+        raise ValueError(
+            f"image_aspect: found {image_aspect!r}, expected 'pad' or 'square' for {MODEL_TYPE}."
+        )
     rope = dict(text.rope_parameters)
     theta = rope.pop("rope_theta")
     kind = rope.pop("rope_type", "default")
@@ -436,9 +471,17 @@ def _keep_spelling(original: dict, written: dict[str, Any]) -> dict[str, Any]:
     for field, value in written.items():
         if field == "image_aspect_ratio" and IMAGE_ASPECTS.get(original.get(field)) == value:
             continue
-        if field == "mm_projector_type" and original.get(field) == "linear" and value == "mlp1x_gelu":
+        if (
+            field == "mm_projector_type"
+            and original.get(field) == "linear"
+            and value == "mlp1x_gelu"
+        ):
             continue
-        if field == "num_key_value_heads" and original.get(field) is None and value == written["num_attention_heads"]:
+        if (
+            field == "num_key_value_heads"
+            and original.get(field) is None
+            and value == written["num_attention_heads"]
+        ):
             continue
         if field in ("architectures", "tokenizer_padding_side") and field in original:
             continue

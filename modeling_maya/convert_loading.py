@@ -24,6 +24,7 @@ from .convert_config import (
     MODEL_TYPE,
     RENAMINGS,
     TOWER_PREFIX,
+    check_mm_fields,
     check_model_type,
     read_raw,
     rename,
@@ -39,7 +40,10 @@ HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revis
 
 
 def read_config(
-    raw: dict, location: str | os.PathLike | None, overrides: dict[str, Any] | None = None, **hub_kwargs: Any
+    raw: dict,
+    location: str | os.PathLike | None,
+    overrides: dict[str, Any] | None = None,
+    **hub_kwargs: Any,
 ) -> dict[str, Any]:
     """A `MayaConfig` dict for the `llava_cohere` config `raw` that was read from `location`.
 
@@ -50,17 +54,22 @@ def read_config(
     folder = folder / hub_kwargs.get("subfolder", "") if folder is not None else None
     where = str(Path(str(location or "")) / "config.json")
     check_model_type(raw, where)
-    if not isinstance(raw.get("mm_vision_tower"), str):
-        raise ValueError(
-            f"{where}: mm_vision_tower: found {raw.get('mm_vision_tower')!r}, expected a repository or folder."
-        )
+    check_mm_fields(raw, where)
     row = overrides.get("image_token_id")
     if row is None:
         files = tokenizer_files(location, hub_kwargs) if location is not None else {}
         row = spare_row(files, raw.get("vocab_size", 256000), str(location))
-    tower_kwargs = {key: hub_kwargs[key] for key in ("cache_dir", "local_files_only", "token") if key in hub_kwargs}
+    tower_kwargs = {
+        key: hub_kwargs[key]
+        for key in ("cache_dir", "local_files_only", "token")
+        if key in hub_kwargs
+    }
     vision = resolve_vision_config(
-        raw, where, config_folder=folder, override=overrides.get("vision_config"), hub_kwargs=tower_kwargs
+        raw,
+        where,
+        config_folder=folder,
+        override=overrides.get("vision_config"),
+        hub_kwargs=tower_kwargs,
     )
     translated = to_maya(raw, where, vision_config=vision, image_token_id=row)
     # AutoProcessor looks here when a folder has no processor of its own.
@@ -91,7 +100,13 @@ def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
         for key, tensor in model.state_dict().items()
         if key != "lm_head.weight" or not config.tie_word_embeddings
     }
-    groups = ("model.embed_tokens.", "model.layers.", "model.norm.", "model.vision_tower.", "model.mm_projector.")
+    groups = (
+        "model.embed_tokens.",
+        "model.layers.",
+        "model.norm.",
+        "model.vision_tower.",
+        "model.mm_projector.",
+    )
     return dict(sorted(shapes.items(), key=lambda item: _place(item[0], groups)))
 
 
@@ -117,7 +132,9 @@ def native_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: str, *, tower: bool = True) -> list[str]:
+def check_checkpoint(
+    tensors: dict[str, TensorRef], config: MayaConfig, where: str, *, tower: bool = True
+) -> list[str]:
     """Compare a checkpoint's tensors with what its config says; returns the names of derived buffers in it.
 
     `tower=False` also accepts a checkpoint without the vision tower. Raises `ValueError` naming file,
@@ -128,14 +145,19 @@ def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: s
     if "lm_head.weight" in tensors:
         expected["lm_head.weight"] = (config.text_config.vocab_size, config.text_config.hidden_size)
     if "model.mm_projector.weight" in tensors:  # a single layer, saved under its bare names
-        expected = {key.replace("mm_projector.0.", "mm_projector."): shape for key, shape in expected.items()}
+        expected = {
+            key.replace("mm_projector.0.", "mm_projector."): shape
+            for key, shape in expected.items()
+        }
     if not any(key.startswith(TOWER_PREFIX) for key in tensors):
         if tower:
             raise ValueError(
                 f"{where}: no vision tower: found no tensor {TOWER_PREFIX}*, expected the whole tower. Convert it "
                 "with `maya convert --vision-tower FOLDER_OR_REPOSITORY --tower-source hub`."
             )
-        expected = {key: shape for key, shape in expected.items() if not key.startswith(TOWER_PREFIX)}
+        expected = {
+            key: shape for key, shape in expected.items() if not key.startswith(TOWER_PREFIX)
+        }
     check_shapes({key: ref for key, ref in tensors.items() if key not in derived}, expected, where)
     return derived
 
@@ -145,14 +167,21 @@ def _checkpoint_folder(location: str | os.PathLike, hub_kwargs: dict[str, Any]) 
     if Path(location).is_dir():
         return Path(location) / hub_kwargs.get("subfolder", "")
     name = str(location)
-    single = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    single = cached_file(
+        name, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub_kwargs
+    )
     if single is not None:
         return Path(single).parent
     index = cached_file(
-        name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs
+        name,
+        "model.safetensors.index.json",
+        _raise_exceptions_for_missing_entries=False,
+        **hub_kwargs,
     )
     if index is None:
-        raise FileNotFoundError(f"{location}: no model.safetensors and no model.safetensors.index.json.")
+        raise FileNotFoundError(
+            f"{location}: no model.safetensors and no model.safetensors.index.json."
+        )
     get_checkpoint_shard_files(name, index, **hub_kwargs)
     return Path(index).parent
 
@@ -168,7 +197,9 @@ def _is_llava_cohere(location: Any, hub_kwargs: dict[str, Any]) -> bool:
         _raise_exceptions_for_gated_repo=False,
         **hub_kwargs,
     )
-    return path is not None and f'"{MODEL_TYPE}"' in Path(path).read_text(encoding="utf-8", errors="replace")
+    return path is not None and f'"{MODEL_TYPE}"' in Path(path).read_text(
+        encoding="utf-8", errors="replace"
+    )
 
 
 def register() -> None:
@@ -184,7 +215,9 @@ def register() -> None:
             raw = read_config(raw, location, kwargs, **hub_kwargs)
         return raw, rest
 
-    def from_pretrained(cls: type[MayaPreTrainedModel], location: Any = None, *args: Any, **kwargs: Any):
+    def from_pretrained(
+        cls: type[MayaPreTrainedModel], location: Any = None, *args: Any, **kwargs: Any
+    ):
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         if not _is_llava_cohere(location, hub_kwargs):
             return native_load(cls, location, *args, **kwargs)

@@ -74,7 +74,9 @@ def _read_range(path: Path, start: int, nbytes: int, dtype: torch.dtype) -> Iter
         while left:
             data = bytearray(min(CHUNK_BYTES, left))
             if file.readinto(data) != len(data):
-                raise ValueError(f"{path}: ends early at byte {file.tell()}: it was changed while being read.")
+                raise ValueError(
+                    f"{path}: ends early at byte {file.tell()}: it was changed while being read."
+                )
             left -= len(data)
             yield torch.frombuffer(data, dtype=dtype)
 
@@ -85,7 +87,9 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
     Raises `FileNotFoundError` for a missing file and `ValueError` for one that is cut short or malformed.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a safetensors shard. Download it again.")
+        raise FileNotFoundError(
+            f"{path}: no such file; expected a safetensors shard. Download it again."
+        )
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -104,23 +108,31 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
             entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
             ends = [entry["data_offsets"][1] for entry in entries.values()]
         except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{path}: its safetensors header is malformed ({error}). Download it again.") from None
+            raise ValueError(
+                f"{path}: its safetensors header is malformed ({error}). Download it again."
+            ) from None
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         state = "cut short" if size < expected else "longer than its header says"
-        raise ValueError(f"{path}: {state}: found {size} bytes, expected {expected}. Download it again.")
+        raise ValueError(
+            f"{path}: {state}: found {size} bytes, expected {expected}. Download it again."
+        )
     tensors = {}
     for key, entry in entries.items():
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if dtype not in DTYPES:
-            raise ValueError(f"{path}: {key}: found dtype {dtype}, expected one of {', '.join(DTYPES)}.")
+            raise ValueError(
+                f"{path}: {key}: found dtype {dtype}, expected one of {', '.join(DTYPES)}."
+            )
         first, nbytes, stored = 8 + length + start, end - start, DTYPES[dtype]
         ref = TensorRef(
             key,
             path,
             stored,
             shape,
-            lambda first=first, nbytes=nbytes, stored=stored: _read_range(path, first, nbytes, stored),
+            lambda first=first, nbytes=nbytes, stored=stored: _read_range(
+                path, first, nbytes, stored
+            ),
         )
         if ref.nbytes != nbytes:
             raise ValueError(
@@ -155,9 +167,13 @@ def read_pickle(path: Path) -> dict[str, TensorRef]:
     except Exception as error:
         named = re.search(r"(?:GLOBAL|global|class|function) `?([\w.]+\.[\w.]+)`? ", str(error))
         if named or "weights_only" in str(error) or "Unsupported" in str(error):
-            raise _refused(path, f"code ({named.group(1)})" if named else "more than tensors") from None
+            raise _refused(
+                path, f"code ({named.group(1)})" if named else "more than tensors"
+            ) from None
         first = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path}: not a readable torch file ({first[0]}). Download it again.") from None
+        raise ValueError(
+            f"{path}: not a readable torch file ({first[0]}). Download it again."
+        ) from None
     if not isinstance(content, dict):
         raise _refused(path, f"a {type(content).__name__}")
     tensors = {}
@@ -165,8 +181,12 @@ def read_pickle(path: Path) -> dict[str, TensorRef]:
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise _refused(path, f"a {type(value).__name__} under {key!r}")
         if value.dtype not in DTYPE_NAMES or value.layout != torch.strided:
-            raise ValueError(f"{path}: {key}: found dtype {value.dtype}, expected one of {', '.join(DTYPES)}.")
-        tensors[key] = TensorRef(key, path, value.dtype, tuple(value.shape), lambda value=value: _slices(value))
+            raise ValueError(
+                f"{path}: {key}: found dtype {value.dtype}, expected one of {', '.join(DTYPES)}."
+            )
+        tensors[key] = TensorRef(
+            key, path, value.dtype, tuple(value.shape), lambda value=value: _slices(value)
+        )
     return tensors
 
 
@@ -188,7 +208,9 @@ def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
     `pickles` also allows `pytorch_model.bin`; only the converter sets it. Raises `FileNotFoundError`
     for missing weights or shards and `ValueError` for anything that contradicts the index.
     """
-    kinds: list[tuple[str, Callable[[Path], dict[str, TensorRef]]]] = [("model.safetensors", read_safetensors)]
+    kinds: list[tuple[str, Callable[[Path], dict[str, TensorRef]]]] = [
+        ("model.safetensors", read_safetensors)
+    ]
     if pickles:
         kinds.append(("pytorch_model.bin", read_pickle))
     for name, read in kinds:
@@ -200,11 +222,15 @@ def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
         index = read_json(index_path)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index_path}: found no weight_map, expected one of tensor names to shard files.")
+            raise ValueError(
+                f"{index_path}: found no weight_map, expected one of tensor names to shard files."
+            )
         tensors: dict[str, TensorRef] = {}
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard:
-                raise ValueError(f"{index_path}: found shard {shard!r}, expected a file name without a path.")
+                raise ValueError(
+                    f"{index_path}: found shard {shard!r}, expected a file name without a path."
+                )
             if not (folder / shard).is_file():
                 keys = [key for key, place in weight_map.items() if place == shard]
                 raise FileNotFoundError(
@@ -220,7 +246,9 @@ def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
                 tensors[key] = ref
         for key, shard in weight_map.items():
             if key not in tensors:
-                raise ValueError(f"{folder / shard}: {key}: not found, but {index_path.name} expects it there.")
+                raise ValueError(
+                    f"{folder / shard}: {key}: not found, but {index_path.name} expects it there."
+                )
         return tensors
     wanted = " or ".join(f"{name} or {name}.index.json" for name, _ in kinds)
     raise FileNotFoundError(f"{folder}: no weights: expected {wanted}.")
@@ -244,7 +272,9 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_shapes(tensors: dict[str, TensorRef], expected: dict[str, tuple[int, ...]], where: str) -> None:
+def check_shapes(
+    tensors: dict[str, TensorRef], expected: dict[str, tuple[int, ...]], where: str
+) -> None:
     """Refuse missing tensors, tensors nobody asked for, and wrong shapes, naming the first of each kind."""
     missing = [key for key in expected if key not in tensors]
     if missing:
@@ -295,7 +325,9 @@ def same_bytes(first: TensorRef, second: TensorRef) -> bool:
     return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
 
 
-def write_safetensors(path: Path, tensors: dict[str, TensorRef], dtype: torch.dtype | None = None) -> None:
+def write_safetensors(
+    path: Path, tensors: dict[str, TensorRef], dtype: torch.dtype | None = None
+) -> None:
     """Write one safetensors file a chunk at a time and flush it to the disk.
 
     `dtype` casts floating-point tensors; `None` copies the bytes.

@@ -28,27 +28,37 @@ def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: A
     becomes a special token, tokenises otherwise than in training and vanishes when decoded; so it is
     taken for what was meant, none. Raises `ValueError` if no embedding row is spare.
     """
-    path = cached_file(str(location), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **kwargs)
+    path = cached_file(
+        str(location),
+        "tokenizer_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        **kwargs,
+    )
     saved = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     declared = {token["content"] for token in saved.get("added_tokens_decoder", {}).values()}
-    fixes = {"unk_token": None} if saved.get("unk_token") == "null" and "null" not in declared else {}
+    fixes = (
+        {"unk_token": None} if saved.get("unk_token") == "null" and "null" not in declared else {}
+    )
     tokenizer = AutoTokenizer.from_pretrained(location, **kwargs, **fixes)
     add_image_token(tokenizer, num_embeddings)
     return tokenizer
 
 
-def read_image_processor(raw: dict[str, Any], image_size: int, config_folder: Path | None) -> MayaImageProcessor:
+def read_image_processor(
+    raw: dict[str, Any], image_size: int, tower_folders: list[Path]
+) -> MayaImageProcessor:
     """The image processor that `raw`, a `llava_cohere` config, and the vision tower it names describe.
 
-    The tower's own `preprocessor_config.json` is followed where its folder is here; elsewhere SigLIP's
+    The tower's own `preprocessor_config.json` is followed if one of `tower_folders` has it; elsewhere SigLIP's
     values hold (bicubic, mean and standard deviation 0.5), which every published tower has.
     """
     aspect = raw.get("image_aspect_ratio")
     if aspect not in IMAGE_ASPECTS:
-        raise ValueError(f"config.json: image_aspect_ratio: found {aspect!r}, expected 'pad', 'square' or null.")
+        raise ValueError(
+            f"config.json: image_aspect_ratio: found {aspect!r}, expected 'pad', 'square' or null."
+        )
     settings: dict[str, Any] = {"size": {"height": image_size, "width": image_size}}
-    name = str(raw.get("mm_vision_tower", ""))
-    for place in [*([] if config_folder is None else [config_folder / name]), Path(name)]:
+    for place in tower_folders:
         if (place / "preprocessor_config.json").is_file():
             tower = json.loads((place / "preprocessor_config.json").read_text(encoding="utf-8"))
             fields = ("size", "resample", "image_mean", "image_std", "rescale_factor")
@@ -71,7 +81,7 @@ def read_processor(
     image_size: int,
     image_seq_length: int,
     num_embeddings: int,
-    config_folder: Path | None = None,
+    tower_folders: list[Path],
     tokenizer_kwargs: dict[str, Any] | None = None,
 ) -> MayaProcessor:
     """A `MayaProcessor` for a `llava_cohere` config `raw` and the tokenizer in a folder or repository."""
@@ -84,7 +94,7 @@ def read_processor(
     # The template in the original's tokenizer files is the base model's, which these weights never saw.
     loaded.chat_template = None
     return MayaProcessor(
-        read_image_processor(raw, image_size, config_folder),
+        read_image_processor(raw, image_size, tower_folders),
         loaded,
         image_seq_length=image_seq_length,
         chat_template=load_chat_template(chat_template_name(raw)),
@@ -99,21 +109,26 @@ def register() -> None:
     """
     native: Callable[..., MayaProcessor] = MayaProcessor.from_pretrained.__func__
 
-    def from_pretrained(cls: type[MayaProcessor], location: str | os.PathLike, *args: Any, **kwargs: Any):
+    def from_pretrained(
+        cls: type[MayaProcessor], location: str | os.PathLike, *args: Any, **kwargs: Any
+    ):
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-        if _has(location, "processor_config.json", hub_kwargs) or not _has(location, "config.json", hub_kwargs):
+        if _has(location, "processor_config.json", hub_kwargs) or not _has(
+            location, "config.json", hub_kwargs
+        ):
             return native(cls, location, *args, **kwargs)
         raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
         if raw.get("model_type") != MODEL_TYPE:
             return native(cls, location, *args, **kwargs)
         config = AutoConfig.from_pretrained(location, **hub_kwargs)
+        tower = str(raw["mm_vision_tower"])
         processor = read_processor(
             raw,
             tokenizer=location,
             image_size=config.vision_config.image_size,
             image_seq_length=config.image_seq_length,
             num_embeddings=config.text_config.vocab_size,
-            config_folder=Path(location) if Path(location).is_dir() else None,
+            tower_folders=[Path(location) / tower, Path(tower)],
             tokenizer_kwargs=hub_kwargs,
         )
         if processor.image_token_id != config.image_token_id:
