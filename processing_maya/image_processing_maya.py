@@ -16,7 +16,7 @@ ASPECTS = ("pad", "square", "crop")
 MAX_PADDED_SIDE = 16384
 
 
-class MayaImageProcessorKwargs(ImagesKwargs, total=False):
+class MayaImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Arguments of `MayaImageProcessor` beside those that every image processor has.
 
     image_aspect (`str`): what happens to a picture that is not square, see `MayaImageProcessor`.

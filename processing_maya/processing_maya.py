@@ -234,7 +234,8 @@ class MayaProcessor(ProcessorMixin):
     def control_token_pattern(self) -> re.Pattern:
         """Matches every added token of the tokenizer that text can spell, longest first."""
         size = len(self.tokenizer)
-        if self._control_tokens[0] != size or self._control_tokens[1] is None:
+        known_size, pattern = self._control_tokens
+        if pattern is None or known_size != size:
             tokens = {
                 token
                 for token in self.tokenizer.get_added_vocab()
@@ -242,8 +243,9 @@ class MayaProcessor(ProcessorMixin):
             }
             tokens.add(self.image_token)
             longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-            self._control_tokens = (size, re.compile("|".join(map(re.escape, longest_first))))
-        return self._control_tokens[1]
+            pattern = re.compile("|".join(map(re.escape, longest_first)))
+            self._control_tokens = (size, pattern)
+        return pattern
 
     def neutralize(self, text: str) -> str:
         """Return `text` with the control tokens in it broken up, so that they are read as text."""
@@ -401,6 +403,27 @@ class MayaProcessor(ProcessorMixin):
             ]
         return dict(encoded)
 
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets of one text, past the checks of a tokenizer call."""
+        bos = self.tokenizer.bos_token
+        add_special_tokens = not (bos and text.startswith(bos))
+        backend = self.tokenizer.backend_tokenizer
+        # A tokenizer call leaves its settings behind.
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        if backend.encode_special_tokens:
+            backend.encode_special_tokens = False
+        if BREAK not in text:
+            encoding = backend.encode(text, add_special_tokens=add_special_tokens)
+            return encoding.ids, encoding.offsets
+        pieces = text.split(BREAK)
+        encoding = backend.encode(
+            pieces, is_pretokenized=True, add_special_tokens=add_special_tokens
+        )
+        return encoding.ids, _offsets_in_text(pieces, encoding.word_ids, encoding.offsets)
+
     def _check_truncation(
         self, rows: list[str], input_ids: list[list[int]], text_kwargs: dict[str, Any]
     ) -> None:
@@ -544,12 +567,7 @@ class MayaProcessor(ProcessorMixin):
         except Exception as error:
             raise ValueError(f"{name}: {error}") from error
         text, row_spans = texts[0], spans[0]
-        text_kwargs: dict[str, Any] = {}
-        row = self._with_one_bos([text], text_kwargs)
-        encoded = self._tokenize(
-            row, {**text_kwargs, "return_offsets_mapping": True, "return_attention_mask": False}
-        )
-        ids, offsets = encoded["input_ids"][0], encoded["offset_mapping"][0]
+        ids, offsets = self._encode(text)
         mask = _assistant_mask(offsets, row_spans)
         found, expected = ids.count(self.image_token_id), _count_images(prepared)
         if found != expected:
