@@ -8,7 +8,6 @@ The plan is drawn from the seed alone, so it is the same on any number of proces
 state to be resumed.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from processing_maya import messages_from_conversations
+from processing_maya.image_processing_maya import to_rgb
 
 from .images import load_image
 from .recipe import DataRecipe
@@ -50,7 +50,7 @@ class _Source:
     read: Callable[[dict[str, Any]], tuple[str, list[dict[str, Any]]]]
     row_index: np.ndarray  # (n,) index into rows of every conversation kept
     image_keys: list[Any] = field(default_factory=list)  # distinct images
-    open_image: Callable[[Any], Any] = lambda key: key
+    open_image: Callable[[Any], Image.Image] = load_image
     row_images: list[tuple[int, ...]] | None = None  # for rows with several images
     row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
 
@@ -119,7 +119,7 @@ class GroupData:
         """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
         item = self.sources[source]
         try:
-            return load_image(item.open_image(item.image_keys[key]))
+            return to_rgb(item.open_image(item.image_keys[key]))
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"row {row_id!r} of {item.recipe.path}: its image cannot be read: {error}; "
@@ -400,7 +400,7 @@ def _find_images(source: _Source, column: str, columns: list[str]) -> None:
     source.open_image = _opener(source)
 
 
-def _opener(source: _Source) -> Callable[[Any], Any]:
+def _opener(source: _Source) -> Callable[[Any], Image.Image]:
     recipe = source.recipe
     folder = Path(recipe.path)
     if (folder / "images").is_dir() and any((folder / "images").glob("*.parquet")):
@@ -410,35 +410,31 @@ def _opener(source: _Source) -> Callable[[Any], Any]:
     else:
         base = folder if folder.is_dir() else folder.parent
 
-    def open_image(key: Any) -> Any:
-        if isinstance(key, bytes):
-            return io.BytesIO(key)
-        path = base / key
-        if not path.is_file():
-            raise FileNotFoundError(f"no file {path}")
-        return path
+    def open_image(key: Any) -> Image.Image:
+        if isinstance(key, bytes) or key.startswith(("http://", "https://", "data:")):
+            return load_image(key)
+        return load_image(key, root=base)
 
     return open_image
 
 
-def _image_table(recipe: DataRecipe) -> Callable[[Any], Any]:
-    """Bytes from the dataset's own table of images (`images/*.parquet`), found by path."""
+def _image_table(recipe: DataRecipe) -> Callable[[Any], Image.Image]:
+    """Images from the dataset's own table of them (`images/*.parquet`), found by path."""
+    import pyarrow
     import pyarrow.parquet
 
-    # Only the paths are read now; the bytes of a style are memory-mapped on first use.
-    table = pyarrow.concat_tables(
-        [
-            pyarrow.parquet.read_table(path, columns=None).select(["image", "bytes"])
-            for path in sorted((Path(recipe.path) / "images").glob("*.parquet"))
-        ]
-    ).combine_chunks()
+    tables = [
+        pyarrow.parquet.read_table(path, columns=["image", "bytes"])
+        for path in sorted((Path(recipe.path) / "images").glob("*.parquet"))
+    ]
+    table = pyarrow.concat_tables(tables).combine_chunks()
     position = {name: i for i, name in enumerate(table.column("image").to_pylist())}
     content = table.column("bytes")
 
-    def open_image(key: Any) -> Any:
+    def open_image(key: Any) -> Image.Image:
         if key not in position:
             raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
-        return io.BytesIO(content[position[key]].as_py())
+        return load_image(content[position[key]].as_py())
 
     return open_image
 
