@@ -20,6 +20,8 @@ from .convert_tensors import TensorRef, read_json, read_weights
 
 MODEL_TYPE = "llava_cohere"
 IMAGE_TOKEN = "<image>"
+# Written into every converted folder: what was made from what.
+RECORD = "conversion.json"
 
 # The original's names of weights -> ours. A tower inside the checkpoint carries its wrapper's names.
 RENAMINGS = {
@@ -276,8 +278,8 @@ def resolve_vision_config(
     """The whole vision tower's config, which a `llava_cohere` config only names.
 
     In this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower` names, the
-    published SigLIP of that name, the repository of that name, the published SigLIP whose shapes the
-    weights in `config_folder` have. Raises `ValueError` if none of these knows the number of heads.
+    published SigLIP of that name, the record of a conversion, the repository of that name, the published
+    SigLIP whose shapes the weights in `config_folder` have. Raises `ValueError` if none of these knows the number of heads.
     """
     name = tower or raw["mm_vision_tower"]
     if override is not None:
@@ -289,6 +291,8 @@ def resolve_vision_config(
         vision = vision_config_of(folder)
     elif published := _published_tower(name):
         vision = published
+    elif config_folder is not None and (recorded := _recorded_tower(config_folder)):
+        vision = recorded
     else:
         vision = _tower_elsewhere(name, where, config_folder, hub_kwargs or {})
     width = AutoConfig.for_model(**vision).hidden_size
@@ -296,6 +300,18 @@ def resolve_vision_config(
     if named != width:
         raise _unknown(where, "mm_hidden_size", named, f"{width}, the width of {name}")
     return vision
+
+
+def _recorded_tower(folder: Path) -> dict[str, Any] | None:
+    """The tower's config in the record of a checkpoint that the converter wrote."""
+    if not (folder / RECORD).is_file():
+        return None
+    vision = read_json(folder / RECORD).get("vision_config")
+    return (
+        _clean_vision({**vision, "model_type": "siglip_vision_model"})
+        if isinstance(vision, dict)
+        else None
+    )
 
 
 def _tower_elsewhere(

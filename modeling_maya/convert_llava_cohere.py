@@ -28,6 +28,7 @@ from .configuration_maya import MayaConfig
 from .convert_config import (
     BACKWARD_RENAMINGS,
     MODEL_TYPE,
+    RECORD,
     RENAMINGS,
     TOWER_PREFIX,
     check_mm_fields,
@@ -62,7 +63,6 @@ from .modeling_maya import MayaForConditionalGeneration
 
 # What the model does not compute with, kept beside it so that the way back is bit-equal.
 UNUSED_TOWER = "unused_tower.safetensors"
-RECORD = "conversion.json"
 PARTIAL_CONFIG = "config.json.partial"
 MAX_SHARD_SIZE = "5GB"
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -194,13 +194,22 @@ class Origin:
     commit: str | None = None
 
 
+def _local(folder: Path) -> Origin:
+    """A folder by its bare name (a record travels, paths do not), or the repository whose snapshot it is."""
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+        repository = place.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return Origin(folder, repository, place.name)
+    return Origin(folder, place.name)
+
+
 def _fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
     path = Path(name).expanduser()
     if path.is_dir():
-        return Origin(path, str(name))
+        return _local(path)
     if path.is_file():
         if path.name in ("mm_projector.bin", "config.json"):
-            return Origin(path.parent, str(name))
+            return _local(path.parent)
         raise ValueError(
             f"{name}: found a file, expected a folder or repository (or mm_projector.bin)."
         )
@@ -356,7 +365,7 @@ def _plan_maya(
             "kind": kind,
             "base_model": None if base is None else {"name": base.name, "commit": base.commit},
             "vision_tower": {
-                "name": vision_tower or raw["mm_vision_tower"],
+                "name": named.name if named is not None else raw["mm_vision_tower"],
                 "commit": named.commit if named is not None else None,
                 "weights": "named tower" if use_named else "checkpoint",
                 "difference": difference,
@@ -537,7 +546,7 @@ def _named_tower(given: str | None, raw: dict, folder: Path, *, required: bool) 
         return None  # refused by name when the config is translated
     place = local_tower(name, None if given is not None else folder)
     if place is not None:
-        return Origin(place, name)
+        return _local(place)
     if given is None and not required:
         return None
     return _fetch(name)
@@ -715,6 +724,8 @@ def _plan_llava_cohere(origin: Origin, *, vision_tower: str | None) -> Plan:
     back = {
         "format": 1,
         "converted_from": {"name": origin.name, "commit": origin.commit, "kind": "Maya"},
+        # The original's config only names its tower; read from here where that name leads nowhere.
+        "vision_config": config.vision_config.to_dict(),
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
     }
     files = sorted({ref.file for ref in renamed.values()} | {folder / "config.json"})
