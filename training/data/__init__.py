@@ -1,0 +1,1 @@
+"""How Maya's datasets are built. Nothing here needs torch or the trainer."""

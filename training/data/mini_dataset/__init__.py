@@ -1,0 +1,1 @@
+"""The mini dataset: emoji art in several styles, named by Unicode CLDR in ten languages."""

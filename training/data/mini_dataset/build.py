@@ -1,0 +1,224 @@
+"""Build the mini dataset: `maya data mini --output DIR`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import card, instruct, texts
+from .concepts import LANGUAGES, Selection, load_sensitive, select
+from .draw import SEED
+from .instruct import instruct_rows
+from .render import SPLITS, Picture, draw_style
+from .sources import SOURCES, needed_sources, open_sources
+from .tables import IMAGE_SCHEMA, write_table
+from .texts import Keywords, caption_rows
+
+MANIFEST = "manifest.json"
+LICENCE_FOLDER = Path(__file__).with_name("licences")
+
+
+def build_mini(
+    output: str | Path, sources: str | Path | None = None, styles: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Build the mini dataset in `output` and return its manifest.
+
+    The work is done in a temporary folder beside `output`, which is then renamed: `output` is
+    either whole or untouched. The same packages and the same versions of Pillow, resvg-py and
+    pyarrow give the same bytes.
+
+    Args:
+        output: folder to make. An earlier build there is replaced; anything else is an error.
+        sources: folder with the npm tarballs. By default they are fetched with `npm pack`.
+        styles: art styles to include; all by default.
+
+    Raises:
+        ValueError: an unknown style, or a source package that is missing or not the pinned one.
+        FileExistsError: `output` holds something other than a build of this dataset.
+        FileNotFoundError: `sources` is not a folder.
+    """
+    output = Path(output)
+    chosen = _check_styles(styles)
+    if output.exists() and not (output / MANIFEST).is_file() and any(output.iterdir()):
+        raise FileExistsError(
+            f"{output} holds something else than a mini dataset (no {MANIFEST}): "
+            "choose another folder"
+        )
+    if sources is not None and not Path(sources).is_dir():
+        raise FileNotFoundError(f"{sources} is not a folder: it should hold the npm tarballs")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        work = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent)
+            )
+        )
+        folder = Path(sources) if sources is not None else work / "sources"
+        folder.mkdir(exist_ok=True)
+        fresh = work / "fresh"
+        manifest = _build(fresh, folder, sources is not None, chosen)
+        if output.exists():
+            output.rename(work / "old")
+        fresh.rename(output)
+    return manifest
+
+
+def _check_styles(styles: Sequence[str] | None) -> list[str]:
+    unknown = [style for style in styles or () if style not in SPLITS]
+    if unknown:
+        raise ValueError(f"unknown style {unknown[0]!r}: the styles are {', '.join(SPLITS)}")
+    return [style for style in SPLITS if styles is None or style in styles]
+
+
+def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict[str, Any]:
+    archives = open_sources(needed_sources(styles), folder, offline)
+    selection = select(archives)
+    files: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, list[Picture]] = {}
+    left_out: dict[str, dict[str, list[str]]] = {}
+    for style in styles:
+        drawn, left_out[style] = draw_style(style, selection.concepts, archives[style])
+        pictures[style] = drawn
+    digests = {
+        picture.path: hashlib.sha256(picture.png).hexdigest()
+        for drawn in pictures.values()
+        for picture in drawn
+    }
+    for style, drawn in pictures.items():
+        rows = [_image_row(picture, digests) for picture in drawn]
+        _write(output, f"images/{style}.parquet", rows, IMAGE_SCHEMA, files)
+
+    removed = {}
+    balance: dict[str, Any] = {}
+    for language in LANGUAGES:
+        keywords = Keywords(selection, language)
+        removed[language] = keywords.removed
+        for split in sorted({SPLITS[style] for style in styles}):
+            own = [p for style in styles if SPLITS[style] == split for p in pictures[style]]
+            captions = caption_rows(own, digests, language, selection, keywords)
+            questions = instruct_rows(own, language, selection, keywords)
+            balance.setdefault(split, {})[language] = _balance(questions)
+            for kind, rows, schema in (
+                ("texts", captions, texts.SCHEMA),
+                ("instruct", questions, instruct.SCHEMA),
+            ):
+                for flagged in (False, True):
+                    name = f"{kind}/{language}/{split}-{'flagged' if flagged else 'clean'}.parquet"
+                    part = [row for row in rows if is_flagged(row["sensitive"]) == flagged]
+                    _write(output, name, part, schema, files)
+
+    manifest = {
+        "seed": SEED,
+        "sources": [_source_entry(key) for key in archives],
+        "tools": {name: version(name) for name in ("pillow", "pyarrow", "resvg-py")},
+        "languages": list(LANGUAGES),
+        "concepts": _concept_counts(selection),
+        "dropped_emoji": selection.dropped,
+        "repaired_names": selection.repaired,
+        "concepts_without_name": selection.unnamed,
+        "keywords_removed_as_held_out_names": removed,
+        "styles": {
+            style: {
+                "split": SPLITS[style],
+                "pictures": len(pictures[style]),
+                "left_out": {reason: len(ids) for reason, ids in sorted(left_out[style].items())},
+            }
+            for style in styles
+        },
+        "left_out_concepts": {
+            style: {
+                reason: ids
+                for reason, ids in sorted(left_out[style].items())
+                if reason not in ("held out", "not in this set")
+            }
+            for style in styles
+        },
+        "held_out": sorted(concept.id for concept in selection.concepts if not concept.seen),
+        "configs": card.count_configs(files, styles),
+        "balance": balance,
+        "files": dict(sorted(files.items())),
+    }
+    _copy_licences(output, styles)
+    (output / MANIFEST).write_text(
+        json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (output / "README.md").write_text(card.write_card(manifest, selection, None), encoding="utf-8")
+    (output / "ATTRIBUTION.md").write_text(card.write_attribution(styles), encoding="utf-8")
+    return manifest
+
+
+def is_flagged(reasons: Sequence[str]) -> bool:
+    """Whether one of the reasons keeps a row out of the toxicity-free subset."""
+    listed = load_sensitive()
+    return any(listed[reason]["toxic"] for reason in reasons)
+
+
+def _image_row(picture: Picture, digests: dict[str, str]) -> dict[str, Any]:
+    return {
+        "image": picture.path,
+        "image_sha256": digests[picture.path],
+        "picture": {"bytes": picture.png, "path": picture.path},
+        "style": picture.style,
+        "concept": picture.concept.id,
+    }
+
+
+def _write(
+    output: Path, name: str, rows: list[dict[str, Any]], schema: Any, files: dict[str, Any]
+) -> None:
+    path = output / name
+    write_table(path, rows, schema)
+    data = path.read_bytes()
+    files[name] = {
+        "rows": len(rows),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def _balance(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often each task occurs, and how often yes and no are right."""
+    yesno = [row for row in rows if row["task"] == "yesno"]
+    return {
+        "tasks": dict(sorted(Counter(row["task"] for row in rows).items())),
+        "yes": sum(row["about"] == row["concept"] for row in yesno),
+        "no": sum(row["about"] != row["concept"] for row in yesno),
+    }
+
+
+def _source_entry(key: str) -> dict[str, str]:
+    source = SOURCES[key]
+    return {
+        "package": source.package,
+        "version": source.version,
+        "sha512": source.sha512,
+        "licence": source.licence,
+    }
+
+
+def _concept_counts(selection: Selection) -> dict[str, Any]:
+    concepts = selection.concepts
+    reasons = Counter(reason for concept in concepts for reason in concept.sensitive)
+    return {
+        "all": len(concepts),
+        "held_out": sum(not concept.seen for concept in concepts),
+        "flagged": sum(concept.toxic for concept in concepts),
+        "by_category": dict(Counter(concept.category for concept in concepts)),
+        "by_reason": dict(sorted(reasons.items())),
+    }
+
+
+def _copy_licences(output: Path, styles: list[str]) -> None:
+    folder = output / "LICENSES"
+    folder.mkdir()
+    for name in sorted({SOURCES[key].licence for key in needed_sources(styles)}):
+        source = LICENCE_FOLDER / f"{name}.txt"
+        shutil.copyfile(source, folder / source.name)

@@ -1,0 +1,237 @@
+"""What the mini dataset is about: one concept per emoji, named by Unicode CLDR in ten languages."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .draw import draw
+from .sources import CHARACTER_SOURCES, Archive, SourceError
+
+LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
+
+# emojibase's groups, and the CLDR character label that names each in every language.
+CATEGORIES = {
+    "smileys-emotion": "smiley",
+    "people-body": "person",
+    "animals-nature": "animals_nature",
+    "food-drink": "food_drink",
+    "travel-places": "travel_places",
+    "activities": "activities",
+    "objects": "objects",
+    "symbols": "symbols",
+}
+HELD_OUT_SHARE = 0.1
+SENSITIVE_FILE = Path(__file__).with_name("sensitive.json")
+
+_VARIATION_SELECTOR = "fe0f"
+_MAN_OR_WOMAN_JOINED = ("1f468-200d-", "1f469-200d-")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One emoji.
+
+    Attributes:
+        id: code points in lower-case hexadecimal joined by "-", without variation selectors.
+        names: language -> CLDR short name. A language without an entry has no name for it.
+        keywords: language -> CLDR keywords, in CLDR's order.
+        seen: False where the concept is held out of every training split.
+        sensitive: reasons it is on the sensitive list; empty for most.
+        toxic: whether one of the reasons is more than "sensitive, not toxic".
+        icon_names: what the icon sets that have a character table call it.
+    """
+
+    id: str
+    emoji: str
+    category: str
+    subgroup: str
+    names: dict[str, str]
+    keywords: dict[str, tuple[str, ...]]
+    seen: bool
+    sensitive: tuple[str, ...]
+    toxic: bool
+    icon_names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The concepts kept, the localized category names, and what was left out and mended."""
+
+    concepts: list[Concept]
+    category_names: dict[str, dict[str, str]]
+    dropped: dict[str, int]
+    repaired: dict[str, int]
+    unnamed: dict[str, list[str]]
+
+
+@functools.cache
+def load_sensitive() -> dict[str, dict[str, Any]]:
+    """The list of sensitive concepts: reason -> {about, toxic, names (English CLDR names)}."""
+    return json.loads(SENSITIVE_FILE.read_text(encoding="utf-8"))
+
+
+def _drop_reason(row: dict[str, Any], group: str | None, concept: str) -> str | None:
+    if group is None or group == "component":
+        return "component (skin tone, hair, regional letter): not a picture of its own"
+    if group == "flags":
+        return "flag: templated names, political, missing from some styles"
+    if row.get("gender") is not None:
+        return "gendered copy of a neutral emoji"
+    if concept.startswith(_MAN_OR_WOMAN_JOINED):
+        return "man or woman joined to a profession, hair style or family: neutral form kept"
+    if "facing right" in row["label"]:
+        return "mirrored copy facing right"
+    return None
+
+
+def _hold_out(concepts: list[tuple[str, str]]) -> set[str]:
+    """Ids of the held-out tenth of every category, from (id, category) pairs."""
+    held_out: set[str] = set()
+    for category in CATEGORIES:
+        ids = [concept for concept, own in concepts if own == category]
+        ids.sort(key=lambda concept: (draw(2**60, "held-out", concept), concept))
+        held_out.update(ids[: round(HELD_OUT_SHARE * len(ids))])
+    return held_out
+
+
+def _read_annotations(archives: dict[str, Archive]) -> dict[str, dict[str, dict[str, Any]]]:
+    """language -> character -> {tts: [name], default: [keywords]}, plain entries before derived."""
+    found: dict[str, dict[str, dict[str, Any]]] = {language: {} for language in LANGUAGES}
+    for key, folder in (
+        ("annotations-derived", "annotationsDerived"),
+        ("annotations", "annotations"),
+    ):
+        names = {f"{folder}/{language}/annotations.json": language for language in LANGUAGES}
+        for name, data in archives[key].read_json(names).items():
+            found[names[name]].update(data[folder]["annotations"])
+    return found
+
+
+def _read_category_names(archive: Archive) -> dict[str, dict[str, str]]:
+    files = {f"main/{language}/characterLabels.json": language for language in LANGUAGES}
+    names = {}
+    for name, data in archive.read_json(files).items():
+        language = files[name]
+        labels = data["main"][language]["characterLabels"]
+        names[language] = {category: labels[key].lower() for category, key in CATEGORIES.items()}
+    return {language: names[language] for language in LANGUAGES}
+
+
+def select(archives: dict[str, Archive]) -> Selection:
+    """Choose the concepts and give each its names, keywords, split side and sensitivity.
+
+    Raises:
+        SourceError: a name on the sensitive list is no concept, or a name is not unique.
+    """
+    emojibase = archives["emojibase"].read_json(["en/data.json", "meta/groups.json"])
+    groups = emojibase["meta/groups.json"]["groups"]
+    subgroups = emojibase["meta/groups.json"]["subgroups"]
+    annotations = _read_annotations(archives)
+    characters = {
+        key: archives[key].read_json(["chars.json"])["chars.json"]
+        for key in CHARACTER_SOURCES
+        if key in archives
+    }
+    dropped: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
+    unnamed: dict[str, list[str]] = {}
+    kept = []
+    for row in sorted(emojibase["en/data.json"], key=lambda row: row.get("order", 0)):
+        group = groups.get(str(row.get("group")))
+        full = row["hexcode"].lower()
+        concept = "-".join(code for code in full.split("-") if code != _VARIATION_SELECTOR)
+        reason = _drop_reason(row, group, concept)
+        emoji = row["emoji"].replace("\ufe0f", "")
+        if reason is None and "tts" not in annotations["en"].get(emoji, {}):
+            reason = "no English name in CLDR"
+        if reason is not None:
+            dropped[reason] += 1
+            continue
+        names, keywords = {}, {}
+        english = annotations["en"][emoji]["tts"][0]
+        for language in LANGUAGES:
+            entry = annotations[language].get(emoji, {})
+            if "tts" not in entry:
+                unnamed.setdefault(language, []).append(concept)
+                continue
+            name = entry["tts"][0]
+            if language == "hi" and "," in name and "," not in english:
+                # CLDR's Hindi lists alternatives ("rocket, vehicle"); the first is the name.
+                name = name.split(",")[0].strip()
+                repaired["hi: name cut at its first comma"] += 1
+            names[language] = name
+            keywords[language] = tuple(entry.get("default", ()))
+        icon_names = {
+            key: table[code]
+            for key, table in characters.items()
+            for code in (full, concept)
+            if code in table
+        }
+        kept.append(
+            (concept, emoji, group, subgroups[str(row["subgroup"])], names, keywords, icon_names)
+        )
+
+    for language in LANGUAGES:
+        repaired.update(_tell_apart(language, kept, annotations[language]))
+    sensitive, toxic = _match_sensitive({names["en"]: concept for concept, *_, names, _, _ in kept})
+    held_out = _hold_out([(concept, group) for concept, _, group, *_ in kept])
+    concepts = [
+        Concept(
+            id=concept,
+            emoji=emoji,
+            category=group,
+            subgroup=subgroup,
+            names=names,
+            keywords=keywords,
+            seen=concept not in held_out,
+            sensitive=tuple(sensitive.get(concept, ())),
+            toxic=concept in toxic,
+            icon_names=icon_names,
+        )
+        for concept, emoji, group, subgroup, names, keywords, icon_names in kept
+    ]
+    return Selection(
+        concepts=concepts,
+        category_names=_read_category_names(archives["labels"]),
+        dropped=dict(sorted(dropped.items())),
+        repaired=dict(sorted(repaired.items())),
+        unnamed=unnamed,
+    )
+
+
+def _tell_apart(language: str, kept: list[Any], annotations: dict[str, Any]) -> Counter[str]:
+    """Give back the full CLDR name wherever cutting made two names of one language equal."""
+    count: Counter[str] = Counter()
+    names = Counter(row[4].get(language) for row in kept)
+    for row in kept:
+        own = row[4].get(language)
+        full = annotations.get(row[1], {}).get("tts", [own])[0]
+        if own is not None and names[own] > 1 and full != own:
+            row[4][language] = full
+            count[f"{language}: name left whole, cut it would equal another"] += 1
+    names = Counter(row[4].get(language) for row in kept)
+    twice = [name for name, times in names.items() if name is not None and times > 1]
+    if twice:
+        raise SourceError(f"CLDR {language}: the name {twice[0]!r} is given to two concepts")
+    return count
+
+
+def _match_sensitive(by_english: dict[str, str]) -> tuple[dict[str, list[str]], set[str]]:
+    """Concept id -> reasons, and the ids with a toxic one."""
+    reasons: dict[str, list[str]] = {}
+    toxic = set()
+    for reason, entry in load_sensitive().items():
+        for name in entry["names"]:
+            if name not in by_english:
+                raise SourceError(
+                    f"{SENSITIVE_FILE.name}: {name!r} ({reason}) is the English name of no concept"
+                )
+            reasons.setdefault(by_english[name], []).append(reason)
+            if entry["toxic"]:
+                toxic.add(by_english[name])
+    return reasons, toxic

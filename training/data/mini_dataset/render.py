@@ -1,0 +1,155 @@
+"""Emoji vector art to 64 x 64 palette PNGs, the same bytes on every run."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .concepts import Concept
+from .sources import Archive, SourceError
+
+SIZE = 64
+COLOURS = 64
+# Drawn three times too large, then reduced: smoother edges than drawing at 64.
+_OVERSAMPLING = 3
+REFUSED_FILE = Path(__file__).with_name("refused.json")
+
+SPLITS = {
+    "noto": "train",
+    "noto-v1": "train",
+    "fluent": "train",
+    "fluent-flat": "train",
+    "fxemoji": "train",
+    "openmoji": "validation",
+    "twemoji": "test",
+}
+# Sets without a character table: in whose names they are searched, first match wins.
+_NAMED_AFTER = {
+    "noto-v1": ("noto",),
+    "fluent": ("fluent-flat",),
+    "fxemoji": ("noto", "fluent-flat", "twemoji", "openmoji"),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One concept in one style. `png` holds the file's bytes, 64 x 64 pixels, palette mode."""
+
+    concept: Concept
+    style: str
+    png: bytes
+
+    @property
+    def path(self) -> str:
+        return f"{self.style}/{self.concept.id}.png"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def icon_candidates(concept: Concept, style: str) -> list[str]:
+    """Names under which `concept` may be found in the icon set of `style`, best first."""
+    if style not in _NAMED_AFTER:
+        return [concept.icon_names[style]] if style in concept.icon_names else []
+    names = [concept.icon_names.get(key, "") for key in _NAMED_AFTER[style]]
+    names.append(_slug(concept.names["en"]))
+    if style == "fxemoji":
+        # Its names are run together ("beermug").
+        names = [name.replace("-", "") for name in names]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _find_icon(icons: dict[str, Any], candidates: list[str]) -> dict[str, Any] | None:
+    for name in candidates:
+        alias = icons.get("aliases", {}).get(name)
+        if alias is not None and set(alias) == {"parent"}:
+            name = alias["parent"]
+        icon = icons["icons"].get(name)
+        if icon is not None:
+            return icon
+    return None
+
+
+def to_svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
+    """A square SVG document of an iconify icon; the shorter side is padded evenly."""
+
+    def field(name: str, default: float) -> float:
+        return icon.get(name, icons.get(name, default))
+
+    width, height = field("width", 16), field("height", 16)
+    side = max(width, height)
+    left = field("left", 0) - (side - width) / 2
+    top = field("top", 0) - (side - height) / 2
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left:g} {top:g} {side:g} {side:g}" width="{SIZE}" height="{SIZE}">'
+        f"{icon['body']}</svg>"
+    )
+
+
+def rasterise(svg: str) -> bytes:
+    """PNG bytes of an SVG document on white: 64 x 64 pixels, at most 64 colours."""
+    # Imported here: only building needs it, and the shipped dataset is read without it.
+    import resvg_py
+
+    large = SIZE * _OVERSAMPLING
+    drawn = resvg_py.svg_to_bytes(
+        svg_string=svg, background="white", width=large, height=large, skip_system_fonts=True
+    )
+    image = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
+    image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS).quantize(COLOURS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def load_refused() -> dict[str, dict[str, str]]:
+    """style -> concept id -> why the icon found for it is not used."""
+    return json.loads(REFUSED_FILE.read_text(encoding="utf-8"))
+
+
+def draw_style(
+    style: str, concepts: list[Concept], archive: Archive
+) -> tuple[list[Picture], dict[str, list[str]]]:
+    """Every concept the style has, sorted by path; and reason -> concept ids left out.
+
+    A training style leaves the held-out concepts out altogether. Two concepts with the same
+    pixels cannot be told apart in that style, so neither is used.
+
+    Raises:
+        SourceError: an icon cannot be drawn.
+    """
+    icons = archive.read_json(["icons.json"])["icons.json"]
+    refused = load_refused().get(style, {})
+    left_out: dict[str, list[str]] = {}
+    pictures: dict[bytes, list[Picture]] = {}
+    for concept in concepts:
+        icon = _find_icon(icons, icon_candidates(concept, style))
+        reason = None
+        if icon is None:
+            reason = "not in this set"
+        elif concept.id in refused:
+            reason = "wrong or doubtful picture"
+        elif SPLITS[style] == "train" and not concept.seen:
+            reason = "held out"
+        if reason is not None or icon is None:
+            left_out.setdefault(str(reason), []).append(concept.id)
+            continue
+        try:
+            png = rasterise(to_svg(icon, icons))
+        except ValueError as error:
+            raise SourceError(f"{style}: {concept.id} cannot be drawn: {error}") from None
+        pictures.setdefault(png, []).append(Picture(concept, style, png))
+    for same in pictures.values():
+        if len(same) > 1:
+            ids = left_out.setdefault("same pixels as another concept", [])
+            ids.extend(picture.concept.id for picture in same)
+    alone = [same[0] for same in pictures.values() if len(same) == 1]
+    return sorted(alone, key=lambda picture: picture.path), left_out

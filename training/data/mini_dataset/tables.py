@@ -1,0 +1,72 @@
+"""Parquet files of the mini dataset, written to be small and the same on every run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_IMAGE_FEATURES = {
+    "image": {"dtype": "string", "_type": "Value"},
+    "image_sha256": {"dtype": "string", "_type": "Value"},
+    "picture": {"_type": "Image"},
+    "style": {"dtype": "string", "_type": "Value"},
+    "concept": {"dtype": "string", "_type": "Value"},
+}
+# `datasets` reads the column types from this key; that is how `picture` decodes to an image.
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("image_sha256", pa.string()),
+        ("picture", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("style", pa.string()),
+        ("concept", pa.string()),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": _IMAGE_FEATURES}})},
+)
+# Sorted columns in which nearly every value is new are stored as differences. Those whose values
+# come again in the same order, style after style, are stored plainly: zstd sees the repetition in
+# plain text, and would not in a dictionary's packed indices.
+_DELTA_COLUMNS = ("id", "image", "concept")
+_PLAIN_COLUMNS = (
+    "image_sha256",
+    "text",
+    "keywords.list.element",
+    "answer",
+    "about",
+    "messages.list.element.content",
+)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Parquet column paths of the schema's leaves."""
+
+    def walk(path: str, kind: pa.DataType) -> list[str]:
+        if pa.types.is_list(kind):
+            return walk(f"{path}.list.element", kind.value_type)
+        if pa.types.is_struct(kind):
+            return [leaf for field in kind for leaf in walk(f"{path}.{field.name}", field.type)]
+        return [path]
+
+    return [leaf for field in schema for leaf in walk(field.name, field.type)]
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write rows in the order given. Same rows and pyarrow version, same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    delta = [name for name in _DELTA_COLUMNS if name in schema.names]
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=schema),
+        path,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[leaf for leaf in _leaves(schema) if leaf not in (*delta, *_PLAIN_COLUMNS)],
+        column_encoding=dict.fromkeys(delta, "DELTA_BYTE_ARRAY"),
+        dictionary_pagesize_limit=8 << 20,
+        data_page_size=8 << 20,
+        row_group_size=1 << 20,
+        write_statistics=False,
+    )
