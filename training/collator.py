@@ -24,6 +24,9 @@ from .recipe import AugmentRecipe
 
 Layout = Literal["segments", "dense"]
 
+# Tokenised conversations kept in memory, about a kilobyte each.
+KEPT = 1 << 19
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -249,7 +252,8 @@ class GroupCollator:
             images=conversation.images,
             source=conversation.source,
         )
-        self._encoded[index] = encoded
+        if len(self._encoded) < KEPT:
+            self._encoded[index] = encoded
         return encoded
 
 

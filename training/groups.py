@@ -71,7 +71,8 @@ class GroupData:
         self.report: list[str] = []
         language, task, image, source, local = [], [], [], [], []
         weight: list[np.ndarray] = []
-        image_offset = 0
+        # Sources about the same folder of images share them: one file per language becomes groups.
+        known: dict[tuple[str, Any], int] = {}
         for number, recipe in enumerate(recipes):
             item, columns = _open_source(recipe, seed)
             count = len(item.row_index)
@@ -79,8 +80,7 @@ class GroupData:
             self.sources.append(item)
             language.append(_index(columns.language, self.languages))
             task.append(_index(columns.task, self.tasks))
-            image.append(np.where(columns.group >= 0, columns.group + image_offset, -1))
-            image_offset += int(columns.group.max(initial=-1)) + 1
+            image.append(_common_numbers(item, number, columns.group, known))
             source.append(np.full(count, number, np.int16))
             local.append(np.arange(count, dtype=np.int64))
             rates = recipe.tasks or {}
@@ -177,6 +177,22 @@ class GroupData:
             + "; tasks: "
             + ", ".join(f"{k} {v:,}" for k, v in tasks.items())
         )
+
+
+def _common_numbers(
+    source: _Source, number: int, group: np.ndarray, known: dict[tuple[str, Any], int]
+) -> np.ndarray:
+    """Numbers of images within a source as numbers over all sources; -1 stays -1."""
+    place = source.recipe.image_folder or source.recipe.path
+    lookup = np.full(int(group.max(initial=-1)) + 2, -1, np.int64)  # the last entry is for -1
+    for value in np.unique(group[group >= 0]).tolist():
+        if source.row_images is None:
+            key = source.image_keys[value]
+            name = (place if isinstance(key, str) else "", key)
+        else:
+            name = (f"source {number}", value)
+        lookup[value] = known.setdefault(name, len(known))
+    return lookup[group]
 
 
 @dataclass
@@ -403,7 +419,8 @@ def _find_images(source: _Source, column: str, columns: list[str]) -> None:
 def _opener(source: _Source) -> Callable[[Any], Image.Image]:
     recipe = source.recipe
     folder = Path(recipe.path)
-    if (folder / "images").is_dir() and any((folder / "images").glob("*.parquet")):
+    strings = bool(source.image_keys) and isinstance(source.image_keys[0], str)
+    if strings and (any((folder / "images").glob("*.parquet")) or not folder.exists()):
         return _image_table(recipe)
     if recipe.image_folder is not None:
         base = Path(recipe.image_folder)
@@ -423,18 +440,23 @@ def _image_table(recipe: DataRecipe) -> Callable[[Any], Image.Image]:
     import pyarrow
     import pyarrow.parquet
 
-    tables = [
-        pyarrow.parquet.read_table(path, columns=["image", "bytes"])
-        for path in sorted((Path(recipe.path) / "images").glob("*.parquet"))
-    ]
-    table = pyarrow.concat_tables(tables).combine_chunks()
+    folder = Path(recipe.path)
+    if folder.is_dir():
+        files = sorted((folder / "images").glob("*.parquet"))
+        columns = ["image", "picture"]
+        table = pyarrow.concat_tables(
+            [pyarrow.parquet.read_table(f, columns=columns) for f in files]
+        )
+    else:
+        table = _load_table(recipe.path, "images", "train")
+    table = table.combine_chunks()
     position = {name: i for i, name in enumerate(table.column("image").to_pylist())}
-    content = table.column("bytes")
+    content = table.column("picture")
 
     def open_image(key: Any) -> Image.Image:
         if key not in position:
             raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
-        return load_image(content[position[key]].as_py())
+        return load_image(content[position[key]].as_py()["bytes"])
 
     return open_image
 

@@ -265,10 +265,10 @@ def _run_stage(
 
     started = time.monotonic()
     _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
+    check_memory(recipe, stage, previous, state, trust_remote_code)
     data = GroupData(stage.data, seed=recipe.seed)
     for line in [*data.report, data.summary()]:
         _say(state, "  " + line)
-    check_memory(recipe, stage, previous, state, trust_remote_code)
     set_seed(recipe.seed)
     model, processor = _load(recipe, previous, trust_remote_code)
     rows = apply_rules(model, stage.train)
