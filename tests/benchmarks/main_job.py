@@ -1,0 +1,176 @@
+"""The README's main job, timed: `maya train RECIPE`, then `maya evaluate`, once per seed.
+
+    python tests/benchmarks/main_job.py --recipe mini --seeds 0 1 2
+    python tests/benchmarks/main_job.py --recipe mini --readme
+
+The first writes `results/main_job_RECIPE.json`; the second puts its table into the README, where a
+test holds it against the file.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parents[1] / "README.md"
+PICTURE = HERE.parents[1] / "model_card" / "pictures" / "mini_sheet.png"
+TASKS = {"name": "naming", "category": "category", "yesno": "yes/no"}
+
+
+def results_file(recipe: str) -> Path:
+    """Where the results of a recipe's runs are kept."""
+    return HERE / "results" / f"main_job_{recipe}.json"
+
+
+def run_once(recipe: str, seed: int, work: Path) -> dict[str, Any]:
+    """Train and evaluate in fresh processes; the seconds of each and the evaluation's results."""
+    folder = work / f"seed-{seed}"
+    maya = [sys.executable, "-m", "training.cli"]
+    seconds = {}
+    for name, command in {
+        "train": ["train", recipe, "--output-dir", str(folder), "--set", f"seed={seed}"],
+        "evaluate": ["evaluate", str(folder)],
+    }.items():
+        began = time.perf_counter()
+        subprocess.run([*maya, *command], check=True, cwd=HERE.parents[1])
+        seconds[name] = round(time.perf_counter() - began, 1)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {"seed": seed, "seconds": seconds, "results": results, "folder": str(folder)}
+
+
+def percent(score: dict[str, Any]) -> str:
+    """A proportion with its 95 % interval, in percent."""
+    low, high = 100 * score["low"], 100 * score["high"]
+    return f"{100 * score['value']:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def render(record: dict[str, Any]) -> str:
+    """The README's section: the first seed in full, the spread over seeds, the time and machine."""
+    first = record["runs"][0]["results"]
+    scores = first["runs"]
+    languages = list(scores["model"]["name"]["seen"]["languages"])
+    machine, versions = first["machine"], first["versions"]
+    data = first["data"]
+    lines = [
+        f"On {', '.join(data['styles'])}, the art style kept for the test, of the "
+        f"{data['concepts']['seen']:,} concepts seen in training in other styles: percent right, with "
+        f"95 % intervals, beside the same model without the image (blind) and with another image "
+        f"(shuffled).",
+        "",
+        "| language | "
+        + " | ".join(f"{label} | blind | shuffled" for label in TASKS.values())
+        + " |",
+        "|---|" + "---|" * (3 * len(TASKS)),
+    ]
+
+    def row(label: str, pick: Any) -> str:
+        cells = [
+            percent(pick(scores[run][task]["seen"]))
+            for task in TASKS
+            for run in ("model", "blind", "shuffled")
+        ]
+        return f"| {label} | " + " | ".join(cells) + " |"
+
+    for language in languages:
+        lines.append(row(language, lambda part, code=language: part["languages"][code]))
+    means = scores["model"]["name"]["seen"]["means"]
+    for name, mean in means.items():
+        label = {
+            "all": "mean",
+            "pretrained": "mean of the pretrained",
+            "transfer": "mean of transfer",
+        }
+        codes = " ".join(mean["languages"])
+        lines.append(
+            row(f"**{label[name]}** ({codes})", lambda part, name=name: part["means"][name])
+        )
+    held_out = {
+        task: scores["model"][task]["held_out"]["means"]["all"]
+        for task in TASKS
+        if "held_out" in scores["model"][task]
+    }
+    if held_out:
+        lines += [
+            "",
+            f"The {data['concepts']['held_out']} concepts held out of everything, in the same style "
+            "(mean of all languages): "
+            + ", ".join(f"{TASKS[task]} {percent(score)}" for task, score in held_out.items())
+            + ".",
+        ]
+    if len(record["runs"]) > 1:
+        spread = []
+        for task, label in TASKS.items():
+            values = [
+                100 * run["results"]["runs"]["model"][task]["seen"]["means"]["all"]["value"]
+                for run in record["runs"]
+            ]
+            shown = ", ".join(f"{value:.1f}" for value in values)
+            spread.append(f"{label} {shown}")
+        seeds = ", ".join(str(run["seed"]) for run in record["runs"])
+        lines += ["", f"Mean of all languages for seeds {seeds}: {'; '.join(spread)}."]
+    train = statistics.median(run["seconds"]["train"] for run in record["runs"]) / 60
+    evaluate = statistics.median(run["seconds"]["evaluate"] for run in record["runs"]) / 60
+    lines += [
+        "",
+        f"Training took {train:.1f} minutes and evaluation {evaluate:.1f} (median of "
+        f"{len(record['runs'])}) on {machine['cores']} cores of {machine['processor']}, "
+        f"torch {versions['torch']}, transformers {versions['transformers']}. "
+        f"Numbers and table come from `tests/benchmarks/results/{record['file']}`, written by "
+        f"`python tests/benchmarks/main_job.py --recipe {record['recipe']}`.",
+    ]
+    if record["recipe"] == "mini":
+        lines += [
+            "",
+            "![Test pictures with answers in ten languages](model_card/pictures/mini_sheet.png)",
+        ]
+    return "\n".join(lines)
+
+
+def readme_with(section: str, name: str, text: str) -> str:
+    """`text` with what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` replaced."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    if not rest or end not in rest:
+        raise ValueError(f"README.md has no section between {begin.strip()} and {end}")
+    return f"{head}{begin}{section}\n{end}{tail}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--recipe", default="mini")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--readme", action="store_true", help="only put the results into the README"
+    )
+    args = parser.parse_args()
+    file = results_file(args.recipe)
+    if not args.readme:
+        with tempfile.TemporaryDirectory() as work:
+            runs = [run_once(args.recipe, seed, Path(work)) for seed in args.seeds]
+            if args.recipe == "mini":
+                PICTURE.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(Path(runs[0]["folder"]) / "sheet.png", PICTURE)
+        for run in runs:
+            del run["folder"]
+        record = {"file": file.name, "recipe": args.recipe, "runs": runs}
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(
+            json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+        os.replace(temporary, file)
+    record = json.loads(file.read_text(encoding="utf-8"))
+    text = README.read_text(encoding="utf-8")
+    README.write_text(readme_with(render(record), args.recipe, text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
