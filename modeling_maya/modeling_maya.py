@@ -148,67 +148,61 @@ class MayaModel(MayaPreTrainedModel):
         pixel_values: torch.Tensor,
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encode and project images; the two `vision_feature_*` default to the config's.
+        """Encode and project images, float (I, channels, height, width).
 
-        pixel_values: float (I, channels, height, width). For a SigLIP2 tower also its own format:
-            patches (I, patches, patch values) with `pixel_attention_mask` (I, patches) and
-            `spatial_shapes` (I, 2); features of padding patches are left out.
-
-        Returns the tower's output, its `pooler_output` a list of I projected features (S, D).
+        The two `vision_feature_*` default to the config's. Returns the tower's output, with a list of
+        I projected features (S, D) as `pooler_output`. Raises ValueError for a layer that is not kept.
         """
-        tower_inputs = {}
-        if self.config.vision_config.model_type == "siglip2_vision_model":
-            if pixel_values.ndim == 4:
-                pixel_values, spatial_shapes = self._patchify(pixel_values)
-                pixel_attention_mask = torch.ones(
-                    pixel_values.shape[:2], device=pixel_values.device
-                )
-            tower_inputs = {
-                "pixel_attention_mask": pixel_attention_mask,
-                "spatial_shapes": spatial_shapes,
-            }
-
         # Gradient checkpointing makes even a frozen tower's embeddings require grad, and the whole
         # tower would then be recomputed in the backward pass for nothing.
         trained = pixel_values.requires_grad or any(
-            p.requires_grad for p in self.vision_tower.parameters()
+            parameter.requires_grad for parameter in self.vision_tower.parameters()
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            outputs = self.vision_tower(pixel_values, **tower_inputs, return_dict=True, **kwargs)
-
+            outputs = self.vision_tower(
+                **self._tower_inputs(pixel_values), return_dict=True, **kwargs
+            )
         index = vision_feature_layer % (self.config.vision_config.num_hidden_layers + 1)
         if index >= len(outputs.hidden_states):
             raise ValueError(
-                f"vision_feature_layer {vision_feature_layer} is layer {index} of the vision tower, but only "
-                f"{len(outputs.hidden_states) - 1} layers are kept: set vision_keep_unused_weights in the config."
+                f"vision_feature_layer={vision_feature_layer} is layer {index} of the vision tower, "
+                f"but only the first {len(outputs.hidden_states) - 1} are kept: load the model with "
+                f"vision_keep_unused_weights=True in its config."
             )
         features = outputs.hidden_states[index]
         if vision_feature_select_strategy == "default":
             features = features[:, 1:]
-            pixel_attention_mask = (
-                None if pixel_attention_mask is None else pixel_attention_mask[:, 1:]
-            )
-        features = self.multi_modal_projector(features)
-        if pixel_attention_mask is None:
-            outputs.pooler_output = list(features)
-        else:
-            outputs.pooler_output = [
-                image[real.bool()] for image, real in zip(features, pixel_attention_mask, strict=True)
-            ]
+        outputs.pooler_output = list(self.multi_modal_projector(features))
         return outputs
 
-    def _patchify(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (I, C, H, W) to SigLIP2's patches (I, h * w, patch * patch * C) and shapes (I, 2) of (h, w)."""
+    def _tower_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the tower's forward takes: the images, cut into patches for SigLIP2, which wants them so."""
+        if self.config.vision_config.model_type != "siglip2_vision_model":
+            return {"pixel_values": pixel_values}
         images, channels, height, width = pixel_values.shape
         patch = self.config.vision_config.patch_size
         grid = (height // patch, width // patch)
         patches = pixel_values.reshape(images, channels, grid[0], patch, grid[1], patch)
         patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(images, grid[0] * grid[1], -1)
-        return patches, torch.tensor([grid] * images, device=pixel_values.device)
+        return {
+            "pixel_values": patches,
+            "pixel_attention_mask": torch.ones(patches.shape[:2], device=patches.device),
+            "spatial_shapes": torch.tensor([grid] * images, device=patches.device),
+        }
+
+    def _blank_image(self) -> torch.Tensor:
+        """A grey image (1, channels, height, width) of the size the tower expects."""
+        vision = self.config.vision_config
+        if vision.model_type == "siglip2_vision_model":
+            size: int | tuple[int, int] = int(vision.num_patches**0.5) * vision.patch_size
+        else:
+            size = vision.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return torch.zeros(
+            (1, vision.num_channels, height, width), device=self.device, dtype=self.dtype
+        )
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, num_features: int
@@ -239,18 +233,16 @@ class MayaModel(MayaPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        vision_feature_layer: int | None = None,
-        vision_feature_select_strategy: str | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MayaModelOutputWithPast:
-        """input_ids (B, T) or inputs_embeds (B, T, D); images as in `get_image_features`, in reading order over
-        all rows, or already encoded in `mm_encoder_outputs["image"]`; attention_mask in any form the decoder
-        takes (2-D, 4-D, flex block mask).
+        """One pass over input_ids (B, T) or inputs_embeds (B, T, D).
 
-        Raises ValueError when placeholders and features differ in number.
+        pixel_values: images as in `get_image_features`, in reading order over all rows; or
+        mm_encoder_outputs: {"image": the output of `get_image_features`}.
+        attention_mask: any form the decoder takes (2-D, 4-D, flex block mask).
+
+        Raises ValueError when placeholders and image features differ in number.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -260,26 +252,24 @@ class MayaModel(MayaPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
-            encoded = self.get_image_features(
-                pixel_values,
-                vision_feature_layer=vision_feature_layer,
-                vision_feature_select_strategy=vision_feature_select_strategy,
-                pixel_attention_mask=pixel_attention_mask,
-                spatial_shapes=spatial_shapes,
-                return_dict=True,
-            )
+            encoded = self.get_image_features(pixel_values, return_dict=True)
 
         image_features = None
         if encoded is not None:
-            image_features = torch.cat(tuple(encoded.pooler_output)).to(
-                inputs_embeds.device, inputs_embeds.dtype
-            )
+            image_features = torch.cat(tuple(encoded.pooler_output))
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, len(image_features))
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
-        elif (
-            input_ids is not None and past_key_values is None and not torch.compiler.is_compiling()
-        ):
-            self.get_placeholder_mask(input_ids, inputs_embeds, 0)
+        elif input_ids is not None and (self.training or mm_encoder_outputs is not None):
+            # In training, and in the prompt of `generate`, a placeholder without an image is a mistake.
+            # Elsewhere it is left alone: profilers run random ids, a cached step the model's own.
+            if past_key_values is None or past_key_values.get_seq_length() == 0:
+                self.get_placeholder_mask(input_ids, inputs_embeds, 0)
+        if encoded is None and self.training and torch.is_grad_enabled():
+            # Under data-parallel training every rank must use every part in every step, or the
+            # ranks that have images wait for the others for ever: add zero times a blank image.
+            blank = self.get_image_features(self._blank_image(), return_dict=True)
+            inputs_embeds = inputs_embeds + 0.0 * blank.pooler_output[0].sum()
 
         outputs = self.language_model(
             attention_mask=attention_mask,

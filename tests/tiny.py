@@ -102,7 +102,7 @@ def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         with torch.no_grad():
             if "embed_tokens" in name:
                 # Small beside what the layers add, or a tied head would just repeat the last token.
-                parameter.copy_(0.3 * noise)
+                parameter.copy_(0.1 * noise)
             elif "position_embedding" in name:
                 parameter.copy_(noise)
             elif parameter.ndim > 1:
