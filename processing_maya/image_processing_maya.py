@@ -6,7 +6,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import (
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
@@ -132,25 +137,51 @@ class MayaImageProcessor(PilBackend):
                     f"{name} must be three numbers from 0 to 255 (red, green, blue), found {color!r}."
                 )
 
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
+        """Flatten nested lists and batches; unlike the base class, grey arrays are pictures too."""
+        images = self.fetch_images(images)
+        if isinstance(images, (list, tuple)):
+            return [image for part in images for image in self._prepare_images_structure(part)]
+        return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
     def process_image(
         self,
         image: Any,
+        do_convert_rgb: bool | None = True,
+        input_data_format: str | ChannelDimension | None = None,
         apply_exif_rotation: bool | None = None,
         transparent_color: list[int] | tuple[int, ...] | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Turn one PIL image, array or tensor into an array [3, height, width]."""
+        """Turn a PIL image, array or tensor into an array [channels, height, width].
+
+        Arrays may be [height, width], channels first or channels last. With `do_convert_rgb` the
+        result has three channels.
+        """
         if isinstance(image, Image.Image):
             if apply_exif_rotation:
                 image = ImageOps.exif_transpose(image)
-            if kwargs.get("do_convert_rgb", True):
-                image = to_rgb(
-                    image, tuple(transparent_color) if transparent_color is not None else None
-                )
-        array = super().process_image(image, **kwargs)
-        if array.shape[0] == 1:
+            if do_convert_rgb:
+                color = tuple(transparent_color) if transparent_color is not None else None
+                image = to_rgb(image, color)
+            array = np.asarray(image)
+            input_data_format = ChannelDimension.LAST
+        else:
+            array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
+        if array.ndim == 2:
+            array = array[None]
+        elif array.ndim == 3:
+            if input_data_format is None:
+                input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+            if input_data_format == ChannelDimension.LAST:
+                array = array.transpose(2, 0, 1)
+        else:
+            raise ValueError(
+                f"An image array needs two or three dimensions, found the shape {array.shape}."
+            )
+        if do_convert_rgb and len(array) == 1:
             array = np.repeat(array, 3, axis=0)
-        elif array.shape[0] == 4:
+        elif do_convert_rgb and len(array) == 4:
             array = array[:3]
         return array
 

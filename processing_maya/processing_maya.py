@@ -73,7 +73,7 @@ def messages_from_conversations(
     for (role, _), count in zip(turns, markers, strict=True):
         if count and role != "user":
             raise ValueError(
-                f"{name}: an <image> marker in a {role} turn; images belong to the human turns."
+                f"{name}: an <image> marker in {'an' if role == 'assistant' else 'a'} {role} turn; images belong to the human turns."
             )
     marked_turns = sum(count > 0 for count in markers)
     if num_images not in (sum(markers), marked_turns):
@@ -122,7 +122,7 @@ def _check_messages(messages: Any, name: str, allow_empty_last: bool = False) ->
                 elif kind == "image":
                     if role != "user":
                         raise ValueError(
-                            f"{where}: an image in a {role} turn; images belong to user turns."
+                            f"{where}: an image in the {role}'s turn; images belong to user turns."
                         )
                 else:
                     raise ValueError(
