@@ -260,11 +260,14 @@ class MayaModel(MayaPreTrainedModel):
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, len(image_features))
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
-        elif input_ids is not None and (self.training or mm_encoder_outputs is not None):
-            # In training, and in the prompt of `generate`, a placeholder without an image is a mistake.
-            # Elsewhere it is left alone: profilers run random ids, a cached step the model's own.
-            if past_key_values is None or past_key_values.get_seq_length() == 0:
-                self.get_placeholder_mask(input_ids, inputs_embeds, 0)
+        elif (
+            # In training, and in the prompt given to `generate`, a placeholder without an image is a
+            # mistake. Elsewhere it is let be: profilers run random ids, a cached step the model's own.
+            input_ids is not None
+            and (self.training or mm_encoder_outputs is not None)
+            and (past_key_values is None or past_key_values.get_seq_length() == 0)
+        ):
+            self.get_placeholder_mask(input_ids, inputs_embeds, 0)
         if encoded is None and self.training and torch.is_grad_enabled():
             # Under data-parallel training every rank must use every part in every step, or the
             # ranks that have images wait for the others for ever: add zero times a blank image.

@@ -74,7 +74,7 @@ def test_a_contradicting_length_is_refused_with_both_numbers():
 
 def test_an_unknown_tower_needs_its_length_given():
     vision_class, fields = TOWERS["dinov2"]
-    with pytest.raises(ValueError, match="'dinov2'.*give it"):
+    with pytest.raises(ValueError, match=r"'dinov2'.*give it"):
         MayaConfig(vision_config=vision_class(**fields))
 
 
@@ -113,13 +113,13 @@ def test_wrong_types_are_refused_later_too():
 def test_a_config_made_wrong_afterwards_is_not_saved(tmp_path):
     config = tiny_config()
     config.vision_feature_select_strategy = "default"
-    with pytest.raises(StrictDataclassError, match="image_seq_length is 9, .*gives 8"):
+    with pytest.raises(StrictDataclassError, match=r"image_seq_length is 9, .*gives 8"):
         config.save_pretrained(tmp_path)
     assert not (tmp_path / "config.json").exists()
 
 
 def test_a_decoder_with_other_logit_rules_is_refused():
-    with pytest.raises(StrictDataclassError, match="gemma2.*final_logit_softcapping"):
+    with pytest.raises(StrictDataclassError, match=r"gemma2.*final_logit_softcapping"):
         MayaConfig(text_config=Gemma2Config())
 
 

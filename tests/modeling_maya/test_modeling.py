@@ -208,7 +208,8 @@ def test_wrong_counts_raise_with_both_numbers(spoil, tokens, features):
         rf"Each image needs 9 tokens of id {IMAGE_TOKEN}"
     )
     with pytest.raises(ValueError, match=message):
-        model(**inputs)
+        model.train()(**inputs)
+    model.eval()
     with pytest.raises(ValueError, match=message):
         model.generate(**inputs, max_new_tokens=1)
 
