@@ -18,11 +18,13 @@ from .concepts import LANGUAGES, Selection, load_sensitive, select
 from .draw import SEED
 from .instruct import instruct_rows
 from .render import SPLITS, Picture, draw_style
+from .samples import can_draw, draw_samples, find_fonts
 from .sources import SOURCES, needed_sources, open_sources
 from .tables import IMAGE_SCHEMA, write_table
 from .texts import Keywords, caption_rows
 
 MANIFEST = "manifest.json"
+SAMPLES = "samples.png"
 LICENCE_FOLDER = Path(__file__).with_name("licences")
 
 
@@ -150,7 +152,13 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
     (output / MANIFEST).write_text(
         json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    (output / "README.md").write_text(card.write_card(manifest, selection, None), encoding="utf-8")
+    # The picture needs fonts for every script, which not every machine has; the data do not.
+    fonts = find_fonts()
+    picture = SAMPLES if can_draw(fonts) else None
+    if picture is not None:
+        draw_samples(output, output / picture, fonts)
+    text = card.write_card(manifest, selection, picture)
+    (output / "README.md").write_text(text, encoding="utf-8")
     (output / "ATTRIBUTION.md").write_text(card.write_attribution(styles), encoding="utf-8")
     return manifest
 

@@ -79,6 +79,10 @@ def draw_samples(dataset: Path, output: Path, fonts: dict[str, Path]) -> None:
         canvas.text(
             (_GAP + column * (SIZE + _GAP), 6), style, "#555555", loaded["latin"], spacing=0
         )
+    for column in range(columns):
+        shown_here = "  ".join(LANGUAGES[column::columns])
+        x = left + column * (_TEXT_WIDTH + _GAP)
+        canvas.text((x, 6), shown_here, "#555555", loaded["latin"])
     for row, concept in enumerate(shown):
         top = _LINE + _GAP + row * height
         canvas.line((0, top - _GAP // 2, width, top - _GAP // 2), "#dddddd")
@@ -92,11 +96,13 @@ def draw_samples(dataset: Path, output: Path, fonts: dict[str, Path]) -> None:
                 continue
             font = loaded[SCRIPTS.get(language, "latin")]
             x = left + place % columns * (_TEXT_WIDTH + _GAP)
-            y = top + 8 + place // columns * (_LINE + 6)
+            y = top + 26 + place // columns * (_LINE + 6)
             name, direction = _fit(name, font, language)
             if direction == "rtl":
                 x += _TEXT_WIDTH - round(font.getlength(name, direction="rtl"))
-            canvas.text((x, y), name, "black", font, direction=direction, language=language)
+            canvas.text(
+                (x, y), name, "black", font, anchor="ls", direction=direction, language=language
+            )
     sheet.save(output, optimize=True)
 
 
