@@ -633,9 +633,7 @@ class TestMessages:
         ],
     )
     def test_errors_name_row_and_turn(self, aya, messages, message):
-        with pytest.raises(
-            ValueError, match=rf"^rows\.json:5.*{message}"
-        ) as error:
+        with pytest.raises(ValueError, match=rf"^rows\.json:5.*{message}") as error:
             aya.encode_conversation(messages, name="rows.json:5")
         assert "\n" not in str(error.value)
 
