@@ -211,8 +211,16 @@ def register() -> None:
     def get_config_dict(cls: type[MayaConfig], location: str | os.PathLike, **kwargs: Any):
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         raw, rest = native_dict(cls, location, **kwargs)
-        if raw.get("model_type") == MODEL_TYPE:
+        kind = raw.get("model_type", cls.model_type)
+        if kind == MODEL_TYPE:
             raw = read_config(raw, location, kwargs, **hub_kwargs)
+        elif (
+            kind != cls.model_type
+        ):  # transformers would warn, and build a Maya of the default size
+            raise ValueError(
+                f"{Path(str(location)) / 'config.json'}: model_type: found {kind!r}, expected {cls.model_type!r} or "
+                f"{MODEL_TYPE!r}."
+            )
         return raw, rest
 
     def from_pretrained(
