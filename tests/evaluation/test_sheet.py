@@ -1,0 +1,120 @@
+"""Letters of every script reach the picture: measured, ordered, and never as a missing-glyph box."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.evaluation import lettering, mini, sheet
+from training.evaluation.generation import Answer
+
+LINES = {
+    "en": "hatching chick (OK)!",
+    "zh": "孵化的小鸡，直",
+    "fr": "poussin qui éclôt",
+    "ru": "цыплёнок вылупился",
+    "hi": "अंडे से निकलता चूज़ा।",
+    "ja": "ひよこの直",
+    "ar": "كتكوت يفقس (نعم)!",
+    "bn": "ডিম ফুটে বেরোনো মুরগি (হ্যাঁ)",
+    "ur": "انڈے سے نکلتا چوزہ؟",
+}
+
+
+def rendered(svg: str, width: int, height: int) -> np.ndarray:
+    import resvg_py
+
+    content = resvg_py.svg_to_bytes(
+        svg_string=f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{svg}</svg>',
+        font_files=lettering.font_files(),
+        skip_system_fonts=True,
+    )
+    return np.asarray(Image.open(io.BytesIO(bytes(content))).convert("L"))
+
+
+@pytest.mark.parametrize("language", sorted(LINES))
+def test_every_character_has_a_font_and_its_place(language):
+    text = LINES[language]
+    runs = lettering.runs(text, language)
+    assert "".join(run.text for run in runs) == text
+    assert lettering.REPLACEMENT not in "".join(run.text for run in runs)
+    wide = lettering.width(text, language, 40)
+    ink = rendered(lettering.line(20, 60, text, language, 40, "#000"), int(wide) + 60, 90) < 128
+    columns = np.flatnonzero(ink.any(0))
+    # What is drawn begins at the line's start and ends where the measured width says.
+    assert abs(columns[0] - 20) < 8
+    assert abs(columns[-1] - (20 + wide)) < 14  # the last letter may lean out
+
+
+def test_right_to_left_lines_run_from_the_right():
+    runs = lettering.runs("صاروخ ABC", "ar")
+    assert [run.backwards for run in runs] == [True, False]
+    svg = lettering.line(0, 50, "صاروخ ABC", "ar", 40, "#000")
+    # In the picture, from the left, the Latin word comes first.
+    assert svg.index("ABC") < svg.index("صاروخ")
+    end = lettering.line(300, 50, "صاروخ", "ar", 40, "#000", at_end=True)
+    columns = np.flatnonzero((rendered(end, 320, 90) < 128).any(0))
+    assert columns[-1] <= 300
+    assert columns[-1] > 290
+
+
+def test_joined_letters_are_narrower_than_letters_apart():
+    joined = lettering.width("بببب", "ar", 40)
+    assert joined < 4 * lettering.width("ب", "ar", 40)
+
+
+def test_unprintable_characters_become_a_visible_sign():
+    text = "".join(run.text for run in lettering.runs("a\x07b\ue000c\U0001f680", "en"))
+    assert text == "a\ufffdb\ufffdc\U0001f680"
+
+
+@pytest.mark.parametrize("language", sorted(LINES))
+def test_long_lines_are_cut_to_their_room(language):
+    text = LINES[language] * 6
+    cut = lettering.fit(text, language, 17, 200)
+    assert cut.endswith("…")
+    assert lettering.width(cut, language, 17) <= 200
+    assert lettering.fit(LINES[language], language, 17, 2000) == LINES[language]
+
+
+def test_sheet_shows_pictures_and_marks(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (0, 0, 255)).save(buffer, "PNG")
+    rows, answers = [], []
+    for number in range(3):
+        for language, text in LINES.items():
+            image = f"style/{number}.png"
+            rows.append(
+                mini.Row(
+                    f"{image}#{language}",
+                    image,
+                    language,
+                    "name",
+                    "?",
+                    text,
+                    str(number),
+                    None,
+                    number != 2,
+                    "style",
+                )
+            )
+            answers.append(Answer(text if number == 0 else "no", 1, True))
+    pictures = {row.image: buffer.getvalue() for row in rows}
+    benchmark = mini.Benchmark(rows, pictures, "test", list(LINES), {}, {}, {}, 3)
+    sheet.draw_sheet(benchmark, rows, answers, tmp_path / "sheet.png")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+    blue = (abs(pixels - (0, 0, 255)).sum(-1) < 30).sum()
+    assert blue == pytest.approx(2 * sheet.PICTURE**2, rel=0.02)  # the held-out one is left out
+    green = (abs(pixels - (0x13, 0x70, 0x3A)).sum(-1) < 30).any(0)
+    red = (abs(pixels - (0xB3, 0x26, 0x1E)).sum(-1) < 30).any(0)
+    middle = sheet.MARGIN + sheet.CARD + sheet.GAP // 2
+    assert green[:middle].any() != green[middle:].any()
+    assert red[:middle].any() != red[middle:].any()
+
+
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(lettering, "PACKAGES", ("resvg_py", "no_such_fonts"))
+    with pytest.raises(ValueError, match=r"no-such-fonts.*maya-vlm\[eval\]"):
+        lettering.check_packages()

@@ -1,0 +1,45 @@
+"""A tiny Maya with its processor, as a saved folder."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from modeling_maya import MayaForConditionalGeneration
+from processing_maya import MayaProcessor
+
+from .tiny import IMAGE_SIZE, enlarge, tiny_config
+from .tiny_processing import tiny_processor, tiny_tokenizer
+
+
+def tiny_maya(
+    decoder: str = "cohere", chat_template: str = "aya"
+) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
+    """A random model and the processor that fits it."""
+    tokenizer = tiny_tokenizer()
+    processor = tiny_processor(IMAGE_SIZE, 9, chat_template, tokenizer)
+    config = tiny_config(
+        decoder,
+        text={
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        image_token_id=processor.image_token_id,
+    )
+    return enlarge(MayaForConditionalGeneration(config)).eval(), processor
+
+
+def save_tiny_maya(folder: Path, decoder: str = "cohere") -> Path:
+    """Write model and processor as `maya train` does."""
+    model, processor = tiny_maya(decoder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def tiny_picture(seed: int = 0) -> Image.Image:
+    """A small picture that differs with the seed."""
+    picture = Image.new("RGB", (20, 20), ((seed * 70) % 256, (seed * 130 + 60) % 256, 200))
+    picture.paste((255, (seed * 40) % 256, 0), (4, 4, 4 + seed % 9 + 4, 14))
+    return picture

@@ -1,0 +1,1 @@
+"""How a Maya is scored: one file a benchmark, one runner, one results format."""

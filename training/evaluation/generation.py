@@ -1,0 +1,319 @@
+"""Greedy answers to many questions about few images.
+
+Under causal attention the tokens up to and including the image never see the question, so their
+keys and values are computed once per image and shared by all its questions. Questions of similar
+length run together, padded on the left between the image and the question, and a finished row
+leaves the batch. Tokens are those of `model.generate(do_sample=False)`, one question at a time, up
+to the rounding of another batch shape.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from processing_maya.processing_maya import BREAK
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; `image` is its place in the list of images, None for a blind one."""
+
+    image: int | None
+    text: str
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The decoded answer, how many tokens it took, and whether the model ended it itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    images: Sequence[Image],
+    questions: Sequence[Question],
+    *,
+    batch_size: int = 256,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Answer every question greedily, in the order given.
+
+    `batch_size` is the number of questions that run together; images are encoded about as many
+    questions at a time. `workers` threads share the work: torch computes outside of Python's lock,
+    and on CPU two threads with a batch each do more than one batch on two threads. Equal blind
+    questions are answered once. `progress` is called with the number of questions done so far.
+    Raises ValueError for a batch size or a number of workers below 1, an image index out of range,
+    or a question whose text holds the image placeholder.
+    """
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    for number, question in enumerate(questions):
+        if question.image is not None and not 0 <= question.image < len(images):
+            raise ValueError(
+                f"question {number} is about image {question.image}, but there are {len(images)}"
+            )
+    prompts = _Prompts(processor, questions)
+    ends = _end_tokens(model, processor)
+    generated: dict[int, tuple[list[int], bool]] = {}
+
+    def work(rows: list[int]) -> list[tuple[int, list[int], bool]]:
+        # Inference mode and the like belong to a thread.
+        with torch.inference_mode():
+            return list(
+                _answer_chunk(model, processor, prompts, images, questions, rows, batch_size, ends)
+            )
+
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(work, rows) for rows in _chunks(questions, batch_size)]
+        try:
+            for chunk in as_completed(running):
+                for row, tokens, ended in chunk.result():
+                    generated[row] = (tokens, ended)
+                if progress is not None:
+                    progress(len(generated))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    # Equal blind questions were answered by one row.
+    first: dict[Question, int] = {}
+    source = [
+        first.setdefault(question, row) if question.image is None else row
+        for row, question in enumerate(questions)
+    ]
+    texts = processor.tokenizer.batch_decode(
+        [generated[row][0] for row in source], skip_special_tokens=True
+    )
+    return [
+        Answer(text.strip(), len(generated[row][0]), generated[row][1])
+        for text, row in zip(texts, source, strict=True)
+    ]
+
+
+def _chunks(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:
+    """Rows that share image prefixes: whole images, several batches' worth of questions."""
+    per_image: dict[int, list[int]] = defaultdict(list)
+    blind: dict[Question, int] = {}
+    for row, question in enumerate(questions):
+        if question.image is None:
+            blind.setdefault(question, row)
+        else:
+            per_image[question.image].append(row)
+    # Several batches a chunk, so that sorting by length inside the chunk finds alike questions.
+    rows: list[int] = []
+    for image in sorted(per_image):
+        rows += per_image[image]
+        if len(rows) >= 4 * batch_size:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+    blind_rows = list(blind.values())
+    for start in range(0, len(blind_rows), 4 * batch_size):
+        yield blind_rows[start : start + 4 * batch_size]
+
+
+class _Prompts:
+    """Token ids of questions in the model's own chat template, placeholders expanded."""
+
+    def __init__(self, processor: Any, questions: Sequence[Question]):
+        tokenizer, image_token = processor.tokenizer, processor.image_token
+        image_id = tokenizer.convert_tokens_to_ids(image_token)
+        image = (image_id,) * processor.image_seq_length
+        self.known: dict[tuple[bool, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        keys = list(dict.fromkeys(map(self._key, questions)))
+        prompts = []
+        for has_image, text in keys:
+            content = [{"type": "image"}] if has_image else []
+            content.append({"type": "text", "text": text})
+            prompts.append(
+                processor.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
+            )
+        for (has_image, text), ids in zip(keys, _tokenise(tokenizer, prompts), strict=True):
+            places = [i for i, token in enumerate(ids) if token == image_id]
+            if len(places) != has_image:
+                raise ValueError(
+                    f"the prompt of {text!r} has {len(places)} image placeholders, expected "
+                    f"{int(has_image)}: a question must not contain {image_token!r}"
+                )
+            cut = places[0] if has_image else -1
+            self.known[has_image, text] = (
+                ((*ids[:cut], *image) if has_image else ()),
+                tuple(ids[cut + 1 :]),
+            )
+
+    @staticmethod
+    def _key(question: Question) -> tuple[bool, str]:
+        return question.image is not None, question.text
+
+    def __call__(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(ids up to and including the image, ids after it); the first is empty without one."""
+        return self.known[self._key(question)]
+
+
+def _tokenise(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    """Ids of rendered prompts, as the processor makes them."""
+    bos = tokenizer.bos_token
+    # A template that writes the beginning-of-text token itself must not get a second one.
+    special = not (bos and prompts and prompts[0].startswith(bos))
+    if not any(BREAK in prompt for prompt in prompts):
+        return tokenizer(prompts, add_special_tokens=special)["input_ids"]
+    # Control tokens that a question spells out were broken up by the template, and stay so.
+    pieces = [prompt.split(BREAK) for prompt in prompts]
+    return tokenizer(pieces, is_split_into_words=True, add_special_tokens=special)["input_ids"]
+
+
+def _end_tokens(model: Any, processor: Any) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = processor.tokenizer.eos_token_id
+    return set(ends) if isinstance(ends, (list, tuple)) else {ends}
+
+
+def _answer_chunk(
+    model: Any,
+    processor: Any,
+    prompts: _Prompts,
+    images: Sequence[Image],
+    questions: Sequence[Question],
+    rows: list[int],
+    batch_size: int,
+    ends: set[int],
+) -> Iterator[tuple[int, list[int], bool]]:
+    """Answer the questions `rows` of one chunk; yields (row, tokens, ended by the model)."""
+    by_prefix: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row in rows:
+        by_prefix[prompts(questions[row])[0]].append(row)
+    for prefix, members in by_prefix.items():
+        places: dict[int | None, int] = {}
+        cache = None
+        if prefix:
+            for row in members:
+                places.setdefault(questions[row].image, len(places))
+            cache = _image_cache(
+                model,
+                processor,
+                prefix,
+                [images[image] for image in places if image is not None],
+            )
+        windowed = cache is not None and any(
+            getattr(layer, "is_sliding", False) for layer in cache.layers
+        )
+        # Questions of one length limit and of similar length run together.
+        lengths = {row: len(prompts(questions[row])[1]) for row in members}
+        members = sorted(members, key=lambda row: (questions[row].max_new_tokens, lengths[row]))
+        start = 0
+        while start < len(members):
+            limit = questions[members[start]].max_new_tokens
+            batch = [
+                row
+                for row in members[start : start + batch_size]
+                if questions[row].max_new_tokens == limit
+                # A sliding window counts places in the cache, so no padding may stand in it.
+                and not (windowed and lengths[row] != lengths[members[start]])
+            ]
+            start += len(batch)
+            own = None
+            if cache is not None:
+                own = copy.deepcopy(cache)
+                own.batch_select_indices(
+                    torch.tensor(
+                        [places[questions[row].image] for row in batch], device=model.device
+                    )
+                )
+            suffixes = [prompts(questions[row])[1] for row in batch]
+            tokens = _greedy(model, processor, own, len(prefix), suffixes, limit, ends)
+            for row, (ids, ended) in zip(batch, tokens, strict=True):
+                yield row, ids, ended
+
+
+def _image_cache(model: Any, processor: Any, prefix: tuple[int, ...], images: list[Image]) -> Any:
+    """Keys and values of the prefix, one row for each image."""
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    ids = torch.tensor(prefix, device=model.device)
+    output = model(
+        input_ids=ids.expand(len(images), -1).contiguous(),
+        pixel_values=pixels.to(model.device, model.dtype),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.past_key_values
+
+
+def _greedy(
+    model: Any,
+    processor: Any,
+    cache: Any,
+    prefix_length: int,
+    suffixes: list[tuple[int, ...]],
+    max_new_tokens: int,
+    ends: set[int],
+) -> list[tuple[list[int], bool]]:
+    """Greedy continuation of `suffixes` [rows][tokens] behind an optional cached prefix."""
+    device = model.device
+    pad = processor.tokenizer.pad_token_id or 0
+    longest = max(len(suffix) for suffix in suffixes)
+    gaps = [longest - len(suffix) for suffix in suffixes]
+    ids = torch.tensor(
+        [[pad] * gap + list(suffix) for gap, suffix in zip(gaps, suffixes, strict=True)],
+        device=device,
+    )
+    gap = torch.tensor(gaps, device=device)[:, None]
+    columns = torch.arange(longest, device=device)[None]
+    # The padding stands between the image and the question: masked, and not counted as a position.
+    seen = torch.cat(
+        [
+            torch.ones(len(suffixes), prefix_length, dtype=torch.long, device=device),
+            (columns >= gap).long(),
+        ],
+        dim=1,
+    )
+    positions = (prefix_length + columns - gap).clamp(min=0)
+    done: list[list[int]] = [[] for _ in suffixes]
+    ended = [False] * len(suffixes)
+    alive = list(range(len(suffixes)))
+    for step in range(max_new_tokens):
+        output = model(
+            input_ids=ids,
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        following = output.logits[:, -1].argmax(-1)
+        keep = []
+        for place, (row, token) in enumerate(zip(alive, following.tolist(), strict=True)):
+            if token in ends:
+                ended[row] = True
+            else:
+                done[row].append(token)
+                keep.append(place)
+        if not keep or step + 1 == max_new_tokens:
+            break
+        if len(keep) < len(alive):
+            kept = torch.tensor(keep, device=device)
+            cache.batch_select_indices(kept)
+            following, seen, positions = following[kept], seen[kept], positions[kept]
+            alive = [alive[place] for place in keep]
+        ids = following[:, None]
+        seen = torch.cat([seen, seen.new_ones(len(alive), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+    return list(zip(done, ended, strict=True))
