@@ -1,0 +1,451 @@
+"""The vision tower is trained on a tiny dataset of real files, in the layout of the mini dataset."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from datasets import Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image, ImageDraw
+from transformers import AutoImageProcessor, AutoModel, SiglipVisionModel
+
+from training.bases import vision_tower
+from training.bases.augmentation import AugmentationRecipe, augment
+from training.bases.vision_tower import (
+    CaptionEncoder,
+    Muon,
+    TowerTrainer,
+    VisionTowerRecipe,
+    read_dataset,
+    read_features,
+    read_vision_tower_recipe,
+    scale_stream,
+    train_vision_tower,
+)
+
+SHIPPED_RECIPE = Path(vision_tower.__file__).parents[1] / "recipes" / "bases" / "vision_tower.yaml"
+SHIPPED_TOWER = Path(vision_tower.__file__).parent / "mini" / "vision_tower"
+STYLES = ("round", "square", "line")  # two to train on, one to validate on
+CONCEPTS = 12
+HELD_OUT = "c03"
+
+CARD = """---
+configs:
+- config_name: all
+  data_files:
+  - split: train
+    path: texts/*/train-*.parquet
+- config_name: images
+  data_files:
+  - split: train
+    path: [images/round.parquet, images/square.parquet]
+  - split: validation
+    path: images/line.parquet
+---
+"""
+
+
+def draw(concept: int, style: str, size: int = 16) -> bytes:
+    image = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image)
+    x, y = 4 * (concept % 4), 5 * (concept // 4)
+    box = (x, y, x + 4, y + 4)
+    color = (20 * concept, 200 - 15 * concept, 40)
+    if style == "round":
+        pen.ellipse(box, fill=color)
+    elif style == "square":
+        pen.rectangle(box, fill=color)
+    else:
+        pen.rectangle(box, outline="black")
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_images(folder: Path, style: str, rows: list[dict]) -> None:
+    features = Features(
+        {
+            "image": Value("string"),
+            "picture": ImageFeature(),
+            "style": Value("string"),
+            "concept": Value("string"),
+        }
+    )
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    folder.joinpath("images").mkdir(exist_ok=True)
+    pq.write_table(table, folder / "images" / f"{style}.parquet")
+
+
+def image_rows(style: str) -> list[dict]:
+    return [
+        {
+            "image": f"{style}/c{number:02d}.png",
+            "picture": {"bytes": draw(number, style), "path": None},
+            "style": style,
+            "concept": f"c{number:02d}",
+        }
+        for number in range(CONCEPTS)
+    ]
+
+
+def text_rows(lang: str) -> list[dict]:
+    return [
+        {
+            "lang": lang,
+            "text": f"thing {number} {lang}",
+            "category": "even" if number % 2 == 0 else "odd",
+            "concept": f"c{number:02d}",
+            "seen": f"c{number:02d}" != HELD_OUT,
+        }
+        for number in range(CONCEPTS)
+        # One name is missing in one language, as in CLDR.
+        if (lang, number) != ("hi", 5)
+    ]
+
+
+def build(folder: Path) -> Path:
+    folder.mkdir()
+    for style in STYLES:
+        write_images(folder, style, image_rows(style))
+    for lang in ("en", "hi"):
+        folder.joinpath("texts", lang).mkdir(parents=True)
+        pq.write_table(
+            pa.Table.from_pylist(text_rows(lang)), folder / "texts" / lang / "train-clean.parquet"
+        )
+    folder.joinpath("README.md").write_text(CARD, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_own_cache(tmp_path_factory):
+    import datasets
+
+    before, cache = torch.get_num_threads(), datasets.config.HF_DATASETS_CACHE
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
+    datasets.disable_progress_bars()
+    yield
+    torch.set_num_threads(before)
+    datasets.config.HF_DATASETS_CACHE = cache
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("data") / "mini")
+
+
+@pytest.fixture(scope="module")
+def recipe(dataset_folder) -> VisionTowerRecipe:
+    return VisionTowerRecipe(
+        data=str(dataset_folder),
+        train_styles=["round", "square"],
+        validation_styles=["line"],
+        languages=["en", "hi"],
+        image_size=16,
+        patch_size=4,
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        num_attention_heads=2,
+        steps=60,
+        batch_size=12,
+        learning_rate=3e-3,
+        warmup_steps=4,
+        cooldown_steps=20,
+        contrastive_start=30,
+        contrastive_dim=16,
+        augmentation_ramp=0,
+        augmentation=AugmentationRecipe().at(0.3),
+        log_every=10,
+        evaluate_every=30,
+        save_every=20,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory) -> Path:
+    return train_vision_tower(recipe, tmp_path_factory.mktemp("tower") / "out")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return SiglipVisionModel.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def test_loss_falls_and_the_unseen_style_is_learned(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    log = metrics["log"]
+    assert [row["step"] for row in log] == [10, 20, 30, 40, 50, 60]
+    assert log[2]["concept"] < log[0]["concept"] - 0.2
+    assert "contrastive" not in log[2]
+    assert log[-1]["contrastive"] < log[3]["contrastive"]
+    assert metrics["concepts"] == CONCEPTS - 1
+    # Position alone tells the concepts apart, in every style.
+    assert metrics["stored_weights"]["linear_top1"] > 4 * metrics["chance_top1"]
+    assert {"caption_top5_en", "caption_top5_hi"} <= set(metrics["heads_before_storing"])
+
+
+def test_saved_folder_is_complete_and_small(trained, recipe):
+    assert sorted(file.name for file in trained.iterdir()) == [
+        "config.json",
+        "metrics.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "recipe.yaml",
+    ]
+    tower = AutoModel.from_pretrained(trained)
+    assert isinstance(tower, SiglipVisionModel)
+    assert tower.dtype == torch.float16
+    assert (trained / "model.safetensors").stat().st_size < 2 * tower.num_parameters() + 20_000
+    assert read_vision_tower_recipe(trained / "recipe.yaml") == recipe
+
+
+def test_processor_gives_what_the_tower_was_trained_on(trained, dataset_folder):
+    image = Image.open(io.BytesIO(draw(5, "line")))
+    processor = AutoImageProcessor.from_pretrained(trained, backend="pil")
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+
+
+def test_before_last_is_what_maya_reads(recipe):
+    model = TowerTrainer(recipe, 3, 2).eval()
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        ours = model.before_last(pixels.float() / 127.5 - 1)
+        torch.testing.assert_close(ours, read_features(model.tower, pixels))
+        output = model.tower(pixels.float() / 127.5 - 1)
+        torch.testing.assert_close(model.pooled(ours), output.pooler_output)
+    assert ours.shape == (2, 16, 32)
+
+
+def test_scaling_the_stream_changes_nothing_but_its_size(recipe):
+    model = TowerTrainer(recipe, 3, 2).eval()
+    pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    before = read_features(model.tower, pixels)
+    with torch.no_grad():
+        pooled = model.tower(pixels.float() / 127.5 - 1).pooler_output
+        scale_stream(model.tower, before)
+        again = model.tower(pixels.float() / 127.5 - 1).pooler_output
+    after = read_features(model.tower, pixels)
+    assert (after - after.mean((0, 1))).std().item() == pytest.approx(1, rel=1e-3)
+    ratio = (before.flatten() @ after.flatten()) / (after.flatten() @ after.flatten())
+    torch.testing.assert_close(after * ratio, before, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(again, pooled, atol=1e-3, rtol=1e-3)
+
+
+def test_same_seed_same_weights_and_another_seed_others(recipe, trained, tmp_path):
+    again = weights(train_vision_tower(recipe, tmp_path / "again"))
+    first = weights(trained)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    short = dataclasses.replace(recipe, steps=2, cooldown_steps=1)
+    one = weights(train_vision_tower(short, tmp_path / "one"))
+    other = weights(train_vision_tower(dataclasses.replace(short, seed=1), tmp_path / "other"))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_broken_off_run_continues_to_the_same_weights(recipe, trained, tmp_path, monkeypatch):
+    class Cut(Exception):
+        pass
+
+    loss = vision_tower._Run._loss
+
+    def cut(run):
+        if run.step == 47:
+            raise Cut
+        return loss(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vision_tower._Run, "_loss", cut)
+        with pytest.raises(Cut):
+            train_vision_tower(recipe, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["training_state.safetensors"]
+    with pytest.raises(ValueError, match="another recipe or dataset"):
+        train_vision_tower(dataclasses.replace(recipe, batch_size=6), tmp_path)
+    with pytest.raises(ValueError, match="cool-down has begun"):
+        train_vision_tower(dataclasses.replace(recipe, steps=50), tmp_path)
+    train_vision_tower(recipe, tmp_path)
+    first, second = weights(trained), weights(tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not (tmp_path / "training_state.safetensors").exists()
+
+
+def test_held_out_concepts_are_in_no_part(recipe):
+    data = read_dataset(recipe)
+    assert HELD_OUT not in data.concepts
+    assert data.held_out == 1
+    assert len(data.train.concept) == 2 * (CONCEPTS - 1)
+    assert len(data.validation.concept) == CONCEPTS - 1
+    hidden = Image.open(io.BytesIO(draw(3, "round"))).convert("RGB")
+    pixels = torch.from_numpy(np.asarray(hidden).copy()).permute(2, 0, 1)
+    assert not (data.train.pixels == pixels).flatten(1).all(1).any()
+    assert all("thing 3 " not in (name or "") for names in data.captions for name in names)
+
+
+def test_a_name_missing_in_one_language_is_left_out(recipe):
+    data = read_dataset(recipe)
+    assert data.captions[data.concepts.index("c05")] == ["thing 5 en", None]
+
+
+def test_a_concept_both_seen_and_held_out_is_an_error(recipe, tmp_path):
+    folder = build(tmp_path / "mini")
+    rows = text_rows("hi")
+    rows[0]["seen"] = False
+    pq.write_table(pa.Table.from_pylist(rows), folder / "texts" / "hi" / "train-clean.parquet")
+    with pytest.raises(ValueError, match="'c00' is marked both seen and held out"):
+        read_dataset(dataclasses.replace(recipe, data=str(folder)))
+
+
+def test_a_corrupt_picture_is_named(recipe, tmp_path):
+    folder = build(tmp_path / "mini")
+    rows = image_rows("square")
+    rows[7]["picture"]["bytes"] = rows[7]["picture"]["bytes"][:60]
+    write_images(folder, "square", rows)
+    with pytest.raises(ValueError, match=r"square/c07\.png: not a readable picture"):
+        train_vision_tower(dataclasses.replace(recipe, data=str(folder)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "no-such-folder"}, "no folder 'no-such-folder'"),
+        ({"train_styles": ["round", "cubist"]}, "no pictures in style cubist; found line, round"),
+        ({"languages": ["en", "xx"]}, "no captions in xx; found en, hi"),
+    ],
+)
+def test_what_the_dataset_lacks_is_named(recipe, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_dataset(dataclasses.replace(recipe, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0, expected a positive number"),
+        ({"steps": "many"}, "steps is 'many', expected a whole number"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast', expected a number"),
+        ({"learning_rate": float("nan")}, "expected a finite number"),
+        ({"label_smoothing": 1.5}, "expected at most 1"),
+        ({"train_styles": []}, "train_styles is .*expected a non-empty list"),
+        ({"validation_styles": ["round"]}, "round is both a train and a validation style"),
+        ({"num_hidden_layers": 1}, "at least 2"),
+        ({"num_attention_heads": 5}, "does not divide"),
+        ({"patch_size": 32}, "smaller than patch_size"),
+        ({"storage_dtype": "int4"}, "storage_dtype 'int4' is not one of"),
+        ({"augmentation": {"blurr": 0.1}}, "unknown key 'blurr'"),
+        ({"augmentation": {"blur": 2.0}}, "expected a probability"),
+        ({"augmentation": {"outline": 0.9, "blur": 0.9}}, "at most one of them"),
+        ({"speed": 3}, "unknown key 'speed'"),
+    ],
+)
+def test_bad_recipes_are_named_in_one_line(recipe, tmp_path, change, message):
+    values = {"kind": "vision_tower", **dataclasses.asdict(recipe), **change}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=message) as error:
+        read_vision_tower_recipe(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["kind: language_model", "- 1", "a: [", ""])
+def test_a_file_that_is_no_such_recipe(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.yaml: ") as error:
+        read_vision_tower_recipe(path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_keys_are_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("kind: vision_tower\ndata: x\nlanguages: [en]\n")
+    with pytest.raises(ValueError, match="missing train_styles, validation_styles"):
+        read_vision_tower_recipe(path)
+
+
+def test_augmentation_is_repeatable_in_range_and_leaves_its_input_alone():
+    pictures = torch.rand(16, 3, 16, 16)
+    before = pictures.clone()
+    flips = torch.ones(16, dtype=torch.bool)
+    full = AugmentationRecipe()
+    one = augment(pictures, flips, full, torch.Generator().manual_seed(3))
+    two = augment(pictures, flips, full, torch.Generator().manual_seed(3))
+    three = augment(pictures, flips, full, torch.Generator().manual_seed(4))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    assert one.shape == pictures.shape
+    assert one.min() >= 0
+    assert one.max() <= 1
+    assert torch.equal(pictures, before)
+
+
+def test_white_stays_white_and_no_strength_changes_nothing():
+    white = torch.ones(8, 3, 16, 16)
+    flips = torch.ones(8, dtype=torch.bool)
+    recipe = dataclasses.replace(AugmentationRecipe(), erase=0.0, background=0.0)
+    out = augment(white, flips, recipe, torch.Generator().manual_seed(0))
+    assert out.min() > 0.95
+    pictures = torch.rand(8, 3, 16, 16)
+    same = augment(pictures, flips, AugmentationRecipe().at(0), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(same, pictures, atol=2e-4, rtol=0)
+
+
+def test_only_pictures_that_may_be_mirrored_are():
+    picture = torch.ones(1, 3, 16, 16)
+    picture[..., :4] = 0
+    recipe = dataclasses.replace(AugmentationRecipe().at(0), flip=1.0)
+    allowed = torch.tensor([True, False])
+    out = augment(picture.repeat(2, 1, 1, 1), allowed, recipe, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(out[0], picture[0].flip(-1), atol=2e-4, rtol=0)
+    torch.testing.assert_close(out[1], picture[0], atol=2e-4, rtol=0)
+
+
+def test_muon_moves_matrices_by_orthogonal_steps():
+    torch.manual_seed(0)
+    matrix = torch.nn.Parameter(torch.zeros(24, 8))
+    matrix.grad = torch.randn(24, 8) * torch.logspace(0, -1, 8)
+    Muon([matrix], lr=0.1, weight_decay=0.0).step()
+    values = torch.linalg.svdvals(matrix.detach()) / (0.1 * 3**0.5)
+    # The quintic iteration brings singular values near 1, not exactly to it.
+    assert values.max() < 1.3
+    assert values.min() > 0.4
+
+
+def test_captions_that_share_words_share_features():
+    encoder = CaptionEncoder(8)
+    cat, face, rocket = map(encoder.features, ("cat", "cat face", "rocket"))
+    assert set(cat) & set(face)
+    assert len(set(cat) & set(face)) > len(set(cat) & set(rocket))
+    assert encoder([cat, face, rocket]).shape == (3, 8)
+
+
+def test_the_shipped_recipe_is_valid_and_leaves_the_test_style_alone():
+    recipe = read_vision_tower_recipe(SHIPPED_RECIPE)
+    assert "twemoji" not in [*recipe.train_styles, *recipe.validation_styles]
+    assert recipe.validation_styles == ["openmoji"]
+
+
+def test_the_shipped_tower_loads_and_reads_pictures():
+    metrics = json.loads((SHIPPED_TOWER / "metrics.json").read_text())
+    tower, report = SiglipVisionModel.from_pretrained(
+        SHIPPED_TOWER, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert tower.num_parameters() == metrics["parameters"]
+    recipe = read_vision_tower_recipe(SHIPPED_TOWER / "recipe.yaml")
+    assert recipe == read_vision_tower_recipe(SHIPPED_RECIPE)
+    pixels = torch.randint(0, 256, (2, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
+    features = read_features(tower, pixels)
+    patches = (recipe.image_size // recipe.patch_size) ** 2
+    assert features.shape == (2, patches, recipe.hidden_size)
+    assert features.isfinite().all()
+    assert (SHIPPED_TOWER / "model.safetensors").stat().st_size < 6_000_000

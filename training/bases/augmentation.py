@@ -1,0 +1,213 @@
+"""Random redrawing of small pictures, in batch on the CPU.
+
+A tower trained on a handful of art styles must name the same things in a style it has never seen.
+What changes from one style to the next is imitated here: place, size and proportions (affine and
+elastic warps), palette (hue, saturation, channel mixing, gamma), and technique (outlines, pale
+fillings, few tones, soft edges). The pictures stand on white; all geometry and colour work is done
+on the ink, 1 - picture, so that white stays white.
+
+Every draw comes from the generator that the caller passes: the same generator state gives the same
+pictures.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rec. 601 luma weights, the same that PIL's "L" mode uses.
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class AugmentationRecipe:
+    """How far and how often pictures are changed. Probabilities are per picture."""
+
+    rotation: float = 0.35  # radians, uniform on both sides
+    zoom: float = 0.3  # log scale, uniform on both sides
+    aspect: float = 0.2  # log scale, uniform on both sides
+    shear: float = 0.2
+    shift: float = 0.12  # standard deviation, in half widths
+    elastic: float = 0.07  # standard deviation of the displacements, in half widths
+    flip: float = 0.5  # only where flipping keeps the meaning
+    outline: float = 0.45
+    blur: float = 0.15
+    posterize: float = 0.15
+    hue: float = 0.5  # standard deviation, radians
+    grayscale: float = 0.2
+    tone: float = 1.0  # how far saturation, gamma and strength of colour go, 1 for the usual range
+    channel_shuffle: float = 0.15
+    background: float = 0.15
+    erase: float = 0.3
+
+    def at(self, strength: float) -> "AugmentationRecipe":
+        """The same, weaker: every amount and probability times `strength`, from 0 to 1."""
+        return replace(self, **{name: value * strength for name, value in vars(self).items()})
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ValueError(
+                    f"augmentation.{name}: found {value!r}, expected a number of at least 0"
+                )
+        for name in PROBABILITIES:
+            value = getattr(self, name)
+            if value > 1:
+                raise ValueError(
+                    f"augmentation.{name}: found {value!r}, expected a probability from 0 to 1"
+                )
+        if self.outline + self.blur + self.posterize > 1:
+            raise ValueError(
+                "augmentation: outline + blur + posterize is "
+                f"{self.outline + self.blur + self.posterize:g}; a picture gets at most one of "
+                "them, so lower them to at most 1 together"
+            )
+
+
+PROBABILITIES = (
+    "flip",
+    "outline",
+    "blur",
+    "posterize",
+    "grayscale",
+    "channel_shuffle",
+    "background",
+    "erase",
+)
+
+
+def augment(
+    pictures: Tensor, may_flip: Tensor, recipe: AugmentationRecipe, generator: torch.Generator
+) -> Tensor:
+    """Redraw a batch.
+
+    Args:
+        pictures: float [batch, 3, height, width] from 0 to 1, on white.
+        may_flip: bool [batch], whether the picture means the same when mirrored.
+        recipe: how far and how often.
+        generator: the only source of randomness.
+
+    Returns:
+        float [batch, 3, height, width] from 0 to 1; the input is left alone.
+    """
+    ink = _warp(1 - pictures, may_flip, recipe, generator)
+    ink = _restyle(ink, recipe, generator)
+    ink = _recolor(ink, recipe, generator)
+    pictures = _set_background(ink, recipe, generator)
+    return _erase(pictures, recipe, generator)
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _chosen(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    return torch.nonzero(torch.rand(count, generator=generator) < probability)[:, 0]
+
+
+def _warp(
+    ink: Tensor, may_flip: Tensor, recipe: AugmentationRecipe, generator: torch.Generator
+) -> Tensor:
+    count, _, height, width = ink.shape
+    angle = _uniform(count, -recipe.rotation, recipe.rotation, generator)
+    zoom = torch.exp(_uniform(count, -recipe.zoom, recipe.zoom, generator))
+    aspect = torch.exp(_uniform(count, -recipe.aspect, recipe.aspect, generator))
+    shear = _uniform(count, -recipe.shear, recipe.shear, generator)
+    mirrored = (torch.rand(count, generator=generator) < recipe.flip) & may_flip
+    sign = 1.0 - 2.0 * mirrored.float()
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    matrix = torch.empty(count, 2, 3)
+    matrix[:, 0, 0] = cosine * zoom * aspect * sign
+    matrix[:, 0, 1] = (shear - sine) * zoom * aspect
+    matrix[:, 1, 0] = sine * zoom / aspect * sign
+    matrix[:, 1, 1] = cosine * zoom / aspect
+    matrix[:, :, 2] = torch.randn(count, 2, generator=generator) * recipe.shift
+    grid = F.affine_grid(matrix, [count, 3, height, width], align_corners=False)
+    if recipe.elastic:
+        # Displacements of a coarse net, smoothly joined; some pictures are bent more than others.
+        amount = _uniform(count, 0, 1.5, generator).view(-1, 1, 1, 1) * recipe.elastic
+        bend = torch.randn(count, 2, 5, 5, generator=generator) * amount
+        bend = F.interpolate(bend, size=(height, width), mode="bicubic", align_corners=True)
+        grid = grid + bend.permute(0, 2, 3, 1)
+    return F.grid_sample(ink, grid, align_corners=False)
+
+
+def _restyle(ink: Tensor, recipe: AugmentationRecipe, generator: torch.Generator) -> Tensor:
+    technique = torch.rand(len(ink), generator=generator)
+    outlined = technique < recipe.outline
+    blurred = ~outlined & (technique < recipe.outline + recipe.blur)
+    toned = ~outlined & ~blurred & (technique < recipe.outline + recipe.blur + recipe.posterize)
+    rows = torch.nonzero(outlined)[:, 0]
+    if len(rows):
+        ink[rows] = _outline(ink[rows], generator)
+    rows = torch.nonzero(blurred)[:, 0]
+    if len(rows):
+        ink[rows] = F.avg_pool2d(F.pad(ink[rows], (1, 1, 1, 1), mode="replicate"), 3, 1)
+    rows = torch.nonzero(toned)[:, 0]
+    if len(rows):
+        tones = torch.randint(2, 5, (len(rows), 1, 1, 1), generator=generator).float()
+        ink[rows] = torch.round(ink[rows] * tones) / tones
+    return ink
+
+
+def _outline(ink: Tensor, generator: torch.Generator) -> Tensor:
+    """Dark lines where colours meet; in three of ten pictures the fillings fade as well."""
+    count = len(ink)
+    contrast = F.max_pool2d(ink, 3, 1, 1) + F.max_pool2d(-ink, 3, 1, 1)
+    gain = _uniform(count, 1.0, 2.5, generator).view(-1, 1, 1, 1)
+    edge = (contrast.amax(1, keepdim=True) * gain - 0.15).clamp(0, 1)
+    fading = torch.rand(count, generator=generator) < 0.3
+    filling = torch.where(fading, _uniform(count, 0, 0.6, generator), torch.ones(count))
+    line = _uniform(count, 0.6, 1.0, generator).view(-1, 1, 1, 1)
+    faded = ink * filling.view(-1, 1, 1, 1)
+    return faded + (line - faded) * edge
+
+
+def _recolor(ink: Tensor, recipe: AugmentationRecipe, generator: torch.Generator) -> Tensor:
+    count, _, height, width = ink.shape
+    tone = recipe.tone
+    identity = torch.eye(3)
+    # Rotation about the grey axis (Rodrigues' formula) turns hues and keeps grey grey.
+    axis = math.sqrt(1 / 3)
+    cross = axis * torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+    turn = (torch.randn(count, generator=generator) * recipe.hue).view(-1, 1, 1)
+    hue = torch.cos(turn) * identity + (1 - torch.cos(turn)) / 3 + torch.sin(turn) * cross
+    grey = torch.rand(count, generator=generator) < recipe.grayscale
+    amount = torch.where(
+        grey, torch.zeros(count), _uniform(count, 1 - 0.6 * tone, 1 + 0.6 * tone, generator)
+    )
+    amount = amount.view(-1, 1, 1)
+    saturation = amount * identity + (1 - amount) * torch.tensor(LUMA).expand(3, 3)
+    matrix = saturation @ hue + torch.randn(count, 3, 3, generator=generator) * 0.08 * tone
+    for row in _chosen(count, recipe.channel_shuffle, generator).tolist():
+        matrix[row] = matrix[row][torch.randperm(3, generator=generator)]
+    ink = torch.bmm(matrix, ink.reshape(count, 3, -1)).view(count, 3, height, width).clamp(0, 1)
+    gamma = torch.exp(_uniform(count, -0.5 * tone, 0.5 * tone, generator)).view(-1, 1, 1, 1)
+    strength = _uniform(count, 1 - 0.25 * tone, 1 + 0.15 * tone, generator).view(-1, 1, 1, 1)
+    return (ink.clamp_min(1e-4) ** gamma * strength).clamp(0, 1)
+
+
+def _set_background(ink: Tensor, recipe: AugmentationRecipe, generator: torch.Generator) -> Tensor:
+    pictures = 1 - ink
+    rows = _chosen(len(ink), recipe.background, generator)
+    if len(rows):
+        cover = (ink[rows].amax(1, keepdim=True) * 8).clamp(0, 1)
+        color = torch.rand(len(rows), 3, 1, 1, generator=generator)
+        pictures[rows] = pictures[rows] * cover + color * (1 - cover)
+    return pictures
+
+
+def _erase(pictures: Tensor, recipe: AugmentationRecipe, generator: torch.Generator) -> Tensor:
+    """Blank a rectangle of an eighth to three eighths of each side, white or in one colour."""
+    _, _, height, width = pictures.shape
+    for row in _chosen(len(pictures), recipe.erase, generator).tolist():
+        share = _uniform(2, 0.125, 0.375, generator)
+        tall, wide = max(1, int(height * share[0])), max(1, int(width * share[1]))
+        top = int(torch.randint(0, height - tall + 1, (1,), generator=generator))
+        left = int(torch.randint(0, width - wide + 1, (1,), generator=generator))
+        white = bool(torch.rand(1, generator=generator) < 0.5)
+        color = torch.rand(3, 1, 1, generator=generator)
+        pictures[row, :, top : top + tall, left : left + wide] = 1.0 if white else color
+    return pictures

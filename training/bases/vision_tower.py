@@ -1,0 +1,988 @@
+"""Train the mini vision tower: a small SigLIP that knows emoji concepts across art styles.
+
+It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone. Two losses share
+one run. A concept-classification start teaches the encoder up to the layer before last, which is
+the layer that Maya reads: its mean and single patches drawn at random must all carry the concept,
+so that whatever patch the decoder attends to, it finds it. After that start the whole tower, last
+layer and pooling head included, is also trained as SigLIP is, with the pairwise sigmoid loss
+against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the text encoder is a bag
+of hashed character n-grams, used for this only and not saved. Contrastive training alone learns
+far too slowly at this size.
+
+Concepts that the dataset holds out (seen = False) are in no batch, neither as picture nor as text.
+Matrices inside the layers are updated with Muon (Jordan et al., 2024), everything else with AdamW.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from .augmentation import AugmentationRecipe, augment
+
+# Pictures of these mean something else, or nothing, when mirrored.
+ONE_WAY = re.compile(
+    r"\b(left|right|clock|clockwise|o.clock|thirty|arrow|quarter|crescent|button|input|level)\b",
+    re.IGNORECASE,
+)
+STORAGE_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+MAY_BE_ZERO = ("seed", "warmup_steps", "cooldown_steps", "contrastive_start", "augmentation_ramp")
+STATE_FILE = "training_state.safetensors"
+
+
+@dataclass
+class VisionTowerRecipe:
+    """Everything that decides a run; `kind: vision_tower` in a YAML file."""
+
+    data: str  # dataset folder; a relative one is looked up from here, then beside `training/`
+    train_styles: list[str]
+    validation_styles: list[str]
+    languages: list[str]  # captions of the contrastive loss
+
+    image_size: int = 64
+    patch_size: int = 16
+    hidden_size: int = 192
+    num_hidden_layers: int = 5
+    intermediate_size: int = 576
+    num_attention_heads: int = 6
+
+    steps: int = 6000
+    batch_size: int = 96
+    learning_rate: float = 1.5e-3  # AdamW
+    matrix_learning_rate: float = 0.02  # Muon
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    cooldown_steps: int = 1500  # the last ones, in which the rates fall to zero
+    label_smoothing: float = 0.1
+    patch_loss_weight: float = 0.5
+    category_loss_weight: float = 0.2
+    contrastive_start: int = 3000  # steps of classification only
+    contrastive_weight: float = 0.3
+    contrastive_dim: int = 192
+    ema_decay: float = 0.998
+    augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
+    augmentation_ramp: int = 3000  # steps until it is at full strength
+
+    storage_dtype: str = "float16"
+    seed: int = 0
+    log_every: int = 100
+    evaluate_every: int = 500
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if isinstance(self.augmentation, dict):
+            self.augmentation = _from_mapping(
+                AugmentationRecipe, self.augmentation, "vision tower recipe: augmentation"
+            )
+        for spec in dataclasses.fields(self):
+            self._check(spec)
+        if self.image_size < self.patch_size:
+            raise ValueError(
+                f"vision tower recipe: image_size {self.image_size} is smaller than patch_size "
+                f"{self.patch_size}; a tower needs at least one patch"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"vision tower recipe: hidden_size {self.hidden_size} does not divide into "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.num_hidden_layers < 2:
+            raise ValueError(
+                f"vision tower recipe: num_hidden_layers is {self.num_hidden_layers}; Maya reads "
+                "the layer before last, so at least 2 are needed"
+            )
+        if self.storage_dtype not in STORAGE_DTYPES:
+            raise ValueError(
+                f"vision tower recipe: storage_dtype {self.storage_dtype!r} is not one of "
+                f"{', '.join(STORAGE_DTYPES)}"
+            )
+        shared = sorted(set(self.train_styles) & set(self.validation_styles))
+        if shared:
+            raise ValueError(
+                f"vision tower recipe: {', '.join(shared)} is both a train and a validation style; "
+                "name each style once"
+            )
+
+    def _check(self, spec: dataclasses.Field) -> None:
+        value, where = getattr(self, spec.name), f"vision tower recipe: {spec.name}"
+        if spec.type is int:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{where} is {value!r}, expected a whole number")
+            if value < (0 if spec.name in MAY_BE_ZERO else 1):
+                raise ValueError(f"{where} is {value}, expected a positive number")
+        elif spec.type is float:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{where} is {value!r}, expected a number")
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{where} is {value}, expected a finite number of at least 0")
+            shares = ("ema_decay", "label_smoothing")
+            if spec.name in shares and value > 1:
+                raise ValueError(f"{where} is {value}, expected at most 1")
+        elif spec.type is str:
+            if not isinstance(value, str):
+                raise ValueError(f"{where} is {value!r}, expected text")
+        elif spec.type == list[str]:
+            texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            if not texts or not value:
+                raise ValueError(f"{where} is {value!r}, expected a non-empty list of names")
+
+
+def _from_mapping(cls: type, values: dict[str, Any], where: str) -> Any:
+    known = {spec.name for spec in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"{where}: unknown key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}"
+        )
+    missing = [
+        spec.name
+        for spec in dataclasses.fields(cls)
+        if spec.default is dataclasses.MISSING
+        and spec.default_factory is dataclasses.MISSING
+        and spec.name not in values
+    ]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+    return cls(**values)
+
+
+def read_vision_tower_recipe(path: Path) -> VisionTowerRecipe:
+    """Read a YAML recipe with `kind: vision_tower`.
+
+    Raises:
+        ValueError: not such a recipe, or a key that is unknown, missing or of the wrong type.
+        FileNotFoundError: no such file.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or values.pop("kind", None) != "vision_tower":
+        raise ValueError(f"{path}: expected a mapping with `kind: vision_tower`")
+    return _from_mapping(VisionTowerRecipe, values, str(path))
+
+
+@dataclass
+class Pictures:
+    """Pictures of the concepts to learn, in memory: uint8, as the dataset stores them."""
+
+    pixels: Tensor  # uint8 [n, 3, image_size, image_size]
+    concept: Tensor  # int64 [n], index into Dataset.concepts
+    style: list[str]  # [n]
+
+
+@dataclass
+class Dataset:
+    """What a run reads of the mini dataset; nothing of the held-out concepts is in it."""
+
+    concepts: list[str]
+    categories: list[str]
+    category: Tensor  # int64 [concepts]
+    may_flip: Tensor  # bool [concepts]
+    captions: list[list[str | None]]  # [concepts][languages]; a few have no name in a language
+    train: Pictures
+    validation: Pictures
+    held_out: int  # concepts left out
+
+
+def find_dataset(data: str) -> Path:
+    """The dataset folder: as given, or, if relative and not there, inside this installation."""
+    for folder in (Path(data), Path(__file__).resolve().parents[2] / data):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"vision tower recipe: data: no folder {data!r}; give a built mini dataset "
+        "(`maya data mini --output DIR` makes one)"
+    )
+
+
+def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
+    """Read pictures and captions, without the held-out concepts.
+
+    Raises:
+        FileNotFoundError: no dataset folder.
+        ValueError: a column, style or language that the recipe needs is not there, or a picture
+            does not open.
+    """
+    folder = find_dataset(recipe.data)
+    texts = _read_table(folder, "all", ["lang", "text", "category", "concept", "seen"])
+    seen: dict[str, bool] = {}
+    category: dict[str, str] = {}
+    captions: dict[str, dict[str, str]] = {}
+    for lang, text, kind, concept, is_seen in zip(*texts, strict=True):
+        if seen.setdefault(concept, is_seen) != is_seen:
+            raise ValueError(
+                f"{folder}: concept {concept!r} is marked both seen and held out; rebuild the "
+                "dataset"
+            )
+        category[concept] = kind
+        captions.setdefault(concept, {})[lang] = text
+    concepts = sorted(concept for concept, is_seen in seen.items() if is_seen)
+    if not concepts:
+        raise ValueError(f"{folder}: no row has seen = true; there is nothing to train on")
+    absent = sorted(set(recipe.languages) - set(texts[0]))
+    if absent:
+        raise ValueError(
+            f"{folder}: no captions in {', '.join(absent)}; found "
+            f"{', '.join(sorted(set(texts[0])))}; change `languages` in the recipe"
+        )
+    index = {concept: number for number, concept in enumerate(concepts)}
+    categories = sorted({category[concept] for concept in concepts})
+
+    styles, names, owners, pictures = _read_table(
+        folder, "images", ["style", "image", "concept", "picture"]
+    )
+    wanted = [*recipe.train_styles, *recipe.validation_styles]
+    absent = sorted(set(wanted) - set(styles))
+    if absent:
+        raise ValueError(
+            f"{folder}: no pictures in style {', '.join(absent)}; found {', '.join(sorted(set(styles)))}"
+        )
+    parts: dict[str, tuple[list[np.ndarray], list[int], list[str]]] = {
+        "train": ([], [], []),
+        "validation": ([], [], []),
+    }
+    for style, name, concept, picture in zip(styles, names, owners, pictures, strict=True):
+        if style not in wanted or concept not in index:
+            continue
+        pixels, numbers, drawn = parts["train" if style in recipe.train_styles else "validation"]
+        pixels.append(_decode(picture, f"{folder}: {name}", recipe.image_size))
+        numbers.append(index[concept])
+        drawn.append(style)
+    made = {
+        part: Pictures(
+            torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(numbers),
+            drawn,
+        )
+        for part, (pixels, numbers, drawn) in parts.items()
+        if pixels
+    }
+    for part in parts:
+        if part not in made:
+            raise ValueError(f"{folder}: the {part} styles have no picture of a seen concept")
+    one_way = [
+        category[concept] == "symbols" or bool(ONE_WAY.search(captions[concept].get("en", "")))
+        for concept in concepts
+    ]
+    return Dataset(
+        concepts=concepts,
+        categories=categories,
+        category=torch.tensor([categories.index(category[concept]) for concept in concepts]),
+        may_flip=~torch.tensor(one_way),
+        captions=[
+            [captions[concept].get(lang) for lang in recipe.languages] for concept in concepts
+        ],
+        train=made["train"],
+        validation=made["validation"],
+        held_out=len(seen) - len(concepts),
+    )
+
+
+def _read_table(folder: Path, config: str, columns: list[str]) -> list[list[Any]]:
+    """The named columns of a configuration, all splits in one."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(str(folder), config)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: configuration {config!r} does not load: {reason}") from error
+    table: list[list[Any]] = [[] for _ in columns]
+    for split in splits.values():
+        missing = [name for name in columns if name not in split.column_names]
+        if missing:
+            raise ValueError(
+                f"{folder}: configuration {config!r} has no column {', '.join(missing)}; found "
+                f"{', '.join(split.column_names)}"
+            )
+        for name, values in zip(columns, table, strict=True):
+            if isinstance(split.features[name], datasets.Image):
+                split = split.cast_column(name, datasets.Image(decode=False))
+            values.extend(split[name])
+    return table
+
+
+def _decode(picture: dict[str, Any], where: str, size: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(picture["bytes"])) as image:
+            image.load()
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: not a readable picture ({error}); rebuild the dataset"
+        ) from error
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+class CaptionEncoder(nn.Module):
+    """Captions to vectors: the mean of hashed character 2- to 4-grams, then a two-layer MLP.
+
+    It learns within a few minutes what a transformer over bytes would need hours for, and it is
+    thrown away: Maya has a language model of its own.
+    """
+
+    def __init__(self, width: int, buckets: int = 16384) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.grams = nn.EmbeddingBag(buckets, width, mode="mean")
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def features(self, caption: str) -> list[int]:
+        """Bucket numbers of a caption; the hash is the same on every machine."""
+        marked = f"^{caption.casefold()}$"
+        grams = {marked[i : i + n] for n in (2, 3, 4) for i in range(max(1, len(marked) - n + 1))}
+        digests = (hashlib.blake2b(gram.encode(), digest_size=4).digest() for gram in sorted(grams))
+        return [int.from_bytes(digest, "little") % self.buckets for digest in digests]
+
+    def forward(self, features: list[list[int]]) -> Tensor:
+        """Bucket numbers of [batch] captions to float [batch, width]."""
+        starts = np.cumsum([0, *(len(row) for row in features[:-1])])
+        flat = torch.tensor([number for row in features for number in row])
+        bags = self.grams(flat, torch.from_numpy(starts))
+        return self.mlp(bags)
+
+
+class TowerTrainer(nn.Module):
+    """The tower with the parts that only training needs."""
+
+    def __init__(self, recipe: VisionTowerRecipe, concepts: int, categories: int) -> None:
+        super().__init__()
+        width = recipe.hidden_size
+        config = SiglipVisionConfig(
+            image_size=recipe.image_size,
+            patch_size=recipe.patch_size,
+            hidden_size=width,
+            num_hidden_layers=recipe.num_hidden_layers,
+            intermediate_size=recipe.intermediate_size,
+            num_attention_heads=recipe.num_attention_heads,
+            vision_use_head=True,
+        )
+        self.tower = SiglipVisionModel(config)
+        # Normalised over the batch: at the start all pictures look nearly alike to the encoder,
+        # and what they share would drown what tells them apart.
+        self.mean_norm = nn.BatchNorm1d(width, affine=False)
+        self.patch_norm = nn.BatchNorm1d(width, affine=False)
+        self.concept = nn.Linear(width, concepts)
+        self.patch_concept = nn.Linear(width, concepts)
+        self.category = nn.Linear(width, categories)
+        self.captions = CaptionEncoder(recipe.contrastive_dim)
+        self.picture_projection = nn.Linear(width, recipe.contrastive_dim)
+        # Starting values of the SigLIP paper, section 3.2.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def before_last(self, pixel_values: Tensor) -> Tensor:
+        """float [n, 3, size, size] to float [n, patches, hidden]: the same as hidden_states[-2]."""
+        hidden = self.tower.embeddings(pixel_values)
+        for layer in self.tower.encoder.layers[:-1]:
+            hidden = layer(hidden, attention_mask=None)
+        return hidden
+
+    def pooled(self, before_last: Tensor) -> Tensor:
+        """What the tower returns as pooler_output, from its layer before last."""
+        hidden = self.tower.encoder.layers[-1](before_last, attention_mask=None)
+        return self.tower.head(self.tower.post_layernorm(hidden))
+
+    def classify(self, before_last: Tensor) -> Tensor:
+        """Concept logits, float [n, concepts], from the mean over the patches."""
+        return self.concept(self.mean_norm(before_last.mean(1)))
+
+    def embed(self, before_last: Tensor) -> Tensor:
+        """Pictures in the space of the captions, unit length."""
+        return F.normalize(self.picture_projection(self.pooled(before_last)), dim=-1)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: each matrix moves by the nearest orthogonal one.
+
+    Keller Jordan and others, "Muon: An optimizer for hidden layers in neural networks" (2024);
+    the three coefficients of the Newton-Schulz iteration are theirs. Matrices of one shape go
+    through it together, in float32: bfloat16, as torch.optim.Muon does it, is slow on CPUs.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in shapes.items():
+                moved = []
+                for parameter in parameters:
+                    state = self.state[parameter]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(parameter)
+                    state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+                    moved.append(parameter.grad + group["momentum"] * state["momentum"])
+                update = _orthogonalize(torch.stack(moved)) * max(1, shape[0] / shape[1]) ** 0.5
+                for parameter, change in zip(parameters, update, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(change, alpha=-group["lr"])
+
+
+def _orthogonalize(matrices: Tensor) -> Tensor:
+    tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.transpose(1, 2) if tall else matrices
+    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(4):
+        gram = wide @ wide.transpose(1, 2)
+        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        wide = torch.baddbmm(wide, gram, wide, beta=3.4445)
+    return wide.transpose(1, 2) if tall else wide
+
+
+def train_vision_tower(recipe: VisionTowerRecipe | Path | str, output_dir: Path) -> Path:
+    """Train a tower and save it.
+
+    Args:
+        recipe: the recipe, or a YAML file with one.
+        output_dir: gets config.json, model.safetensors, preprocessor_config.json, the resolved
+            recipe.yaml and metrics.json. While training it also holds the state of the run; the
+            same call continues from it, a call with a changed recipe does not.
+
+    Returns:
+        output_dir.
+
+    Raises:
+        FileNotFoundError: the dataset or recipe is not there.
+        ValueError: bad recipe or dataset, or output_dir holds the state of another run.
+    """
+    if not isinstance(recipe, VisionTowerRecipe):
+        recipe = read_vision_tower_recipe(Path(recipe))
+    output_dir = Path(output_dir)
+    dataset = read_dataset(recipe)
+    run = _Run(recipe, dataset, output_dir)
+    run.print_parts()
+    run.resume()
+    run.train()
+    return run.save()
+
+
+class _Run:
+    def __init__(self, recipe: VisionTowerRecipe, dataset: Dataset, output_dir: Path) -> None:
+        self.recipe, self.dataset, self.output_dir = recipe, dataset, output_dir
+        # A run is continued only by the same recipe on the same pictures and captions. Its length
+        # is left out: until the cool-down, a longer and a shorter run are the same run.
+        same = {
+            name: value for name, value in dataclasses.asdict(recipe).items() if name != "steps"
+        }
+        content = hashlib.sha256(json.dumps(same, sort_keys=True).encode())
+        content.update(json.dumps([dataset.concepts, dataset.captions]).encode())
+        for pictures in (dataset.train, dataset.validation):
+            content.update(pictures.pixels.numpy().tobytes())
+        self.key = content.hexdigest()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.model = TowerTrainer(recipe, len(dataset.concepts), len(dataset.categories))
+        self._whiten_patches()
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.features = [
+            [self.model.captions.features(name) if name else [] for name in captions]
+            for captions in dataset.captions
+        ]
+        matrices = [
+            parameter for parameter in self.model.tower.encoder.parameters() if parameter.ndim == 2
+        ]
+        chosen = {id(parameter) for parameter in matrices}
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        decayed = [p for p in others if p.ndim > 1]
+        plain = [p for p in others if p.ndim <= 1]
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (
+                Muon(matrices, recipe.matrix_learning_rate, recipe.weight_decay),
+                recipe.matrix_learning_rate,
+            ),
+            (
+                torch.optim.AdamW(
+                    [
+                        {"params": decayed, "weight_decay": recipe.weight_decay},
+                        {"params": plain, "weight_decay": 0.0},
+                    ],
+                    lr=recipe.learning_rate,
+                    betas=(0.9, 0.98),
+                ),
+                recipe.learning_rate,
+            ),
+        ]
+        self.step = 0
+        self.seconds = 0.0
+        self.log: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, float]] = []
+
+    def generator(self, purpose: int, number: int) -> torch.Generator:
+        """Randomness of one step or pass: nothing to store, and resuming changes nothing."""
+        seed = (self.recipe.seed * 4 + purpose) * 1_000_003 + number
+        return torch.Generator().manual_seed(seed)
+
+    def print_parts(self) -> None:
+        tower = self.model.tower
+        heads = sum(p.numel() for p in self.model.parameters()) - tower.num_parameters()
+        layers = tower.encoder.layers
+        read = sum(p.numel() for p in tower.embeddings.parameters()) + sum(
+            p.numel() for layer in layers[:-1] for p in layer.parameters()
+        )
+        patches = tower.embeddings.num_patches
+        rows = [
+            (
+                "vision tower, read by Maya",
+                read,
+                f"{patches} patches of {tower.config.hidden_size}",
+            ),
+            ("vision tower, last layer and head", tower.num_parameters() - read, "saved"),
+            ("classifiers and caption encoder", heads, "training only"),
+        ]
+        for name, count, note in rows:
+            print(f"{name:<36}{count:>12,}  trained  {note}")
+        data = self.dataset
+        print(
+            f"{len(data.concepts)} concepts ({data.held_out} held out), "
+            f"{len(data.train.concept)} pictures to train on "
+            f"({', '.join(self.recipe.train_styles)}), {len(data.validation.concept)} to validate "
+            f"on ({', '.join(self.recipe.validation_styles)})",
+            flush=True,
+        )
+
+    def _whiten_patches(self) -> None:
+        """Start the patch embedding from the principal components of the pictures' patches.
+
+        Neighbouring pixels are nearly equal, so that random projections of a patch are nearly
+        equal too; whitened ones differ from the first step on.
+        """
+        embedding = self.model.tower.embeddings.patch_embedding
+        generator = self.generator(0, 0)
+        pixels = self.dataset.train.pixels
+        rows = torch.randperm(len(pixels), generator=generator)[:1500]
+        pictures = augment(
+            pixels[rows].float() / 255,
+            self.dataset.may_flip[self.dataset.train.concept[rows]],
+            self.recipe.augmentation.at(0.5),
+            generator,
+        )
+        size = self.recipe.patch_size
+        patches = F.unfold(_normalize(pictures), size, stride=size).transpose(1, 2)
+        patches = patches.reshape(-1, 3 * size * size)
+        mean = patches.mean(0)
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+        count = min(self.recipe.hidden_size, len(values))
+        values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+        # Faint components are noise: the floor keeps them faint.
+        components = (vectors / (values + 3e-4 * values.sum()).sqrt()).T
+        mixing = torch.randn(self.recipe.hidden_size, count, generator=generator)
+        if count == self.recipe.hidden_size:
+            mixing = torch.linalg.qr(mixing)[0]
+        else:
+            mixing = mixing / math.sqrt(count)
+        weight = mixing @ components
+        with torch.no_grad():
+            embedding.weight.copy_(weight.view_as(embedding.weight))
+            embedding.bias.copy_(-weight @ mean)
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Pictures, float [batch, 3, size, size] from -1 to 1, and concepts of this step."""
+        train, size = self.dataset.train, self.recipe.batch_size
+        passes, rows = len(train.concept), []
+        for place in range(self.step * size, (self.step + 1) * size):
+            epoch, offset = divmod(place, passes)
+            if epoch != getattr(self, "_epoch", None):
+                self._epoch = epoch
+                self._order = torch.randperm(passes, generator=self.generator(1, epoch))
+            rows.append(int(self._order[offset]))
+        concept = train.concept[rows]
+        ramp = self.recipe.augmentation_ramp
+        strength = min(1.0, 0.15 + 0.85 * self.step / ramp) if ramp else 1.0
+        pictures = augment(
+            train.pixels[rows].float() / 255,
+            self.dataset.may_flip[concept],
+            self.recipe.augmentation.at(strength),
+            self.generator(2, self.step),
+        )
+        return _normalize(pictures), concept
+
+    def _loss(self) -> dict[str, Tensor]:
+        recipe = self.recipe
+        pixels, concept = self._batch()
+        generator = self.generator(3, self.step)
+        before_last = self.model.before_last(pixels)
+        mean = self.model.mean_norm(before_last.mean(1))
+        logits = self.model.concept(mean)
+        smoothing = recipe.label_smoothing
+        losses = {"concept": F.cross_entropy(logits, concept, label_smoothing=smoothing)}
+        which = torch.randint(before_last.shape[1], (len(concept),), generator=generator)
+        patch = self.model.patch_norm(before_last[torch.arange(len(concept)), which])
+        losses["patch"] = recipe.patch_loss_weight * F.cross_entropy(
+            self.model.patch_concept(patch), concept, label_smoothing=smoothing
+        )
+        losses["category"] = recipe.category_loss_weight * F.cross_entropy(
+            self.model.category(mean), self.dataset.category[concept]
+        )
+        if self.step >= recipe.contrastive_start:
+            features = []
+            for number, draw in zip(
+                concept.tolist(),
+                torch.rand(len(concept), generator=generator).tolist(),
+                strict=True,
+            ):
+                named = [caption for caption in self.features[number] if caption]
+                features.append(named[int(draw * len(named))])
+            captions = F.normalize(self.model.captions(features), dim=-1)
+            similarity = self.model.embed(before_last) @ captions.T
+            pair_logits = similarity * self.model.log_scale.exp() + self.model.bias
+            # Two pictures of one concept in a batch both go with both captions.
+            target = (concept[:, None] == concept[None]).float() * 2 - 1
+            contrast = -F.logsigmoid(target * pair_logits).sum() / len(concept)
+            losses["contrastive"] = recipe.contrastive_weight * contrast
+        losses["accuracy"] = (logits.argmax(1) == concept).float().mean().detach()
+        return losses
+
+    def train(self) -> None:
+        recipe, started = self.recipe, time.monotonic()
+        totals: dict[str, float] = {}
+        since = 0
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        while self.step < recipe.steps:
+            rate = min(
+                1.0,
+                (self.step + 1) / max(1, recipe.warmup_steps),
+                (recipe.steps - self.step) / max(1, recipe.cooldown_steps),
+            )
+            self.model.train()
+            losses = self._loss()
+            accuracy = losses.pop("accuracy")
+            loss = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"step {self.step}: the loss is {loss.item()}; lower learning_rate and "
+                    "matrix_learning_rate in the recipe"
+                )
+            for optimizer, _ in self.optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimizer, peak in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * rate
+                optimizer.step()
+            self._update_average()
+            self.step += 1
+            since += 1
+            for name, value in [*losses.items(), ("accuracy", accuracy), ("loss", loss)]:
+                totals[name] = totals.get(name, 0.0) + float(value.detach())
+            last = self.step == recipe.steps
+            if self.step % recipe.log_every == 0 or last:
+                row = {name: round(value / since, 4) for name, value in totals.items()}
+                seconds = self.seconds + time.monotonic() - started
+                self.log.append({"step": self.step, "seconds": round(seconds, 1), **row})
+                shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
+                print(f"step {self.step}/{recipe.steps}  {seconds:.0f} s  {shown}", flush=True)
+                totals, since = {}, 0
+            if self.step % recipe.evaluate_every == 0 or last:
+                scores = {"step": self.step, **self._heads(self._averaged())}
+                self.evaluations.append(scores)
+                shown = "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if k != "step")
+                print(f"step {self.step}/{recipe.steps}  validation  {shown}", flush=True)
+            if self.step % recipe.save_every == 0 or last:
+                self.seconds += time.monotonic() - started
+                started = time.monotonic()
+                self._save_state()
+
+    def _update_average(self) -> None:
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+                else:
+                    self.average[name].copy_(value)
+
+    def _averaged(self) -> TowerTrainer:
+        model = TowerTrainer(self.recipe, len(self.dataset.concepts), len(self.dataset.categories))
+        model.load_state_dict(self.average)
+        return model.eval()
+
+    @torch.no_grad()
+    def _heads(self, model: TowerTrainer) -> dict[str, float]:
+        """Scores of the training heads on the validation styles, all seen concepts."""
+        concept = self.dataset.validation.concept
+        category = self.dataset.category
+        means, patches, kinds, embedded = [], [], [], []
+        for pixels in self.dataset.validation.pixels.split(256):
+            before_last = model.before_last(_normalize(pixels.float() / 255))
+            mean = model.mean_norm(before_last.mean(1))
+            means.append(model.concept(mean))
+            kinds.append(model.category(mean))
+            flat = model.patch_norm(before_last.flatten(0, 1))
+            patches.append(model.patch_concept(flat).view(*before_last.shape[:2], -1)[:, 0])
+            embedded.append(model.embed(before_last))
+        logits = torch.cat(means)
+        scores = {
+            "top1": _top(logits, concept, 1),
+            "top5": _top(logits, concept, 5),
+            "first_patch_top1": _top(torch.cat(patches), concept, 1),
+            "category": _top(torch.cat(kinds), category[concept], 1),
+            "category_of_top1": float(
+                (category[logits.argmax(1)] == category[concept]).float().mean()
+            ),
+        }
+        if self.step > self.recipe.contrastive_start:
+            for number, language in enumerate(self.recipe.languages):
+                named = [row for row, caption in enumerate(self.features) if caption[number]]
+                captions = model.captions([self.features[row][number] for row in named])
+                similarity = torch.cat(embedded) @ F.normalize(captions, dim=-1).T
+                column = torch.full((len(self.features),), -1).index_put(
+                    (torch.tensor(named),), torch.arange(len(named))
+                )[concept]
+                scores[f"caption_top5_{language}"] = _top(
+                    similarity[column >= 0], column[column >= 0], 5
+                )
+        return {name: round(value, 4) for name, value in scores.items()}
+
+    def _state_path(self) -> Path:
+        return self.output_dir / STATE_FILE
+
+    def _save_state(self) -> None:
+        """Everything that the next step depends on, in one atomically replaced file."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors.update({f"average.{name}": value for name, value in self.average.items()})
+        for number, (optimizer, _) in enumerate(self.optimizers):
+            for place, state in optimizer.state_dict()["state"].items():
+                for name, value in state.items():
+                    tensors[f"optimizer.{number}.{place}.{name}"] = value
+        notes = {
+            "key": self.key,
+            "step": self.step,
+            "steps": self.recipe.steps,
+            "seconds": self.seconds,
+            "log": self.log,
+            "evaluations": self.evaluations,
+        }
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        partial = self._state_path().with_suffix(".partial")
+        safetensors.torch.save_file(
+            {name: value.clone() for name, value in tensors.items()},
+            partial,
+            metadata={"run": json.dumps(notes)},
+        )
+        os.replace(partial, self._state_path())
+
+    def resume(self) -> None:
+        """Continue from the state in the output folder, if there is one."""
+        path = self._state_path()
+        if not path.exists():
+            return
+        with safetensors.safe_open(path, framework="pt") as stored:
+            notes = json.loads((stored.metadata() or {}).get("run", "{}"))
+            if notes.get("key") != self.key:
+                raise ValueError(
+                    f"{path}: the state of a run with another recipe or dataset; give another "
+                    "output folder, or delete this file to start anew"
+                )
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            if part == "optimizer":
+                number, place, key = rest.split(".")
+                states[int(number)].setdefault(int(place), {})[key] = value
+            else:
+                parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        self.average = parts["average"]
+        for (optimizer, _), state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.step, self.seconds = notes["step"], notes["seconds"]
+        self.log, self.evaluations = notes["log"], notes["evaluations"]
+        if notes["steps"] != self.recipe.steps and self.step > (
+            min(notes["steps"], self.recipe.steps) - self.recipe.cooldown_steps
+        ):
+            raise ValueError(
+                f"{path}: at step {self.step} of {notes['steps']} the cool-down has begun; `steps` "
+                f"cannot become {self.recipe.steps} any more"
+            )
+        print(f"continuing after step {self.step}", flush=True)
+
+    def save(self) -> Path:
+        """Write the averaged tower and what is known about it; returns the folder."""
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+        tower = self._averaged().tower
+        scale_stream(tower, read_features(tower, self.dataset.train.pixels[::4]))
+        tower = tower.to(STORAGE_DTYPES[self.recipe.storage_dtype])
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        partial = self.output_dir / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        tower.save_pretrained(partial)
+        side = self.recipe.image_size
+        SiglipImageProcessorPil(
+            size={"height": side, "width": side},
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+            resample=Image.Resampling.BICUBIC,
+        ).save_pretrained(partial)
+        recipe = {"kind": "vision_tower", **dataclasses.asdict(self.recipe)}
+        (partial / "recipe.yaml").write_text(
+            yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        metrics = self._metrics(SiglipVisionModel.from_pretrained(partial, dtype=torch.float32))
+        (partial / "metrics.json").write_text(
+            json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        # The weights go last: a folder with weights is complete.
+        for file in sorted(partial.iterdir(), key=lambda file: file.suffix == ".safetensors"):
+            os.replace(file, self.output_dir / file.name)
+        partial.rmdir()
+        self._state_path().unlink(missing_ok=True)
+        saved = metrics["stored_weights"]
+        print("stored weights, validation  " + "  ".join(f"{k} {v}" for k, v in saved.items()))
+        return self.output_dir
+
+    def _metrics(self, tower: SiglipVisionModel) -> dict[str, Any]:
+        data = self.dataset
+        return {
+            "what": "SigLIP vision tower of the mini Maya; scores are shares of pictures named right",
+            "validation_styles": self.recipe.validation_styles,
+            "train_styles": self.recipe.train_styles,
+            "note": "No other style was read, and no held-out concept in any style.",
+            "concepts": len(data.concepts),
+            "held_out_concepts": data.held_out,
+            "train_pictures": len(data.train.concept),
+            "validation_pictures": len(data.validation.concept),
+            "chance_top1": 1 / len(data.concepts),
+            "stored_weights": probe(tower.eval(), data),
+            "heads_before_storing": self.evaluations[-1] if self.evaluations else {},
+            "storage_dtype": self.recipe.storage_dtype,
+            "parameters": tower.num_parameters(),
+            "seconds": round(self.seconds, 1),
+            "seed": self.recipe.seed,
+            "threads": torch.get_num_threads(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+            "run_key": self.key,
+            "evaluations": self.evaluations,
+            "log": self.log,
+        }
+
+
+@torch.no_grad()
+def scale_stream(tower: SiglipVisionModel, features: Tensor) -> None:
+    """Give hidden_states[-2] a standard deviation of 1, and change nothing else.
+
+    Every reader of the residual stream inside the tower normalises it first, so the stream may be
+    scaled by scaling all that is written to it. Maya's projector reads it as it is, and a linear
+    layer learns best from numbers near 1.
+
+    Args:
+        tower: changed in place.
+        features: float [n, patches, hidden], hidden_states[-2] of some pictures.
+    """
+    factor = float(1 / (features - features.mean((0, 1))).std())
+    written = [
+        tower.embeddings.patch_embedding.weight,
+        tower.embeddings.patch_embedding.bias,
+        tower.embeddings.position_embedding.weight,
+    ]
+    for layer in tower.encoder.layers:
+        written += [*layer.self_attn.out_proj.parameters(), *layer.mlp.fc2.parameters()]
+    for parameter in written:
+        parameter.mul_(factor)
+
+
+@torch.no_grad()
+def read_features(tower: SiglipVisionModel, pixels: Tensor) -> Tensor:
+    """What Maya reads: hidden_states[-2], float [n, patches, hidden], of uint8 [n, 3, size, size]."""
+    return torch.cat(
+        [
+            tower(_normalize(part.float() / 255), output_hidden_states=True).hidden_states[-2]
+            for part in pixels.split(256)
+        ]
+    )
+
+
+def probe(tower: SiglipVisionModel, dataset: Dataset) -> dict[str, float]:
+    """How well concepts can be read off hidden_states[-2], by two probes fitted to train styles.
+
+    `linear_*` is a linear classifier on the mean over patches, fitted with AdamW for 300 full
+    passes; `centroid_*` compares that mean, standardised, with each concept's mean over the train
+    styles by cosine. Scores are on the validation styles.
+    """
+    train = read_features(tower, dataset.train.pixels).mean(1)
+    validation = read_features(tower, dataset.validation.pixels).mean(1)
+    scale = float(train.std())
+    mean, deviation = train.mean(0), train.std(0) + 1e-6
+    train, validation = (train - mean) / deviation, (validation - mean) / deviation
+    concept, right = dataset.train.concept, dataset.validation.concept
+
+    sums = torch.zeros(len(dataset.concepts), train.shape[1]).index_add_(
+        0, concept, F.normalize(train, dim=1)
+    )
+    near = F.normalize(validation, dim=1) @ F.normalize(sums, dim=1).T
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        linear = nn.Linear(train.shape[1], len(dataset.concepts))
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=0.03, weight_decay=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            F.cross_entropy(linear(train), concept, label_smoothing=0.1).backward()
+        optimizer.step()
+    with torch.no_grad():
+        logits = linear(validation)
+    category = dataset.category
+    scores = {
+        "linear_top1": _top(logits, right, 1),
+        "linear_top5": _top(logits, right, 5),
+        "linear_category": float((category[logits.argmax(1)] == category[right]).float().mean()),
+        "centroid_top1": _top(near, right, 1),
+        "centroid_top5": _top(near, right, 5),
+        "feature_std": scale,
+    }
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def _normalize(pictures: Tensor) -> Tensor:
+    """0 to 1 becomes -1 to 1, as the image processor does with mean and deviation 0.5."""
+    return pictures * 2 - 1
+
+
+def _top(scores: Tensor, right: Tensor, count: int) -> float:
+    """Share of rows whose right column is among the `count` highest."""
+    above = (scores > scores.gather(1, right[:, None])).sum(1)
+    return float((above < count).float().mean())
