@@ -1,0 +1,83 @@
+"""`maya chat`: what is asked, what is streamed, what is refused."""
+
+import pytest
+
+from training.chat import ANSWER_IN, QUESTIONS, chat, question_in
+
+from .tiny_maya import save_tiny_maya, tiny_maya, tiny_picture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_maya(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    tiny_picture(2).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+def test_streams_what_generate_says(folder, picture, capsys):
+    said = chat(str(folder), picture, "यह क्या है?", max_new_tokens=10)
+    model, processor = tiny_maya()
+    content = [{"type": "image", "image": tiny_picture(2)}, {"type": "text", "text": "यह क्या है?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    tokens = model.generate(**inputs, max_new_tokens=10, do_sample=False)
+    expected = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert said == expected.strip() != ""
+    assert capsys.readouterr().out.strip() == said
+
+
+def test_without_a_question_it_asks_for_the_name():
+    assert question_in(None, None) == "What is this?"
+    assert question_in(None, "hi") == "यह क्या है?"
+
+
+def test_known_questions_are_asked_in_the_language_of_the_answer():
+    assert question_in("What is this?", "hi") == "यह क्या है?"
+    assert question_in("what is this?", "en") == "What is this?"
+    assert question_in("यह क्या है?", "ur") == "یہ کیا ہے؟"
+    assert question_in("Is this: rocket?", "fr") == "Est-ce : rocket ?"
+    assert question_in("Что это?", None) == "Что это?"
+
+
+def test_other_questions_ask_for_the_language():
+    assert question_in("How many legs has it?", "fr") == (
+        "How many legs has it? Réponds en français."
+    )
+
+
+def test_every_language_of_the_questions_can_be_asked_for():
+    import json
+
+    assert set(json.loads(QUESTIONS.read_text(encoding="utf-8"))) == set(ANSWER_IN)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"language": "xx"}, ValueError, "unknown language 'xx'; known: en, zh"),
+        ({"question": "  "}, ValueError, "question is empty"),
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
+        ({"image": "nowhere.png"}, FileNotFoundError, "nowhere"),
+        ({"model": "/no/such/model"}, FileNotFoundError, "no model at"),
+    ],
+)
+def test_refuses_bad_input_in_one_line(folder, picture, arguments, error, words):
+    with pytest.raises(error, match=words) as caught:
+        chat(**{"model": str(folder), "image": picture, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_a_broken_picture(folder, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        chat(str(folder), str(broken))
