@@ -93,20 +93,25 @@ class MayaConfig(PreTrainedConfig):
         """How many of the tower's layers contribute to the features: `vision_feature_layer` from the front."""
         return self.vision_feature_layer % (self.vision_config.num_hidden_layers + 1)
 
+    @property
+    def vision_image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images the tower expects."""
+        vision = self.vision_config
+        if vision.model_type == "siglip2_vision_model":  # knows only how many patches make an image
+            size = int(vision.num_patches**0.5) * vision.patch_size
+        else:
+            size = vision.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
     def expected_image_seq_length(self) -> int | None:
         """Features per image that follow from the tower and the strategy, None for a tower not known here."""
         vision = self.vision_config
         if vision.model_type not in CLASS_TOKENS:
             return None
-        if vision.model_type == "siglip2_vision_model":  # counts patches, its images have any shape
-            patches = vision.num_patches
-        else:
-            (height, width), (patch_height, patch_width) = (
-                (size, size) if isinstance(size, int) else size
-                for size in (vision.image_size, vision.patch_size)
-            )
-            patches = (height // patch_height) * (width // patch_width)
+        (height, width), patch = self.vision_image_size, vision.patch_size
+        patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
         dropped = 1 if self.vision_feature_select_strategy == "default" else 0
+        patches = (height // patch_height) * (width // patch_width)
         return patches + CLASS_TOKENS[vision.model_type] - dropped
 
     def validate_image_seq_length(self):

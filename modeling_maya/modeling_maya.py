@@ -6,6 +6,7 @@
 Shapes below: B rows, T tokens, I images of S = image_seq_length features, D decoder width, V vocabulary.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,7 @@ class MayaProjector(nn.Module):
 def drop_unused_vision_weights(
     vision_tower: PreTrainedModel, config: MayaConfig
 ) -> PreTrainedModel:
-    """Take from a tower, in place, what comes after `config.vision_feature_layer`.
+    """Take from a transformers tower, in place, what comes after `config.vision_feature_layer`.
 
     These are the layers behind it, the last layer norm and the pooling head. `hidden_states` up to that
     layer stay as they were. A tower not listed in CLASS_TOKENS, or one that the config says to keep
@@ -116,29 +117,19 @@ class MayaPreTrainedModel(PreTrainedModel):
 class MayaModel(MayaPreTrainedModel):
     """Maya without a head: what serving engines build, and what `MayaForConditionalGeneration` wraps."""
 
-    # A headless model is often read from a checkpoint that has a head.
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
     def __init__(self, config: MayaConfig):
         super().__init__(config)
-        tower = AutoModel.from_config(config.vision_config)
-        self.vision_tower = drop_unused_vision_weights(tower, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        whole = set(self.vision_tower.state_dict())
+        drop_unused_vision_weights(self.vision_tower, config)
         self.multi_modal_projector = MayaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        self._keys_to_ignore_on_load_unexpected = [
-            *type(self)._keys_to_ignore_on_load_unexpected,
-            *self._unused_vision_weights(),
+        # A checkpoint may have a head, and the tower whole, and still be right for this model.
+        self._keys_to_ignore_on_load_unexpected = [r"^lm_head\."] + [
+            rf"vision_tower\.(vision_model\.)?{re.escape(name)}$"
+            for name in whole - set(self.vision_tower.state_dict())
         ]
         self.post_init()
-
-    def _unused_vision_weights(self) -> list[str]:
-        """Patterns of the weights a checkpoint with a whole tower may have more than this model."""
-        config = self.config
-        if config.vision_config.model_type not in CLASS_TOKENS or config.vision_keep_unused_weights:
-            return []
-        unused = range(config.vision_layers_used, config.vision_config.num_hidden_layers)
-        parts = [rf"encoder\.layers\.{layer}" for layer in unused] + ["post_layernorm", "head"]
-        return [rf"vision_tower\.(vision_model\.)?{part}\." for part in parts]
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -191,18 +182,6 @@ class MayaModel(MayaPreTrainedModel):
             "pixel_attention_mask": torch.ones(patches.shape[:2], device=patches.device),
             "spatial_shapes": torch.tensor([grid] * images, device=patches.device),
         }
-
-    def _blank_image(self) -> torch.Tensor:
-        """A grey image (1, channels, height, width) of the size the tower expects."""
-        vision = self.config.vision_config
-        if vision.model_type == "siglip2_vision_model":
-            size: int | tuple[int, int] = int(vision.num_patches**0.5) * vision.patch_size
-        else:
-            size = vision.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return torch.zeros(
-            (1, vision.num_channels, height, width), device=self.device, dtype=self.dtype
-        )
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, num_features: int
@@ -271,8 +250,10 @@ class MayaModel(MayaPreTrainedModel):
         if encoded is None and self.training and torch.is_grad_enabled():
             # Under data-parallel training every rank must use every part in every step, or the
             # ranks that have images wait for the others for ever: add zero times a blank image.
-            blank = self.get_image_features(self._blank_image(), return_dict=True)
-            inputs_embeds = inputs_embeds + 0.0 * blank.pooler_output[0].sum()
+            shape = (1, self.config.vision_config.num_channels, *self.config.vision_image_size)
+            blank = torch.zeros(shape, device=inputs_embeds.device, dtype=inputs_embeds.dtype)
+            blank = self.get_image_features(blank, return_dict=True).pooler_output[0]
+            inputs_embeds = inputs_embeds + 0.0 * blank.sum()
 
         outputs = self.language_model(
             attention_mask=attention_mask,

@@ -40,13 +40,15 @@ _decoder = {
     "bos_token_id": 5,
     "eos_token_id": 6,
 }
+# Real decoders scale down. With weights this small only scaling up gives logits worth comparing.
+_LOGIT_SCALE = 4.0
 DECODERS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
-    "cohere": (CohereConfig, {**_decoder, "logit_scale": 0.25}),
+    "cohere": (CohereConfig, {**_decoder, "logit_scale": _LOGIT_SCALE}),
     "cohere2": (
         Cohere2Config,
         {
             **_decoder,
-            "logit_scale": 0.25,
+            "logit_scale": _LOGIT_SCALE,
             "sliding_window": 8,
             "layer_types": ["sliding_attention", "full_attention"],
         },

@@ -6,28 +6,38 @@ import pytest
 import torch
 from transformers import StaticCache, TextIteratorStreamer
 
-from tests.tiny import DECODERS, TOWERS, tiny_inputs, tiny_model
+from tests.tiny import DECODERS, IMAGE_TOKEN, TOWERS, tiny_inputs, tiny_model
 
 NEW = 6
+# Greedy, of fixed length, and without the placeholder, which a random model may well answer.
+GREEDY = {
+    "do_sample": False,
+    "max_new_tokens": NEW,
+    "min_new_tokens": NEW,
+    "suppress_tokens": [IMAGE_TOKEN],
+}
 
 
 def answers(model, inputs, **kwargs) -> torch.Tensor:
     """The new tokens (B, NEW) of a greedy answer that does not stop early."""
-    kwargs = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, **kwargs}
-    generated = model.generate(**inputs, **kwargs)
+    generated = model.generate(**inputs, **{**GREEDY, **kwargs})
     start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
     return generated[:, start:]
 
 
+def never(model) -> list[int]:
+    """Tokens that GREEDY rules out."""
+    return [model.config.text_config.eos_token_id, IMAGE_TOKEN]
+
+
 def greedy_by_hand(model, inputs) -> torch.Tensor:
     """The same without any cache or `generate`: one full forward for every token."""
-    inputs = dict(inputs)
-    eos, new = model.config.text_config.eos_token_id, []
+    inputs, new = dict(inputs), []
     for _ in range(NEW):
         mask = inputs["attention_mask"]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = model(**inputs, position_ids=positions, logits_to_keep=1).logits[:, -1]
-        logits[:, eos] = -torch.inf
+        logits[:, never(model)] = -torch.inf
         new.append(logits.argmax(-1, keepdim=True))
         inputs["input_ids"] = torch.cat([inputs["input_ids"], new[-1]], dim=1)
         inputs["attention_mask"] = torch.cat([mask, torch.ones_like(new[-1])], dim=1)
@@ -105,10 +115,11 @@ def test_several_samples_a_row_belong_to_their_row():
 def test_beams_belong_to_their_row():
     model = tiny_model()
     inputs = tiny_inputs(model.config, images=[1, 2, 0])
-    together = answers(model, inputs, num_beams=3)
-    assert not torch.equal(together, answers(model, inputs))
+    together = answers(model, inputs, num_beams=3, num_return_sequences=2)
+    assert not torch.equal(together[0], together[1])
     row = {k: v[:1] for k, v in inputs.items()}
-    torch.testing.assert_close(answers(model, row, num_beams=3)[0], together[0])
+    alone = answers(model, row, num_beams=3, num_return_sequences=2)
+    torch.testing.assert_close(alone, together[:2])
 
 
 class Words:
@@ -122,9 +133,8 @@ def test_streaming():
     model = tiny_model()
     inputs = tiny_inputs(model.config, images=[1])
     streamer = TextIteratorStreamer(Words(), skip_prompt=True, timeout=60)
-    kwargs = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW}
     thread = threading.Thread(
-        target=model.generate, kwargs={**inputs, **kwargs, "streamer": streamer}
+        target=model.generate, kwargs={**inputs, **GREEDY, "streamer": streamer}
     )
     thread.start()
     pieces = list(streamer)
@@ -157,7 +167,7 @@ def test_decoding_compiles_to_one_graph():
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     new = []
     for _ in range(NEW):
-        logits[:, model.config.text_config.eos_token_id] = -torch.inf
+        logits[:, never(model)] = -torch.inf
         new.append(logits.argmax(-1, keepdim=True))
         mask = torch.cat([mask, torch.ones_like(new[-1])], dim=1)
         # A mask of full length keeps shapes, and so the graph, the same at every step.
