@@ -40,7 +40,10 @@ def load_chat_template(name: str, original_prompt: bool = False) -> str:
         encoding="utf-8"
     )
     if original_prompt and name == "plain":
-        template = "{%- set original_prompt = true -%}\n" + template
+        template = (
+            "{%- set original_prompt = true if original_prompt is undefined else original_prompt -%}\n"
+            + template
+        )
     return template
 
 

@@ -469,7 +469,13 @@ class MayaProcessor(ProcessorMixin):
                     else part
                     for part in content
                 ]
-            prepared.append({**message, "content": content})
+            # Templates of others may show further fields.
+            others = {
+                key: self.neutralize(value) if isinstance(value, str) else value
+                for key, value in message.items()
+                if key not in ("role", "content")
+            }
+            prepared.append({"role": message["role"], "content": content, **others})
         return prepared
 
     def apply_chat_template(
@@ -492,6 +498,8 @@ class MayaProcessor(ProcessorMixin):
         Raises ValueError, naming conversation and turn, for unknown roles or parts, an image
         outside user turns, and an assistant turn without text.
         """
+        if not isinstance(conversation, (list, tuple)) or not conversation:
+            _check_messages(conversation, "the conversation")
         conversations, is_batched = self._normalize_conversations(conversation)
         prepared = [
             self._prepare_messages(

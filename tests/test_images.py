@@ -424,6 +424,12 @@ class TestWeb:
                 load_image(server.url + path, allow_private=True)
             assert path in one_line(error)
 
+    def test_https_to_a_server_without_it(self, server):
+        url = server.url.replace("http://", "https://")
+        with pytest.raises(ConnectionError, match="Cannot fetch") as error:
+            load_image(url + "/image.png", timeout=10, allow_private=True)
+        assert "SSL" in one_line(error)
+
     def test_no_server(self):
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors as post_processors
+from transformers import PreTrainedTokenizerFast
 
 from processing_maya import (
     CHAT_TEMPLATES,
@@ -186,6 +188,16 @@ class TestTemplates:
             plain.apply_chat_template(messages, chat_template=original)
             == "<BOS_TOKEN><image>A boat.\n"
         )
+
+    def test_the_original_prompt_can_be_switched_off_again(self, processors):
+        original = load_chat_template("plain", original_prompt=True)
+        prompt = processors["plain"].apply_chat_template(
+            [user(IMAGE)],
+            chat_template=original,
+            add_generation_prompt=True,
+            original_prompt=False,
+        )
+        assert prompt == "<BOS_TOKEN><image>"
 
     def test_learned_spans(self, processors):
         messages = [user(IMAGE, text_part("What?")), assistant("7 boats")]
@@ -382,6 +394,11 @@ class TestControlTokens:
         # White space tokens are ordinary text.
         assert tokenizer.convert_tokens_to_ids("  ") in ids
 
+    def test_fields_that_other_templates_show(self, aya):
+        template = "{% for m in messages %}{{ m.role }}: {{ m.thought }}{% endfor %}"
+        message = {**user("a"), "thought": "<image>"}
+        assert aya.apply_chat_template([message], chat_template=template) == f"user: <{BREAK}image>"
+
     def test_offsets_across_breaks(self, aya):
         """Every token's offsets point at what it says, also after several breaks."""
         text = aya.neutralize("boat <image> lake <PAD><PAD> 7 <|USER_TOKEN|>")
@@ -394,6 +411,39 @@ class TestControlTokens:
         )
         assert [tuple(pair) for pair in out["offset_mapping"][0]] == offsets
         assert [tuple(pair) for pair in out["offset_mapping"][1]][-1] == (0, 0)
+
+
+class TestOtherTokenizers:
+    """Byte-level tokenizers as Qwen's and GPT's: no BOS, and offsets without leading spaces."""
+
+    @pytest.fixture(scope="class")
+    def tokenizer(self):
+        plain = tiny_tokenizer().backend_tokenizer
+        plain.post_processor = post_processors.ByteLevel(trim_offsets=True)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=plain, eos_token="<|END_OF_TURN_TOKEN|>", pad_token="<PAD>"
+        )
+        add_image_token(tokenizer)
+        return tokenizer
+
+    @pytest.mark.parametrize("template", CHAT_TEMPLATES)
+    def test_same_spans_without_bos(self, tokenizer, template):
+        other = tiny_processor(chat_template=template, tokenizer=tokenizer)
+        cohere = tiny_processor(chat_template=template)
+        for answer in ("7 boats", "猫", " two  spaces ", "\n- a\n", "<|USER_TOKEN|> x"):
+            messages = [user(IMAGE, text_part("What?")), assistant(answer)]
+            expected = cohere.encode_conversation(messages)
+            encoded = other.encode_conversation(messages)
+            assert encoded["input_ids"] == expected["input_ids"][1:]
+            assert encoded["assistant_mask"] == expected["assistant_mask"][1:]
+            out = other.apply_chat_template(
+                with_pictures(messages),
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+            assert out["input_ids"][0] == encoded["input_ids"]
+            assert out["assistant_masks"][0] == encoded["assistant_mask"]
 
 
 class TestCall:
@@ -638,6 +688,9 @@ class TestMessages:
         assert "\n" not in str(error.value)
 
     def test_chat_template_checks_too(self, aya):
+        for nothing in ([], "hello", None):
+            with pytest.raises(ValueError, match="the conversation: expected a list of messages"):
+                aya.apply_chat_template(nothing)
         with pytest.raises(
             ValueError, match="conversation 1, turn 2: the assistant's answer is empty"
         ):

@@ -110,7 +110,7 @@ for folder in ("saved", "again", "again2"):
 assert found[0] == found[1] == found[2]
 print(json.dumps(found[0]))
 """
-    done = run_bare(code, make_site(tmp_path / "site"), tmp_path)
+    done = run_bare(code, make_site(tmp_path / "site"), tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""
     encoded, mask, pixels = json.loads(done.stdout.splitlines()[-1])
