@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -219,12 +220,13 @@ def test_rows(built: Path, manifest: dict) -> None:
 
 
 def test_a_wrong_package_is_named_with_both_digests(packages: Path, tmp_path: Path) -> None:
-    path = packages / SOURCES["noto"].filename
+    folder = Path(shutil.copytree(packages, tmp_path / "packages"))
+    path = folder / SOURCES["noto"].filename
     expected = sources_module.SOURCES["noto"].sha512
     path.write_bytes(path.read_bytes() + b"x")
     found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     with pytest.raises(SourceError) as caught:
-        build_mini(tmp_path / "mini", packages, STYLES)
+        build_mini(tmp_path / "mini", folder, STYLES)
     message = str(caught.value)
     assert path.name in message
     assert found in message
@@ -234,9 +236,10 @@ def test_a_wrong_package_is_named_with_both_digests(packages: Path, tmp_path: Pa
 
 
 def test_a_missing_package_is_named(packages: Path, tmp_path: Path) -> None:
-    (packages / SOURCES["labels"].filename).unlink()
+    folder = Path(shutil.copytree(packages, tmp_path / "packages"))
+    (folder / SOURCES["labels"].filename).unlink()
     with pytest.raises(SourceError, match=r"cldr-misc-full-48\.2\.0\.tgz"):
-        build_mini(tmp_path / "mini", packages, STYLES)
+        build_mini(tmp_path / "mini", folder, STYLES)
 
 
 def test_missing_npm_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,8 +266,11 @@ def test_a_listed_name_that_is_no_concept_is_an_error(
     path.write_text(json.dumps({"drugs": {"about": "", "toxic": True, "names": ["no such"]}}))
     monkeypatch.setattr(concepts_module, "SENSITIVE_FILE", path)
     concepts_module.load_sensitive.cache_clear()
-    with pytest.raises(SourceError, match="'no such'"):
-        build_mini(tmp_path / "mini", packages, STYLES)
+    try:
+        with pytest.raises(SourceError, match="'no such'"):
+            build_mini(tmp_path / "mini", packages, STYLES)
+    finally:
+        concepts_module.load_sensitive.cache_clear()
 
 
 def test_output_with_other_things_is_left_alone(packages: Path, tmp_path: Path) -> None:
