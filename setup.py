@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 LOAD = ["torch>=2.13", "transformers>=5.23", "pillow>=13.0"]
 DATASETS = ["datasets>=5.2", "pyyaml>=6.0"]
 TRAIN = [*DATASETS, "trl>=1.16", "peft>=0.21", "accelerate>=1.15", "safetensors>=0.8"]
-DATA = [*DATASETS, "resvg-py>=0.5"]
+DATA = [*DATASETS, "pyarrow>=26.0", "resvg-py>=0.5"]
 EVAL = [*DATASETS]
 DEMO = ["gradio>=6.0"]
 TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.4"]
