@@ -64,14 +64,14 @@ def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None)
 
 
 def make_square(image: np.ndarray, aspect: str, pad_color: tuple[float, ...]) -> np.ndarray:
-    """Pad or crop `image` [channels, height, width] to a square, or leave it for `"square"`."""
-    channels, height, width = image.shape
+    """Pad or crop `image` [height, width, channels] to a square, or leave it for `"square"`."""
+    height, width, channels = image.shape
     if height == width or aspect == "square":
         return image
     if aspect == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        return image[:, top : top + side, left : left + side]
+        return image[top : top + side, left : left + side]
     side = max(height, width)
     if side > MAX_PADDED_SIDE:
         raise ValueError(
@@ -79,10 +79,9 @@ def make_square(image: np.ndarray, aspect: str, pad_color: tuple[float, ...]) ->
             f"at most {MAX_PADDED_SIDE}. Make it smaller, or use image_aspect='square' or 'crop'."
         )
     top, left = (side - height) // 2, (side - width) // 2
-    color = np.asarray(pad_color[:channels], dtype=image.dtype)
-    square = np.empty((channels, side, side), dtype=image.dtype)
-    square[:] = color[:, None, None]
-    square[:, top : top + height, left : left + width] = image
+    square = np.empty((side, side, channels), dtype=image.dtype)
+    square[:] = np.asarray(pad_color[:channels], dtype=image.dtype)
+    square[top : top + height, left : left + width] = image
     return square
 
 
@@ -205,15 +204,22 @@ class MayaImageProcessor(PilBackend):
         self._check_maya_kwargs(image_aspect, pad_color, transparent_color)
         tables: dict[int, np.ndarray] = {}
         pixel_values = []
-        for image in images:
+        for channels_first in images:
+            image = np.ascontiguousarray(channels_first.transpose(1, 2, 0))
             # Without rescaling a floating-point image is already in 0..1.
             scale = 1.0 if do_rescale or image.dtype == np.uint8 else rescale_factor
             image = make_square(image, image_aspect, tuple(value * scale for value in pad_color))
-            if do_resize and image.shape[1:] != (size.height, size.width):
-                image = self.resize(image, size=size, resample=resample)
+            channels = image.shape[2]
+            if do_resize and image.shape[:2] != (size.height, size.width):
+                if image.dtype == np.uint8 and channels == 3:
+                    # What self.resize does, without its conversions of the full-size picture.
+                    picture = Image.fromarray(image).resize((size.width, size.height), resample)
+                    image = np.asarray(picture)
+                else:
+                    image = self.resize(image.transpose(2, 0, 1), size=size, resample=resample)
+                    image = image.transpose(1, 2, 0)
             if image.dtype == np.uint8 and do_rescale and do_normalize:
                 # Only 256 values can occur: look their results up.
-                channels = image.shape[0]
                 if channels not in tables:
                     values = np.broadcast_to(np.arange(256, dtype=np.uint8), (channels, 1, 256))
                     table = self.normalize(
@@ -221,8 +227,11 @@ class MayaImageProcessor(PilBackend):
                     )
                     tables[channels] = table.reshape(channels, 256)
                 table = tables[channels]
-                image = np.stack([table[channel][image[channel]] for channel in range(channels)])
+                image = np.stack(
+                    [table[channel][image[..., channel]] for channel in range(channels)]
+                )
             else:
+                image = image.transpose(2, 0, 1)
                 if do_rescale:
                     image = self.rescale(image, rescale_factor)
                 if do_normalize:

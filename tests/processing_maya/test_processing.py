@@ -1,6 +1,10 @@
 """Conversations and pictures to model inputs."""
 
 import copy
+import functools
+import itertools
+import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -444,6 +448,53 @@ class TestOtherTokenizers:
             )
             assert out["input_ids"][0] == encoded["input_ids"]
             assert out["assistant_masks"][0] == encoded["assistant_mask"]
+
+
+class TestAnyText:
+    """Random conversations in ten languages, with every kind of control text mixed in."""
+
+    PIECES = [
+        *"".join(TEXTS.values()),
+        *TURN_TOKENS,
+        *["<image>", "<BOS_TOKEN>", "<PAD>", "<", "|", ">", "<ima", "ge>", BREAK],
+        *[" ASSISTANT:", "USER: ", " ", "  ", "\n", "7", "e\u0301", "\U0001f680"],
+    ]
+
+    def text(self, draw):
+        return "".join(draw.choice(self.PIECES) for _ in range(draw.randint(1, 30)))
+
+    @pytest.mark.parametrize("template", CHAT_TEMPLATES)
+    def test_exactly_the_answers_are_learned(self, processors, template):
+        maya = processors[template]
+        added = set(maya.tokenizer.added_tokens_decoder) - {maya.image_token_id}
+        draw = random.Random(template)
+        for _ in range(60):
+            messages, images = [], 0
+            if draw.random() < 0.3:
+                messages.append({"role": "system", "content": self.text(draw)})
+            for _ in range(1 if template == "plain" else draw.randint(1, 3)):
+                parts = [text_part(self.text(draw))]
+                for _ in range(draw.randint(0, 2)):
+                    parts.insert(draw.randint(0, len(parts)), IMAGE)
+                    images += 1
+                answer = self.text(draw).replace(BREAK, "") or "x"
+                messages += [user(*parts), assistant(answer)]
+            ids, mask = maya.encode_conversation(messages, images).values()
+
+            answers = [m["content"] for m in messages if m["role"] == "assistant"]
+            around = {"aya": ("", END), "maya": (" ", END), "plain": ("", "\n")}[template]
+            expected = [around[0] + answer + around[1] for answer in answers]
+            spans = [
+                maya.decode([ids[at] for at, _ in group])
+                for learned, group in itertools.groupby(enumerate(mask), key=lambda item: item[1])
+                if learned
+            ]
+            # The tokenizer composes characters.
+            compose = functools.partial(unicodedata.normalize, "NFC")
+            assert list(map(compose, spans)) == list(map(compose, expected))
+            assert ids.count(maya.image_token_id) == images * LENGTH
+            control = {"aya": 1 + 3 * len(messages), "maya": 1 + len(answers), "plain": 1}
+            assert sum(token in added for token in ids) == control[template]
 
 
 class TestCall:
