@@ -47,13 +47,6 @@ def site(tmp_path_factory) -> Path:
     return make_site(tmp_path_factory.mktemp("bare") / "site")
 
 
-@pytest.fixture
-def elsewhere(tmp_path) -> Path:
-    """A working directory that is not the checkout, with a picture in it."""
-    tiny_picture(3).save(tmp_path / "picture.png")
-    return tmp_path
-
-
 def code(folder: Path, rest: str = "") -> str:
     return f"QUESTION = {QUESTION!r}\nsys_folder = {str(folder)!r}\n" + LOAD + rest
 
@@ -63,28 +56,41 @@ def finished(done: subprocess.CompletedProcess) -> str:
     return done.stdout
 
 
-def test_strangers_get_the_packages_answer(folder, site, elsewhere):
-    out = finished(
-        run_bare(
-            code(
-                folder,
-                """
-print(json.dumps({
-    "classes": [type(x).__name__ for x in (config, model, headless, processor)],
-    "modules": [type(x).__module__.split(".")[0] for x in (config, model, headless, processor)],
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    """A working directory that is not the checkout, with a picture in it."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    tiny_picture(3).save(elsewhere / "picture.png")
+    return elsewhere / "picture.png"
+
+
+@pytest.fixture(scope="module")
+def theirs(folder, site, picture) -> dict:
+    """What a stranger sees who loads the folder, and then saves it again."""
+    rest = f"""
+from transformers import pipeline
+pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+said = pipe(text=messages, max_new_tokens=12, do_sample=False, return_full_text=False)
+again = {str(picture.parent / "again")!r}
+model.save_pretrained(again)
+processor.save_pretrained(again)
+parts = (config, model, headless, processor)
+print(json.dumps({{
+    "classes": [type(part).__name__ for part in parts],
+    "modules": [type(part).__module__.split(".")[0] for part in parts],
     "ids": inputs["input_ids"].tolist(),
     "pixels": inputs["pixel_values"].double().sum().item(),
     "tokens": tokens.tolist(),
     "logits": model(**inputs).logits[0, -1, :5].tolist(),
     "hidden": headless(**inputs).last_hidden_state[0, -1, :5].tolist(),
-}))
-""",
-            ),
-            site,
-            elsewhere,
-        )
-    )
-    theirs = json.loads(out.splitlines()[-1])
+    "said": said[0]["generated_text"],
+}}))
+"""
+    done = finished(run_bare(code(folder, rest), site, picture.parent))
+    return json.loads(done.splitlines()[-1])
+
+
+def test_strangers_get_the_packages_answer(theirs, picture):
     assert theirs["classes"] == [
         "MayaConfig",
         "MayaForConditionalGeneration",
@@ -92,75 +98,49 @@ print(json.dumps({
         "MayaProcessor",
     ]
     assert set(theirs["modules"]) == {"transformers_modules"}
-
     model, processor = tiny_maya()
-    messages = [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image", "path": str(elsewhere / "picture.png")},
-                {"type": "text", "text": QUESTION},
-            ],
-        }
-    ]
+    content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": QUESTION}]
     inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     assert theirs["ids"] == inputs["input_ids"].tolist()
     assert theirs["pixels"] == pytest.approx(inputs["pixel_values"].double().sum().item())
     with torch.no_grad():
         tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-        assert theirs["tokens"] == tokens.tolist()
-        assert theirs["logits"] == pytest.approx(
-            model(**inputs).logits[0, -1, :5].tolist(), abs=1e-5
-        )
+        logits = model(**inputs).logits[0, -1]
         hidden = model.model(**inputs).last_hidden_state[0, -1, :5].tolist()
+        # A model that ignored the picture would agree too: check that this one does not.
+        other = model(**{**inputs, "pixel_values": -inputs["pixel_values"]}).logits[0, -1]
+    assert theirs["tokens"] == tokens.tolist()
+    assert theirs["logits"] == pytest.approx(logits[:5].tolist(), abs=1e-5)
     assert theirs["hidden"] == pytest.approx(hidden, abs=1e-5)
-    # A model that ignored the picture would agree too: check that it does not.
-    other = dict(inputs, pixel_values=inputs["pixel_values"].flip(-1) * -1)
-    assert not torch.allclose(
-        model(**other).logits[0, -1], model(**inputs).logits[0, -1], atol=1e-3
-    )
+    assert not torch.allclose(other, logits, atol=1e-3)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    assert theirs["said"] == processor.decode(new, skip_special_tokens=True)
 
 
-def test_pipeline_answers_and_what_is_saved_again_loads(folder, site, elsewhere):
-    again = elsewhere / "again"
-    first = finished(
-        run_bare(
-            code(
-                folder,
-                f"""
-from transformers import pipeline
-pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
-said = pipe(text=messages, max_new_tokens=12, do_sample=False, return_full_text=False)
-model.save_pretrained({str(again)!r})
-processor.save_pretrained({str(again)!r})
-new = processor.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
-print(json.dumps([said[0]["generated_text"], new, tokens.tolist()]))
-""",
-            ),
-            site,
-            elsewhere,
-        )
-    )
-    said, direct, tokens = json.loads(first.splitlines()[-1])
-    assert said == direct
+def test_saved_again_it_loads_and_untrusted_code_is_refused_without_a_question(
+    theirs, folder, site, picture
+):
+    again = picture.parent / "again"
     assert {path.name for path in again.glob("*.py")} == {path.name for path in folder.glob("*.py")}
-    second = finished(run_bare(code(again, "print(json.dumps(tokens.tolist()))"), site, elsewhere))
-    assert json.loads(second.splitlines()[-1]) == tokens
-
-
-def test_untrusted_code_is_refused_without_a_question(folder, site, elsewhere):
-    done = run_bare(
-        f"""
-from transformers import AutoModelForImageTextToText
-AutoModelForImageTextToText.from_pretrained({str(folder)!r})
-""",
-        site,
-        elsewhere,
-    )
-    assert done.returncode != 0
-    assert "trust_remote_code" in done.stderr
+    rest = """
+try:
+    AutoModelForImageTextToText.from_pretrained(folder)
+    refused = None
+except ValueError as error:
+    refused = str(error)
+print(json.dumps([tokens.tolist(), refused]))
+"""
+    done = finished(run_bare(code(again, rest), site, picture.parent))
+    tokens, refused = json.loads(done.splitlines()[-1])
+    assert tokens == theirs["tokens"]
+    assert refused is not None
+    assert "trust_remote_code" in refused
 
 
 def test_saved_folder_has_no_pickle_and_no_dangling_import(folder):

@@ -1,0 +1,1 @@
+"""How a Maya is published: cards made from its files, and the way to the Hub."""

@@ -1,0 +1,503 @@
+"""Model and dataset cards, filled from the files beside the weights: nothing in them is typed.
+
+A model's card is made from its config, the resolved `recipe.yaml` and `results.json`; a dataset's
+from its parquet files.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TEMPLATES = Path(__file__).parent / "templates"
+MARKER = "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
+RESULTS_FORMAT = "maya-results-1"
+NAMES = {
+    "en": "English",
+    "zh": "Chinese",
+    "fr": "French",
+    "es": "Spanish",
+    "ru": "Russian",
+    "hi": "Hindi",
+    "ja": "Japanese",
+    "ar": "Arabic",
+    "bn": "Bengali",
+    "ur": "Urdu",
+}
+TASKS = {"name": "naming", "yesno": "yes or no", "category": "category"}
+# Files of licences that a model trained on the mini dataset's train styles carries on.
+MINI_LICENCES = ("Apache-2.0", "MIT", "Unicode-3.0")
+# CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
+COHERE_VOCABULARY = 256_000
+
+
+def model_card(folder: Path, repo_id: str) -> str:
+    """The card of a saved model as it would stand in `repo_id`.
+
+    Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
+    format or of other weights.
+    """
+    config = _read_json(folder / "config.json")
+    recipe = _read_recipe(folder)
+    results = _read_results(folder)
+    languages = _languages(recipe, results)
+    licence, metadata = _licence(config, recipe)
+    small = results is not None and results["model"]["parameters"] < 100_000_000
+    metadata = {
+        "language": languages,
+        **metadata,
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["maya", "llava", "multilingual", "custom_code"],
+    }
+    hub_bases = [base for base in _bases(recipe) if _is_repository(base)]
+    if hub_bases:
+        metadata["base_model"] = hub_bases
+        metadata["base_model_relation"] = "finetune"
+    sources = [source for source in _sources(recipe) if _is_repository(source)]
+    if sources:
+        metadata["datasets"] = sources
+    if results is not None:
+        metadata["metrics"] = ["accuracy"]
+        metadata["model-index"] = _model_index(repo_id, results)
+    values = {
+        "marker": MARKER,
+        "title": repo_id.rsplit("/", 1)[-1],
+        "repo_id": repo_id,
+        "language_count": len(languages) or "an unknown number of",
+        "language_names": ", ".join(NAMES.get(code, code) for code in languages) or "none recorded",
+        "vision_model": config.get("vision_config", {}).get("model_type", "?"),
+        "text_model": config.get("text_config", {}).get("model_type", "?"),
+        "projector_layers": config.get("projector_num_layers", "?"),
+        "parameters": results["model"]["parameters"] if results else _count_parameters(folder),
+        "image_tokens": config.get("image_seq_length", "?"),
+        "small": small,
+        "results": results,
+        "has_sheet": (folder / "sheet.png").is_file(),
+        "stages": _stages(recipe),
+        "bases": " and ".join(f"`{_short(base)}`" for base in _bases(recipe)) or "a checkpoint",
+        "licence": licence,
+    }
+    if results is not None:
+        values |= {
+            "intro": _intro(results),
+            "tables": _tables(results),
+            "weaknesses": weaknesses(results),
+        }
+    return _render("model.md.jinja", metadata, values)
+
+
+def dataset_card(folder: Path, repo_id: str) -> str:
+    """The card of a dataset folder in the mini dataset's layout that has none of its own.
+
+    Raises ValueError for a folder without `images/*.parquet` and `texts/<language>/*.parquet`.
+    """
+    import pyarrow.parquet
+
+    languages = sorted(path.name for path in (folder / "texts").glob("*") if path.is_dir())
+    pictures = sorted((folder / "images").glob("*.parquet"))
+    if not languages or not pictures:
+        raise ValueError(
+            f"{folder} is no dataset of ours: expected texts/<language>/<split>-*.parquet and "
+            f"images/*.parquet"
+        )
+    kinds = [kind for kind in ("texts", "instruct") if (folder / kind).is_dir()]
+    configs: list[dict[str, Any]] = []
+    rows = []
+    for kind in kinds:
+        for language in ("*", *languages):
+            whole = "all" if kind == "texts" else "instruct"
+            alone = language if kind == "texts" else f"instruct_{language}"
+            name = whole if language == "*" else alone
+            files = sorted(folder.glob(f"{kind}/{language}/*.parquet"))
+            splits = sorted({file.stem.split("-")[0] for file in files})
+            if not splits:
+                continue
+            data_files = [
+                {"split": split, "path": f"{kind}/{language}/{split}-*.parquet"} for split in splits
+            ]
+            entry: dict[str, Any] = {"config_name": name, "data_files": data_files}
+            if name == "all":
+                entry["default"] = True
+            configs.append(entry)
+            for split in splits if language == "*" else []:
+                count = sum(
+                    pyarrow.parquet.read_metadata(file).num_rows
+                    for file in files
+                    if file.stem.split("-")[0] == split
+                )
+                rows.append({"config": name, "split": split, "rows": count})
+    configs.append(
+        {"config_name": "images", "data_files": [{"split": "train", "path": "images/*.parquet"}]}
+    )
+    metadata = {
+        "language": languages,
+        "license": "unknown",
+        "task_categories": ["image-text-to-text", "visual-question-answering"],
+        "configs": configs,
+    }
+    values = {
+        "marker": MARKER,
+        "title": repo_id.rsplit("/", 1)[-1],
+        "repo_id": repo_id,
+        "images": sum(pyarrow.parquet.read_metadata(file).num_rows for file in pictures),
+        "languages": languages,
+        "default": "all",
+        "split": rows[0]["split"],
+        "image_split": "train",
+        "rows": rows,
+    }
+    return _render("dataset.md.jinja", metadata, values)
+
+
+def licence_texts(folder: Path) -> str | None:
+    """The licence texts that a model trained from the mini bases must carry, or None."""
+    if not _is_mini(_read_recipe(folder)):
+        return None
+    source = Path(__file__).resolve().parents[1] / "training" / "data" / "mini" / "LICENSES"
+    parts = [
+        "# Licences of the art and the texts this model was trained on\n\n"
+        "Noto and FxEmoji: Apache-2.0. Fluent: MIT. Names from Unicode CLDR: Unicode-3.0.\n"
+    ]
+    for name in MINI_LICENCES:
+        text = (source / f"{name}.txt").read_text(encoding="utf-8").strip()
+        parts.append(f"## {name}\n\n```\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def weaknesses(results: dict[str, Any]) -> list[str]:
+    """What the numbers say the model cannot do."""
+    lines = []
+    runs = results["runs"]
+    for task, name in TASKS.items():
+        for subset, which in (
+            ("seen", "concepts seen in training"),
+            ("held_out", "held-out concepts"),
+        ):
+            model = runs["model"].get(task, {}).get(subset)
+            if model is None:
+                continue
+            beaten = []
+            for lang, score in model["languages"].items():
+                rivals = [
+                    runs[run][task][subset]["languages"][lang]["high"]
+                    for run in ("blind", "shuffled")
+                    if lang in runs.get(run, {}).get(task, {}).get(subset, {}).get("languages", {})
+                ]
+                if task == "yesno":
+                    rivals.append(results["chance"]["yesno"])
+                if rivals and score["low"] <= max(rivals):
+                    beaten.append(lang)
+            if beaten:
+                who = (
+                    "every language"
+                    if len(beaten) == len(model["languages"])
+                    else ", ".join(beaten)
+                )
+                lines.append(
+                    f"{name.capitalize()}, {which}: in {who} not clearly better than not seeing "
+                    f"the picture."
+                )
+    naming = runs["model"].get("name", {})
+    if "held_out" in naming and "all" in naming["held_out"]["means"]:
+        mean = naming["held_out"]["means"]["all"]
+        lines.append(
+            f"Things it was never taught: it names {100 * mean['value']:.1f} % of them "
+            f"({mean['concepts']} concepts)."
+        )
+    counted = {
+        kind: sum(count[kind] for task in results["failures"].values() for count in task.values())
+        for kind in ("empty", "unfinished", "off_format", "other_script")
+    }
+    total = results["data"]["questions"]
+    lines.append(
+        f"Of {total:,} answers, {counted['empty']:,} were empty, {counted['unfinished']:,} unfinished, "
+        f"{counted['off_format']:,} neither yes nor no nor a category where that was asked, "
+        f"{counted['other_script']:,} in another script than the question's."
+    )
+    return lines
+
+
+def _render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n{environment.get_template(template).render(values)}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _read_results(folder: Path) -> dict[str, Any] | None:
+    path = folder / "results.json"
+    if not path.is_file():
+        return None
+    results = _read_json(path)
+    if results.get("format") != RESULTS_FORMAT:
+        raise ValueError(
+            f"{path} has format {results.get('format')!r}, expected {RESULTS_FORMAT!r}: evaluate again"
+        )
+    if results["model"]["weights_sha256"] != weights_sha256(folder):
+        raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
+    return results
+
+
+def weights_sha256(folder: Path) -> str:
+    """One hash over the safetensors files, as `results.json` has it."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors"), key=lambda file: file.name):
+        inner = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                inner.update(block)
+        digest.update(file.name.encode())
+        digest.update(inner.digest())
+    return digest.hexdigest()
+
+
+def _count_parameters(folder: Path) -> int:
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
+def _bases(recipe: dict[str, Any]) -> list[str]:
+    model = recipe.get("model") or {}
+    named = (model.get(key) for key in ("language_model", "vision_tower", "checkpoint"))
+    return [str(base) for base in named if base]
+
+
+def _sources(recipe: dict[str, Any]) -> list[str]:
+    stages = recipe.get("stages") or []
+    return list(dict.fromkeys(source["path"] for stage in stages for source in stage["data"]))
+
+
+def _is_repository(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _is_mini(recipe: dict[str, Any]) -> bool:
+    """Whether the bases and all data are those that ship with the package."""
+    bases, sources = _bases(recipe), _sources(recipe)
+    return (
+        len(bases) == 2
+        and all(Path(base).parts[-3:-1] == ("bases", "mini") for base in bases)
+        and bool(sources)
+        and all(Path(source).parts[-2:] == ("data", "mini") for source in sources)
+    )
+
+
+def _short(name: str) -> str:
+    """A base as the card names it: no path of a machine."""
+    return name if _is_repository(name) else "/".join(Path(name).parts[-3:][-2:])
+
+
+def _languages(recipe: dict[str, Any], results: dict[str, Any] | None) -> list[str]:
+    found: Iterable[str] = (
+        lang
+        for stage in recipe.get("stages") or []
+        for source in stage["data"]
+        for lang in source.get("languages") or []
+    )
+    languages = dict.fromkeys(found)
+    if not languages and results is not None:
+        languages = dict.fromkeys(results["settings"]["languages"])
+    order = list(NAMES)
+    return sorted(
+        languages,
+        key=lambda code: (code not in NAMES, order.index(code) if code in NAMES else 0, code),
+    )
+
+
+def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What the card says about the licence, and its metadata."""
+    text = config.get("text_config") or {}
+    cohere = (
+        str(text.get("model_type", "")).startswith("cohere")
+        and text.get("vocab_size") == COHERE_VOCABULARY
+    ) or any(base.lower().startswith(("coherelabs/", "cohereforai/")) for base in _bases(recipe))
+    if cohere:
+        return (
+            "The decoder is CohereLabs' Aya-23, whose weights are CC-BY-NC-4.0: non-commercial use "
+            "only, under [Cohere's acceptable-use policy]"
+            "(https://docs.cohere.com/docs/c4ai-acceptable-use-policy). That holds for weights "
+            "derived from them, adapters and projectors included. Training data keep their own terms.",
+            {
+                "license": "cc-by-nc-4.0",
+                "extra_gated_prompt": "By submitting this form, you agree to the CC-BY-NC-4.0 licence "
+                "and to Cohere's acceptable-use policy.",
+                "extra_gated_fields": {
+                    "Name": "text",
+                    "Affiliation": "text",
+                    "Country": "country",
+                    "I agree to use this model for non-commercial use ONLY": "checkbox",
+                },
+            },
+        )
+    if _is_mini(recipe):
+        return (
+            "The weights were made from nothing but openly licensed art and texts: Noto and FxEmoji "
+            "(Apache-2.0), Fluent (MIT), names and keywords of Unicode CLDR (Unicode-3.0). Their "
+            "texts are in [LICENSES.md](LICENSES.md). The code is Apache-2.0.",
+            {
+                "license": "other",
+                "license_name": "apache-2.0-and-mit-and-unicode-3.0",
+                "license_link": "LICENSES.md",
+            },
+        )
+    bases = ", ".join(f"`{_short(base)}`" for base in _bases(recipe)) or "unknown bases"
+    return (
+        f"Not known. The weights derive from {bases} and from the data above: their licences hold.",
+        {"license": "unknown"},
+    )
+
+
+def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    stages = []
+    for stage in recipe.get("stages") or []:
+        arguments = stage.get("args") or {}
+        steps = arguments.get("max_steps")
+        epochs = arguments.get("num_train_epochs")
+        if steps in (None, -1):
+            steps = f"{epochs} epochs" if epochs else "3 epochs"
+        languages = dict.fromkeys(
+            lang for source in stage["data"] for lang in source.get("languages") or []
+        )
+        stages.append(
+            {
+                "name": stage["name"],
+                "steps": steps,
+                "batch": stage.get("batch_size", "?"),
+                "languages": " ".join(languages) or "all",
+                "data": ", ".join(
+                    dict.fromkeys(
+                        f"{_short(source['path'])} `{source.get('config') or 'default'}`"
+                        for source in stage["data"]
+                    )
+                ),
+                "trained": ", ".join(
+                    f"`{rule['pattern']}` {rule['rate']}" for rule in stage["train"]
+                ),
+            }
+        )
+    return stages
+
+
+def _intro(results: dict[str, Any]) -> str:
+    data, settings = results["data"], results["settings"]
+    return (
+        f"{data['questions']:,} questions about {data['images']:,} pictures of the split "
+        f"`{data['split']}` ({', '.join(data['styles'])}) of `{data['name']}`, answered greedily; "
+        f"{data['concepts']['seen']:,} concepts were seen in training in other pictures, "
+        f"{data['concepts']['held_out']:,} were held out. Naming is exact match."
+        + (
+            f" The baselines were asked about {settings['baseline_images']:,} of the pictures."
+            if settings["baselines"]
+            else ""
+        )
+    )
+
+
+def _tables(results: dict[str, Any]) -> list[dict[str, str]]:
+    """A markdown table for seen and one for held-out concepts: languages by tasks."""
+    tables = []
+    runs = results["runs"]
+    baselines = [run for run in ("blind", "shuffled") if run in runs]
+    for subset, title in (("seen", "Concepts seen in training"), ("held_out", "Concepts held out")):
+        tasks = [task for task in TASKS if subset in runs["model"].get(task, {})]
+        if not tasks:
+            continue
+        heads, rule = ["language"], ["---"]
+        for task in tasks:
+            heads += [TASKS[task], *baselines]
+            rule += ["---"] + ["---:"] * len(baselines)
+        lines = [_row(heads), _row(rule)]
+        first = runs["model"][tasks[0]][subset]
+        for kind in ("languages", "means"):
+            for key in first[kind]:
+                label = f"`{key}` (n = {first[kind][key]['n']:,})" if kind == "languages" else ""
+                if kind == "means":
+                    count = len(first[kind][key]["languages"])
+                    label = f"**mean of {'all' if key == 'all' else key} ({count})**"
+                cells = [label]
+                for task in tasks:
+                    score = runs["model"][task][subset][kind].get(key)
+                    cells.append(
+                        "-"
+                        if score is None
+                        else f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+                    )
+                    for run in baselines:
+                        other = runs[run].get(task, {}).get(subset, {}).get(kind, {}).get(key)
+                        cells.append("-" if other is None else f"{100 * other['value']:.1f}")
+                lines.append(_row(cells))
+        tables.append({"title": title, "text": "\n".join(lines)})
+    return tables
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _model_index(repo_id: str, results: dict[str, Any]) -> list[dict[str, Any]]:
+    data = results["data"]
+    entries = []
+    for task, name in TASKS.items():
+        for subset, scores in results["runs"]["model"].get(task, {}).items():
+            if "all" not in scores["means"]:
+                continue
+            mean = scores["means"]["all"]
+            which = "seen concepts" if subset == "seen" else "held-out concepts"
+            entries.append(
+                {
+                    "task": {"type": "image-text-to-text", "name": name},
+                    "dataset": {
+                        "type": data["name"],
+                        "name": data["name"],
+                        "config": "instruct",
+                        "split": data["split"],
+                    },
+                    "metrics": [
+                        {
+                            "type": "accuracy",
+                            "name": f"{name}, {which}, mean of {len(mean['languages'])} languages",
+                            "value": round(100 * mean["value"], 2),
+                        }
+                    ],
+                }
+            )
+    return [{"name": repo_id.rsplit("/", 1)[-1], "results": entries}]

@@ -1,0 +1,295 @@
+"""`maya publish`: check a folder, write its card, push it in one commit, and look whether it arrived."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from .cards import MARKER, dataset_card, licence_texts, model_card
+
+# What belongs to a published model: all of it at the top of the folder.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "*.py",
+    "README.md",
+    "LICENSE*",
+    "recipe.yaml",
+    "results.json",
+    "sheet.png",
+    "training_log.json",
+)
+DATASET_FILES = ("*.parquet", "*.md", "*.json", "*.txt", "*.png", "LICENSE*", ".gitattributes")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.h5")
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    kind: Literal["model", "dataset"] = "model",
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    include: Sequence[str] = (),
+) -> str:
+    """Push a model or dataset folder to the Hub and return its address.
+
+    The folder must load before anything is sent. A card is written if there is none, and written
+    anew if this package wrote the one there is. One commit holds everything; weights and code of an
+    earlier push that this one does not have are removed in it. What arrived is compared with what
+    was sent, by size and hash.
+
+    Args:
+        folder: as `maya train` or `maya data` writes it.
+        repo_id: `user/name`; created if it does not exist.
+        kind: "model" or "dataset".
+        private: only for a repository that is created.
+        revision: the branch to push to, created if it does not exist; default: main.
+        token: default: the one huggingface_hub finds.
+        include: patterns of further files to send, such as "optimizer.safetensors" or "logs/*".
+
+    Raises:
+        FileNotFoundError, ValueError: in one line, before anything is sent: the folder is no model
+            or dataset, does not load, or `include` asks for pickles.
+        OSError: in one line, what the Hub answered.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import validate_repo_id
+
+    folder = Path(folder)
+    if kind not in ("model", "dataset"):
+        raise ValueError(f"kind is {kind!r}, expected 'model' or 'dataset'")
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", repo_id):
+        raise ValueError(f"repo_id is {repo_id!r}, expected 'user/name'")
+    validate_repo_id(repo_id)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {folder}: expected what `maya train` or `maya data` writes"
+        )
+    if kind == "model":
+        check_model(folder)
+    else:
+        check_dataset(folder)
+    _write_card(folder, repo_id, kind)
+
+    files, left_out = chosen_files(folder, kind, include)
+    print(f"sending {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
+    if left_out:
+        print(f"left out: {', '.join(left_out)}")
+    for note in _paths_of_this_machine(folder, files):
+        print(f"note: {note}")
+    names = {file.relative_to(folder).as_posix(): file for file in files}
+    api = HfApi(token=token)
+    branch = revision or "main"
+    try:
+        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
+        there = api.list_repo_files(repo_id, repo_type=kind, revision=branch)
+        stale = [
+            name
+            for name in there
+            if name not in names
+            and (
+                kind == "model"
+                and "/" not in name
+                and (name.endswith((".safetensors", ".py", ".index.json")) or _is(name, PICKLES))
+            )
+        ]
+        operations: list[Any] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=file)
+            for name, file in sorted(names.items())
+        ]
+        operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=f"Publish {repo_id.rsplit('/', 1)[-1]}",
+            repo_type=kind,
+            revision=branch,
+        )
+        remote = {
+            entry.path: entry
+            for entry in api.list_repo_tree(
+                repo_id, repo_type=kind, revision=commit.oid, recursive=True
+            )
+            if isinstance(entry, RepoFile)
+        }
+    except HfHubHTTPError as error:
+        answer = error.server_message or " ".join(str(error).split())
+        raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
+    wrong = [name for name, file in names.items() if not _arrived(remote.get(name), file)]
+    if wrong:
+        raise OSError(
+            f"{len(wrong)} of {len(names)} files did not arrive whole, e.g. {wrong[0]}: publish again"
+        )
+    address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return address if revision is None else f"{address}/tree/{revision}"
+
+
+def check_model(folder: Path) -> None:
+    """Load the model and the processor; FileNotFoundError or ValueError in one line if they fail."""
+    import modeling_maya  # noqa: F401
+    import processing_maya
+    from modeling_maya import MayaForConditionalGeneration
+
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is not JSON: {error}") from error
+    if found.get("model_type") != "maya":
+        raise ValueError(f"{config}: model_type is {found.get('model_type')!r}, expected 'maya'")
+    for needed in ("processor_config.json", "tokenizer.json", "chat_template.jinja"):
+        if not (folder / needed).is_file():
+            raise FileNotFoundError(f"{folder} has no {needed}: save the processor there too")
+    if not list(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} has no .safetensors weights; pickles are not published")
+    modules = {name.split(".")[0] for name in (found.get("auto_map") or {}).values()}
+    missing = sorted(
+        f"{name}.py"
+        for name in modules | {"processing_maya", "image_processing_maya"}
+        if not (folder / f"{name}.py").is_file()
+    )
+    if not modules or missing:
+        raise ValueError(
+            f"{folder} lacks its code ({', '.join(missing) or 'no auto_map in config.json'}): save it "
+            f"with save_pretrained of this package's classes"
+        )
+    try:
+        # Raises for missing and unexpected weights.
+        model = MayaForConditionalGeneration.from_pretrained(folder, dtype="auto")
+        processor = processing_maya.MayaProcessor.from_pretrained(folder)
+    except Exception as error:  # whatever transformers finds wrong with the files
+        raise ValueError(f"{folder} does not load: {' '.join(str(error).split())}") from error
+    if processor.image_seq_length != model.config.image_seq_length:
+        raise ValueError(
+            f"{folder}: the processor writes {processor.image_seq_length} image tokens, the model "
+            f"expects {model.config.image_seq_length}"
+        )
+    if processor.image_token_id != model.config.image_token_id:
+        raise ValueError(
+            f"{folder}: the processor's image token is {processor.image_token_id}, the model's "
+            f"{model.config.image_token_id}"
+        )
+
+
+def check_dataset(folder: Path) -> None:
+    """Open every parquet file and every config; FileNotFoundError or ValueError in one line."""
+    import pyarrow
+    import pyarrow.parquet
+
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder} is not a dataset folder: it has no .parquet files")
+    for file in files:
+        try:
+            rows = pyarrow.parquet.read_metadata(file).num_rows
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file} is not a whole parquet file: {error}") from error
+        if rows == 0:
+            raise ValueError(f"{file} has no rows: leave it out or build the dataset again")
+    if (folder / "README.md").is_file():
+        from datasets import get_dataset_config_names, get_dataset_split_names
+
+        try:
+            for config in get_dataset_config_names(str(folder)):
+                get_dataset_split_names(str(folder), config)
+        except Exception as error:  # whatever datasets finds wrong with the card
+            message = " ".join(str(error).split())
+            raise ValueError(f"{folder}: datasets cannot read it: {message}") from error
+
+
+def chosen_files(
+    folder: Path, kind: str, include: Sequence[str] = ()
+) -> tuple[list[Path], list[str]]:
+    """The files to send, and the names of what is left out (a folder counts as one).
+
+    Raises ValueError where `include` asks for pickles or finds nothing.
+    """
+    everything = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    chosen, left_out = [], []
+    for pattern in include:
+        found = [path for path in everything if _is(path.relative_to(folder).as_posix(), [pattern])]
+        if not found:
+            raise ValueError(f"include: {pattern!r} matches nothing in {folder}")
+    for path in everything:
+        name = path.relative_to(folder).as_posix()
+        asked = _is(name, include)
+        if asked and _is(name, PICKLES):
+            raise ValueError(f"include: {name} is a pickle, and those are not published")
+        hidden = any(part.startswith(".") for part in name.split("/")) and name != ".gitattributes"
+        if kind == "model":
+            belongs = "/" not in name and _is(name, MODEL_FILES) and not _is(name, ["optimizer*"])
+        else:
+            belongs = not hidden and _is(name, DATASET_FILES)
+        if asked or belongs:
+            chosen.append(path)
+        else:
+            left_out.append(name.split("/")[0] + "/" if "/" in name else name)
+    return chosen, sorted(set(left_out))
+
+
+def _is(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, p) or fnmatch(name.rsplit("/", 1)[-1], p) for p in patterns)
+
+
+def _write_card(folder: Path, repo_id: str, kind: str) -> None:
+    card = folder / "README.md"
+    if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
+        return
+    if kind == "model":
+        text = model_card(folder, repo_id)
+        licences = licence_texts(folder)
+        if licences is not None:
+            (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
+    else:
+        text = dataset_card(folder, repo_id)
+    temporary = card.with_name(".README.md.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(card)
+
+
+def _paths_of_this_machine(folder: Path, files: Sequence[Path]) -> list[str]:
+    """Files that name a path of the user's home or of the folder: worth a look before it is public."""
+    places = {str(Path.home()), str(folder.resolve().parent)} - {"/"}
+    notes = []
+    for file in files:
+        if file.suffix in (".json", ".yaml", ".md") and file.stat().st_size < 2**20:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            notes += [
+                f"{file.name} names {place}, a path of this machine"
+                for place in sorted(places)
+                if place + "/" in text
+            ]
+    return notes
+
+
+def _arrived(entry: Any, file: Path) -> bool:
+    if entry is None or entry.size != file.stat().st_size:
+        return False
+    content = file.read_bytes() if entry.lfs is None else None
+    if content is not None:
+        return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return entry.lfs.sha256 == digest.hexdigest()

@@ -1,0 +1,258 @@
+"""Cards say what the files beside them say, and refuse to say what they cannot know."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model_card.cards import MARKER, dataset_card, licence_texts, model_card, weaknesses
+from model_card.cards import weights_sha256 as card_hash
+from tests.tiny_maya import save_tiny_maya
+from training.evaluation import metrics
+from training.evaluation.results import FORMAT, files_sha256
+
+RECIPE = {
+    "model": {
+        "vision_tower": "training/bases/mini/vision_tower",
+        "language_model": "training/bases/mini/language_model",
+    },
+    "stages": [
+        {
+            "name": "pretrain",
+            "batch_size": 24,
+            "data": [{"path": "training/data/mini", "config": "all", "languages": ["en", "hi"]}],
+            "train": [{"pattern": "multi_modal_projector", "rate": 0.003}],
+            "args": {"max_steps": 150},
+        },
+        {
+            "name": "finetune",
+            "batch_size": 24,
+            "data": [
+                {
+                    "path": "training/data/mini",
+                    "config": "instruct",
+                    "languages": ["en", "hi", "ur"],
+                }
+            ],
+            "train": [{"pattern": ".*", "rate": 0.001}],
+            "args": {"num_train_epochs": 2},
+        },
+    ],
+}
+
+
+def score(correct: int, n: int) -> dict:
+    return dict(metrics.proportion([True] * correct + [False] * (n - correct)))
+
+
+def task_scores(values: dict[str, tuple[int, int]]) -> dict:
+    pairs = {
+        lang: [(f"c{i}", i < correct) for i in range(n)] for lang, (correct, n) in values.items()
+    }
+    return {
+        "languages": {lang: score(*value) for lang, value in values.items()},
+        "means": {"all": dict(metrics.mean_of_languages(pairs))},
+    }
+
+
+def results_of(folder: Path) -> dict:
+    failures = {"empty": 1, "unfinished": 2, "off_format": 3, "other_script": 4}
+    return {
+        "format": FORMAT,
+        "created": "2026-01-01T00:00:00+00:00",
+        "package": {"version": "0.1.0", "commit": "a" * 40, "modified": False},
+        "settings": {"languages": ["en", "hi"], "baseline_images": 50, "baselines": ["blind"]},
+        "model": {"weights_sha256": card_hash(folder), "parameters": 4321, "image_tokens": 9},
+        "data": {
+            "name": "mini",
+            "files_sha256": "b" * 64,
+            "revision": None,
+            "split": "test",
+            "styles": ["twemoji"],
+            "images": 100,
+            "concepts": {"seen": 90, "held_out": 10},
+            "questions": 800,
+        },
+        "machine": {"processor": "A Processor", "cores": 2, "gpu": None},
+        "versions": {"torch": "2", "transformers": "5"},
+        "seconds": {"total": 1.0},
+        "runs": {
+            "model": {
+                "name": {
+                    "seen": task_scores({"en": (45, 90), "hi": (1, 90)}),
+                    "held_out": task_scores({"en": (0, 10), "hi": (0, 10)}),
+                },
+                "yesno": {"seen": task_scores({"en": (150, 180), "hi": (92, 180)})},
+            },
+            "blind": {
+                "name": {"seen": task_scores({"en": (1, 50), "hi": (1, 50)})},
+                "yesno": {"seen": task_scores({"en": (50, 100), "hi": (50, 100)})},
+            },
+        },
+        "chance": {"name": 0.01, "yesno": 0.5, "category": None},
+        "yes_rate": {"model": {"en": 0.5}},
+        "fidelity": {},
+        "failures": {"name": {"en": failures}},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "results.json").write_text(json.dumps(results_of(folder)))
+    return folder
+
+
+def head_of(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_hash_of_the_weights_is_the_evaluations(folder):
+    assert card_hash(folder) == files_sha256(folder.glob("*.safetensors"))
+
+
+def test_card_is_filled_from_results_recipe_and_config(folder):
+    card = model_card(folder, "user/maya-tiny")
+    head = head_of(card)
+    assert head["language"] == ["en", "hi", "ur"]
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == "image-text-to-text"
+    assert head["license"] == "other"
+    assert "custom_code" in head["tags"]
+    (index,) = head["model-index"]
+    found = {
+        (r["task"]["name"], r["metrics"][0]["name"]): r["metrics"][0]["value"]
+        for r in index["results"]
+    }
+    assert found["naming", "naming, seen concepts, mean of 2 languages"] == pytest.approx(25.56)
+    assert MARKER in card
+    low, high = metrics.wilson(45, 90)
+    assert f"| `en` (n = 90) | 50.0 [{100 * low:.1f}, {100 * high:.1f}] | 2.0 |" in card
+    assert "| pretrain | 150 | 24 | en hi | data/mini `all` |" in card
+    assert "| finetune | 2 epochs |" in card
+    assert "4,321 parameters, 9 image tokens" in card
+    assert "English, Hindi, Urdu" in card
+    assert "A Processor (2 cores)" in card
+    assert str(folder) not in card
+    changed = json.loads((folder / "results.json").read_text())
+    changed["runs"]["model"]["name"]["seen"]["languages"]["en"]["value"] = 0.123
+    (folder / "results.json").write_text(json.dumps(changed))
+    assert "12.3 [" in model_card(folder, "user/maya-tiny")
+
+
+def test_card_is_valid_for_the_hubs_own_reader(folder):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(model_card(folder, "user/maya-tiny"), ignore_metadata_errors=False).data
+    assert data.model_name == "maya-tiny"
+    assert [r.metric_type for r in data.eval_results] == ["accuracy"] * len(data.eval_results)
+
+
+def test_what_does_not_work_is_read_off_the_intervals(folder):
+    lines = weaknesses(results_of(folder))
+    assert any(line.startswith("Naming, concepts seen in training: in hi ") for line in lines)
+    assert any(line.startswith("Yes or no, concepts seen in training: in hi ") for line in lines)
+    assert any("names 0.0 % of them (10 concepts)" in line for line in lines)
+    assert any("1 were empty, 2 unfinished, 3 neither" in line for line in lines)
+
+
+def test_results_of_other_weights_are_refused(folder):
+    changed = json.loads((folder / "results.json").read_text())
+    changed["model"]["weights_sha256"] = "0" * 64
+    (folder / "results.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="of other weights"):
+        model_card(folder, "user/maya-tiny")
+
+
+def test_without_results_the_card_says_so(folder):
+    (folder / "results.json").unlink()
+    card = model_card(folder, "user/maya-tiny")
+    assert "It has not been evaluated." in card
+    assert "model-index" not in head_of(card)
+
+
+@pytest.mark.parametrize(
+    ("config", "bases", "licence"),
+    [
+        ({"text_config": {"model_type": "cohere", "vocab_size": 256000}}, {}, "cc-by-nc-4.0"),
+        ({}, {"language_model": "CohereLabs/aya-23-8B"}, "cc-by-nc-4.0"),
+        ({}, {"language_model": "someone/other"}, "unknown"),
+        ({}, RECIPE["model"], "other"),
+        ({}, {}, "unknown"),
+    ],
+)
+def test_licence_follows_from_the_bases(tmp_path, config, bases, licence):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "maya", **config}))
+    if bases:
+        recipe = {**RECIPE, "model": bases}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    head = head_of(model_card(tmp_path, "user/x"))
+    assert head["license"] == licence
+    assert ("extra_gated_prompt" in head) == (licence == "cc-by-nc-4.0")
+
+
+def test_mini_weights_carry_the_licence_texts(folder):
+    text = licence_texts(folder)
+    assert text is not None
+    for words in (
+        "Apache License",
+        "Permission is hereby granted",
+        "UNICODE LICENSE V3",
+        "Microsoft",
+    ):
+        assert words.lower() in text.lower(), words
+    (folder / "recipe.yaml").unlink()
+    assert licence_texts(folder) is None
+
+
+def test_mini_licence_needs_nothing_but_mini_data(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "maya"}')
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["stages"][0]["data"].append({"path": "someone/photos", "languages": ["en"]})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert head_of(model_card(tmp_path, "user/x"))["license"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "words"),
+    [
+        ("config.json", None, FileNotFoundError, "has no config.json"),
+        ("config.json", "{", ValueError, "is not JSON"),
+        ("results.json", '{"format": "x"}', ValueError, "has format 'x'"),
+        ("recipe.yaml", "a: [", ValueError, "is not YAML"),
+    ],
+)
+def test_refuses_broken_files_in_one_line(folder, name, content, error, words):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(error, match=words) as caught:
+        model_card(folder, "user/x")
+    assert "\n" not in str(caught.value)
+
+
+def test_dataset_card_lists_what_is_there(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(path: str, rows: int) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table({"id": [str(i) for i in range(rows)]}), file)
+
+    with pytest.raises(ValueError, match="no dataset of ours"):
+        dataset_card(tmp_path, "user/data")
+    for lang in ("en", "hi"):
+        write(f"texts/{lang}/train-clean.parquet", 3)
+        write(f"texts/{lang}/train-flagged.parquet", 1)
+    write("images/style.parquet", 4)
+    card = dataset_card(tmp_path, "user/data")
+    head = head_of(card)
+    assert [config["config_name"] for config in head["configs"]] == ["all", "en", "hi", "images"]
+    assert "| `all` | train | 8 |" in card
+    (tmp_path / "README.md").write_text(card)
+    from datasets import load_dataset
+
+    assert load_dataset(str(tmp_path), "hi", split="train", streaming=True).take(1)
