@@ -279,7 +279,7 @@ def resolve_vision_config(
 
     In this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower` names, the
     published SigLIP of that name, the record of a conversion, the repository of that name, the published
-    SigLIP whose shapes the weights in `config_folder` have. Raises `ValueError` if none of these knows the number of heads.
+    SigLIP whose shapes the weights in `config_folder` have. Raises `ValueError` if none of these knows it.
     """
     name = tower or raw["mm_vision_tower"]
     if override is not None:
@@ -332,11 +332,10 @@ def _tower_elsewhere(
             )
     except OSError:
         pass
-    if folder is not None:
-        try:
-            tensors = read_weights(folder, pickles=False)
-        except (OSError, ValueError):  # whoever loads the weights reports what is wrong with them
-            tensors = {}
+    if folder is not None and any(
+        (folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
+    ):
+        tensors = read_weights(folder, pickles=False)
         if vision := _tower_from_shapes(tensors):
             return vision
     raise ValueError(

@@ -328,7 +328,7 @@ def _plan_maya(
     config = MayaConfig(**fields)
 
     difference: dict[str, Any] | None = None
-    if named is not None:
+    if named is not None and (use_named or _has_weights(named.folder)):
         other, skipped = _tower_tensors(named.folder)
         if use_named:
             notes.append(f"tower: from {named.name}; {skipped} tensors of its text half left out")
@@ -339,7 +339,7 @@ def _plan_maya(
                 f"tower: the checkpoint's copy and {named.name}: largest difference {difference['maximum']:.3g} "
                 f"({difference['where'] or 'nowhere'}), {difference['different']} of {difference['compared']} tensors differ"
             )
-    derived = check_checkpoint(tensors, config, str(folder), tower=False)
+    derived = check_checkpoint(tensors, config, str(folder))
     if derived:
         notes.append(f"{len(derived)} computed buffers left out, such as {derived[0]}")
         tensors = {key: ref for key, ref in tensors.items() if key not in derived}
@@ -830,8 +830,10 @@ def _report(plan: Plan, shards: Any, dtype: torch.dtype | None) -> dict[str, Any
             for name, keys in sorted(shards.filename_to_tensors.items())
         },
         "side_bytes": size(plan.side),
-        # A chunk as it is read, in float32, its neighbour in a comparison, and the header's text.
-        "memory_bytes": 6 * CHUNK_BYTES,
+        # A chunk as it is read, in float32, its neighbour in a comparison, and the header's text. Pickles
+        # are mapped as a whole, and what was read of them stays counted until the end.
+        "memory_bytes": 6 * CHUNK_BYTES
+        + sum(path.stat().st_size for path in plan.sources if path.suffix == ".bin"),
         "parts": parts,
         "notes": list(plan.notes),
         "source_bytes": sum(path.stat().st_size for path in plan.sources),

@@ -132,13 +132,10 @@ def native_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_checkpoint(
-    tensors: dict[str, TensorRef], config: MayaConfig, where: str, *, tower: bool = True
-) -> list[str]:
+def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: str) -> list[str]:
     """Compare a checkpoint's tensors with what its config says; returns the names of derived buffers in it.
 
-    `tower=False` also accepts a checkpoint without the vision tower. Raises `ValueError` naming file,
-    tensor, found and expected.
+    Raises `ValueError` naming file, tensor, found and expected.
     """
     derived = [key for key in tensors if DERIVED_BUFFERS.search(key)]
     expected = llava_cohere_shapes(config)
@@ -150,14 +147,17 @@ def check_checkpoint(
             for key, shape in expected.items()
         }
     if not any(key.startswith(TOWER_PREFIX) for key in tensors):
-        if tower:
-            raise ValueError(
-                f"{where}: no vision tower: found no tensor {TOWER_PREFIX}*, expected the whole tower. Convert it "
-                "with `maya convert --vision-tower FOLDER_OR_REPOSITORY --tower-source hub`."
-            )
-        expected = {
-            key: shape for key, shape in expected.items() if not key.startswith(TOWER_PREFIX)
-        }
+        raise ValueError(
+            f"{where}: no vision tower: found no tensor {TOWER_PREFIX}*, expected the whole tower. Convert it "
+            "with `maya convert --vision-tower FOLDER_OR_REPOSITORY --tower-source hub`."
+        )
+    # What a tower has behind the feature layer changes no output and may be absent.
+    used = native_shapes(config)
+    expected = {
+        key: shape
+        for key, shape in expected.items()
+        if key in tensors or not key.startswith(TOWER_PREFIX) or rename(key, RENAMINGS) in used
+    }
     check_shapes({key: ref for key, ref in tensors.items() if key not in derived}, expected, where)
     return derived
 

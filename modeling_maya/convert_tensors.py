@@ -197,11 +197,6 @@ def _slices(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield flat[start : start + step]
 
 
-def in_memory(key: str, tensor: torch.Tensor, file: Path) -> TensorRef:
-    """A reference to a tensor that is already in memory."""
-    return TensorRef(key, file, tensor.dtype, tuple(tensor.shape), lambda: _slices(tensor))
-
-
 def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
     """All tensors of a model folder: one file or shards with an index, safetensors first.
 

@@ -28,11 +28,12 @@ def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: A
     becomes a special token, tokenises otherwise than in training and vanishes when decoded; so it is
     taken for what was meant, none. Raises `ValueError` if no embedding row is spare.
     """
+    hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     path = cached_file(
         str(location),
         "tokenizer_config.json",
         _raise_exceptions_for_missing_entries=False,
-        **kwargs,
+        **hub_kwargs,
     )
     saved = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     declared = {token["content"] for token in saved.get("added_tokens_decoder", {}).values()}

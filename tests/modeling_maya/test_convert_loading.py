@@ -1,7 +1,11 @@
 """Direct loading of the original's checkpoints: every published form, and every broken one."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +248,61 @@ def test_tower_of_another_width(folder):
         AutoConfig.from_pretrained(folder)
 
 
+# From the Hub
+
+
+def test_from_a_repository(folder, tmp_path):
+    """Sharded, at a commit that is not the newest, the tower known only to its own repository."""
+    from tests.hub_server import HubServer, Repository
+
+    tensors = original.write_checkpoint(folder, shards=3, mm_vision_tower="someone/tower")
+
+    def files(place):
+        return {path.name: path.read_bytes() for path in place.iterdir()}
+
+    code = f"""
+import json, sys
+from pathlib import Path
+import torch, modeling_maya, processing_maya
+from modeling_maya.convert_llava_cohere import convert
+from transformers import AutoModelForImageTextToText, AutoProcessor
+commit, output = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained("someone/maya", revision=commit)
+processor = AutoProcessor.from_pretrained("someone/maya", revision=commit)
+assert processor.image_token_id == model.config.image_token_id
+assert model.config.vision_config.num_attention_heads == {original.V_HEADS}
+torch.save(model.state_dict(), Path(output) / "state.pt")
+convert("someone/maya", Path(output) / "maya", revision=commit, tower_source="hub", log=lambda line: None)
+"""
+    with HubServer() as hub:
+        published = Repository("model", "someone/maya")
+        commit = published.commit("main", files(folder), "as published")
+        published.commit("main", {**files(folder), "config.json": b"{}"}, "broken since")
+        hub.repositories["model", "someone/maya"] = published
+        tower = Repository("model", "someone/tower")
+        tower_commit = tower.commit("main", files(tmp_path / "tower"), "tower")
+        hub.repositories["model", "someone/tower"] = tower
+        run = subprocess.run(
+            [sys.executable, "-c", code, commit, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                **hub.environment(tmp_path / "home"),
+                "HF_HUB_OFFLINE": "0",
+                "PYTHONPATH": str(Path(original.__file__).parents[2]),
+            },
+        )
+    assert run.returncode == 0, run.stderr[-3000:]
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    renamed = {original.native_name(key): value for key, value in tensors.items()}
+    assert all(torch.equal(value, renamed[key]) for key, value in state.items() if key in renamed)
+    made_from = json.loads((tmp_path / "maya" / "conversion.json").read_text())["converted_from"]
+    assert (made_from["name"], made_from["commit"]) == ("someone/maya", commit)
+    assert made_from["vision_tower"]["name"] == "someone/tower"
+    assert made_from["vision_tower"]["commit"] == tower_commit
+
+
 # Bad input: one line with file, key, found, expected
 
 
@@ -319,6 +378,12 @@ def test_missing_and_extra_tensors(folder):
         folder,
         r"model.safetensors: model.mm_projector.4.bias: found shape \[3\], expected no such tensor",
     )
+
+
+def test_broken_weights_are_named_before_a_tower_that_is_not_here(folder):
+    original.write_checkpoint(folder, shards=2, mm_vision_tower="/no/such/tower")
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    refused(folder, r"model-00001-of-00002.safetensors: this shard is missing", FileNotFoundError)
 
 
 def test_head_that_contradicts_the_tie(folder):
