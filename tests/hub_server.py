@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_local"
 LFS_FROM = 100_000  # bytes: files from here on travel as LFS objects
+LFS_ALWAYS = (".safetensors", ".parquet", ".bin", ".arrow")
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 
@@ -184,8 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         private = bool(asked.get("private")) or asked.get("visibility") == "private"
         repository = Repository(kind, name, private=private)
         self.hub.repositories[kind, name] = repository
-        attributes = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
-        repository.commit("main", {".gitattributes": attributes}, "initial commit")
+        attributes = "".join(f"*{end} filter=lfs diff=lfs merge=lfs -text\n" for end in LFS_ALWAYS)
+        repository.commit("main", {".gitattributes": attributes.encode()}, "initial commit")
         self._send(200, {"url": url, "name": name, "id": name})
 
     def branch(self, match: re.Match, query: dict, body: bytes) -> None:
@@ -216,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = []
         for file in json.loads(body)["files"]:
             old = found[1].get(file["path"])
-            large = file["size"] >= LFS_FROM or file["path"].endswith(".safetensors")
+            large = file["size"] >= LFS_FROM or file["path"].endswith(LFS_ALWAYS)
             answer.append(
                 {
                     "path": file["path"],
@@ -390,7 +391,7 @@ def _oid(content: bytes) -> str:
 
 
 def _is_lfs(name: str, content: bytes) -> bool:
-    return len(content) >= LFS_FROM or name.endswith(".safetensors")
+    return len(content) >= LFS_FROM or name.endswith(LFS_ALWAYS)
 
 
 def _file(name: str, content: bytes) -> dict[str, Any]:

@@ -134,7 +134,7 @@ try:
     refused = None
 except ValueError as error:
     refused = str(error)
-print(json.dumps([tokens.tolist(), refused]))
+print("\\n" + json.dumps([tokens.tolist(), refused]))
 """
     done = finished(run_bare(code(again, rest), site, picture.parent))
     tokens, refused = json.loads(done.splitlines()[-1])
