@@ -41,7 +41,7 @@ def dense_mask(group: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
     return mask[:, None]
 
 
-def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, torch.Tensor]:
+def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
     """How to cut one row of groups into segments.
 
     Args:
@@ -49,45 +49,64 @@ def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, torch
             then its branches.
 
     Returns:
-        prefix (G, P), branch (S, L): indices of tokens in the row, short ones filled up with 0;
-        owner (S,): the group of each branch; visible (S or 1, 1, L, P + L): what a branch's token
-        sees of its prefix and of itself; restore (N,): where each token's output lies in the
-        prefixes' and branches' outputs laid end to end.
+        prefix (G, P): indices of the prefixes' tokens in the row, short ones filled up with 0;
+        blocks: branches of about one length together, each block with `branch` (S, L) indices,
+        `owner` (S,), the group of each branch, and `visible` (S or 1, 1, L, P + L), what a branch's
+        token sees of its prefix and of itself; restore (N,): where each token's output lies in the
+        outputs of the prefixes and of the blocks, laid end to end.
     """
-    prefix_width = max(length for length, _ in groups)
-    branches = [length for _, lengths in groups for length in lengths]
-    branch_width = max(branches, default=0)
+    widths = [length for length, _ in groups]
+    prefix_width = max(widths)
     prefix = torch.zeros(len(groups), prefix_width, dtype=torch.long)
-    branch = torch.zeros(len(branches), branch_width, dtype=torch.long)
-    owner = torch.zeros(len(branches), dtype=torch.long)
-    restore = []
-    position = number = 0
+    restore = torch.zeros(sum(w + sum(b) for w, b in groups), dtype=torch.long)
+    branches = []  # (length, start, group)
+    position = 0
     for g, (length, lengths) in enumerate(groups):
         prefix[g, :length] = torch.arange(position, position + length)
-        restore.append(torch.arange(g * prefix_width, g * prefix_width + length))
+        restore[position : position + length] = g * prefix_width + torch.arange(length)
         position += length
         for width in lengths:
-            branch[number, :width] = torch.arange(position, position + width)
-            owner[number] = g
-            start = len(groups) * prefix_width + number * branch_width
-            restore.append(torch.arange(start, start + width))
+            branches.append((width, position, g))
             position += width
-            number += 1
-    own = torch.ones(branch_width, branch_width, dtype=torch.bool).tril()
-    widths = torch.tensor([length for length, _ in groups])
-    if bool((widths == prefix_width).all()):
-        shared = torch.ones(1, branch_width, prefix_width, dtype=torch.bool)
-    else:
-        known = torch.arange(prefix_width) < widths[owner][:, None]
-        shared = known[:, None, :].expand(-1, branch_width, -1)
-    visible = torch.cat([shared, own.expand(shared.shape[0], -1, -1)], dim=-1)
-    return {
-        "prefix": prefix,
-        "branch": branch,
-        "owner": owner,
-        "visible": visible[:, None],
-        "restore": torch.cat(restore),
-    }
+    known = torch.arange(prefix_width) < torch.tensor(widths)[:, None]
+    offset = prefix.numel()
+    blocks = []
+    for block in _blocks(sorted(branches)):
+        width = block[-1][0]
+        branch = torch.zeros(len(block), width, dtype=torch.long)
+        for i, (length, start, _) in enumerate(block):
+            branch[i, :length] = torch.arange(start, start + length)
+            restore[start : start + length] = offset + i * width + torch.arange(length)
+        offset += branch.numel()
+        owner = torch.tensor([g for _, _, g in block])
+        shared = known[:1] if bool(known.all()) else known[owner]
+        own = torch.ones(width, width, dtype=torch.bool).tril()
+        visible = torch.cat(
+            [shared[:, None].expand(-1, width, -1), own.expand(len(shared), -1, -1)], dim=-1
+        )
+        blocks.append({"branch": branch, "owner": owner, "visible": visible[:, None]})
+    return {"prefix": prefix, "blocks": blocks, "restore": restore}
+
+
+def _blocks(
+    branches: list[tuple[int, int, int]], most: int = 3
+) -> list[list[tuple[int, int, int]]]:
+    """Cut sorted branches where it saves the most filling, into at most `most` blocks."""
+    if not branches:
+        return []
+    blocks = [branches]
+    while len(blocks) < most:
+        best = (0, 0, 0)  # tokens of filling saved, block, cut
+        for b, block in enumerate(blocks):
+            for cut in range(1, len(block)):
+                saved = cut * (block[-1][0] - block[cut - 1][0])
+                best = max(best, (saved, b, cut))
+        saved, b, cut = best
+        # A block of its own costs a few calls a layer: not worth it for a handful of tokens.
+        if saved < 256:
+            break
+        blocks[b : b + 1] = [blocks[b][:cut], blocks[b][cut:]]
+    return blocks
 
 
 def segment_attention(
@@ -98,7 +117,7 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    segments: dict[str, torch.Tensor] | None = None,
+    segments: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over one row of groups; ordinary sdpa attention when no plan is given.
@@ -114,8 +133,8 @@ def segment_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    prefix, branch, owner = segments["prefix"], segments["branch"], segments["owner"]
-    longest = prefix.shape[1] + branch.shape[1]
+    prefix, blocks = segments["prefix"], segments["blocks"]
+    longest = prefix.shape[1] + max((b["branch"].shape[1] for b in blocks), default=0)
     window = kwargs.get("sliding_window")
     if window is not None and window < longest:
         raise ValueError(
@@ -143,13 +162,13 @@ def segment_attention(
 
     prefix_key, prefix_value = cut(key, prefix), cut(value, prefix)
     # Short segments are filled up behind their last token, which causal attention never sees.
-    out = attend(cut(query, prefix), prefix_key, prefix_value, None)
-    if len(owner):
+    outputs = [attend(cut(query, prefix), prefix_key, prefix_value, None)]
+    for block in blocks:
+        branch, owner = block["branch"], block["owner"]
         branch_key = torch.cat([prefix_key[owner], cut(key, branch)], dim=2)
         branch_value = torch.cat([prefix_value[owner], cut(value, branch)], dim=2)
-        visible = segments["visible"]
-        out = torch.cat([out, attend(cut(query, branch), branch_key, branch_value, visible)])
-    return out.index_select(0, segments["restore"])[None], None
+        outputs.append(attend(cut(query, branch), branch_key, branch_value, block["visible"]))
+    return torch.cat(outputs).index_select(0, segments["restore"])[None], None
 
 
 def register() -> None:

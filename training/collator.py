@@ -19,6 +19,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from processing_maya import load_chat_template
 
 from .attention import dense_mask, segment_plan
+from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
 from .recipe import AugmentRecipe
 
@@ -196,6 +197,7 @@ class GroupCollator:
             load_chat_template(s.recipe.chat_template) if s.recipe.chat_template else None
             for s in data.sources
         ]
+        self.encoder = ConversationEncoder(processor)
         self._encoded: dict[int, Encoded] = {}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -230,14 +232,9 @@ class GroupCollator:
             return known
         conversation = self.data.conversation(index)
         path = self.data.sources[conversation.source].recipe.path
-        tokens = self.processor.encode_conversation(
-            conversation.messages,
-            num_images=len(conversation.images),
-            chat_template=self.templates[conversation.source],
-            name=f"row {conversation.id!r} of {path}",
+        ids, trained = self.encoder.encode(
+            conversation, self.templates[conversation.source], f"row {conversation.id!r} of {path}"
         )
-        ids = np.array(tokens["input_ids"], np.int32)
-        trained = np.array(tokens["assistant_mask"], bool)
         if self.max_length is not None and len(ids) > self.max_length:
             raise ValueError(
                 f"row {conversation.id!r} of {path}: {len(ids)} tokens, more than max_length "
@@ -299,7 +296,7 @@ def augment_image(
         )
     if chance[1] < recipe.blur:
         image = image.filter(
-            ImageFilter.GaussianBlur(0.4 + 0.6 * abs(draw[5]) * max(width / 64, 1))
+            ImageFilter.GaussianBlur(float(0.4 + 0.6 * abs(draw[5]) * max(width / 64, 1)))
         )
     if recipe.hue:
         hue, saturation, value = image.convert("HSV").split()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from processing_maya import messages_from_conversations
@@ -329,26 +330,74 @@ def _open_rows(recipe: DataRecipe) -> tuple[Any, list[str]]:
 
 def _load_table(path: str, config: str | None, split: str) -> Any:
     """One split of a dataset as an Arrow table. Images stay undecoded."""
+    folder = Path(path)
+    if (folder.exists() or path.startswith((".", "/"))) and not folder.is_dir():
+        raise FileNotFoundError(f"{path}: no such dataset folder")
+    if folder.is_dir():
+        files = _card_files(folder, config, split)
+        if files:
+            import pyarrow
+            import pyarrow.parquet
+
+            return pyarrow.concat_tables([pyarrow.parquet.read_table(f) for f in files])
     import datasets
 
-    if (Path(path).exists() or path.startswith((".", "/"))) and not Path(path).is_dir():
-        raise FileNotFoundError(f"{path}: no such dataset folder")
-    quiet = datasets.utils.logging.is_progress_bar_enabled()
+    shown = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         data = datasets.load_dataset(path, config, split=split)
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: config {config!r}, split {split!r} cannot be loaded: {error}"
-        ) from None
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such dataset folder or Hub dataset: {error}") from None
+    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: config {config!r}, split {split!r} cannot be loaded: {reason}"
+        ) from None
     finally:
-        if quiet:
+        if shown:
             datasets.enable_progress_bars()
     if data._indices is not None:
         data = data.flatten_indices()
     return data.data.table
+
+
+def _card_files(folder: Path, config: str | None, split: str) -> list[Path]:
+    """The parquet files of a split, as the dataset card's YAML names them; none without a card.
+
+    Read here and not through `datasets`, whose cache would hold a second copy of a local folder.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    configs = (header or {}).get("configs") or []
+    if not configs:
+        return []
+    names = [str(c["config_name"]) for c in configs]
+    if config is None:
+        chosen = next((c for c in configs if c.get("default")), configs[0])
+    elif config in names:
+        chosen = configs[names.index(config)]
+    else:
+        raise ValueError(
+            f"{folder}: config: {config!r} is not in the dataset card; found {', '.join(names)}"
+        )
+    splits = {str(f["split"]): f["path"] for f in chosen["data_files"]}
+    if split not in splits:
+        raise ValueError(
+            f"{folder}: split: config {chosen['config_name']!r} has no {split!r}; "
+            f"found {', '.join(splits)}"
+        )
+    patterns = splits[split] if isinstance(splits[split], list) else [splits[split]]
+    files = sorted({f for pattern in patterns for f in folder.glob(pattern)})
+    if not files:
+        raise FileNotFoundError(f"{folder}: no file matches {', '.join(patterns)}")
+    return files if all(f.suffix == ".parquet" for f in files) else []
+
+
+# What is read of a row; other columns cost time and memory for nothing.
+READ = ("id", "messages", "conversations", "prompt", "text", "image", "images")
 
 
 class _ArrowRows:
@@ -363,7 +412,7 @@ class _ArrowRows:
         return self.table.num_rows
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[index].as_py() for name, column in self._columns.items()}
+        return {n: c[index].as_py() for n, c in self._columns.items() if n in READ}
 
     def column(self, name: str) -> list[Any]:
         return self._columns[name].to_pylist()

@@ -1,0 +1,239 @@
+"""Rows of every known shape become groups, and what cannot is refused by name."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.tiny_processing import tiny_processor
+from training.collator import GroupCollator
+from training.groups import GroupData
+from training.recipe import AugmentRecipe, DataRecipe
+
+from .tiny_run import make_data
+
+MINI = Path(__file__).parents[2] / "training" / "data" / "mini"
+
+
+def png(color: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 12), (color, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(r) for r in rows))
+    return path
+
+
+def turns(question: str = "q", answer: str = "a") -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_messages_and_images(tmp_path):
+    data = GroupData([DataRecipe(str(make_data(tmp_path, images=4)))])
+    assert len(data) == 12
+    assert data.languages == ["en", "fr", "hi"]
+    plan = data.plan(None, 3, seed=0)
+    assert len(plan) == 4
+    for epoch, part in plan:
+        assert epoch == 0
+        assert len(set(data.image[part])) == 1
+        assert {data.languages[i] for i in data.language[part]} == {"en", "fr", "hi"}
+    one = data.conversation(0)
+    assert (one.id, one.language, one.task) == ("0-en", "en", "category")
+    assert data.load_image(0, one.images[0], one.id).size == (12, 12)
+
+
+def test_plan_covers_each_epoch_once_and_only_from_the_seed(tmp_path):
+    data = GroupData([DataRecipe(str(make_data(tmp_path, images=5)))])
+    plan = data.plan(20, 2, seed=7)
+    again = data.plan(20, 2, seed=7)
+    assert all(
+        a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(plan, again, strict=True)
+    )
+    other = data.plan(20, 2, seed=8)
+    assert any(
+        len(a[1]) != len(b[1]) or (a[1] != b[1]).any() for a, b in zip(plan, other, strict=True)
+    )
+    # 5 images x 3 conversations at most 2 a group: 10 groups an epoch.
+    for epoch in (0, 1):
+        seen = Counter(i for e, part in plan if e == epoch for i in part.tolist())
+        assert seen == Counter(range(15))
+    assert {len(part) for _, part in plan} == {1, 2}
+
+
+def test_task_weights(tmp_path):
+    path = str(make_data(tmp_path, images=40))
+    data = GroupData([DataRecipe(path, tasks={"name": 2.0, "category": 0.25})])
+    drawn = Counter(data.tasks[data.task[i]] for _, part in data.plan(None, 4, 0) for i in part)
+    assert drawn["name"] == 2 * 60
+    assert 5 <= drawn["category"] <= 30
+    only = GroupData([DataRecipe(path, tasks={"name": 1.0}, languages=["fr"])])
+    assert len(only) == 20
+    assert "category 20" in " ".join(only.report)
+    assert "en 40, hi 40" in " ".join(only.report)
+
+
+def test_limit_counts_images(tmp_path):
+    data = GroupData([DataRecipe(str(make_data(tmp_path, images=9)), limit=4)], seed=1)
+    assert len(np.unique(data.image)) == 4
+    assert len(data) == 12
+
+
+def test_llava_files_of_several_languages_share_their_images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        (tmp_path / "images" / f"{i}.png").write_bytes(png(i))
+    sources = []
+    for language, word in (("en", "boat"), ("fr", "bateau")):
+        rows = [
+            {
+                "id": f"{i}",
+                "image": f"{i}.png",
+                "conversations": [
+                    {"from": "human", "value": "What is it?\n<image>"},
+                    {"from": "gpt", "value": word},
+                ],
+            }
+            for i in range(2)
+        ]
+        rows.append({"id": "text", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": word}]})  # fmt: skip
+        path = tmp_path / f"{language}.json"
+        path.write_text(json.dumps(rows))
+        sources.append(
+            DataRecipe(str(path), language=language, image_folder=str(tmp_path / "images"))
+        )
+    data = GroupData(sources)
+    sizes = sorted(len(part) for _, part in data.plan(None, 8, 0))
+    assert sizes == [1, 1, 2, 2]
+    assert data.languages == ["en", "fr"]
+    first = data.conversation(0)
+    assert first.messages[0]["content"][0] == {"type": "image"}
+    assert len(first.images) == 1
+    assert data.conversation(2).images == ()
+
+
+def test_inline_images_are_grouped_by_their_bytes(tmp_path):
+    rows = [
+        {"id": str(i), "image": {"bytes": png(i // 2), "path": None}, "messages": turns()}
+        for i in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    data = GroupData([DataRecipe(str(tmp_path / "rows.parquet"), language="en")])
+    assert sorted(len(p) for _, p in data.plan(None, 8, 0)) == [2, 2]
+    assert data.load_image(0, data.conversation(3).images[0], "3").getpixel((0, 0)) == (1, 0, 0)
+
+
+def test_several_images_a_row_are_never_grouped(tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    rows = [{"id": str(i), "images": ["0.png", "1.png"], "messages": turns()} for i in range(2)]
+    rows.append({"id": "t", "images": [], "messages": turns()})
+    data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), language="en")])
+    assert [len(p) for _, p in data.plan(None, 8, 0)] == [1, 1, 1]
+    assert data.conversation(1).images == (0, 1)
+    collator = GroupCollator(data, tiny_processor(), seed=0, layout="dense")
+    batch = collator([{"epoch": 0, "conversations": [i]} for i in range(3)])
+    assert batch["pixel_values"].shape[0] == 4
+
+
+@pytest.mark.skipif(not (MINI / "instruct").is_dir(), reason="the mini dataset is not built here")
+def test_the_mini_dataset(tmp_path):
+    wanted = {"name": 1.0, "yesno": 1.0}
+    data = GroupData(
+        [DataRecipe(str(MINI), config="instruct_bn", split="validation", tasks=wanted, limit=5)]
+    )
+    assert data.languages == ["bn"]
+    assert len(data) == 15  # one name and two yes/no questions an image
+    conversation = data.conversation(0)
+    image = data.load_image(0, conversation.images[0], conversation.id)
+    assert image.size == (64, 64)
+    captions = GroupData([DataRecipe(str(MINI), config="all", split="validation", limit=3)])
+    assert captions.tasks == ["caption"]
+    assert len(captions.languages) == 10
+    assert {len(p) for _, p in captions.plan(None, 8, 0)} == {5}
+
+
+def collate(tmp_path, rows, index=0, **recipe):
+    data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), **recipe)])
+    collator = GroupCollator(data, tiny_processor(), seed=0)
+    return collator([{"epoch": 0, "conversations": [index]}])
+
+
+def test_nothing_to_learn_is_refused_by_row(tmp_path):
+    rows = [{"id": "a7", "messages": [{"role": "user", "content": "q"}]}]
+    with pytest.raises(ValueError, match=r"a7.*nothing to learn"):
+        collate(tmp_path, rows)
+    rows = [{"id": "a8", "messages": turns(answer="")}]
+    with pytest.raises(ValueError, match="a8"):
+        collate(tmp_path, rows)
+
+
+def test_bad_images_are_refused_by_row(tmp_path):
+    with pytest.raises(ValueError, match=r"row 'b1' of .*image cannot be read.*No such image"):
+        collate(tmp_path, [{"id": "b1", "image": "gone.png", "messages": turns()}])
+    (tmp_path / "cut.png").write_bytes(png(1)[:40])
+    with pytest.raises(ValueError, match=r"row 'b2' of .*image cannot be read"):
+        collate(tmp_path, [{"id": "b2", "image": "cut.png", "messages": turns()}])
+    with pytest.raises(ValueError, match=r"row 'b3' of .*lies outside"):
+        collate(tmp_path, [{"id": "b3", "image": "../../x.png", "messages": turns()}])
+    with pytest.raises(ValueError, match=r"row 'b4'.*expected an image path or bytes, found int"):
+        collate(tmp_path, [{"id": "b4", "image": 3, "messages": turns()}])
+
+
+def test_too_long_is_refused_by_row(tmp_path):
+    path = write_rows(tmp_path / "r.jsonl", [{"id": "c1", "messages": turns(answer="word " * 50)}])
+    data = GroupData([DataRecipe(str(path))])
+    collator = GroupCollator(data, tiny_processor(), seed=0, max_length=20)
+    with pytest.raises(ValueError, match=r"row 'c1'.*more than max_length 20"):
+        collator([{"epoch": 0, "conversations": [0]}])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"languages": ["xx"]}, ValueError, "languages: 'xx' is not in split 'train'; found en, fr, hi"),
+        ({"tasks": {"sing": 1.0}}, ValueError, "tasks: 'sing' is not in split"),
+        ({"path": "{}/none.jsonl"}, FileNotFoundError, "no such file"),
+        ({"path": "{}/nofolder"}, FileNotFoundError, "no such dataset folder"),
+        ({"path": "{}/empty.jsonl"}, ValueError, "is empty; expected rows"),
+        ({"path": "{}/bad.jsonl"}, ValueError, "line 1 is not JSON"),
+        ({"path": "{}/columns.jsonl"}, ValueError, "expected columns messages, conversations"),
+    ],
+)  # fmt: skip
+def test_bad_sources(change, error, message, tmp_path):
+    path = make_data(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.jsonl").write_text("{")
+    (tmp_path / "columns.jsonl").write_text('{"a": 1}')
+    fields = {"path": str(path), **change}
+    fields["path"] = fields["path"].format(tmp_path)
+    with pytest.raises(error, match=message) as found:
+        GroupData([DataRecipe(**fields)])
+    assert "\n" not in str(found.value)
+
+
+def test_augmentation_is_drawn_from_seed_epoch_and_row(tmp_path):
+    path = str(make_data(tmp_path))
+    augment = AugmentRecipe(
+        rotate=20, scale=0.2, translate=0.1, shear=0.1, color=0.4, hue=0.1, background=0.5, blur=0.5, gray=0.2
+    )  # fmt: skip
+    data = GroupData([DataRecipe(path, augment=augment)])
+    plain = GroupData([DataRecipe(path)])
+
+    def pixels(source, epoch, seed=0):
+        collator = GroupCollator(source, tiny_processor(), seed=seed)
+        return collator([{"epoch": epoch, "conversations": [0]}])["pixel_values"].numpy()
+
+    assert np.array_equal(pixels(data, 0), pixels(data, 0))
+    assert not np.array_equal(pixels(data, 0), pixels(data, 1))
+    assert not np.array_equal(pixels(data, 0), pixels(data, 0, seed=1))
+    assert not np.array_equal(pixels(data, 0), pixels(plain, 0))
+    assert np.array_equal(pixels(plain, 0), pixels(plain, 1))

@@ -1,0 +1,141 @@
+"""A recipe is checked key by key; every message names the path, what was found, what was expected."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.recipe import (
+    RECIPES,
+    find_recipe,
+    load_recipe,
+    read_mapping,
+    resolve_path,
+    to_dict,
+    write_recipe,
+)
+
+GOOD = {
+    "output_dir": "runs/x",
+    "model": {"vision_tower": "v", "language_model": "l"},
+    "stages": [
+        {
+            "name": "pretrain",
+            "data": [{"path": "d"}],
+            "train": [{"pattern": ".*", "rate": 0.1}],
+            "args": {"max_steps": 3},
+        }
+    ],
+}
+
+
+def changed(path: str, value, tmp_path: Path, remove: bool = False) -> Path:
+    """GOOD with the value at a dotted path replaced, as a file."""
+    recipe = yaml.safe_load(yaml.safe_dump(GOOD))
+    node = recipe
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node[int(part)] if part.isdigit() else node[part]
+    if remove:
+        del node[last]
+    else:
+        node[last] = value
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("stagse", [], r"unknown key 'stagse'; did you mean 'stages'\?"),
+        ("model.vision_towr", "v", r"unknown key 'model.vision_towr'; did you mean 'vision_tower'"),
+        ("stages.0.data.0.split", 3, r"stages\[0\].data\[0\].split: expected text, found a number 3"),
+        ("stages.0.train.0.rate", "fast", r"stages\[0\].train\[0\].rate: expected a number \| 'frozen', found text"),
+        ("stages.0.batch_size", "8", r"stages\[0\].batch_size: expected a whole number, found text \"8\""),
+        ("stages.0.batch_size", True, r"batch_size: expected a whole number, found a truth value true"),
+        ("stages.0.batch_size", 0, r"batch_size: expected 1 or more, found 0"),
+        ("stages", "all", r"stages: expected a list of a mapping, found text"),
+        ("stages", [], r"stages: expected at least one stage, found none"),
+        ("stages.0.data", [], r"stages\[0\].data: expected at least one item"),
+        ("stages.0.args.max_step", 3, r"unknown key 'stages\[0\].args.max_step'; did you mean 'max_steps'"),
+        ("stages.0.args.max_steps", "many", r"stages\[0\].args.max_steps: expected a whole number"),
+        ("stages.0.args.output_dir", "x", r"args.output_dir: set by maya; use the recipe's output_dir"),
+        ("stages.0.data.0.augment", {"rotation": 1}, r"augment.rotation'; did you mean"),
+        ("stages.0.name", "a/b", r"stages\[0\].name: expected letters, digits"),
+        ("model.image_aspect", "round", r"model.image_aspect: expected 'pad' \| 'square' \| 'crop'"),
+        ("model.checkpoint", "c", r"model.vision_tower: the checkpoint decides this"),
+        ("model", {"vision_tower": "v"}, r"model.language_model: missing"),
+        ("processes", 0, r"processes: expected 1 or more"),
+        ("kind", "vision", r"kind: expected 'maya', found text \"vision\""),
+    ],
+)  # fmt: skip
+def test_bad_recipes(path, value, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        load_recipe(changed(path, value, tmp_path))
+    assert "\n" not in str(error.value)
+    assert "recipe.yaml" in str(error.value)
+
+
+def test_missing_key(tmp_path):
+    with pytest.raises(ValueError, match=r"output_dir: missing; expected text"):
+        load_recipe(changed("output_dir", None, tmp_path, remove=True))
+
+
+def test_not_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="not a YAML file"):
+        read_mapping(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match="expected a mapping with keys"):
+        read_mapping(tmp_path / "b.yaml")
+
+
+def test_numbers_as_yaml_reads_them(tmp_path):
+    file = changed("stages.0.train.0.rate", "1e-3", tmp_path)
+    assert load_recipe(file).stages[0].train[0].rate == 1e-3
+
+
+def test_overrides(tmp_path):
+    file = changed("seed", 1, tmp_path)
+    overrides = ["seed=2", "stages.0.args.max_steps=7", "stages.pretrain.batch_size=5"]
+    recipe = load_recipe(file, overrides, output_dir="elsewhere")
+    assert recipe.seed == 2
+    assert recipe.stages[0].args["max_steps"] == 7
+    assert recipe.stages[0].batch_size == 5
+    assert recipe.output_dir == "elsewhere"
+    with pytest.raises(ValueError, match="and no 'finetune'"):
+        load_recipe(file, ["stages.finetune.batch_size=5"])
+    with pytest.raises(ValueError, match="expected KEY=VALUE"):
+        load_recipe(file, ["seed"])
+    with pytest.raises(ValueError, match="unknown key 'sed'; did you mean 'seed'"):
+        load_recipe(file, ["sed=1"])
+
+
+def test_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("data/mini", tmp_path / "recipes") == "data/mini"
+    assert resolve_path("./../data", tmp_path / "recipes") == "data"
+    assert resolve_path("../../data", tmp_path / "recipes") == str(tmp_path.parent / "data")
+
+
+def test_resolved_recipe_reads_back(tmp_path):
+    recipe = load_recipe(changed("seed", 4, tmp_path))
+    assert recipe.model.vision_feature_layer == -2
+    write_recipe(recipe, tmp_path / "resolved.yaml")
+    assert to_dict(load_recipe(tmp_path / "resolved.yaml")) == to_dict(recipe)
+
+
+def test_shipped_recipes_are_valid():
+    names = [p for p in RECIPES.rglob("*.yaml") if "bases" not in p.parts]
+    assert len(names) >= 3
+    for path in names:
+        recipe = load_recipe(path)
+        assert recipe.stages
+
+
+def test_find_recipe():
+    assert find_recipe("mini") == RECIPES / "mini.yaml"
+    assert find_recipe("maya-8b/pretrain").is_file()
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'mini'\?.*maya-8b/finetune"):
+        find_recipe("mini2")

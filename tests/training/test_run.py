@@ -1,0 +1,383 @@
+"""Whole runs on tiny parts: both stages, killed and continued, refused, loaded again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import DECODERS
+from training import run as run_module
+from training.recipe import load_recipe
+from training.run import check_manifest, make_manifest, memory_needed, train
+from training.trainer import MayaTrainer, checkpoints, language_metrics
+
+from .tiny_run import make_recipe, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses(folder: Path) -> list[list]:
+    """(step, loss, a language's loss) of every log line of a stage."""
+    log = json.loads((folder / "training_log.json").read_text())["log"]
+    return [[r["step"], r["mean_loss"], r.get("en/loss")] for r in log if "mean_loss" in r]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its recipe file and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = make_recipe(folder)
+    path = write(recipe, folder / "recipe.yaml")
+    return path, train(str(path))
+
+
+def test_both_stages_end_in_a_whole_folder(finished, capsys):
+    path, folder = finished
+    assert folder.name == "run"
+    for stage in ("pretrain", "finetune"):
+        assert len(losses(folder / stage)) == 4
+    files = {p.name for p in folder.iterdir() if p.is_file()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "modeling_maya.py",
+        "processing_maya.py",
+        "chat_template.jinja",
+        "recipe.yaml",
+        "training_log.json",
+    } <= files
+    assert not list(folder.rglob("*.bin"))
+    assert not list((folder / ".work").glob("finetune*"))
+    # Read from the working directory, the resolved recipe is the same run.
+    resolved = load_recipe(folder / "recipe.yaml")
+    assert make_manifest(resolved) == make_manifest(load_recipe(path))
+
+
+def test_only_what_the_rules_say_has_changed(finished):
+    from safetensors.torch import load_file
+
+    _, folder = finished
+    before = load_file(folder / "pretrain" / "model.safetensors")
+    after = load_file(folder / "finetune" / "model.safetensors")
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == ("vision_tower" in name), name
+    base = load_file(folder.parent / "bases" / "language" / "model.safetensors")
+    for name, value in base.items():
+        ours = "model.language_model." + name.removeprefix("model.")
+        assert torch.equal(value, before[ours]), name
+
+
+def test_a_finished_run_is_not_redone(finished, capsys):
+    path, folder = finished
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert train(str(path)) == folder
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_changed_recipe_never_mixes_with_old_work(finished):
+    path, _ = finished
+    with pytest.raises(
+        ValueError, match=r"work of another recipe \(stages\[1\].train\[2\].rate: 0.001 -> 0.5\)"
+    ):
+        train(str(path), ["stages.finetune.train.2.rate=0.5"])  # fmt: skip
+    with pytest.raises(ValueError, match="seed: 3 -> 4"):
+        train(str(path), ["seed=4"])
+
+
+def test_changed_inputs_are_seen(finished, tmp_path):
+    path, folder = finished
+    recipe = load_recipe(path)
+    manifest = make_manifest(recipe)
+    check_manifest(folder, manifest)
+    data = recipe.stages[0].data[0].path
+    changed = {**manifest, "content": {**manifest["content"], data: "0"}}
+    with pytest.raises(ValueError, match=r"the files of .*rows.jsonl have changed"):
+        check_manifest(folder, changed)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds something that is no run"):
+        check_manifest(other, manifest)
+    # What only changes the printing is no change.
+    quiet = load_recipe(path, ["stages.0.args.logging_steps=7", "stages.0.args.report_to=none"])
+    assert make_manifest(quiet) == manifest
+
+
+FRESH = """
+import sys
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+folder = sys.argv[1]
+assert not any("/main" in p or p.endswith("maya") for p in sys.path), sys.path
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model, report = AutoModelForImageTextToText.from_pretrained(
+    folder, trust_remote_code=True, output_loading_info=True)
+assert not any(report.values()), report
+image = Image.new("RGB", (12, 12), (200, 30, 30))
+messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
+prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(images=[image], text=prompt, return_tensors="pt")
+out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+print("TOKENS", out[0, inputs["input_ids"].shape[1]:].tolist())
+"""
+
+
+def test_the_folder_loads_in_a_fresh_process(finished, tmp_path):
+    _, folder = finished
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "TOKENS" in done.stdout
+
+
+KILLED = """
+import os, signal, sys
+from training import trainer
+from training.run import train
+stage, step = sys.argv[2], int(sys.argv[3])
+original = trainer.LineCallback.on_log
+def on_log(self, args, state, control, **kwargs):
+    original(self, args, state, control, **kwargs)
+    if self.stage == stage and state.global_step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+trainer.LineCallback.on_log = on_log
+train(sys.argv[1], output_dir=sys.argv[4])
+"""
+
+
+def test_killed_and_continued_is_the_same_run(finished, tmp_path, capsys):
+    path, straight = finished
+    output = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), "finetune", "3", str(output)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert [p.name for p in checkpoints(output / ".work" / "finetune")] == ["checkpoint-2"]
+    assert not (output / "config.json").exists()
+    capsys.readouterr()
+    assert train(str(path), output_dir=str(output)) == output
+    printed = capsys.readouterr().out
+    assert "stage pretrain: finished before" in printed
+    assert "continuing from" in printed
+    for stage in ("pretrain", "finetune"):
+        assert losses(output / stage) == losses(straight / stage)
+    assert (output / "model.safetensors").read_bytes() == (
+        straight / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_half_written_checkpoint_is_not_picked_up(finished, tmp_path, monkeypatch, capsys):
+    path, straight = finished
+    output = tmp_path / "half"
+
+    def cut(self, output_dir):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MayaTrainer, "_save_optimizer_and_scheduler", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(str(path), output_dir=str(output))
+    work = output / ".work" / "pretrain"
+    assert list(work.rglob("model.safetensors")), "nothing was half-written: the test tests nothing"
+    assert checkpoints(work) == []
+    train(str(path), output_dir=str(output))
+    assert losses(output / "finetune") == losses(straight / "finetune")
+
+
+def test_half_a_model_folder_does_not_load(finished, tmp_path, monkeypatch):
+    path, _ = finished
+    output = tmp_path / "half"
+
+    def cut(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_recipe", lambda recipe, path: cut(None, path) if path.parent.name.endswith(".model") else None)  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            train(str(path), output_dir=str(output))
+    assert not (output / "pretrain").exists()
+    assert not (output / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(finished, tmp_path):
+    path, straight = finished
+    output = tmp_path / "two"
+    code = "import sys; from training.run import train; train(sys.argv[1], ['processes=2'], output_dir=sys.argv[2])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(output)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for stage in ("pretrain", "finetune"):
+        for one, two in zip(losses(straight / stage), losses(output / stage), strict=True):
+            assert one == pytest.approx(two, abs=2e-4)
+
+
+def test_text_only_batches_train(tmp_path):
+    recipe = make_recipe(tmp_path)
+    rows = tmp_path / "data" / "text.jsonl"
+    row = {"id": "t", "lang": "en", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}  # fmt: skip
+    rows.write_text(json.dumps(row) + "\n" + json.dumps({**row, "id": "u"}))
+    recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0] |= {"data": [{"path": str(rows)}]}
+    folder = train(str(write(recipe, tmp_path / "r.yaml")))
+    assert len(losses(folder / "pretrain")) == 4
+
+
+def test_language_metrics_by_hand():
+    sums = torch.tensor([[3.0, 1, 2, 8], [0, 0, 0, 0], [2.0, 2, 2, 0]], dtype=torch.float64)
+    found = language_metrics(sums, ["en", "fr", "hi"])
+    assert found["en/loss"] == 1.5
+    assert found["en/accuracy"] == 0.5
+    assert found["en/bits_per_byte"] == pytest.approx(3 / 0.693147 / 8, abs=1e-5)
+    assert not [k for k in found if k.startswith("fr")]
+    assert found["hi/loss"] == 1.0
+    assert "hi/bits_per_byte" not in found
+    assert found["mean_loss"] == 1.25
+    assert found["mean_accuracy"] == 0.75
+
+
+def test_logged_numbers_equal_a_plain_forward(finished):
+    """The first log line of finetune, recomputed row by row with the model's own forward."""
+    import math
+
+    from modeling_maya import MayaForConditionalGeneration
+    from processing_maya import MayaProcessor
+    from training.collator import GroupCollator
+    from training.groups import GroupData
+
+    path, folder = finished
+    recipe = load_recipe(path)
+    stage = recipe.stages[1]
+    model = MayaForConditionalGeneration.from_pretrained(folder / "pretrain").eval()
+    processor = MayaProcessor.from_pretrained(folder / "pretrain")
+    data = GroupData(stage.data, seed=recipe.seed)
+    collator = GroupCollator(data, processor, seed=recipe.seed)
+    sums = {}
+    for _, part in data.plan(stage.batch_size, stage.group_size, recipe.seed):
+        for index in part.tolist():
+            conversation = data.conversation(index)
+            image = data.load_image(0, conversation.images[0], conversation.id)
+            encoded = collator.encode(index)
+            ids = torch.from_numpy(encoded.ids.astype("int64"))[None]
+            pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
+            with torch.no_grad():
+                logits = model(input_ids=ids, pixel_values=pixels).logits[0, :-1].double()
+            keep = torch.from_numpy(encoded.trained)[1:]
+            target = ids[0, 1:][keep]
+            row = sums.setdefault(conversation.language, [0.0, 0, 0, 0])
+            row[0] += torch.nn.functional.cross_entropy(
+                logits[keep], target, reduction="sum"
+            ).item()
+            row[1] += int((logits[keep].argmax(-1) == target).sum())
+            row[2] += len(target)
+            row[3] += len(conversation.messages[1]["content"].encode())
+    first = next(
+        r
+        for r in json.loads((folder / "finetune" / "training_log.json").read_text())["log"]
+        if r.get("step") == 1
+    )
+    assert sums
+    for language, (loss, correct, count, size) in sums.items():
+        assert first[f"{language}/loss"] == pytest.approx(loss / count, abs=1e-4)
+        assert first[f"{language}/accuracy"] == pytest.approx(correct / count, abs=1e-4)
+        assert first[f"{language}/bits_per_byte"] == pytest.approx(
+            loss / math.log(2) / size, abs=1e-4
+        )
+    total = sum(r[0] for r in sums.values()) / sum(r[2] for r in sums.values())
+    assert first["mean_loss"] == pytest.approx(total, abs=1e-4)
+    assert first["loss"] == pytest.approx(total, abs=1e-4)
+
+
+def test_memory(tmp_path, monkeypatch):
+    assert memory_needed(100, 10, 4, "adamw_torch") == 400 + 10 * 12
+    assert memory_needed(100, 10, 4, "sgd") == 400 + 40
+    assert memory_needed(100, 10, 2, "adamw_8bit") == 200 + 10 * 4
+    import psutil
+
+    class Little:
+        available = 1000
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
+    path = write(make_recipe(tmp_path), tmp_path / "r.yaml")
+    with pytest.raises(
+        MemoryError, match=r"stage pretrain: too little memory: .* parameters"
+    ) as error:
+        train(str(path))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"vision_tower": "{}/none"}, FileNotFoundError, "model.vision_tower: no folder"),
+        ({"language_model": "{}/data"}, ValueError, "model.language_model: .* is not a folder"),
+        ({"checkpoint": "{}/none"}, FileNotFoundError, "model.checkpoint: no folder"),
+        ({"checkpoint": "{}/bases/language"}, ValueError, "a model of type 'cohere'; expected 'maya'"),
+    ],
+)  # fmt: skip
+def test_folders_that_are_no_models(change, error, message, tmp_path):
+    recipe = make_recipe(tmp_path)
+    change = {k: v.format(tmp_path) for k, v in change.items()}
+    recipe["model"] = change if "checkpoint" in change else recipe["model"] | change
+    with pytest.raises(error, match=message) as found:
+        train(str(write(recipe, tmp_path / "r.yaml")))
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_no_spare_row_for_the_image_token(tmp_path):
+    from transformers import CohereForCausalLM
+
+    from tests.tiny_processing import tiny_tokenizer
+
+    recipe = make_recipe(tmp_path)
+    config_class, fields = DECODERS["cohere"]
+    language = tmp_path / "bases" / "language"
+    size = len(tiny_tokenizer())
+    CohereForCausalLM(config_class(**{**fields, "vocab_size": size})).save_pretrained(language)
+    with pytest.raises(ValueError, match="No spare embedding row for '<image>'"):
+        train(str(write(recipe, tmp_path / "r.yaml")))
+
+
+def test_batch_that_cannot_be_divided(tmp_path):
+    recipe = make_recipe(tmp_path)
+    recipe["stages"][0]["args"]["gradient_accumulation_steps"] = 3
+    with pytest.raises(ValueError, match="batch_size 2 cannot be divided among 1 processes x 3"):
+        train(str(write(recipe, tmp_path / "r.yaml")))
+
+
+def test_bases_are_dispatched(tmp_path):
+    path = write({"kind": "horse"}, tmp_path / "r.yaml")
+    with pytest.raises(
+        ValueError, match="kind: expected 'maya', 'vision_tower' or 'language_model'"
+    ):
+        train(str(path))
+    path = write({"kind": "vision_tower", "stepz": 3}, tmp_path / "v.yaml")
+    with pytest.raises(ValueError, match="stepz"):
+        train(str(path))
