@@ -28,7 +28,6 @@ def rendered(svg: str, width: int, height: int) -> np.ndarray:
     content = resvg_py.svg_to_bytes(
         svg_string=f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
         f'<rect width="100%" height="100%" fill="#fff"/>{svg}</svg>',
-        font_files=lettering.font_files(),
         skip_system_fonts=True,
     )
     return np.asarray(Image.open(io.BytesIO(bytes(content))).convert("L"))
@@ -48,16 +47,42 @@ def test_every_character_has_a_font_and_its_place(language):
     assert abs(columns[-1] - (20 + wide)) < 14  # the last letter may lean out
 
 
-def test_right_to_left_lines_run_from_the_right():
-    runs = lettering.runs("صاروخ ABC", "ar")
-    assert [run.backwards for run in runs] == [True, False]
-    svg = lettering.line(0, 50, "صاروخ ABC", "ar", 40, "#000")
-    # In the picture, from the left, the Latin word comes first.
-    assert svg.index("ABC") < svg.index("صاروخ")
-    end = lettering.line(300, 50, "صاروخ", "ar", 40, "#000", at_end=True)
-    columns = np.flatnonzero((rendered(end, 320, 90) < 128).any(0))
-    assert columns[-1] <= 300
-    assert columns[-1] > 290
+@pytest.mark.parametrize(
+    ("text", "language", "seen"),
+    [
+        ("صاروخ ABC", "ar", ["ABC", " ", "صاروخ"]),
+        ("صاروخ 12 نعم", "ar", ["نعم", "12", "صاروخ"]),
+        ("abc نعم def", "en", ["abc ", "نعم", " def"]),
+        ("ABC 中文 صاروخ", "ur", ["صاروخ", "ABC ", "中文"]),
+    ],
+)
+def test_mixed_lines_stand_in_reading_order(text, language, seen):
+    order = lettering.visual(lettering.runs(text, language), language)
+    found = [run.text.strip() for run in order if run.text.strip()]
+    assert found == [piece.strip() for piece in seen if piece.strip()]
+
+
+def test_stops_and_brackets_stand_on_the_side_of_the_direction():
+    def columns(text: str, language: str) -> np.ndarray:
+        svg = lettering.line(300, 50, text, language, 40, "#000", at_end=True)
+        return (rendered(svg, 320, 90) < 128).any(0)
+
+    with_stop, without = columns("نعم!", "ar"), columns("نعم", "ar")
+    # The stop is added on the left; the right end stays where it was.
+    assert np.flatnonzero(with_stop)[0] < np.flatnonzero(without)[0]
+    assert np.array_equal(with_stop[270:], without[270:])
+    # Brackets are mirrored: opened on the right, they look as Latin ones do from outside.
+    arabic = rendered(lettering.line(10, 60, "(ا)", "ar", 40, "#000"), 120, 90)
+    latin = rendered(lettering.line(10, 60, "(", "en", 40, "#000"), 120, 90)
+    left = int(np.flatnonzero((arabic < 128).any(0))[0])
+    start = int(np.flatnonzero((latin < 128).any(0))[0])
+    assert abs(arabic[:, left : left + 8].astype(int) - latin[:, start : start + 8]).mean() < 25
+
+
+def test_conjuncts_are_joined():
+    # ka + virama + ra is one sign in Bengali and narrower than its two letters.
+    pair = lettering.width("ক্র", "bn", 40)
+    assert pair < lettering.width("ক", "bn", 40) + 0.5 * lettering.width("র", "bn", 40)
 
 
 def test_joined_letters_are_narrower_than_letters_apart():

@@ -1,14 +1,16 @@
-"""Lines of text in any script as SVG, with fonts that come as Python packages.
+"""Lines of text in any script as SVG outlines, with fonts that come as Python packages.
 
-HarfBuzz says which font has a character and how wide a run is; resvg shapes the runs when it draws
-them. Neither needs a system library or a system font, so a picture is the same on every machine.
+HarfBuzz chooses and places the glyphs, whose outlines become paths: nothing depends on system
+libraries or fonts, or on how a renderer sets text, so a picture is the same on every machine. The
+order of mixed lines follows the Unicode bidirectional algorithm as far as one line without embedded
+controls needs it (rules W7, N1, N2, L2).
 """
 
 import importlib.util
 import unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def runs(text: str, language: str) -> list[Run]:
     order = [first, *(family for family in _faces() if family != first)]
     found: list[Run] = []
     last = first
-    for character in text:
+    for character, backwards in zip(text, _backwards(text, language), strict=True):
         if not character.isprintable() or unicodedata.category(character) == "Co":
             character = REPLACEMENT
         if unicodedata.category(character) == "Cf" and not _has(last, character):
@@ -102,16 +104,7 @@ def runs(text: str, language: str) -> list[Run]:
         if family is None:
             character = REPLACEMENT
             family = next(f for f in order if _has(f, character))
-        kind = unicodedata.bidirectional(character)
-        joins = bool(found) and found[-1].family == family
-        if kind in ("R", "AL") or (kind != "L" and joins and found[-1].backwards):
-            backwards = True
-        elif kind == "L" or (kind in ("EN", "ET", "ES") and not joins):
-            backwards = False
-        else:
-            # A space or a stop keeps the direction of its run, or takes the line's.
-            backwards = found[-1].backwards if joins else language in RIGHT_TO_LEFT
-        if joins and found[-1].backwards == backwards:
+        if found and found[-1].family == family and found[-1].backwards == backwards:
             found[-1] = Run(family, found[-1].text + character, backwards)
         else:
             found.append(Run(family, character, backwards))
@@ -119,20 +112,90 @@ def runs(text: str, language: str) -> list[Run]:
     return found
 
 
+def _backwards(text: str, language: str) -> list[bool]:
+    """For each character, whether it is set from right to left."""
+    base = "R" if language in RIGHT_TO_LEFT else "L"
+    kinds = []  # L, R, or N for what takes its direction from its neighbours
+    strong = base
+    for character in text:
+        kind = unicodedata.bidirectional(character)
+        if kind in ("L", "R", "AL"):
+            strong = "L" if kind == "L" else "R"
+            kinds.append(strong)
+        elif kind in ("EN", "AN"):
+            kinds.append(strong)  # a number goes with the text before it
+        elif kind == "NSM" and kinds:
+            kinds.append(kinds[-1])
+        else:
+            kinds.append("N")
+    following, after = base, []
+    for kind in reversed(kinds):
+        following = kind if kind != "N" else following
+        after.append(following)
+    previous, directions = base, []
+    for character, kind, following in zip(text, kinds, reversed(after), strict=True):
+        if kind == "N":
+            directions.append((previous if previous == following else base) == "R")
+            continue
+        previous = kind
+        number = unicodedata.bidirectional(character) in ("EN", "AN")
+        directions.append(kind == "R" and not number)  # its digits always run to the right
+    return directions
+
+
+def visual(found: list[Run], language: str) -> list[Run]:
+    """Runs in the order in which they stand, from the left."""
+    pieces = [
+        list(group)[:: -1 if backwards else 1]
+        for backwards, group in groupby(found, key=lambda run: run.backwards)
+    ]
+    if language in RIGHT_TO_LEFT:
+        pieces.reverse()
+    return [run for piece in pieces for run in piece]
+
+
 def width(text: str, language: str, size: float, weight: int = 400) -> float:
     """How wide the line is, in pixels."""
     return sum(_run_width(run, size, weight) for run in runs(text, language))
 
 
-def _run_width(run: Run, size: float, weight: int) -> float:
+def _shape(run: Run, weight: int) -> tuple[Any, list[tuple[int, int, int, int]]]:
+    """The font, and its glyphs from the left: (number, advance, x offset, y offset) in font units."""
     import uharfbuzz as hb
 
     font = _font(run.family, weight)
     buffer = hb.Buffer()
     buffer.add_str(run.text)
     buffer.guess_segment_properties()
+    buffer.direction = "rtl" if run.backwards else "ltr"
     hb.shape(font, buffer)
-    return sum(place.x_advance for place in buffer.glyph_positions) * size / font.face.upem
+    places = zip(buffer.glyph_infos, buffer.glyph_positions, strict=True)
+    return font, [(i.codepoint, p.x_advance, p.x_offset, p.y_offset) for i, p in places]
+
+
+def _run_width(run: Run, size: float, weight: int) -> float:
+    font, glyphs = _shape(run, weight)
+    return sum(advance for _, advance, _, _ in glyphs) * size / font.face.upem
+
+
+@cache
+def _outline(family: str, weight: int, glyph: int) -> str:
+    """SVG path data of a glyph, in font units, y upwards."""
+    import uharfbuzz as hb
+
+    parts: list[str] = []
+    functions = hb.DrawFuncs()
+    functions.set_move_to_func(lambda x, y, _: parts.append(f"M{x:g} {y:g}"))
+    functions.set_line_to_func(lambda x, y, _: parts.append(f"L{x:g} {y:g}"))
+    functions.set_quadratic_to_func(
+        lambda x1, y1, x, y, _: parts.append(f"Q{x1:g} {y1:g} {x:g} {y:g}")
+    )
+    functions.set_cubic_to_func(
+        lambda x1, y1, x2, y2, x, y, _: parts.append(f"C{x1:g} {y1:g} {x2:g} {y2:g} {x:g} {y:g}")
+    )
+    functions.set_close_path_func(lambda _: parts.append("Z"))
+    _font(family, weight).draw_glyph(glyph, functions)
+    return "".join(parts)
 
 
 def fit(text: str, language: str, size: float, room: float) -> str:
@@ -156,25 +219,19 @@ def line(
     at_end: bool = False,
     weight: int = 400,
 ) -> str:
-    """SVG of a line of text whose left (or, `at_end`, right) end is x.
-
-    Every run is placed by its measured width and is a text of its own: mixing fonts inside one
-    makes the renderer exchange glyphs between them.
-    """
-    placed = runs(text, language)
-    if language in RIGHT_TO_LEFT:
-        placed.reverse()
-    widths = [_run_width(run, size, weight) for run in placed]
+    """SVG of a line of text whose left (or, `at_end`, right) end is x."""
     if at_end:
-        x -= sum(widths)
+        x -= width(text, language, size, weight)
     parts = []
-    for run, advance in zip(placed, widths, strict=True):
-        content = escape(run.text)
-        if run.backwards:
-            content = f"\u2067{content}\u2069"  # isolated, so that brackets and stops are mirrored
-        parts.append(
-            f'<text x="{x:.2f}" y="{y}" font-size="{size}" fill="{colour}" xml:space="preserve" '
-            f'font-family="{run.family}" font-weight="{weight}">{content}</text>'
-        )
-        x += advance
-    return "".join(parts)
+    for run in visual(runs(text, language), language):
+        font, glyphs = _shape(run, weight)
+        scale = size / font.face.upem
+        for glyph, advance, right, up in glyphs:
+            outline = _outline(run.family, weight, glyph)
+            if outline:
+                parts.append(
+                    f'<path transform="translate({x + right * scale:.2f} {y - up * scale:.2f}) '
+                    f'scale({scale:.5f} {-scale:.5f})" d="{outline}"/>'
+                )
+            x += advance * scale
+    return f'<g fill="{colour}">{"".join(parts)}</g>'

@@ -94,14 +94,14 @@ def mean_of_languages(
     drawn = weights @ asked
     with np.errstate(invalid="ignore"):
         values = np.nanmean(np.where(drawn > 0, (weights @ correct) / drawn, np.nan), axis=1)
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    low, high = (float(end) for end in np.nanpercentile(values, [2.5, 97.5]))
     return {
         "languages": languages,
         "concepts": len(concepts),
         "n": int(asked.sum()),
         "value": float((correct.sum(0) / asked.sum(0)).mean()),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .generation import Answer
-from .lettering import RIGHT_TO_LEFT, check_packages, fit, font_files, line
+from .lettering import RIGHT_TO_LEFT, check_packages, fit, line
 from .mini import Benchmark, Row, right, sample
 
 # Sizes in pixels.
@@ -72,9 +72,7 @@ def draw_sheet(
         lines = {row.lang: (row, given) for row, given in named if row.image == image}
         parts += _card(benchmark, image, lines, x, y)
     parts.append("</svg>")
-    content = resvg_py.svg_to_bytes(
-        svg_string="".join(parts), font_files=font_files(), skip_system_fonts=True
-    )
+    content = resvg_py.svg_to_bytes(svg_string="".join(parts), skip_system_fonts=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(bytes(content))
