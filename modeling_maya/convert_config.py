@@ -435,7 +435,8 @@ def to_llava_cohere(
 
     Raises `ValueError` for a model that the original's code cannot express.
     """
-    text, vision = config.text_config, config.vision_config
+    text: Any = config.text_config
+    vision: Any = config.vision_config
     for field, found, expected in (
         ("text_config.model_type", text.model_type, "cohere"),
         ("vision_config.model_type", vision.model_type, "siglip_vision_model"),

@@ -9,10 +9,10 @@ Not Hub code. Tensors go from file to file in chunks, so memory does not grow wi
 result appears under its name only when it is complete.
 """
 
+import functools
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,10 +271,13 @@ def _plan_maya(
     check_mm_fields(raw, where)
     notes: list[str] = []
     text = None
+    base: Origin | None = None
     tokenizer_at = folder
-    parts = {"config.json": folder / "config.json"}
+    settings = [folder / "config.json"]
     if (folder / "adapter_config.json").is_file():
         kind = "LoRA layers"
+        stems = ("adapter_config", "adapter_model", "non_lora_trainables")
+        settings += [path for path in folder.iterdir() if path.stem in stems]
         base = _base_decoder(
             base_model,
             read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
@@ -285,7 +288,6 @@ def _plan_maya(
         text = _base_text_config(base, raw, where)
     elif _has_weights(folder):
         kind = "full checkpoint"
-        base = None
         if base_model is not None:
             raise ValueError(
                 f"base_model: found {str(base_model)!r}, but {origin.name} is a full checkpoint: leave it out."
@@ -356,7 +358,7 @@ def _plan_maya(
             f"kept in {UNUSED_TOWER} for the way back"
         )
     config.dtype = dtype or _main_dtype(live)
-    files = sorted({ref.file for ref in tensors.values()} | set(parts.values()))
+    files = sorted({ref.file for ref in tensors.values()} | set(settings))
     record: dict[str, Any] = {
         "format": 1,
         "converted_from": {
@@ -585,7 +587,7 @@ def _compare_towers(own: dict[str, TensorRef], other: dict[str, TensorRef]) -> d
             other[key].file,
             ref.dtype,
             ref.shape,
-            lambda a=other[key], d=ref.dtype: a.chunks(d),
+            functools.partial(other[key].chunks, ref.dtype),
         )
         value = max_difference(ref, rounded)
         compared += 1
@@ -653,10 +655,8 @@ def _write_hub_files(
     with torch.device("meta"):
         model = MayaForConditionalGeneration(config)
     custom_object_save(model, target, config=config)
-    with tempfile.TemporaryDirectory(dir=target) as aside:
-        config.save_pretrained(aside)
-        for path in Path(aside).iterdir():
-            path.rename(target / (PARTIAL_CONFIG if path.name == "config.json" else path.name))
+    custom_object_save(config, target, config=config)
+    config.to_json_file(target / PARTIAL_CONFIG)
 
 
 # Back to the original's layout

@@ -59,7 +59,7 @@ def read_config(
     if row is None:
         files = tokenizer_files(location, hub_kwargs) if location is not None else {}
         row = spare_row(files, raw.get("vocab_size", 256000), str(location))
-    tower_kwargs = {
+    tower_kwargs: dict[str, Any] = {
         key: hub_kwargs[key]
         for key in ("cache_dir", "local_files_only", "token")
         if key in hub_kwargs
@@ -140,7 +140,8 @@ def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: s
     derived = [key for key in tensors if DERIVED_BUFFERS.search(key)]
     expected = llava_cohere_shapes(config)
     if "lm_head.weight" in tensors:
-        expected["lm_head.weight"] = (config.text_config.vocab_size, config.text_config.hidden_size)
+        text: Any = config.text_config
+        expected["lm_head.weight"] = (text.vocab_size, text.hidden_size)
     if "model.mm_projector.weight" in tensors:  # a single layer, saved under its bare names
         expected = {
             key.replace("mm_projector.0.", "mm_projector."): shape
@@ -205,8 +206,8 @@ def _is_llava_cohere(location: Any, hub_kwargs: dict[str, Any]) -> bool:
 def register() -> None:
     """Let `AutoConfig`, `MayaConfig` and the Maya models read `llava_cohere` checkpoints."""
     AutoConfig.register(MODEL_TYPE, LlavaCohereConfig)
-    native_dict: Callable[..., Any] = MayaConfig.get_config_dict.__func__
-    native_load: Callable[..., Any] = MayaPreTrainedModel.from_pretrained.__func__
+    native_dict: Callable[..., Any] = MayaConfig.get_config_dict.__func__  # type: ignore[attr-defined]
+    native_load: Callable[..., Any] = MayaPreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def get_config_dict(cls: type[MayaConfig], location: str | os.PathLike, **kwargs: Any):
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}

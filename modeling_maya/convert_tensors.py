@@ -4,6 +4,7 @@ Nothing here holds more than a chunk of a tensor in memory, so that a checkpoint
 converted in the memory of a few copy buffers.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -130,9 +131,7 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
             path,
             stored,
             shape,
-            lambda first=first, nbytes=nbytes, stored=stored: _read_range(
-                path, first, nbytes, stored
-            ),
+            functools.partial(_read_range, path, first, nbytes, stored),
         )
         if ref.nbytes != nbytes:
             raise ValueError(
@@ -185,7 +184,7 @@ def read_pickle(path: Path) -> dict[str, TensorRef]:
                 f"{path}: {key}: found dtype {value.dtype}, expected one of {', '.join(DTYPES)}."
             )
         tensors[key] = TensorRef(
-            key, path, value.dtype, tuple(value.shape), lambda value=value: _slices(value)
+            key, path, value.dtype, tuple(value.shape), functools.partial(_slices, value)
         )
     return tensors
 

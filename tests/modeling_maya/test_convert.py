@@ -411,6 +411,9 @@ def test_lora(source, output, tmp_path, monkeypatch, form, settings):
     monkeypatch.setattr("modeling_maya.convert_tensors.CHUNK_BYTES", 100)
     convert(source, output, log=quiet)
     found = tensors_of(output)
+    record = json.loads((output / "conversion.json").read_text())["converted_from"]
+    hashed = {entry["name"] for entry in record["files"]}
+    assert {"adapter_config.json", f"adapter_model.{form}", "non_lora_trainables.bin"} <= hashed
     for key, value in tensors.items():
         stored = found.get(original.native_name(key))
         if key in merged:

@@ -7,6 +7,8 @@ with them instead is tested with the processor.
 import pytest
 import torch
 
+from modeling_maya.convert_llava_cohere import convert
+from modeling_maya.convert_tensors import read_weights
 from tests.modeling_maya import golden
 
 pytestmark = pytest.mark.skipif(not golden.PRESENT, reason=golden.ABSENT)
@@ -187,6 +189,24 @@ def test_fused_training_head_agrees(case):
         kept.forward = forward
     assert loss == pytest.approx(case["loss"], abs=TOLERANCE)
     assert kept.config.text_config.logit_scale != 1
+
+
+FULL = ["checkpoint", "checkpoint_sharded"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FULL if (golden.GOLDEN / kind).is_dir()])
+def test_converted_there_and_back(kind, tmp_path):
+    """The converted folder holds what direct loading gives, and the way back gives every tensor bit for bit."""
+    direct = golden.model(kind).state_dict()
+    converted = golden.model(kind, load="converted").state_dict()
+    assert direct.keys() == converted.keys()
+    assert all(torch.equal(value, converted[key]) for key, value in direct.items())
+    convert(golden.converted(kind), tmp_path / "back", to="llava_cohere", log=lambda line: None)
+    original = read_weights(golden.GOLDEN / kind, pickles=False)
+    back = read_weights(tmp_path / "back", pickles=False)
+    assert back.keys() == original.keys()
+    for key, tensor in original.items():
+        assert torch.equal(back[key].load().view(torch.uint8), tensor.load().view(torch.uint8)), key
 
 
 def test_a_small_mistake_is_seen():
