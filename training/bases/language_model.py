@@ -24,8 +24,6 @@ import platform
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,624 +38,19 @@ from transformers import CohereConfig, CohereForCausalLM, GenerationConfig, PreT
 
 from processing_maya import load_chat_template
 
-from .tokenizer import (
-    CHATBOT,
-    END_OF_TURN,
-    IMAGE_TOKEN,
-    START_OF_TURN,
-    USER,
-    train_tokenizer,
+from .context_tasks import (
+    Batch,
+    Concepts,
+    Corpus,
+    read_concepts,
+    read_prompts,
+    tokenizer_texts,
 )
+from .language_model_recipe import LanguageModelRecipe
+from .tokenizer import train_tokenizer
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "data" / "mini"
 PROMPTS = Path(__file__).parents[1] / "data" / "mini_dataset" / "prompts.json"
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
-TASKS = ("name", "yesno", "category", "keywords", "chat")
-CONTEXTS = ("soft", "pivot", "other", "keywords", "both", "noisy")
-
-
-@dataclass
-class LanguageModelRecipe:
-    """Everything that decides a run; the keys of the YAML are these fields.
-
-    > Data
-        dataset: folder of the mini dataset (None: the one that ships).
-        prompts: JSON of question wordings per language and task (None: the one that ships).
-        languages: BCP-47 codes to learn. pivot: the language most contexts are written in.
-    > Tokenizer
-        vocab_size: control tokens + bytes + merges. embedding_rows: rows of the model, at least
-        vocab_size + 30. caption_weight: a name counts as this many keywords when merges are
-        learned. language_weights: multiplies that per language (missing: 2).
-    > Model
-        the fields of CohereConfig; output_initializer_scale multiplies the initial o_proj and
-        down_proj.
-    > Contexts and tasks
-        context_slots: length of a soft context in vectors (the image tokens of the mini Maya).
-        contexts, tasks: weights of the kinds. keyword_count: keywords in one answer.
-        soft_*: upper ends of the uniform draws of what disturbs a soft context (in units of the
-        vectors' own size). keyword_loss: weight of a keyword token in the loss.
-    > Optimisation
-        row_tokens x rows_per_step tokens a step; muon_learning_rate for matrices, learning_rate
-        (AdamW) for embeddings, norms and soft vectors; linear decay to zero after `hold`.
-    """
-
-    dataset: str | None = None
-    prompts: str | None = None
-    languages: list[str] = field(default_factory=lambda: list(LANGUAGES))
-    pivot: str = "en"
-
-    vocab_size: int = 6080
-    embedding_rows: int = 6144
-    caption_weight: int = 5
-    language_weights: dict[str, int] = field(default_factory=dict)
-
-    hidden_size: int = 192
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 6
-    num_key_value_heads: int = 6
-    intermediate_size: int = 512
-    max_position_embeddings: int = 2048
-    logit_scale: float = 1.0
-    rope_theta: float = 10000.0
-    initializer_range: float = 0.08
-    output_initializer_scale: float = 0.3
-
-    context_slots: int = 16
-    contexts: dict[str, float] = field(
-        default_factory=lambda: {
-            "soft": 0.5,
-            "pivot": 0.15,
-            "other": 0.12,
-            "keywords": 0.06,
-            "both": 0.05,
-            "noisy": 0.12,
-        }
-    )
-    tasks: dict[str, float] = field(
-        default_factory=lambda: {
-            "name": 0.5,
-            "yesno": 0.3,
-            "category": 0.08,
-            "keywords": 0.05,
-            "chat": 0.07,
-        }
-    )
-    keyword_count: int = 5
-    keyword_loss: float = 0.3
-    soft_slot_noise: float = 1.5
-    soft_shared_noise: float = 0.8
-    soft_mixture: float = 0.4
-    soft_dropout: float = 0.7
-
-    steps: int = 4000
-    rows_per_step: int = 16
-    row_tokens: int = 160
-    learning_rate: float = 3e-3
-    muon_learning_rate: float = 0.01
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    hold: float = 0.4
-    checkpoint_every: int = 500
-    evaluate_concepts: int | None = None
-    storage_dtype: str = "float16"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.pivot not in self.languages:
-            raise ValueError(f"pivot is {self.pivot!r}, which is not in languages {self.languages}")
-        for name, known, given in (
-            ("contexts", CONTEXTS, self.contexts),
-            ("tasks", TASKS, self.tasks),
-        ):
-            unknown = sorted(set(given) - set(known))
-            if unknown:
-                raise ValueError(f"{name} has unknown keys {unknown}; known are {list(known)}")
-            if not given or min(given.values()) < 0 or sum(given.values()) <= 0:
-                raise ValueError(f"{name} needs weights of at least 0 that are not all 0: {given}")
-        if self.embedding_rows < self.vocab_size + 30:
-            raise ValueError(
-                f"embedding_rows is {self.embedding_rows}; vocab_size {self.vocab_size} needs at "
-                f"least {self.vocab_size + 30} (29 turn tokens and {IMAGE_TOKEN})"
-            )
-        if self.storage_dtype not in ("float16", "bfloat16", "float32"):
-            raise ValueError(
-                f"storage_dtype is {self.storage_dtype!r}; use float16, bfloat16 or float32"
-            )
-        for name in ("steps", "rows_per_step", "context_slots", "keyword_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-
-
-# --------------------------------------------------------------------------------------------
-# Texts
-# --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Concepts:
-    """The texts of the training concepts, all in the order of `ids`; held-out ones are not here.
-
-    A missing name is "", a missing keyword list is empty; `held_out` and `missing` count.
-    """
-
-    ids: list[str]
-    category: list[str]
-    names: dict[str, list[str]]
-    keywords: dict[str, list[list[str]]]
-    category_names: dict[str, dict[str, str]]
-    confusable: list[list[int]]
-    held_out: int
-    missing: dict[str, int]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
-    """The seen concepts of the mini dataset's train split, with texts in every language.
-
-    Raises FileNotFoundError if the folder is not there and ValueError if a column, a language or
-    a concept's text is missing.
-    """
-    from datasets import load_dataset
-
-    if not dataset.is_dir():
-        raise FileNotFoundError(
-            f"dataset folder {dataset} does not exist: build it with `maya data mini`"
-        )
-    splits = load_dataset(str(dataset), "all")
-    if "train" not in splits:
-        raise ValueError(f"{dataset}: config 'all' has no split 'train'; found {sorted(splits)}")
-    rows = splits["train"]
-    needed = {"lang", "text", "keywords", "category", "category_name", "concept", "seen"}
-    if missing := sorted(needed - set(rows.column_names)):
-        raise ValueError(
-            f"{dataset}: config 'all' lacks the columns {missing}; found {rows.column_names}"
-        )
-    rows = rows.select_columns(sorted(needed)).to_list()
-    for other in splits.values():
-        # concepts held out of training stand in the other splits: counted here, never read
-        columns = other.select_columns(["concept", "seen"]).to_dict()
-        held = {c for c, seen in zip(columns["concept"], columns["seen"], strict=True) if not seen}
-        rows += [{"concept": c, "seen": False} for c in sorted(held)]
-    return concepts_from_rows(rows, languages, pivot, str(dataset))
-
-
-def concepts_from_rows(
-    rows: list[dict[str, Any]], languages: list[str], pivot: str, source: str
-) -> Concepts:
-    """Collect rows (one picture, one language) into concepts; leaves out those not `seen`."""
-    texts: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    held_out = set()
-    for row in rows:
-        if not row["seen"]:
-            held_out.add(row["concept"])
-        elif row["lang"] in languages:
-            texts[row["concept"]].setdefault(row["lang"], row)
-    if not texts:
-        raise ValueError(f"{source}: no rows with seen=True in the languages {languages}")
-    ids = sorted(texts)
-    missing = {lang: sum(lang not in texts[c] for c in ids) for lang in languages}
-    for lang, count in missing.items():
-        # CLDR lacks a name here and there; a language that lacks many is a wrong dataset.
-        if count > len(ids) // 10:
-            raise ValueError(f"{source}: {count} of {len(ids)} concepts have no text in {lang!r}")
-    for concept in ids:
-        if pivot not in texts[concept]:
-            raise ValueError(f"{source}: concept {concept} has no text in the pivot {pivot!r}")
-        for lang, row in texts[concept].items():
-            if not row["text"].strip():
-                raise ValueError(f"{source}: concept {concept} has an empty text in {lang!r}")
-    names = {lang: [texts[c].get(lang, {}).get("text", "") for c in ids] for lang in languages}
-    category = [texts[c][pivot]["category"] for c in ids]
-    return Concepts(
-        ids=ids,
-        category=category,
-        names=names,
-        keywords={
-            lang: [list(texts[c].get(lang, {}).get("keywords") or ()) for c in ids]
-            for lang in languages
-        },
-        category_names={
-            lang: {
-                row["category"]: row["category_name"]
-                for c in ids
-                if (row := texts[c].get(lang)) is not None
-            }
-            for lang in languages
-        },
-        confusable=_confusable(names[pivot], category),
-        held_out=len(held_out),
-        missing=missing,
-    )
-
-
-def _confusable(names: list[str], category: list[str]) -> list[list[int]]:
-    """For each concept the ones of its category whose name shares a word, or else all of it.
-
-    A name whose words are all in the other's may be true of it ("person", "person running"), so
-    such pairs are left out.
-    """
-    words = [set(name.lower().replace(":", "").split()) for name in names]
-    near: list[list[int]] = []
-    for i, own in enumerate(words):
-        mates = [
-            j
-            for j, other in enumerate(words)
-            if j != i and category[j] == category[i] and not (own <= other or other <= own)
-        ]
-        shared = [j for j in mates if any(len(w) > 2 for w in own & words[j])]
-        near.append(shared if len(shared) > 2 else mates or [i])
-    return near
-
-
-def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
-    """Question wordings per language and task; see training/data/mini_dataset/prompts.json."""
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts file {path} does not exist")
-    prompts = json.loads(path.read_text(encoding="utf-8"))
-    for lang in languages:
-        if lang not in prompts:
-            raise ValueError(f"{path}: no prompts for language {lang!r}; found {sorted(prompts)}")
-        for key in ("name", "yesno", "category", "keywords", "yes", "no"):
-            if not prompts[lang].get(key):
-                raise ValueError(f"{path}: language {lang!r} has no {key!r}")
-        for wording in prompts[lang]["yesno"]:
-            if "{name}" not in wording:
-                raise ValueError(f"{path}: {lang!r} yesno {wording!r} lacks the place '{{name}}'")
-    return {lang: prompts[lang] for lang in languages}
-
-
-def tokenizer_texts(
-    concepts: Concepts, prompts: dict[str, Any], recipe: LanguageModelRecipe
-) -> Iterator[str]:
-    """What the merges are learned from: names (weighted), keywords, prompts, answers."""
-    for lang in recipe.languages:
-        weight = recipe.language_weights.get(lang, 2)
-        for name, words in zip(concepts.names[lang], concepts.keywords[lang], strict=True):
-            if name:
-                yield from [name] * (recipe.caption_weight * weight)
-                yield from [f" {name}"] * weight
-            for word in words:
-                yield from [word] * weight
-        for _ in range(200):
-            for key in ("name", "yesno", "category", "keywords"):
-                yield from prompts[lang][key]
-            yield from (prompts[lang]["yes"], prompts[lang]["no"])
-            yield from concepts.category_names[lang].values()
-
-
-# --------------------------------------------------------------------------------------------
-# Rows: one context, many questions
-# --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Segment:
-    """One question (or two-turn chat) with its answer; loss on the answers only."""
-
-    ids: list[int]
-    targets: list[tuple[int, int, float]]  # (position in ids, next token, weight)
-    task: str
-    lang: str
-
-
-@dataclass
-class Batch:
-    """Rows of `row_tokens`, padded at the end. R rows, L positions, N answer tokens.
-
-    ids, positions, segment: (R, L) int64, segment 0 is the context, -1 padding. soft: (R, S, C)
-    float32 weights of concepts with gains folded in, and `slot_noise`. The answers are flat:
-    `at` (N,) into R*L, `target` (N,), `weight` (N,), and `group` (N,) numbering the segments.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    segment: Tensor
-    soft_rows: Tensor
-    soft_concepts: Tensor
-    soft_weights: Tensor
-    soft_noise: Tensor
-    at: Tensor
-    target: Tensor
-    weight: Tensor
-    group: Tensor
-    segments: list[Segment]
-    context_length: list[int]
-
-
-# How a language writes a list; elsewhere ", ".
-_SEPARATORS = {"zh": "、", "ja": "、", "ar": "، ", "ur": "، "}
-_CHATS = (
-    ("category", "name"),
-    ("name", "category"),
-    ("category", "yesno"),
-    ("yesno", "name"),
-    ("yesno", "category"),
-)
-
-
-class Corpus:
-    """All texts as token ids, and the sampling of rows from them."""
-
-    def __init__(
-        self,
-        concepts: Concepts,
-        prompts: dict[str, Any],
-        tokenizer: PreTrainedTokenizerFast,
-        recipe: LanguageModelRecipe,
-    ):
-        self.concepts, self.prompts, self.recipe = concepts, prompts, recipe
-        self.languages = recipe.languages
-        self.tokenizer = tokenizer
-        token = tokenizer.convert_tokens_to_ids
-        self.end = token(END_OF_TURN)
-        self.prefix = [tokenizer.bos_token_id, token(START_OF_TURN), token(USER)]
-        self.to_answer = [self.end, token(START_OF_TURN), token(CHATBOT)]
-        self.to_question = [token(START_OF_TURN), token(USER)]
-        self.first_text = 8
-        self.name = {lang: self._encode(concepts.names[lang]) for lang in self.languages}
-        self.listed = {
-            lang: self._encode([self.keyword_answer(lang, i) for i in range(len(concepts))])
-            for lang in self.languages
-        }
-        self.keyword = {
-            lang: [self._encode(words) for words in concepts.keywords[lang]]
-            for lang in self.languages
-        }
-        self.comma = self._encode([", "])[0]
-        self.category = {
-            lang: dict(
-                zip(
-                    concepts.category_names[lang],
-                    self._encode(list(concepts.category_names[lang].values())),
-                    strict=True,
-                )
-            )
-            for lang in self.languages
-        }
-        self.question = {
-            lang: {
-                task: self._encode(prompts[lang][task]) for task in ("name", "category", "keywords")
-            }
-            for lang in self.languages
-        }
-        self.stated = {
-            lang: [
-                self._encode([wording.replace("{name}", n) for n in concepts.names[lang]])
-                for wording in prompts[lang]["yesno"]
-            ]
-            for lang in self.languages
-        }
-        self.named = {
-            lang: np.array([bool(n) for n in concepts.names[lang]]) for lang in self.languages
-        }
-        self.yes = {lang: self._encode([prompts[lang]["yes"]])[0] for lang in self.languages}
-        self.no = {lang: self._encode([prompts[lang]["no"]])[0] for lang in self.languages}
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-    def keyword_answer(self, lang: str, concept: int) -> str:
-        words = self.concepts.keywords[lang][concept][: self.recipe.keyword_count]
-        return _SEPARATORS.get(lang, ", ").join(words)
-
-    # Contexts. Ids; for a soft one the ids are unknown tokens that are replaced by vectors.
-
-    def context(self, kind: str, concept: int, lang: str, rng: np.random.Generator) -> list[int]:
-        """Token ids of a text context of at most `context_slots` tokens."""
-        slots = self.recipe.context_slots
-        if kind in ("pivot", "other"):
-            return self.name[lang][concept][:slots]
-        words = self.keyword[lang][concept] or [self.name[lang][concept]]
-        order = rng.permutation(len(words))
-        listed = [t for n, k in enumerate(order) for t in ([*self.comma] if n else []) + words[k]]
-        if kind == "keywords":
-            return listed[:slots]
-        name = self.name[lang][concept]
-        if kind == "both":
-            return (name + self.comma + listed)[:slots]
-        # noisy: names in one or two languages (or keywords), thinned, among filler, anywhere
-        words_in = list(name)
-        if rng.random() < 0.5:
-            named = self.languages_of(concept)
-            words_in += self.name[named[rng.integers(len(named))]][concept]
-        elif rng.random() < 0.5:
-            words_in += listed
-        keep = [t for t in words_in if rng.random() > 0.15] or words_in[:1]
-        keep = keep[:slots]
-        filler = rng.integers(self.first_text, self.recipe.vocab_size, slots - len(keep))
-        filler = filler[: rng.integers(len(filler) + 1)]
-        laid = np.zeros(len(keep) + len(filler), dtype=np.int64)
-        places = np.sort(rng.permutation(len(laid))[: len(keep)])
-        mask = np.zeros(len(laid), dtype=bool)
-        mask[places] = True
-        laid[mask], laid[~mask] = keep, filler
-        return laid.tolist()
-
-    # Questions
-
-    def segment(
-        self,
-        task: str,
-        concept: int,
-        lang: str,
-        rng: np.random.Generator,
-        about: int | None = None,
-    ) -> Segment:
-        """A question about `concept`; for yesno `about` is the stated concept."""
-        turns: list[tuple[list[int], list[int], float]] = []
-        if task == "chat":
-            tasks = _CHATS[rng.integers(len(_CHATS))]
-        else:
-            tasks = (task,)
-        for turn in tasks:
-            weight = 1.0
-            if turn == "yesno":
-                stated = self.stated[lang][rng.integers(len(self.stated[lang]))]
-                about = concept if about is None else about
-                question = stated[about]
-                answer = self.yes[lang] if about == concept else self.no[lang]
-            else:
-                wordings = self.question[lang][turn]
-                question = wordings[rng.integers(len(wordings))]
-                if turn == "name":
-                    answer = self.name[lang][concept]
-                elif turn == "category":
-                    answer = self.category[lang][self.concepts.category[concept]]
-                else:
-                    answer = self.listed[lang][concept]
-                    weight = self.recipe.keyword_loss
-            turns.append((question, answer, weight))
-        ids: list[int] = []
-        targets: list[tuple[int, int, float]] = []
-        for n, (question, answer, weight) in enumerate(turns):
-            ids += (self.to_question if n else []) + question + self.to_answer
-            for target in [*answer, self.end]:
-                targets.append((len(ids) - 1, target, weight))
-                ids.append(target)
-        del ids[-1]  # nothing follows the last end of turn
-        return Segment(ids, targets, task, lang)
-
-    def languages_of(self, concept: int) -> list[str]:
-        """The languages in which the concept has a name."""
-        return [lang for lang in self.languages if self.named[lang][concept]]
-
-    def negative(self, concept: int, partner: int, lang: str, rng: np.random.Generator) -> int:
-        """A wrong concept named in `lang`: the one mixed in, a confusable one, or any."""
-        draw = rng.random()
-        near = self.concepts.confusable[concept]
-        other = (
-            partner
-            if draw < 0.2
-            else near[rng.integers(len(near))]
-            if draw < 0.6
-            else int(rng.integers(len(self.concepts)))
-        )
-        while other == concept or not self.named[lang][other]:
-            other = int(rng.integers(len(self.concepts)))
-        return other
-
-    def sample(self, rng: np.random.Generator, concepts: np.ndarray) -> Batch:
-        """One training batch: a row for each of `concepts` (indices)."""
-        recipe = self.recipe
-        kinds, kind_p = _weights(recipe.contexts)
-        tasks, task_p = _weights(recipe.tasks)
-        rows = []
-        for concept in concepts.tolist():
-            kind = kinds[rng.choice(len(kinds), p=kind_p)]
-            near = self.concepts.confusable[concept]
-            partner = near[rng.integers(len(near))]
-            soft = None
-            if kind == "soft":
-                soft = self._soft(concept, partner, rng)
-                context = [self.tokenizer.unk_token_id] * recipe.context_slots
-            else:
-                lang = recipe.pivot
-                named = self.languages_of(concept)
-                if kind != "pivot" and not (kind == "noisy" and rng.random() < 0.5):
-                    lang = named[rng.integers(len(named))]
-                context = self.context(kind, concept, lang, rng)
-            room = recipe.row_tokens - len(self.prefix) - len(context)
-            segments = []
-            order = rng.permutation(self.languages_of(concept)).tolist()
-            n = 0
-            while True:
-                lang = order[n % len(order)]
-                n += 1
-                task = tasks[rng.choice(len(tasks), p=task_p)]
-                if task == "keywords" and not self.keyword[lang][concept]:
-                    continue
-                about = None
-                if task in ("yesno", "chat") and rng.random() < 0.5:
-                    about = self.negative(concept, partner, lang, rng)
-                segment = self.segment(task, concept, lang, rng, about)
-                if len(segment.ids) > room:
-                    break
-                segments.append(segment)
-                room -= len(segment.ids)
-            if segments:
-                rows.append((context, soft, segments))
-        return self.batch(rows)
-
-    def _soft(
-        self, concept: int, partner: int, rng: np.random.Generator
-    ) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """(two concepts, (S, 2) weights, (S + 1,) noise sizes: one a slot, then the shared one)"""
-        recipe, slots = self.recipe, self.recipe.context_slots
-        share = rng.random() * recipe.soft_mixture if rng.random() < 0.5 else 0.0
-        gain = np.exp(rng.normal(0, 0.3)) * rng.uniform(0.5, 1.5, slots)
-        gain *= rng.random(slots) >= rng.random() * recipe.soft_dropout
-        weights = np.stack([gain * (1 - share), gain * share], 1)
-        noise = np.full(slots + 1, rng.random() * recipe.soft_slot_noise)
-        noise[-1] = rng.random() * recipe.soft_shared_noise
-        return [concept, partner], weights.astype(np.float32), noise.astype(np.float32)
-
-    def batch(self, rows: list[tuple[list[int], Any, list[Segment]]]) -> Batch:
-        """Lay rows of (context ids, soft description or None, segments) into tensors."""
-        lengths = [
-            len(self.prefix) + len(context) + sum(len(s.ids) for s in segments)
-            for context, _, segments in rows
-        ]
-        width = max(lengths)
-        ids = np.zeros((len(rows), width), dtype=np.int64)
-        positions = np.zeros_like(ids)
-        number = np.full_like(ids, -1)
-        at: list[int] = []
-        target: list[int] = []
-        weight: list[float] = []
-        group: list[int] = []
-        flat: list[Segment] = []
-        soft_rows, soft_concepts, soft_weights, soft_noise = [], [], [], []
-        for r, (context, soft, segments) in enumerate(rows):
-            here = len(self.prefix) + len(context)
-            ids[r, :here] = self.prefix + context
-            positions[r, :here] = np.arange(here)
-            number[r, :here] = 0
-            if soft is not None:
-                soft_rows.append(r)
-                soft_concepts.append(soft[0])
-                soft_weights.append(soft[1])
-                soft_noise.append(soft[2])
-            start = here
-            for n, segment in enumerate(segments):
-                stop = start + len(segment.ids)
-                ids[r, start:stop] = segment.ids
-                positions[r, start:stop] = np.arange(here, here + stop - start)
-                number[r, start:stop] = n + 1
-                for place, token, w in segment.targets:
-                    at.append(r * width + start + place)
-                    target.append(token)
-                    weight.append(w)
-                    group.append(len(flat))
-                flat.append(segment)
-                start = stop
-        slots = self.recipe.context_slots
-        return Batch(
-            ids=torch.from_numpy(ids),
-            positions=torch.from_numpy(positions),
-            segment=torch.from_numpy(number),
-            soft_rows=torch.tensor(soft_rows, dtype=torch.long),
-            soft_concepts=torch.tensor(soft_concepts, dtype=torch.long).reshape(-1, 2),
-            soft_weights=torch.from_numpy(
-                np.stack(soft_weights) if soft_rows else np.zeros((0, slots, 2), np.float32)
-            ),
-            soft_noise=torch.from_numpy(
-                np.stack(soft_noise) if soft_rows else np.zeros((0, slots + 1), np.float32)
-            ),
-            at=torch.tensor(at),
-            target=torch.tensor(target),
-            weight=torch.tensor(weight),
-            group=torch.tensor(group),
-            segments=flat,
-            context_length=[len(context) for context, _, _ in rows],
-        )
-
-
-def _weights(table: dict[str, float]) -> tuple[list[str], np.ndarray]:
-    p = np.array(list(table.values()), dtype=np.float64)
-    return list(table), p / p.sum()
-
 
 # --------------------------------------------------------------------------------------------
 # Model
@@ -823,19 +216,24 @@ class _Learner:
         self.soft = nn.Parameter(_initial_soft(model, corpus))
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         others = [p for p in model.model.layers.parameters() if p.ndim != 2]
-        others += [model.model.norm.weight, model.model.embed_tokens.weight, self.soft]
+        others += [model.model.norm.weight, model.model.embed_tokens.weight]
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, recipe.muon_learning_rate, 0.95, recipe.weight_decay),
             torch.optim.AdamW(others, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(
+                [self.soft], recipe.soft_learning_rate, (0.9, 0.98), weight_decay=0.0
+            ),
         ]
-        self.rates = [recipe.muon_learning_rate, recipe.learning_rate]
+        self.rates = [recipe.muon_learning_rate, recipe.learning_rate, recipe.soft_learning_rate]
         self.step = 0
 
     def train_step(self) -> dict[str, float]:
         """One update; returns the loss and the answer-token counts it was made of."""
         recipe = self.recipe
         batch = self.corpus.sample(
-            np.random.default_rng((recipe.seed, 1, self.step)), self._concepts()
+            np.random.default_rng((recipe.seed, 1, self.step)),
+            self._concepts(),
+            0.25 + 0.75 * min(1.0, self.step / max(1.0, recipe.steps * recipe.ramp)),
         )
         loss, _ = answer_loss(self.model, self.corpus, batch, self.soft, self.step)
         loss.backward()
@@ -983,7 +381,7 @@ def score(
                 described: Any = None
                 context = [corpus.tokenizer.unk_token_id] * slots
                 if source == "a soft context":
-                    noise = np.full(slots + 1, 0.5 * recipe.soft_slot_noise, np.float32)
+                    noise: np.ndarray = np.full(slots + 1, 0.5 * recipe.soft_slot_noise, np.float32)
                     noise[-1] = 0.5 * recipe.soft_shared_noise
                     weights = np.tile(np.array([[1.0, 0.0]], np.float32), (slots, 1))
                     described = ([concept, concept], weights, noise)
@@ -1048,7 +446,16 @@ def train_language_model(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
         FileNotFoundError: the dataset or the prompts are not there.
         ValueError: they lack something, or the output folder already holds a model.
     """
-    output_dir = Path(output_dir)
+    # Small matrices: on two cores a second thread costs more than it gives.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _train(recipe, Path(output_dir))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     if (output_dir / "config.json").exists():
         raise ValueError(f"{output_dir} already holds a model: choose another folder or remove it")
     dataset = Path(recipe.dataset) if recipe.dataset else SHIPPED_DATASET
