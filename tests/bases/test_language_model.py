@@ -99,7 +99,7 @@ def tiny(**changes):
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "intermediate_size": 96,
-        "context_slots": 6,
+        "context_slots": 12,
         "steps": 12,
         "rows_per_step": 4,
         "row_tokens": 160,
@@ -267,7 +267,7 @@ def test_yes_and_no_are_balanced_and_true(parts):
             truth = any(w.replace("{name}", name) + END_OF_TURN in question for w in words["yesno"])
             assert (answer == words["yes"]) == truth
             said.append(truth)
-    assert len(said) > 200
+    assert len(said) > 150
     assert 0.4 < np.mean(said) < 0.6
 
 
@@ -330,8 +330,10 @@ def test_loss_falls_and_it_learns_to_use_its_context(parts):
     recipe, concepts, prompts, tokenizer = parts
     recipe = dataclasses.replace(
         recipe,
-        steps=120,
-        rows_per_step=8,
+        languages=["en", "fr", "hi"],
+        steps=160,
+        rows_per_step=6,
+        row_tokens=80,
         contexts={"pivot": 0.5, "soft": 0.5},
         tasks={"name": 1.0},
         soft_slot_noise=0.3,
