@@ -84,7 +84,7 @@ def model_card(folder: Path, repo_id: str) -> str:
     if results is not None:
         values |= {
             "intro": _intro(results),
-            "tables": _tables(results),
+            "tables": results_tables(results),
             "weaknesses": weaknesses(results),
         }
     return _render("model.md.jinja", metadata, values)
@@ -432,7 +432,7 @@ def _intro(results: dict[str, Any]) -> str:
     )
 
 
-def _tables(results: dict[str, Any]) -> list[dict[str, str]]:
+def results_tables(results: dict[str, Any]) -> list[dict[str, str]]:
     """A markdown table for seen and one for held-out concepts: languages by tasks."""
     tables = []
     runs = results["runs"]

@@ -94,7 +94,7 @@ def mean_of_languages(
     drawn = weights @ asked
     with np.errstate(invalid="ignore"):
         values = np.nanmean(np.where(drawn > 0, (weights @ correct) / drawn, np.nan), axis=1)
-    low, high = (float(end) for end in np.nanpercentile(values, [2.5, 97.5]))
+    low, high = np.nanpercentile(values, [2.5, 97.5]).tolist()
     return {
         "languages": languages,
         "concepts": len(concepts),
