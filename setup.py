@@ -13,7 +13,8 @@ TRAIN = [*DATASETS, "trl>=1.16", "peft>=0.21", "accelerate>=1.15", "safetensors>
 DATA = [*DATASETS, "pyarrow>=26.0", "resvg-py>=0.5"]
 EVAL = [*DATASETS]
 DEMO = ["gradio>=6.0"]
-TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "ruff>=0.17", "mypy>=2.4"]
+# parameterized is what transformers' common model tests import.
+TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "parameterized>=0.9", "ruff>=0.17", "mypy>=2.4"]
 
 setup(
     name="maya-vlm",
