@@ -45,7 +45,7 @@ def model_card(folder: Path, repo_id: str) -> str:
     results = _read_results(folder)
     languages = _languages(recipe, results)
     licence, metadata = _licence(config, recipe)
-    small = results is not None and results["model"]["parameters"] < 100_000_000
+    small = _is_mini(recipe)
     metadata = {
         "language": languages,
         **metadata,

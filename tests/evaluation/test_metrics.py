@@ -57,6 +57,13 @@ def test_mean_is_unweighted_and_its_interval_keeps_the_dependence_of_languages()
     assert mean_of_languages(uneven) == mean_of_languages(uneven)
 
 
+def test_mean_of_answers_that_are_all_wrong_is_not_certain():
+    pairs = [(f"c{i}", False) for i in range(20)]
+    found = mean_of_languages({"en": pairs, "hi": pairs})
+    assert (found["value"], found["low"]) == (0, 0)
+    assert found["high"] == pytest.approx(wilson(0, 20)[1])
+
+
 def test_mean_refuses_a_language_without_answers():
     with pytest.raises(ValueError, match="ur"):
         mean_of_languages({"en": [("x", True)], "ur": []})

@@ -95,6 +95,9 @@ def mean_of_languages(
     with np.errstate(invalid="ignore"):
         values = np.nanmean(np.where(drawn > 0, (weights @ correct) / drawn, np.nan), axis=1)
     low, high = np.nanpercentile(values, [2.5, 97.5]).tolist()
+    # Where all answers are alike, drawing them again shows no spread: take that of the concepts.
+    if correct.sum() in (0, asked.sum()):
+        low, high = wilson(len(concepts) if correct.sum() else 0, len(concepts))
     return {
         "languages": languages,
         "concepts": len(concepts),
