@@ -274,12 +274,17 @@ def _run_stage(
     rows = apply_rules(model, stage.train)
     _say(state, format_table(rows))
 
+    args = _arguments(recipe, stage, folder, state)
+    if args.bf16:
+        # In bfloat16 a small step rounds to nothing: what learns is kept in float32.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     layout = "dense"
     if recipe.model.attn_implementation in (None, "sdpa") and state.device.type == "cpu":
         layout = "segments"
         model.model.language_model.set_attn_implementation(SEGMENTS)
 
-    args = _arguments(recipe, stage, folder, state)
     per_step = stage.batch_size
     per_epoch = len(data.plan(None, stage.group_size, recipe.seed))
     if args.max_steps <= 0:
@@ -392,16 +397,12 @@ def _maya_config(folder: str) -> Any:
     if folder.startswith((".", "/")) and not Path(folder).is_dir():
         raise FileNotFoundError(f"model.checkpoint: no folder {folder}")
     try:
-        found = MayaConfig.get_config_dict(folder)[0].get("model_type")
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"model.checkpoint: {folder} is not a model folder: {reason}") from None
-    if found != "maya":
+        return MayaConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"model.checkpoint: {folder} holds a model of type {found!r}; expected 'maya' "
-            "(maya convert makes one from the original's weights)"
-        )
-    return MayaConfig.from_pretrained(folder)
+            f"model.checkpoint: {folder} is not the folder of a Maya: {reason}"
+        ) from None
 
 
 def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> Any:
@@ -457,20 +458,23 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
 # ------------------------------------------------------------------------------ memory
 
 
-def memory_needed(parameters: int, trained: int, width: int, optimizer: str) -> int:
+def memory_needed(
+    parameters: int, trained: int, width: int, optimizer: str, trained_width: int | None = None
+) -> int:
     """Bytes that weights, gradients and optimizer state take at the least; no activations.
 
     Args:
-        width: bytes of one weight.
+        width, trained_width: bytes of one frozen and of one trained weight.
         optimizer: SFTConfig's `optim`.
     """
+    frozen, width = (parameters - trained) * width, trained_width or width
     if "8bit" in optimizer:
         state = 2
     elif optimizer in ("adafactor", "sgd"):
         state = 0
     else:
         state = width if "lion" in optimizer else 2 * width
-    return parameters * width + trained * (width + state)
+    return frozen + trained * (2 * width + state)
 
 
 def check_memory(
@@ -506,7 +510,9 @@ def check_memory(
     total = sum(p.numel() for _, p in named)
     trained = sum(p.numel() for (_, p), r in zip(named, decided, strict=True) if r is not None)
     width = getattr(torch, source.dtype).itemsize
-    needed = memory_needed(total, trained, width, str(stage.args.get("optim", "adamw_torch")))
+    mixed = stage.args.get("bf16", torch.cuda.is_available())
+    optimizer = str(stage.args.get("optim", "adamw_torch"))
+    needed = memory_needed(total, trained, width, optimizer, 4 if mixed else width)
     if stage.args.get("fsdp") or stage.args.get("deepspeed"):
         needed //= state.num_processes
     if torch.cuda.is_available():
