@@ -11,7 +11,15 @@ LOAD = ["torch>=2.13", "transformers>=5.23", "pillow>=13.0"]
 DATASETS = ["datasets>=5.2", "pyyaml>=6.0"]
 TRAIN = [*DATASETS, "trl>=1.16", "peft>=0.21", "accelerate>=1.15", "safetensors>=0.8"]
 DATA = [*DATASETS, "pyarrow>=26.0", "resvg-py>=0.5"]
-EVAL = [*DATASETS]
+# The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg.
+EVAL = [
+    *DATASETS,
+    "pyarrow>=26.0",
+    "resvg-py>=0.5",
+    "uharfbuzz>=0.57",
+    "manimgx-fonts>=2026.9",
+    "manimgx-fonts-cjk>=2026.9",
+]
 DEMO = ["gradio>=6.0"]
 # parameterized is what transformers' common model tests import.
 TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "parameterized>=0.9", "ruff>=0.17", "mypy>=2.4"]

@@ -209,7 +209,10 @@ def register() -> None:
     native_dict: Callable[..., Any] = MayaConfig.get_config_dict.__func__  # type: ignore[attr-defined]
     native_load: Callable[..., Any] = MayaPreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
-    def get_config_dict(cls: type[MayaConfig], location: str | os.PathLike, **kwargs: Any):
+    def get_config_dict(
+        cls: type[MayaConfig], pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ):
+        location = pretrained_model_name_or_path
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         raw, rest = native_dict(cls, location, **kwargs)
         kind = raw.get("model_type", cls.model_type)
@@ -225,8 +228,12 @@ def register() -> None:
         return raw, rest
 
     def from_pretrained(
-        cls: type[MayaPreTrainedModel], location: Any = None, *args: Any, **kwargs: Any
+        cls: type[MayaPreTrainedModel],
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        **kwargs: Any,
     ):
+        location = pretrained_model_name_or_path
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         if not _is_llava_cohere(location, hub_kwargs):
             return native_load(cls, location, *args, **kwargs)

@@ -95,15 +95,22 @@ class MayaPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs
+    ):
         """As in transformers, but a checkpoint with missing or unexpected weights raises ValueError.
 
         A model with freshly initialised parts looks like any other until it answers. Who asks for the
-        report with `output_loading_info=True` gets it, with the model, and judges for himself.
+        report with `output_loading_info=True` gets it, with the model, and judges for himself. So does
+        who names no checkpoint (None) and passes a `state_dict` of his own.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
         if output_loading_info:
             return model, info
+        if pretrained_model_name_or_path is None:
+            return model
         for kind in ("missing_keys", "unexpected_keys"):
             if keys := sorted(info[kind]):
                 shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")

@@ -72,6 +72,9 @@ def _convert(args: argparse.Namespace) -> None:
         tower_source=args.tower_source,
         to=args.to,
         dry_run=args.dry_run,
+        dtype=args.dtype,
+        revision=args.revision,
+        max_shard_size=args.max_shard_size,
         trust_remote_code=args.trust_remote_code,
     )
 
@@ -158,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = _subcommand(commands, "convert", _convert, "convert the original Maya's weights")
     convert.add_argument("source", help="a llava_cohere checkpoint folder or repository")
-    convert.add_argument("output", type=Path, help="the folder to write")
+    convert.add_argument("output", type=Path, nargs="?", help="the folder to write")
     convert.add_argument("--base-model", help="the decoder, for projector-only and LoRA sources")
     convert.add_argument("--vision-tower", help="the vision tower's folder or repository")
     convert.add_argument(
@@ -168,6 +171,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="which copy of the vision tower to write",
     )
     convert.add_argument("--to", choices=["maya", "llava_cohere"], default="maya")
+    convert.add_argument("--dtype", help="e.g. bfloat16 (default: as stored)")
+    convert.add_argument("--revision", help="branch, tag or commit of the source repository")
+    convert.add_argument("--max-shard-size", default="5GB")
     convert.add_argument("--dry-run", action="store_true", help="print what would be written")
 
     publish = _subcommand(
@@ -186,12 +192,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.call(args)
-    except USER_ERRORS as error:
-        if args.traceback:
-            raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"maya {args.command}: error: {message}", file=sys.stderr)
-        return 2
     except ModuleNotFoundError as error:
         if args.traceback or error.name is None:
             raise
@@ -201,7 +201,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except Exception as error:
+        if args.traceback or not _is_bad_input(error):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"maya {args.command}: error: {message}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _is_bad_input(error: Exception) -> bool:
+    # A config's field of the wrong type or value; it is no ValueError, and its module need not be
+    # loaded to know its name.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, USER_ERRORS) or "StrictDataclassError" in names
 
 
 def _extra(command: str) -> str:
