@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,7 +309,12 @@ def _read_table(folder: Path, config: str, columns: list[str]) -> list[list[Any]
     import datasets
 
     try:
-        splits = datasets.load_dataset(str(folder), config)
+        # A cache of its own: the shared one takes a changed folder, or another of the same name,
+        # for the one that it has read before.
+        with tempfile.TemporaryDirectory() as cache:
+            splits = datasets.load_dataset(
+                str(folder), config, cache_dir=cache, keep_in_memory=True
+            )
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder}: configuration {config!r} does not load: {reason}") from error
