@@ -19,6 +19,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from processing_maya import load_chat_template
 
 from .attention import dense_mask, segment_plan
+from .bases.augmentation import AugmentationRecipe
+from .bases.augmentation import augment as redraw
 from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
 from .recipe import AugmentRecipe
@@ -107,7 +109,7 @@ def lay_out(
             start = number * width
         prefix = len(item.prefix)
         ids, positions = [item.prefix], [np.arange(prefix)]
-        branch_of = [np.zeros(prefix, np.int64)]
+        branch_of: list[np.ndarray] = [np.zeros(prefix, np.int64)]
         offset = start + prefix
         for j, branch in enumerate(item.branches):
             ids.append(branch)
@@ -117,7 +119,7 @@ def lay_out(
             targets = np.flatnonzero(conversation.trained)
             # A position of the prefix keeps its place; behind it the branch begins.
             behind = offset - prefix
-            before = targets - 1
+            before: np.ndarray = targets - 1
             source.append(np.where(before < prefix, start + before, behind + before))
             target.append(conversation.ids[targets])
             language.append(np.full(len(targets), conversation.language))
@@ -154,7 +156,7 @@ def lay_out(
         return batch
 
     def fill(name: str, value: int) -> torch.Tensor:
-        out = np.full((len(rows), width), value, np.int64)
+        out: np.ndarray = np.full((len(rows), width), value, np.int64)
         for i, row in enumerate(rows):
             out[i, : len(row[name])] = row[name]
         return torch.from_numpy(out)
@@ -275,7 +277,8 @@ def augment_image(
     chance = random.random(3)
     background = (255, 255, 255)
     if chance[0] < recipe.background:
-        background = tuple(int(v) for v in random.integers(160, 256, 3))
+        red, green, blue = random.integers(160, 256, 3).tolist()
+        background = (red, green, blue)
     width, height = image.size
     if recipe.rotate or recipe.scale or recipe.translate or recipe.shear:
         angle = np.deg2rad(recipe.rotate * draw[0])
@@ -315,4 +318,18 @@ def augment_image(
             pixels = (pixels - middle) * (1 + recipe.color * draw[8]) + middle * gain
         pixels = pixels * (np.array(background, np.float32) / 255)
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    if recipe.redraw:
+        image = _redraw(image, recipe.redraw, int(random.integers(1 << 62)))
     return image
+
+
+def _redraw(image: Image.Image, strength: float, seed: int) -> Image.Image:
+    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    redrawn = redraw(
+        picture,
+        torch.zeros(1, dtype=torch.bool),  # never mirrored: arrows and letters would lie
+        AugmentationRecipe().at(strength),
+        torch.Generator().manual_seed(seed),
+    )
+    pixels = (redrawn[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
+    return Image.fromarray(pixels)

@@ -70,7 +70,11 @@ class GroupData:
         self.languages: list[str] = []
         self.tasks: list[str] = []
         self.report: list[str] = []
-        language, task, image, source, local = [], [], [], [], []
+        language: list[np.ndarray] = []
+        task: list[np.ndarray] = []
+        image: list[np.ndarray] = []
+        source: list[np.ndarray] = []
+        local: list[np.ndarray] = []
         weight: list[np.ndarray] = []
         # Sources about the same folder of images share them: one file per language becomes groups.
         known: dict[tuple[str, Any], int] = {}
@@ -151,7 +155,7 @@ class GroupData:
     def _epoch(self, epoch: int, group_size: int, seed: int) -> list[np.ndarray]:
         random = np.random.default_rng([seed, epoch])
         copies = np.floor(self.weight + random.random(len(self), dtype=np.float32)).astype(np.int64)
-        chosen = np.repeat(np.arange(len(self)), copies)
+        chosen: np.ndarray = np.repeat(np.arange(len(self)), copies)
         if not len(chosen):
             raise ValueError("no conversation has a task weight above 0; expected at least one")
         # Conversations without an image are groups of one: nothing is shared.
@@ -185,7 +189,9 @@ def _common_numbers(
 ) -> np.ndarray:
     """Numbers of images within a source as numbers over all sources; -1 stays -1."""
     place = source.recipe.image_folder or source.recipe.path
-    lookup = np.full(int(group.max(initial=-1)) + 2, -1, np.int64)  # the last entry is for -1
+    lookup: np.ndarray = np.full(
+        int(group.max(initial=-1)) + 2, -1, np.int64
+    )  # the last entry is for -1
     for value in np.unique(group[group >= 0]).tolist():
         if source.row_images is None:
             key = source.image_keys[value]
@@ -240,7 +246,7 @@ def _open_source(recipe: DataRecipe, seed: int) -> tuple[_Source, _Columns]:
     task = _column(rows, "task", columns)
     tasks = [str(v or default) for v in task] if task else [default] * count
 
-    keep = np.ones(count, bool)
+    keep: np.ndarray = np.ones(count, bool)
     report = []
     for name, wanted, values in (
         ("languages", recipe.languages, languages),

@@ -66,6 +66,8 @@ class AugmentRecipe:
     color: largest change of brightness, contrast and saturation. hue: the same for the hue, as a
     part of the full circle. background: chance that white becomes a random light colour.
     blur, gray: chance of a slight blur, of losing the colours.
+    redraw: strength, 0 to 1, of what the mini vision tower was trained with: another drawing of the
+    same thing (warps, outlines, other palettes). Made for small pictures on white.
     """
 
     rotate: float = 0.0
@@ -77,6 +79,7 @@ class AugmentRecipe:
     background: float = 0.0
     blur: float = 0.0
     gray: float = 0.0
+    redraw: float = 0.0
 
 
 @dataclass

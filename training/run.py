@@ -258,7 +258,7 @@ def _run_stage(
     from transformers import set_seed
 
     from .attention import SEGMENTS
-    from .collator import GroupCollator
+    from .collator import GroupCollator, Layout
     from .freezing import apply_rules, format_table
     from .groups import GroupData
     from .trainer import MayaTrainer, checkpoints, quiet_callbacks
@@ -280,7 +280,7 @@ def _run_stage(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    layout = "dense"
+    layout: Layout = "dense"
     if recipe.model.attn_implementation in (None, "sdpa") and state.device.type == "cpu":
         layout = "segments"
         model.model.language_model.set_attn_implementation(SEGMENTS)

@@ -123,12 +123,14 @@ class MayaTrainer(SFTTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One parameter group per rate of the recipe's `train` rules."""
-        if self.optimizer is None:
+        optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
+        if optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options.pop("lr", None)
             groups = parameter_groups(self.model, self.rules, self.args.weight_decay)
-            self.optimizer = cls(groups, lr=self.args.learning_rate, **options)
-        return self.optimizer
+            optimizer = cls(groups, lr=self.args.learning_rate, **options)
+            self.optimizer = optimizer
+        return optimizer
 
     def compute_loss(
         self,

@@ -223,7 +223,7 @@ def test_bad_sources(change, error, message, tmp_path):
 def test_augmentation_is_drawn_from_seed_epoch_and_row(tmp_path):
     path = str(make_data(tmp_path))
     augment = AugmentRecipe(
-        rotate=20, scale=0.2, translate=0.1, shear=0.1, color=0.4, hue=0.1, background=0.5, blur=0.5, gray=0.2
+        rotate=20, scale=0.2, translate=0.1, shear=0.1, color=0.4, hue=0.1, background=0.5, blur=0.5, gray=0.2, redraw=0.5
     )  # fmt: skip
     data = GroupData([DataRecipe(path, augment=augment)])
     plain = GroupData([DataRecipe(path)])
