@@ -332,7 +332,8 @@ def _defects(manifest: dict[str, Any]) -> str:
     repaired = "; ".join(f"{what}: {n}" for what, n in manifest["repaired_names"].items())
     return (
         "## Known defects\n\n"
-        f"* CLDR's Hindi often lists alternatives after a comma. Repaired: {repaired}.\n"
+        "* CLDR's Hindi names often list alternatives after a comma, and some keywords are lists. "
+        f"Repaired: {repaired}.\n"
         '* Some names have a colon form ("person: red hair", "keycap: 3"), in every '
         "language.\n"
         '* Chinese and Japanese names can be metaphors (the face with a medical mask is "a '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ CATEGORIES = {
 HELD_OUT_SHARE = 0.1
 SENSITIVE_FILE = Path(__file__).with_name("sensitive.json")
 
+_COMMAS = re.compile("[,،、]")
 _VARIATION_SELECTOR = "fe0f"
 _MAN_OR_WOMAN_JOINED = ("1f468-200d-", "1f469-200d-")
 
@@ -165,7 +167,15 @@ def select(archives: dict[str, Archive]) -> Selection:
                 name = name.split(",")[0].strip()
                 repaired["hi: name cut at its first comma"] += 1
             names[language] = name
-            keywords[language] = tuple(entry.get("default", ()))
+            given = entry.get("default", ())
+            # A few keywords are lists themselves; whole, they would hide a held-out name.
+            keywords[language] = tuple(
+                word.strip() for item in given for word in _COMMAS.split(item) if word.strip()
+            )
+            lists = sum(_COMMAS.search(item) is not None for item in given)
+            repaired.update(
+                {f"{language}: keyword taken apart at its commas": lists} if lists else {}
+            )
         icon_names = {
             key: table[code]
             for key, table in characters.items()
