@@ -53,7 +53,9 @@ def model_card(folder: Path, repo_id: str) -> str:
         "pipeline_tag": "image-text-to-text",
         "tags": ["maya", "llava", "multilingual", "custom_code"],
     }
-    hub_bases = [base for base in _bases(recipe) if _is_repository(base)]
+    conversion = _conversion(folder)
+    origins = [conversion["converted_from"]["name"]] if conversion else _bases(recipe)
+    hub_bases = [base for base in origins if _is_repository(base)]
     if hub_bases:
         metadata["base_model"] = hub_bases
         metadata["base_model_relation"] = "finetune"
@@ -80,6 +82,7 @@ def model_card(folder: Path, repo_id: str) -> str:
         "stages": _stages(recipe),
         "bases": " and ".join(f"`{_short(base)}`" for base in _bases(recipe)) or "a checkpoint",
         "licence": licence,
+        "conversion": conversion,
     }
     if results is not None:
         values |= {
@@ -256,6 +259,21 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _conversion(folder: Path) -> dict[str, Any] | None:
+    """What `maya convert` recorded of where the weights came from, None for weights trained here."""
+    path = folder / "conversion.json"
+    if not path.is_file():
+        return None
+    record = _read_json(path)
+    origin = record.get("converted_from")
+    if not isinstance(origin, dict) or not {"name", "commit", "kind"} <= set(origin):
+        raise ValueError(
+            f"{path}: expected `converted_from` with name, commit and kind, found {origin!r}: "
+            "convert again"
+        )
+    return record
+
+
 def _read_results(folder: Path) -> dict[str, Any] | None:
     path = folder / "results.json"
     if not path.is_file():
@@ -289,7 +307,7 @@ def _count_parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, "pt") as tensors:
             total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total

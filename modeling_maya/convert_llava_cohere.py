@@ -629,6 +629,7 @@ def _write_hub_files(
     # The converter is no Hub code: it alone knows both packages.
     from processing_maya.processing_llava_cohere import read_processor
 
+    assert config.image_seq_length is not None  # derived when the config was made
     processor = read_processor(
         raw,
         tokenizer=tokenizer_at,

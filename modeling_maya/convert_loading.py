@@ -187,9 +187,7 @@ def _checkpoint_folder(location: str | os.PathLike, hub_kwargs: dict[str, Any]) 
     return Path(index).parent
 
 
-def _is_llava_cohere(location: Any, hub_kwargs: dict[str, Any]) -> bool:
-    if location is None:
-        return False
+def _is_llava_cohere(location: str | os.PathLike, hub_kwargs: dict[str, Any]) -> bool:
     path = cached_file(
         str(location),
         "config.json",
@@ -235,7 +233,7 @@ def register() -> None:
     ):
         location = pretrained_model_name_or_path
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
-        if not _is_llava_cohere(location, hub_kwargs):
+        if location is None or not _is_llava_cohere(location, hub_kwargs):
             return native_load(cls, location, *args, **kwargs)
         raw = read_raw(location, **hub_kwargs)
         if raw.get("model_type") != MODEL_TYPE:

@@ -37,7 +37,7 @@ class ConversationEncoder:
             return self._slow(conversation.messages, images, chat_template, name)
         key = (shape, images, chat_template)
         if key not in self._pieces:
-            self._pieces[key] = self._learn(conversation.messages, images, chat_template, key)
+            self._pieces[key] = self._learn(conversation.messages, images, chat_template, name, key)
         pieces = self._pieces[key]
         if pieces is None:
             return self._slow(conversation.messages, images, chat_template, name)
@@ -77,15 +77,14 @@ class ConversationEncoder:
         return known
 
     def _learn(
-        self, messages: list, images: int, chat_template: str | None, key: Any
+        self, messages: list, images: int, chat_template: str | None, name: str, key: Any
     ) -> list[tuple[np.ndarray, np.ndarray]] | None:
         """The template's pieces around the texts, or None when they cannot be told apart."""
         found = None
         for stand_in in _STAND_INS:
             texts = [stand_in.format(f"{i}x") for i in range(len(messages))]
-            ids, trained = self._slow(
-                _with_texts(messages, texts), images, chat_template, "a stand-in"
-            )
+            # What is wrong with the shape is wrong with the row: hence its name.
+            ids, trained = self._slow(_with_texts(messages, texts), images, chat_template, name)
             pieces, flags, position = [], [], 0
             for text in texts:
                 tokens = self._tokens(text)

@@ -1,5 +1,6 @@
 """Cards say what the files beside them say, and refuse to say what they cannot know."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import yaml
 
 from model_card.cards import MARKER, dataset_card, licence_texts, model_card, weaknesses
 from model_card.cards import weights_sha256 as card_hash
+from modeling_maya.convert_llava_cohere import convert
+from tests.modeling_maya import tiny_original as original
 from tests.tiny_maya import save_tiny_maya
 from training.evaluation import metrics
 from training.evaluation.results import FORMAT, files_sha256
@@ -171,6 +174,29 @@ def test_without_results_the_card_says_so(folder):
     card = model_card(folder, "user/maya-tiny")
     assert "It has not been evaluated." in card
     assert "model-index" not in head_of(card)
+
+
+def test_card_of_converted_weights_says_what_from_which_revision(tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "converted"
+    original.write_checkpoint(source)
+    report = convert(source, folder, log=lambda line: None)
+    card = model_card(folder, "user/maya-converted")
+    assert "converted from `source`" in card
+    assert "a copy without a recorded revision" in card
+    weights = (source / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in card
+    assert f"{report['parameters']:,} parameters" in card
+
+    record = json.loads((folder / "conversion.json").read_text())
+    record["converted_from"] |= {"name": "someone/maya", "commit": "0123abcd"}
+    (folder / "conversion.json").write_text(json.dumps(record))
+    card = model_card(folder, "user/maya-converted")
+    assert "revision `0123abcd`" in card
+    assert head_of(card)["base_model"] == ["someone/maya"]
+
+    (folder / "conversion.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"conversion\.json: expected `converted_from`"):
+        model_card(folder, "user/maya-converted")
 
 
 @pytest.mark.parametrize(

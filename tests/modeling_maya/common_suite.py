@@ -24,7 +24,6 @@ from transformers_tests.test_modeling_common import ModelTesterMixin
 
 from modeling_maya import MayaConfig, MayaForConditionalGeneration, MayaModel
 
-
 # The common tests look up by class name what a model is for.
 MODEL_MAPPING_NAMES["maya"] = "MayaModel"
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["maya"] = "MayaForConditionalGeneration"

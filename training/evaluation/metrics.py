@@ -94,7 +94,7 @@ def mean_of_languages(
     drawn = weights @ asked
     with np.errstate(invalid="ignore"):
         values = np.nanmean(np.where(drawn > 0, (weights @ correct) / drawn, np.nan), axis=1)
-    low, high = np.nanpercentile(values, [2.5, 97.5]).tolist()
+    low, high = map(float, np.nanpercentile(values, [2.5, 97.5]))
     # Where all answers are alike, drawing them again shows no spread: take that of the concepts.
     if correct.sum() in (0, asked.sum()):
         low, high = wilson(len(concepts) if correct.sum() else 0, len(concepts))
