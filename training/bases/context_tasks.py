@@ -5,6 +5,7 @@ language_model.py for why.
 """
 
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
         raise FileNotFoundError(
             f"dataset folder {dataset} does not exist: build it with `maya data mini`"
         )
-    splits = load_dataset(str(dataset), "all")
+    # A cache of its own: the shared one takes another folder of the same name for this one.
+    with tempfile.TemporaryDirectory() as cache:
+        splits = load_dataset(str(dataset), "all", cache_dir=cache, keep_in_memory=True)
     if "train" not in splits:
         raise ValueError(f"{dataset}: config 'all' has no split 'train'; found {sorted(splits)}")
     rows = splits["train"]
