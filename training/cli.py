@@ -21,6 +21,7 @@ def _train(args: argparse.Namespace) -> None:
         overrides=args.overrides,
         output_dir=args.output_dir,
         trust_remote_code=args.trust_remote_code,
+        restart=args.restart,
     )
     print(f"saved to {folder}")
 
@@ -128,6 +129,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="dotted recipe keys to change, e.g. seed=1 stages.0.args.max_steps=10",
     )
     train.add_argument("--output-dir", help="where to write, instead of the recipe's output_dir")
+
+    train.add_argument(
+        "--restart", action="store_true", help="throw away what an earlier run left there"
+    )
 
     data = commands.add_parser("data", help="build datasets", description="Build datasets.")
     datasets = data.add_subparsers(dest="dataset", required=True, metavar="DATASET")
