@@ -120,6 +120,15 @@ class MayaPreTrainedModel(PreTrainedModel):
                 )
         return model
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: transformers then initialises missing weights as in a model of its own.
+
+        From code outside the library it expects weights written in place and shared modules, and for
+        their sake skips the initialisation that SigLIP does per block. Maya has neither.
+        """
+        return False
+
 
 class MayaModel(MayaPreTrainedModel):
     """Maya without a head: what serving engines build, and what `MayaForConditionalGeneration` wraps."""
