@@ -98,7 +98,8 @@ def read_processor(
         read_image_processor(raw, image_size, tower_folders),
         loaded,
         image_seq_length=image_seq_length,
-        chat_template=load_chat_template(chat_template_name(raw)),
+        # original_prompt: its pretrain-only models were asked with a newline behind the image.
+        chat_template=load_chat_template(chat_template_name(raw), original_prompt=True),
     )
 
 

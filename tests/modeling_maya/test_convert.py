@@ -349,6 +349,9 @@ def test_projector_only(source, output, projector, tmp_path):
     processor = AutoProcessor.from_pretrained(output)
     assert processor.image_processor.image_aspect == "square"
     assert "caption" in processor.chat_template.lower()
+    ask = [{"role": "user", "content": [{"type": "image"}]}]
+    prompt = processor.apply_chat_template(ask, tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("<image>\n")
     # The file itself may be named too.
     convert(
         source / "mm_projector.bin", tmp_path / "second", base_model=tmp_path / "base", log=quiet

@@ -178,6 +178,11 @@ def test_processor_of_a_projector_uses_the_captions_template(folder):
         {"role": "assistant", "content": "a boat"},
     ]
     assert processor.apply_chat_template(messages, tokenize=False).endswith("<image>a boat\n")
+    # Asked as the original asked, and without its newline where one prefers an answer.
+    ask = {"tokenize": False, "add_generation_prompt": True}
+    assert processor.apply_chat_template(messages[:1], **ask).endswith("<image>\n")
+    better = processor.apply_chat_template(messages[:1], original_prompt=False, **ask)
+    assert better.endswith("<image>")
 
 
 def test_processor_saved_again(folder, tmp_path):
