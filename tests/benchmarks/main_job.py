@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from model_card.cards import TASKS, results_tables
+
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
 PICTURE = HERE.parents[1] / "model_card" / "pictures" / "mini_sheet.png"
-TASKS = {"name": "naming", "category": "category", "yesno": "yes/no"}
 
 
 def results_file(recipe: str) -> Path:
@@ -46,65 +47,17 @@ def run_once(recipe: str, seed: int, work: Path) -> dict[str, Any]:
     return {"seed": seed, "seconds": seconds, "results": results, "folder": str(folder)}
 
 
-def percent(score: dict[str, Any]) -> str:
-    """A proportion with its 95 % interval, in percent."""
-    low, high = 100 * score["low"], 100 * score["high"]
-    return f"{100 * score['value']:.0f} [{low:.0f}, {high:.0f}]"
-
-
 def render(record: dict[str, Any]) -> str:
     """The README's section: the first seed in full, the spread over seeds, the time and machine."""
     first = record["runs"][0]["results"]
-    scores = first["runs"]
-    languages = list(scores["model"]["name"]["seen"]["languages"])
-    machine, versions = first["machine"], first["versions"]
-    data = first["data"]
+    machine, versions, data = first["machine"], first["versions"], first["data"]
     lines = [
-        f"On {', '.join(data['styles'])}, the art style kept for the test, of the "
-        f"{data['concepts']['seen']:,} concepts seen in training in other styles: percent right, with "
-        f"95 % intervals, beside the same model without the image (blind) and with another image "
-        f"(shuffled).",
-        "",
-        "| language | "
-        + " | ".join(f"{label} | blind | shuffled" for label in TASKS.values())
-        + " |",
-        "|---|" + "---|" * (3 * len(TASKS)),
+        f"On {', '.join(data['styles'])}, the art style kept for the test: percent right with 95 % "
+        f"intervals, beside the same model without the image (blind) and with another image (shuffled), "
+        f"both on {first['settings']['baseline_images']} pictures drawn from all.",
     ]
-
-    def row(label: str, pick: Any) -> str:
-        cells = [
-            percent(pick(scores[run][task]["seen"]))
-            for task in TASKS
-            for run in ("model", "blind", "shuffled")
-        ]
-        return f"| {label} | " + " | ".join(cells) + " |"
-
-    for language in languages:
-        lines.append(row(language, lambda part, code=language: part["languages"][code]))
-    means = scores["model"]["name"]["seen"]["means"]
-    for name, mean in means.items():
-        label = {
-            "all": "mean",
-            "pretrained": "mean of the pretrained",
-            "transfer": "mean of transfer",
-        }
-        codes = " ".join(mean["languages"])
-        lines.append(
-            row(f"**{label[name]}** ({codes})", lambda part, name=name: part["means"][name])
-        )
-    held_out = {
-        task: scores["model"][task]["held_out"]["means"]["all"]
-        for task in TASKS
-        if "held_out" in scores["model"][task]
-    }
-    if held_out:
-        lines += [
-            "",
-            f"The {data['concepts']['held_out']} concepts held out of everything, in the same style "
-            "(mean of all languages): "
-            + ", ".join(f"{TASKS[task]} {percent(score)}" for task, score in held_out.items())
-            + ".",
-        ]
+    for table in results_tables(first):
+        lines += ["", f"{table['title']}:", "", table["text"]]
     if len(record["runs"]) > 1:
         spread = []
         for task, label in TASKS.items():
