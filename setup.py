@@ -9,7 +9,14 @@ HERE = Path(__file__).parent
 # Lower bounds are the versions the test suite is run with.
 LOAD = ["torch>=2.13", "transformers>=5.23", "pillow>=13.0"]
 DATASETS = ["datasets>=5.2", "pyyaml>=6.0"]
-TRAIN = [*DATASETS, "trl>=1.16", "peft>=0.21", "accelerate>=1.15", "safetensors>=0.8"]
+TRAIN = [
+    *DATASETS,
+    "trl>=1.16",
+    "peft>=0.21",
+    "accelerate>=1.15",
+    "safetensors>=0.8",
+    "bitsandbytes>=0.50",
+]
 DATA = [*DATASETS, "pyarrow>=26.0", "resvg-py>=0.5"]
 # The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg.
 EVAL = [
@@ -21,8 +28,15 @@ EVAL = [
     "manimgx-fonts-cjk>=2026.9",
 ]
 DEMO = ["gradio>=6.0"]
-# parameterized is what transformers' common model tests import.
-TEST = ["pytest>=9.0", "pytest-xdist>=3.8", "parameterized>=0.9", "ruff>=0.17", "mypy>=2.4"]
+# parameterized is what transformers' common model tests import; matplotlib draws benchmarks' plots.
+TEST = [
+    "pytest>=9.0",
+    "pytest-xdist>=3.8",
+    "parameterized>=0.9",
+    "matplotlib>=3.11",
+    "ruff>=0.17",
+    "mypy>=2.4",
+]
 
 setup(
     name="maya-vlm",

@@ -1,10 +1,13 @@
-"""Groups to a batch: tokens, positions, pixels, and which position predicts which token.
+"""Groups to rows: tokens, positions, pixels, and which position predicts which token.
 
 The conversations of a group start with the same tokens (the turn's opening and the image). That
 common start is laid down once, the rest of each conversation follows as a branch whose positions
 restart behind the prefix. The first token of a branch is predicted from the prefix's last position,
-once per branch, which shifted labels cannot express: so a batch carries explicit pairs
+once per branch, which shifted labels cannot express: so a row carries explicit pairs
 `source` -> `labels`.
+
+What cannot be trained on (a truncated image, an empty text, too many tokens) stops the run with the
+row's name, or is left out, counted and listed, as the recipe's policies say.
 """
 
 import zlib
@@ -23,6 +26,7 @@ from .bases.augmentation import AugmentationRecipe
 from .bases.augmentation import augment as redraw
 from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
+from .packing import divide
 from .recipe import AugmentRecipe
 
 Layout = Literal["segments", "dense"]
@@ -53,6 +57,19 @@ class Packed:
     branches: list[np.ndarray]
     encoded: list[Encoded]
 
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(map(len, self.branches))
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that the run did without, or did not learn whole, and why."""
+
+    id: str
+    path: str
+    reason: str
+    action: Literal["skipped", "shortened"]
+
 
 def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
     """How many tokens the conversations of a group share at their start.
@@ -75,14 +92,33 @@ def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
     return common if all(b == inside for b in blocks) and inside else 0
 
 
-def pack_group(encoded: Sequence[Encoded], image_token: int) -> list[Packed]:
-    """The group as one tree, or as separate conversations when they have no start in common."""
+class LongRow(ValueError):
+    """A conversation is longer than max_length, and the recipe says stop."""
+
+
+def pack_group(
+    encoded: Sequence[Encoded], image_token: int, max_length: int | None = None
+) -> list[Packed]:
+    """The group as one tree; as several when it is longer than `max_length` tokens; as separate
+    conversations when they have no start in common."""
     length = shared_prefix(encoded, image_token)
     if length == 0:
         return [Packed(e.ids, [], [e]) for e in encoded]
     if len(encoded) == 1:
         return [Packed(encoded[0].ids, [], list(encoded))]
-    return [Packed(encoded[0].ids[:length], [e.ids[length:] for e in encoded], list(encoded))]
+    branches = [e.ids[length:] for e in encoded]
+    if max_length is None or length + sum(map(len, branches)) <= max_length:
+        return [Packed(encoded[0].ids[:length], branches, list(encoded))]
+    trees: list[list[Encoded]] = []
+    room = 0
+    for item, branch in zip(encoded, branches, strict=True):
+        if not trees or len(branch) > room:
+            trees.append([])
+            room = max_length - length
+        trees[-1].append(item)
+        room -= len(branch)
+    # Fewer conversations may share a longer start, never a shorter one: what fitted still fits.
+    return [tree for part in trees for tree in pack_group(part, image_token)]
 
 
 def lay_out(
@@ -96,12 +132,13 @@ def lay_out(
         segments: the plan of `segment_attention` ("segments" only).
         source (M,): index into R * N of the position that predicts; labels (M,): the token it
         predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
-        trained text.
+        trained text. padding: how many of the tokens are padding.
     """
     rows: list[dict[str, list]] = []
-    source, target, language = [], [], []
+    nothing: np.ndarray = np.zeros(0, np.int64)
+    source, target, language = [nothing], [nothing], [nothing]
     text_bytes = torch.zeros(languages, dtype=torch.long)
-    sizes = [len(p.prefix) + sum(map(len, p.branches)) for p in packed]
+    sizes = [len(p) for p in packed]
     width = sum(sizes) if layout == "segments" else max(sizes)
     start = 0
     for number, item in enumerate(packed):
@@ -140,6 +177,7 @@ def lay_out(
         "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
         "language": torch.from_numpy(np.concatenate(language).astype(np.int64)),
         "text_bytes": text_bytes,
+        "padding": 0,
     }
     if layout == "segments":
         batch["input_ids"] = torch.from_numpy(
@@ -162,6 +200,7 @@ def lay_out(
         return torch.from_numpy(out)
 
     branch_ids = fill("branch", -1)
+    batch["padding"] = int((branch_ids < 0).sum())
     batch["input_ids"] = fill("ids", pad_token)
     batch["position_ids"] = fill("positions", 0)
     batch["attention_mask"] = dense_mask(torch.zeros_like(branch_ids), branch_ids)
@@ -169,14 +208,24 @@ def lay_out(
 
 
 class GroupCollator:
-    """Turns rows of the plan, {"epoch", "conversations"}, into a batch.
+    """Turns one share of a step, {"step", "rank"}, into the rows that this rank computes.
+
+    The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.divide`; so the
+    groups of a step, and with them the result, do not depend on the number of processes.
 
     Conversations are tokenised when first seen and kept; images are read, changed at random as the
     recipe's `augment` says (from the seed, the epoch and the conversation, so on any worker and
     after any restart the same), and processed each time.
 
-    Raises ValueError naming the row: for a conversation with nothing to learn, longer than
-    `max_length`, or whose image cannot be read.
+    Args:
+        plan: what `GroupData.plan` returned. ranks: processes that share a step.
+        max_length: most real tokens of a row, and so of a conversation; None for no limit.
+        on_bad_row: what becomes of a row that cannot be read or has nothing to learn.
+        on_long_row: what becomes of a conversation longer than max_length; "shorten" cuts its end,
+            never an image, and refuses what then has nothing to learn.
+
+    Raises:
+        ValueError: names the row, when a policy is "stop".
     """
 
     def __init__(
@@ -187,12 +236,22 @@ class GroupCollator:
         seed: int,
         layout: Layout = "segments",
         max_length: int | None = None,
+        plan: Sequence[tuple[int, np.ndarray]] = (),
+        batch_size: int = 1,
+        ranks: int = 1,
+        on_bad_row: Literal["stop", "skip"] = "stop",
+        on_long_row: Literal["stop", "skip", "shorten"] = "stop",
     ):
         self.data = data
         self.processor = processor
         self.seed = seed
         self.layout: Layout = layout
         self.max_length = max_length
+        self.plan = plan
+        self.batch_size = batch_size
+        self.ranks = ranks
+        self.on_bad_row = on_bad_row
+        self.on_long_row = on_long_row
         self.image_token = processor.image_token_id
         self.pad_token = processor.tokenizer.pad_token_id or 0
         self.templates = [
@@ -200,60 +259,144 @@ class GroupCollator:
             for s in data.sources
         ]
         self.encoder = ConversationEncoder(processor)
-        self._encoded: dict[int, Encoded] = {}
+        self._encoded: dict[int, Encoded | BadRow] = {}
+        self._shortened: dict[int, BadRow] = {}
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """{"rows": row batches as `batch` returns, "bad_rows": list of BadRow}."""
+        (item,) = items
+        step, rank = item["step"], item["rank"]
+        groups = self.plan[step * self.batch_size : (step + 1) * self.batch_size]
+        bad: list[BadRow] = []
+        trees: list[tuple[int, Packed]] = []
+        for epoch, part in groups:
+            encoded = []
+            for index in part.tolist():
+                found = self._usable(index)
+                if isinstance(found, BadRow) or index in self._shortened:
+                    # Every rank tokenises the whole step; one of them reports.
+                    note = found if isinstance(found, BadRow) else self._shortened[index]
+                    if rank == 0:
+                        bad.append(note)
+                if isinstance(found, Encoded):
+                    encoded.append(found)
+            if encoded:
+                packed = pack_group(encoded, self.image_token, self.max_length)
+                trees += [(epoch, tree) for tree in packed]
+        shares = divide([len(tree) for _, tree in trees], self.ranks, self.max_length)
+        rows = [self._row([trees[i] for i in row], bad) for row in shares[rank]]
+        return {"rows": rows, "bad_rows": bad}
+
+    def batch(self, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One row of whole groups, each {"epoch", "conversations"}: tensors as `lay_out` returns,
+        and `pixel_values` of its distinct images with `image_index`, the image of each block."""
+        bad: list[BadRow] = []
+        trees = [
+            (group["epoch"], tree)
+            for group in groups
+            for tree in pack_group(
+                [self.encode(i) for i in group["conversations"]], self.image_token
+            )
+        ]
+        return self._row(trees, bad)
+
+    def _row(self, trees: Sequence[tuple[int, Packed]], bad: list[BadRow]) -> dict[str, Any]:
         packed: list[Packed] = []
-        pixels: list[Image.Image] = []
-        for row in rows:
-            encoded = [self.encode(i) for i in row["conversations"]]
-            for item in pack_group(encoded, self.image_token):
-                packed.append(item)
-                first = item.encoded[0]
-                for key in first.images:
-                    image = self.data.load_image(first.source, key, first.id)
-                    augment = self.data.sources[first.source].recipe.augment
-                    if augment is not None:
-                        image = augment_image(
-                            image, augment, self._random(row["epoch"], first.id, first.language)
-                        )
-                    pixels.append(image)
+        pixels: dict[tuple, Image.Image] = {}
+        index: list[int] = []
+        for epoch, tree in trees:
+            first = tree.encoded[0]
+            try:
+                found = [self._image(first, key, epoch) for key in first.images]
+            except ValueError as error:
+                if self.on_bad_row == "stop":
+                    raise
+                path = self.data.sources[first.source].recipe.path
+                bad += [BadRow(e.id, path, str(error), "skipped") for e in tree.encoded]
+                continue
+            packed.append(tree)
+            for name, image in found:
+                pixels.setdefault(name, image)
+                index.append(list(pixels).index(name))
+        if not packed:
+            # A rank with nothing to do still takes part: one token, nothing to learn.
+            packed = [Packed(np.array([self.pad_token], np.int32), [], [])]
+            assert not pixels
         batch = lay_out(packed, self.layout, len(self.data.languages), self.pad_token)
         if pixels:
-            processed = self.processor.image_processor(pixels, return_tensors="pt")
+            processed = self.processor.image_processor(list(pixels.values()), return_tensors="pt")
             batch["pixel_values"] = processed["pixel_values"]
+            batch["image_index"] = torch.tensor(index)
         return batch
+
+    def _image(self, first: Encoded, key: int, epoch: int) -> tuple[tuple, Image.Image]:
+        """(what tells it from other images of a row, the image as it is trained on)"""
+        image = self.data.load_image(first.source, key, first.id)
+        augment = self.data.sources[first.source].recipe.augment
+        if augment is None:
+            return (first.source, key), image
+        image = augment_image(image, augment, self._random(epoch, first.id, first.language))
+        return (first.source, key, epoch, first.id, first.language), image
 
     def _random(self, epoch: int, row_id: str, language: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, zlib.crc32(row_id.encode()), language])
 
     def encode(self, index: int) -> Encoded:
         """Conversation `index` in tokens. Raises ValueError as the class says."""
+        found = self._usable(index)
+        if isinstance(found, BadRow):
+            raise ValueError(found.reason)
+        return found
+
+    def _usable(self, index: int) -> Encoded | BadRow:
+        """The conversation, or why it is left out; raises ValueError when a policy says stop."""
         known = self._encoded.get(index)
-        if known is not None:
-            return known
+        if known is None:
+            try:
+                known = self._encode(index)
+            except LongRow:
+                raise
+            except ValueError as error:
+                if self.on_bad_row == "stop":
+                    raise
+                known = BadRow(*self.data.name(index), str(error), "skipped")
+            if len(self._encoded) < KEPT:
+                self._encoded[index] = known
+        return known
+
+    def _encode(self, index: int) -> Encoded | BadRow:
         conversation = self.data.conversation(index)
         path = self.data.sources[conversation.source].recipe.path
         ids, trained = self.encoder.encode(
             conversation, self.templates[conversation.source], f"row {conversation.id!r} of {path}"
         )
+        share = 1.0  # of the trained text that is kept
         if self.max_length is not None and len(ids) > self.max_length:
-            raise ValueError(
+            reason = (
                 f"row {conversation.id!r} of {path}: {len(ids)} tokens, more than max_length "
                 f"{self.max_length}; shorten the row or raise max_length"
             )
-        encoded = Encoded(
+            if self.on_long_row == "stop":
+                raise LongRow(reason)
+            kept_images = not (ids[self.max_length :] == self.image_token).any()
+            if (
+                self.on_long_row == "skip"
+                or not kept_images
+                or not trained[: self.max_length].any()
+            ):
+                return BadRow(conversation.id, path, reason, "skipped")
+            self._shortened[index] = BadRow(conversation.id, path, reason, "shortened")
+            share = trained[: self.max_length].sum() / trained.sum()
+            ids, trained = ids[: self.max_length], trained[: self.max_length]
+        return Encoded(
             id=conversation.id,
             language=int(self.data.language[index]),
             ids=ids,
             trained=trained,
-            text_bytes=len(_assistant_text(conversation).encode()),
+            text_bytes=round(share * len(_assistant_text(conversation).encode())),
             images=conversation.images,
             source=conversation.source,
         )
-        if len(self._encoded) < KEPT:
-            self._encoded[index] = encoded
-        return encoded
 
 
 def _assistant_text(conversation: Conversation) -> str:

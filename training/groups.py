@@ -120,6 +120,12 @@ class GroupData:
             source=number,
         )
 
+    def name(self, index: int) -> tuple[str, str]:
+        """(row id, path of its dataset) of conversation `index`."""
+        source = self.sources[int(self._source[index])]
+        row = source.rows[int(source.row_index[int(self._local[index])])]
+        return _row_id(row, int(self._local[index])), source.recipe.path
+
     def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
         """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
         item = self.sources[source]
@@ -131,7 +137,14 @@ class GroupData:
                 "repair the file or remove the row"
             ) from None
 
-    def plan(self, groups: int | None, group_size: int, seed: int, epochs: float = 1.0) -> list:
+    def plan(
+        self,
+        groups: int | None,
+        group_size: int,
+        seed: int,
+        epochs: float = 1.0,
+        shuffled: bool = True,
+    ) -> list[tuple[int, np.ndarray]]:
         """Groups in training order: (epoch, conversation indices), all about one image.
 
         Each epoch visits every conversation as often as its task's weight says (a fraction is drawn
@@ -140,11 +153,12 @@ class GroupData:
 
         Args:
             groups: how many to return, or None for `epochs` passes over the data.
+            shuffled: the groups in random order; else in the order of their images in the data.
         """
         found: list[tuple[int, np.ndarray]] = []
         epoch = 0
         while True:
-            parts = self._epoch(epoch, group_size, seed)
+            parts = self._epoch(epoch, group_size, seed, shuffled)
             if groups is None:
                 groups = max(1, round(len(parts) * epochs))
             found += [(epoch, part) for part in parts[: groups - len(found)]]
@@ -152,7 +166,7 @@ class GroupData:
                 return found
             epoch += 1
 
-    def _epoch(self, epoch: int, group_size: int, seed: int) -> list[np.ndarray]:
+    def _epoch(self, epoch: int, group_size: int, seed: int, shuffled: bool) -> list[np.ndarray]:
         random = np.random.default_rng([seed, epoch])
         copies = np.floor(self.weight + random.random(len(self), dtype=np.float32)).astype(np.int64)
         chosen: np.ndarray = np.repeat(np.arange(len(self)), copies)
@@ -168,7 +182,8 @@ class GroupData:
         parts: list[np.ndarray] = []
         for block in np.split(chosen, starts[1:]):
             parts += np.array_split(block, -(-len(block) // group_size))
-        random.shuffle(parts)  # type: ignore[arg-type]
+        if shuffled:
+            random.shuffle(parts)  # type: ignore[arg-type]
         return parts
 
     def summary(self) -> str:

@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -107,19 +108,54 @@ class DataRecipe:
 
 @dataclass
 class Rule:
-    """Parameters whose name the regular expression finds (re.search) learn at `rate`, or not."""
+    """Parameters whose name the regular expression finds (re.search) learn at `rate`, or not.
+
+    top_layers: only those of the decoder's last so many layers.
+    """
 
     pattern: str
     rate: float | Literal["frozen"]
+    top_layers: int | None = None
+
+
+@dataclass
+class AdapterRecipe:
+    """Low-rank matrices that learn beside frozen linear layers of the decoder: W + alpha / r * B A.
+
+    rate: of A; B learns at `rate * lora_plus_ratio` (LoRA+, arXiv 2402.12354; 1: plain LoRA).
+    type: dora learns the length of every row of W apart from its direction (arXiv 2402.09353).
+    target_modules: which linear layers of the decoder, by a regular expression (re.search in the
+    name) or by the last parts of their names; all when left out. Vision tower, projector and head
+    never get an adapter: the `train` rules decide about them, and about everything else.
+    quantize: hold the decoder's frozen linear layers in 4 bits (nf4: QLoRA, arXiv 2305.14314) or
+    8 (int8: LLM.int8(), arXiv 2208.07339). double_quant: nf4's own constants in 8 bits too.
+    """
+
+    rate: float
+    type: Literal["lora", "dora"] = "lora"
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] | None = None
+    lora_plus_ratio: float = 1.0
+    quantize: Literal["nf4", "int8"] | None = None
+    double_quant: bool = True
 
 
 @dataclass
 class StageRecipe:
     """One stage. `batch_size` counts groups (one image with its conversations) per optimizer step,
-    over all processes and accumulation steps; `group_size` is the most conversations in a group.
+    over all processes; `group_size` is the most conversations in a group (languages per image, where
+    every language has one).
 
-    train: ordered; the first rule that finds a parameter's name decides. args: any field of TRL's
-    SFTConfig, passed on.
+    order: of the groups, anew in every epoch (shuffled), or as the data has its images (stored).
+    on_bad_row: a row that cannot be read or has nothing to learn stops the run, or is left out,
+    counted, and listed in the stage's bad_rows.jsonl. on_long_row: the same for one longer than
+    args.max_length, which may also be shortened at its text's end.
+    args.max_length: most tokens of a packed row; a step is computed in as many rows as it needs.
+
+    train: ordered; the first rule that finds a parameter's name decides. adapter: low-rank matrices
+    beside frozen layers. args: any field of TRL's SFTConfig, passed on.
     """
 
     name: str
@@ -127,6 +163,10 @@ class StageRecipe:
     train: list[Rule]
     batch_size: int = 8
     group_size: int = 1
+    order: Literal["shuffled", "stored"] = "shuffled"
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    on_long_row: Literal["stop", "skip", "shorten"] = "stop"
+    adapter: AdapterRecipe | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -151,10 +191,11 @@ RESERVED_ARGS = {
     "seed": "the recipe's seed",
     "data_seed": "the recipe's seed",
     "per_device_train_batch_size": "the stage's batch_size",
+    "gradient_accumulation_steps": "max_length: a step is computed in as many rows as it needs",
     "remove_unused_columns": "nothing: our collator needs every column",
     "dataset_kwargs": "nothing: our collator prepares the data",
-    "packing": "the stage's group_size",
-    "padding_free": "the stage's group_size",
+    "packing": "nothing: rows are packed to max_length",
+    "padding_free": "nothing: rows have no padding",
     "assistant_only_loss": "nothing: only assistant turns are trained",
     "completion_only_loss": "nothing: only assistant turns are trained",
     "resume_from_checkpoint": "nothing: the same command continues",
@@ -433,9 +474,56 @@ def _check(recipe: Recipe, where: str) -> None:
         for name in ("data", "train"):
             if not getattr(stage, name):
                 raise ValueError(f"{where}: {key}.{name}: expected at least one item, found none")
+        for j, rule in enumerate(stage.train):
+            if rule.top_layers is not None and rule.top_layers < 1:
+                raise ValueError(
+                    f"{where}: {key}.train[{j}].top_layers: expected 1 or more, "
+                    f"found {rule.top_layers}"
+                )
+        if stage.adapter is not None:
+            _check_adapter(stage.adapter, stage.args, where, f"{key}.adapter")
+            if i == 0 and model.checkpoint is None:
+                raise ValueError(
+                    f"{where}: {key}.adapter: an adapter belongs to a finished Maya that it can be "
+                    "loaded onto again; give model.checkpoint, or a stage before this one"
+                )
         _check_args(stage.args, where, f"{key}.args")
     if isinstance(recipe.processes, int) and recipe.processes < 1:
         raise ValueError(f"{where}: processes: expected 1 or more, found {recipe.processes}")
+
+
+def _check_adapter(adapter: AdapterRecipe, args: dict[str, Any], where: str, key: str) -> None:
+    """Values that types do not check: ranges, the pattern, and what goes with quantized weights."""
+    for name, good, expected in (
+        ("rate", adapter.rate > 0, "more than 0"),
+        ("r", adapter.r >= 1, "1 or more"),
+        ("alpha", adapter.alpha > 0, "more than 0"),
+        ("dropout", 0 <= adapter.dropout < 1, "0 or more and less than 1"),
+        ("lora_plus_ratio", adapter.lora_plus_ratio > 0, "more than 0"),
+    ):
+        if not good:
+            raise ValueError(
+                f"{where}: {key}.{name}: expected {expected}, found {getattr(adapter, name):g}"
+            )
+    if isinstance(adapter.target_modules, str):
+        try:
+            re.compile(adapter.target_modules)
+        except re.error as error:
+            raise ValueError(
+                f"{where}: {key}.target_modules: {adapter.target_modules!r} is not a regular "
+                f"expression: {error}"
+            ) from None
+    elif adapter.target_modules == []:
+        raise ValueError(
+            f"{where}: {key}.target_modules: expected at least one name, found none; "
+            "leave it out for all linear layers of the decoder"
+        )
+    sharded = [name for name in ("fsdp", "deepspeed") if args.get(name)]
+    if adapter.quantize is not None and sharded:
+        raise ValueError(
+            f"{where}: {key}.quantize: quantized weights are held whole by every process; "
+            f"remove args.{sharded[0]}, or leave quantize out"
+        )
 
 
 def _check_args(args: dict[str, Any], where: str, key: str) -> None:

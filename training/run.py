@@ -5,6 +5,7 @@ Layout of an output folder::
     runs/mini/                 the model of the last stage, ready for the Hub, with recipe.yaml
     runs/mini/pretrain/        the model each stage ended with, and its training_log.json
     runs/mini/finetune/
+    runs/mini/finetune/adapter/  of a stage with an adapter: what it learned alone, for peft
     runs/mini/.work/           manifest of the run, checkpoints of the stage in progress
 
 A folder that is not whole is never under its final name: models and checkpoints are written
@@ -18,10 +19,13 @@ import math
 import os
 import platform
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -43,6 +47,8 @@ from .recipe import (
 WORK = ".work"
 MANIFEST = "manifest.json"
 LOG = "training_log.json"
+BAD_ROWS = "bad_rows.jsonl"
+STOPPED = "stopped: "
 # Arguments that change what is printed or kept, not what is learned.
 NEUTRAL_ARGS = (
     "logging_",
@@ -58,6 +64,10 @@ NEUTRAL_ARGS = (
     "trackio_",
 )
 USER_ERRORS = (ValueError, OSError, MemoryError)
+
+
+class Stopped(Exception):
+    """The run was asked to stop, has saved, and can be continued."""
 
 
 def train(
@@ -137,9 +147,7 @@ def _processes(recipe: Recipe) -> int:
         return torch.cuda.device_count()
     # Small matrices leave threads idle: on CPU, processes with one thread each are faster.
     count = min(4, available_cores())
-    while count > 1 and any(stage.batch_size % count for stage in recipe.stages):
-        count -= 1
-    return count
+    return min(count, *(stage.batch_size for stage in recipe.stages))
 
 
 def _launch(recipe: Recipe, count: int, trust_remote_code: bool, restart: bool) -> Path:
@@ -159,18 +167,43 @@ def _launch(recipe: Recipe, count: int, trust_remote_code: bool, restart: bool) 
     method = "fork" if platform.system() == "Linux" and not cuda else "spawn"
     with tempfile.TemporaryDirectory() as errors:
         try:
-            torch.multiprocessing.start_processes(
+            running = torch.multiprocessing.start_processes(
                 _process,
                 args=(count, port, errors, recipe, trust_remote_code, restart),
                 nprocs=count,
+                join=False,
                 start_method=method,
             )
+            with _passing_on(running.processes):
+                while not running.join():
+                    pass
         except Exception:
             found = sorted(Path(errors).glob("rank-*.txt"), key=lambda p: p.stat().st_mtime_ns)
+            if found and found[0].read_text(encoding="utf-8").startswith(STOPPED):
+                raise Stopped(found[0].read_text(encoding="utf-8").removeprefix(STOPPED)) from None
             if found:
                 raise ValueError(found[0].read_text(encoding="utf-8")) from None
             raise
     return Path(recipe.output_dir)
+
+
+@contextlib.contextmanager
+def _passing_on(processes: Sequence[Any]) -> Iterator[None]:
+    """While inside, a SIGTERM to this process reaches those that train."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, frame: Any) -> None:
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _process(
@@ -184,11 +217,19 @@ def _process(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    # A forked process inherits what accelerate knows of its parent: that it is alone.
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     try:
         _run(recipe, trust, restart)
     except USER_ERRORS as error:
         message = " ".join(str(error).split()) or type(error).__name__
         Path(errors, f"rank-{rank}.txt").write_text(message, encoding="utf-8")
+        raise
+    except Stopped as error:
+        Path(errors, f"rank-{rank}.txt").write_text(STOPPED + str(error), encoding="utf-8")
         raise
     finally:
         import torch.distributed
@@ -255,8 +296,10 @@ def _run_stage(
     state: Any,
 ) -> None:
     import datasets
+    import torch
     from transformers import set_seed
 
+    from .adapters import ADAPTER, add_adapter, check_bitsandbytes, merge_adapter
     from .attention import SEGMENTS
     from .collator import GroupCollator, Layout
     from .freezing import apply_rules, format_table
@@ -265,13 +308,16 @@ def _run_stage(
 
     started = time.monotonic()
     _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
+    check_bitsandbytes(stage)
     check_memory(recipe, stage, previous, state, trust_remote_code)
     data = GroupData(stage.data, seed=recipe.seed)
     for line in [*data.report, data.summary()]:
         _say(state, "  " + line)
     set_seed(recipe.seed)
-    model, processor = _load(recipe, previous, trust_remote_code)
-    rows = apply_rules(model, stage.train)
+    model, processor = _load(recipe, stage, previous, trust_remote_code)
+    if stage.adapter is not None:
+        add_adapter(model, stage.adapter, stage.train)
+    rows = apply_rules(model, stage.train, stage.adapter)
     _say(state, format_table(rows))
 
     args = _arguments(recipe, stage, folder, state)
@@ -281,36 +327,48 @@ def _run_stage(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     layout: Layout = "dense"
-    if recipe.model.attn_implementation in (None, "sdpa") and state.device.type == "cpu":
+    if recipe.model.attn_implementation in (None, "sdpa"):
         layout = "segments"
         model.model.language_model.set_attn_implementation(SEGMENTS)
 
     per_step = stage.batch_size
-    per_epoch = len(data.plan(None, stage.group_size, recipe.seed))
+    shuffled = stage.order == "shuffled"
+    per_epoch = len(data.plan(None, stage.group_size, recipe.seed, shuffled=shuffled))
     if args.max_steps <= 0:
         args.max_steps = max(1, math.ceil(per_epoch * args.num_train_epochs / per_step))
     groups = args.max_steps * per_step
-    plan = data.plan(groups, stage.group_size, recipe.seed)
+    plan = data.plan(groups, stage.group_size, recipe.seed, shuffled=shuffled)
     _say(
         state,
         f"{args.max_steps:,} steps of {per_step} groups of at most {stage.group_size} conversations: "
         f"{groups / per_epoch:.2f} passes over the data",
     )
     args.num_train_epochs = 1.0
+    ranks = state.num_processes
     dataset = datasets.Dataset.from_dict(
         {
-            "epoch": [epoch for epoch, _ in plan],
-            "conversations": [part.tolist() for _, part in plan],
+            "step": [step for step in range(args.max_steps) for _ in range(ranks)],
+            "rank": list(range(ranks)) * args.max_steps,
         }
     )
     collator = GroupCollator(
-        data, processor, seed=recipe.seed, layout=layout, max_length=stage.args.get("max_length")
+        data,
+        processor,
+        seed=recipe.seed,
+        layout=layout,
+        max_length=stage.args.get("max_length"),
+        plan=plan,
+        batch_size=per_step,
+        ranks=ranks,
+        on_bad_row=stage.on_bad_row,
+        on_long_row=stage.on_long_row,
     )
     trainer = MayaTrainer(
         model,
         args,
         rules=stage.train,
         languages=data.languages,
+        adapter=stage.adapter,
         train_dataset=dataset,
         data_collator=collator,
         processing_class=processor,
@@ -319,17 +377,35 @@ def _run_stage(
     found = checkpoints(Path(args.output_dir))
     if found:
         _say(state, f"continuing from {found[-1]}")
-    trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    trainer.bad_rows_file = (
+        folder.parent / WORK / f"{stage.name}.bad_rows.{state.process_index}.jsonl"
+    )
+    with _stopping(trainer):
+        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    if trainer.state.global_step < args.max_steps:
+        raise Stopped(
+            f"stage {stage.name}: asked to stop, saved after step {trainer.state.global_step} of "
+            f"{args.max_steps}; the same command continues"
+        )
 
     model.model.language_model.set_attn_implementation("sdpa")
     temporary = folder.parent / WORK / f"{folder.name}.model"
     if state.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     state.wait_for_everyone()
-    trainer.save_model(str(temporary))
+    trainer.save_model(str(temporary / ADAPTER if stage.adapter else temporary))
+    if stage.adapter is not None and state.is_main_process:
+        base = str(previous or recipe.model.checkpoint)
+        merged = merge_adapter(base, temporary / ADAPTER, getattr(torch, recipe.model.dtype))
+        merged.save_pretrained(temporary)
+        for place in (temporary, temporary / ADAPTER):
+            processor.save_pretrained(place)
     if state.is_main_process:
         (temporary / "training_args.bin").unlink(missing_ok=True)
         write_recipe(recipe, temporary / "recipe.yaml")
+        bad = _collect_bad_rows(folder.parent / WORK, stage.name, temporary / BAD_ROWS)
+        for line in bad:
+            print("  " + line, flush=True)
         _write_json(
             temporary / LOG,
             {
@@ -340,6 +416,7 @@ def _run_stage(
                 "device": str(state.device),
                 "table": [vars(row) for row in rows],
                 "data": data.summary(),
+                "bad_rows": bad,
                 "log": trainer.state.log_history,
             },
         )
@@ -352,8 +429,46 @@ def _run_stage(
     state.wait_for_everyone()
 
 
-def _load(recipe: Recipe, previous: Path | None, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The model and processor a stage starts from."""
+@contextlib.contextmanager
+def _stopping(trainer: Any) -> Iterator[None]:
+    """While inside, SIGTERM makes the trainer save after the step in progress and stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: trainer.ask_to_stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _collect_bad_rows(work: Path, stage: str, target: Path) -> list[str]:
+    """Merge the ranks' lists into `target`, each row once; returns what was left out, in words."""
+    files = sorted(work.glob(f"{stage}.bad_rows.*.jsonl"))
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                rows.setdefault((row["path"], row["id"], row["action"]), row)
+            except ValueError:  # empty, or the last line of a killed run: its row was met again
+                continue
+    counts = Counter((path, action) for path, _, action in rows)
+    if rows:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows.values()]
+        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for file in files:
+        file.unlink()
+    return [
+        f"{path}: {count:,} rows {action}, listed in {target.name}"
+        for (path, action), count in sorted(counts.items())
+    ]
+
+
+def _load(
+    recipe: Recipe, stage: StageRecipe, previous: Path | None, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """The model and processor a stage starts from, quantized where its adapter says so."""
     import torch
 
     from modeling_maya import MayaForConditionalGeneration
@@ -380,8 +495,13 @@ def _load(recipe: Recipe, previous: Path | None, trust_remote_code: bool) -> tup
         )
     folder = str(previous or model.checkpoint)
     _maya_config(folder)
+    quantized = {}
+    if stage.adapter is not None and stage.adapter.quantize is not None:
+        from .adapters import quantization
+
+        quantized["quantization_config"] = quantization(stage.adapter, dtype)
     loaded = MayaForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation=model.attn_implementation
+        folder, dtype=dtype, attn_implementation=model.attn_implementation, **quantized
     )
     processor = MayaProcessor.from_pretrained(folder)
     if model.chat_template is not None:
@@ -411,15 +531,8 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
     from trl import SFTConfig
 
     cuda = torch.cuda.is_available()
-    accumulation = stage.args.get("gradient_accumulation_steps") or 1
-    parts = state.num_processes * accumulation
-    if stage.batch_size % parts:
-        raise ValueError(
-            f"stage {stage.name}: batch_size {stage.batch_size} cannot be divided among "
-            f"{state.num_processes} processes x {accumulation} accumulation steps; "
-            f"use a multiple of {parts}"
-        )
     rates = [rule.rate for rule in stage.train if rule.rate != "frozen"]
+    rates += [stage.adapter.rate] if stage.adapter else []
     values: dict[str, Any] = {
         "learning_rate": max((float(r) for r in rates), default=0.0),
         "num_train_epochs": 1.0,
@@ -441,7 +554,7 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
         output_dir=str(folder.parent / WORK / stage.name),
         seed=recipe.seed,
         data_seed=recipe.seed,
-        per_device_train_batch_size=stage.batch_size // parts,
+        per_device_train_batch_size=1,  # one share of a step, however many rows
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential",
@@ -458,25 +571,6 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
 # ------------------------------------------------------------------------------ memory
 
 
-def memory_needed(
-    parameters: int, trained: int, width: int, optimizer: str, trained_width: int | None = None
-) -> int:
-    """Bytes that weights, gradients and optimizer state take at the least; no activations.
-
-    Args:
-        width, trained_width: bytes of one frozen and of one trained weight.
-        optimizer: SFTConfig's `optim`.
-    """
-    frozen, width = (parameters - trained) * width, trained_width or width
-    if "8bit" in optimizer:
-        state = 2
-    elif optimizer in ("adafactor", "sgd"):
-        state = 0
-    else:
-        state = width if "lion" in optimizer else 2 * width
-    return frozen + trained * (2 * width + state)
-
-
 def check_memory(
     recipe: Recipe, stage: StageRecipe, previous: Path | None, state: Any, trust: bool
 ) -> None:
@@ -484,37 +578,23 @@ def check_memory(
     import psutil
     import torch
 
-    from modeling_maya import MayaConfig, MayaForConditionalGeneration
-
     from .assemble import base_configs
-    from .freezing import rates
+    from .estimate import maya_config, sharding, stage_memory
+    from .freezing import table
 
     source = recipe.model
     if previous is None and source.checkpoint is None:
-        vision, text = base_configs(str(source.vision_tower), str(source.language_model), trust)
-        config = MayaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_id=0,
-            projector_num_layers=source.projector_num_layers,
-            vision_feature_layer=source.vision_feature_layer,
-            vision_feature_select_strategy=source.vision_feature_select_strategy,
-        )
+        bases = base_configs(str(source.vision_tower), str(source.language_model), trust)
+        config = maya_config(recipe, *bases)
     else:
         config = _maya_config(str(previous or source.checkpoint))
-    with torch.device("meta"):
-        model = MayaForConditionalGeneration(config)
-        model.tie_weights()
-    named = list(model.named_parameters())
-    decided = rates([name for name, _ in named], stage.train)
-    total = sum(p.numel() for _, p in named)
-    trained = sum(p.numel() for (_, p), r in zip(named, decided, strict=True) if r is not None)
-    width = getattr(torch, source.dtype).itemsize
-    mixed = stage.args.get("bf16", torch.cuda.is_available())
-    optimizer = str(stage.args.get("optim", "adamw_torch"))
-    needed = memory_needed(total, trained, width, optimizer, 4 if mixed else width)
-    if stage.args.get("fsdp") or stage.args.get("deepspeed"):
-        needed //= state.num_processes
+    dtype, count = getattr(torch, source.dtype), state.num_processes
+    mixed = bool(stage.args.get("bf16", torch.cuda.is_available()))
+    shards = sharding(stage.args, count, os.environ)
+    model, memory = stage_memory(config, stage, dtype, mixed, shards, count)
+    needed, rows = memory.resident, table(model, stage.train, stage.adapter)
+    total = sum(row.parameters for row in rows)
+    trained = sum(row.parameters for row in rows if row.rate is not None)
     if torch.cuda.is_available():
         free, place = torch.cuda.mem_get_info(state.local_process_index)[0], "GPU memory"
     else:
@@ -524,8 +604,8 @@ def check_memory(
         raise MemoryError(
             f"stage {stage.name}: too little {place}: weights, gradients and optimizer state of "
             f"{total:,} parameters ({trained:,} trained) take {needed / 2**30:.1f} GiB a process, "
-            f"{free / 2**30:.1f} GiB are free; train fewer parts, use dtype bfloat16, an 8-bit "
-            "optimizer or fsdp, or a larger machine"
+            f"{free / 2**30:.1f} GiB are free; train fewer parts, use dtype bfloat16, an adapter, "
+            "quantized weights, an 8-bit optimizer or fsdp, or a larger machine"
         )
 
 

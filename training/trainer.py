@@ -1,5 +1,7 @@
 """MayaTrainer: TRL's SFTTrainer with groups for samples and a loss over explicit pairs."""
 
+import contextlib
+import json
 import math
 import os
 import shutil
@@ -17,8 +19,18 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
+from .adapters import load_adapter, save_adapter
+from .collator import BadRow
+from .flops import (
+    ForwardFlops,
+    Learning,
+    forward_flops,
+    learning,
+    measure_peak,
+    training_flops,
+)
 from .freezing import parameter_groups
-from .recipe import Rule
+from .recipe import AdapterRecipe, Rule
 
 PARTIAL = ".partial"
 # Logits of at most this many (position, vocabulary) pairs are held at once.
@@ -40,7 +52,8 @@ def token_losses(
     """
 
     def tile(h: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = (head(h) * scale).float()
+        # Not `head(h)`: a call of the module per tile would gather its weight per tile.
+        logits = (head.forward(h) * scale).float()
         return cross_entropy(logits, y, reduction="none"), logits.detach().argmax(-1) == y
 
     rows = max(1, TILE // head.weight.shape[0])
@@ -58,43 +71,59 @@ def add_pair_loss(model: PreTrainedModel) -> None:
 
     As TRL adds its own fused head: the call must go through the model's forward, because DDP and
     FSDP prepare gradients there. Without `source` the forward is as before.
+
+    All tiles are made in one call of the head: the number of tiles differs between ranks, and where
+    weights are sharded every call of a module is a collective in which all ranks must take part.
     """
     original = model.forward
+    head = model.get_output_embeddings()
+    plain = head.forward
 
-    def forward(self: Any, *args: Any, source: torch.Tensor | None = None, **kwargs: Any) -> Any:
+    def head_forward(
+        self: Any, hidden: torch.Tensor, labels: torch.Tensor | None = None, scale: float = 1.0
+    ) -> Any:
+        return plain(hidden) if labels is None else token_losses(hidden, self, labels, scale)
+
+    head.forward = types.MethodType(head_forward, head)
+
+    def forward(
+        self: Any,
+        *args: Any,
+        source: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         if source is None:
             return original(*args, **kwargs)
         labels = kwargs.pop("labels")
-        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        head = self.get_output_embeddings()
+        with contextlib.ExitStack() as stack:
+            if image_index is not None:
+                # Every distinct image is encoded once, however many blocks of the row show it. They
+                # are repeated behind the projector, inside of the model's own forward, which calls
+                # its parts in the same order for a row without images.
+                projector = self.base_model.multi_modal_projector
+                repeat = projector.register_forward_hook(lambda _, __, out: out[image_index])
+                stack.callback(repeat.remove)
+            hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         scale = getattr(self.config.get_text_config(), "logit_scale", None)
-        losses, correct = token_losses(
+        losses, correct = self.get_output_embeddings()(
             hidden.flatten(0, 1).index_select(0, source),
-            head,
-            labels,
-            1.0 if scale is None else float(scale),
+            labels=labels,
+            scale=1.0 if scale is None else float(scale),
         )
-        if kwargs.get("pixel_values") is None and self.training:
-            # A batch of text alone: every rank must still give the projector a gradient, or DDP
-            # waits for ever.
-            losses = losses + 0.0 * self._dummy_features().sum()
+        # A batch of text alone needs no care here: MayaModel then runs its tower on a blank image, so
+        # that every rank calls every part once and in one order, as DDP, FSDP and ZeRO-3 need.
         return losses, correct
 
-    def dummy_features(self: Any) -> torch.Tensor:
-        size = self.config.vision_config.image_size
-        parameter = next(self.parameters())
-        pixels = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
-        return torch.cat(tuple(self.base_model.get_image_features(pixels).pooler_output))
-
-    model._dummy_features = types.MethodType(dummy_features, model)
     model.forward = types.MethodType(forward, model)
 
 
 class MayaTrainer(SFTTrainer):
     """SFTTrainer over a plan of groups.
 
-    `train_dataset` is the plan, a datasets.Dataset of {"epoch", "conversations"} in training order;
-    the collator turns its rows into batches. The loss is the mean over all supervised tokens of the
+    `train_dataset` lists the shares of the steps in training order, a datasets.Dataset of
+    {"step", "rank"}; the collator turns a share into rows, and a training step computes them one
+    after the other, its gradients meeting those of other ranks after the last. The loss is the mean over all supervised tokens of the
     global batch. Per language, the log gets the loss (nats per token), the token accuracy and
     bits per byte of the trained text, from the same forward.
     """
@@ -106,29 +135,97 @@ class MayaTrainer(SFTTrainer):
         *,
         rules: Sequence[Rule],
         languages: Sequence[str],
+        adapter: AdapterRecipe | None = None,
         **kwargs: Any,
     ):
         self.rules = list(rules)
+        self.adapter = adapter
         self.languages = list(languages)
         self._run_dir: str | None = None
+        self._stop_asked = 0
+        # TRL rounds what learns beside quantized weights to bfloat16; here it keeps its precision.
+        exact = [(p, p.data) for p in model.parameters() if p.requires_grad]
         super().__init__(model, args, **kwargs)
+        for parameter, data in exact:
+            if parameter.dtype != data.dtype:
+                parameter.data = data.to(parameter.device)
         add_pair_loss(self.model)
         # The loss is divided by the global number of tokens here, never again by Trainer.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
         # (languages, 4): sums of loss, right guesses, tokens, bytes since the last log.
         self._sums = torch.zeros(len(self.languages), 4, dtype=torch.float64)
-        self._tokens_seen = 0
+        # Since the last log: real tokens and padding through the decoder, distinct images; the sum
+        # of positions, which with one for each token is what attention looks at.
+        self._work = torch.zeros(3, dtype=torch.float64)
+        self._positions = torch.zeros((), dtype=torch.float64)
+        self._flops: tuple[ForwardFlops, Learning] | None = None
+        with contextlib.suppress(ValueError):  # of an architecture not known there
+            forward = forward_flops(model.config)
+            named = ((n, p.shape, p.requires_grad) for n, p in model.named_parameters())
+            self._flops = forward, learning(named, model.config, forward)
+        dtype = torch.bfloat16 if args.bf16 else torch.float32
+        self._peak = measure_peak(args.device, dtype, seconds=0.1)
         self._since = time.perf_counter()
+        self.bad_rows_file: Path | None = None
+        self._bad_rows: set[BadRow] = set()
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of every row of this rank's share; returns the step's mean loss."""
+        self._note_bad_rows(inputs["bad_rows"])
+        rows = inputs["rows"]
+        count = torch.tensor(
+            [sum(len(row["labels"]) for row in rows), self._stop_asked], device=self.args.device
+        )
+        if self.accelerator.num_processes > 1:
+            count = self.accelerator.reduce(count, reduction="sum")
+        tokens, stops = count.tolist()
+        if stops:
+            self.control.should_save = self.control.should_training_stop = True
+        total = torch.zeros((), device=self.args.device)
+        state = self.accelerator.gradient_state
+        for number, row in enumerate(rows):
+            last = number == len(rows) - 1
+            state._set_sync_gradients(last)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                total = total + super().training_step(model, row, num_items_in_batch=tokens)
+        return total
+
+    def _note_bad_rows(self, found: Sequence[BadRow]) -> None:
+        """Append rows not noted before to this rank's file; a restart may repeat lines."""
+        new = [row for row in found if row not in self._bad_rows]
+        self._bad_rows.update(new)
+        if new and self.bad_rows_file is not None:
+            with self.bad_rows_file.open("a+", encoding="utf-8") as file:
+                # A killed run may have left half a line.
+                file.write("\n" if file.tell() else "")
+                for row in new:
+                    file.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
+
+    def ask_to_stop(self) -> None:
+        """Save and stop after the step in progress, on all ranks."""
+        self._stop_asked = 1
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One parameter group per rate of the recipe's `train` rules."""
+        """One parameter group per rate of the recipe's `train` rules and its adapter's matrices."""
         optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
         if optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options.pop("lr", None)
-            groups = parameter_groups(self.model, self.rules, self.args.weight_decay)
+            groups = parameter_groups(self.model, self.rules, self.args.weight_decay, self.adapter)
             optimizer = cls(groups, lr=self.args.learning_rate, **options)
+            if options.get("optim_bits") == 8:
+                # As in Trainer: rows of an embedding change seldom and by much, so their state
+                # keeps 32 bits. By parameter, since bitsandbytes would hold a module for ever.
+                from bitsandbytes.optim import GlobalOptimManager
+
+                for module in self.model.modules():
+                    if isinstance(module, torch.nn.Embedding) and module.weight.requires_grad:
+                        GlobalOptimManager.get_instance().override_config(
+                            module.weight, "optim_bits", 32
+                        )
             self.optimizer = optimizer
         return optimizer
 
@@ -143,6 +240,8 @@ class MayaTrainer(SFTTrainer):
         inputs = dict(inputs)
         language = inputs.pop("language")
         text_bytes = inputs.pop("text_bytes")
+        padding = inputs.pop("padding")
+        images = len(inputs.get("pixel_values", ()))
         labels = inputs["labels"]
         losses, correct = model(**inputs)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
@@ -157,7 +256,10 @@ class MayaTrainer(SFTTrainer):
             sums[:, :3].index_add_(0, language, values)
             sums[:, 3] = text_bytes
             self._sums = self._sums.to(losses.device) + sums
-            self._tokens_seen += inputs["input_ids"].numel()
+            work = [inputs["input_ids"].numel() - padding, padding, images]
+            self._work += torch.tensor(work, dtype=torch.float64)
+            positions = inputs["position_ids"].sum()
+            self._positions = self._positions.to(positions.device) + positions
         if return_outputs:
             return loss, {"losses": losses, "correct": correct}
         return loss
@@ -166,16 +268,54 @@ class MayaTrainer(SFTTrainer):
         """Adds loss, accuracy and bits per byte, in all and per language, to a training log line."""
         if "loss" in logs:
             seconds = time.perf_counter() - self._since
-            # One row more: the tokens put through the decoder.
+            # One row more: the work that was done.
             extra = torch.zeros(1, 4, dtype=torch.float64, device=self._sums.device)
-            extra[0, 0] = self._tokens_seen
+            extra[0, :3] = self._work
+            extra[0, 3] = self._positions
             sums = self.accelerator.reduce(torch.cat([self._sums, extra]), reduction="sum").cpu()
             logs.update(language_metrics(sums[:-1], self.languages))
-            logs["tokens_per_second"] = round(float(sums[-1, 0]) / max(seconds, 1e-9), 1)
+            tokens, padding, images, positions = sums[-1].tolist()
+            logs["tokens_per_second"] = round(tokens / max(seconds, 1e-9), 1)
+            logs["images_per_second"] = round(images / max(seconds, 1e-9), 2)
+            logs["padding_share"] = round(padding / max(tokens + padding, 1), 5)
+            if self._flops is not None:
+                flops = training_flops(
+                    *self._flops,
+                    tokens=tokens,
+                    pairs=positions + tokens,
+                    positions=float(sums[:-1, 2].sum()),
+                    images=images,
+                )
+                peak = self._peak * self.accelerator.num_processes
+                utilisation = flops / max(seconds, 1e-9) / peak
+                logs["model_flop_utilisation"] = round(utilisation, 5)
             self._sums.zero_()
-            self._tokens_seen = 0
+            self._work.zero_()
+            self._positions.zero_()
             self._since = time.perf_counter()
         super().log(logs, start_time)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """With an adapter, only what learns, in peft's format; else the whole model."""
+        if self.adapter is None:
+            if state_dict is not None:
+                # Gathered from shards, tied weights come as copies: keep one, as without sharding.
+                tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
+                state_dict = {k: v for k, v in state_dict.items() if tied.get(k) not in state_dict}
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            save_adapter(model, Path(output_dir or self.args.output_dir), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.adapter is None or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_adapter(
+                self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint)
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._run_dir or super()._get_output_dir(trial)

@@ -67,7 +67,7 @@ def groups() -> list[list[Encoded]]:
 def run(model, batch: dict, pixels: torch.Tensor | None) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss over pairs and the gradient of every parameter."""
     model.zero_grad()
-    inputs = {k: v for k, v in batch.items() if k not in ("language", "text_bytes")}
+    inputs = {k: v for k, v in batch.items() if k not in ("language", "text_bytes", "padding")}
     losses, _ = model(**inputs, pixel_values=pixels)
     loss = losses.sum() / len(losses)
     loss.backward()

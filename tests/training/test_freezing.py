@@ -38,6 +38,23 @@ def test_first_rule_decides_and_the_table_says_so():
     assert sum(p.numel() for g in groups for p in g["params"]) == projector + layer
 
 
+@pytest.mark.parametrize(("decoder", "depth"), [("cohere", 3), ("llama", 5), ("qwen3", 12)])
+def test_top_layers_counts_from_the_end(decoder, depth):
+    model = tiny_model(decoder, text={"num_hidden_layers": depth})
+    rules = [
+        Rule("self_attn", 1e-5, top_layers=1),
+        Rule(".*", 1e-4, top_layers=2),
+        Rule(".*", "frozen"),
+    ]
+    apply_rules(model, rules)
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    top = [f"model.language_model.layers.{i}." for i in (depth - 2, depth - 1)]
+    assert learns == {n for n, _ in model.named_parameters() if n.startswith(tuple(top))}
+    groups = parameter_groups(model, rules, weight_decay=0.0)
+    attention = {id(p) for n, p in model.named_parameters() if n.startswith(top[1] + "self_attn")}
+    assert {id(p) for g in groups if g["lr"] == 1e-5 for p in g["params"]} == attention
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
@@ -46,6 +63,8 @@ def test_first_rule_decides_and_the_table_says_so():
         ([Rule(".*", "frozen")], "every parameter is frozen"),
         ([Rule("(", 0.1)], "is not a regular expression"),
         ([Rule(".*", 0.1), Rule("vision_tower", "frozen")], r"train\[1\].pattern"),
+        ([Rule(".*", 0.1, top_layers=3), Rule(".*", "frozen")], r"train\[0\].top_layers: found 3, but the decoder has 2 layers"),
+        ([Rule("vision_tower", 0.1, top_layers=1), Rule(".*", "frozen")], r"train\[0\].pattern: .*decides no"),
     ],
 )  # fmt: skip
 def test_bad_rules(rules, message):

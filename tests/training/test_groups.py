@@ -140,8 +140,9 @@ def test_several_images_a_row_are_never_grouped(tmp_path):
     assert [len(p) for _, p in data.plan(None, 8, 0)] == [1, 1, 1]
     assert data.conversation(1).images == (0, 1)
     collator = GroupCollator(data, tiny_processor(), seed=0, layout="dense")
-    batch = collator([{"epoch": 0, "conversations": [i]} for i in range(3)])
-    assert batch["pixel_values"].shape[0] == 4
+    batch = collator.batch([{"epoch": 0, "conversations": [i]} for i in range(3)])
+    assert batch["pixel_values"].shape[0] == 2
+    assert batch["image_index"].tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.skipif(not (MINI / "instruct").is_dir(), reason="the mini dataset is not built here")
@@ -164,7 +165,7 @@ def test_the_mini_dataset(tmp_path):
 def collate(tmp_path, rows, index=0, **recipe):
     data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), **recipe)])
     collator = GroupCollator(data, tiny_processor(), seed=0)
-    return collator([{"epoch": 0, "conversations": [index]}])
+    return collator.batch([{"epoch": 0, "conversations": [index]}])
 
 
 def test_nothing_to_learn_is_refused_by_row(tmp_path):
@@ -193,7 +194,7 @@ def test_too_long_is_refused_by_row(tmp_path):
     data = GroupData([DataRecipe(str(path))])
     collator = GroupCollator(data, tiny_processor(), seed=0, max_length=20)
     with pytest.raises(ValueError, match=r"row 'c1'.*more than max_length 20"):
-        collator([{"epoch": 0, "conversations": [0]}])
+        collator.batch([{"epoch": 0, "conversations": [0]}])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_row(tmp_path):
 
     def pixels(source, epoch, seed=0):
         collator = GroupCollator(source, tiny_processor(), seed=seed)
-        return collator([{"epoch": epoch, "conversations": [0]}])["pixel_values"].numpy()
+        return collator.batch([{"epoch": epoch, "conversations": [0]}])["pixel_values"].numpy()
 
     assert np.array_equal(pixels(data, 0), pixels(data, 0))
     assert not np.array_equal(pixels(data, 0), pixels(data, 1))

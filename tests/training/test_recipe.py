@@ -67,6 +67,20 @@ def changed(path: str, value, tmp_path: Path, remove: bool = False) -> Path:
         ("model.checkpoint", "c", r"model.vision_tower: the checkpoint decides this"),
         ("model", {"vision_tower": "v"}, r"model.language_model: missing"),
         ("processes", 0, r"processes: expected 1 or more"),
+        ("stages.0.train.0.top_layers", 0, r"train\[0\].top_layers: expected 1 or more, found 0"),
+        ("stages.0.adapter", {"r": 4}, r"stages\[0\].adapter.rate: missing; expected a number"),
+        ("stages.0.adapter", {"rate": 0.1}, r"stages\[0\].adapter: an adapter belongs to a finished Maya"),
+        ("stages.0.adapter", {"rate": 0}, r"adapter.rate: expected more than 0, found 0"),
+        ("stages.0.adapter", {"rate": 0.1, "r": 0}, r"adapter.r: expected 1 or more, found 0"),
+        ("stages.0.adapter", {"rate": 0.1, "r": 1.5}, r"adapter.r: expected a whole number"),
+        ("stages.0.adapter", {"rate": 0.1, "alpha": 0}, r"adapter.alpha: expected more than 0"),
+        ("stages.0.adapter", {"rate": 0.1, "dropout": 1}, r"adapter.dropout: expected 0 or more and less than 1"),
+        ("stages.0.adapter", {"rate": 0.1, "lora_plus_ratio": 0}, r"adapter.lora_plus_ratio: expected more than 0"),
+        ("stages.0.adapter", {"rate": 0.1, "type": "ia3"}, r"adapter.type: expected 'lora' \| 'dora', found text"),
+        ("stages.0.adapter", {"rate": 0.1, "quantize": "fp4"}, r"adapter.quantize: expected 'nf4' \| 'int8'"),
+        ("stages.0.adapter", {"rate": 0.1, "target_modules": "("}, r"adapter.target_modules: '\(' is not a regular expression"),
+        ("stages.0.adapter", {"rate": 0.1, "target_modules": []}, r"adapter.target_modules: expected at least one name"),
+        ("stages.0.adapter", {"rate": 0.1, "lora_plus": 4}, r"unknown key 'stages\[0\].adapter.lora_plus'; did you mean 'lora_plus_ratio'"),
         ("kind", "vision", r"kind: expected 'maya', found text \"vision\""),
     ],
 )  # fmt: skip
@@ -75,6 +89,12 @@ def test_bad_recipes(path, value, message, tmp_path):
         load_recipe(changed(path, value, tmp_path))
     assert "\n" not in str(error.value)
     assert "recipe.yaml" in str(error.value)
+
+
+def test_quantized_weights_are_not_sharded(tmp_path):
+    file = changed("stages.0.adapter", {"rate": 0.1, "quantize": "nf4"}, tmp_path)
+    with pytest.raises(ValueError, match=r"adapter.quantize: .* remove args.fsdp, or"):
+        load_recipe(file, ["stages.0.args.fsdp=true"])
 
 
 def test_missing_key(tmp_path):

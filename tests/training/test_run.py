@@ -13,7 +13,7 @@ import torch
 from tests.tiny import DECODERS
 from training import run as run_module
 from training.recipe import load_recipe
-from training.run import check_manifest, make_manifest, memory_needed, train
+from training.run import check_manifest, make_manifest, train
 from training.trainer import MayaTrainer, checkpoints, language_metrics
 
 from .tiny_run import make_recipe, write
@@ -186,6 +186,87 @@ def test_killed_and_continued_is_the_same_run(finished, tmp_path, capsys):
     ).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_twice_in_both_stages_is_the_same_run(finished, tmp_path, processes):
+    path, straight = finished
+    output = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    code = KILLED.replace("train(sys.argv[1],", f"train(sys.argv[1], ['processes={processes}'],")
+    for stage, step in (("pretrain", 1), ("pretrain", 3), ("finetune", 3), ("finetune", 4)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path), stage, str(step), str(output)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode != 0, "it was not killed: the test tests nothing"
+        assert not (output / "config.json").exists()
+    train(str(path), [f"processes={processes}"], output_dir=str(output))
+    for stage in ("pretrain", "finetune"):
+        for one, two in zip(losses(straight / stage), losses(output / stage), strict=True):
+            assert one == pytest.approx(two, abs=1e-9 if processes == 1 else 2e-4)
+
+
+TERMINATED = """
+import os, signal, sys
+from training import trainer
+from training.cli import main
+original = trainer.LineCallback.on_log
+def on_log(self, args, state, control, **kwargs):
+    original(self, args, state, control, **kwargs)
+    if self.stage == "finetune" and state.global_step == 1 and int(os.environ.get("RANK", 0)) == 0:
+        os.kill(int(os.environ["MAYA_PID"]), signal.SIGTERM)
+trainer.LineCallback.on_log = on_log
+os.environ["MAYA_PID"] = str(os.getpid())
+sys.exit(main(["train", sys.argv[1], "--output-dir", sys.argv[2], "--set", "processes=" + sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, processes):
+    path, straight = finished
+    output = tmp_path / "terminated"
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, str(path), str(output), str(processes)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    found = checkpoints(output / ".work" / "finetune")
+    assert len(found) == 1
+    step = found[0].name.removeprefix("checkpoint-")
+    assert step in ("1", "2", "3")
+    assert f"saved after step {step} of 4; the same command continues" in done.stderr
+    assert not (output / "config.json").exists()
+    train(str(path), [f"processes={processes}"], output_dir=str(output))
+    for stage in ("pretrain", "finetune"):
+        for one, two in zip(losses(straight / stage), losses(output / stage), strict=True):
+            assert one == pytest.approx(two, abs=1e-9 if processes == 1 else 2e-4)
+
+
+def test_bad_rows_are_listed_beside_the_model(tmp_path, capsys):
+    recipe = make_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0] |= {"on_bad_row": "skip", "batch_size": 6}
+    recipe["stages"][0]["args"]["max_steps"] = 2
+    picture = tmp_path / "data" / "pictures" / "2.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    folder = train(str(write(recipe, tmp_path / "r.yaml")))
+    rows = [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == {"2-en", "2-fr", "2-hi"}
+    assert len(rows) == 3, "a row met in two epochs is listed once"
+    assert "3 rows skipped, listed in bad_rows.jsonl" in capsys.readouterr().out
+    recipe["stages"][0]["on_bad_row"] = "stop"
+    recipe["output_dir"] = str(tmp_path / "stopped")
+    with pytest.raises(ValueError, match=r"row '2-.*' of .*: its image cannot be read"):
+        train(str(write(recipe, tmp_path / "r.yaml")))
+
+
 def test_a_half_written_checkpoint_is_not_picked_up(finished, tmp_path, monkeypatch, capsys):
     path, straight = finished
     output = tmp_path / "half"
@@ -314,9 +395,6 @@ def test_logged_numbers_equal_a_plain_forward(finished):
 
 
 def test_memory(tmp_path, monkeypatch):
-    assert memory_needed(100, 10, 4, "adamw_torch") == 400 + 10 * 12
-    assert memory_needed(100, 10, 4, "sgd") == 400 + 40
-    assert memory_needed(100, 10, 2, "adamw_8bit") == 200 + 10 * 4
     import psutil
 
     class Little:
@@ -365,10 +443,22 @@ def test_no_spare_row_for_the_image_token(tmp_path):
         train(str(write(recipe, tmp_path / "r.yaml")))
 
 
-def test_batch_that_cannot_be_divided(tmp_path):
+def test_short_rows_change_nothing_but_the_number_of_rows(finished, tmp_path):
+    """A step in as many rows as max_length asks for is the same step."""
+    path, straight = finished
+    limits = ["stages.0.args.max_length=60", "stages.1.args.max_length=60"]
+    folder = train(str(path), limits, output_dir=str(tmp_path / "short"))
+    for stage in ("pretrain", "finetune"):
+        for one, two in zip(losses(straight / stage), losses(folder / stage), strict=True):
+            assert one == pytest.approx(two, abs=2e-4)
+
+
+def test_accumulation_is_not_for_recipes_to_set(tmp_path):
     recipe = make_recipe(tmp_path)
     recipe["stages"][0]["args"]["gradient_accumulation_steps"] = 3
-    with pytest.raises(ValueError, match="batch_size 2 cannot be divided among 1 processes x 3"):
+    with pytest.raises(
+        ValueError, match="gradient_accumulation_steps: set by maya; use max_length"
+    ):
         train(str(write(recipe, tmp_path / "r.yaml")))
 
 
