@@ -5,6 +5,8 @@ room when it runs.
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +16,29 @@ USER_ERRORS = (ValueError, OSError, MemoryError)
 
 
 def _train(args: argparse.Namespace) -> None:
+    if args.estimate:
+        from training.estimate import estimate, format_estimate
+
+        stages = estimate(
+            args.recipe,
+            args.overrides,
+            gpu=args.gpu,
+            accelerate=args.accelerate,
+            trust_remote_code=args.trust_remote_code,
+        )
+        print(format_estimate(stages))
+        return
+    if args.gpu is not None:
+        raise ValueError("--gpu: only with --estimate; a run takes the GPUs of its machine")
+    if args.accelerate is not None and "WORLD_SIZE" not in os.environ:
+        from training.launch import relaunch
+
+        options = ["--output-dir", args.output_dir] if args.output_dir else []
+        options += ["--trust-remote-code"] if args.trust_remote_code else []
+        options += ["--restart"] if args.restart else []
+        if code := relaunch(args.accelerate, args.recipe, args.overrides, options):
+            sys.exit(code)
+        return
     from training.run import train
 
     folder = train(
@@ -133,6 +158,20 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--restart", action="store_true", help="throw away what an earlier run left there"
     )
+    train.add_argument(
+        "--accelerate",
+        metavar="CONFIG",
+        help="start the processes with accelerate, from a config file of its or a shipped one: "
+        "ddp, fsdp2, zero2 or zero3",
+    )
+    train.add_argument(
+        "--estimate",
+        action="store_true",
+        help="print memory per process and time of every stage, and start nothing",
+    )
+    train.add_argument(
+        "--gpu", help="estimate for this GPU: a100, h100, h200 or l4 (default: what is here)"
+    )
 
     data = commands.add_parser("data", help="build datasets", description="Build datasets.")
     datasets = data.add_subparsers(dest="dataset", required=True, metavar="DATASET")
@@ -207,6 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     except Exception as error:
+        if type(error).__name__ == "Stopped":
+            print(f"maya {args.command}: {error}", file=sys.stderr)
+            return 128 + signal.SIGTERM
         if args.traceback or not _is_bad_input(error):
             raise
         message = " ".join(str(error).split()) or type(error).__name__

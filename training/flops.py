@@ -1,0 +1,219 @@
+"""How much arithmetic a Maya takes: for the logs' model FLOP utilisation and for `--estimate`.
+
+Counted are matrix products, a multiplication with its addition as two. Left out, as everywhere:
+norms, activations, softmax, rotations, embeddings looked up, the optimizer's step. A token that is
+looked at by attention counts once per layer and per token that looks (causal attention looks at
+half of a square).
+"""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modeling_maya.configuration_maya import CLASS_TOKENS
+
+# Decoders whose layers are projections to queries, keys, values and back, and a gated MLP.
+DECODERS = ("cohere", "cohere2", "llama", "mistral", "qwen2", "qwen3")
+_LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """One forward pass. A layer is one of the decoder's; the tower's numbers are per image.
+
+    layer: matrices of a layer, per token; last: those of its last product alone. pair: attention in
+    a layer, per pair of a token that looks and one that is looked at. head: per position that
+    predicts. tower: up to the feature layer; tower_first: its patch embedding; tower_last: the last
+    products of its layers. projector: per image; projector_first: its first layer alone.
+    """
+
+    layers: int
+    layer: float
+    last: float
+    pair: float
+    head: float
+    tower: float
+    tower_first: float
+    tower_last: float
+    projector: float
+    projector_first: float
+
+    def total(self, *, tokens: float, pairs: float, positions: float, images: float) -> float:
+        """FLOPs of a forward pass over so much; see `training_flops` for the arguments."""
+        decoder = self.layers * (self.layer * tokens + self.pair * pairs)
+        return decoder + self.head * positions + (self.tower + self.projector) * images
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Which parts of a model learn. Tower and projector are taken as learning whole or not at all.
+
+    layers: per decoder layer the part of its matrices' weights that learns, 0 to 1.
+    adapters: per decoder layer the weights of its low-rank matrices, which all learn.
+    head: whether the output matrix does, which may be the embeddings'.
+    """
+
+    tower: bool
+    projector: bool
+    embeddings: bool
+    layers: tuple[float, ...]
+    adapters: tuple[int, ...]
+    head: bool
+
+
+def forward_flops(config: Any) -> ForwardFlops:
+    """FLOPs of a forward pass, from a MayaConfig alone.
+
+    A decoder layer: 2 d h (2 H + 2 K) + 6 d f per token (width d, H heads and K key-value heads of
+    h, MLP width f) and 4 H h per pair. Head: 2 d V. A tower layer: S (8 w^2 + 4 w f) + 4 w S^2 per
+    image of S patches (width w), and 2 w times the values of all patches to embed them. Projector:
+    2 S (w d + (n - 1) d^2). Attention windows are left out: `segment_attention` refuses a
+    conversation that is longer than one. Pooling heads of towers kept whole are left out.
+
+    Raises ValueError for a decoder or a tower of another form.
+    """
+    text, vision = config.text_config, config.vision_config
+    if text.model_type not in DECODERS:
+        raise ValueError(
+            f"the FLOPs of the decoder {text.model_type!r} are not known; "
+            f"known are {', '.join(DECODERS)}"
+        )
+    if vision.model_type not in CLASS_TOKENS:
+        raise ValueError(
+            f"the FLOPs of the vision tower {vision.model_type!r} are not known; "
+            f"known are {', '.join(CLASS_TOKENS)}"
+        )
+    width, inner = text.hidden_size, text.intermediate_size
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or width // heads
+    attention = 2 * width * size * (2 * heads + 2 * text.num_key_value_heads)
+
+    depth = (
+        vision.num_hidden_layers if config.vision_keep_unused_weights else config.vision_layers_used
+    )
+    wide, deep = vision.hidden_size, vision.intermediate_size
+    height, length = config.vision_image_size
+    patches = (height // vision.patch_size) * (length // vision.patch_size)
+    seen = patches + CLASS_TOKENS[vision.model_type]
+    first = 2 * wide * vision.num_channels * vision.patch_size**2 * patches
+    features = config.image_seq_length
+    projector_first = 2 * features * wide * width
+    return ForwardFlops(
+        layers=text.num_hidden_layers,
+        layer=attention + 6 * width * inner,
+        last=2 * width * inner,
+        pair=4 * heads * size,
+        head=2 * width * text.vocab_size,
+        tower=first + depth * (seen * (8 * wide**2 + 4 * wide * deep) + 4 * wide * seen**2),
+        tower_first=first,
+        tower_last=depth * seen * 2 * wide * deep,
+        projector=projector_first + (config.projector_num_layers - 1) * 2 * features * width**2,
+        projector_first=projector_first,
+    )
+
+
+def learning(
+    parameters: Iterable[tuple[str, Sequence[int], bool]], config: Any, flops: ForwardFlops
+) -> Learning:
+    """Which parts learn, from (name, shape, learns) of every parameter of a Maya, adapters included.
+
+    learning(((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), config, flops)
+    """
+    weights, adapters = [0] * flops.layers, [0] * flops.layers
+    names = set()
+    for name, shape, learns in parameters:
+        if not learns:
+            continue
+        names.add(name)
+        layer = _LAYER.search(name)
+        if layer and len(shape) == 2:
+            into = adapters if ".lora_" in name else weights
+            into[int(layer[1])] += shape[0] * shape[1]
+    embeddings = any("embed_tokens" in name for name in names)
+    return Learning(
+        tower=any("vision_tower." in name for name in names),
+        projector=any("multi_modal_projector." in name for name in names),
+        embeddings=embeddings,
+        layers=tuple(2 * count / flops.layer for count in weights),
+        adapters=tuple(adapters),
+        head=any("lm_head" in name for name in names)
+        or (embeddings and bool(config.tie_word_embeddings)),
+    )
+
+
+def training_flops(
+    flops: ForwardFlops,
+    learns: Learning,
+    *,
+    tokens: float,
+    pairs: float,
+    positions: float,
+    images: float,
+    checkpointing: bool = False,
+    tiles: bool = False,
+) -> float:
+    """FLOPs of forward and backward over one batch.
+
+    Behind the first part that learns, the backward pass takes as much as the forward pass for the
+    gradients of inputs, and as much again for those of weights that learn; attention takes twice its
+    forward. A frozen tower has no backward pass. Recomputing is no model FLOP: leave the last two
+    arguments False for a utilisation.
+
+    Args:
+        tokens: through the decoder. pairs: see `visible_pairs`. positions: that predict.
+        images: through the tower.
+        checkpointing: add what gradient checkpointing computes twice, all but a layer's last
+            product. It makes the whole decoder part of the backward pass, whatever learns.
+        tiles: add the logits that are computed again in the backward pass.
+
+    Left out: the first trained layer's inputs' gradients where nothing below learns are counted
+    though they are not needed; DoRA's norms (of the adapted matrices, per step) are not counted.
+    """
+    total = flops.total(tokens=tokens, pairs=pairs, positions=positions, images=images)
+    below = learns.tower
+    if below:
+        again = flops.tower - flops.tower_first - flops.tower_last if checkpointing else 0.0
+        total += images * (2 * flops.tower - flops.tower_first + again)
+    if below or learns.projector:
+        inputs = flops.projector - (0.0 if below else flops.projector_first)
+        total += images * (inputs + flops.projector * learns.projector)
+    below = below or learns.projector or learns.embeddings or checkpointing
+    for share, extra in zip(learns.layers, learns.adapters, strict=True):
+        adapter = 2.0 * extra * tokens
+        total += adapter
+        below = below or share > 0 or extra > 0
+        if below:
+            matrices, attention = flops.layer * tokens, flops.pair * pairs
+            total += matrices * (1 + share) + 2 * attention + 2 * adapter
+            if checkpointing:
+                total += matrices - flops.last * tokens + attention + adapter
+    return total + positions * flops.head * (bool(below) + learns.head + tiles)
+
+
+def visible_pairs(prefix: int, branches: Sequence[int] = ()) -> int:
+    """Pairs of a token and one it sees, itself included: `prefix` tokens seen by all branches, each
+    branch seen by itself alone. One conversation is all prefix."""
+    return prefix * (prefix + 1) // 2 + sum(b * prefix + b * (b + 1) // 2 for b in branches)
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of the fastest of repeated large matrix products on `device`; takes about `seconds`."""
+    size = 8192 if device.type == "cuda" else 768
+    # A generator of its own: a run's random state stays what it is.
+    own = torch.Generator(device).manual_seed(0)
+    a = torch.randn(size, size, device=device, dtype=dtype, generator=own)
+    best, until = 0.0, time.perf_counter() + seconds
+    product = a @ a  # the first call sets libraries up
+    while not best or time.perf_counter() < until:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, a, out=product)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best

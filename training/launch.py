@@ -1,0 +1,89 @@
+"""`maya train --accelerate`: the processes are started by accelerate, from one of its config files.
+
+The shipped ones are in `training/accelerate/`. Without the option `maya train` starts its processes
+itself, which is DistributedDataParallel, or FSDP2 where the recipe's args say so.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+CONFIGS = Path(__file__).resolve().parent / "accelerate"
+
+
+def find_config(name: str) -> Path:
+    """The accelerate config file given by path or by the name of a shipped one (`fsdp2`).
+
+    Raises FileNotFoundError naming the shipped ones.
+    """
+    for path in (Path(name), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"no accelerate config {name!r}: found neither a file nor a shipped one; shipped: {names}"
+    )
+
+
+def environment(config: Path, processes: int) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for such a config, by accelerate's own code.
+
+    Raises ValueError for a file that accelerate refuses.
+    """
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    try:
+        args, defaults, _ = _validate_launch_command(
+            launch_command_parser().parse_args(_options(config, processes, ["maya"]))
+        )
+        if args.use_deepspeed:
+            args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+            found = prepare_deepspeed_cmd_env(args)[1]
+        else:
+            found = prepare_multi_gpu_env(args)
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{config}: no config file of accelerate's: {reason}") from None
+    return {k: v for k, v in found.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+def launch(config: Path, processes: int, command: Sequence[str]) -> int:
+    """Run a Python script with its arguments in every process; returns the first bad exit code, or 0.
+
+    Raises ValueError when the config asks for DeepSpeed, and that is not installed.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args(_options(config, processes, command)))
+    except ImportError as error:
+        raise ValueError(f"{config}: {error}") from None
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0
+
+
+def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequence[str]) -> int:
+    """Run the `maya train` command in progress again, in as many processes as the recipe says.
+
+    Args:
+        config: a file or the name of a shipped one. overrides: `key=value` changes of the recipe.
+        options: further options of the command.
+
+    Returns the exit code. Raises ValueError, FileNotFoundError as `find_config` and `load_recipe`.
+    """
+    from .recipe import find_recipe, load_recipe
+    from .run import _processes
+
+    file = find_config(config)
+    processes = _processes(load_recipe(find_recipe(recipe), overrides))
+    command = [sys.argv[0], "train", recipe, *options]
+    return launch(file, processes, command + (["--set", *overrides] if overrides else []))
+
+
+def _options(config: Path, processes: int, command: Sequence[str]) -> list[str]:
+    return ["--config_file", str(config), "--num_processes", str(processes), *command]
