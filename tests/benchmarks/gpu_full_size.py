@@ -1,0 +1,274 @@
+"""Maya at full size on one GPU, with random weights: speed and memory of both stages.
+
+    python tests/benchmarks/gpu_full_size.py [--images 8 --steps 8] [--only pretrain]
+
+Needs a CUDA GPU with 80 GB. Aya-23-8B and SigLIP-base as their configs say, drawn at random on the
+GPU, trained by our trainer on made-up conversations: nothing is downloaded.
+
+- the GPU's own bf16 matrix-multiply peak, measured;
+- pretrain: whole steps on images with captions in eight languages, with and without gradient
+  checkpointing; model FLOP utilisation counts real tokens only and nothing that is computed twice;
+- from that, the time of one pass over LLaVA-Pretrain's 558,128 images in eight languages;
+- finetune: the peak memory of steps that train decoder and projector whole (bf16 weights and
+  gradients, 8-bit paged AdamW), against 80 GB.
+
+Results go to results/gpu_full_size.json.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = Path(__file__).parent / "results" / "gpu_full_size.json"
+sys.path.insert(0, str(ROOT))
+
+IMAGES, LANGUAGES = 558_128, 8  # of LLaVA-Pretrain; of Maya's translations of it
+TARGET_UTILISATION = 0.45
+TARGET_BYTES = 80e9
+WARM_UP = 2
+
+
+def full_size_config() -> Any:
+    """Config of the full-size Maya that the shipped recipes train: Aya-23-8B with SigLIP-base-256."""
+    from modeling_maya import MayaConfig
+    from training.recipe import RECIPES
+
+    file = RECIPES / "maya-8b" / "configs" / "maya-8b.json"
+    return MayaConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def build(config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model at random on `device`, and a processor with a small tokenizer of the same form."""
+    from modeling_maya import MayaForConditionalGeneration
+    from processing_maya import MayaImageProcessor, MayaProcessor, add_image_token
+    from tests.tiny_processing import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    config.image_token_id = add_image_token(tokenizer)
+    with device:
+        model = MayaForConditionalGeneration._from_config(config, dtype=dtype)
+    height, width = config.vision_image_size
+    processor = MayaProcessor(
+        image_processor=MayaImageProcessor(
+            size={"height": height, "width": width}, image_aspect="square"
+        ),
+        tokenizer=tokenizer,
+        image_seq_length=config.image_seq_length,
+    )
+    return model, processor
+
+
+def pretrain(
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    images: int,
+    steps: int,
+    checkpointing: bool,
+    peak: float,
+) -> dict[str, Any]:
+    """Median step of pretraining on `images` images a step, each with a caption of 15 to 45 tokens
+    in eight languages. `peak`: FLOP/s to measure against."""
+    from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
+    from training.flops import forward_flops, learning, training_flops
+    from training.recipe import Rule
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        count = (WARM_UP + steps + 1) * images
+        rows = write_rows(folder / "data", count, LANGUAGES, Texts((15, 45)))
+        model, processor = build(config, device, dtype)
+        trainer = maya_trainer(
+            model,
+            processor,
+            rows,
+            [Rule("multi_modal_projector", RATE), Rule(".*", "frozen")],
+            images=images,
+            languages=LANGUAGES,
+            folder=folder / "run",
+            chat_template="plain",
+            bf16=dtype == torch.bfloat16,
+            gradient_checkpointing=checkpointing,
+        )
+        stepper = Stepper(trainer)
+        reset_memory()
+        timings, utilisation, tokens = [], [], 0
+        forward = forward_flops(config)
+        learns = learning(
+            ((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), config, forward
+        )
+        for number in range(WARM_UP + steps):
+            timed = stepper()
+            if number < WARM_UP:
+                continue
+            work = real_work(stepper.batch)
+            flops = training_flops(forward, learns, **work)
+            timings.append(timed)
+            tokens += work["tokens"]
+            utilisation.append(flops / timed.step / peak)
+    step = statistics.median(t.step for t in timings)
+    return {
+        "gradient_checkpointing": checkpointing,
+        "images_per_step": images,
+        "samples_per_step": images * LANGUAGES,
+        "steps": steps,
+        "seconds": {
+            "step": step,
+            "steps": [t.step for t in timings],
+            "forward_backward": statistics.median(t.forward_backward for t in timings),
+            "collate": statistics.median(t.collate for t in timings),
+        },
+        "samples_per_second": images * LANGUAGES / step,
+        "real_tokens_per_second": tokens / sum(t.step for t in timings),
+        "padding_share": 1 - tokens / sum(t.tokens for t in timings),
+        "model_flop_utilisation": statistics.median(utilisation),
+        "peak_bytes": peak_memory(),
+        "whole_pass_hours": IMAGES / images * step / 3600,
+    }
+
+
+def real_work(batch: dict[str, Any]) -> dict[str, int]:
+    """Arguments of `training_flops` for a step of our trainer: padding left out.
+
+    A token's position says how many it sees before it, as positions restart behind a prefix.
+    """
+    rows = batch["rows"]
+    padding = sum(row["padding"] for row in rows)
+    return {
+        "tokens": sum(row["input_ids"].numel() for row in rows) - padding,
+        "pairs": sum(int((row["position_ids"] + 1).sum()) for row in rows) - padding,
+        "positions": sum(len(row["labels"]) for row in rows),
+        "images": sum(len(row["pixel_values"]) for row in rows if "pixel_values" in row),
+    }
+
+
+def finetune(config: Any, device: torch.device, *, images: int, steps: int) -> dict[str, Any]:
+    """Peak memory and seconds of steps that train all but the tower, in bf16, checkpointed."""
+    from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
+    from training.recipe import Rule
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        texts = Texts((50, 110), (10, 30), system=30)
+        rows = write_rows(folder / "data", (WARM_UP + steps + 1) * images, LANGUAGES, texts)
+        model, processor = build(config, device, torch.bfloat16)
+        trainer = maya_trainer(
+            model,
+            processor,
+            rows,
+            [Rule("vision_tower", "frozen"), Rule(".*", RATE)],
+            images=images,
+            languages=LANGUAGES,
+            folder=folder / "run",
+            chat_template="aya",
+            learn_in_float32=False,
+            bf16=True,
+            gradient_checkpointing=True,
+            optim="paged_adamw_8bit",
+        )
+        stepper = Stepper(trainer)
+        timings = [stepper() for _ in range(WARM_UP + steps)][WARM_UP:]
+    most = peak_memory()
+    return {
+        "images_per_step": images,
+        "samples_per_step": images * LANGUAGES,
+        "weights": "bfloat16",
+        "optimizer": "paged_adamw_8bit",
+        "gradient_checkpointing": True,
+        "tokens_per_step": statistics.mean(t.tokens for t in timings),
+        "seconds_per_step": statistics.median(t.step for t in timings),
+        "peak_bytes": most,
+        "target_bytes": TARGET_BYTES,
+        "met": most <= TARGET_BYTES,
+    }
+
+
+def reset_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> int:
+    """Bytes that PyTorch had reserved at most, 0 without a GPU."""
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=8, help="a pretrain step")
+    parser.add_argument("--finetune-images", type=int, default=2, help="a finetune step")
+    parser.add_argument("--steps", type=int, default=8, help="behind two of warm-up")
+    parser.add_argument("--only", choices=("pretrain", "finetune"))
+    parser.add_argument("--output", type=Path, default=RESULT)
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("gpu_full_size needs a CUDA GPU with 80 GB; torch finds none here", file=sys.stderr)
+        return 1
+
+    import transformers
+
+    from tests.benchmarks.workload import environment
+    from training.evaluation.results import write_json
+    from training.flops import measure_peak
+
+    transformers.logging.set_verbosity_error()
+    device = torch.device("cuda")
+    peak = measure_peak(device, torch.bfloat16, seconds=5.0)
+    record: dict[str, Any] = {
+        "what": __doc__.split("\n")[0],
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_bytes": torch.cuda.get_device_properties(0).total_memory,
+        "matmul_peak_bf16_tflops": peak / 1e12,
+    }
+    if args.only != "finetune":
+        record["pretrain"] = []
+        for checkpointing in (False, True):
+            reset_memory()
+            try:
+                found = pretrain(
+                    full_size_config(),
+                    device,
+                    torch.bfloat16,
+                    images=args.images,
+                    steps=args.steps,
+                    checkpointing=checkpointing,
+                    peak=peak,
+                )
+            except torch.cuda.OutOfMemoryError:
+                found = {"gradient_checkpointing": checkpointing, "out_of_memory": True}
+            record["pretrain"].append(found)
+            print(found, flush=True)
+        most = max(p.get("model_flop_utilisation", 0.0) for p in record["pretrain"])
+        record["target"] = {
+            "what": "model FLOP utilisation in pretraining",
+            "target": TARGET_UTILISATION,
+            "reached": most,
+            "met": most >= TARGET_UTILISATION,
+        }
+    if args.only != "pretrain":
+        reset_memory()
+        try:
+            record["finetune"] = finetune(
+                full_size_config(), device, images=args.finetune_images, steps=args.steps
+            )
+        except torch.cuda.OutOfMemoryError:
+            record["finetune"] = {"out_of_memory": True, "met": False}
+        print(record["finetune"], flush=True)
+    write_json({**record, **environment()}, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,508 @@
+"""What sharing an image among K languages does to learning: held-out loss for K = 1, 2, 4, 8.
+
+    python tests/benchmarks/learning_by_group_size.py [--minutes 240] [--seeds 0 1 2] [--jobs 2]
+    python tests/benchmarks/learning_by_group_size.py --plot
+
+A group of K captions of one image costs less than K rows, but its captions are more alike than those
+of K images. So the same compute buys more samples that teach less each; which wins is measured here,
+with `maya train` on the mini dataset: the pretrain stage of the `mini` recipe (projector alone, eight
+languages) for every K and several budgets of compute, batch size (in images) and rate tuned for each
+of these by climbing from the last best, with a seed of its own. Held-out loss: nats per token of the
+captions of pictures in the validation style.
+
+A mini picture is 16 tokens, which leaves little to share, so compute is that of the same training on
+the full-size model: FLOPs of Aya-23-8B with 256 image tokens and captions of 30
+(`training.flops`). The seconds of the mini model are kept beside it. Budgets are parts of what one
+pass over all captions costs with K = 1.
+
+Every run leaves one JSON in --work; runs that are there are not repeated, and one whose time is over
+can be continued by the same command. Runs of another recipe, data or bases get another folder.
+Results: results/learning_by_group_size.json and .png, as far as runs are there.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = Path(__file__).parent / "results" / "learning_by_group_size.json"
+sys.path.insert(0, str(ROOT))
+
+GROUP_SIZES = (1, 2, 4, 8)
+BUDGETS = (0.125, 0.25, 0.5, 1.0)
+START = (16, 1e-2)  # images a step and rate of the mini recipe
+TUNING_SEED = 1000
+IMAGE_TOKENS, TEXT_TOKENS = 256, 30
+LOG_STEP = 2.0  # from one batch size or rate to the next
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training on about `samples` captions. `batch_size` counts images."""
+
+    group_size: int
+    batch_size: int
+    rate: float
+    samples: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return (
+            f"k{self.group_size}-b{self.batch_size}-r{self.rate:.3g}-n{self.samples}-s{self.seed}"
+        )
+
+    @property
+    def steps(self) -> int:
+        return max(1, round(self.samples / (self.batch_size * self.group_size)))
+
+    @property
+    def seen(self) -> int:
+        return self.steps * self.batch_size * self.group_size
+
+
+@cache
+def flops_per_sample(group_size: int) -> float:
+    """Forward and backward of a caption in pretraining at full size, its share of the image in it."""
+    from tests.benchmarks.gpu_full_size import full_size_config
+    from training.flops import Learning, forward_flops, training_flops, visible_pairs
+
+    flops = forward_flops(full_size_config())
+    projector = Learning(False, True, False, (0.0,) * flops.layers, (0,) * flops.layers, False)
+    texts = [TEXT_TOKENS] * group_size
+    return (
+        training_flops(
+            flops,
+            projector,
+            tokens=IMAGE_TOKENS + sum(texts),
+            pairs=visible_pairs(IMAGE_TOKENS, texts),
+            positions=sum(texts),
+            images=1,
+        )
+        / group_size
+    )
+
+
+def samples_for(budget: float, group_size: int, captions: int) -> int:
+    """Samples that `budget` pays for; 1 is a pass over all captions with K = 1."""
+    return round(budget * captions * flops_per_sample(1) / flops_per_sample(group_size))
+
+
+# ------------------------------------------------------------------------------ one run
+
+
+def recipe_of(run: Run) -> Any:
+    """The `mini` recipe's pretrain stage with the run's values."""
+    from training.recipe import find_recipe, load_recipe
+
+    recipe = load_recipe(find_recipe("mini"))
+    stage = recipe.stages[0]
+    stage.batch_size, stage.group_size = run.batch_size, run.group_size
+    for rule in stage.train:
+        if rule.rate != "frozen":
+            rule.rate = run.rate
+    warm_up = math.ceil(0.03 * run.steps)
+    stage.args |= {
+        "max_steps": run.steps,
+        "warmup_steps": warm_up,
+        "logging_steps": max(1, run.steps // 10),
+        "save_steps": run.steps + 1,
+    }
+    recipe.stages, recipe.seed, recipe.processes = [stage], run.seed, 1
+    return recipe
+
+
+def run_once(run: Run, work: Path, images: int) -> dict[str, Any]:
+    """Train, evaluate on `images` held-out pictures, and leave the result in `work`."""
+    import contextlib
+    import shutil
+
+    from training.evaluation.results import write_json
+    from training.recipe import write_recipe
+    from training.run import LOG, train
+
+    folder = work / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_recipe(recipe_of(run), folder / "given.yaml")
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log):
+        model = train(str(folder / "given.yaml"), output_dir=str(folder / "run"))
+        stage = json.loads((model / "pretrain" / LOG).read_text(encoding="utf-8"))
+        seconds = next(r["train_runtime"] for r in stage["log"] if "train_runtime" in r)
+        result = {
+            **asdict(run),
+            "steps": run.steps,
+            "samples": run.seen,
+            "flops": run.seen * flops_per_sample(run.group_size),
+            "seconds": seconds,
+            **held_out(model, recipe_of(run).stages[0].data[0], images),
+        }
+    write_json(result, work / f"{run.name}.json")
+    shutil.rmtree(folder)
+    return result
+
+
+def held_out(folder: Path, source: Any, images: int) -> dict[str, Any]:
+    """Loss per token of the captions of `images` validation pictures, in all and per language.
+
+    By the model's own forward, one conversation a row: nothing of the training path takes part.
+    """
+    import dataclasses
+
+    import torch
+
+    from modeling_maya import MayaForConditionalGeneration
+    from processing_maya import MayaProcessor
+    from training.groups import GroupData
+
+    model = MayaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = MayaProcessor.from_pretrained(folder)
+    data = GroupData(
+        [dataclasses.replace(source, split="validation", limit=images, augment=None, tasks={})]
+    )
+    sums: dict[str, list[float]] = {}
+    lengths = []
+    for start in range(0, len(data), 32):
+        rows, pictures = [], []
+        for index in range(start, min(start + 32, len(data))):
+            item = data.conversation(index)
+            tokens = processor.encode_conversation(item.messages, num_images=1, name=item.id)
+            rows.append((item.language, tokens["input_ids"], tokens["assistant_mask"]))
+            pictures.append(data.load_image(item.source, item.images[0], item.id))
+        width = max(len(ids) for _, ids, _ in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        labels = torch.full((len(rows), width), -100)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, (_, tokens, trained) in enumerate(rows):
+            ids[i, : len(tokens)], mask[i, : len(tokens)] = torch.tensor(tokens), 1
+            labels[i, : len(tokens)] = torch.where(
+                torch.tensor(trained) == 1, ids[i, : len(tokens)], -100
+            )
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
+        )
+        for i, (language, tokens, _) in enumerate(rows):
+            total = sums.setdefault(language, [0.0, 0])
+            total[0] += float(losses[i].sum())
+            total[1] += int((labels[i, 1:] != -100).sum())
+            lengths.append((tokens.count(processor.image_token_id), len(tokens)))
+    loss = sum(s[0] for s in sums.values()) / sum(s[1] for s in sums.values())
+    return {
+        "loss": loss if math.isfinite(loss) else None,  # None: the training broke down
+        "languages": {
+            language: s[0] / s[1] if math.isfinite(s[0]) else None
+            for language, s in sorted(sums.items())
+        },
+        "held_out": {
+            "images": len(set(data.image.tolist())),
+            "captions": len(data),
+            "tokens": sum(s[1] for s in sums.values()),
+            "image_tokens": lengths[0][0],
+            "mean_length": statistics.mean(length for _, length in lengths),
+        },
+    }
+
+
+# ------------------------------------------------------------------------------ all runs
+
+
+class TimeIsOver(Exception):
+    """The time that was given is used up."""
+
+
+class Runner:
+    """Does runs in `jobs` processes until `deadline` (time.monotonic), remembering all it did."""
+
+    def __init__(self, work: Path, jobs: int, deadline: float, images: int):
+        self.work, self.deadline, self.images = work, deadline, images
+        self.done: dict[str, dict[str, Any]] = {}
+        os.environ["OMP_NUM_THREADS"] = "1"
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(jobs, mp_context=context)
+
+    def __call__(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Results of `runs`. Raises TimeIsOver before runs that would begin too late."""
+        missing = [r for r in runs if not self.path(r).is_file()]
+        if missing and time.monotonic() > self.deadline:
+            raise TimeIsOver
+        do = partial(run_once, work=self.work, images=self.images)
+        for run, result in zip(missing, self.pool.map(do, missing), strict=True):
+            loss = math.nan if result["loss"] is None else result["loss"]
+            print(f"{run.name}: loss {loss:.4f}, {result['seconds']:.0f} s", flush=True)
+        found = [json.loads(self.path(r).read_text()) for r in runs]
+        self.done |= zip([r.name for r in runs], found, strict=True)
+        return found
+
+    def path(self, run: Run) -> Path:
+        return self.work / f"{run.name}.json"
+
+
+def climb(
+    measure: Callable[[Sequence[tuple[int, float]]], Sequence[float]], start: tuple[int, float]
+) -> tuple[int, float]:
+    """The (batch size, rate) with the least loss that no neighbour betters; neighbours are half and
+    double of either.
+
+    Args:
+        measure: losses of several points.
+    """
+    known: dict[tuple[int, float], float] = {}
+    best = start
+    while True:
+        batch, rate = best
+        near = [best, (round(batch * LOG_STEP), rate), (batch, rate * LOG_STEP)]
+        near += [(batch, rate / LOG_STEP)]
+        if batch >= LOG_STEP:
+            near.append((round(batch / LOG_STEP), rate))
+        new = [point for point in near if point not in known]
+        known |= zip(new, measure(new), strict=True)
+        better = min(near, key=lambda point: known[point])
+        if known[better] >= known[best]:
+            return best
+        best = better
+
+
+def study(
+    runner: Runner, captions: int, budgets: Sequence[float], seeds: Sequence[int]
+) -> dict[int, list[dict[str, Any]]]:
+    """Points of the curves: {K: [{budget, batch_size, rate, runs}]}; what time allowed of them."""
+    curves: dict[int, list[dict[str, Any]]] = {k: [] for k in GROUP_SIZES}
+    best = dict.fromkeys(GROUP_SIZES, START)
+    try:
+        for budget in sorted(budgets):
+            for k in GROUP_SIZES:
+                samples = samples_for(budget, k, captions)
+
+                def losses(
+                    points: Sequence[tuple[int, float]], k=k, samples=samples
+                ) -> list[float]:
+                    runs = [Run(k, batch, rate, samples, TUNING_SEED) for batch, rate in points]
+                    found = [result["loss"] for result in runner(runs)]
+                    return [math.inf if loss is None else loss for loss in found]
+
+                best[k] = climb(losses, best[k])
+                batch, rate = best[k]
+                runs = runner([Run(k, batch, rate, samples, seed) for seed in seeds])
+                curves[k].append(
+                    {"budget": budget, "batch_size": batch, "rate": rate, "runs": runs}
+                )
+    except TimeIsOver:
+        print("the time is over: the same command goes on from here", flush=True)
+    return curves
+
+
+# ------------------------------------------------------------------------------ what it says
+
+
+def reached(curve: Sequence[tuple[float, float]], loss: float) -> tuple[float, bool] | None:
+    """Where a curve of (x, loss) first comes down to `loss`, linear in log x between its points.
+
+    Returns (x, whether this is only an upper bound: the first point is there already), or None if
+    it never does.
+    """
+    curve = sorted(curve)
+    if curve[0][1] <= loss:
+        return curve[0][0], True
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
+        if y1 <= loss:
+            return math.exp(math.log(x0) + (y0 - loss) / (y0 - y1) * math.log(x1 / x0)), False
+    return None
+
+
+def conclude(curves: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
+    """For every K: its curve with the spread over seeds, and what it needs, as a part of what K = 1
+    needed, to come to the mean loss of K = 1 at its largest budget."""
+    found: dict[str, Any] = {}
+    final = max(curves[1], key=lambda p: p["budget"], default=None)
+    for k, points in curves.items():
+        if not points or final is None:
+            continue
+        entry: dict[str, Any] = {"curve": [point_summary(p) for p in points]}
+        goal = statistics.mean(r["loss"] for r in final["runs"])
+        for axis in ("flops", "seconds", "samples"):
+            base = statistics.mean(r[axis] for r in final["runs"])
+            per_seed = []
+            for i in range(min(len(p["runs"]) for p in points)):
+                at = reached([(p["runs"][i][axis], p["runs"][i]["loss"]) for p in points], goal)
+                per_seed.append(None if at is None else {"part": at[0] / base, "at_most": at[1]})
+            mean = [(statistics.mean(r[axis] for r in p["runs"]), loss_of(p)) for p in points]
+            at = reached(mean, goal)
+            entry[f"{axis}_to_reach"] = {
+                "loss": goal,
+                "of_mean": None if at is None else {"part": at[0] / base, "at_most": at[1]},
+                "per_seed": per_seed,
+            }
+        found[str(k)] = entry
+    return found
+
+
+def loss_of(point: dict[str, Any]) -> float:
+    """Mean over seeds."""
+    return statistics.mean(r["loss"] for r in point["runs"])
+
+
+def point_summary(point: dict[str, Any]) -> dict[str, Any]:
+    runs = point["runs"]
+    losses = [r["loss"] for r in runs]
+    return {
+        **{name: point[name] for name in ("budget", "batch_size", "rate")},
+        **{
+            name: statistics.mean(r[name] for r in runs) for name in ("flops", "seconds", "samples")
+        },
+        "steps": runs[0]["steps"],
+        "loss": {"mean": statistics.mean(losses), "least": min(losses), "most": max(losses)},
+        "losses": {str(r["seed"]): r["loss"] for r in runs},
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The curves and the conclusion as text."""
+    lines = [f"{'K':>2}{'budget':>8}{'batch':>7}{'rate':>8}{'samples':>9}{'seconds':>9}  loss"]
+    for k, entry in record["by_group_size"].items():
+        for p in entry["curve"]:
+            loss = p["loss"]
+            lines.append(
+                f"{k:>2}{p['budget']:8.3f}{p['batch_size']:7}{p['rate']:8.4f}{p['samples']:9.0f}"
+                f"{p['seconds']:9.0f}  {loss['mean']:.4f} ({loss['least']:.4f}-{loss['most']:.4f})"
+            )
+    for k, entry in record["by_group_size"].items():
+        parts = []
+        for axis in ("flops", "seconds", "samples"):
+            of = entry[f"{axis}_to_reach"]
+            seeds = ", ".join(shown(s) for s in of["per_seed"])
+            parts.append(f"{shown(of['of_mean'])} of the {axis} ({seeds})")
+        goal = entry["flops_to_reach"]["loss"]
+        lines.append(f"K={k} comes to loss {goal:.4f} with {'; '.join(parts)}")
+    return "\n".join(lines)
+
+
+def shown(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return "not reached"
+    return f"{'at most ' if part['at_most'] else ''}{part['part']:.2f}"
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Held-out loss against compute, the mini model's seconds, and samples; bars are seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrained")
+    one = record["by_group_size"].get("1", {"curve": []})["curve"]
+    full = max((p["flops"] for p in one), default=1.0)
+    titles = {
+        "flops": "compute at full size (1: K = 1, largest budget)",
+        "samples": "captions seen",
+        "seconds": "seconds of the mini model",
+    }
+    colours = {"1": "#444444", "2": "#0072b2", "4": "#e69f00", "8": "#d55e00"}
+    for panel, (axis, title) in zip(panels, titles.items(), strict=True):
+        for k, entry in record["by_group_size"].items():
+            curve = entry["curve"]
+            x = [p[axis] / (full if axis == "flops" else 1) for p in curve]
+            mean = [p["loss"]["mean"] for p in curve]
+            bars = [
+                [m - p["loss"]["least"] for m, p in zip(mean, curve, strict=True)],
+                [p["loss"]["most"] - m for m, p in zip(mean, curve, strict=True)],
+            ]
+            panel.errorbar(
+                x, mean, yerr=bars, marker="o", ms=4, capsize=3, color=colours[k], label=f"K = {k}"
+            )
+        if one:
+            goal = max(one, key=lambda p: p["flops"])["loss"]["mean"]
+            panel.axhline(goal, color=colours["1"], lw=0.8, ls=":")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}")
+        panel.set_xlabel(title)
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("held-out loss, nats per token")
+    panels[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+def fingerprint() -> str:
+    """Of the recipe and its inputs: results of another are no results of this."""
+    from training.recipe import digest
+    from training.run import make_manifest
+
+    return digest(make_manifest(recipe_of(Run(1, *START, samples=1, seed=0))))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--minutes", type=float, default=240.0, help="begin no run after so long")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--captions", type=int, help="in a pass (default: of the mini dataset)")
+    parser.add_argument("--held-out-images", type=int, default=400)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "learning_by_group_size")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--plot", action="store_true", help="only draw the results again")
+    args = parser.parse_args(argv)
+    args.output, args.work = args.output.resolve(), args.work.resolve()
+    if args.plot:
+        plot(json.loads(args.output.read_text()), args.output.with_suffix(".png"))
+        return 0
+    os.chdir(ROOT)  # where the resolved recipe's paths begin
+
+    from tests.benchmarks.workload import environment
+    from training.evaluation.results import write_json
+    from training.groups import GroupData
+
+    work = args.work / fingerprint()
+    captions = args.captions or len(GroupData(recipe_of(Run(1, *START, 1, 0)).stages[0].data))
+    began = time.monotonic()
+    runner = Runner(work, args.jobs, began + 60 * args.minutes, args.held_out_images)
+    with runner.pool:
+        curves = study(runner, captions, args.budgets, args.seeds)
+    conclusion = conclude(curves)
+    if not conclusion:
+        print("no budget of K = 1 is finished: nothing to compare yet", file=sys.stderr)
+        return 1
+    record = {
+        "what": __doc__.split("\n")[0],
+        "recipe": "mini, stage pretrain",
+        "captions_per_pass": captions,
+        "seeds": args.seeds,
+        "tuning_seed": TUNING_SEED,
+        "full_size": {
+            "image_tokens": IMAGE_TOKENS,
+            "text_tokens": TEXT_TOKENS,
+            "flops_per_sample": {k: flops_per_sample(k) for k in GROUP_SIZES},
+        },
+        "held_out": next(iter(runner.done.values()))["held_out"],
+        "target": {"what": "flops to reach the loss of K = 1, a part of its own", "target": 0.5},
+        "jobs_at_a_time": args.jobs,
+        "by_group_size": conclusion,
+        "runs": list(runner.done.values()),
+        **environment(),
+    }
+    write_json(record, args.output)
+    plot(record, args.output.with_suffix(".png"))
+    print(table(record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

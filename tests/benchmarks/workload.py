@@ -1,0 +1,251 @@
+"""What the training benchmarks share: conversations in files, trainers on them, one step at a time.
+
+Everything about how this package builds its trainer is in `maya_trainer`, as `maya train` does it.
+"""
+
+import contextlib
+import importlib.metadata
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from trl import SFTConfig
+
+from tests.tiny_processing import TEXTS, tiny_tokenizer
+from training.attention import SEGMENTS
+from training.collator import GroupCollator
+from training.evaluation import results
+from training.freezing import apply_rules
+from training.groups import GroupData
+from training.recipe import DataRecipe, Rule
+from training.trainer import MayaTrainer
+
+LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar")
+# So small that AdamW, which computes all the same, leaves the weights where they are: every step of
+# every trainer then has the same loss on the same samples.
+RATE = 1e-12
+# Photos of LLaVA-Pretrain are about this large.
+PICTURE = (384, 288)
+
+
+def environment() -> dict[str, Any]:
+    """Machine, threads, versions and commit, as they stand in every result."""
+    found = results.versions()
+    for name in ("trl", "accelerate"):
+        found[name] = importlib.metadata.version(name)
+    return {
+        "machine": results.machine(),
+        "versions": found,
+        "package": results.package(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Lengths in tokens of the texts of a conversation, drawn evenly from (least, most).
+
+    system: of a first turn that all conversations have alike, 0 for none.
+    """
+
+    answer: tuple[int, int]
+    question: tuple[int, int] = (1, 1)
+    system: int = 0
+
+
+def write_rows(folder: Path, images: int, languages: int, texts: Texts, seed: int = 0) -> Path:
+    """`messages` + `images` rows about `images` JPEG files, each in the first `languages` languages."""
+    random = np.random.default_rng(seed)
+    tokenizer = tiny_tokenizer()
+    words = {}
+    for language in LANGUAGES[:languages]:
+        spaced = " " in TEXTS[language]
+        pieces = [f" {w}" for w in TEXTS[language].split()] if spaced else list(TEXTS[language])
+        counts = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        words[language] = list(zip(pieces, map(len, counts), strict=True))
+
+    def text(language: str, tokens: int) -> str:
+        drawn = ""
+        while tokens > 0:
+            piece, count = words[language][random.integers(len(words[language]))]
+            drawn, tokens = drawn + piece, tokens - count
+        return drawn.strip()
+
+    def length(bounds: tuple[int, int]) -> int:
+        return int(random.integers(bounds[0], bounds[1] + 1))
+
+    (folder / "pictures").mkdir(parents=True)
+    system = [{"role": "system", "content": text("en", texts.system)}] if texts.system else []
+    rows = []
+    for number in range(images):
+        name = f"pictures/{number}.jpg"
+        # Soft shapes: noise would make files larger than photos of this size are.
+        coarse = random.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(folder / name)
+        for language in LANGUAGES[:languages]:
+            turns = [
+                {"role": "user", "content": text(language, length(texts.question))},
+                {"role": "assistant", "content": text(language, length(texts.answer))},
+            ]
+            row = {"id": f"{number}-{language}", "lang": language, "images": [name]}
+            rows.append({**row, "messages": system + turns})
+    path = folder / "rows.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def arguments(folder: Path, samples: int, **changes: Any) -> SFTConfig:
+    """The same for every trainer: `samples` dataset rows a step, the order of the file, no logs."""
+    cuda = torch.cuda.is_available()
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": samples,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "max_length": None,
+        "bf16": False,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return SFTConfig(**{**values, **changes})
+
+
+def maya_trainer(
+    model: Any,
+    processor: Any,
+    rows: Path,
+    rules: Sequence[Rule],
+    *,
+    images: int,
+    languages: int,
+    folder: Path,
+    chat_template: str,
+    learn_in_float32: bool = True,
+    **changes: Any,
+) -> MayaTrainer:
+    """Our trainer on `rows`, `images` groups of at most `languages` conversations a step.
+
+    The groups come in the order of the file, so that step n has the conversations that rows in that
+    order give a trainer of single rows. `learn_in_float32`: as `maya train` does in bf16 runs. Other
+    arguments go to `arguments`.
+    """
+    data = GroupData([DataRecipe(path=str(rows), chat_template=chat_template)])
+    apply_rules(model, rules)
+    if learn_in_float32:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    segments = not torch.cuda.is_available()
+    if segments:
+        model.model.language_model.set_attn_implementation(SEGMENTS)
+    parts = [np.sort(part) for _, part in data.plan(None, languages, seed=0)]
+    plan = [(0, part) for part in sorted(parts, key=min)]
+    steps = len(plan) // images
+    return MayaTrainer(
+        model,
+        arguments(
+            folder,
+            1,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **changes,
+        ),
+        rules=rules,
+        languages=data.languages,
+        train_dataset=datasets.Dataset.from_dict({"step": range(steps), "rank": [0] * steps}),
+        data_collator=GroupCollator(
+            data,
+            processor,
+            seed=0,
+            layout="segments" if segments else "dense",
+            plan=plan,
+            batch_size=images,
+        ),
+        processing_class=processor,
+    )
+
+
+@dataclass
+class Timed:
+    """One step: its seconds in parts, the mean loss over its tokens, and the tokens laid out."""
+
+    collate: float
+    forward_backward: float
+    optimizer: float
+    loss: float
+    tokens: int
+
+    @property
+    def step(self) -> float:
+        return self.collate + self.forward_backward + self.optimizer
+
+
+class Stepper:
+    """Runs the steps of a trainer one by one, as its `train` would, and times their parts.
+
+    Stopping between steps is what lets two trainers be measured in turns. Collation is that of one
+    batch a step, in this process.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ):
+        self.trainer = trainer
+        self.around = around  # what forward and backward run in
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 1
+        self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        self.batches: Iterator[Any] = iter(trainer.get_train_dataloader())
+        self.batch: Any = None  # of the last step
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def __call__(self, keep_gradients: bool = False) -> Timed:
+        """The next step. Raises ValueError when the data is used up."""
+        trainer = self.trainer
+        marks = [_now()]
+        found, count = trainer.get_batch_samples(self.batches, 1, trainer.args.device)
+        if not found:
+            raise ValueError("no rows are left: write rows for every step of every round")
+        marks.append(_now())
+        self.batch = found[0]
+        with self.around():
+            loss = trainer.training_step(trainer.model, dict(self.batch), count)
+        marks.append(_now())
+        if keep_gradients:  # in a warm-up: copying them counts as the optimizer's time
+            named = trainer.model.named_parameters()
+            self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
+        trainer.accelerator.clip_grad_norm_(self.parameters, trainer.args.max_grad_norm)
+        trainer.optimizer.step()
+        trainer.model.zero_grad()
+        marks.append(_now())
+        parts = [b - a for a, b in itertools.pairwise(marks)]
+        return Timed(*parts, loss=float(loss), tokens=laid_out(self.batch))
+
+
+def laid_out(batch: dict[str, Any]) -> int:
+    """Positions of a step that go through the decoder, padding included; a trainer's batch is one
+    tensor, or rows that our trainer computes one after the other."""
+    return sum(row["input_ids"].numel() for row in batch.get("rows", [batch]))
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,237 @@
+"""The benchmarks run and say what they claim to say; how fast anything is, no test asserts."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.benchmarks import gpu_full_size, learning_by_group_size
+
+# ------------------------------------------------------------------------------ training_speed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["pretrain_8_24", "finetune_100", "nothing_shared"])
+def test_both_sides_compute_the_same(case, tmp_path):
+    from tests.benchmarks import training_speed
+
+    output = tmp_path / "speed.json"
+    arguments = ["--quick", "--rounds", "2", "--cases", case, "--output", str(output)]
+    command = [sys.executable, training_speed.__file__, *arguments]
+    # From another folder, and in a process of its own, as it forks to measure memory.
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    record = json.loads(output.read_text())["cases"][case]
+    assert set(record["loss"]) >= {"maya", "trl", "trl_supervised", "stock_forward"}
+    assert record["loss"]["steps"] == 3
+    assert record["loss"]["largest_relative_difference"] <= training_speed.LOSS_TOLERANCE
+    for other in ("trl", "trl_supervised"):
+        assert record["gradient_relative_difference"][other] <= training_speed.GRADIENT_TOLERANCE
+        faster = record["times_faster"][other]["step"]
+        assert faster["per_round"]["least"] <= faster["per_round"]["most"]
+        assert record["times_faster"][other]["forward_backward"]["ratio_of_medians"] > 0
+    tokens = record["decoder_tokens_per_sample"]
+    assert tokens["trl"] == tokens["trl_supervised"] > tokens["maya"]
+    assert record["seconds"]["maya"]["step"]["median"] > 0
+    assert {"machine", "versions", "package", "shape", "rounds"} <= set(record)
+    assert next(t["target"] for t in record["targets"]) == training_speed.CASES[case].speed
+    if sys.platform == "linux":
+        assert set(record["memory"]["bytes"]) == set(training_speed.TRAINERS)
+    assert case in run.stdout
+    assert f"{record['loss']['maya']:.6f} ours" in run.stdout
+
+
+@pytest.mark.slow
+def test_a_difference_fails_the_command(monkeypatch, tmp_path, capsys):
+    from tests.benchmarks import training_speed
+
+    stock = training_speed.stock_model
+
+    def without_scale(*arguments):
+        model, processor = stock(*arguments)
+        model.config.text_config.logit_scale = 1.0  # what TRL's head reads
+        return model, processor
+
+    monkeypatch.setattr(training_speed, "stock_model", without_scale)
+    monkeypatch.setattr(training_speed, "measure_memory", lambda case, shape: None)
+    output = tmp_path / "speed.json"
+    arguments = ["--quick", "--rounds", "1", "--cases", "pretrain_8_24", "--output", str(output)]
+    assert training_speed.main(arguments) == 1
+    assert "do not compute the same" in capsys.readouterr().err
+    assert not output.exists()
+
+
+# ------------------------------------------------------------------------------ learning_by_group_size
+
+
+def test_climbing_ends_at_the_best_point():
+    asked = []
+
+    def measure(points):
+        asked.extend(points)
+        return [(math.log2(b) - 6) ** 2 + (math.log2(r) + 3) ** 2 for b, r in points]
+
+    assert learning_by_group_size.climb(measure, (16, 0.5)) == (64, 0.125)
+    assert len(asked) == len(set(asked))
+
+
+def test_climbing_stays_above_no_images():
+    assert (
+        learning_by_group_size.climb(lambda points: [b + r for b, r in points], (2, 1e-9))[0] == 1
+    )
+
+
+def test_where_a_curve_comes_down():
+    reached = learning_by_group_size.reached
+    curve = [(4.0, 1.0), (1.0, 2.0), (16.0, 0.5)]
+    assert reached(curve, 1.5) == (pytest.approx(2.0), False)
+    assert reached(curve, 0.75) == (pytest.approx(8.0), False)
+    assert reached(curve, 2.0) == (1.0, True)
+    assert reached(curve, 0.4) is None
+
+
+def test_sharing_is_worth_what_tokens_say():
+    flops = learning_by_group_size.flops_per_sample
+    tokens = {k: 256 / k + 30 for k in (1, 2, 4, 8)}
+    for k in (2, 4, 8):
+        # A little less: the head's work on a caption stays the same.
+        worth = tokens[1] / tokens[k]
+        assert 0.9 * worth < flops(1) / flops(k) < worth
+    assert learning_by_group_size.samples_for(0.5, 1, 1000) == 500
+    assert learning_by_group_size.samples_for(0.5, 8, 1000) > 2000
+
+
+def points(k: int, gain: float) -> list[dict]:
+    """A made-up curve: loss falls with samples, `gain` times as fast."""
+    found = []
+    for budget in (0.25, 0.5, 1.0):
+        samples = learning_by_group_size.samples_for(budget, k, 1000)
+        runs = [
+            {
+                "seed": seed,
+                "steps": samples // k,
+                "samples": samples,
+                "flops": samples * learning_by_group_size.flops_per_sample(k),
+                "seconds": samples / 10,
+                "loss": 3 - 0.2 * math.log(gain * budget) + 0.01 * seed,
+            }
+            for seed in (0, 1, 2)
+        ]
+        found.append({"budget": budget, "batch_size": 16, "rate": 0.01, "runs": runs})
+    return found
+
+
+def test_conclusion_and_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    curves = {1: points(1, 1.0), 2: [], 4: points(4, 2.0), 8: points(8, 0.5)}
+    record = {"by_group_size": learning_by_group_size.conclude(curves)}
+    found = record["by_group_size"]
+    assert set(found) == {"1", "4", "8"}
+    assert found["1"]["flops_to_reach"]["of_mean"]["part"] == pytest.approx(1.0, rel=1e-3)
+    assert found["4"]["flops_to_reach"]["of_mean"]["part"] == pytest.approx(0.5, rel=2e-2)
+    assert len(found["4"]["flops_to_reach"]["per_seed"]) == 3
+    assert found["8"]["flops_to_reach"]["of_mean"] is None
+    assert found["4"]["curve"][0]["loss"]["least"] < found["4"]["curve"][0]["loss"]["mean"]
+    text = learning_by_group_size.table(record)
+    assert "K=8 comes to loss" in text
+    assert "not reached" in text
+    picture = tmp_path / "plot.png"
+    learning_by_group_size.plot(record, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_miniature_study(tmp_path, monkeypatch, capsys):
+    """Through `maya train` on the mini dataset; what is done is not done again."""
+    pytest.importorskip("matplotlib")
+    study = learning_by_group_size
+    monkeypatch.setattr(study, "climb", lambda measure, start: (measure([start]), start)[1])
+    monkeypatch.setattr(study, "GROUP_SIZES", (1, 8))
+    output = tmp_path / "learning.json"
+    arguments = ["--budgets", "0.5", "1", "--seeds", "0", "--jobs", "1", "--captions", "64"]
+    arguments += ["--held-out-images", "4", "--work", str(tmp_path / "work")]
+    arguments += ["--output", str(output)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert study.main(arguments) == 0
+    record = json.loads(output.read_text())
+    assert output.with_suffix(".png").is_file()
+    assert {r["group_size"] for r in record["runs"]} == {1, 8}
+    assert all(2 < r["loss"] < 12 for r in record["runs"])
+    assert record["held_out"]["images"] == 4
+    assert record["held_out"]["image_tokens"] == 16
+    done = sorted((tmp_path / "work").rglob("*.json"))
+    assert len(done) == len(record["runs"]) == 2 * 2 * 2
+    before = [path.stat().st_mtime_ns for path in done]
+    assert study.main([*arguments, "--minutes", "0"]) == 0
+    assert [path.stat().st_mtime_ns for path in done] == before
+    assert json.loads(output.read_text())["runs"] == record["runs"]
+
+
+# ------------------------------------------------------------------------------ gpu_full_size
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(capsys):
+    assert gpu_full_size.main([]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert "needs a CUDA GPU" in printed.err
+
+
+def test_full_size_is_the_published_size():
+    from modeling_maya import MayaForConditionalGeneration
+
+    config = gpu_full_size.full_size_config()
+    assert config.image_seq_length == learning_by_group_size.IMAGE_TOKENS
+    with torch.device("meta"):
+        model = MayaForConditionalGeneration(config)
+        model.tie_weights()
+    decoder = sum(p.numel() for p in model.model.language_model.parameters())
+    assert decoder == 8_028_033_024
+
+
+def test_pretraining_step_on_a_small_model():
+    from tests.tiny import tiny_config
+
+    config = tiny_config(
+        text={"vocab_size": 512}, vision={"image_size": 16, "patch_size": 4}, image_token_id=7
+    )
+    found = gpu_full_size.pretrain(
+        config,
+        torch.device("cpu"),
+        torch.float32,
+        images=2,
+        steps=2,
+        checkpointing=False,
+        peak=1e12,
+    )
+    assert found["samples_per_step"] == 16
+    assert found["padding_share"] == 0
+    assert 0 < found["model_flop_utilisation"] < 1
+    step = found["seconds"]["step"]
+    assert found["whole_pass_hours"] == pytest.approx(558_128 / 2 * step / 3600)
+
+
+def test_real_work_counts_what_is_seen():
+    from training.flops import visible_pairs
+
+    # A prefix of 5 with branches of 2 and 3, in a row with 4 tokens of padding at position 0.
+    positions = [[0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 0, 0, 0, 0]]
+    row = {
+        "input_ids": torch.zeros(1, 14, dtype=torch.long),
+        "position_ids": torch.tensor(positions),
+        "labels": torch.zeros(5),
+        "padding": 4,
+        "pixel_values": torch.zeros(1, 3, 2, 2),
+    }
+    assert gpu_full_size.real_work({"rows": [row]}) == {
+        "tokens": 10,
+        "pairs": visible_pairs(5, [2, 3]),
+        "positions": 5,
+        "images": 1,
+    }
