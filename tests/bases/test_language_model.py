@@ -284,7 +284,7 @@ def test_the_short_forward_is_the_librarys(parts):
     with torch.no_grad():
         x = embed(model, batch, soft, len(corpus.prefix), seed=1)
         mask = group_attention(batch.segment)
-        own = hidden_states(model, x, batch.positions, mask)
+        own, _ = hidden_states(model, x, batch.positions, mask)
         theirs = model.model(inputs_embeds=x, position_ids=batch.positions, attention_mask=mask)
     torch.testing.assert_close(own, theirs.last_hidden_state, atol=2e-5, rtol=1e-4)
 
@@ -300,7 +300,7 @@ def test_questions_of_a_row_do_not_see_each_other(parts):
     soft = torch.zeros(6, recipe.hidden_size)
     with torch.no_grad():
         together = corpus.batch([(context, None, segments)])
-        _, packed = answer_loss(model, corpus, together, soft, 0)
+        _, packed, _ = answer_loss(model, corpus, together, soft, 0)
         alone = []
         for segment in segments:
             one = corpus.batch([(context, None, [segment])])
@@ -326,6 +326,45 @@ def test_soft_context_carries_the_concept_at_zero_noise(parts):
     torch.testing.assert_close(x[0, :3], model.model.embed_tokens(batch.ids[0, :3]))
 
 
+def test_half_way_up_the_stated_name_is_read(parts):
+    """The code is to be read off the ends of questions, where answers begin, and text contexts."""
+    recipe, concepts, prompts, tokenizer = parts
+    corpus = Corpus(concepts, prompts, tokenizer, dataclasses.replace(recipe, tasks={"yesno": 1.0}))
+    batch = corpus.sample(np.random.default_rng(0), np.arange(6))
+    assert len(batch.code_at) >= len(batch.segments)
+    width = batch.ids.shape[1]
+    questions = 0
+    for at, concept in zip(batch.code_at.tolist(), batch.code_of.tolist(), strict=True):
+        row, place = divmod(at, width)
+        if batch.segment[row, place] == 0:
+            continue
+        questions += 1
+        segment = batch.segments[
+            sum(int(batch.segment[r].max()) for r in range(row))
+            + int(batch.segment[row, place])
+            - 1
+        ]
+        said = tokenizer.decode(batch.ids[row, : place + 1])
+        assert NAMES[segment.lang][concept] in said
+        question_ends = tokenizer.decode(batch.ids[row, place + 1]) == END_OF_TURN
+        assert question_ends or tokenizer.decode(batch.ids[row, place]) == CHATBOT
+    assert questions == 2 * len(batch.segments)
+
+
+def test_negatives_grow_harder(parts):
+    recipe, concepts, prompts, tokenizer = parts
+    corpus = Corpus(concepts, prompts, tokenizer, recipe)
+    near = set(concepts.confusable[1])
+
+    def hard(difficulty: float) -> float:
+        rng = np.random.default_rng(0)
+        drawn = [corpus.negative(1, 4, "en", rng, difficulty) for _ in range(400)]
+        assert 1 not in drawn
+        return float(np.mean([other in near for other in drawn]))
+
+    assert hard(1.0) > hard(0.0) + 0.3
+
+
 def test_loss_falls_and_it_learns_to_use_its_context(parts):
     recipe, concepts, prompts, tokenizer = parts
     recipe = dataclasses.replace(
@@ -344,7 +383,7 @@ def test_loss_falls_and_it_learns_to_use_its_context(parts):
     learner = _Learner(build_language_model(recipe, corpus.end), corpus)
     losses = [learner.train_step()["loss"] for _ in range(recipe.steps)]
     assert np.mean(losses[-10:]) < 0.25 * np.mean(losses[:5])
-    scores = score(learner.model, corpus, learner.soft.detach(), list(range(6)))
+    scores = score(learner.model, corpus, learner.soft, list(range(6)))
     for probe in ("name from the pivot name", "name from a soft context"):
         assert np.mean([s["exact"] for s in scores[probe].values()]) > 0.9
 

@@ -8,7 +8,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,8 @@ class Segment:
     targets: list[tuple[int, int, float]]  # (position in ids, next token, weight)
     task: str
     lang: str
+    # (end of a question that states a name, and start of its answer; the concept named)
+    stated: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -198,6 +200,8 @@ class Batch:
     ids, positions, segment: (R, L) int64, segment 0 is the context, -1 padding. soft: (R, S, C)
     float32 weights of concepts with gains folded in, and `slot_noise`. The answers are flat:
     `at` (N,) into R*L, `target` (N,), `weight` (N,), and `group` (N,) numbering the segments.
+    `code_at` (M,) into R*L are the last tokens of text contexts and of questions that state a name, and
+    the positions that answer these; `code_of` (M,) the concepts named.
     """
 
     ids: Tensor
@@ -211,6 +215,8 @@ class Batch:
     target: Tensor
     weight: Tensor
     group: Tensor
+    code_at: Tensor
+    code_of: Tensor
     segments: list[Segment]
     context_length: list[int]
 
@@ -335,15 +341,16 @@ class Corpus:
         about: int | None = None,
     ) -> Segment:
         """A question about `concept`; for yesno `about` is the stated concept."""
-        turns: list[tuple[list[int], list[int], float]] = []
+        turns: list[tuple[list[int], list[int], float, int | None]] = []
         tasks = _CHATS[rng.integers(len(_CHATS))] if task == "chat" else (task,)
         for turn in tasks:
-            weight = 1.0
+            weight, named = 1.0, None
             if turn == "yesno":
                 stated = self.stated[lang][rng.integers(len(self.stated[lang]))]
                 about = concept if about is None else about
-                question = stated[about]
+                question, named = stated[about], about
                 answer = self.yes[lang] if about == concept else self.no[lang]
+                weight = self.recipe.yesno_loss
             else:
                 wordings = self.question[lang][turn]
                 question = wordings[rng.integers(len(wordings))]
@@ -354,30 +361,43 @@ class Corpus:
                 else:
                     answer = self.listed[lang][concept]
                     weight = self.recipe.keyword_loss
-            turns.append((question, answer, weight))
+            turns.append((question, answer, weight, named))
         ids: list[int] = []
         targets: list[tuple[int, int, float]] = []
-        for n, (question, answer, weight) in enumerate(turns):
-            ids += (self.to_question if n else []) + question + self.to_answer
+        claims: list[tuple[int, int]] = []
+        for n, (question, answer, weight, named) in enumerate(turns):
+            ids += (self.to_question if n else []) + question
+            if named is not None:
+                claims.append((len(ids) - 1, named))
+            ids += self.to_answer
+            if named is not None:
+                claims.append((len(ids) - 1, named))
             for target in [*answer, self.end]:
                 targets.append((len(ids) - 1, target, weight))
                 ids.append(target)
         del ids[-1]  # nothing follows the last end of turn
-        return Segment(ids, targets, task, lang)
+        return Segment(ids, targets, task, lang, claims)
 
     def languages_of(self, concept: int) -> list[str]:
         """The languages in which the concept has a name."""
         return [lang for lang in self.languages if self.named[lang][concept]]
 
-    def negative(self, concept: int, partner: int, lang: str, rng: np.random.Generator) -> int:
-        """A wrong concept named in `lang`: the one mixed in, a confusable one, or any."""
+    def negative(
+        self,
+        concept: int,
+        partner: int,
+        lang: str,
+        rng: np.random.Generator,
+        difficulty: float = 1.0,
+    ) -> int:
+        """A wrong concept named in `lang`: any at first, then more and more a confusable one."""
         draw = rng.random()
         near = self.concepts.confusable[concept]
         other = (
             partner
-            if draw < 0.2
+            if draw < 0.15 * difficulty
             else near[rng.integers(len(near))]
-            if draw < 0.6
+            if draw < 0.75 * difficulty
             else int(rng.integers(len(self.concepts)))
         )
         while other == concept or not self.named[lang][other]:
@@ -397,6 +417,7 @@ class Corpus:
             {t: w * (difficulty if t == "yesno" else 1.0) for t, w in recipe.tasks.items()}
         )
         rows = []
+        described: list[int | None] = []
         for concept in concepts.tolist():
             kind = kinds[rng.choice(len(kinds), p=kind_p)]
             near = self.concepts.confusable[concept]
@@ -423,7 +444,7 @@ class Corpus:
                     continue
                 about = None
                 if task in ("yesno", "chat") and rng.random() < 0.5:
-                    about = self.negative(concept, partner, lang, rng)
+                    about = self.negative(concept, partner, lang, rng, difficulty)
                 segment = self.segment(task, concept, lang, rng, about)
                 if len(segment.ids) > room:
                     break
@@ -431,7 +452,8 @@ class Corpus:
                 room -= len(segment.ids)
             if segments:
                 rows.append((context, soft, segments))
-        return self.batch(rows)
+                described.append(None if soft is not None else concept)
+        return self.batch(rows, described)
 
     def _soft(
         self, concept: int, partner: int, rng: np.random.Generator, difficulty: float
@@ -447,8 +469,15 @@ class Corpus:
         noise *= difficulty
         return [concept, partner], weights.astype(np.float32), noise.astype(np.float32)
 
-    def batch(self, rows: list[tuple[list[int], Any, list[Segment]]]) -> Batch:
-        """Lay rows of (context ids, soft description or None, segments) into tensors."""
+    def batch(
+        self,
+        rows: list[tuple[list[int], Any, list[Segment]]],
+        described: list[int | None] | None = None,
+    ) -> Batch:
+        """Lay rows of (context ids, soft description or None, segments) into tensors.
+
+        `described` has the concept of each row whose code should be read off its text context.
+        """
         lengths = [
             len(self.prefix) + len(context) + sum(len(s.ids) for s in segments)
             for context, _, segments in rows
@@ -461,6 +490,8 @@ class Corpus:
         target: list[int] = []
         weight: list[float] = []
         group: list[int] = []
+        code_at: list[int] = []
+        code_of: list[int] = []
         flat: list[Segment] = []
         soft_rows, soft_concepts, soft_weights, soft_noise = [], [], [], []
         for r, (context, soft, segments) in enumerate(rows):
@@ -473,6 +504,10 @@ class Corpus:
                 soft_concepts.append(soft[0])
                 soft_weights.append(soft[1])
                 soft_noise.append(soft[2])
+            concept = described[r] if described else None
+            if concept is not None:
+                code_at.append(r * width + here - 1)
+                code_of.append(concept)
             start = here
             for n, segment in enumerate(segments):
                 stop = start + len(segment.ids)
@@ -484,6 +519,9 @@ class Corpus:
                     target.append(token)
                     weight.append(w)
                     group.append(len(flat))
+                for place, named in segment.stated:
+                    code_at.append(r * width + start + place)
+                    code_of.append(named)
                 flat.append(segment)
                 start = stop
         slots = self.recipe.context_slots
@@ -503,6 +541,8 @@ class Corpus:
             target=torch.tensor(target),
             weight=torch.tensor(weight),
             group=torch.tensor(group),
+            code_at=torch.tensor(code_at, dtype=torch.long),
+            code_of=torch.tensor(code_of, dtype=torch.long),
             segments=flat,
             context_length=[len(context) for context, _, _ in rows],
         )

@@ -7,9 +7,14 @@ name in ten languages, the category, keywords, or yes/no about a stated name. Th
 
 - text: the concept's name in English or another language, its keywords, or a shuffled, thinned
   and padded version of these; or
-- soft: one learned vector per concept, laid into every slot with noise, gaps and a share of a
-  confusable concept. This is what projected image features look like to a decoder: continuous,
-  distributed and uncertain. The table of vectors is learned from text only and thrown away.
+- soft: the concept's text code (text_codes.py), laid into every slot with noise, gaps and a share
+  of a confusable concept. This is what projected image features look like to a decoder:
+  continuous, distributed and uncertain.
+
+To say whether a stated name is true of a context, the name must first become something that can be
+compared with it. Yes/no alone, one bit a question, teaches that too slowly; so half way up the
+decoder a linear head, thrown away afterwards, must read the code of a stated name off the last
+token of its question.
 
 One row of a batch is one context with many questions about it. All questions see the context and
 none sees another (the attention rule of a group), so the context is computed once.
@@ -47,7 +52,8 @@ from .context_tasks import (
     tokenizer_texts,
 )
 from .language_model_recipe import LanguageModelRecipe
-from .tokenizer import train_tokenizer
+from .text_codes import concept_codes
+from .tokenizer import load_tokenizer, train_tokenizer
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "data" / "mini"
 PROMPTS = Path(__file__).parents[1] / "data" / "mini_dataset" / "prompts.json"
@@ -94,10 +100,12 @@ def group_attention(segment: Tensor) -> Tensor:
     return (causal & (own | context))[:, None]
 
 
-def hidden_states(model: CohereForCausalLM, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-    """The decoder's last hidden states, (R, L, D) from embeddings (R, L, D).
+def hidden_states(
+    model: CohereForCausalLM, x: Tensor, positions: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The decoder's last hidden states and those half way up, both (R, L, D), from embeddings.
 
-    The same numbers as `model.model(inputs_embeds=..., position_ids=..., attention_mask=...)` with
+    The last are the same numbers as `model.model(inputs_embeds=..., position_ids=..., attention_mask=...)` with
     one product for query, key, value, gate and up, and fused norms: the library's own forward
     spends a third of a small model's time in element-wise steps on a CPU.
     """
@@ -108,7 +116,10 @@ def hidden_states(model: CohereForCausalLM, x: Tensor, positions: Tensor, mask: 
     turn = torch.polar(torch.ones_like(angle), angle)[:, :, None]  # (R, L, 1, size / 2)
     rows, length, width = x.shape
     splits = [heads * size, kv_heads * size, kv_heads * size, *[config.intermediate_size] * 2]
-    for layer in model.model.layers:
+    middle = x
+    for number, layer in enumerate(model.model.layers):
+        if number == (len(model.model.layers) + 1) // 2:
+            middle = x
         attn, mlp, norm = layer.self_attn, layer.mlp, layer.input_layernorm
         h = F.layer_norm(x, (width,), norm.weight, None, norm.variance_epsilon)
         weight = torch.cat(
@@ -131,7 +142,7 @@ def hidden_states(model: CohereForCausalLM, x: Tensor, positions: Tensor, mask: 
         a = a.transpose(1, 2).reshape(rows, length, heads * size)
         x = x + attn.o_proj(a) + mlp.down_proj(F.silu(gate) * up)
     norm = model.model.norm
-    return F.layer_norm(x, (width,), norm.weight, None, norm.variance_epsilon)
+    return F.layer_norm(x, (width,), norm.weight, None, norm.variance_epsilon), middle
 
 
 def _rotate(x: Tensor, turn: Tensor) -> Tensor:
@@ -141,13 +152,13 @@ def _rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def embed(model: CohereForCausalLM, batch: Batch, soft: Tensor, prefix: int, seed: int) -> Tensor:
-    """Embeddings of a batch (R, L, D), soft contexts mixed from the table `soft` (C, D) laid in."""
+    """Embeddings of a batch (R, L, D), soft contexts mixed from the codes `soft` (C, D) laid in."""
     x = model.model.embed_tokens(batch.ids)
     rows = len(batch.soft_rows)
     if not rows:
         return x
     slots = batch.soft_weights.shape[1]
-    size = soft.detach().pow(2).mean().sqrt()
+    size = soft.pow(2).mean().sqrt()
     noise = torch.randn(
         rows, slots + 1, soft.shape[1], generator=torch.Generator().manual_seed(seed)
     )
@@ -208,23 +219,26 @@ def _orthogonal(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class _Learner:
-    """Model, soft vectors and optimisers; one step is a pure function of (state, step number)."""
+    """Model, code head and optimisers; one step is a pure function of (state, step number)."""
 
     def __init__(self, model: CohereForCausalLM, corpus: Corpus):
         recipe = corpus.recipe
         self.model, self.corpus, self.recipe = model, corpus, recipe
-        self.soft = nn.Parameter(_initial_soft(model, corpus))
+        self.soft = soft_contexts(corpus)
+        self.code_head = nn.Linear(recipe.hidden_size, recipe.hidden_size)
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         others = [p for p in model.model.layers.parameters() if p.ndim != 2]
         others += [model.model.norm.weight, model.model.embed_tokens.weight]
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, recipe.muon_learning_rate, 0.95, recipe.weight_decay),
-            torch.optim.AdamW(others, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
             torch.optim.AdamW(
-                [self.soft], recipe.soft_learning_rate, (0.9, 0.98), weight_decay=0.0
+                [*others, *self.code_head.parameters()],
+                recipe.learning_rate,
+                betas=(0.9, 0.98),
+                weight_decay=0.0,
             ),
         ]
-        self.rates = [recipe.muon_learning_rate, recipe.learning_rate, recipe.soft_learning_rate]
+        self.rates = [recipe.muon_learning_rate, recipe.learning_rate]
         self.step = 0
 
     def train_step(self) -> dict[str, float]:
@@ -235,8 +249,9 @@ class _Learner:
             self._concepts(),
             0.25 + 0.75 * min(1.0, self.step / max(1.0, recipe.steps * recipe.ramp)),
         )
-        loss, _ = answer_loss(self.model, self.corpus, batch, self.soft, self.step)
-        loss.backward()
+        loss, _, middle = answer_loss(self.model, self.corpus, batch, self.soft, self.step)
+        code_loss = self._code_loss(middle, batch)
+        (loss + recipe.code_loss * code_loss).backward()
         rate = schedule(self.step, recipe)
         for optimizer, top in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
@@ -246,10 +261,20 @@ class _Learner:
         self.step += 1
         return {
             "loss": float(loss.detach()),
+            "code_loss": float(code_loss.detach()),
             "questions": len(batch.segments),
             "tokens": int((batch.segment >= 0).sum()),
             "cells": batch.ids.numel(),
         }
+
+    def _code_loss(self, middle: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy of which concept's code is read half way up, over `batch.code_at`."""
+        if not len(batch.code_at):
+            return middle.sum() * 0
+        at = middle.reshape(-1, middle.shape[-1])[batch.code_at]
+        read = self.code_head(F.layer_norm(at, at.shape[-1:]))
+        codes = F.normalize(self.soft, dim=1)
+        return F.cross_entropy(read @ codes.T, batch.code_of)
 
     def _concepts(self) -> np.ndarray:
         """The concepts of this step: every epoch is one shuffle of all."""
@@ -268,7 +293,7 @@ class _Learner:
 
     def save(self, path: Path, key: str, seconds: float) -> None:
         tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
-        tensors["soft"] = self.soft.detach()
+        tensors |= {f"code_head.{n}": p.detach() for n, p in self.code_head.named_parameters()}
         for o, optimizer in enumerate(self.optimizers):
             for i, state in optimizer.state_dict()["state"].items():
                 for name, value in state.items():
@@ -292,7 +317,8 @@ class _Learner:
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 p.copy_(tensors[f"model.{name}"])
-            self.soft.copy_(tensors["soft"])
+            for name, p in self.code_head.named_parameters():
+                p.copy_(tensors[f"code_head.{name}"])
         for o, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Tensor]] = defaultdict(dict)
             for name, value in tensors.items():
@@ -314,28 +340,25 @@ def schedule(step: int, recipe: LanguageModelRecipe) -> float:
     return 1.0 if step < fall else max(0.0, (recipe.steps - step) / max(1, recipe.steps - fall))
 
 
-def _initial_soft(model: CohereForCausalLM, corpus: Corpus) -> Tensor:
-    """Soft vectors start as the sum of the embeddings of the names in all languages."""
-    table = model.model.embed_tokens.weight.detach()
-    vectors = torch.stack(
-        [
-            torch.stack([table[corpus.name[x][i]].mean(0) for x in corpus.languages_of(i)]).sum(0)
-            for i in range(len(corpus.concepts))
-        ]
-    )
-    return vectors * (table.std() / vectors.std())
+def soft_contexts(corpus: Corpus) -> Tensor:
+    """The codes of the concepts, (C, D), at the size at which they stand in a soft context."""
+    concepts, recipe = corpus.concepts, corpus.recipe
+    names: list[list[str | None]] = [
+        [concepts.names[lang][i] for lang in recipe.languages] for i in range(len(concepts))
+    ]
+    return concept_codes(names, concepts.category, recipe.hidden_size) * recipe.soft_scale
 
 
 def answer_loss(
     model: CohereForCausalLM, corpus: Corpus, batch: Batch, soft: Tensor, seed: int
-) -> tuple[Tensor, Tensor]:
-    """(weighted mean loss over the answer tokens, logits (N, V) of just those)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(weighted mean loss over the answer tokens, logits (N, V) of just those, middle (R, L, D))."""
     x = embed(model, batch, soft, len(corpus.prefix), seed)
-    h = hidden_states(model, x, batch.positions, group_attention(batch.segment))
+    h, middle = hidden_states(model, x, batch.positions, group_attention(batch.segment))
     h = h.reshape(-1, h.shape[-1])[batch.at]
     logits = F.linear(h, model.model.embed_tokens.weight) * model.config.logit_scale
     losses = F.cross_entropy(logits, batch.target, reduction="none")
-    return (losses * batch.weight).sum() / batch.weight.sum(), logits
+    return (losses * batch.weight).sum() / batch.weight.sum(), logits, middle
 
 
 # --------------------------------------------------------------------------------------------
@@ -403,7 +426,7 @@ def score(
                     rows.append((context, described, segments))
         for start in range(0, len(rows), 32):
             batch = corpus.batch(rows[start : start + 32])
-            _, logits = answer_loss(model, corpus, batch, soft, seed + start)
+            _, logits, _ = answer_loss(model, corpus, batch, soft, seed + start)
             hit = (logits.argmax(-1) == batch.target).long()
             whole = torch.ones(len(batch.segments), dtype=torch.long)
             whole.scatter_reduce_(0, batch.group, hit, "amin")
@@ -473,6 +496,8 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     )
     corpus = Corpus(concepts, prompts, tokenizer, recipe)
     model = build_language_model(recipe, corpus.end)
+    if recipe.start:
+        _start_from(model, Path(recipe.start), tokenizer)
     learner = _Learner(model, corpus)
     key = _fingerprint(recipe, concepts, prompts)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -489,10 +514,12 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
             p.copy_(p.to(dtype).float())
     chosen = np.random.default_rng((recipe.seed, 4)).permutation(len(concepts))
     chosen = np.sort(chosen[: recipe.evaluate_concepts or len(concepts)]).tolist()
-    scores = score(model, corpus, learner.soft.detach(), chosen, recipe.seed)
+    scores = score(model, corpus, learner.soft, chosen, recipe.seed)
     print(score_table(scores), flush=True)
+    before = Path(recipe.start) / "metrics.json" if recipe.start else None
     metrics = {
-        "recipe": dataclasses.asdict(recipe) | {"dataset": None, "prompts": None},
+        "recipe": dataclasses.asdict(recipe) | {"dataset": None, "prompts": None, "start": None},
+        "started_from": json.loads(before.read_text(encoding="utf-8")) if before else None,
         "data": {
             "fingerprint": key,
             "concepts": len(concepts),
@@ -524,11 +551,28 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     return output_dir
 
 
+def _start_from(model: CohereForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Take the weights of `folder`; raises ValueError if they are another model's or language's."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"start: {folder} holds no model; run its recipe first")
+    before = CohereForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"start: the tokenizer of {folder} is another one; use the recipe values and the dataset "
+            "that it was made with"
+        )
+    try:
+        model.load_state_dict(before.state_dict())
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"start: {folder} is a model of another shape: {reason}") from None
+
+
 def _run_steps(learner: _Learner, checkpoint: Path, key: str, spent: float) -> float:
     """Train to the recipe's last step; returns the seconds of all runs together."""
     recipe = learner.recipe
     started = time.monotonic() - spent
-    first, losses = learner.step, []
+    first, losses, code_losses = learner.step, [], []
     questions = 0
     learner.model.train()
     while learner.step < recipe.steps:
@@ -538,17 +582,19 @@ def _run_steps(learner: _Learner, checkpoint: Path, key: str, spent: float) -> f
                 f"loss is {done['loss']} at step {learner.step}: lower the rates"
             )
         losses.append(done["loss"])
+        code_losses.append(done["code_loss"])
         questions += int(done["questions"])
         if learner.step % 100 == 0 or learner.step == recipe.steps:
             now = time.monotonic() - started
             pace = (now - spent) / (learner.step - first)
             print(
                 f"step {learner.step}/{recipe.steps}  loss {np.mean(losses):.4f}  "
+                f"code loss {np.mean(code_losses):.4f}  "
                 f"{questions / (now - spent):.0f} questions/s  "
                 f"{pace * (recipe.steps - learner.step):.0f} s left",
                 flush=True,
             )
-            losses = []
+            losses, code_losses = [], []
         if learner.step % recipe.checkpoint_every == 0:
             learner.save(checkpoint, key, time.monotonic() - started)
     return time.monotonic() - started

@@ -14,6 +14,8 @@ class LanguageModelRecipe:
     """Everything that decides a run; the keys of the YAML are these fields.
 
     > Data
+        start: folder of a model that an earlier run saved, whose weights this run begins with (and
+        whose tokenizer must come out the same).
         dataset: folder of the mini dataset (None: the one that ships).
         prompts: JSON of question wordings per language and task (None: the one that ships).
         languages: BCP-47 codes to learn. pivot: the language most contexts are written in.
@@ -27,16 +29,18 @@ class LanguageModelRecipe:
     > Contexts and tasks
         context_slots: length of a soft context in vectors (the image tokens of the mini Maya).
         contexts, tasks: weights of the kinds. keyword_count: keywords in one answer.
-        soft_*: upper ends of the uniform draws of what disturbs a soft context (in units of the
-        vectors' own size). keyword_loss: weight of a keyword token in the loss.
+        soft_scale: RMS of a soft context's numbers; the other soft_*: upper ends of the uniform
+        draws of what disturbs it, in units of its size. keyword_loss: weight of a keyword token in
+        the loss, yesno_loss that of a yes or no. code_loss: weight of reading the code of a stated name half way up.
     > Optimisation
         row_tokens x rows_per_step tokens a step; muon_learning_rate for matrices, learning_rate
-        (AdamW) for embeddings and norms, soft_learning_rate for the soft vectors; all fall
-        linearly to zero after the part `hold` of the steps. Over the part `ramp` the disturbance
-        of soft contexts and the weight of yes/no grow from a quarter to all: what a context is
-        called has to be known before names can be compared with it.
+        (AdamW) for embeddings and norms; both fall linearly to zero after the part `hold` of the
+        steps. Over the part `ramp` the disturbance of soft contexts, the weight of yes/no and the
+        share of confusable names in it grow from a quarter to all: what a context is called has to
+        be known before names can be compared with it.
     """
 
+    start: str | None = None
     dataset: str | None = None
     prompts: str | None = None
     languages: list[str] = field(default_factory=lambda: list(LANGUAGES))
@@ -80,6 +84,9 @@ class LanguageModelRecipe:
     )
     keyword_count: int = 5
     keyword_loss: float = 0.3
+    yesno_loss: float = 1.0
+    code_loss: float = 0.5
+    soft_scale: float = 0.25
     soft_slot_noise: float = 1.5
     soft_shared_noise: float = 0.8
     soft_mixture: float = 0.4
@@ -89,7 +96,6 @@ class LanguageModelRecipe:
     rows_per_step: int = 16
     row_tokens: int = 160
     learning_rate: float = 3e-3
-    soft_learning_rate: float = 1e-2
     muon_learning_rate: float = 0.01
     weight_decay: float = 0.01
     warmup_steps: int = 100

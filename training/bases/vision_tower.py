@@ -1,13 +1,17 @@
 """Train the mini vision tower: a small SigLIP that knows emoji concepts across art styles.
 
-It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone. Two losses share
-one run. A concept-classification start teaches the encoder up to the layer before last, which is
-the layer that Maya reads: its mean and single patches drawn at random must all carry the concept,
-so that whatever patch the decoder attends to, it finds it. After that start the whole tower, last
-layer and pooling head included, is also trained as SigLIP is, with the pairwise sigmoid loss
-against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the text encoder is a bag
-of hashed character n-grams, used for this only and not saved. Contrastive training alone learns
-far too slowly at this size.
+It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone, in two parts:
+
+1. Concept classification, a start without which the rest learns far too slowly at this size, trains
+   the lower layers: the mean over the patches and single patches drawn at random must all carry the
+   concept. A linear reader of the concepts' text codes (text_codes.py) learns beside it.
+2. The lower layers are kept as they are. `code_layers` layers more learn to say what is seen in the
+   words' own terms: a linear map of the layer before last, the one that Maya reads, must point to
+   the text code, again from the mean and from single patches, so that whatever patch the decoder
+   attends to, it finds the concept. No linear map leads from classes, arranged by looks, to codes,
+   arranged by words. The last layer and the pooling head are trained on top as SigLIP is, with the
+   pairwise sigmoid loss against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the
+   caption encoder is a bag of hashed character n-grams, used for this only and not saved.
 
 Concepts that the dataset holds out (seen = False) are in no batch, neither as picture nor as text.
 Matrices inside the layers are updated with Muon (Jordan et al., 2024), everything else with AdamW.
@@ -40,6 +44,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from .augmentation import AugmentationRecipe, augment
+from .text_codes import BUCKETS, concept_codes, ngram_buckets
 
 # Pictures of these mean something else, or nothing, when mirrored.
 ONE_WAY = re.compile(
@@ -51,7 +56,7 @@ STORAGE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-MAY_BE_ZERO = ("seed", "warmup_steps", "cooldown_steps", "contrastive_start", "augmentation_ramp")
+MAY_BE_ZERO = ("seed", "warmup_steps", "cooldown_steps", "augmentation_ramp")
 STATE_FILE = "training_state.safetensors"
 
 
@@ -80,13 +85,19 @@ class VisionTowerRecipe:
     cooldown_steps: int = 1500  # the last ones, in which the rates fall to zero
     label_smoothing: float = 0.1
     patch_loss_weight: float = 0.5
+    code_loss_weight: float = 0.5
     category_loss_weight: float = 0.2
-    contrastive_start: int = 3000  # steps of classification only
     contrastive_weight: float = 0.3
     contrastive_dim: int = 192
     ema_decay: float = 0.998
     augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
     augmentation_ramp: int = 3000  # steps until it is at full strength
+
+    code_layers: int = 2  # of num_hidden_layers, between the classes' layers and the last
+    code_copies: int = 12  # redrawn pictures of the second part, for every picture to train on
+    code_steps: int = 1500
+    code_batch_size: int = 256
+    code_learning_rate: float = 2e-3  # AdamW, falling to zero
 
     storage_dtype: str = "float16"
     seed: int = 0
@@ -111,10 +122,11 @@ class VisionTowerRecipe:
                 f"vision tower recipe: hidden_size {self.hidden_size} does not divide into "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        if self.num_hidden_layers < 2:
+        if self.num_hidden_layers < 2 + self.code_layers:
             raise ValueError(
-                f"vision tower recipe: num_hidden_layers is {self.num_hidden_layers}; Maya reads "
-                "the layer before last, so at least 2 are needed"
+                f"vision tower recipe: num_hidden_layers is {self.num_hidden_layers}; the classes "
+                f"need one, the codes have {self.code_layers} (code_layers), and Maya reads the layer "
+                f"before last, so at least {2 + self.code_layers} are needed"
             )
         if self.storage_dtype not in STORAGE_DTYPES:
             raise ValueError(
@@ -242,18 +254,12 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
             )
         category[concept] = kind
         captions.setdefault(concept, {})[lang] = text
-    concepts = sorted(concept for concept, is_seen in seen.items() if is_seen)
-    if not concepts:
-        raise ValueError(f"{folder}: no row has seen = true; there is nothing to train on")
     absent = sorted(set(recipe.languages) - set(texts[0]))
     if absent:
         raise ValueError(
             f"{folder}: no captions in {', '.join(absent)}; found "
             f"{', '.join(sorted(set(texts[0])))}; change `languages` in the recipe"
         )
-    index = {concept: number for number, concept in enumerate(concepts)}
-    categories = sorted({category[concept] for concept in concepts})
-
     styles, names, owners, pictures = _read_table(
         folder, "images", ["style", "image", "concept", "picture"]
     )
@@ -263,6 +269,23 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
         raise ValueError(
             f"{folder}: no pictures in style {', '.join(absent)}; found {', '.join(sorted(set(styles)))}"
         )
+    drawn_in: dict[str, set[str]] = {style: set() for style in wanted}
+    for style, concept in zip(styles, owners, strict=True):
+        if style in drawn_in:
+            drawn_in[style].add(concept)
+    pictured = set().union(*(drawn_in[style] for style in recipe.train_styles))
+    # A concept without a picture to learn from has no place among the classes.
+    concepts = sorted(
+        concept for concept, is_seen in seen.items() if is_seen and concept in pictured
+    )
+    if not concepts:
+        raise ValueError(
+            f"{folder}: no row with seen = true has a picture in {', '.join(recipe.train_styles)}; "
+            "there is nothing to train on"
+        )
+    index = {concept: number for number, concept in enumerate(concepts)}
+    categories = sorted({category[concept] for concept in concepts})
+
     parts: dict[str, tuple[list[np.ndarray], list[int], list[str]]] = {
         "train": ([], [], []),
         "validation": ([], [], []),
@@ -300,7 +323,7 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
         ],
         train=made["train"],
         validation=made["validation"],
-        held_out=len(seen) - len(concepts),
+        held_out=sum(not is_seen for is_seen in seen.values()),
     )
 
 
@@ -354,20 +377,12 @@ class CaptionEncoder(nn.Module):
     thrown away: Maya has a language model of its own.
     """
 
-    def __init__(self, width: int, buckets: int = 16384) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.buckets = buckets
-        self.grams = nn.EmbeddingBag(buckets, width, mode="mean")
+        self.grams = nn.EmbeddingBag(BUCKETS, width, mode="mean")
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
-
-    def features(self, caption: str) -> list[int]:
-        """Bucket numbers of a caption; the hash is the same on every machine."""
-        marked = f"^{caption.casefold()}$"
-        grams = {marked[i : i + n] for n in (2, 3, 4) for i in range(max(1, len(marked) - n + 1))}
-        digests = (hashlib.blake2b(gram.encode(), digest_size=4).digest() for gram in sorted(grams))
-        return [int.from_bytes(digest, "little") % self.buckets for digest in digests]
 
     def forward(self, features: list[list[int]]) -> Tensor:
         """Bucket numbers of [batch] captions to float [batch, width]."""
@@ -377,10 +392,29 @@ class CaptionEncoder(nn.Module):
         return self.mlp(bags)
 
 
-class TowerTrainer(nn.Module):
-    """The tower with the parts that only training needs."""
+class CodeReader(nn.Module):
+    """Concept logits from a linear map of the features, compared with the fixed codes."""
 
-    def __init__(self, recipe: VisionTowerRecipe, concepts: int, categories: int) -> None:
+    def __init__(self, codes: Tensor) -> None:
+        super().__init__()
+        width = codes.shape[1]
+        self.register_buffer("codes", F.normalize(codes, dim=1))
+        self.map = nn.Linear(width, width)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float [n, width] to float [n, concepts]."""
+        return F.normalize(self.map(features), dim=1) @ self.codes.T * self.log_scale.exp()
+
+
+class TowerTrainer(nn.Module):
+    """The tower with the parts that only training needs.
+
+    Args:
+        codes: of the concepts, float [concepts, hidden_size].
+    """
+
+    def __init__(self, recipe: VisionTowerRecipe, codes: Tensor, categories: int) -> None:
         super().__init__()
         width = recipe.hidden_size
         config = SiglipVisionConfig(
@@ -393,12 +427,21 @@ class TowerTrainer(nn.Module):
             vision_use_head=True,
         )
         self.tower = SiglipVisionModel(config)
+        self.class_layers = recipe.num_hidden_layers - 1 - recipe.code_layers
+        with torch.no_grad():
+            for layer in self.tower.encoder.layers[self.class_layers : -1]:
+                for written in (layer.self_attn.out_proj, layer.mlp.fc2):
+                    written.weight.zero_()
+                    written.bias.zero_()
         # Normalised over the batch: at the start all pictures look nearly alike to the encoder,
         # and what they share would drown what tells them apart.
         self.mean_norm = nn.BatchNorm1d(width, affine=False)
         self.patch_norm = nn.BatchNorm1d(width, affine=False)
-        self.concept = nn.Linear(width, concepts)
-        self.patch_concept = nn.Linear(width, concepts)
+        self.concept = nn.Linear(width, len(codes))
+        self.patch_concept = nn.Linear(width, len(codes))
+        self.code_mean_norm = nn.BatchNorm1d(width, affine=False)
+        self.code_patch_norm = nn.BatchNorm1d(width, affine=False)
+        self.code = CodeReader(codes)
         self.category = nn.Linear(width, categories)
         self.captions = CaptionEncoder(recipe.contrastive_dim)
         self.picture_projection = nn.Linear(width, recipe.contrastive_dim)
@@ -406,21 +449,23 @@ class TowerTrainer(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
-    def before_last(self, pixel_values: Tensor) -> Tensor:
-        """float [n, 3, size, size] to float [n, patches, hidden]: the same as hidden_states[-2]."""
+    def classes(self, pixel_values: Tensor) -> Tensor:
+        """float [n, 3, size, size] to float [n, patches, hidden], what the classes are read off."""
         hidden = self.tower.embeddings(pixel_values)
-        for layer in self.tower.encoder.layers[:-1]:
+        for layer in self.tower.encoder.layers[: self.class_layers]:
             hidden = layer(hidden, attention_mask=None)
         return hidden
+
+    def before_last(self, classes: Tensor) -> Tensor:
+        """From there to hidden_states[-2], of the same shape."""
+        for layer in self.tower.encoder.layers[self.class_layers : -1]:
+            classes = layer(classes, attention_mask=None)
+        return classes
 
     def pooled(self, before_last: Tensor) -> Tensor:
         """What the tower returns as pooler_output, from its layer before last."""
         hidden = self.tower.encoder.layers[-1](before_last, attention_mask=None)
         return self.tower.head(self.tower.post_layernorm(hidden))
-
-    def classify(self, before_last: Tensor) -> Tensor:
-        """Concept logits, float [n, concepts], from the mean over the patches."""
-        return self.concept(self.mean_norm(before_last.mean(1)))
 
     def embed(self, before_last: Tensor) -> Tensor:
         """Pictures in the space of the captions, unit length."""
@@ -494,6 +539,7 @@ def train_vision_tower(recipe: VisionTowerRecipe | Path | str, output_dir: Path)
     run.print_parts()
     run.resume()
     run.train()
+    run.train_codes()
     return run.save()
 
 
@@ -512,18 +558,30 @@ class _Run:
         self.key = content.hexdigest()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            self.model = TowerTrainer(recipe, len(dataset.concepts), len(dataset.categories))
+            self.model = TowerTrainer(recipe, self._codes(), len(dataset.categories))
         self._whiten_patches()
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.features = [
-            [self.model.captions.features(name) if name else [] for name in captions]
+            [ngram_buckets(name) if name else [] for name in captions]
             for captions in dataset.captions
         ]
-        matrices = [
-            parameter for parameter in self.model.tower.encoder.parameters() if parameter.ndim == 2
+        upper = [
+            *self.model.tower.encoder.layers[self.model.class_layers :].parameters(),
+            *self.model.tower.head.parameters(),
+            *self.model.tower.post_layernorm.parameters(),
+            *self.model.captions.parameters(),
+            *self.model.picture_projection.parameters(),
+            self.model.log_scale,
+            self.model.bias,
         ]
-        chosen = {id(parameter) for parameter in matrices}
-        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        self.upper = upper  # what the second part trains, with the code reader
+        later = {id(p) for p in upper}
+        first = [p for p in self.model.parameters() if id(p) not in later]
+        matrices = [
+            p for p in self.model.tower.encoder.parameters() if p.ndim == 2 and id(p) not in later
+        ]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in first if id(p) not in chosen]
         decayed = [p for p in others if p.ndim > 1]
         plain = [p for p in others if p.ndim <= 1]
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
@@ -547,6 +605,11 @@ class _Run:
         self.seconds = 0.0
         self.log: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
+
+    def _codes(self) -> Tensor:
+        data = self.dataset
+        category = [data.categories[number] for number in data.category.tolist()]
+        return concept_codes(data.captions, category, self.recipe.hidden_size)
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
         """Randomness of one step or pass: nothing to store, and resuming changes nothing."""
@@ -641,37 +704,119 @@ class _Run:
         recipe = self.recipe
         pixels, concept = self._batch()
         generator = self.generator(3, self.step)
-        before_last = self.model.before_last(pixels)
-        mean = self.model.mean_norm(before_last.mean(1))
+        classes = self.model.classes(pixels)
+        mean = self.model.mean_norm(classes.mean(1))
         logits = self.model.concept(mean)
         smoothing = recipe.label_smoothing
         losses = {"concept": F.cross_entropy(logits, concept, label_smoothing=smoothing)}
-        which = torch.randint(before_last.shape[1], (len(concept),), generator=generator)
-        patch = self.model.patch_norm(before_last[torch.arange(len(concept)), which])
+        which = torch.randint(classes.shape[1], (len(concept),), generator=generator)
+        patch = self.model.patch_norm(classes[torch.arange(len(concept)), which])
         losses["patch"] = recipe.patch_loss_weight * F.cross_entropy(
             self.model.patch_concept(patch), concept, label_smoothing=smoothing
+        )
+        losses["code"] = recipe.code_loss_weight * F.cross_entropy(
+            self.model.code(torch.cat([mean, patch])), concept.repeat(2), label_smoothing=smoothing
         )
         losses["category"] = recipe.category_loss_weight * F.cross_entropy(
             self.model.category(mean), self.dataset.category[concept]
         )
-        if self.step >= recipe.contrastive_start:
-            features = []
-            for number, draw in zip(
-                concept.tolist(),
-                torch.rand(len(concept), generator=generator).tolist(),
-                strict=True,
-            ):
-                named = [caption for caption in self.features[number] if caption]
-                features.append(named[int(draw * len(named))])
-            captions = F.normalize(self.model.captions(features), dim=-1)
-            similarity = self.model.embed(before_last) @ captions.T
-            pair_logits = similarity * self.model.log_scale.exp() + self.model.bias
-            # Two pictures of one concept in a batch both go with both captions.
-            target = (concept[:, None] == concept[None]).float() * 2 - 1
-            contrast = -F.logsigmoid(target * pair_logits).sum() / len(concept)
-            losses["contrastive"] = recipe.contrastive_weight * contrast
         losses["accuracy"] = (logits.argmax(1) == concept).float().mean().detach()
         return losses
+
+    def _contrastive(
+        self, before_last: Tensor, concept: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """SigLIP's loss of pictures against one caption each, in a language drawn for each."""
+        features = []
+        draws = torch.rand(len(concept), generator=generator).tolist()
+        for number, draw in zip(concept.tolist(), draws, strict=True):
+            named = [caption for caption in self.features[number] if caption]
+            features.append(named[int(draw * len(named))])
+        captions = F.normalize(self.model.captions(features), dim=-1)
+        similarity = self.model.embed(before_last) @ captions.T
+        pair_logits = similarity * self.model.log_scale.exp() + self.model.bias
+        # Two pictures of one concept in a batch both go with both captions.
+        target = (concept[:, None] == concept[None]).float() * 2 - 1
+        return -F.logsigmoid(target * pair_logits).sum() / len(concept)
+
+    def train_codes(self) -> None:
+        """The second part, on features of the averaged lower layers that are computed once."""
+        recipe, model, started = self.recipe, self.model, time.monotonic()
+        model.load_state_dict(self.average)
+        scale_stream(model.tower, self._lower(self.dataset.train.pixels[::8]))
+        stored, concept = self._redrawn()
+        print(
+            f"{len(stored)} redrawn pictures read  {time.monotonic() - started:.0f} s", flush=True
+        )
+        parameters = [*self.upper, *model.code.parameters()]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=recipe.code_learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        model.train()
+        totals: dict[str, float] = {}
+        for step in range(recipe.code_steps):
+            generator = self.generator(0, step + 1)
+            rows = torch.randint(len(stored), (recipe.code_batch_size,), generator=generator)
+            target = concept[rows]
+            read = model.before_last(stored[rows].float())
+            which = torch.randint(read.shape[1], (len(rows),), generator=generator)
+            drawn = read[torch.arange(len(rows)), which]
+            logits = model.code(
+                torch.cat([model.code_mean_norm(read.mean(1)), model.code_patch_norm(drawn)])
+            )
+            code = F.cross_entropy(logits, target.repeat(2), label_smoothing=recipe.label_smoothing)
+            # The codes are what Maya reads: SigLIP's loss trains what lies behind them only.
+            contrast = recipe.contrastive_weight * self._contrastive(
+                read.detach(), target, generator
+            )
+            optimizer.zero_grad()
+            (code + contrast).backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            rate = min(1.0, (step + 1) / 50, 1.2 * (recipe.code_steps - step) / recipe.code_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.code_learning_rate * rate
+            optimizer.step()
+            accuracy = (logits[: len(rows)].argmax(1) == target).float().mean()
+            for name, value in (("code", code), ("contrastive", contrast), ("accuracy", accuracy)):
+                totals[name] = totals.get(name, 0.0) + float(value.detach())
+            if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.code_steps:
+                since = (step % recipe.log_every) + 1
+                row = {name: round(value / since, 4) for name, value in totals.items()}
+                seconds = self.seconds + time.monotonic() - started
+                self.log.append({"code_step": step + 1, "seconds": round(seconds, 1), **row})
+                shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
+                print(f"codes {step + 1}/{recipe.code_steps}  {seconds:.0f} s  {shown}", flush=True)
+                totals = {}
+        self.average = {name: value.clone() for name, value in model.state_dict().items()}
+        scores = {"code_step": recipe.code_steps, **self._heads(self._averaged(), coded=True)}
+        self.evaluations.append(scores)
+        print("codes  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        self.seconds += time.monotonic() - started
+
+    @torch.no_grad()
+    def _lower(self, pixels: Tensor) -> Tensor:
+        self.model.eval()
+        return torch.cat(
+            [self.model.classes(_normalize(part.float() / 255)) for part in pixels.split(256)]
+        )
+
+    @torch.no_grad()
+    def _redrawn(self) -> tuple[Tensor, Tensor]:
+        """Features of every training picture redrawn `code_copies` times, float16 [n, patches,
+        hidden], and the concepts [n]."""
+        train, found = self.dataset.train, []
+        self.model.eval()
+        for copy in range(self.recipe.code_copies):
+            strength = (copy + 1) / self.recipe.code_copies
+            for number, rows in enumerate(torch.arange(len(train.concept)).split(128)):
+                pictures = augment(
+                    train.pixels[rows].float() / 255,
+                    self.dataset.may_flip[train.concept[rows]],
+                    self.recipe.augmentation.at(strength),
+                    self.generator(3, (copy + 1) * 100_003 + number),
+                )
+                found.append(self.model.classes(_normalize(pictures)).half())
+        return torch.cat(found), train.concept.repeat(self.recipe.code_copies)
 
     def train(self) -> None:
         recipe, started = self.recipe, time.monotonic()
@@ -734,35 +879,40 @@ class _Run:
                     self.average[name].copy_(value)
 
     def _averaged(self) -> TowerTrainer:
-        model = TowerTrainer(self.recipe, len(self.dataset.concepts), len(self.dataset.categories))
+        model = TowerTrainer(self.recipe, self._codes(), len(self.dataset.categories))
         model.load_state_dict(self.average)
         return model.eval()
 
     @torch.no_grad()
-    def _heads(self, model: TowerTrainer) -> dict[str, float]:
-        """Scores of the training heads on the validation styles, all seen concepts."""
+    def _heads(self, model: TowerTrainer, coded: bool = False) -> dict[str, float]:
+        """Scores of the training heads on the validation styles, all seen concepts: those of the
+        first part, or (`coded`) of the second."""
         concept = self.dataset.validation.concept
         category = self.dataset.category
-        means, patches, kinds, embedded = [], [], [], []
+        means, codes, patches, kinds, embedded = [], [], [], [], []
         for pixels in self.dataset.validation.pixels.split(256):
-            before_last = model.before_last(_normalize(pixels.float() / 255))
-            mean = model.mean_norm(before_last.mean(1))
+            classes = model.classes(_normalize(pixels.float() / 255))
+            before_last = model.before_last(classes)
+            mean = model.mean_norm(classes.mean(1))
             means.append(model.concept(mean))
+            codes.append(model.code(model.code_mean_norm(before_last.mean(1)) if coded else mean))
             kinds.append(model.category(mean))
-            flat = model.patch_norm(before_last.flatten(0, 1))
-            patches.append(model.patch_concept(flat).view(*before_last.shape[:2], -1)[:, 0])
+            flat = model.patch_norm(classes.flatten(0, 1))
+            patches.append(model.patch_concept(flat).view(*classes.shape[:2], -1)[:, 0])
             embedded.append(model.embed(before_last))
-        logits = torch.cat(means)
-        scores = {
-            "top1": _top(logits, concept, 1),
-            "top5": _top(logits, concept, 5),
-            "first_patch_top1": _top(torch.cat(patches), concept, 1),
-            "category": _top(torch.cat(kinds), category[concept], 1),
-            "category_of_top1": float(
-                (category[logits.argmax(1)] == category[concept]).float().mean()
-            ),
-        }
-        if self.step > self.recipe.contrastive_start:
+        scores = {"code_top1": _top(torch.cat(codes), concept, 1)}
+        if not coded:  # the second part rescales the stream that the classes' norms know
+            logits = torch.cat(means)
+            scores |= {
+                "top1": _top(logits, concept, 1),
+                "top5": _top(logits, concept, 5),
+                "first_patch_top1": _top(torch.cat(patches), concept, 1),
+                "category": _top(torch.cat(kinds), category[concept], 1),
+                "category_of_top1": float(
+                    (category[logits.argmax(1)] == category[concept]).float().mean()
+                ),
+            }
+        if coded:
             for number, language in enumerate(self.recipe.languages):
                 named = [row for row, caption in enumerate(self.features) if caption[number]]
                 captions = model.captions([self.features[row][number] for row in named])
