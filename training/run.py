@@ -298,6 +298,7 @@ def _run_stage(
     import datasets
     import torch
     from transformers import set_seed
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from .adapters import ADAPTER, add_adapter, check_bitsandbytes, merge_adapter
     from .attention import SEGMENTS
@@ -309,6 +310,8 @@ def _run_stage(
     started = time.monotonic()
     _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
     check_bitsandbytes(stage)
+    # The stage before may have left word of ZeRO-3, under which models are made in pieces.
+    unset_hf_deepspeed_config()
     check_memory(recipe, stage, previous, state, trust_remote_code)
     data = GroupData(stage.data, seed=recipe.seed)
     for line in [*data.report, data.summary()]:
