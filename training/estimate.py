@@ -33,7 +33,8 @@ from .flops import (
     visible_pairs,
 )
 from .freezing import Row, format_table, rates, table
-from .recipe import Recipe, StageRecipe, find_recipe, load_recipe, read_mapping
+from .recipe import Recipe, StageRecipe, find_recipe, load_recipe
+from .schema import read_mapping
 from .trainer import TILE
 
 GIB = 2**30

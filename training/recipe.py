@@ -4,30 +4,26 @@ Every key is checked by name and type before anything is loaded; the message nam
 what was found and what was expected. Paths that start with "." are relative to the recipe's own
 file, others to the working directory.
 
-The checks are generic (`build`), so the recipes of the base models use them with their own
-dataclasses.
+The checks themselves are generic (schema.py); the recipes of the base models use them with their
+own dataclasses.
 """
 
 import dataclasses
 import difflib
-import hashlib
-import json
-import os
 import re
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal
 
 import yaml
+
+from .schema import build, convert, join_key, read_mapping, resolve_path, to_dict, unknown_key
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 KINDS = ("maya", "vision_tower", "language_model")
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -230,26 +226,6 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe as written, with `a.b=value` overrides applied, not yet checked.
-
-    List items are addressed by index or by their `name` (`stages.finetune.args.max_steps=10`).
-    Raises ValueError for a file that is not a YAML mapping and for an override that fits nowhere.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ValueError(
-            f"{path}: expected a mapping with keys such as output_dir, model and stages, "
-            f"found {_describe(data)}"
-        )
-    for override in overrides:
-        _override(data, override)
-    return data
-
-
 def load_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | None = None) -> Recipe:
     """Read, check and resolve a recipe of kind `maya`. Raises ValueError (one line) if it is bad."""
     data = read_mapping(path, overrides)
@@ -259,176 +235,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
     _check(recipe, str(path))
     _resolve(recipe, path.resolve().parent)
     return recipe
-
-
-def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
-    """An instance of the dataclass `cls` from a mapping, every key checked by name and type.
-
-    Args:
-        where: what messages begin with, such as the file's name.
-        key: the path of `data` inside the file, for messages.
-
-    Raises:
-        ValueError: one line naming the key's path, what was found and what was expected.
-    """
-    place = key or "the recipe"
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: {place}: expected a mapping, found {_describe(data)}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    for name in data:
-        if name not in fields:
-            raise ValueError(f"{where}: {_unknown(_join(key, name), str(name), list(fields))}")
-    values: dict[str, Any] = {}
-    for name, item in fields.items():
-        if name in data:
-            values[name] = _convert(hints[name], data[name], where, _join(key, name))
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ValueError(
-                f"{where}: {_join(key, name)}: missing; expected {type_name(hints[name])}"
-            )
-    return cls(**values)
-
-
-def type_name(hint: Any) -> str:
-    """A type hint in words for messages."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return " | ".join(repr(a) for a in args)
-    if origin in (Union, types.UnionType):
-        return " | ".join(type_name(a) for a in args)
-    if origin in (list, tuple, Sequence):
-        return f"a list of {type_name(args[0])}" if args else "a list"
-    if origin is dict or hint is dict:
-        return "a mapping"
-    if dataclasses.is_dataclass(hint):
-        return "a mapping"
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    if hint is type(None):
-        return "null"
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        options = [a for a in args if a is not type(None)]
-        nested = [a for a in options if dataclasses.is_dataclass(a) or typing.get_origin(a) is list]
-        if len(nested) == 1 and isinstance(value, (dict, list)):
-            return _convert(nested[0], value, where, key)
-        for option in options:
-            try:
-                return _convert(option, value, where, key)
-            except ValueError:
-                continue
-        raise _mismatch(hint, value, where, key)
-    if origin is Literal:
-        if not any(type(value) is type(a) and value == a for a in args):
-            raise _mismatch(hint, value, where, key)
-        return value
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where, key)  # type: ignore[arg-type]
-    if origin is list or hint is list:
-        if not isinstance(value, list):
-            raise _mismatch(hint, value, where, key)
-        if not args:
-            return value
-        return [_convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
-    if origin is dict or hint is dict:
-        if not isinstance(value, dict):
-            raise _mismatch(hint, value, where, key)
-        if not args or args[1] is Any:
-            return value
-        return {k: _convert(args[1], v, where, _join(key, k)) for k, v in value.items()}
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _mismatch(hint, value, where, key)
-        return tuple(value)
-    if hint is float:
-        # YAML reads 1e-3 (no dot) as text.
-        if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                raise _mismatch(hint, value, where, key) from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _mismatch(hint, value, where, key)
-        return float(value)
-    if hint is int and isinstance(value, bool):
-        raise _mismatch(hint, value, where, key)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if isinstance(hint, type) and hint in (str, int, bool):
-        if not isinstance(value, hint):
-            raise _mismatch(hint, value, where, key)
-        return value
-    # A type of another library (an enum of transformers, say): it checks its own values.
-    return value
-
-
-def _mismatch(hint: Any, value: Any, where: str, key: str) -> ValueError:
-    return ValueError(f"{where}: {key}: expected {type_name(hint)}, found {_describe(value)}")
-
-
-def _describe(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value"}
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return f"{kinds.get(type(value), 'a number')} {text}"
-
-
-def _join(key: str, name: Any) -> str:
-    return f"{key}.{name}" if key else str(name)
-
-
-def _unknown(path: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-    return f"unknown key {path!r}; {hint}"
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    dotted, sep, text = override.partition("=")
-    if not sep or not dotted:
-        raise ValueError(f"override {override!r}: expected KEY=VALUE, such as seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
-    parts = dotted.split(".")
-    node: Any = data
-    for i, part in enumerate(parts):
-        last, here = i == len(parts) - 1, ".".join(parts[:i]) or "the recipe"
-        if isinstance(node, list):
-            names = [n.get("name") for n in node if isinstance(n, dict)]
-            if part in names:
-                index = names.index(part)
-            elif part.isdigit() and int(part) < len(node):
-                index = int(part)
-            else:
-                known = [n for n in names if n] or "none"
-                raise ValueError(
-                    f"override {override!r}: {here} has {len(node)} items "
-                    f"(names: {known}), and no {part!r}"
-                )
-            if last:
-                node[index] = value
-            node = node[index]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            else:
-                if node.get(part) is None:
-                    node[part] = {}
-                node = node[part]
-        else:
-            raise ValueError(f"override {override!r}: {here} is {_describe(node)}, not a mapping")
 
 
 # ------------------------------------------------------------------------------ checking
@@ -535,8 +341,8 @@ def _check_args(args: dict[str, Any], where: str, key: str) -> None:
         if name in RESERVED_ARGS:
             raise ValueError(f"{where}: {key}.{name}: set by maya; use {RESERVED_ARGS[name]}")
         if name not in known:
-            raise ValueError(f"{where}: {_unknown(_join(key, name), str(name), known)}")
-        args[name] = _convert(hints[name], value, where, _join(key, name))
+            raise ValueError(f"{where}: {unknown_key(join_key(key, name), str(name), known)}")
+        args[name] = convert(hints[name], value, where, join_key(key, name))
 
 
 def _resolve(recipe: Recipe, folder: Path) -> None:
@@ -558,24 +364,7 @@ def _resolve(recipe: Recipe, folder: Path) -> None:
     recipe.output_dir = resolve_path(recipe.output_dir, folder)
 
 
-def resolve_path(value: str, folder: Path) -> str:
-    """`value` as a path from the working directory; what starts with "." starts at `folder`."""
-    if not value.startswith("."):
-        return value
-    path = os.path.normpath(folder / value)
-    try:
-        relative = Path(path).relative_to(Path.cwd())
-    except ValueError:
-        return path
-    return relative.as_posix()
-
-
 # ------------------------------------------------------------------------------ writing
-
-
-def to_dict(recipe: Any) -> dict[str, Any]:
-    """The recipe as plain values, as it would be written in YAML."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -585,9 +374,3 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         "# The recipe of this run, with every default written out (maya train).\n" + text,
         encoding="utf-8",
     )
-
-
-def digest(value: Any) -> str:
-    """A short content hash of plain values."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -31,18 +31,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .recipe import (
-    Recipe,
-    StageRecipe,
-    build,
-    digest,
-    find_recipe,
-    load_recipe,
-    read_mapping,
-    resolve_path,
-    to_dict,
-    write_recipe,
-)
+from .recipe import Recipe, StageRecipe, find_recipe, load_recipe, write_recipe
+from .schema import build, digest, read_mapping, resolve_path, to_dict
 
 WORK = ".work"
 MANIFEST = "manifest.json"
@@ -310,8 +300,6 @@ def _run_stage(
     started = time.monotonic()
     _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
     check_bitsandbytes(stage)
-    # The stage before may have left word of ZeRO-3, under which models are made in pieces.
-    unset_hf_deepspeed_config()
     check_memory(recipe, stage, previous, state, trust_remote_code)
     data = GroupData(stage.data, seed=recipe.seed)
     for line in [*data.report, data.summary()]:
@@ -397,6 +385,8 @@ def _run_stage(
         shutil.rmtree(temporary, ignore_errors=True)
     state.wait_for_everyone()
     trainer.save_model(str(temporary / ADAPTER if stage.adapter else temporary))
+    # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
+    unset_hf_deepspeed_config()
     if stage.adapter is not None and state.is_main_process:
         base = str(previous or recipe.model.checkpoint)
         merged = merge_adapter(base, temporary / ADAPTER, getattr(torch, recipe.model.dtype))

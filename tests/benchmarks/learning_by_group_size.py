@@ -442,8 +442,8 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def fingerprint() -> str:
     """Of the recipe and its inputs: results of another are no results of this."""
-    from training.recipe import digest
     from training.run import make_manifest
+    from training.schema import digest
 
     return digest(make_manifest(recipe_of(Run(1, *START, samples=1, seed=0))))
 

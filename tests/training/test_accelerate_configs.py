@@ -217,10 +217,11 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def run_process(
-    rank: int, path: str, output: str, port: int, variables: dict[str, str], killed: str | None
+    rank: int, name: str, path: str, output: str, port: int, killed: str | None
 ) -> None:
-    """One of two that run a whole recipe under FSDP2, and kill themselves in the stage `killed`."""
-    os.environ.update(variables)
+    """One of two that run a whole recipe as config `name` says, and kill themselves in the stage
+    `killed`."""
+    os.environ.update(environment(find_config(name), 2), DS_ACCELERATOR="cpu")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     for shared in (AcceleratorState, GradientState, PartialState):
@@ -230,15 +231,20 @@ def run_process(
 
     def initialise_as_gpu(self, *arguments, **options):
         initialise(self, *arguments, **options)
-        if self.distributed_type == DistributedType.MULTI_CPU:
+        if name == "fsdp2" and self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
 
     PartialState.__init__ = initialise_as_gpu
     log = trainer.MayaTrainer.log
 
     def checked_log(self, *arguments, **options):
-        assert self.accelerator.is_fsdp2
-        assert all(isinstance(p, DTensor) for p in self.model.parameters())
+        kind = DistributedType.MULTI_CPU if name == "ddp" else KINDS[name]
+        assert self.accelerator.distributed_type == kind
+        if name == "fsdp2":
+            assert self.accelerator.is_fsdp2
+            assert all(isinstance(p, DTensor) for p in self.model.parameters())
+        elif name.startswith("zero"):
+            assert self.model_wrapped.zero_optimization_stage() == int(name[-1])
         log(self, *arguments, **options)
         if Path(self.args.output_dir).name == killed and self.state.global_step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -247,11 +253,12 @@ def run_process(
     run_recipe(load_recipe(Path(path), output_dir=output), False, False)
 
 
-@pytest.mark.slow
-def test_a_run_under_fsdp2_is_that_of_one_process(tmp_path):
-    """Both stages and a low-rank adapter, with rows of text alone and several packed rows a step,
-    killed twice and continued."""
-    recipe = make_recipe(tmp_path)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> tuple[str, Path]:
+    """A recipe's file and what one process makes of it: both stages and a low-rank adapter, with
+    rows of text alone and several packed rows a step."""
+    folder = tmp_path_factory.mktemp("alone")
+    recipe = make_recipe(folder)
     rows = Path(recipe["stages"][0]["data"][0]["path"])
     text = {"images": [], "lang": "en", "task": "name"}
     text["messages"] = [{"role": r, "content": f"{r} says"} for r in ("user", "assistant")]
@@ -262,18 +269,28 @@ def test_a_run_under_fsdp2_is_that_of_one_process(tmp_path):
     for stage in recipe["stages"]:
         stage["batch_size"] = 6
         stage["args"] |= {"max_length": 64, "gradient_checkpointing": True}
-    path = str(write(recipe, tmp_path / "r.yaml"))
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(path, output_dir=str(one))
-    variables = environment(find_config("fsdp2"), 2)
+    path = str(write(recipe, folder / "r.yaml"))
+    return path, train(path, output_dir=str(folder / "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_run_of_two_processes_is_that_of_one(name, alone, tmp_path):
+    """Killed in two stages and continued: losses within 2e-5, weights within 2e-5 at the end."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    path, one = alone
+    two = tmp_path / "two"
     for killed in ("finetune", "lora", None):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        arguments = (path, str(two), port, variables, killed)
         with pytest.raises(ProcessExitedException) if killed else contextlib.nullcontext():
             torch.multiprocessing.start_processes(
-                run_process, args=arguments, nprocs=2, start_method="fork"
+                run_process,
+                args=(name, path, str(two), port, killed),
+                nprocs=2,
+                start_method="fork",
             )
         left = trainer.checkpoints(two / ".work" / (killed or "lora"))
         assert [p.name for p in left] == (["checkpoint-2"] if killed else [])
@@ -282,8 +299,8 @@ def test_a_run_under_fsdp2_is_that_of_one_process(tmp_path):
     expected = load_file(one / "model.safetensors")
     found = load_file(two / "model.safetensors")
     assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0.0, atol=2e-5, msg=name)
+    for tensor, value in expected.items():
+        torch.testing.assert_close(found[tensor], value, rtol=0.0, atol=2e-5, msg=tensor)
 
 
 # ------------------------------------------------------------------------------ the command

@@ -5,15 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.recipe import (
-    RECIPES,
-    find_recipe,
-    load_recipe,
-    read_mapping,
-    resolve_path,
-    to_dict,
-    write_recipe,
-)
+from training.recipe import RECIPES, find_recipe, load_recipe, write_recipe
+from training.schema import read_mapping, resolve_path, to_dict
 
 GOOD = {
     "output_dir": "runs/x",

@@ -1,0 +1,233 @@
+"""One YAML file, checked key by key against dataclasses: recipes, and plans of datasets.
+
+Every key is checked by name and type before anything is loaded; the message names the key's path,
+what was found and what was expected. Paths that start with "." are relative to the file they stand
+in, others to the working directory.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+T = TypeVar("T")
+
+
+def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The file as written, with `a.b=value` overrides applied, not yet checked.
+
+    List items are addressed by index or by their `name` (`stages.finetune.args.max_steps=10`).
+    Raises ValueError for a file that is not a YAML mapping and for an override that fits nowhere.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, found {_describe(data)}")
+    for override in overrides:
+        _override(data, override)
+    return data
+
+
+def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
+    """An instance of the dataclass `cls` from a mapping, every key checked by name and type.
+
+    Args:
+        where: what messages begin with, such as the file's name.
+        key: the path of `data` inside the file, for messages.
+
+    Raises:
+        ValueError: one line naming the key's path, what was found and what was expected.
+    """
+    place = key or "the file"
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: {place}: expected a mapping, found {_describe(data)}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in data:
+        if name not in fields:
+            raise ValueError(
+                f"{where}: {unknown_key(join_key(key, name), str(name), list(fields))}"
+            )
+    values: dict[str, Any] = {}
+    for name, item in fields.items():
+        if name in data:
+            values[name] = convert(hints[name], data[name], where, join_key(key, name))
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ValueError(
+                f"{where}: {join_key(key, name)}: missing; expected {type_name(hints[name])}"
+            )
+    return cls(**values)
+
+
+def type_name(hint: Any) -> str:
+    """A type hint in words for messages."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " | ".join(type_name(a) for a in args)
+    if origin in (list, tuple, Sequence):
+        return f"a list of {type_name(args[0])}" if args else "a list"
+    if origin is dict or hint is dict:
+        return "a mapping"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping"
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if hint is type(None):
+        return "null"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        nested = [a for a in options if dataclasses.is_dataclass(a) or typing.get_origin(a) is list]
+        if len(nested) == 1 and isinstance(value, (dict, list)):
+            return convert(nested[0], value, where, key)
+        for option in options:
+            try:
+                return convert(option, value, where, key)
+            except ValueError:
+                continue
+        raise _mismatch(hint, value, where, key)
+    if origin is Literal:
+        if not any(type(value) is type(a) and value == a for a in args):
+            raise _mismatch(hint, value, where, key)
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where, key)  # type: ignore[arg-type]
+    if origin is list or hint is list:
+        if not isinstance(value, list):
+            raise _mismatch(hint, value, where, key)
+        if not args:
+            return value
+        return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise _mismatch(hint, value, where, key)
+        if not args or args[1] is Any:
+            return value
+        return {k: convert(args[1], v, where, join_key(key, k)) for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _mismatch(hint, value, where, key)
+        return tuple(value)
+    if hint is float:
+        # YAML reads 1e-3 (no dot) as text.
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                raise _mismatch(hint, value, where, key) from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise _mismatch(hint, value, where, key)
+        return float(value)
+    if hint is int and isinstance(value, bool):
+        raise _mismatch(hint, value, where, key)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(hint, type) and hint in (str, int, bool):
+        if not isinstance(value, hint):
+            raise _mismatch(hint, value, where, key)
+        return value
+    # A type of another library (an enum of transformers, say): it checks its own values.
+    return value
+
+
+def _mismatch(hint: Any, value: Any, where: str, key: str) -> ValueError:
+    return ValueError(f"{where}: {key}: expected {type_name(hint)}, found {_describe(value)}")
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value"}
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"{kinds.get(type(value), 'a number')} {text}"
+
+
+def join_key(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    return f"unknown key {path!r}; {hint}"
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    dotted, sep, text = override.partition("=")
+    if not sep or not dotted:
+        raise ValueError(f"override {override!r}: expected KEY=VALUE, such as seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
+    parts = dotted.split(".")
+    node: Any = data
+    for i, part in enumerate(parts):
+        last, here = i == len(parts) - 1, ".".join(parts[:i]) or "the file"
+        if isinstance(node, list):
+            names = [n.get("name") for n in node if isinstance(n, dict)]
+            if part in names:
+                index = names.index(part)
+            elif part.isdigit() and int(part) < len(node):
+                index = int(part)
+            else:
+                known = [n for n in names if n] or "none"
+                raise ValueError(
+                    f"override {override!r}: {here} has {len(node)} items "
+                    f"(names: {known}), and no {part!r}"
+                )
+            if last:
+                node[index] = value
+            node = node[index]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = value
+            else:
+                if node.get(part) is None:
+                    node[part] = {}
+                node = node[part]
+        else:
+            raise ValueError(f"override {override!r}: {here} is {_describe(node)}, not a mapping")
+
+
+def resolve_path(value: str, folder: Path) -> str:
+    """`value` as a path from the working directory; what starts with "." starts at `folder`."""
+    if not value.startswith("."):
+        return value
+    path = os.path.normpath(folder / value)
+    try:
+        relative = Path(path).relative_to(Path.cwd())
+    except ValueError:
+        return path
+    return relative.as_posix()
+
+
+def to_dict(plan: Any) -> dict[str, Any]:
+    """A dataclass as plain values, as it would be written in YAML."""
+    return json.loads(json.dumps(dataclasses.asdict(plan), default=str))
+
+
+def digest(value: Any) -> str:
+    """A short content hash of plain values."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
