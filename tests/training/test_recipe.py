@@ -100,7 +100,7 @@ def test_not_yaml(tmp_path):
     with pytest.raises(ValueError, match="not a YAML file"):
         read_mapping(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("- 1")
-    with pytest.raises(ValueError, match="expected a mapping with keys"):
+    with pytest.raises(ValueError, match="expected a mapping of keys"):
         read_mapping(tmp_path / "b.yaml")
 
 
