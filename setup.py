@@ -17,7 +17,14 @@ TRAIN = [
     "safetensors>=0.8",
     "bitsandbytes>=0.50",
 ]
-DATA = [*DATASETS, "pyarrow>=26.0", "resvg-py>=0.5"]
+DATA = [
+    *DATASETS,
+    "pyarrow>=26.0",
+    "resvg-py>=0.5",
+    "aiohttp>=3.14",
+    "sacrebleu[ja]>=2.6",
+    "matplotlib>=3.11",
+]
 # The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg.
 EVAL = [
     *DATASETS,
