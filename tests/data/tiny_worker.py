@@ -1,0 +1,80 @@
+"""A worker whose answers are its source's text in capitals, with every fault a test asks for."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("lang", pa.string()), ("text", pa.string()), ("status", pa.string())]
+)
+
+
+class TinyWorker:
+    """Counts how often each row was asked for, in `asked`."""
+
+    schema = SCHEMA
+
+    def __init__(self, name="translate/fr", key="model-1", batch_rows=1, concurrency=8, pause=0.0):
+        self.name, self.key = name, key
+        self.batch_rows, self.concurrency, self.pause = batch_rows, concurrency, pause
+        self.asked: Counter = Counter()
+        self.entered = self.left = self.in_flight = self.most_in_flight = 0
+
+    async def __aenter__(self):
+        self.entered += 1
+        return self
+
+    async def __aexit__(self, *error):
+        self.left += 1
+
+    async def process(self, rows):
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.pause)
+            for row in rows:
+                self.asked[row["id"]] += 1
+            return [self.answer(row) for row in rows]
+        finally:
+            self.in_flight -= 1
+
+    def answer(self, row):
+        return {
+            "id": row["id"],
+            "lang": self.name.rsplit("/", 1)[1],
+            "text": f"{row['text'].upper()} by {self.key}",
+            "status": "ok",
+        }
+
+
+def rows(count, start=0, lang="en"):
+    return [
+        {"id": f"{n:09d}", "lang": lang, "text": f"a picture of {n} 猫"}
+        for n in range(start, start + count)
+    ]
+
+
+def write_source(path: Path, rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def sources(folder: Path, units: int, rows_a_unit: int) -> list[tuple[Path, Path]]:
+    """(source, target) of units with consecutive ids."""
+    return [
+        (
+            write_source(
+                folder / "source" / f"{n:05d}.parquet", rows(rows_a_unit, n * rows_a_unit)
+            ),
+            folder / "translate" / "fr" / f"{n:05d}.parquet",
+        )
+        for n in range(units)
+    ]
+
+
+def read(path: Path) -> list[dict]:
+    return pq.ParquetFile(path).read().to_pylist()
