@@ -1,0 +1,640 @@
+"""Checks of one translated text against its source: cheap, offline, for every row.
+
+A check that fires leaves a `Flag`. Hard flags make a row be asked for again and, if it stays so,
+rejected; soft flags are for people, for quality estimation and for counting. Which is which is plan
+data. What each check catches, and how often it is wrong, is measured by
+`tests/benchmarks/verification_rates.py`. None of them knows what a text means: a fluent caption of
+another image is found by a quality-estimation model only.
+
+The lists of prefaces, refusals and notes are data too: one file per language in `phrases/`, or a
+plan's own. A language without a list has the checks that need none, and the English list, as models
+comment in English most of all.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.data.identify import Identified, Identifier, primary, scripts
+from training.schema import digest, to_dict
+
+# Raised by one when a check decides differently on the same text.
+VERSION = 1
+
+# Every check, and what its flag says.
+CHECKS = {
+    "empty": "no text",
+    "finish_reason": "the server did not stop by itself: cut off, or filtered",
+    "language": "another language, clearly",
+    "language_unsure": "perhaps another language",
+    "script": "most letters are of another script",
+    "stray_script": "some letters of a script that neither language uses",
+    "mixed_language": "a part left in the source language or in English",
+    "copy": "the source, untranslated",
+    "copy_name": "the source as it stands, but it may be a name",
+    "length": "much longer or shorter than such texts are",
+    "length_extreme": "longer or shorter than any such text is",
+    "loop": "the same words again and again",
+    "repeated": "words repeated more than in the source",
+    "preface": "talks about the translation before giving it",
+    "refusal": "refuses, or apologises",
+    "note": "a remark after the translation",
+    "lead_in": "begins with a title and a colon that the source has not",
+    "extra_lines": "more lines than the source",
+    "quoted": "in quotation marks that the source has not",
+    "brackets": "answer brackets left in",
+    "markup": "markup or chat tokens that the source has not",
+    "placeholder": "not the image placeholders of the source",
+    "numbers": "numbers of the source are missing",
+    "end_mark": "no end mark, though the source has one",
+    "dangling": "ends on a word that ends no sentence",
+}
+HARD = (
+    "empty",
+    "finish_reason",
+    "language",
+    "script",
+    "mixed_language",
+    "copy",
+    "length_extreme",
+    "loop",
+    "preface",
+    "refusal",
+    "note",
+    "extra_lines",
+    "brackets",
+    "placeholder",
+)
+
+# log(characters of the language / characters of English): median and spread, measured on interface
+# strings and names; good until the build's own rows are calibrated (verification.py).
+LENGTHS: dict[str, tuple[float, float]] = {
+    "en": (0.0, 0.10),
+    "zh": (math.log(0.25), 0.33),
+    "ja": (math.log(0.32), 0.50),
+    "ru": (math.log(1.00), 0.32),
+    "hi": (math.log(0.98), 0.20),
+    "fr": (math.log(1.18), 0.23),
+    "es": (math.log(1.19), 0.22),
+    "ar": (math.log(0.82), 0.22),
+    "bn": (math.log(0.95), 0.25),
+    "ur": (math.log(0.95), 0.25),
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One check that fired on one text."""
+
+    name: str
+    hard: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Length of translations of sources of at least `least` characters (up to the next bin).
+
+    median, spread: of log(characters of translation / characters of source), robust.
+    """
+
+    least: int
+    median: float
+    spread: float
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """Section `verification.checks` of a plan.
+
+    > Parameters that say what a flag does
+
+    hard: checks whose flags make a row be retried and then rejected; the others are soft.
+    off: checks that are not made at all.
+
+    > Parameters of language identification
+
+    distractors: languages beside the project's in which an answer may be.
+    scripts: scripts of languages that lingua does not know, such as {am: [ethiopic]}.
+    least_letters, least_latin_letters: shorter texts are not identified.
+    language_confidence: from here on another language is certain (hard); below it is a soft flag.
+    script_share: least share of letters in the language's scripts.
+
+    > Parameters of the other checks
+
+    length_z, length_extreme_z: robust standard deviations of the log length ratio.
+    lengths: a language's bins of length instead of the defaults.
+    mixed_share: share of the words in another language from which on a mixed text is rejected.
+    brackets: the pair that a translator's prompt asks for; neither may be left in an answer.
+    phrases: files of phrases for more languages, or instead of the shipped ones: {sw: path}.
+    """
+
+    hard: tuple[str, ...] = HARD
+    off: tuple[str, ...] = ()
+    distractors: tuple[str, ...] = ("pt", "it", "de", "ko", "uk", "fa", "ur", "bn")
+    scripts: dict[str, list[str]] = field(default_factory=dict)
+    least_letters: int = 2
+    least_latin_letters: int = 12
+    language_confidence: float = 0.9
+    script_share: float = 0.5
+    length_z: float = 3.0
+    length_extreme_z: float = 6.0
+    lengths: dict[str, list[LengthBin]] = field(default_factory=dict)
+    mixed_share: float = 0.25
+    brackets: tuple[str, ...] = ("〘", "〙")
+    phrases: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("hard", "off"):
+            for name in getattr(self, key):
+                if name not in CHECKS:
+                    raise ValueError(
+                        f"verification.checks.{key}: no check {name!r}; checks: {', '.join(CHECKS)}"
+                    )
+        for lang, bins in self.lengths.items():
+            starts = [b.least for b in bins]
+            if not bins or starts[0] != 0 or starts != sorted(set(starts)):
+                raise ValueError(
+                    f"verification.checks.lengths.{lang}: bins must begin at 0 and rise, found {starts}"
+                )
+            if any(b.spread <= 0 for b in bins):
+                raise ValueError(f"verification.checks.lengths.{lang}: spread must be above 0")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was found out about one text.
+
+    identified: its language; `length_z`: None where no lengths are known for the language.
+    """
+
+    flags: list[Flag]
+    identified: Identified
+    length_z: float | None
+
+    @property
+    def hard(self) -> bool:
+        return any(flag.hard for flag in self.flags)
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """The phrases of one language, compiled; `digest` is of the file's content."""
+
+    preface: re.Pattern[str] | None
+    refusal: re.Pattern[str] | None
+    note: re.Pattern[str] | None
+    words: frozenset[str]
+    dangling: tuple[str, ...]
+    digest: str
+
+
+NO_PHRASES = Phrases(None, None, None, frozenset(), (), "")
+
+
+@lru_cache(maxsize=128)
+def read_phrases(lang: str, path: str | None = None) -> Phrases:
+    """Phrases of a language from `path`, or the shipped ones; empty if there are none.
+
+    Raises ValueError for a file that is not as `phrases/en.yaml` is, OSError if `path` is missing.
+    """
+    shipped = Path(__file__).parent / "phrases" / f"{primary(lang)}.yaml"
+    file = Path(path) if path else shipped
+    if path is None and not file.exists():
+        return NO_PHRASES
+    content = file.read_text(encoding="utf-8")
+    try:
+        data = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
+    keys = {"prefaces", "refusals", "notes", "words", "dangling"}
+    if not isinstance(data, dict) or set(data) != keys:
+        raise ValueError(f"{file}: expected the keys {', '.join(sorted(keys))}")
+    for key, items in data.items():
+        for item in items if isinstance(items, list) else [items]:
+            if not isinstance(item, str):
+                raise ValueError(f"{file}: {key}: expected texts, found {item!r} (quote it)")
+    return Phrases(
+        _alternatives(file, "prefaces", data["prefaces"], r"[\W_]*"),
+        _alternatives(file, "refusals", data["refusals"], r"[\W_]*"),
+        _alternatives(
+            file, "notes", data["notes"], r"(?:[\n(（\[【*]|[.!?。！？।۔؟]\s)[\s*_(（\[【-]*"
+        ),
+        frozenset(word.casefold() for word in data["words"]),
+        tuple(word.casefold() for word in data["dangling"]),
+        digest(content),
+    )
+
+
+def _alternatives(file: Path, key: str, patterns: list[str], before: str) -> re.Pattern[str] | None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{file}: {key}: {pattern!r} is no regular expression: {error}"
+            ) from None
+    return (
+        re.compile(before + "(?:" + "|".join(patterns) + ")", re.IGNORECASE) if patterns else None
+    )
+
+
+_PLACEHOLDER = re.compile(r"<image>")
+# A unit of three or more characters three times in a row, or a shorter one five times.
+_LOOP = re.compile(r"(?P<long>.{3,60}?)(?P=long){2,}|(?P<short>\w{1,2}?)(?P=short){4,}", re.S)
+_LOOP_WINDOW = 600
+_LEAD = re.compile(r"[^:：\n]{2,80}[:：](?!\d)")
+_COLON = re.compile(r"[:：](?!\d)")
+_MARKUP = re.compile(
+    r"<\|?/?[a-zA-Z_][\w |/=\"'-]*>|```|\*\*|\[/?INST\]|^#{1,4} |\\n|&(?:amp|lt|gt|quot|nbsp);|\[\[|\]\]"
+)
+_END = re.compile(r"[.!?…。！？।॥۔؟][\"'”’»」』）)\]]*\s*$")
+_QUOTED = re.compile(r"\s*[\"“”«„「『'‘].*[\"”“»」』'’]\s*$", re.S)
+_DIGITS = re.compile(r"\d+")
+_EDGES = "\"'“”‘’«»„()[]{}<>（）【】「」『』.,;:!?…。，、；：！？।۔؟،؛*_-–—·/\\|"
+
+
+class RowChecker:
+    """Checks translations of one source language into several target languages.
+
+    Args:
+        source_language: BCP-47 code of the sources.
+        languages: the targets; a text in any other is refused.
+        plan: what is hard, soft or off, and the thresholds.
+
+    Raises ValueError for a language that cannot be identified. `key` is a hash of all that decides.
+    """
+
+    def __init__(
+        self, source_language: str, languages: Sequence[str], plan: CheckPlan = CheckPlan()
+    ):
+        self.plan, self.source_language = plan, source_language
+        self.languages = list(dict.fromkeys(languages))
+        own = {primary(lang) for lang in (source_language, *languages)}
+        self.identifier = Identifier(
+            [source_language, *self.languages],
+            [lang for lang in plan.distractors if primary(lang) not in own],
+            least=plan.least_letters,
+            least_latin=plan.least_latin_letters,
+            scripts=plan.scripts,
+        )
+        self._hard = frozenset(plan.hard)
+        self._off = frozenset(plan.off)
+        self._phrases = {
+            lang: read_phrases(lang, plan.phrases.get(lang))
+            for lang in (source_language, *self.languages, "en")
+        }
+        self._source_phrases = self._phrases[source_language]
+        foreign = self._source_phrases.words | self._phrases["en"].words
+        # Words of the source language that the target does not have.
+        self._foreign = {lang: foreign - self._phrases[lang].words for lang in self.languages}
+        self._scripts = {
+            lang: frozenset(self.identifier.candidates[self._code(lang)]) for lang in self.languages
+        }
+        self._source_scripts = self.identifier.candidates[self._code(source_language)]
+        self._lengths = {lang: self._bins(lang) for lang in self.languages}
+        self.key = digest(
+            {
+                "version": VERSION,
+                "source": source_language,
+                "languages": sorted(self.languages),
+                "plan": to_dict(plan),
+                "phrases": {lang: phrases.digest for lang, phrases in self._phrases.items()},
+                "identification": self.identifier.version,
+            }
+        )
+
+    @staticmethod
+    def _code(lang: str) -> str:
+        return "nb" if primary(lang) == "no" else primary(lang)
+
+    def _bins(self, lang: str) -> list[LengthBin]:
+        if lang in self.plan.lengths:
+            return self.plan.lengths[lang]
+        source, target = LENGTHS.get(primary(self.source_language)), LENGTHS.get(primary(lang))
+        if source is None or target is None:
+            return []
+        spread = (
+            target[1] if primary(self.source_language) == "en" else math.hypot(source[1], target[1])
+        )
+        return [LengthBin(0, target[0] - source[0], spread)]
+
+    def check(
+        self, source: str, text: str, lang: str, finish_reason: str | None = None
+    ) -> list[Flag]:
+        """The flags of one text; hard ones first. Raises ValueError for a language not of the project."""
+        return self.examine(source, text, lang, finish_reason).flags
+
+    def check_turns(
+        self,
+        source: Sequence[Mapping[str, str]],
+        turns: Sequence[Mapping[str, str]],
+        lang: str,
+        finish_reason: str | None = None,
+    ) -> list[Flag]:
+        """The flags of a conversation, each once, with the number of its first turn in the detail."""
+        return self.examine_turns(source, turns, lang, finish_reason).flags
+
+    def examine_turns(
+        self,
+        source: Sequence[Mapping[str, str]],
+        turns: Sequence[Mapping[str, str]],
+        lang: str,
+        finish_reason: str | None = None,
+    ) -> Examination:
+        """Every turn examined; the language is that of the least sure turn, the length the furthest off."""
+        roles, expected = [t["role"] for t in turns], [t["role"] for t in source]
+        if roles != expected:
+            detail = f"expected turns of {', '.join(expected) or 'nobody'}, found {', '.join(roles) or 'none'}"
+            return Examination([Flag("empty", True, detail)], Identified("", 0.0, 0.0), None)
+        flags: dict[str, Flag] = {}
+        identified, length_z = Identified("", 0.0, 0.0), None
+        for number, (before, after) in enumerate(zip(source, turns, strict=True), 1):
+            one = self.examine(before["content"], after["content"], lang, finish_reason)
+            for flag in one.flags:
+                flags.setdefault(
+                    flag.name, Flag(flag.name, flag.hard, f"turn {number}: {flag.detail}")
+                )
+            if one.identified.language and (
+                not identified.language or one.identified.expected < identified.expected
+            ):
+                identified = one.identified
+            if one.length_z is not None and abs(one.length_z) >= abs(length_z or 0.0):
+                length_z = one.length_z
+        ordered = sorted(flags.values(), key=lambda flag: not flag.hard)
+        return Examination(ordered, identified, length_z)
+
+    def examine_row(self, row: Mapping[str, Any]) -> Examination:
+        """A translated row: its `text` against `source_text`, or its `turns` against the turns in there."""
+        lang, reason = row["lang"], row.get("finish_reason")
+        if row.get("turns") is not None:
+            return self.examine_turns(json.loads(row["source_text"]), row["turns"], lang, reason)
+        return self.examine(row["source_text"], row["text"] or "", lang, reason)
+
+    def examine(
+        self, source: str, text: str, lang: str, finish_reason: str | None = None
+    ) -> Examination:
+        """Everything about one text. Raises ValueError for a language that is not of the project."""
+        if lang not in self._scripts:
+            raise ValueError(
+                f"language {lang!r} is not one of the project's ({', '.join(self.languages)}): "
+                "its texts cannot be checked"
+            )
+        found: list[tuple[str, str]] = []
+        if finish_reason not in (None, "stop"):
+            found.append(("finish_reason", str(finish_reason)))
+        if text.count("<image>") != source.count("<image>"):
+            found.append(
+                (
+                    "placeholder",
+                    f"{text.count('<image>')} <image>, {source.count('<image>')} expected",
+                )
+            )
+        source = _PLACEHOLDER.sub("", source).strip()
+        text = _PLACEHOLDER.sub("", text).strip()
+        identified, length_z = Identified("", 0.0, 0.0), None
+        if not text:
+            if source:
+                found.append(("empty", "no text"))
+        else:
+            length_z = self._length(source, text, lang, found)
+            identified = self._language(source, text, lang, found)
+            self._comments(source, text, lang, found)
+            _loops(source, text, found)
+            self._marks(source, text, lang, found)
+        flags = [
+            Flag(name, name in self._hard, detail)
+            for name, detail in found
+            if name not in self._off
+        ]
+        flags.sort(key=lambda flag: not flag.hard)
+        return Examination(flags, identified, length_z)
+
+    # ------------------------------------------------------------------------------- length
+
+    def _length(
+        self, source: str, text: str, lang: str, found: list[tuple[str, str]]
+    ) -> float | None:
+        bins = self._lengths[lang]
+        if not bins or not source:
+            return None
+        size = len(source)
+        model = bins[0]
+        for item in bins:
+            if item.least <= size:
+                model = item
+        # One character more or less is much for a name and nothing for a sentence.
+        spread = math.hypot(model.spread, 2.0 / size)
+        z = (math.log(len(text) / size) - model.median) / spread
+        if abs(z) > self.plan.length_z:
+            name = "length_extreme" if abs(z) > self.plan.length_extreme_z else "length"
+            found.append((name, f"{len(text)} characters from {size}, z {z:+.1f}"))
+        return z
+
+    # ------------------------------------------------------------------------------- language
+
+    def _language(
+        self, source: str, text: str, lang: str, found: list[tuple[str, str]]
+    ) -> Identified:
+        words = _words(text)
+        source_words = _words(source)
+        copied = self._copied(source_words, words, lang, found)
+        names = _names(source)
+        # Names kept as they stand say nothing about the language around them.
+        rest = " ".join(w for w in text.split() if w.strip(_EDGES) not in names) if names else text
+        counts = scripts(rest)
+        total = sum(counts.values())
+        own = self._scripts[lang]
+        inside = sum(counts[script] for script in own)
+        few = total < self.plan.least_letters or (inside and total - inside <= 3)
+        if not few and inside < self.plan.script_share * total:
+            found.append(("script", f"{inside} of {total} letters are {' or '.join(sorted(own))}"))
+        stray = [
+            s for s in counts if s not in own and s != "latin" and s not in self._source_scripts
+        ]
+        if stray and inside:
+            found.append(("stray_script", ", ".join(f"{counts[s]} {s}" for s in stray)))
+        identified = self.identifier.identify(rest, lang, counts)
+        code = self._code(lang)
+        if identified.language and identified.language != code and not copied:
+            sure = (
+                identified.confidence >= self.plan.language_confidence
+                and identified.expected <= 1 - self.plan.language_confidence
+            )
+            found.append(
+                (
+                    "language" if sure else "language_unsure",
+                    f"{identified.language} {identified.confidence:.2f}, {code} {identified.expected:.2f}",
+                )
+            )
+        return identified
+
+    def _copied(
+        self, source: list[str], words: list[str], lang: str, found: list[tuple[str, str]]
+    ) -> bool:
+        """Flags copies and parts left in the source language; True if it is the copy of a name."""
+        if not words or primary(lang) == primary(self.source_language):
+            return False
+        folded = [w.casefold() for w in words]
+        before = [w.casefold() for w in source]
+        foreign = self._foreign[lang]
+        if folded == before:
+            plain = [w for w in source if w.islower() and w.isalpha()]
+            titled = len(source) > 2 and not any(any(c.isdigit() for c in w) for w in source)
+            if (len(source) > 2 and (plain or titled)) or any(w in foreign for w in before):
+                found.append(("copy", "the same as the source"))
+                return False
+            if any(w.isalpha() for w in source):
+                found.append(("copy_name", "the same as the source"))
+            return True
+        # Words that stand in a run of three or more as they do in the source.
+        runs = {tuple(before[i : i + 3]) for i in range(len(before) - 2)}
+        inside = [False] * len(words)
+        if runs:
+            for i in range(len(words) - 2):
+                if tuple(folded[i : i + 3]) in runs:
+                    inside[i] = inside[i + 1] = inside[i + 2] = True
+        kept = sum(inside)
+        markers = [
+            w for w, plain in zip(folded, words, strict=True) if w in foreign and plain.islower()
+        ]
+        in_runs = any(
+            flag and w in foreign and plain.islower()
+            for flag, w, plain in zip(inside, folded, words, strict=True)
+        )
+        share = max(kept if in_runs else 0, 3 * len(markers) if len(markers) > 2 else 0) / len(
+            words
+        )
+        if share >= self.plan.mixed_share:
+            found.append(("mixed_language", f"among {len(words)} words: {' '.join(markers[:6])}"))
+        return False
+
+    # ------------------------------------------------------------------------------- comments
+
+    def _comments(self, source: str, text: str, lang: str, found: list[tuple[str, str]]) -> None:
+        lists = (self._phrases[lang], self._phrases["en"])
+        if primary(lang) == "en":
+            lists = lists[:1]
+        for name in ("preface", "refusal"):
+            for phrases in lists:
+                pattern = getattr(phrases, name)
+                match = pattern.match(text) if pattern else None
+                if match and not _says(source, self._source_phrases, name):
+                    found.append((name, match.group()[:60]))
+                    break
+        for phrases in lists:
+            match = phrases.note.search(text, 1) if phrases.note else None
+            if match and not _says("\n" + source, self._source_phrases, "note"):
+                found.append(("note", match.group().strip()[:60]))
+                break
+        lines = sum(1 for line in text.split("\n") if line.strip())
+        expected = max(1, sum(1 for line in source.split("\n") if line.strip()))
+        if lines > expected:
+            found.append(("extra_lines", f"{lines} lines, {expected} in the source"))
+        lead = _LEAD.match(text)
+        if lead and not _COLON.search(source):
+            found.append(("lead_in", lead.group()[:60]))
+        if _QUOTED.match(text) and not _QUOTED.match(source):
+            found.append(("quoted", text[:1] + text[-1:]))
+
+    # ------------------------------------------------------------------------------- marks
+
+    def _marks(self, source: str, text: str, lang: str, found: list[tuple[str, str]]) -> None:
+        left = [b for b in self.plan.brackets if b in text and b not in source]
+        if left:
+            found.append(("brackets", " ".join(left)))
+        markup = _MARKUP.search(text)
+        if markup and not _MARKUP.search(source):
+            found.append(("markup", markup.group()[:30]))
+        numbers = _DIGITS.findall(source)
+        if numbers:
+            # Digits of any script, separators apart: 1,000 is 1 000 and ١٠٠٠.
+            have = "".join(str(int(c)) for c in text if c.isdecimal())
+            missing = [n for n in numbers if str_digits(n) not in have]
+            if missing:
+                found.append(("numbers", f"{', '.join(missing[:5])} missing"))
+        if not _END.search(text):
+            if _END.search(source):
+                found.append(("end_mark", f"ends on {text[-1]!r}"))
+            last = self._dangles(text, self._phrases[lang].dangling)
+            if last and not self._dangles(source, self._source_phrases.dangling):
+                found.append(("dangling", last))
+
+    @staticmethod
+    def _dangles(text: str, dangling: Iterable[str]) -> str:
+        folded = text.casefold().rstrip()
+        for word in dangling:
+            if folded.endswith(word):
+                before = folded[: -len(word)]
+                # Chinese and Japanese have no spaces; elsewhere the word must stand alone.
+                if before and (ord(word[0]) > 0x2E7F or word[0] in "、，" or before[-1].isspace()):
+                    return word
+        return ""
+
+
+def str_digits(number: str) -> str:
+    """ASCII digits of a number in any script."""
+    return "".join(str(int(c)) for c in number)
+
+
+def _words(text: str) -> list[str]:
+    """Words split at spaces, without the punctuation around them."""
+    return [w for w in (part.strip(_EDGES) for part in text.split()) if w]
+
+
+def _names(source: str) -> set[str]:
+    """Words of the source that may stand in a translation as they are: with a digit or a capital.
+
+    In a source written in capitals, or With Every Word Capitalised, capitals say nothing.
+    """
+    words = _words(source)
+    letters = [w for w in words if w[0].isalpha()]
+    capitals = sum(1 for w in letters if not w[0].islower())
+    trusted = capitals <= 0.6 * len(letters)
+    return {
+        w
+        for i, w in enumerate(words)
+        if any(c.isdigit() for c in w) or (trusted and i and not w.islower() and w[0].isalpha())
+    }
+
+
+def _says(source: str, phrases: Phrases, name: str) -> bool:
+    """Whether the source itself says such a thing; then its translation may."""
+    pattern = getattr(phrases, name)
+    if pattern is None:
+        return False
+    return bool(pattern.search(source) if name == "note" else pattern.match(source))
+
+
+def _loops(source: str, text: str, found: list[tuple[str, str]]) -> None:
+    loop = _LOOP.search(text[-_LOOP_WINDOW:])
+    if loop and any(c.isalnum() for c in loop.group()) and not _LOOP.search(source):
+        unit = loop["long"] or loop["short"]
+        copies = len(loop.group()) // len(unit)
+        name = "loop" if copies > 3 or len(loop.group()) >= 20 else "repeated"
+        found.append((name, f"{unit.strip()[:40]!r} {copies} times"))
+        return
+    words = text.split()
+    half = len(words) // 2
+    if len(words) >= 8 and words[:half] == words[-half:]:
+        found.append(("loop", "the text twice"))
+    elif len(words) >= 20:
+        share, before = _repeats(words), _repeats(source.split())
+        if share > 0.3 and share > before + 0.2:
+            found.append(("loop", f"{share:.0%} of its four-word sequences are repeated"))
+
+
+def _repeats(words: list[str]) -> float:
+    """Share of four-word sequences that stood before."""
+    grams = Counter(tuple(words[i : i + 4]) for i in range(len(words) - 3))
+    total = sum(grams.values())
+    return 1 - len(grams) / total if total else 0.0
