@@ -22,7 +22,6 @@ DATA = [
     "pyarrow>=26.0",
     "resvg-py>=0.5",
     "lingua-language-detector>=2.1",
-    "sacrebleu>=2.6",
     "aiohttp>=3.14",
     "sacrebleu[ja]>=2.6",
     "matplotlib>=3.11",
