@@ -44,7 +44,6 @@ def build_maya(
     vision_feature_layer: int = -2,
     vision_feature_select_strategy: str = "full",
     dtype: torch.dtype = torch.float32,
-    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
     """Put two bases together with a new projector, drawn from torch's random state.
@@ -58,8 +57,6 @@ def build_maya(
     """
     vision_config, text_config = base_configs(vision_tower, language_model, trust_remote_code)
     loading = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    if attn_implementation is not None:
-        loading["attn_implementation"] = attn_implementation
     tower = _load(AutoModel, vision_tower, "vision_tower", **loading)
     # A two-tower model brings its text tower along; only the other is wanted.
     tower = getattr(tower, "vision_model", tower) if hasattr(tower, "text_model") else tower

@@ -2,26 +2,84 @@
 
 Two id tensors say all there is to say: `group` and `branch` of every token, branch 0 being the prefix
 that all branches of the group share, -1 a padding token. `dense_mask` turns them into the mask any
-decoder takes; it is the reference. `segment_attention` computes the same without a T x T mask and
-without padding the decoder's rows: tokens of all groups lie in one row, and only inside attention
-are they cut into prefixes and branches. It is registered with transformers under `SEGMENTS`, takes
-its plan through the forward's keyword arguments, and touches no model code.
+decoder takes; it is the reference, and slow on a long row. The others compute the same without a
+T x T mask, on one row of whole groups without padding:
+
+- segments: scaled_dot_product_attention over the prefixes and over branches of about one length, cut
+  out of the row and filled up inside attention only. Any device.
+- varlen: one call of FlashAttention, each branch with a copy of its prefix's keys and values. GPU,
+  half precision.
+- flex: torch's flex attention with a block mask from the two ids, compiled. GPU (torch 2.13 has no
+  backward pass of it on a CPU).
+
+Each is registered with transformers as an attention function, takes its plan through the forward's
+keyword arguments, and touches no model code. A row of one conversation has nothing to share: that is
+ordinary causal attention, for all of them.
 
 The idea of training branches on one shared image prefix is Molmo's (message trees) and
 PrefixGrouper's.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-SEGMENTS = "maya_segments"
+Layout = Literal["segments", "varlen", "flex", "dense"]
+
+# What each layout's attention is called in transformers.
+IMPLEMENTATIONS: dict[Layout, str] = {
+    "segments": "maya_segments",
+    "varlen": "maya_varlen",
+    "flex": "maya_flex",
+    "dense": "sdpa",
+}
+
+
+def choose_attention(
+    wanted: Literal["auto"] | Layout, decoder: nn.Module, device: str, half: bool
+) -> Layout:
+    """How a run computes attention: as `wanted`; auto is flex on a GPU, else segments.
+
+    Args:
+        decoder: the language model. device: type of its device. half: whether it computes in
+            bfloat16 or float16.
+
+    Raises:
+        ValueError: for a choice that this device, precision or decoder does not have.
+    """
+    dropout = getattr(decoder.config, "attention_dropout", 0.0)
+    if wanted == "auto":
+        # Only segments can drop attention weights.
+        return "flex" if device == "cuda" and not dropout else "segments"
+    problem = ""
+    if wanted in ("flex", "varlen"):
+        if device != "cuda":
+            problem = f"needs a CUDA GPU, the run is on {device}"
+        elif dropout:
+            problem = f"has no dropout, the decoder's attention_dropout is {dropout:g}"
+        elif wanted == "varlen" and not half:
+            problem = "computes in half precision only, the run's is float32 (args.bf16)"
+    if problem:
+        raise ValueError(f"model.attention: {wanted} {problem}; use segments, or auto")
+    return wanted
+
+
+def set_attention(decoder: Any, layout: Layout) -> None:
+    """Make a transformers decoder compute attention as `layout` says."""
+    decoder.set_attn_implementation(IMPLEMENTATIONS[layout])
+
+
+# ------------------------------------------------------------------------------ the rule
 
 
 def dense_mask(group: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
@@ -39,6 +97,43 @@ def dense_mask(group: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
     # A padding token sees itself, so that no softmax runs over nothing.
     mask |= torch.eye(length, dtype=torch.bool, device=group.device)
     return mask[:, None]
+
+
+def block_mask(group: torch.Tensor, branch: torch.Tensor) -> BlockMask:
+    """The rule as flex attention's block mask, for rows without padding. Arguments as above.
+
+    While it is made, a few T x T bool masks are held; what stays is small.
+    """
+
+    def visible(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        same_branch = branch[row, query] == branch[row, key]
+        own_or_prefix = same_branch | (branch[row, key] == 0)
+        return (query >= key) & (group[row, query] == group[row, key]) & own_or_prefix
+
+    rows, length = group.shape
+    return create_block_mask(visible, rows, None, length, length, device=group.device)
+
+
+def row_plan(groups: Sequence[tuple[int, Sequence[int]]], layout: Layout) -> dict[str, Any]:
+    """What the attention function of `layout` is told about one row of groups.
+
+    Args:
+        groups: (prefix length, branch lengths) in row order, each group laid out as its prefix and
+            then its branches.
+
+    Returns:
+        longest: tokens of the longest conversation; and, unless the row is a single conversation,
+        what `segment_plan`, `varlen_plan` or `flex_plan` returns.
+    """
+    longest = max(prefix + max(branches, default=0) for prefix, branches in groups)
+    plan: dict[str, Any] = {"longest": longest}
+    if len(groups) > 1 or groups[0][1]:
+        make = {"segments": segment_plan, "varlen": varlen_plan, "flex": flex_plan}[layout]
+        plan.update(make(groups))
+    return plan
+
+
+# ------------------------------------------------------------------------------ segments
 
 
 def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
@@ -117,30 +212,24 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    segments: dict[str, Any] | None = None,
+    plan: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over one row of groups; ordinary sdpa attention when no plan is given.
 
     Args:
         query, key, value: (1, heads, N, head dim), key and value maybe with fewer heads.
-        segments: what `segment_plan` returned.
+        plan: what `row_plan` returned.
 
     Raises:
         ValueError: for a decoder whose attention window is shorter than a conversation.
     """
-    if segments is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    if plan is None or "restore" not in plan:
+        return _ordinary(
+            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
         )
-    prefix, blocks = segments["prefix"], segments["blocks"]
-    longest = prefix.shape[1] + max((b["branch"].shape[1] for b in blocks), default=0)
-    window = kwargs.get("sliding_window")
-    if window is not None and window < longest:
-        raise ValueError(
-            f"a conversation has {longest} tokens, more than the decoder's attention window of "
-            f"{window}; use group_size 1 or shorter conversations"
-        )
+    _check_window(plan, kwargs)
+    prefix, blocks = plan["prefix"], plan["blocks"]
     heads = query.shape[1]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, dim)
 
@@ -168,13 +257,170 @@ def segment_attention(
         branch_key = torch.cat([prefix_key[owner], cut(key, branch)], dim=2)
         branch_value = torch.cat([prefix_value[owner], cut(value, branch)], dim=2)
         outputs.append(attend(cut(query, branch), branch_key, branch_value, block["visible"]))
-    return torch.cat(outputs).index_select(0, segments["restore"])[None], None
+    return torch.cat(outputs).index_select(0, plan["restore"])[None], None
+
+
+# ------------------------------------------------------------------------------ varlen
+
+
+def varlen_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
+    """Sequences of queries, one a prefix or branch, and of the keys each may see, its prefix's first.
+
+    Returns:
+        queries, keys (S + 1,): where they begin, int32; most_queries, most_keys: the longest;
+        copies (M,): index in the row of every key, left out where nothing is shared and keys are the
+        row itself.
+    """
+    queries, keys, copies = [0], [0], []
+    position = 0
+    for prefix, branches in groups:
+        start = torch.arange(position, position + prefix)
+        copies.append(start)
+        position += prefix
+        queries.append(position)
+        keys.append(keys[-1] + prefix)
+        for width in branches:
+            copies += [start, torch.arange(position, position + width)]
+            position += width
+            queries.append(position)
+            keys.append(keys[-1] + prefix + width)
+    plan: dict[str, Any] = {
+        "queries": torch.tensor(queries, dtype=torch.int32),
+        "keys": torch.tensor(keys, dtype=torch.int32),
+        "most_queries": max(b - a for a, b in pairwise(queries)),
+        "most_keys": max(b - a for a, b in pairwise(keys)),
+    }
+    if any(branches for _, branches in groups):
+        plan["copies"] = torch.cat(copies)
+    return plan
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    plan: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `segment_attention`, by one call of FlashAttention; no dropout.
+
+    Causal attention of fewer queries than keys is aligned at their ends there: the last query sees
+    all keys, so the queries of a branch see all of its prefix.
+    """
+    if plan is None or "queries" not in plan:
+        return _ordinary(
+            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
+        )
+    _check_window(plan, kwargs)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, dim)
+    if "copies" in plan:
+        key, value = (x.index_select(0, plan["copies"]) for x in (key, value))
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        plan["queries"],
+        plan["keys"],
+        plan["most_queries"],
+        plan["most_keys"],
+        scale=scaling,
+        window_size=(-1, 0),  # all before, none behind
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return cast(torch.Tensor, out)[None], None
+
+
+# ------------------------------------------------------------------------------ flex
+
+
+def flex_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, torch.Tensor]:
+    """The row's two id tensors `group` and `branch` (1, N); `flex_inputs` makes the mask of them."""
+    widths = [torch.tensor([prefix, *branches]) for prefix, branches in groups]
+    sizes = torch.tensor([int(w.sum()) for w in widths])
+    branch = torch.cat([torch.arange(len(w)).repeat_interleave(w) for w in widths])
+    return {
+        "group": torch.arange(len(groups)).repeat_interleave(sizes)[None],
+        "branch": branch[None],
+    }
+
+
+def flex_inputs(plan: dict[str, Any]) -> dict[str, Any]:
+    """The model's inputs of a row whose plan has the ids: its block mask, made once for all layers,
+    on the ids' device."""
+    mask = block_mask(plan["group"], plan["branch"])
+    return {"attention_mask": mask, "plan": {"longest": plan["longest"]}}
+
+
+def flex_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    plan: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `segment_attention`, by flex attention where `attention_mask` is a block mask; no dropout."""
+    if not isinstance(attention_mask, BlockMask):
+        return _ordinary(
+            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
+        )
+    if plan is not None:
+        _check_window(plan, kwargs)
+    out, _ = flex_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout
+    )
+    return out, None
+
+
+# ------------------------------------------------------------------------------ in common
+
+
+def _ordinary(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    plan: dict[str, Any] | None,
+    scaling: float | None,
+    dropout: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """sdpa as transformers calls it; of a row that is one conversation, causal without any mask."""
+    if plan is not None:
+        _check_window(plan, kwargs)
+        attention_mask = None
+    out, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    return out, None
+
+
+def _check_window(plan: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    window = kwargs.get("sliding_window")
+    if window is not None and window < plan["longest"]:
+        raise ValueError(
+            f"a conversation has {plan['longest']} tokens, more than the decoder's attention window "
+            f"of {window}; use group_size 1 or shorter conversations"
+        )
 
 
 def register() -> None:
-    """Make `SEGMENTS` known to transformers as an attention implementation."""
-    AttentionInterface.register(SEGMENTS, segment_attention)
-    AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
+    """Make the attention functions known to transformers."""
+    for name, function in (
+        (IMPLEMENTATIONS["segments"], segment_attention),
+        (IMPLEMENTATIONS["varlen"], varlen_attention),
+        (IMPLEMENTATIONS["flex"], flex_attention),
+    ):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
 
 
 register()

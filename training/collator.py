@@ -21,15 +21,13 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from processing_maya import load_chat_template
 
-from .attention import dense_mask, segment_plan
+from .attention import Layout, dense_mask, row_plan
 from .bases.augmentation import AugmentationRecipe
 from .bases.augmentation import augment as redraw
 from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
 from .packing import divide
 from .recipe import AugmentRecipe
-
-Layout = Literal["segments", "dense"]
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
@@ -127,9 +125,9 @@ def lay_out(
     """Tensors of a batch of groups, without pixels.
 
     Returns:
-        input_ids, position_ids: (R, N); R is 1 for "segments", one row a group for "dense".
-        attention_mask: the dense mask (R, 1, N, N), or a stand-in for "segments".
-        segments: the plan of `segment_attention` ("segments" only).
+        input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
+        attention_mask: the dense mask (R, 1, N, N), or a stand-in.
+        plan: what `attention.row_plan` returns (not for "dense").
         source (M,): index into R * N of the position that predicts; labels (M,): the token it
         predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
         trained text. padding: how many of the tokens are padding.
@@ -139,7 +137,7 @@ def lay_out(
     source, target, language = [nothing], [nothing], [nothing]
     text_bytes = torch.zeros(languages, dtype=torch.long)
     sizes = [len(p) for p in packed]
-    width = sum(sizes) if layout == "segments" else max(sizes)
+    width = max(sizes) if layout == "dense" else sum(sizes)
     start = 0
     for number, item in enumerate(packed):
         if layout == "dense":
@@ -179,15 +177,15 @@ def lay_out(
         "text_bytes": text_bytes,
         "padding": 0,
     }
-    if layout == "segments":
+    if layout != "dense":
         batch["input_ids"] = torch.from_numpy(
             np.concatenate([r["ids"] for r in rows]).astype(np.int64)
         )[None]
         batch["position_ids"] = torch.from_numpy(np.concatenate([r["positions"] for r in rows]))[
             None
         ]
-        batch["segments"] = segment_plan(
-            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed]
+        batch["plan"] = row_plan(
+            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], layout
         )
         # A ready-made mask: keeps transformers from building one over the whole row.
         batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)

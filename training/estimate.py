@@ -33,9 +33,9 @@ from .flops import (
     visible_pairs,
 )
 from .freezing import Row, format_table, rates, table
+from .head import TILE
 from .recipe import Recipe, StageRecipe, find_recipe, load_recipe
 from .schema import read_mapping
-from .trainer import TILE
 
 GIB = 2**30
 # The part of a peak that a run is taken to reach.
@@ -247,6 +247,7 @@ def _estimate(
             width=2 if mixed else dtype.itemsize,
             stream=4 if mixed and learns.embeddings else dtype.itemsize,
             checkpointing=checkpointing,
+            tile=TILE["cuda" if cuda else "cpu"],
         )
         result = replace(result, memory=replace(memory, activations=activations))
     if work is None:
@@ -254,7 +255,6 @@ def _estimate(
             flops, learns, tokens=1, pairs=0, positions=0, images=0, checkpointing=checkpointing
         )
         return replace(result, flops_per_token=layers)
-    learned_in_row = max(1.0, (row_tokens or 0) / work.tokens) * work.positions
     group = training_flops(
         flops,
         learns,
@@ -263,7 +263,6 @@ def _estimate(
         positions=work.positions,
         images=work.images,
         checkpointing=checkpointing,
-        tiles=learned_in_row * config.get_text_config().vocab_size > TILE,
     )
     seconds = work.steps * stage.batch_size * group / (processes * UTILISATION * device.peak)
     return replace(result, flops_per_token=group / work.tokens, seconds=seconds)
@@ -460,6 +459,7 @@ def activation_bytes(
     width: int,
     stream: int,
     checkpointing: bool,
+    tile: int,
 ) -> int:
     """An upper estimate of what the forward pass of one row keeps for the backward pass, with what
     the largest steps need besides.
@@ -468,11 +468,11 @@ def activation_bytes(
     keys and values repeated to as many heads), 4 times the MLP's width, each norm's output; norms
     themselves work in float32 and keep three times their input. With gradient checkpointing a layer
     keeps its input alone (`stream` bytes a value), and one layer at a time the rest. Twice a layer
-    more for gradients on their way. Logits: a tile of at most `TILE`, in and out of float32. A
+    more for gradients on their way. Logits: a tile of the head, in float32 and `width` bytes. A
     frozen tower keeps its layers' outputs. A dense attention mask is counted once.
 
     Args:
-        tokens: of the row; images: in it.
+        tokens: of the row; images: in it; tile: most logits held at once, see `head.TILE`.
     """
     # transformers types sub-configurations as what a caller may pass.
     text: Any = config.text_config
@@ -498,7 +498,7 @@ def activation_bytes(
     kept_whole = depth if learns.tower and not checkpointing else 0
     tower = (depth + 1) * width * side + (kept_whole + 2) * block
     projector = width * (side + 3 * config.projector_num_layers * wide)
-    logits = min(TILE, tokens * text.vocab_size) * (12 + 3 * width)
+    logits = min(tile, tokens * text.vocab_size) * (4 + 2 * width)
     return int(total + patches * (tower + projector) + logits)
 
 
@@ -512,20 +512,21 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
     is downloaded for it but a tokenizer.
     """
     from .collator import GroupCollator, pack_group
-    from .groups import GroupData
+    from .streaming import open_groups
 
     for source in stage.data:
         if not Path(source.path).exists():
             raise FileNotFoundError(f"no {source.path} here")
     processor = _processor(recipe, config)
-    data = GroupData(stage.data, seed=recipe.seed)
+    data = open_groups(stage, recipe.seed)
     shuffled = stage.order == "shuffled"
     plan = data.plan(None, stage.group_size, recipe.seed, shuffled=shuffled)
     collator = GroupCollator(
         data, processor, seed=recipe.seed, max_length=stage.args.get("max_length")
     )
     count = tokens = pairs = positions = images = longest = 0
-    for _, part in plan[:: max(1, len(plan) // SAMPLE)]:
+    for number in range(0, len(plan), max(1, len(plan) // SAMPLE)):
+        _, part = plan[number]
         try:
             encoded = [collator.encode(index) for index in part.tolist()]
         except ValueError:

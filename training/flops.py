@@ -154,21 +154,19 @@ def training_flops(
     positions: float,
     images: float,
     checkpointing: bool = False,
-    tiles: bool = False,
 ) -> float:
     """FLOPs of forward and backward over one batch.
 
     Behind the first part that learns, the backward pass takes as much as the forward pass for the
     gradients of inputs, and as much again for those of weights that learn; attention takes twice its
-    forward. A frozen tower has no backward pass. Recomputing is no model FLOP: leave the last two
-    arguments False for a utilisation.
+    forward. A frozen tower has no backward pass. Recomputing is no model FLOP: leave the last
+    argument False for a utilisation.
 
     Args:
         tokens: through the decoder. pairs: see `visible_pairs`. positions: that predict.
         images: through the tower.
         checkpointing: add what gradient checkpointing computes twice, all but a layer's last
             product. It makes the whole decoder part of the backward pass, whatever learns.
-        tiles: add the logits that are computed again in the backward pass.
 
     Left out: the first trained layer's inputs' gradients where nothing below learns are counted
     though they are not needed; DoRA's norms (of the adapted matrices, per step) are not counted.
@@ -191,7 +189,7 @@ def training_flops(
             total += matrices * (1 + share) + 2 * attention + 2 * adapter
             if checkpointing:
                 total += matrices - flops.last * tokens + attention + adapter
-    return total + positions * flops.head * (bool(below) + learns.head + tiles)
+    return total + positions * flops.head * (bool(below) + learns.head)
 
 
 def visible_pairs(prefix: int, branches: Sequence[int] = ()) -> int:

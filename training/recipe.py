@@ -31,6 +31,9 @@ class ModelRecipe:
     """Which model is trained: two base folders, or a `checkpoint` folder of an earlier stage.
 
     With `checkpoint`, the architecture is the checkpoint's and may not be given again.
+
+    attention: how the decoder's attention over shared prefixes is computed, see attention.py; the
+    same result from each. auto: flex on a GPU, segments elsewhere.
     """
 
     vision_tower: str | None = None
@@ -42,7 +45,7 @@ class ModelRecipe:
     vision_feature_layer: int | None = None
     vision_feature_select_strategy: Literal["full", "default"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"
 
 
 # What a model built from base folders gets where the recipe is silent.

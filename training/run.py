@@ -291,8 +291,8 @@ def _run_stage(
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from .adapters import ADAPTER, add_adapter, check_bitsandbytes, merge_adapter
-    from .attention import SEGMENTS
-    from .collator import GroupCollator, Layout
+    from .attention import choose_attention, set_attention
+    from .collator import GroupCollator
     from .freezing import apply_rules, format_table
     from .groups import GroupData
     from .trainer import MayaTrainer, checkpoints, quiet_callbacks
@@ -317,10 +317,10 @@ def _run_stage(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    layout: Layout = "dense"
-    if recipe.model.attn_implementation in (None, "sdpa"):
-        layout = "segments"
-        model.model.language_model.set_attn_implementation(SEGMENTS)
+    decoder = model.model.language_model
+    half = args.bf16 or args.fp16 or decoder.dtype != torch.float32
+    layout = choose_attention(recipe.model.attention, decoder, state.device.type, half)
+    set_attention(decoder, layout)
 
     per_step = stage.batch_size
     shuffled = stage.order == "shuffled"
@@ -379,7 +379,7 @@ def _run_stage(
             f"{args.max_steps}; the same command continues"
         )
 
-    model.model.language_model.set_attn_implementation("sdpa")
+    set_attention(model.model.language_model, "dense")
     temporary = folder.parent / WORK / f"{folder.name}.model"
     if state.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -483,7 +483,6 @@ def _load(
             vision_feature_layer=model.vision_feature_layer,
             vision_feature_select_strategy=str(model.vision_feature_select_strategy),
             dtype=dtype,
-            attn_implementation=model.attn_implementation,
             trust_remote_code=trust_remote_code,
         )
     folder = str(previous or model.checkpoint)
@@ -493,9 +492,7 @@ def _load(
         from .adapters import quantization
 
         quantized["quantization_config"] = quantization(stage.adapter, dtype)
-    loaded = MayaForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation=model.attn_implementation, **quantized
-    )
+    loaded = MayaForConditionalGeneration.from_pretrained(folder, dtype=dtype, **quantized)
     processor = MayaProcessor.from_pretrained(folder)
     if model.chat_template is not None:
         processor.chat_template = load_chat_template(model.chat_template)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
 
 from .adapters import load_adapter, save_adapter
+from .attention import flex_inputs
 from .collator import BadRow
 from .flops import (
     ForwardFlops,
@@ -30,50 +29,20 @@ from .flops import (
     training_flops,
 )
 from .freezing import parameter_groups
+from .head import token_losses
 from .recipe import AdapterRecipe, Rule
 
 PARTIAL = ".partial"
-# Logits of at most this many (position, vocabulary) pairs are held at once.
-TILE = 1 << 25
-
-
-def token_losses(
-    hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy and whether the best guess is right, per supervised position.
-
-    Args:
-        hidden: (M, D), only the positions that predict; labels: (M,).
-        scale: the decoder's logit scale.
-
-    Returns:
-        (M,) float32 losses in nats, (M,) bool. More than `TILE` logits are computed tile by tile
-        and again in the backward pass, so the full (M, V) never exists.
-    """
-
-    def tile(h: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Not `head(h)`: a call of the module per tile would gather its weight per tile.
-        logits = (head.forward(h) * scale).float()
-        return cross_entropy(logits, y, reduction="none"), logits.detach().argmax(-1) == y
-
-    rows = max(1, TILE // head.weight.shape[0])
-    if len(labels) <= rows:
-        return tile(hidden, labels)
-    parts = [
-        checkpoint(tile, h, y, use_reentrant=False)
-        for h, y in zip(hidden.split(rows), labels.split(rows), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 def add_pair_loss(model: PreTrainedModel) -> None:
-    """Teach `model(..., source=...)` to return losses of pairs instead of logits.
+    """Teach `model(..., source=...)` to return what `token_losses` does of pairs instead of logits.
 
     As TRL adds its own fused head: the call must go through the model's forward, because DDP and
     FSDP prepare gradients there. Without `source` the forward is as before.
 
-    All tiles are made in one call of the head: the number of tiles differs between ranks, and where
-    weights are sharded every call of a module is a collective in which all ranks must take part.
+    The head is called as a module, once: where weights are cut among ranks, that is what gathers
+    them, and a collective in which all ranks must take part.
     """
     original = model.forward
     head = model.get_output_embeddings()
@@ -96,6 +65,8 @@ def add_pair_loss(model: PreTrainedModel) -> None:
         if source is None:
             return original(*args, **kwargs)
         labels = kwargs.pop("labels")
+        if "group" in (kwargs.get("plan") or {}):
+            kwargs.update(flex_inputs(kwargs["plan"]))
         with contextlib.ExitStack() as stack:
             if image_index is not None:
                 # Every distinct image is encoded once, however many blocks of the row show it. They
@@ -105,15 +76,14 @@ def add_pair_loss(model: PreTrainedModel) -> None:
                 repeat = projector.register_forward_hook(lambda _, __, out: out[image_index])
                 stack.callback(repeat.remove)
             hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        # A batch of text alone needs no care here: MayaModel then runs its tower on a blank image, so
+        # that every rank calls every part once and in one order, as DDP, FSDP and ZeRO-3 need.
         scale = getattr(self.config.get_text_config(), "logit_scale", None)
-        losses, correct = self.get_output_embeddings()(
+        return self.get_output_embeddings()(
             hidden.flatten(0, 1).index_select(0, source),
             labels=labels,
             scale=1.0 if scale is None else float(scale),
         )
-        # A batch of text alone needs no care here: MayaModel then runs its tower on a blank image, so
-        # that every rank calls every part once and in one order, as DDP, FSDP and ZeRO-3 need.
-        return losses, correct
 
     model.forward = types.MethodType(forward, model)
 
@@ -243,9 +213,9 @@ class MayaTrainer(SFTTrainer):
         padding = inputs.pop("padding")
         images = len(inputs.get("pixel_values", ()))
         labels = inputs["labels"]
-        losses, correct = model(**inputs)
+        total, losses, correct = model(**inputs)
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)
+        loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # DDP averages gradients over ranks; `count` is that of all ranks.
             loss = loss * self.accelerator.num_processes

@@ -20,7 +20,7 @@ from PIL import Image
 from trl import SFTConfig
 
 from tests.tiny_processing import TEXTS, tiny_tokenizer
-from training.attention import SEGMENTS
+from training.attention import choose_attention, set_attention
 from training.collator import GroupCollator
 from training.evaluation import results
 from training.freezing import apply_rules
@@ -150,9 +150,10 @@ def maya_trainer(
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    segments = not torch.cuda.is_available()
-    if segments:
-        model.model.language_model.set_attn_implementation(SEGMENTS)
+    decoder = model.model.language_model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layout = choose_attention("auto", decoder, device, changes.get("bf16", False))
+    set_attention(decoder, layout)
     parts = [np.sort(part) for _, part in data.plan(None, languages, seed=0)]
     plan = [(0, part) for part in sorted(parts, key=min)]
     steps = len(plan) // images
@@ -172,7 +173,7 @@ def maya_trainer(
             data,
             processor,
             seed=0,
-            layout="segments" if segments else "dense",
+            layout=layout,
             plan=plan,
             batch_size=images,
         ),

@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.tiny import IMAGE_TOKEN, VOCAB, tiny_images, tiny_model
-from training import trainer
+from training import head, trainer
 from training.freezing import apply_rules
 from training.launch import CONFIGS, environment, find_config, launch
 from training.recipe import RECIPES, Rule, load_recipe
@@ -152,7 +152,7 @@ def fsdp_process(rank: int, stage: str, folder: str, variables: dict[str, str]) 
     os.environ.update(variables)
     torch.set_num_threads(1)
     # The first share's logits are several tiles, the second's one: ranks differ in how many.
-    trainer.TILE = 4 * VOCAB
+    head.TILE["cpu"] = 4 * VOCAB
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     whole = make(stage)
     count = sum(len(share["labels"]) for share in shares(whole.config))

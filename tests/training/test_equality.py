@@ -1,7 +1,8 @@
 """A shared prefix changes nothing: loss and every gradient equal those of separate rows.
 
-In float64, on tiny models, for both layouts, with the mistakes that train on the wrong thing as
-negative controls: each must be seen by the gradients.
+In float64, on tiny models, for every layout, with the mistakes that train on the wrong thing as
+negative controls: each must be seen by the gradients. Of varlen and flex only the kernels are stand-ins
+(cpu_kernels.py); on a GPU, test_attention.py compares the real ones.
 """
 
 import contextlib
@@ -13,11 +14,14 @@ import torch
 from transformers.models.cohere import modeling_cohere
 
 from tests.tiny import IMAGE_TOKEN, VOCAB, tiny_images, tiny_model
-from training.attention import SEGMENTS, dense_mask
+from training.attention import block_mask, dense_mask, set_attention
 from training.collator import Encoded, lay_out, pack_group, shared_prefix
-from training.trainer import add_pair_loss, token_losses
+from training.trainer import add_pair_loss
+
+from .cpu_kernels import use_cpu_kernels
 
 LANGUAGES = 3
+LAYOUTS = ["segments", "varlen", "flex", "dense"]
 TOLERANCE = 1e-12
 
 
@@ -68,8 +72,8 @@ def run(model, batch: dict, pixels: torch.Tensor | None) -> tuple[float, dict[st
     """Mean loss over pairs and the gradient of every parameter."""
     model.zero_grad()
     inputs = {k: v for k, v in batch.items() if k not in ("language", "text_bytes", "padding")}
-    losses, _ = model(**inputs, pixel_values=pixels)
-    loss = losses.sum() / len(losses)
+    total, losses, _ = model(**inputs, pixel_values=pixels)
+    loss = total / len(losses)
     loss.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return loss.item(), grads
@@ -108,32 +112,26 @@ def make(layout: str, decoder: str = "cohere"):
     model.train()
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)
-    implementation = SEGMENTS if layout == "segments" else "sdpa"
-    model.model.language_model.set_attn_implementation(implementation)
+    set_attention(model.model.language_model, layout)
     add_pair_loss(model)
     return model
 
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    import training.trainer
-
-    def losses(hidden, head, labels, scale):
-        logits = head(hidden) * scale
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        return loss, logits.argmax(-1) == labels
-
-    monkeypatch.setattr(training.trainer, "token_losses", losses)
+    use_cpu_kernels(monkeypatch)
     with double_precision():
         yield
 
 
-@pytest.mark.parametrize("layout", ["segments", "dense"])
-@pytest.mark.parametrize("trained", ["projector", "all"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("trained", ["projector", "all", "all, checkpointed"])
 def test_shared_equals_separate(layout, trained):
     sample = groups()
     pixels = tiny_images(len(sample)).double()
     model = make(layout)
+    if "checkpointed" in trained:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if trained == "projector":
         model.model.language_model.requires_grad_(False)
         model.lm_head.requires_grad_(False)
@@ -141,13 +139,29 @@ def test_shared_equals_separate(layout, trained):
     assert [len(p.branches) for p in packed] == [4, 2, 0]
     batch = lay_out(packed, layout, LANGUAGES, pad_token=0)
     loss, grads = run(model, batch, pixels)
-    model.model.language_model.set_attn_implementation("sdpa")
+    set_attention(model.model.language_model, "dense")
     expected, expected_grads = separate(model, sample, pixels)
     assert abs(loss - expected) < TOLERANCE
     assert difference(expected_grads, grads) < TOLERANCE
 
 
-@pytest.mark.parametrize("layout", ["segments", "dense"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_to_share(layout):
+    """Rows of single conversations, packed: the rule is that of ordinary packing."""
+    sample = [conversations(1, 1, seed) for seed in range(3)]
+    pixels = tiny_images(len(sample)).double()
+    model = make(layout)
+    packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
+    batch = lay_out(packed, layout, LANGUAGES, pad_token=0)
+    assert "copies" not in batch.get("plan", {})
+    loss, grads = run(model, batch, pixels)
+    set_attention(model.model.language_model, "dense")
+    expected, expected_grads = separate(model, sample, pixels)
+    assert abs(loss - expected) < TOLERANCE
+    assert difference(expected_grads, grads) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_conversation_is_a_plain_causal_row(layout):
     sample = [conversations(1, 1, 3)]
     batch = lay_out(pack_group(sample[0], IMAGE_TOKEN), layout, LANGUAGES, pad_token=0)
@@ -156,9 +170,22 @@ def test_one_conversation_is_a_plain_causal_row(layout):
     assert batch["position_ids"].tolist() == [list(range(length))]
     if layout == "dense":
         assert torch.equal(batch["attention_mask"][0, 0], torch.ones(length, length).tril().bool())
+    else:
+        assert batch["plan"] == {"longest": length}
     pixels = tiny_images(1).double()
     model = make(layout)
-    loss, grads = run(model, batch, pixels)
+    asked = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, attn_mask=None, **options):
+        asked.append((query.shape[2] == length, attn_mask is None and options["is_causal"]))
+        return fused(query, key, value, attn_mask=attn_mask, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        loss, grads = run(model, batch, pixels)
+    causal = [is_causal for decoder, is_causal in asked if decoder]
+    assert causal == [layout != "dense"] * model.config.text_config.num_hidden_layers
     expected, expected_grads = separate(model, sample, pixels)
     assert abs(loss - expected) < TOLERANCE
     assert difference(expected_grads, grads) < TOLERANCE
@@ -166,6 +193,11 @@ def test_one_conversation_is_a_plain_causal_row(layout):
 
 def causal(batch, sample):
     """Conversations see the earlier ones of their row."""
+    if "plan" in batch:
+        nobody = torch.zeros_like(batch["input_ids"])
+        batch["attention_mask"] = block_mask(nobody, nobody)
+        batch["plan"] = {"longest": 0}
+        return
     length = batch["input_ids"].shape[1]
     batch["attention_mask"] = torch.ones(length, length).tril().bool()[None, None]
     batch["attention_mask"] = batch["attention_mask"].repeat(len(batch["input_ids"]), 1, 1, 1)
@@ -180,11 +212,23 @@ def running_positions(batch, sample):
 def no_mask(batch, sample):
     """No mask: transformers takes the jumps for packed documents and cuts the prefix off."""
     batch["attention_mask"] = None
+    batch.pop("plan", None)
 
 
 def all_ones(batch, sample):
     """A two-dimensional mask of ones."""
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch.pop("plan", None)
+
+
+def branches_without_prefix(batch, sample):
+    """Every branch is a document of its own, which sees no image."""
+    if "plan" in batch:
+        batch["plan"]["group"] = 100 * batch["plan"]["group"] + batch["plan"]["branch"]
+    else:
+        starts = batch["position_ids"].diff(dim=1, prepend=batch["position_ids"][:, :1]) != 1
+        document = starts.cumsum(1)
+        batch["attention_mask"] = dense_mask(document, document + 1)
 
 
 def shifted_labels(batch, sample):
@@ -207,51 +251,56 @@ def shifted_labels(batch, sample):
 
 @pytest.mark.parametrize(
     "mistake",
-    [causal, running_positions, no_mask, all_ones, shifted_labels],
+    [causal, running_positions, no_mask, all_ones, shifted_labels, branches_without_prefix],
     ids=lambda f: f.__name__,
 )
-def test_mistakes_are_seen(mistake):
+@pytest.mark.parametrize("layout", ["dense", "flex"])
+def test_mistakes_are_seen(layout, mistake):
     sample = [conversations(4, 1, 1), conversations(3, 1, 2)]
     # Answers that begin right behind the prefix: what shifted labels lose.
     for group in sample:
         for item in group:
             item.trained[11:] = True
     pixels = tiny_images(len(sample)).double()
-    model = make("dense")
+    model = make(layout)
     packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
-    batch = lay_out(packed, "dense", LANGUAGES, pad_token=0)
+    batch = lay_out(packed, layout, LANGUAGES, pad_token=0)
     _, right = run(model, batch, pixels)
+    set_attention(model.model.language_model, "dense")
     _, expected = separate(model, sample, pixels)
+    set_attention(model.model.language_model, layout)
     assert difference(expected, right) < TOLERANCE
     mistake(batch, sample)
     _, wrong = run(model, batch, pixels)
     assert difference(expected, wrong) > 1e-2
 
 
+@pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
 @pytest.mark.parametrize("decoder", ["llama", "qwen3"])
-def test_other_decoders(decoder):
+def test_other_decoders(decoder, layout):
     sample = groups()
     pixels = tiny_images(len(sample))
     model = tiny_model(decoder).train()
     model.model.vision_tower.requires_grad_(False)
-    model.model.language_model.set_attn_implementation(SEGMENTS)
+    set_attention(model.model.language_model, layout)
     add_pair_loss(model)
     packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
-    loss, grads = run(model, lay_out(packed, "segments", LANGUAGES, 0), pixels)
-    model.model.language_model.set_attn_implementation("sdpa")
+    loss, grads = run(model, lay_out(packed, layout, LANGUAGES, 0), pixels)
+    set_attention(model.model.language_model, "dense")
     expected, expected_grads = separate(model, sample, pixels)
     assert abs(loss - expected) < 1e-5
     assert difference(expected_grads, grads) < 1e-4
 
 
-def test_short_attention_window_is_refused():
+@pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
+def test_short_attention_window_is_refused(layout):
     sample = groups()
     model = tiny_model("cohere2").train()
-    model.model.language_model.set_attn_implementation(SEGMENTS)
+    set_attention(model.model.language_model, layout)
     add_pair_loss(model)
     packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
     with pytest.raises(ValueError, match="attention window of 8"):
-        run(model, lay_out(packed, "segments", LANGUAGES, 0), tiny_images(len(sample)))
+        run(model, lay_out(packed, layout, LANGUAGES, 0), tiny_images(len(sample)))
 
 
 def test_prefix_never_reaches_a_trained_token():
@@ -290,23 +339,3 @@ def test_dense_mask_follows_the_two_ids():
         [0, 0, 0, 0, 1, 1],
     ]
     assert dense_mask(group, branch)[0, 0].int().tolist() == expected
-
-
-def test_tiles_equal_the_whole(monkeypatch):
-    import training.trainer
-
-    torch.manual_seed(0)
-    head = torch.nn.Linear(8, 50, bias=False)
-    hidden = torch.randn(37, 8, requires_grad=True)
-    labels = torch.randint(0, 50, (37,))
-    whole, right = token_losses(hidden, head, labels, 0.5)
-    whole.sum().backward()
-    expected = hidden.grad.clone(), head.weight.grad.clone()
-    hidden.grad = head.weight.grad = None
-    monkeypatch.setattr(training.trainer, "TILE", 500)
-    tiles, right_too = token_losses(hidden, head, labels, 0.5)
-    tiles.sum().backward()
-    assert torch.allclose(whole, tiles)
-    assert torch.equal(right, right_too)
-    assert torch.allclose(hidden.grad, expected[0], atol=1e-6)
-    assert torch.allclose(head.weight.grad, expected[1], atol=1e-6)
