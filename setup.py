@@ -25,6 +25,10 @@ DATA = [
     "aiohttp>=3.14",
     "sacrebleu[ja]>=2.6",
     "matplotlib>=3.11",
+    "datatrove[io]>=0.10.1",
+    "filelock>=4.2",
+    "ijson>=3.6",
+    "tqdm>=4.70",
 ]
 # The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg.
 EVAL = [
@@ -40,6 +44,7 @@ DEMO = ["gradio>=6.0"]
 TEST = [
     "pytest>=9.0",
     "pytest-xdist>=3.8",
+    "hypothesis>=6.170",
     "parameterized>=0.9",
     "matplotlib>=3.11",
     "ruff>=0.17",

@@ -1,0 +1,448 @@
+"""Sources become source units: rows of one form, sorted by id, in parquet files of `unit_rows`.
+
+Read in a stream and sorted on disk, so that 4.4 million rows take the memory of ten thousand. A row
+that cannot be used is never dropped unseen: it stands in `refused.jsonl` with its field and reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import json
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from training.schema import digest, to_dict
+
+from .external_sort import ExternalSort
+from .files import atomic, sha256_file, write_bytes, write_json, write_parquet
+from .pictures import Pictures
+from .readers import (
+    IMAGE_SUFFIXES,
+    Place,
+    language_of_file,
+    read_folder,
+    read_hub,
+    read_json,
+    read_tables,
+)
+from .records import COLUMNS, SOURCE_SCHEMA, Problem, Record, Row, to_row
+
+MINI = Path(__file__).resolve().parent / "mini"
+# Rows of a form of ours that others would not know; a change of it makes source units anew.
+_VERSION = 1
+
+
+@dataclass
+class SourcePlan:
+    """Where images and texts come from.
+
+    kind: `llava` for JSON files of `conversations` (LLaVA-Pretrain, LLaVA's 665K, PALO's mix);
+        `hub` for a Hub dataset or a local folder of parquet, JSON lines or CSV; `folder` for
+        pictures with captions (metadata.jsonl, metadata.csv or a .txt beside each); `mini` for the
+        mini dataset's captions.
+    path: file, files, folder or repository; the mini dataset's default is the one that ships.
+    images: folder or zip of the pictures; without it, pictures are named but not looked at.
+    language: BCP-47 code of the rows that do not say theirs; `detect` asks each text. Without it a
+        file's name may say it (maya_russian_...json).
+    detect_among: the languages that `detect` chooses from.
+    task: `caption` (one question and answer: the answer is the caption) or `conversation`; by
+        default what a row looks like.
+    config, split, revision: of a Hub dataset. `split` also of the mini dataset: one or more of its
+        three, separated by commas.
+    columns: which column is which field (id, image, image_sha256, lang, text, turns), where it is
+        not the usual name.
+    duplicates: rows with the (id, lang) of another: `refuse` the source, `list` all but the first
+        in refused.jsonl, or `number` them: the second `x` becomes `x#2`. LLaVA's instruct mixes
+        use an image's id for several conversations.
+    extract_images: write pictures that stand inside of rows to `images/` of the build, named by
+        their SHA-256; needed where they are to be judged or published.
+    """
+
+    kind: Literal["mini", "llava", "hub", "folder"]
+    path: str | list[str] | None = None
+    images: str | None = None
+    language: str | None = None
+    detect_among: list[str] = field(
+        default_factory=lambda: ["en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur"]
+    )
+    task: Literal["caption", "conversation"] | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    duplicates: Literal["refuse", "list", "number"] = "refuse"
+    extract_images: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind == "mini":
+            self.path = self.path or str(MINI)
+            self.language = self.language or "en"
+            self.images = self.images or str(self.paths[0])
+            self.split = self.split or "train,validation,test"
+        elif self.kind == "folder":
+            self.images = self.images or (self.paths[0] if self.path else None)
+        elif self.kind == "hub":
+            self.split = self.split or "train"
+        if self.path is None:
+            raise ValueError(f"source.path: a source of kind {self.kind} needs one")
+        if self.kind != "llava" and len(self.paths) != 1:
+            raise ValueError(f"source.path: a source of kind {self.kind} has one path")
+        if unknown := sorted(self.columns.keys() - COLUMNS.keys()):
+            raise ValueError(f"source.columns: unknown {unknown}; known fields: {list(COLUMNS)}")
+        if self.extract_images and self.kind != "hub":
+            raise ValueError("source.extract_images: only rows of kind hub hold their pictures")
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else self.path or []
+
+
+def infer_source(path: str, images: str | None = None, language: str | None = None) -> SourcePlan:
+    """The plan of a source of which only the path is known.
+
+    Raises ValueError when it is nothing that can be read.
+    """
+    place = Path(path)
+    kind: Literal["mini", "llava", "hub", "folder"]
+    if place.suffix in (".json", ".jsonl"):
+        kind = "llava"
+    elif not place.exists():
+        kind = "hub"
+    elif not place.is_dir():
+        raise ValueError(f"{path}: expected a .json or .jsonl file, a folder or a Hub dataset")
+    elif (place / "texts").is_dir():
+        kind = "mini"
+    elif any(p.suffix.lower() in IMAGE_SUFFIXES for p in place.rglob("*") if p.is_file()):
+        kind = "folder"
+    else:
+        kind = "hub"
+    # Of a conversation the first question asks for a caption or it does not: both are rows.
+    return SourcePlan(kind, path, images=images, language=language)
+
+
+def read_source(plan: SourcePlan, extract_to: Path | None = None) -> Iterator[Record | Problem]:
+    """Every row of the source, or why it is refused, in the source's order.
+
+    Raises OSError for what is not there, ValueError for files that are broken as a whole.
+    """
+    pictures = Pictures(Path(plan.images)) if plan.images is not None else None
+    detect = _detector(plan.detect_among) if plan.language == "detect" else None
+    for file_language, places in _places(plan):
+        for where, record in places:
+            language = plan.language or file_language if detect is None else detect(record)
+            read = to_row(record, where, language=language, task=plan.task, columns=plan.columns)
+            if isinstance(read, Record):
+                read = _with_picture(read, pictures, extract_to)
+            yield read
+
+
+def _places(plan: SourcePlan) -> Iterator[tuple[str | None, Iterator[Place]]]:
+    """(language that a file's name says, its records) for each file."""
+    if plan.kind == "llava":
+        for path in plan.paths:
+            if not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: no such file; expected a LLaVA JSON file")
+            yield language_of_file(Path(path)), read_json(Path(path))
+    elif plan.kind == "hub":
+        yield None, read_hub(plan.paths[0], plan.config, plan.split or "train", plan.revision)
+    elif plan.kind == "folder":
+        if not Path(plan.paths[0]).is_dir():
+            raise FileNotFoundError(f"{plan.paths[0]}: no such folder of pictures")
+        yield None, read_folder(Path(plan.paths[0]))
+    else:
+        yield None, read_tables(mini_files(plan), ["id", "image", "image_sha256", "lang", "text"])
+
+
+def mini_files(plan: SourcePlan) -> list[Path]:
+    """The caption tables of the plan's language and splits, in the layout of the mini dataset."""
+    folder = Path(plan.paths[0]) / "texts" / (plan.language or "en")
+    splits = (plan.split or "").split(",")
+    files = [f for split in splits for f in sorted(folder.glob(f"{split.strip()}-*.parquet"))]
+    if not files:
+        raise FileNotFoundError(f"{folder}: no tables of the splits {splits}")
+    return files
+
+
+def _with_picture(
+    read: Record, pictures: Pictures | None, extract_to: Path | None
+) -> Record | Problem:
+    row = read.row
+    if read.data is not None and extract_to is not None:
+        suffix = Path(row["image"]).suffix or ".img"
+        name = f"{row['image_sha256'][:2]}/{row['image_sha256']}{suffix}"
+        if not (extract_to / name).exists():
+            write_bytes(extract_to / name, read.data)
+        return dataclasses.replace(read, row={**row, "image": name}, data=None)
+    if pictures is None or read.data is not None or row["image"] is None:
+        return read
+    try:
+        sha256 = pictures.sha256(row["image"])
+    except (OSError, ValueError) as error:
+        return Problem(f"{read.where} (id {row['id']!r})", "image", str(error))
+    if row["image_sha256"] not in (None, sha256):
+        return Problem(
+            f"{read.where} (id {row['id']!r})",
+            "image_sha256",
+            f"the picture's is {sha256}, the row says {row['image_sha256']}",
+        )
+    return dataclasses.replace(read, row={**row, "image_sha256": sha256})
+
+
+def _detector(languages: list[str]) -> Callable[[Any], str | None]:
+    from .identify import Identifier
+
+    identifier = Identifier(languages)
+
+    def detect(record: Any) -> str | None:
+        read = to_row(record, "", language="und", task=None, columns={})
+        if not isinstance(read, Record):
+            return None
+        row = read.row
+        text = row["text"] or " ".join(t["content"] for t in row["turns"])
+        return identifier.identify(text[:2000], languages[0]).language or None
+
+    return detect
+
+
+# Sorting, duplicates and units
+
+
+@dataclass
+class Tally:
+    """Counts of what was read; `refused` by field, with the first problem of each."""
+
+    read: int = 0
+    rows: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+
+    def refuse(self, problem: Problem) -> None:
+        name = problem.field.split("[")[0]
+        self.refused[name] += 1
+        self.first.setdefault(name, str(problem))
+
+    def lines(self) -> list[str]:
+        refused = sum(self.refused.values())
+        return [
+            f"{self.read:,} rows read: {self.rows:,} good, {refused:,} refused",
+            *(
+                f"  refused for {name}: {n:,}; the first: {self.first[name]}"
+                for name, n in self.refused.most_common()
+            ),
+            *(f"  {note}: {n:,}" for note, n in self.notes.most_common()),
+            f"  languages: {_counts(self.languages)}; tasks: {_counts(self.tasks)}",
+        ]
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in sorted(counter.items())) or "none"
+
+
+def sorted_rows(
+    reads: Iterable[Record | Problem],
+    folder: Path,
+    duplicates: str,
+    tally: Tally,
+    report: Callable[[Problem], None],
+) -> Iterator[Row]:
+    """Rows by (id, lang), each pair once.
+
+    Args:
+        folder: for the runs of the sort; the caller deletes it.
+        report: is told of every refused row, those that repeat another's (id, lang) too.
+    """
+    sort = ExternalSort(folder)
+    for read in reads:
+        tally.read += 1
+        if isinstance(read, Problem):
+            tally.refuse(read)
+            report(read)
+            continue
+        if read.note is not None:
+            tally.notes[read.note] += 1
+        sort.add(read.row, read.where)
+    for row, problem in _each_once(sort, duplicates):
+        if problem is not None:
+            tally.duplicates += 1
+            tally.refuse(problem)
+            report(problem)
+            continue
+        tally.rows += 1
+        tally.languages[row["lang"]] += 1
+        tally.tasks[row["task"]] += 1
+        yield row
+
+
+def _each_once(sort: ExternalSort, duplicates: str) -> Iterator[tuple[Row, Problem | None]]:
+    last: tuple[str, str] | None = None
+    times = 1
+    # Renamed rows wait for their place in the order: (id, lang, order of arrival, row, where).
+    waiting: list[tuple[str, str, int, Row, str]] = []
+    end: tuple[Any, ...] = (("", "", 0), None, "")
+    for (identity, lang, number), row, where in itertools.chain(sort.rows(), [end]):
+        while waiting and (row is None or waiting[0][:2] <= (identity, lang)):
+            new, new_lang, _, renamed, place = heapq.heappop(waiting)
+            taken = (new, new_lang) in (last, (identity, lang))
+            yield renamed, _repeated(renamed, place) if taken else None
+        if row is None:
+            return
+        times = times + 1 if (identity, lang) == last else 1
+        last = (identity, lang)
+        if times == 1:
+            yield row, None
+        elif duplicates == "number":
+            renamed = {**row, "id": f"{identity}#{times}"}
+            heapq.heappush(waiting, (renamed["id"], lang, number, renamed, where))
+        else:
+            yield row, _repeated(row, where)
+
+
+def _repeated(row: Row, where: str) -> Problem:
+    reason = f"another row has this id and the lang {row['lang']!r}"
+    return Problem(f"{where} (id {row['id']!r})", "id, lang", reason)
+
+
+# The step
+
+
+def source_key(plan: SourcePlan, unit_rows: int) -> str:
+    """Hash of the plan and of what lies where it points: names, sizes and times of local files."""
+    seen: list[tuple[str, int, int]] = []
+    for place in [*plan.paths, *([plan.images] if plan.images else [])]:
+        path = Path(place)
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        seen += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return digest([_VERSION, unit_rows, to_dict(plan), seen])
+
+
+def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
+    """The manifest of finished source units, or in a few words why they are not finished.
+
+    Every unit file is held against its SHA-256.
+
+    Args:
+        key: what `source_key` gives now; None to hold only the files against the manifest.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return "not read yet"
+    if key is not None and manifest["key"] != key:
+        return "the plan or the source has changed"
+    for unit in manifest["units"]:
+        path = folder / f"{unit['unit']}.parquet"
+        if not path.is_file() or sha256_file(path) != unit["sha256"]:
+            return f"{path.name} is gone or was changed"
+    return manifest
+
+
+def build_sources(
+    plan: SourcePlan, folder: Path, unit_rows: int, progress: bool = True
+) -> dict[str, Any]:
+    """Write the source units of a plan into `folder`; returns their manifest.
+
+    Nothing is done when they are there already. What cannot be used is listed in `refused.jsonl`.
+
+    Raises:
+        ValueError: for a source without one good row; for rows that repeat an (id, lang) under the
+            policy `refuse`; for broken files.
+        OSError: for a source that is not there, and when the disk does not take a file.
+    """
+    key = source_key(plan, unit_rows)
+    state = check_sources(folder, key)
+    if isinstance(state, dict):
+        return state
+    begun = time.time()
+    if state != "not read yet":
+        print(f"source: {state}; read again", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for left in [*folder.glob(".sort-*"), *folder.glob(".*.tmp")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    tally = Tally()
+    units: list[dict[str, Any]] = []
+    reads: Iterable[Record | Problem] = read_source(
+        plan, folder.parent / "images" if plan.extract_images else None
+    )
+    if progress:
+        reads = tqdm(reads, desc="source: reading", unit=" rows")
+    with (
+        tempfile.TemporaryDirectory(prefix=".sort-", dir=folder) as scratch,
+        atomic(folder / "refused.jsonl") as refused_path,
+        refused_path.open("w", encoding="utf-8") as refused,
+    ):
+
+        def report(problem: Problem) -> None:
+            refused.write(json.dumps(problem.__dict__, ensure_ascii=False) + "\n")
+
+        rows = sorted_rows(reads, Path(scratch), plan.duplicates, tally, report)
+        for number, batch in enumerate(_batches(rows, unit_rows)):
+            path = folder / f"{number:05d}.parquet"
+            sha256 = write_parquet(path, pa.Table.from_pylist(batch, schema=SOURCE_SCHEMA))
+            units.append({"unit": path.stem, "rows": len(batch), "sha256": sha256})
+    print("\n".join(tally.lines()), flush=True)
+    if tally.duplicates and plan.duplicates == "refuse":
+        raise ValueError(
+            f"{folder / 'refused.jsonl'}: {tally.duplicates:,} rows repeat the (id, lang) of "
+            "another; set source.duplicates to `list` to leave them out or `number` to rename them"
+        )
+    if not tally.rows:
+        raise ValueError(
+            f"{', '.join(plan.paths)}: none of {tally.read:,} rows is good; "
+            f"see {folder / 'refused.jsonl'}"
+        )
+    for path in folder.glob("[0-9]*.parquet"):
+        if path.stem not in {unit["unit"] for unit in units}:
+            path.unlink()
+    manifest = {
+        "key": key,
+        "read": tally.read,
+        "rows": tally.rows,
+        "refused": sum(tally.refused.values()),
+        "refused_for": dict(tally.refused.most_common()),
+        "notes": dict(tally.notes),
+        "languages": dict(sorted(tally.languages.items())),
+        "tasks": dict(sorted(tally.tasks.items())),
+        "unit_rows": unit_rows,
+        "units": units,
+        "seconds": round(time.time() - begun, 3),
+        "finished": round(time.time(), 3),
+    }
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def validate(plan: SourcePlan, report: Callable[[Problem], None]) -> Tally:
+    """Read a whole source, write nothing; every bad row, repeated ones too, is reported."""
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="maya-validate-") as scratch:
+        duplicates = "number" if plan.duplicates == "number" else "list"
+        for _ in sorted_rows(read_source(plan), Path(scratch), duplicates, tally, report):
+            pass
+    return tally
