@@ -17,8 +17,8 @@ or from a shell, where the first line printed is the address:
     python -m tests.data.endpoint_server --truths truths.json --latency 0.05 --faults '{"hang": 0.01}'
 
 What is asked is read off the request: the text is the last user message, the language is what the
-first other message says behind the word "into" ("Translate ... into French"), or
-`target_lang_code` where the content is TranslateGemma's. Where that message shows the brackets 〘〙,
+message before it says behind the word "into" ("Translate ... into French") or as a native preamble
+says it, or `target_lang_code` where the content is TranslateGemma's. Where that message shows the brackets 〘〙,
 the answer stands in them. Which request meets which fault is drawn from the seed, the key
 (language, text) and how often the key was asked for before: the order of arrival plays no part.
 """
@@ -57,6 +57,18 @@ NAMES = {
     "Arabic": "ar",
     "Bengali": "bn",
     "Urdu": "ur",
+}
+# What the preambles in the languages themselves say.
+NATIVE = {
+    "译成简体中文": "zh",
+    "en français": "fr",
+    "al español": "es",
+    "на русский": "ru",
+    "हिन्दी": "hi",
+    "日本語": "ja",
+    "إلى العربية": "ar",
+    "বাংলায়": "bn",
+    "اردو": "ur",
 }
 _INTO = re.compile(r"\binto ((?:Simplified )?[A-Z][a-z]+)")
 REFUSAL = "I'm sorry, but I can't help with that request."
@@ -311,8 +323,9 @@ def asked(messages: list[dict]) -> tuple[str, str, bool]:
         return part["text"], part.get("target_lang_code", "").split("-")[0], False
     said = "\n".join(str(m["content"]) for m in messages[:-1]) or content
     found = _INTO.search(said)
-    name = found.group(1) if found else ""
-    return content, NAMES.get(name, name), "〘" in said
+    if found is None:
+        return content, next((NATIVE[n] for n in NATIVE if n in said), ""), "〘" in said
+    return content, NAMES.get(found.group(1), found.group(1)), "〘" in said
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ class EndpointPlan:
     """Where an OpenAI-compatible server is and how patiently it is asked.
 
     base_url: with or without `/v1`; a path with a version in it, such as `/v1beta/openai`, stays.
-    model: the name by which the server knows the model.
+    model: the name by which the server knows the model; a translator's preset may fill it in.
     model_revision: the commit of the weights that are served, stored with every answer; a server
         does not tell it.
     api_key_env: the environment variable that holds the API key. The key itself is never stored.
@@ -58,7 +58,7 @@ class EndpointPlan:
     """
 
     base_url: str
-    model: str
+    model: str = ""
     model_revision: str | None = None
     api_key_env: str | None = None
     concurrency: int = 32
@@ -144,9 +144,12 @@ class Endpoint:
     """One aiohttp session on an endpoint, to be used as an async context manager.
 
     Any number of `complete` may be awaited at once: `plan.concurrency` of them are in flight.
+    Raises ValueError for a plan without a model.
     """
 
     def __init__(self, plan: EndpointPlan) -> None:
+        if not plan.model:
+            raise ValueError(f"endpoint {plan.base_url}: model: missing; name the served model")
         self.plan = plan
         self._key: str | None = None
         self._session: aiohttp.ClientSession | None = None
