@@ -1,0 +1,1 @@
+"""Toxicity: images and texts judged by models, the verdicts kept, a policy applied to them."""

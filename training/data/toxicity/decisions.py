@@ -1,0 +1,373 @@
+"""The policy applied to a build's stored verdicts: decisions, audit and counts. No model runs.
+
+`decide_build` reads every verdict once, then every row once, and writes
+
+    toxicity/decisions.parquet   one row per (id, lang) that has a text: clean, review or flagged
+    toxicity/audit.parquet       one row per verdict, with what it came to and why
+    toxicity/summary.json        the counts
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from ...schema import to_dict
+from ..files import write_json
+from ..units import Key, Row
+from .plan import JudgePlan
+from .policy import (
+    Outcome,
+    Policy,
+    RowDecision,
+    RowOutcomes,
+    combine,
+    confirmed,
+    decide,
+    outcome,
+    overridden,
+)
+from .step import ShaTable, ToxicityStep, parquet_writer, read, stream
+from .verdicts import VERDICT_SCHEMA, image_sha, text_of, text_sha
+
+DECISION_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lang", pa.string()),
+        ("decision", pa.string()),
+        ("reason", pa.string()),
+        ("category", pa.string()),
+        ("override", pa.bool_()),
+        ("stage", pa.string()),
+    ]
+)
+AUDIT_SCHEMA = pa.schema([*VERDICT_SCHEMA, ("decided", pa.string()), ("reason", pa.string())])
+DECISIONS = ("clean", "review", "flagged")
+
+
+@dataclass
+class Summary:
+    """Counts of rows; `rows` has those with a text, `without_text` the rejected and failed ones.
+
+    found: (decision, stage, category, lang) -> rows, of all that is not clean.
+    verdicts: (judge, label) -> verdicts; failures: judge -> verdicts without an answer.
+    """
+
+    policy: str
+    policy_sha: str
+    languages: list[str]
+    unjudged: list[str]
+    rows: Counter[str] = field(default_factory=Counter)
+    decisions: Counter[tuple[str, str]] = field(default_factory=Counter)
+    overrides: Counter[str] = field(default_factory=Counter)
+    without_text: Counter[str] = field(default_factory=Counter)
+    found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def count(self, made: RowDecision) -> None:
+        self.rows[made.lang] += 1
+        self.decisions[made.lang, made.decision] += 1
+        self.overrides[made.lang] += made.override
+        if made.decision != "clean":
+            place = (made.decision, made.stage, made.category or "none named", made.lang)
+            self.found[place] += 1
+
+    def check(self) -> None:
+        """in = clean + review + flagged, in every language."""
+        for lang, rows in self.rows.items():
+            parts = [self.decisions[lang, decision] for decision in DECISIONS]
+            if rows != sum(parts):
+                raise AssertionError(f"{lang}: {rows} rows in, {parts} {DECISIONS} out")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy,
+            "policy_sha": self.policy_sha,
+            "unjudged": self.unjudged,
+            "languages": {
+                lang: {
+                    "rows": self.rows[lang],
+                    **{name: self.decisions[lang, name] for name in DECISIONS},
+                    "overrides": self.overrides[lang],
+                    "without_text": self.without_text[lang],
+                }
+                for lang in self.languages
+            },
+            "found": [
+                {"decision": d, "stage": s, "category": c, "lang": lang, "rows": n}
+                for (d, s, c, lang), n in sorted(self.found.items())
+            ],
+            "verdicts": [
+                {"judge": judge, "label": label, "verdicts": n}
+                for (judge, label), n in sorted(self.verdicts.items())
+            ],
+            "failures": dict(sorted(self.failures.items())),
+        }
+
+
+def decide_build(
+    step: ToxicityStep,
+    policy: Policy | None = None,
+    overrides: Mapping[Key, Row] | None = None,
+) -> Summary:
+    """Apply a policy to the stored verdicts of a build and write its files.
+
+    Args:
+        policy: instead of the plan's.
+        overrides: (id, lang) -> {"decision", "reviewer", "note"}, what people decided; lang "" stands
+            for all languages of the id. They win over the judges.
+
+    Raises ValueError for a policy that does not fit the judges, for a row without a verdict of a
+    judge that should have read it, and for an override of a row that is not there.
+    """
+    policy = policy or Policy.read(step.plan.policy)
+    step.plan.check_policy(policy)
+    summary = Summary(policy.name, policy.sha, step.languages, list(step.plan.unjudged))
+    used: set[Key] = set()
+    given = dict(overrides or {})
+    about = {
+        "policy": json.dumps(to_dict(policy), ensure_ascii=False),
+        "policy_sha": policy.sha,
+    }
+    with ShaTable() as table:
+        _outcomes(step, policy, table, summary, about)
+        path = step.root / "decisions.parquet"
+        with parquet_writer(path, DECISION_SCHEMA.with_metadata(about)) as write:
+            for found in row_outcomes(step, policy, table, summary):
+                for made in decide(found, policy):
+                    for key in ((made.id, made.lang), (made.id, "")):
+                        if key in given:
+                            made = overridden(made, given[key])
+                            used.add(key)
+                            break
+                    summary.count(made)
+                    write(asdict(made))
+            if unknown := sorted(given.keys() - used):
+                id_, lang = unknown[0]
+                raise ValueError(
+                    f"{len(unknown)} overrides are of rows that the build does not have; the first "
+                    f"has id {id_!r} and lang {lang!r}"
+                )
+    summary.check()
+    write_json(step.root / "summary.json", summary.to_json())
+    return summary
+
+
+def _outcomes(
+    step: ToxicityStep,
+    policy: Policy,
+    table: ShaTable,
+    summary: Summary,
+    about: dict[str, str],
+) -> None:
+    """Every verdict's outcome into `table` under "<judge>/<lang>", and into the audit."""
+    # A judge of rationales comes before the judge that it confirms.
+    judges = sorted(step.plan.judges, key=lambda judge: judge.stage != "rationale")
+    path = step.root / "audit.parquet"
+    with parquet_writer(path, AUDIT_SCHEMA.with_metadata(about)) as write:
+        for judge in judges:
+            assert judge.name is not None
+            rule = policy.rule(judge.name, judge.preset)
+            by = step.plan.confirmer(judge, policy)
+            for verdict in step.verdicts(judge):
+                found = outcome(rule, verdict)
+                if by is not None:
+                    found = confirmed(found, _second(table, by, verdict), str(by.name))
+                table.set(verdict["input_sha256"], f"{judge.name}/{verdict['lang']}", _pack(found))
+                summary.verdicts[judge.name, verdict["label"]] += 1
+                summary.failures[judge.name] += verdict["error"] is not None
+                write({**verdict, "decided": found.decided, "reason": found.reason})
+
+
+def _second(table: ShaTable, by: JudgePlan, verdict: Row) -> Outcome | None:
+    if not verdict["rationale"]:
+        return None
+    return _get(table, text_sha(verdict["rationale"]), f"{by.name}/")
+
+
+def _pack(found: Outcome) -> str:
+    clean = found.decided == "clean" and found.labels == {"safe"}
+    # Nearly all are plainly clean: kept short.
+    if clean:
+        return ""
+    return json.dumps([found.decided, found.reason, found.category, sorted(found.labels)])
+
+
+def _get(table: ShaTable, sha256: str, name: str) -> Outcome | None:
+    packed = table.get(sha256, name)
+    if packed is None:
+        return None
+    if not packed:
+        return Outcome("clean", f"{name.split('/')[0]}: safe", None, frozenset(["safe"]))
+    decided, reason, category, labels = json.loads(packed)
+    return Outcome(decided, reason, category, frozenset(labels))
+
+
+def row_outcomes(
+    step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
+) -> Iterator[list[RowOutcomes]]:
+    """What was found on the rows of one id after the other.
+
+    All languages are read side by side, each sorted by id, so that memory holds one id.
+    """
+    looks = [judge for judge in step.plan.judges if judge.stage == "image"]
+    reads = {
+        lang: [j for j in step.plan.judges if lang in j.reading(step.languages)]
+        for lang in step.languages
+    }
+
+    def found(judges: list[JudgePlan], sha256: str, lang: str, what: str) -> Outcome | None:
+        outcomes = []
+        for judge in judges:
+            each = _get(table, sha256, f"{judge.name}/{lang}")
+            if each is None:
+                raise ValueError(
+                    f"{what}: {judge.name!r} has not judged it; run the step toxicity of "
+                    "`maya data build`, then decide again"
+                )
+            outcomes.append(each)
+        return combine(outcomes, policy.agreement)
+
+    for group in rows_by_id(step):
+        made: list[RowOutcomes] = []
+        for row in group:
+            text, lang = text_of(row), row["lang"]
+            if text is None:
+                summary.without_text[lang] += 1
+                continue
+            what = f"row {row['id']!r} ({lang})"
+            sha = image_sha(row)
+            made.append(
+                RowOutcomes(
+                    row["id"],
+                    lang,
+                    lang == step.source_language,
+                    found(reads[lang], text_sha(text), lang, what),
+                    found(looks, sha, "", f"the image of {what}") if sha else None,
+                )
+            )
+        if made:
+            yield made
+
+
+def rows_by_id(step: ToxicityStep) -> Iterator[list[Row]]:
+    """The rows of one id after the other: its source row first, then its translations.
+
+    Raises ValueError for rows that are not sorted by id, and for an (id, lang) that comes twice.
+    """
+    streams = [_numbered(stream(place), n) for n, place in enumerate(step.places())]
+    merged = heapq.merge(*streams, key=lambda item: item[0])
+    last = ""
+    for id_, group in groupby(merged, key=lambda item: item[0][0]):
+        rows = [row for _, row in group]
+        langs = [row["lang"] for row in rows]
+        if id_ < last:
+            raise ValueError(f"{step.folder}: row {id_!r} comes after {last!r}: not sorted by id")
+        for lang in langs:
+            if langs.count(lang) > 1:
+                raise ValueError(f"{step.folder}: row {id_!r} comes twice in {lang}")
+            if lang not in step.languages:
+                raise ValueError(
+                    f"{step.folder}: row {id_!r}: lang: {lang!r} is none of the languages that are "
+                    f"judged ({', '.join(step.languages)})"
+                )
+        last = id_
+        yield rows
+
+
+def _numbered(rows: Iterator[Row], number: int) -> Iterator[tuple[tuple[str, int], Row]]:
+    for row in rows:
+        yield (row["id"], number), row
+
+
+def to_review(
+    step: ToxicityStep, *, rare: int = 50, clean: int = 200, seed: int = 0
+) -> Iterator[Row]:
+    """Rows for people to look at, with their decision: sorted by id.
+
+    All rows in review; all flagged rows of categories with fewer than `rare` flagged rows; `clean`
+    clean rows of each language, drawn by `seed`. Columns: those of the decision, and text, image,
+    source_text.
+    """
+    path = step.root / "decisions.parquet"
+    sizes = Counter(row["category"] for row in read(path) if row["decision"] == "flagged")
+    chosen: dict[Key, Row] = {}
+    drawn: dict[str, list[tuple[int, str, Row]]] = {lang: [] for lang in step.languages}
+    for row in read(path):
+        key = (row["id"], row["lang"])
+        rarely = row["decision"] == "flagged" and sizes[row["category"]] < rare
+        if row["override"]:
+            continue
+        if row["decision"] == "review" or rarely:
+            chosen[key] = row
+        elif row["decision"] == "clean":
+            number = int(text_sha(f"{seed}/{key[0]}/{key[1]}")[:15], 16)
+            heapq.heappush(drawn[key[1]], (-number, key[0], row))
+            if len(drawn[key[1]]) > clean:
+                heapq.heappop(drawn[key[1]])
+    for lang, heap in drawn.items():
+        chosen |= {(id_, lang): row for _, id_, row in heap}
+    for group in rows_by_id(step):
+        source = next((row for row in group if row["lang"] == step.source_language), None)
+        for row in group:
+            if (row["id"], row["lang"]) in chosen:
+                yield {
+                    **chosen[row["id"], row["lang"]],
+                    "image": row["image"],
+                    "text": text_of(row),
+                    "source_text": text_of(source) if source else None,
+                }
+
+
+def format_summary(summary: Summary) -> str:
+    """The counts as tables: decisions per language, then category x language x stage."""
+    head = ["language", "rows", *DECISIONS, "by people", "without text"]
+    lines: list[list[Any]] = [
+        [
+            lang,
+            summary.rows[lang],
+            *(summary.decisions[lang, name] for name in DECISIONS),
+            summary.overrides[lang],
+            summary.without_text[lang],
+        ]
+        for lang in summary.languages
+    ]
+    sums: list[Any] = [sum(line[n] for line in lines) for n in range(1, len(head))]
+    total = ["all", *sums]
+    text = [f"policy {summary.policy} ({summary.policy_sha})", *_table([head, *lines, total])]
+    if summary.unjudged:
+        text.append(f"texts not judged: {', '.join(summary.unjudged)}")
+    places = sorted({place[:3] for place in summary.found})
+    if places:
+        rows: list[list[Any]] = [["decision", "stage", "category", *summary.languages, "all"]]
+        for decision, stage, category in places:
+            counts = [summary.found[decision, stage, category, x] for x in summary.languages]
+            rows.append([decision, stage, category, *counts, sum(counts)])
+        text += ["", *_table(rows)]
+    failed = [f"{judge} {n:,}" for judge, n in sorted(summary.failures.items()) if n]
+    if failed:
+        text.append(
+            f"without an answer, to review until asked again by the next run: {', '.join(failed)}"
+        )
+    return "\n".join(text)
+
+
+def _table(rows: list[list[Any]]) -> list[str]:
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
+    numbers = [isinstance(cell, int) for cell in rows[-1]]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        ).rstrip()
+        for row in cells
+    ]

@@ -1,0 +1,332 @@
+"""The toxicity step of a build: what is to be judged, by whom, and what follows from the verdicts.
+
+    step = ToxicityStep(plan, folder, source_language="en", languages=["fr", "ja"], images=None)
+    for units in step.rounds():          # second judges come when the first ones are done
+        for name, pairs in units.items():
+            run_units(step.worker(name), pairs)
+    print(format_summary(step.decide()))
+
+Inputs are written once: each distinct image, each distinct text of a language, for every judge that
+reads it. A later run adds what is new, in new units, so nothing that has a verdict is judged again.
+Inputs whose request failed for good are asked again by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import atomic, write_parquet
+from ..pictures import Pictures
+from ..units import Row, run_units
+from .plan import JudgePlan, ToxicityPlan
+from .verdicts import JudgeWorker, image_sha, text_of, text_sha
+
+INPUT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lang", pa.string()),
+        ("text", pa.string()),
+        ("image", pa.string()),
+        ("image_sha256", pa.string()),
+        ("input_sha256", pa.string()),
+    ]
+)
+IMAGES, RATIONALES = "images", "rationales"
+_ROW_COLUMNS = ["id", "lang", "text", "turns", "image", "image_sha256"]
+
+
+class ToxicityStep:
+    """The step on one build's folder.
+
+    Args:
+        folder: of the build, with `source/` and `translate/<lang>/`.
+        source_language: the language that the others are translated from.
+        languages: the languages that it is translated into.
+        also: other languages that rows of the source are in.
+        images: folder or zip of the source's images; None where no judge looks at them.
+        unit_rows: inputs a unit.
+        run_id: stored with every verdict.
+
+    Raises ValueError as `ToxicityPlan.check` does, and for an image judge without images.
+    """
+
+    def __init__(
+        self,
+        plan: ToxicityPlan,
+        folder: Path,
+        *,
+        source_language: str,
+        languages: Sequence[str],
+        images: Path | None,
+        also: Sequence[str] = (),
+        unit_rows: int = 2000,
+        run_id: str = "",
+    ) -> None:
+        self.plan, self.folder = plan, folder
+        self.source_language, self.targets = source_language, list(languages)
+        self.languages = list(dict.fromkeys([source_language, *languages, *also]))
+        self.images, self.unit_rows, self.run_id = images, unit_rows, run_id
+        plan.check(self.languages)
+        for judge in plan.judges:
+            if judge.stage == "image" and images is None:
+                raise ValueError(
+                    f"toxicity: judge {judge.name!r} looks at images, and the source has no "
+                    "`images`; name their folder or zip, or leave this judge out"
+                )
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "toxicity"
+
+    def run(self) -> None:
+        """All judges in this process."""
+        for units in self.rounds():
+            for name, pairs in units.items():
+                run_units(self.worker(name), pairs)
+
+    def rounds(self) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
+        """Worker -> its (source, target) units; a round needs the verdicts of the round before."""
+        self.check_translated()
+        first = [judge for judge in self.plan.judges if judge.stage != "rationale"]
+        for judges in (first, [j for j in self.plan.judges if j.stage == "rationale"]):
+            units: dict[str, list[tuple[Path, Path]]] = {}
+            for judge in judges:
+                for part in self.parts(judge):
+                    self._prepare(judge, part)
+                    units[f"toxicity/{judge.name}/{part}"] = self.units(judge, part)
+            if units:
+                yield units
+
+    def parts(self, judge: JudgePlan) -> list[str]:
+        """The folders of a judge: its languages, "images" or "rationales"."""
+        if judge.stage == "text":
+            return judge.reading(self.languages)
+        return [IMAGES if judge.stage == "image" else RATIONALES]
+
+    def units(self, judge: JudgePlan, part: str) -> list[tuple[Path, Path]]:
+        """(inputs, verdicts) files of a judge's part, in order."""
+        inputs = sorted((self.root / "inputs" / str(judge.name) / part).glob("*.parquet"))
+        return [(path, self.root / str(judge.name) / part / path.name) for path in inputs]
+
+    def worker(self, name: str) -> JudgeWorker:
+        """The worker "toxicity/<judge>/<part>"; its model is loaded when it has work."""
+        _, judge_name, part = name.split("/")
+        judge = self.plan.judge(judge_name)
+        assert judge.stage is not None
+        return JudgeWorker(
+            judge.make(),
+            name=name,
+            judge_name=judge_name,
+            stage=judge.stage,
+            run_id=self.run_id,
+            pictures=Pictures(self.images) if part == IMAGES and self.images else None,
+        )
+
+    # What is read
+
+    def check_translated(self) -> None:
+        """Raises ValueError when a source unit has no translation yet."""
+        names = {path.name for path in (self.folder / "source").glob("*.parquet")}
+        if not names:
+            raise ValueError(f"{self.folder}: no source units; run the step source first")
+        for lang in self.targets:
+            found = {path.name for path in (self.folder / "translate" / lang).glob("*.parquet")}
+            if missing := len(names - found):
+                raise ValueError(
+                    f"{self.folder}: {missing} of {len(names)} units are not translated into "
+                    f"{lang}; run the step translate first"
+                )
+
+    def places(self) -> list[Path]:
+        """The folders of rows: the source's and one for each target."""
+        return [self.folder / "source", *(self.folder / "translate" / x for x in self.targets)]
+
+    def rows(self, lang: str | None = None) -> Iterator[Row]:
+        """The rows of one language, or with None those of the source, whatever their language.
+
+        Raises ValueError for a row in a language that the step does not know.
+        """
+        source = self.folder / "source"
+        for place in [source] if lang is None else [source, self.folder / "translate" / lang]:
+            for row in stream(place):
+                if row["lang"] not in self.languages:
+                    raise ValueError(
+                        f"{place}: row {row['id']!r}: lang: {row['lang']!r} is none of the "
+                        f"languages that are judged ({', '.join(self.languages)})"
+                    )
+                if lang is None or row["lang"] == lang:
+                    yield row
+
+    # Inputs
+
+    def _prepare(self, judge: JudgePlan, part: str) -> None:
+        """Write what the judge has not been given yet, as further units."""
+        with ShaTable() as known:
+            failed = self._failed(judge, part)
+            for source, _ in self.units(judge, part):
+                for sha in pq.read_table(source, columns=["input_sha256"])[0].to_pylist():
+                    if sha not in failed:
+                        known.add(sha)
+            fresh = (row for row in self._inputs(judge, part) if known.add(row["input_sha256"]))
+            self._write(judge, part, fresh)
+
+    def _failed(self, judge: JudgePlan, part: str) -> set[str]:
+        """Inputs whose last verdict is a failure, not an answer."""
+        failed: set[str] = set()
+        for _, target in self.units(judge, part):
+            if target.is_file():
+                columns = pq.read_table(target, columns=["input_sha256", "error"]).to_pylist()
+                for row in columns:
+                    (failed.discard if row["error"] is None else failed.add)(row["input_sha256"])
+        return failed
+
+    def _inputs(self, judge: JudgePlan, part: str) -> Iterator[Row]:
+        empty = dict.fromkeys(INPUT_SCHEMA.names)
+        if judge.stage == "rationale":
+            assert judge.reads is not None
+            for verdict in self.verdicts(self.plan.judge(judge.reads)):
+                if verdict["label"] == "unsafe" and verdict["rationale"]:
+                    text = verdict["rationale"]
+                    yield {**empty, "id": verdict["id"], "lang": "", "text": text} | {
+                        "input_sha256": text_sha(text)
+                    }
+        elif judge.stage == "image":
+            for row in self.rows():
+                if row["image"] is not None:
+                    yield {**empty, "id": row["id"], "lang": "", "image": row["image"]} | {
+                        "image_sha256": row["image_sha256"],
+                        "input_sha256": image_sha(row),
+                    }
+        else:
+            for row in self.rows(part):
+                text = text_of(row)
+                if text is not None:
+                    yield {**empty, "id": row["id"], "lang": part, "text": text} | {
+                        "input_sha256": text_sha(text)
+                    }
+
+    def _write(self, judge: JudgePlan, part: str, rows: Iterable[Row]) -> None:
+        folder = self.root / "inputs" / str(judge.name) / part
+        number = len(self.units(judge, part))
+        batch: dict[tuple[str, str], Row] = {}
+
+        def flush() -> None:
+            nonlocal number
+            table = pa.Table.from_pylist(list(batch.values()), schema=INPUT_SCHEMA)
+            write_parquet(folder / f"{number:05d}.parquet", table)
+            number += 1
+            batch.clear()
+
+        for row in rows:
+            key = (row["id"], row["lang"])
+            # A unit has every (id, lang) once; an id with two images goes on in the next unit.
+            if len(batch) == self.unit_rows or key in batch:
+                flush()
+            batch[key] = row
+        if batch:
+            flush()
+
+    def verdicts(self, judge: JudgePlan) -> Iterator[Row]:
+        """All stored verdicts of a judge, in the order they were asked for.
+
+        Raises ValueError for inputs that have not been judged.
+        """
+        for part in self.parts(judge):
+            for source, target in self.units(judge, part):
+                if not target.is_file():
+                    raise ValueError(
+                        f"{source}: not judged by {judge.name!r} yet; run the step toxicity of "
+                        "`maya data build` to its end"
+                    )
+                yield from read(target)
+
+
+def stream(place: Path) -> Iterator[Row]:
+    """The rows of all units in a folder, in order, with the columns that judges need."""
+    for path in sorted(place.glob("*.parquet")):
+        yield from read(path, _ROW_COLUMNS)
+
+
+def read(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
+    """The rows of a parquet file, few at a time."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable parquet file: {error}") from None
+    with file:
+        for batch in file.iter_batches(2000, columns=columns):
+            yield from batch.to_pylist()
+
+
+class ShaTable:
+    """SHA-256 values and what is known of each, on disk, so that memory does not grow with rows.
+
+    Keys are the first 16 bytes with a short name in front.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="maya-toxicity-")
+        self._database = sqlite3.connect(Path(self._folder.name, "table.sqlite"))
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute(
+            "CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
+        )
+
+    def __enter__(self) -> ShaTable:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._database.close()
+        self._folder.cleanup()
+
+    @staticmethod
+    def _key(sha256: str, name: str) -> bytes:
+        return name.encode() + b"\0" + bytes.fromhex(sha256)[:16]
+
+    def add(self, sha256: str, name: str = "") -> bool:
+        """Whether it was new."""
+        found = self._database.execute(
+            "INSERT OR IGNORE INTO known VALUES (?, NULL)", (self._key(sha256, name),)
+        )
+        return found.rowcount == 1
+
+    def set(self, sha256: str, name: str, value: str) -> None:
+        self._database.execute(
+            "INSERT OR REPLACE INTO known VALUES (?, ?)", (self._key(sha256, name), value)
+        )
+
+    def get(self, sha256: str, name: str) -> str | None:
+        found = self._database.execute(
+            "SELECT value FROM known WHERE key = ?", (self._key(sha256, name),)
+        ).fetchone()
+        return found[0] if found else None
+
+
+@contextlib.contextmanager
+def parquet_writer(path: Path, schema: pa.Schema, batch: int = 10_000) -> Iterator[Any]:
+    """Gives a function that takes rows one by one; the file is there when the block has ended."""
+    rows: list[Row] = []
+    with atomic(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+            def write(row: Row) -> None:
+                rows.append(row)
+                if len(rows) == batch:
+                    flush()
+
+            def flush() -> None:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows.clear()
+
+            yield write
+            if rows:
+                flush()
