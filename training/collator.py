@@ -28,6 +28,7 @@ from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
 from .packing import divide
 from .recipe import AugmentRecipe
+from .streaming import StreamedGroups
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
@@ -42,7 +43,7 @@ class Encoded:
     ids: np.ndarray
     trained: np.ndarray
     text_bytes: int
-    images: tuple[int, ...]
+    images: tuple[Any, ...]
     source: int
 
 
@@ -211,7 +212,7 @@ class GroupCollator:
     The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.divide`; so the
     groups of a step, and with them the result, do not depend on the number of processes.
 
-    Conversations are tokenised when first seen and kept; images are read, changed at random as the
+    Conversations are tokenised when first seen and kept, but for those of streams; images are read, changed at random as the
     recipe's `augment` says (from the seed, the epoch and the conversation, so on any worker and
     after any restart the same), and processed each time.
 
@@ -228,7 +229,7 @@ class GroupCollator:
 
     def __init__(
         self,
-        data: GroupData,
+        data: GroupData | StreamedGroups,
         processor: Any,
         *,
         seed: int,
@@ -257,6 +258,7 @@ class GroupCollator:
             for s in data.sources
         ]
         self.encoder = ConversationEncoder(processor)
+        self._languages = {name: number for number, name in enumerate(data.languages)}
         self._encoded: dict[int, Encoded | BadRow] = {}
         self._shortened: dict[int, BadRow] = {}
 
@@ -265,6 +267,9 @@ class GroupCollator:
         (item,) = items
         step, rank = item["step"], item["rank"]
         groups = self.plan[step * self.batch_size : (step + 1) * self.batch_size]
+        if isinstance(self.data, StreamedGroups):
+            self._encoded.clear()
+            self._shortened.clear()
         bad: list[BadRow] = []
         trees: list[tuple[int, Packed]] = []
         for epoch, part in groups:
@@ -327,7 +332,7 @@ class GroupCollator:
             batch["image_index"] = torch.tensor(index)
         return batch
 
-    def _image(self, first: Encoded, key: int, epoch: int) -> tuple[tuple, Image.Image]:
+    def _image(self, first: Encoded, key: Any, epoch: int) -> tuple[tuple, Image.Image]:
         """(what tells it from other images of a row, the image as it is trained on)"""
         image = self.data.load_image(first.source, key, first.id)
         augment = self.data.sources[first.source].recipe.augment
@@ -388,7 +393,7 @@ class GroupCollator:
             ids, trained = ids[: self.max_length], trained[: self.max_length]
         return Encoded(
             id=conversation.id,
-            language=int(self.data.language[index]),
+            language=self._languages[conversation.language],
             ids=ids,
             trained=trained,
             text_bytes=round(share * len(_assistant_text(conversation).encode())),

@@ -1,7 +1,7 @@
 """Rows of any known shape become groups: one image, K conversations, each with its language.
 
-Read are the package's own dataset layout (texts and instructions per language beside one table of
-images), rows of `messages` + `images`, and the LLaVA / PALO `conversations` JSON. Everything after
+Read are the package's own dataset layout (captions, texts or instructions per language beside one
+table of images), rows of `messages` + `images`, and the LLaVA / PALO `conversations` JSON. Everything after
 this file sees only conversations, images and the plan of groups.
 
 The plan is drawn from the seed alone, so it is the same on any number of processes and needs no
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from processing_maya import messages_from_conversations
@@ -24,6 +23,7 @@ from processing_maya.image_processing_maya import to_rgb
 
 from .images import load_image
 from .recipe import DataRecipe
+from .tables import card_files, is_content, is_text
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,15 @@ class Conversation:
     """Turns about the images of one row.
 
     messages: chat-template messages; images not placed by {"type": "image"} parts belong in front
-    of the first question. images: keys for `GroupData.load_image`, in the order of the image items.
+    of the first question. images: keys for `load_image` of the data they are from, in the order of
+    the image items.
     """
 
     id: str
     language: str
     task: str
     messages: list[dict[str, Any]]
-    images: tuple[int, ...]
+    images: tuple[Any, ...]
     source: int
 
 
@@ -48,7 +49,7 @@ class _Source:
 
     recipe: DataRecipe
     rows: Any
-    read: Callable[[dict[str, Any]], tuple[str, list[dict[str, Any]]]]
+    read: "Reader"
     row_index: np.ndarray  # (n,) index into rows of every conversation kept
     image_keys: list[Any] = field(default_factory=list)  # distinct images
     open_image: Callable[[Any], Image.Image] = load_image
@@ -172,16 +173,7 @@ class GroupData:
         chosen: np.ndarray = np.repeat(np.arange(len(self)), copies)
         if not len(chosen):
             raise ValueError("no conversation has a task weight above 0; expected at least one")
-        # Conversations without an image are groups of one: nothing is shared.
-        key = self.image[chosen]
-        alone = key < 0
-        key[alone] = self.image.max(initial=-1) + 1 + np.arange(alone.sum())
-        order = np.lexsort((random.random(len(chosen)), key))
-        chosen, key = chosen[order], key[order]
-        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-        parts: list[np.ndarray] = []
-        for block in np.split(chosen, starts[1:]):
-            parts += np.array_split(block, -(-len(block) // group_size))
+        parts = split_groups(chosen, self.image[chosen], group_size, random)
         if shuffled:
             random.shuffle(parts)  # type: ignore[arg-type]
         return parts
@@ -197,6 +189,27 @@ class GroupData:
             + "; tasks: "
             + ", ".join(f"{k} {v:,}" for k, v in tasks.items())
         )
+
+
+def split_groups(
+    chosen: np.ndarray, image: np.ndarray, group_size: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    """Conversations by their image, in random order, in near-equal parts of at most `group_size`.
+
+    Args:
+        chosen: (n,) conversations. image: (n,) of each; those of -1 are groups of one: nothing is
+            shared.
+    """
+    key = image.copy()
+    alone = key < 0
+    key[alone] = image.max(initial=-1) + 1 + np.arange(alone.sum())
+    order = np.lexsort((random.random(len(chosen)), key))
+    chosen, key = chosen[order], key[order]
+    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    parts: list[np.ndarray] = []
+    for block in np.split(chosen, starts[1:]):
+        parts += np.array_split(block, -(-len(block) // group_size))
+    return parts
 
 
 def _common_numbers(
@@ -241,23 +254,12 @@ def _open_source(recipe: DataRecipe, seed: int) -> tuple[_Source, _Columns]:
     rows, columns = _open_rows(recipe)
     if len(rows) == 0:
         raise ValueError(f"{recipe.path}: split {recipe.split!r} is empty; expected rows")
-    if "conversations" in columns:
-        read, picture_column = _read_llava, "image"
-    elif "messages" in columns:
-        read, picture_column = _read_messages, "images" if "images" in columns else "image"
-    elif "prompt" in columns and "text" in columns:
-        read, picture_column = _read_caption, "image"
-    else:
-        raise ValueError(
-            f"{recipe.path}: expected columns messages, conversations, or prompt and text; "
-            f"found {', '.join(sorted(columns))}"
-        )
+    read, picture_column, default = reader(recipe, columns)
 
     count = len(rows)
     language = _column(rows, "lang", columns) or _column(rows, "language", columns)
     language = [str(v or recipe.language) for v in language] if language else None
     languages = language or [recipe.language] * count
-    default = "caption" if read is _read_caption else "chat"
     task = _column(rows, "task", columns)
     tasks = [str(v or default) for v in task] if task else [default] * count
 
@@ -355,7 +357,7 @@ def _load_table(path: str, config: str | None, split: str) -> Any:
     if (folder.exists() or path.startswith((".", "/"))) and not folder.is_dir():
         raise FileNotFoundError(f"{path}: no such dataset folder")
     if folder.is_dir():
-        files = _card_files(folder, config, split)
+        files = card_files(folder, config, split)
         if files:
             import pyarrow
             import pyarrow.parquet
@@ -382,43 +384,10 @@ def _load_table(path: str, config: str | None, split: str) -> Any:
     return data.data.table
 
 
-def _card_files(folder: Path, config: str | None, split: str) -> list[Path]:
-    """The parquet files of a split, as the dataset card's YAML names them; none without a card.
-
-    Read here and not through `datasets`, whose cache would hold a second copy of a local folder.
-    """
-    card = folder / "README.md"
-    if not card.is_file():
-        return []
-    parts = card.read_text(encoding="utf-8").split("---\n", 2)
-    header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-    configs = (header or {}).get("configs") or []
-    if not configs:
-        return []
-    names = [str(c["config_name"]) for c in configs]
-    if config is None:
-        chosen = next((c for c in configs if c.get("default")), configs[0])
-    elif config in names:
-        chosen = configs[names.index(config)]
-    else:
-        raise ValueError(
-            f"{folder}: config: {config!r} is not in the dataset card; found {', '.join(names)}"
-        )
-    splits = {str(f["split"]): f["path"] for f in chosen["data_files"]}
-    if split not in splits:
-        raise ValueError(
-            f"{folder}: split: config {chosen['config_name']!r} has no {split!r}; "
-            f"found {', '.join(splits)}"
-        )
-    patterns = splits[split] if isinstance(splits[split], list) else [splits[split]]
-    files = sorted({f for pattern in patterns for f in folder.glob(pattern)})
-    if not files:
-        raise FileNotFoundError(f"{folder}: no file matches {', '.join(patterns)}")
-    return files if all(f.suffix == ".parquet" for f in files) else []
-
-
 # What is read of a row; other columns cost time and memory for nothing.
-READ = ("id", "messages", "conversations", "prompt", "text", "image", "images")
+READ = ("id", "messages", "conversations", "prompt", "text", "caption", "image", "images")
+
+Reader = Callable[[dict[str, Any]], tuple[str, list[dict[str, Any]]]]
 
 
 class _ArrowRows:
@@ -508,30 +477,66 @@ def _opener(source: _Source) -> Callable[[Any], Image.Image]:
 def _image_table(recipe: DataRecipe) -> Callable[[Any], Image.Image]:
     """Images from the dataset's own table of them (`images/*.parquet`), found by path."""
     import pyarrow
+    import pyarrow.compute
     import pyarrow.parquet
 
     folder = Path(recipe.path)
     if folder.is_dir():
         files = sorted((folder / "images").glob("*.parquet"))
-        columns = ["image", "picture"]
         table = pyarrow.concat_tables(
-            [pyarrow.parquet.read_table(f, columns=columns) for f in files]
+            [pyarrow.parquet.read_table(f, columns=_picture_columns(f)) for f in files]
         )
     else:
         table = _load_table(recipe.path, "images", "train")
     table = table.combine_chunks()
-    position = {name: i for i, name in enumerate(table.column("image").to_pylist())}
-    content = table.column("picture")
+    held = next((f.name for f in table.schema if is_content(f.type)), None)
+    names = [name for name in ("image", "path") if is_text(table.schema, name)]
+    if held is not None and names:
+        found = table.column(names[0])
+    elif held is not None and pyarrow.types.is_struct(table.schema.field(held).type):
+        found = pyarrow.compute.struct_field(table.column(held), "path")
+    else:
+        raise ValueError(
+            f"{recipe.path}: images: expected a column of image bytes and one of their paths (image or "
+            f"path), found {', '.join(table.column_names)}"
+        )
+    position = {name: i for i, name in enumerate(found.to_pylist())}
+    content = table.column(held)
 
     def open_image(key: Any) -> Image.Image:
         if key not in position:
             raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
-        return load_image(content[position[key]].as_py()["bytes"])
+        value = content[position[key]].as_py()
+        return load_image(value["bytes"] if isinstance(value, dict) else value)
 
     return open_image
 
 
+def _picture_columns(file: Path) -> list[str]:
+    import pyarrow.parquet
+
+    schema = pyarrow.parquet.read_schema(file)
+    return [f.name for f in schema if is_content(f.type) or f.name in ("image", "path")]
+
+
 # ------------------------------------------------------------------------------ reading rows
+
+
+def reader(recipe: DataRecipe, columns: Sequence[str]) -> tuple[Reader, str, str]:
+    """How rows of these columns are read, which column has their images, and the task of rows that
+    name none. Raises ValueError for columns of no known shape."""
+    if "conversations" in columns:
+        return _read_llava, "image", "chat"
+    if "messages" in columns:
+        return _read_messages, "images" if "images" in columns else "image", "chat"
+    if "prompt" in columns and "text" in columns:
+        return _read_prompted, "image", "caption"
+    if "caption" in columns:
+        return _read_caption, "image", "caption"
+    raise ValueError(
+        f"{recipe.path}: expected columns messages, conversations, prompt and text, or caption; "
+        f"found {', '.join(sorted(columns))}"
+    )
 
 
 def _row_id(row: dict[str, Any], index: int | None = None) -> str:
@@ -539,6 +544,14 @@ def _row_id(row: dict[str, Any], index: int | None = None) -> str:
 
 
 def _read_caption(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """A caption alone: the user shows the image and says nothing."""
+    return _row_id(row), [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": row["caption"] or ""},
+    ]
+
+
+def _read_prompted(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     return _row_id(row), [
         {"role": "user", "content": row["prompt"]},
         {"role": "assistant", "content": row["text"]},

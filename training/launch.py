@@ -4,6 +4,7 @@ The shipped ones are in `training/accelerate/`. Without the option `maya train` 
 itself, which is DistributedDataParallel, or FSDP2 where the recipe's args say so.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,4 +87,8 @@ def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequen
 
 
 def _options(config: Path, processes: int, command: Sequence[str]) -> list[str]:
-    return ["--config_file", str(config), "--num_processes", str(processes), *command]
+    from .run import threads_per_process
+
+    threads = os.environ.get("OMP_NUM_THREADS", str(threads_per_process(processes)))
+    options = ["--config_file", str(config), "--num_processes", str(processes)]
+    return [*options, "--num_cpu_threads_per_process", threads, *command]

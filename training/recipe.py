@@ -91,6 +91,8 @@ class DataRecipe:
     is seen per epoch (0.5: half of them, drawn anew each epoch); tasks not named are left out.
     limit: at most this many images, drawn from the seed. language: the code of rows that carry none.
     image_folder: where relative image paths of a JSON file start.
+    streaming: read parquet files as they are trained on, from a folder or the Hub, see streaming.py;
+    then limit takes the first images, and tasks are in or out (1.0).
     """
 
     path: str
@@ -103,6 +105,7 @@ class DataRecipe:
     image_folder: str | None = None
     chat_template: Literal["maya", "aya", "plain"] | None = None
     augment: AugmentRecipe | None = None
+    streaming: bool = False
 
 
 @dataclass
@@ -148,6 +151,7 @@ class StageRecipe:
     every language has one).
 
     order: of the groups, anew in every epoch (shuffled), or as the data has its images (stored).
+    shuffle_buffer: images of streamed data that are held and shuffled together.
     on_bad_row: a row that cannot be read or has nothing to learn stops the run, or is left out,
     counted, and listed in the stage's bad_rows.jsonl. on_long_row: the same for one longer than
     args.max_length, which may also be shortened at its text's end.
@@ -163,6 +167,7 @@ class StageRecipe:
     batch_size: int = 8
     group_size: int = 1
     order: Literal["shuffled", "stored"] = "shuffled"
+    shuffle_buffer: int = 2048
     on_bad_row: Literal["stop", "skip"] = "stop"
     on_long_row: Literal["stop", "skip", "shorten"] = "stop"
     adapter: AdapterRecipe | None = None
@@ -275,7 +280,7 @@ def _check(recipe: Recipe, where: str) -> None:
             raise ValueError(
                 f"{where}: {key}.name: expected letters, digits, - and _, found {stage.name!r}"
             )
-        for name in ("batch_size", "group_size"):
+        for name in ("batch_size", "group_size", "shuffle_buffer"):
             if getattr(stage, name) < 1:
                 raise ValueError(
                     f"{where}: {key}.{name}: expected 1 or more, found {getattr(stage, name)}"
@@ -283,6 +288,8 @@ def _check(recipe: Recipe, where: str) -> None:
         for name in ("data", "train"):
             if not getattr(stage, name):
                 raise ValueError(f"{where}: {key}.{name}: expected at least one item, found none")
+        for j, source in enumerate(stage.data):
+            _check_source(source, stage.data[0], where, f"{key}.data[{j}]")
         for j, rule in enumerate(stage.train):
             if rule.top_layers is not None and rule.top_layers < 1:
                 raise ValueError(
@@ -299,6 +306,20 @@ def _check(recipe: Recipe, where: str) -> None:
         _check_args(stage.args, where, f"{key}.args")
     if isinstance(recipe.processes, int) and recipe.processes < 1:
         raise ValueError(f"{where}: processes: expected 1 or more, found {recipe.processes}")
+
+
+def _check_source(source: DataRecipe, first: DataRecipe, where: str, key: str) -> None:
+    if source.streaming != first.streaming:
+        raise ValueError(
+            f"{where}: {key}.streaming: expected {str(first.streaming).lower()} as for the stage's first "
+            "data, as either all of a stage's data is streamed or none of it"
+        )
+    for task, rate in source.tasks.items():
+        if source.streaming and rate != 1:
+            raise ValueError(
+                f"{where}: {key}.tasks.{task}: expected 1.0, as the rows of a stream are seen once an "
+                f"epoch, found {rate:g}; leave the task out, or streaming"
+            )
 
 
 def _check_adapter(adapter: AdapterRecipe, args: dict[str, Any], where: str, key: str) -> None:

@@ -128,6 +128,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def threads_per_process(processes: int) -> int:
+    """Threads for each of the processes that share this machine's cores."""
+    return max(1, available_cores() // processes)
+
+
 def _processes(recipe: Recipe) -> int:
     if recipe.processes != "auto":
         return recipe.processes
@@ -207,6 +212,8 @@ def _process(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    # Left unset, accelerate chooses for itself and warns.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(count)))
     # A forked process inherits what accelerate knows of its parent: that it is alone.
     from accelerate.state import AcceleratorState, GradientState
 
@@ -244,8 +251,8 @@ def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     cuda = torch.cuda.is_available()
     state = PartialState(cpu=not cuda)
     if not cuda:
-        per_process = max(1, available_cores() // state.num_processes)
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", per_process)))
+        threads = threads_per_process(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
     output = Path(recipe.output_dir)
     work = output / WORK
     with contextlib.ExitStack() as stack:
@@ -294,14 +301,17 @@ def _run_stage(
     from .attention import choose_attention, set_attention
     from .collator import GroupCollator
     from .freezing import apply_rules, format_table
-    from .groups import GroupData
+    from .streaming import open_groups
     from .trainer import MayaTrainer, checkpoints, quiet_callbacks
 
     started = time.monotonic()
     _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
     check_bitsandbytes(stage)
     check_memory(recipe, stage, previous, state, trust_remote_code)
-    data = GroupData(stage.data, seed=recipe.seed)
+    with state.main_process_first():
+        data = open_groups(
+            stage, recipe.seed, pinned=folder.parent / WORK / f"{stage.name}.files.json"
+        )
     for line in [*data.report, data.summary()]:
         _say(state, "  " + line)
     set_seed(recipe.seed)
@@ -609,6 +619,11 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
     values.pop("processes")
     for stage in values["stages"]:
         stage["args"] = {k: v for k, v in stage["args"].items() if not k.startswith(NEUTRAL_ARGS)}
+        if not any(source["streaming"] for source in stage["data"]):
+            del stage["shuffle_buffer"]
+        for source in stage["data"]:
+            if not source["streaming"]:
+                del source["streaming"]
     paths = [recipe.model.vision_tower, recipe.model.language_model, recipe.model.checkpoint]
     paths += [source.path for stage in recipe.stages for source in stage.data]
     content = {str(p): _content(Path(p)) for p in paths if p is not None}

@@ -1,0 +1,362 @@
+"""Datasets that are read as they are trained on, from a folder or the Hub: `streaming: true`.
+
+Shuffling. A dataset is cut into blocks of about `shuffle_buffer / 8` images (joined.py). An epoch visits the
+blocks in an order drawn from (seed, epoch), eight at a time: these are read, and their groups are
+shuffled by (seed, epoch, number of the eight). So memory holds at most twice `shuffle_buffer` images
+with their texts, or what the files' own row groups hold if that is more, and near rows may meet in a
+step though far ones only by whole blocks.
+
+Nothing of this depends on what was read before: from the number of a step follow its groups, on any
+process or worker and after any restart, each group exactly once an epoch. A checkpoint needs no state of
+the stream. Every process and worker reads the texts of all groups it sees the steps of, as `packing`
+needs their lengths, and the images of whole blocks.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from processing_maya.image_processing_maya import to_rgb
+
+from .groups import READ, Conversation, GroupData, Reader, reader, split_groups
+from .images import load_image
+from .joined import Filters, Joined, Rows
+from .recipe import DataRecipe, StageRecipe
+from .tables import DatasetFiles, Table, find_files, is_text
+
+# Blocks whose groups are shuffled together.
+TOGETHER = 8
+
+
+def open_groups(
+    stage: StageRecipe, seed: int, pinned: Path | None = None
+) -> "GroupData | StreamedGroups":
+    """The data of a stage, streamed where its recipe says so.
+
+    Args:
+        pinned: a JSON file of the streams' files; made if it is not there. A run that continues
+            reads the commit of a Hub dataset that it began with.
+    """
+    if not stage.data[0].streaming:
+        return GroupData(stage.data, seed=seed)
+    if pinned is not None and pinned.is_file():
+        files = [DatasetFiles(**f) for f in json.loads(pinned.read_text(encoding="utf-8"))]
+    else:
+        files = [find_files(r.path, r.config, r.split) for r in stage.data]
+        if pinned is not None:
+            temporary = pinned.with_name(pinned.name + ".tmp")
+            temporary.write_text(json.dumps([vars(f) for f in files]), encoding="utf-8")
+            os.replace(temporary, pinned)
+    return StreamedGroups(stage.data, files, stage.shuffle_buffer)
+
+
+@dataclass
+class _Stream:
+    """One dataset: its blocks, how its rows are read, and the number of its first row."""
+
+    recipe: DataRecipe
+    joined: Joined
+    read: Reader
+    pictures: str  # the column of images
+    first: int
+
+    @property
+    def columns(self) -> list[str]:
+        return [c for c in READ if c in self.joined.columns]
+
+
+@dataclass
+class _Window:
+    """Blocks in memory: their groups in training order, and where each conversation is."""
+
+    groups: list[np.ndarray]
+    rows: dict[int, Rows]  # by source
+    place: dict[int, tuple[int, int]]  # conversation -> (source, row)
+    names: dict[int, set[str]] = field(default_factory=dict)  # of images, by source
+    images: dict[int, dict[str, Any]] = field(default_factory=dict)  # read when first asked for
+
+
+class StreamedGroups:
+    """What `GroupData` is, for datasets that stay where they are.
+
+    Conversations are addressed by their row's number over all tables; those of a step can be read
+    once `plan` has given them.
+
+    Args:
+        files: of each recipe's dataset. buffer: images that are shuffled together.
+
+    Raises:
+        ValueError, OSError: as `Joined`, and for columns of no known shape.
+    """
+
+    def __init__(self, recipes: Sequence[DataRecipe], files: Sequence[DatasetFiles], buffer: int):
+        self.sources: list[_Stream] = []
+        self.report: list[str] = []
+        languages: Counter[str] = Counter()
+        tasks: Counter[str] = Counter()
+        first = 0
+        for recipe, found in zip(recipes, files, strict=True):
+            read, pictures, task = reader(recipe, Table(found.rows[:1]).columns)
+            filters = Filters(
+                tuple(recipe.languages), tuple(recipe.tasks), recipe.limit, recipe.language, task
+            )
+            joined = Joined(recipe.path, found, filters, block=max(1, buffer // TOGETHER))
+            self.sources.append(_Stream(recipe, joined, read, pictures, first))
+            first += int(joined.offsets[-1])
+            languages += joined.languages
+            tasks += joined.tasks
+            if joined.dropped:
+                text = ", ".join(f"{k} {v:,}" for k, v in sorted(joined.dropped.items()))
+                self.report.append(
+                    f"{recipe.path}: left out, as the recipe's languages and tasks say: {text}"
+                )
+            if recipe.limit is not None:
+                self.report.append(
+                    f"{recipe.path}: limit {recipe.limit}: the first {joined.image_count:,} images"
+                )
+        self._counts = languages, tasks
+        self.languages, self.tasks = list(languages), list(tasks)
+        self.blocks = [(s, b) for s, source in enumerate(self.sources) for b in range(len(source.joined))]  # fmt: skip
+        self._windows: dict[_Name, _Window] = {}
+
+    def __len__(self) -> int:
+        return sum(source.joined.conversations for source in self.sources)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_windows": {}}
+
+    def summary(self) -> str:
+        """Conversations per language and task, and images, in a few words."""
+        images = sum(source.joined.image_count for source in self.sources)
+        languages, tasks = (", ".join(f"{k} {v:,}" for k, v in c.items()) for c in self._counts)
+        return (
+            f"{len(self):,} conversations about {images:,} images, streamed in {len(self.blocks):,} "
+            f"blocks; languages: {languages}; tasks: {tasks}"
+        )
+
+    def plan(
+        self,
+        groups: int | None,
+        group_size: int,
+        seed: int,
+        epochs: float = 1.0,
+        shuffled: bool = True,
+    ) -> "StreamPlan":
+        """As `GroupData.plan`, read when asked for; not shuffled: in the order of the tables."""
+        return StreamPlan(self, groups, group_size, seed, epochs, shuffled)
+
+    def conversation(self, index: int) -> Conversation:
+        """Conversation `index` of a group that `plan` gave lately."""
+        window, number, row = self._find(index)
+        source, rows = self.sources[number], window.rows[number]
+        values = {
+            name: rows.table[name][row].as_py()
+            for name in rows.table.column_names
+            if name in READ and name != source.pictures
+        }
+        images = self._images_of(source, rows.table, row, index)
+        if source.pictures in rows.table.column_names:
+            values[source.pictures] = list(images)
+        identity, messages = source.read({"id": index - source.first, **values})
+        return Conversation(
+            id=identity,
+            language=rows.language[row],
+            task=rows.task[row],
+            messages=messages,
+            images=images,
+            source=number,
+        )
+
+    def name(self, index: int) -> tuple[str, str]:
+        """(row id, path of its dataset) of conversation `index`."""
+        window, number, row = self._find(index)
+        source, table = self.sources[number], window.rows[number].table
+        known = table["id"][row].as_py() if "id" in table.column_names else index - source.first
+        return str(known), source.recipe.path
+
+    def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
+        """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
+        recipe = self.sources[source].recipe
+        try:
+            return to_rgb(self._open(source, key))
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"row {row_id!r} of {recipe.path}: its image cannot be read: {error}; "
+                "repair the file or remove the row"
+            ) from None
+
+    # -------------------------------------------------------------------------- inside
+
+    def _find(self, index: int) -> tuple[_Window, int, int]:
+        for window in reversed(self._windows.values()):
+            if index in window.place:
+                return window, *window.place[index]
+        raise KeyError(f"conversation {index} is not in the windows read last")
+
+    def _images_of(self, source: _Stream, table: Any, row: int, index: int) -> tuple[Any, ...]:
+        """Keys of a row's images: a name, or (conversation, number) of those that the row holds."""
+        held = source.pictures in table.column_names
+        if held and not table[source.pictures][row].is_valid:
+            return ()
+        if source.joined.images is not None:
+            name = table[source.joined.key][row].as_py()
+            return () if name is None else (name,)
+        if not held:
+            return ()
+        if is_text(table.schema, source.pictures):
+            name = table[source.pictures][row].as_py()
+            return (name,) if name else ()
+        many = pa.types.is_list(table.schema.field(source.pictures).type)
+        count = len(table[source.pictures][row]) if many else 1
+        return tuple((index, number) for number in range(count))
+
+    def _open(self, number: int, key: Any) -> Image.Image:
+        source = self.sources[number]
+        recipe, joined = source.recipe, source.joined
+        value: Any = key
+        if isinstance(key, tuple):
+            window, _, row = self._find(key[0])
+            value = window.rows[number].table[source.pictures][row].as_py()
+            value = value[key[1]] if isinstance(value, list) else value
+        elif joined.images is not None:
+            window = self._window_of(number, key)
+            if key not in window.images[number]:
+                raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
+            value = window.images[number][key].as_py()
+        if isinstance(value, dict):
+            value = value["bytes"] or value["path"]
+        if isinstance(value, bytes) or str(value).startswith(("http://", "https://", "data:")):
+            return load_image(value)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"expected an image path or bytes, found {type(value).__name__}")
+        place = Path(recipe.path)
+        folder = recipe.image_folder or (str(place) if place.is_dir() else str(place.parent))
+        if recipe.image_folder is None and joined.tables[0].remote:
+            raise FileNotFoundError(
+                f"{value!r} is a path, and {recipe.path} has no images/*.parquet; give image_folder"
+            )
+        return load_image(value, root=folder)
+
+    def _window_of(self, number: int, name: str) -> _Window:
+        """The window with the rows about an image, its images read."""
+        joined = self.sources[number].joined
+        for window in reversed(self._windows.values()):
+            if number not in window.rows:
+                continue
+            if number not in window.names:
+                column = window.rows[number].table[joined.key].to_pylist()
+                window.names[number] = {n for n in column if n is not None}
+            if name in window.names[number]:
+                if number not in window.images:
+                    window.images[number] = joined.read_images(list(window.names[number]))
+                return window
+        raise KeyError(f"no row about image {name!r} is in the windows read last")
+
+    def _window(self, name: "_Name") -> _Window:
+        """Read a window, or find it read."""
+        if name in self._windows:
+            return self._windows[name]
+        rows: dict[int, Rows] = {}
+        place: dict[int, tuple[int, int]] = {}
+        for number in sorted({s for s, _ in name.blocks}):
+            source = self.sources[number]
+            found = source.joined.read([b for s, b in name.blocks if s == number], source.columns)
+            rows[number] = found
+            numbers = (found.number + source.first).tolist()
+            place.update((n, (number, i)) for i, n in enumerate(numbers))
+        random = np.random.default_rng(name.seed)
+        groups: list[np.ndarray] = []
+        for number, block in name.blocks:
+            inside = np.flatnonzero(rows[number].block == block)
+            chosen = rows[number].number[inside] + self.sources[number].first
+            if len(chosen):
+                groups += split_groups(chosen, rows[number].key[inside], name.group_size, random)
+        if name.shuffled:
+            random.shuffle(groups)  # type: ignore[arg-type]
+        self._windows[name] = _Window(groups, rows, place)
+        return self._windows[name]
+
+    def _forget_all_but(self, names: Iterable["_Name"]) -> None:
+        for name in set(self._windows) - set(names):
+            del self._windows[name]
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What a window follows from. blocks: (source, block) pairs."""
+
+    blocks: tuple[tuple[int, int], ...]
+    seed: tuple[int, ...]
+    group_size: int
+    shuffled: bool
+
+
+class StreamPlan(Sequence[tuple[int, np.ndarray]]):
+    """Groups in training order, (epoch, conversations), found from their number alone.
+
+    A slice of it, such as a step, is read when it is taken; what the slice before needed and this one
+    does not is let go.
+    """
+
+    def __init__(
+        self,
+        data: StreamedGroups,
+        groups: int | None,
+        group_size: int,
+        seed: int,
+        epochs: float,
+        shuffled: bool,
+    ):
+        self.data, self.group_size, self.seed, self.shuffled = data, group_size, seed, shuffled
+        counts = [data.sources[s].joined.multiplicity[b] for s, b in data.blocks]
+        self._counts = np.array(
+            [int((c * -(-np.arange(len(c)) // group_size)).sum()) for c in counts], np.int64
+        )
+        self.per_epoch = int(self._counts.sum())
+        self._length = max(1, round(self.per_epoch * epochs)) if groups is None else groups
+        self._epoch: tuple[int, list[_Name], np.ndarray] = (-1, [], np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self._take(range(len(self))[index])
+        return self._take([range(len(self))[index]])[0]
+
+    def _take(self, indices: Sequence[int]) -> list[tuple[int, np.ndarray]]:
+        places = [self._find(i) for i in indices]
+        self.data._forget_all_but(name for _, name, _ in places)
+        return [(epoch, self.data._window(name).groups[i]) for epoch, name, i in places]
+
+    def _find(self, index: int) -> tuple[int, _Name, int]:
+        """(epoch, window, place in the window) of a group."""
+        epoch, place = divmod(index, self.per_epoch)
+        if self._epoch[0] != epoch:
+            order = np.arange(len(self._counts))
+            if self.shuffled:
+                order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            names, starts = [], [0]
+            for number, first in enumerate(range(0, len(order), TOGETHER)):
+                window = order[first : first + TOGETHER].tolist()
+                blocks = tuple(self.data.blocks[i] for i in window)
+                names.append(
+                    _Name(blocks, (self.seed, epoch, number), self.group_size, self.shuffled)
+                )
+                starts.append(starts[-1] + int(self._counts[window].sum()))
+            self._epoch = epoch, names, np.array(starts)
+        _, names, starts = self._epoch
+        number = int(np.searchsorted(starts, place, side="right")) - 1
+        return epoch, names[number], place - int(starts[number])

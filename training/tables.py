@@ -1,0 +1,282 @@
+"""Parquet files of a dataset, in a folder or on the Hub, as tables that are read piece by piece.
+
+What is read at once is a row group: files whose row groups are small need little memory.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+HUB = "hf://"
+# Read ahead when a remote file is read from its start to its end, in bytes.
+AHEAD = 8 << 20
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The parquet files of a split, and those of the table of images beside it, if there is one.
+
+    Files on the Hub are named with the commit they were found at: `hf://datasets/user/name@.../`.
+    """
+
+    rows: list[str]
+    images: list[str]
+
+
+def find_files(path: str, config: str | None = None, split: str = "train") -> DatasetFiles:
+    """Where a dataset's rows are: a folder, a Hub repository or one parquet file.
+
+    The dataset card's YAML says which files belong to a config and a split; without a card, the
+    rules of `datasets` do. The table of images is `images/*.parquet`.
+
+    Raises FileNotFoundError, ValueError: no such dataset, config or split; files of another format.
+    """
+    place = Path(path)
+    if place.is_file():
+        found, images = [path], []
+    elif place.is_dir():
+        found = [str(f) for f in card_files(place, config, split)] or _by_datasets(
+            path, config, split
+        )
+        images = [str(f) for f in sorted(place.glob("images/*.parquet"))]
+    elif path.startswith((".", "/")):
+        raise FileNotFoundError(f"{path}: no such dataset folder")
+    else:
+        from huggingface_hub import HfFileSystem
+
+        found = _by_datasets(path, config, split)
+        root = re.match(rf"{HUB}datasets/[^/]+/[^/]+/", found[0])
+        images = sorted(HfFileSystem().glob(f"{root[0]}images/*.parquet")) if root else []
+        images = [HUB + name for name in images]
+    other = [f for f in found if not f.endswith(".parquet")]
+    if other:
+        raise ValueError(
+            f"{path}: {other[0]}: a streamed dataset is read from parquet files; convert it "
+            "(Dataset.to_parquet, or the branch refs/convert/parquet on the Hub) or leave "
+            "streaming out"
+        )
+    return DatasetFiles(found, [f for f in images if f not in found])
+
+
+def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
+    """The parquet files of a split, as the dataset card's YAML names them; none without a card.
+
+    Read here and not through `datasets`, whose cache would hold a second copy of a local folder.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    configs = (header or {}).get("configs") or []
+    if not configs:
+        return []
+    names = [str(c["config_name"]) for c in configs]
+    if config is None:
+        chosen = next((c for c in configs if c.get("default")), configs[0])
+    elif config in names:
+        chosen = configs[names.index(config)]
+    else:
+        raise ValueError(
+            f"{folder}: config: {config!r} is not in the dataset card; found {', '.join(names)}"
+        )
+    splits = {str(f["split"]): f["path"] for f in chosen["data_files"]}
+    if split not in splits:
+        raise ValueError(
+            f"{folder}: split: config {chosen['config_name']!r} has no {split!r}; "
+            f"found {', '.join(splits)}"
+        )
+    patterns = splits[split] if isinstance(splits[split], list) else [splits[split]]
+    files = sorted({f for pattern in patterns for f in folder.glob(pattern)})
+    if not files:
+        raise FileNotFoundError(f"{folder}: no file matches {', '.join(patterns)}")
+    return files if all(f.suffix == ".parquet" for f in files) else []
+
+
+def _by_datasets(path: str, config: str | None, split: str) -> list[str]:
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(path, config)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such dataset folder or Hub dataset: {error}") from None
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: config {config!r} cannot be opened: {reason}") from None
+    splits = builder.config.data_files or {}
+    if split not in splits:
+        raise ValueError(
+            f"{path}: split: config {builder.config.name!r} has no {split!r}; "
+            f"found {', '.join(map(str, splits))}"
+        )
+    return [str(f) for f in splits[split]]
+
+
+class Table:
+    """Parquet files in a row as one table, rows numbered through.
+
+    Opened are only the files' footers; every process opens the files anew.
+
+    Raises:
+        ValueError: a file that cannot be read, or lacks a column, by its name.
+    """
+
+    def __init__(self, files: Sequence[str]):
+        self.files = list(files)
+        self._open: dict[tuple[int, int, bool], pq.ParquetFile] = {}
+        self.schema: pa.Schema = self._file(0).schema_arrow
+        self.columns: list[str] = self.schema.names
+        # (file, row group) and first row of every row group, and one more first row.
+        self.groups: list[tuple[int, int]] = []
+        first = [0]
+        for number in range(len(self.files)):
+            footer = self._file(number).metadata
+            for group in range(footer.num_row_groups):
+                self.groups.append((number, group))
+                first.append(first[-1] + footer.row_group(group).num_rows)
+        self.first: np.ndarray = np.array(first, np.int64)
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    @property
+    def remote(self) -> bool:
+        return self.files[0].startswith(HUB)
+
+    def _file(self, number: int, ahead: bool = False) -> pq.ParquetFile:
+        # A forked process must not share its parent's position in a file.
+        key = (os.getpid(), number, ahead)
+        if key not in self._open:
+            name = self.files[number]
+            try:
+                if name.startswith(HUB):
+                    from huggingface_hub import HfFileSystem
+
+                    cache = {"cache_type": "readahead", "block_size": AHEAD}
+                    source = HfFileSystem().open(
+                        name, "rb", **(cache if ahead else {"cache_type": "none"})
+                    )
+                    self._open[key] = pq.ParquetFile(source, pre_buffer=not ahead)
+                else:
+                    self._open[key] = pq.ParquetFile(name)
+            except _errors(name) as error:
+                raise _unreadable(name, error) from None
+        return self._open[key]
+
+    def _read(self, group: int, columns: Sequence[str], ahead: bool = False) -> pa.Table:
+        number, inside = self.groups[group]
+        name = self.files[number]
+        try:
+            found = self._file(number, ahead).read_row_group(inside, columns=list(columns))
+        except _errors(name) as error:
+            raise _unreadable(name, error) from None
+        missing = [c for c in columns if c not in found.column_names]
+        if missing:
+            raise ValueError(
+                f"{name}: no column {missing[0]!r}, which {self.files[0]} has; files of one table "
+                f"have the same columns; found {', '.join(found.column_names)}"
+            )
+        return found
+
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All rows, a row group at a time, for one pass from start to end."""
+        if not columns:
+            for group in range(len(self.groups)):
+                yield pa.table({"": pa.nulls(int(self.first[group + 1] - self.first[group]))})
+            return
+        for group in range(len(self.groups)):
+            yield self._read(group, columns, ahead=True)
+
+    def read(
+        self, ranges: Sequence[tuple[int, int]], columns: Sequence[str]
+    ) -> tuple[pa.Table, np.ndarray]:
+        """The rows of [start, stop) ranges, ascending and apart, and the rows' numbers, (n,) int64.
+
+        Every row group that they touch is read once, and let go before the next one is read.
+        """
+        parts: list[pa.Table] = []
+        wanted = [np.arange(start, stop) for start, stop in ranges]
+        rows: np.ndarray = np.concatenate([np.zeros(0, np.int64), *wanted])
+        group_of = np.searchsorted(self.first, rows, side="right") - 1
+        for group in np.unique(group_of).tolist():
+            inside = rows[group_of == group] - self.first[group]
+            found = self._read(group, columns)
+            # A copy, not a slice, which would keep the whole row group in memory.
+            parts.append(found.take(pa.array(inside)) if len(inside) < len(found) else found)
+        if not parts:
+            return self.schema.empty_table().select(list(columns)), rows
+        return pa.concat_tables(parts), rows
+
+    def bounds(self, column: str) -> list[tuple[str, str] | None]:
+        """Smallest and largest text of a column in every row group; None where there is none.
+
+        From the files' statistics, or, where these are missing, from the column itself.
+        """
+        import pyarrow.compute as pc
+
+        result: list[tuple[str, str] | None] = []
+        for group, (number, inside) in enumerate(self.groups):
+            footer = self._file(number).metadata.row_group(inside)
+            paths = [footer.column(i).path_in_schema for i in range(footer.num_columns)]
+            statistics = footer.column(paths.index(column)).statistics if column in paths else None
+            if statistics is not None and statistics.has_min_max:
+                result.append((statistics.min, statistics.max))
+                continue
+            found = pc.min_max(self._read(group, [column], ahead=True).column(0)).as_py()
+            result.append(None if found["min"] is None else (found["min"], found["max"]))
+        return result
+
+
+def _errors(name: str) -> tuple[type[Exception], ...]:
+    if not name.startswith(HUB):
+        return OSError, ValueError
+    import httpx
+
+    return OSError, ValueError, httpx.HTTPError
+
+
+def _unreadable(name: str, error: Exception) -> Exception:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, pa.ArrowInvalid) or not name.startswith(HUB):
+        return ValueError(
+            f"{name}: cannot be read as a parquet file: {reason}; write or download it anew"
+        )
+    return ConnectionError(f"{name}: cannot be fetched: {reason}; the same command continues")
+
+
+def as_tables(files: Sequence[str]) -> list[Table]:
+    """Files by the table they are shards of: those of one folder and one name but for its number.
+
+    `data/en/clean-00000-of-00002.parquet` and `...-00001-of-...` are one table, `data/fr/...` and
+    `data/en/flagged-...` are others.
+    """
+    shards: dict[tuple[str, str], list[str]] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        stem = re.sub(r"(^|[-_])\d+(-of-\d+)?$", "", name.removesuffix(".parquet"))
+        shards.setdefault((folder, stem), []).append(file)
+    return [Table(found) for found in shards.values()]
+
+
+def is_text(schema: pa.Schema, column: str) -> bool:
+    """Whether the column is there and holds strings."""
+    kind = schema.field(column).type if column in schema.names else None
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_content(kind: pa.DataType) -> bool:
+    """Whether values are the bytes of files, or structs with them, as datasets' Image."""
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
