@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +36,7 @@ CHECKS = {
     "language": "another language, clearly",
     "language_unsure": "perhaps another language",
     "script": "most letters are of another script",
+    "kept_words": "most letters are words of the source, as names and models may be",
     "stray_script": "some letters of a script that neither language uses",
     "mixed_language": "a part left in the source language or in English",
     "copy": "the source, untranslated",
@@ -46,6 +47,7 @@ CHECKS = {
     "repeated": "words repeated more than in the source",
     "preface": "talks about the translation before giving it",
     "refusal": "refuses, or apologises",
+    "about_translation": "speaks of translating, or as a model, where the source does not",
     "note": "a remark after the translation",
     "lead_in": "begins with a title and a colon that the source has not",
     "extra_lines": "more lines than the source",
@@ -68,6 +70,7 @@ HARD = (
     "loop",
     "preface",
     "refusal",
+    "about_translation",
     "note",
     "extra_lines",
     "brackets",
@@ -126,7 +129,9 @@ class CheckPlan:
     distractors: languages beside the project's in which an answer may be.
     scripts: scripts of languages that lingua does not know, such as {am: [ethiopic]}.
     least_letters, least_latin_letters: shorter texts are not identified.
-    language_confidence: from here on another language is certain (hard); below it is a soft flag.
+    language_confidence, language_expected: with at least this confidence in another language and at
+        most this in the expected one, a text is in another language.
+    language_unsure: below this confidence in the expected language it may be.
     script_share: least share of letters in the language's scripts.
 
     > Parameters of the other checks
@@ -144,7 +149,9 @@ class CheckPlan:
     scripts: dict[str, list[str]] = field(default_factory=dict)
     least_letters: int = 2
     least_latin_letters: int = 12
-    language_confidence: float = 0.9
+    language_confidence: float = 0.5
+    language_expected: float = 0.02
+    language_unsure: float = 0.25
     script_share: float = 0.5
     length_z: float = 3.0
     length_extreme_z: float = 6.0
@@ -190,15 +197,17 @@ class Examination:
 class Phrases:
     """The phrases of one language, compiled; `digest` is of the file's content."""
 
+    about: re.Pattern[str] | None
     preface: re.Pattern[str] | None
     refusal: re.Pattern[str] | None
     note: re.Pattern[str] | None
+    excuses: dict[str, re.Pattern[str]]
     words: frozenset[str]
     dangling: tuple[str, ...]
     digest: str
 
 
-NO_PHRASES = Phrases(None, None, None, frozenset(), (), "")
+NO_PHRASES = Phrases(None, None, None, None, {}, frozenset(), (), "")
 
 
 @lru_cache(maxsize=128)
@@ -216,19 +225,29 @@ def read_phrases(lang: str, path: str | None = None) -> Phrases:
         data = yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise ValueError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
-    keys = {"prefaces", "refusals", "notes", "words", "dangling"}
+    kinds = {"about", "prefaces", "refusals", "notes"}
+    keys = kinds | {"words", "dangling", "excuses"}
     if not isinstance(data, dict) or set(data) != keys:
         raise ValueError(f"{file}: expected the keys {', '.join(sorted(keys))}")
-    for key, items in data.items():
+    excuses = data.pop("excuses")
+    if not isinstance(excuses, dict) or set(excuses) != kinds:
+        raise ValueError(f"{file}: excuses: expected the keys {', '.join(sorted(kinds))}")
+    for key, items in [*data.items(), *((f"excuses.{k}", v) for k, v in excuses.items())]:
         for item in items if isinstance(items, list) else [items]:
             if not isinstance(item, str):
                 raise ValueError(f"{file}: {key}: expected texts, found {item!r} (quote it)")
     return Phrases(
+        _alternatives(file, "about", data["about"], ""),
         _alternatives(file, "prefaces", data["prefaces"], r"[\W_]*"),
         _alternatives(file, "refusals", data["refusals"], r"[\W_]*"),
         _alternatives(
             file, "notes", data["notes"], r"(?:[\n(（\[【*]|[.!?。！？।۔؟]\s)[\s*_(（\[【-]*"
         ),
+        {
+            key.removesuffix("s"): pattern
+            for key, items in excuses.items()
+            if (pattern := _alternatives(file, f"excuses.{key}", items, ""))
+        },
         frozenset(word.casefold() for word in data["words"]),
         tuple(word.casefold() for word in data["dangling"]),
         digest(content),
@@ -259,6 +278,9 @@ _MARKUP = re.compile(
 )
 _END = re.compile(r"[.!?…。！？।॥۔؟][\"'”’»」』）)\]]*\s*$")
 _QUOTED = re.compile(r"\s*[\"“”«„「『'‘].*[\"”“»」』'’]\s*$", re.S)
+_LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f0-9]+(?:[-._/'’@+][A-Za-z\u00c0-\u024f0-9]+)*")
+# Four words in small letters, in a language that is not written so.
+_LATIN_RUN = re.compile(r"(?:\b[a-z][a-z'’]*[ ,;]+){3,}[a-z]+")
 _DIGITS = re.compile(r"\d+")
 _EDGES = "\"'“”‘’«»„()[]{}<>（）【】「」『』.,;:!?…。，、；：！？।۔؟،؛*_-–—·/\\|"
 
@@ -448,16 +470,29 @@ class RowChecker:
         words = _words(text)
         source_words = _words(source)
         copied = self._copied(source_words, words, lang, found)
-        names = _names(source)
+        own = self._scripts[lang]
         # Names kept as they stand say nothing about the language around them.
-        rest = " ".join(w for w in text.split() if w.strip(_EDGES) not in names) if names else text
+        rest = _without(text, _names(source_words))
         counts = scripts(rest)
         total = sum(counts.values())
-        own = self._scripts[lang]
         inside = sum(counts[script] for script in own)
-        few = total < self.plan.least_letters or (inside and total - inside <= 3)
-        if not few and inside < self.plan.script_share * total:
-            found.append(("script", f"{inside} of {total} letters are {' or '.join(sorted(own))}"))
+        outside = total - inside
+        if outside > inside * (1 / self.plan.script_share - 1) and (outside > 3 or not inside):
+            if inside and "latin" not in own:
+                # Words that no capital shows as names: file names, models, brands in small letters.
+                kept = set(_LATIN_WORD.findall(source)) - self._foreign[lang]
+                kept_counts = scripts(_without(text, kept))
+                foreign = sum(kept_counts.values()) - sum(kept_counts[script] for script in own)
+            else:
+                foreign = outside
+            name = "kept_words" if foreign <= 3 else "script"
+            found.append((name, f"{inside} of {total} letters are {' or '.join(sorted(own))}"))
+            if name == "kept_words":
+                return Identified("", 0.0, 0.0)
+        if "latin" not in own:
+            run = _LATIN_RUN.search(rest)
+            if run and not set(_words(run.group())) <= set(source_words) - self._foreign[lang]:
+                found.append(("mixed_language", run.group().strip()[:60]))
         stray = [
             s for s in counts if s not in own and s != "latin" and s not in self._source_scripts
         ]
@@ -466,16 +501,15 @@ class RowChecker:
         identified = self.identifier.identify(rest, lang, counts)
         code = self._code(lang)
         if identified.language and identified.language != code and not copied:
+            detail = f"{identified.language} {identified.confidence:.2f}, {code} {identified.expected:.2f}"
             sure = (
                 identified.confidence >= self.plan.language_confidence
-                and identified.expected <= 1 - self.plan.language_confidence
+                and identified.expected <= self.plan.language_expected
             )
-            found.append(
-                (
-                    "language" if sure else "language_unsure",
-                    f"{identified.language} {identified.confidence:.2f}, {code} {identified.expected:.2f}",
-                )
-            )
+            if sure:
+                found.append(("language", detail))
+            elif identified.expected < self.plan.language_unsure:
+                found.append(("language_unsure", detail))
         return identified
 
     def _copied(
@@ -524,16 +558,21 @@ class RowChecker:
         lists = (self._phrases[lang], self._phrases["en"])
         if primary(lang) == "en":
             lists = lists[:1]
+        for phrases in lists:
+            match = phrases.about.search(text) if phrases.about else None
+            if match and not _excused(source, self._source_phrases, "about"):
+                found.append(("about_translation", match.group()))
+                break
         for name in ("preface", "refusal"):
             for phrases in lists:
                 pattern = getattr(phrases, name)
                 match = pattern.match(text) if pattern else None
-                if match and not _says(source, self._source_phrases, name):
+                if match and not _excused(source, self._source_phrases, name):
                     found.append((name, match.group()[:60]))
                     break
         for phrases in lists:
             match = phrases.note.search(text, 1) if phrases.note else None
-            if match and not _says("\n" + source, self._source_phrases, "note"):
+            if match and not _excused(source, self._source_phrases, "note"):
                 found.append(("note", match.group().strip()[:60]))
                 break
         lines = sum(1 for line in text.split("\n") if line.strip())
@@ -591,36 +630,53 @@ def _words(text: str) -> list[str]:
     return [w for w in (part.strip(_EDGES) for part in text.split()) if w]
 
 
-def _names(source: str) -> set[str]:
+def _names(words: Sequence[str]) -> set[str]:
     """Words of the source that may stand in a translation as they are: with a digit or a capital.
 
     In a source written in capitals, or With Every Word Capitalised, capitals say nothing.
     """
-    words = _words(source)
     letters = [w for w in words if w[0].isalpha()]
     capitals = sum(1 for w in letters if not w[0].islower())
     trusted = capitals <= 0.6 * len(letters)
     return {
         w
         for i, w in enumerate(words)
-        if any(c.isdigit() for c in w) or (trusted and i and not w.islower() and w[0].isalpha())
+        if (trusted and i and not w.islower() and w[0].isalpha()) or any(map(str.isdigit, w))
     }
 
 
-def _says(source: str, phrases: Phrases, name: str) -> bool:
-    """Whether the source itself says such a thing; then its translation may."""
-    pattern = getattr(phrases, name)
-    if pattern is None:
-        return False
-    return bool(pattern.search(source) if name == "note" else pattern.match(source))
+def _without(text: str, words: Collection[str]) -> str:
+    """The text without these words; in Chinese and Japanese they stand without spaces around."""
+    if not words:
+        return text
+    return _LATIN_WORD.sub(lambda match: " " if match.group() in words else match.group(), text)
+
+
+def _excused(source: str, phrases: Phrases, name: str) -> bool:
+    """Whether the source itself says something of the kind; then its translation may."""
+    pattern = phrases.excuses.get(name)
+    return bool(pattern and pattern.search(source))
+
+
+def _find_loop(text: str) -> re.Match[str] | None:
+    """A loop at the end of the text, or elsewhere in a text that has many repeats."""
+    # Backwards a loop begins at its start wherever it was cut.
+    loop = _LOOP.match(text.rstrip(_EDGES + " ")[: -_LOOP_WINDOW - 1 : -1])
+    if loop is None and len(text) > 12:
+        tail = text[-_LOOP_WINDOW:]
+        pieces = len(tail) - 5
+        if len({tail[i : i + 6] for i in range(pieces)}) < 0.75 * pieces:
+            loop = _LOOP.search(tail)
+    return loop if loop and any(c.isalnum() for c in loop.group()) else None
 
 
 def _loops(source: str, text: str, found: list[tuple[str, str]]) -> None:
-    loop = _LOOP.search(text[-_LOOP_WINDOW:])
-    if loop and any(c.isalnum() for c in loop.group()) and not _LOOP.search(source):
+    loop = _find_loop(text)
+    if loop and not _find_loop(source):
         unit = loop["long"] or loop["short"]
         copies = len(loop.group()) // len(unit)
         name = "loop" if copies > 3 or len(loop.group()) >= 20 else "repeated"
+        unit = unit if unit in text else unit[::-1]
         found.append((name, f"{unit.strip()[:40]!r} {copies} times"))
         return
     words = text.split()
