@@ -158,7 +158,8 @@ class StageRecipe:
     args.max_length: most tokens of a packed row; a step is computed in as many rows as it needs.
 
     train: ordered; the first rule that finds a parameter's name decides. adapter: low-rank matrices
-    beside frozen layers. args: any field of TRL's SFTConfig, passed on.
+    beside frozen layers. args: any field of TRL's SFTConfig, passed on; torch_compile and its
+    backend and mode are our own, see compiling.py.
     """
 
     name: str

@@ -300,6 +300,7 @@ def _run_stage(
     from .adapters import ADAPTER, add_adapter, check_bitsandbytes, merge_adapter
     from .attention import choose_attention, set_attention
     from .collator import GroupCollator
+    from .compiling import compile_layers
     from .freezing import apply_rules, format_table
     from .streaming import open_groups
     from .trainer import MayaTrainer, checkpoints, quiet_callbacks
@@ -331,6 +332,7 @@ def _run_stage(
     half = args.bf16 or args.fp16 or decoder.dtype != torch.float32
     layout = choose_attention(recipe.model.attention, decoder, state.device.type, half)
     set_attention(decoder, layout)
+    compile_layers(decoder, stage.args)
 
     per_step = stage.batch_size
     shuffled = stage.order == "shuffled"
@@ -530,6 +532,8 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
     import torch
     from trl import SFTConfig
 
+    from .compiling import ARGUMENTS as COMPILE
+
     cuda = torch.cuda.is_available()
     rates = [rule.rate for rule in stage.train if rule.rate != "frozen"]
     rates += [stage.adapter.rate] if stage.adapter else []
@@ -549,7 +553,7 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
     }
-    values.update(stage.args)
+    values.update((k, v) for k, v in stage.args.items() if k not in COMPILE)
     values.update(
         output_dir=str(folder.parent / WORK / stage.name),
         seed=recipe.seed,

@@ -1,0 +1,47 @@
+"""torch.compile for packed rows: every decoder layer by itself, for rows of any length.
+
+A decoder's layers are alike, so the first one compiled serves all. What differs between rows, lengths
+and the attention's plan, is dynamic; a new graph is made only when the plan has another form (a row
+of one conversation, of one group, of several; as many blocks of branches), which a run has seen after
+a few rows. The tower, the projector and the head stay as they are: together a few per cent of the
+work, and the head has its own form for every number of labels.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+# Fields of transformers' TrainingArguments, which would compile the whole model and all its lengths.
+ARGUMENTS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+# Forms that a plan can have, with room; past it torch computes without compiling.
+GRAPHS = 64
+
+
+def compile_layers(decoder: Any, args: Mapping[str, Any]) -> bool:
+    """Compile the decoder's layers in place where `args` asks for it; says whether it does.
+
+    Args:
+        args: a stage's. torch_compile; torch_compile_backend (inductor) and torch_compile_mode, each
+            of which asks for it too, as in TrainingArguments.
+
+    Raises:
+        ValueError: for a backend or mode that torch does not have.
+    """
+    wanted, backend, mode = (args.get(name) for name in ARGUMENTS)
+    if not (wanted or backend or mode):
+        return False
+    backend = backend or "inductor"
+    modes = list(torch._inductor.list_mode_options())
+    for name, value, known in (
+        ("torch_compile_backend", backend, torch._dynamo.list_backends(exclude_tags=())),
+        ("torch_compile_mode", mode, modes),
+    ):
+        if value is not None and value not in known:
+            raise ValueError(f"args.{name}: expected one of {', '.join(known)}, found {value!r}")
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    layer: nn.Module
+    for layer in decoder.layers:
+        layer.compile(backend=backend, mode=mode, dynamic=True)
+    return True
