@@ -23,16 +23,16 @@ from training.schema import digest
 from .checks import CheckPlan, Flag, RowChecker
 from .endpoint import Answer
 from .prompts import Prompt
+from .records import SOURCE_SCHEMA
 from .segments import Piece, lost_code, split
 from .translator import TranslatorPlan, make_translator
 
-__all__ = ["TRANSLATED", "TURNS", "TranslateWorker", "TranslatorPlan", "source_of_turns"]
+__all__ = ["TRANSLATED", "TranslateWorker", "TranslatorPlan", "source_of_turns"]
 
 # Raised by one when the same plan makes other requests or keeps other answers.
 VERSION = 1
 Row = dict[str, Any]
 
-TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 # Columns of a translated row. A rejected or failed row has neither text nor turns.
 TRANSLATED = pa.schema(
     [
@@ -42,7 +42,7 @@ TRANSLATED = pa.schema(
         ("image_sha256", pa.string()),
         ("task", pa.string()),
         ("text", pa.string()),
-        ("turns", TURNS),
+        SOURCE_SCHEMA.field("turns"),
         ("source_text", pa.string()),  # of a conversation: JSON of its turns
         ("source_lang", pa.string()),
         ("status", pa.string()),  # ok, rejected, failed
