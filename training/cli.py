@@ -58,6 +58,31 @@ def _data_mini(args: argparse.Namespace) -> None:
     print(f"built {len(manifest['files'])} files in {args.output}")
 
 
+def _data_build(args: argparse.Namespace) -> None:
+    from training.data.build import build_dataset
+
+    folder = build_dataset(
+        args.plan,
+        args.overrides,
+        steps=args.steps,
+        retry_failed=args.retry_failed,
+    )
+    print(f"built in {folder}")
+
+
+def _data_status(args: argparse.Namespace) -> None:
+    from training.data.status import format_status, survey
+
+    print("\n".join(format_status(survey(args.folder))))
+
+
+def _data_validate(args: argparse.Namespace) -> None:
+    from training.data.validate import validate_sources
+
+    if validate_sources(args.sources, images=args.images, language=args.language):
+        sys.exit(1)
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from training.evaluation.run import evaluate
 
@@ -181,6 +206,37 @@ def build_parser() -> argparse.ArgumentParser:
     mini.add_argument("--output", type=Path, required=True, help="the folder to write")
     mini.add_argument("--sources", type=Path, help="a folder of already downloaded npm tarballs")
     mini.add_argument("--styles", nargs="+", help="only these art styles")
+
+    build = _subcommand(
+        datasets, "build", _data_build, "build a dataset as a plan says", loads_code=False
+    )
+    build.add_argument("plan", type=Path, help="a YAML file; the same command continues a build")
+    build.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="dotted plan keys to change, e.g. executor.workers=4",
+    )
+    build.add_argument(
+        "--steps", nargs="+", metavar="STEP", help="only these, such as source translate"
+    )
+    build.add_argument(
+        "--retry-failed", action="store_true", help="ask again for rows whose requests failed"
+    )
+    status = _subcommand(
+        datasets, "status", _data_status, "how far a build is, running or not", loads_code=False
+    )
+    status.add_argument("folder", type=Path, help="the plan's output_dir")
+    validate = _subcommand(
+        datasets, "validate", _data_validate, "name every bad row of sources", loads_code=False
+    )
+    validate.add_argument(
+        "sources", nargs="+", help="JSON files, folders, Hub datasets, or plans (.yaml)"
+    )
+    validate.add_argument("--images", help="folder or zip of the pictures")
+    validate.add_argument("--language", help="BCP-47 code of rows that do not say theirs")
 
     evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
     evaluate.add_argument("model", help="a model folder or Hub repository")

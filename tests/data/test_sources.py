@@ -26,12 +26,11 @@ from training.data.sources import (
     Tally,
     build_sources,
     check_sources,
-    infer_source,
     read_source,
     sorted_rows,
     source_key,
-    validate,
 )
+from training.data.validate import infer_source, validate
 
 
 def picture(color=(255, 0, 0)) -> bytes:

@@ -1,6 +1,8 @@
 """A worker whose answers are its source's text in capitals, with every fault a test asks for."""
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -78,3 +80,41 @@ def sources(folder: Path, units: int, rows_a_unit: int) -> list[tuple[Path, Path
 
 def read(path: Path) -> list[dict]:
     return pq.ParquetFile(path).read().to_pylist()
+
+
+# Factories for engines: they are pickled into other processes.
+
+
+def make(name: str, **options) -> TinyWorker:
+    return TinyWorker(name, **options)
+
+
+class Unpicklable(Exception):
+    """As datatrove's InferenceError: a pool that meets it waits for ever."""
+
+    def __init__(self, document, error):
+        super().__init__(f"{document}: {error}")
+
+
+class Faulty(TinyWorker):
+    """Does something bad at one row, if a file does not say that it was done before."""
+
+    def __init__(self, name: str, fault: str, at: str, once: Path, **options):
+        super().__init__(name, **options)
+        self.fault, self.at, self.once = fault, at, once
+
+    async def process(self, rows):
+        if rows[0]["id"] == self.at and not self.once.exists():
+            self.once.write_text("")
+            if self.fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "exit":
+                os._exit(3)
+            if self.fault == "unpicklable":
+                raise Unpicklable("row", "bad")
+            raise ValueError("401: the key is refused")
+        return await super().process(rows)
+
+
+def make_faulty(name: str, **options) -> Faulty:
+    return Faulty(name, **options)

@@ -28,7 +28,6 @@ from .external_sort import ExternalSort
 from .files import atomic, sha256_file, write_bytes, write_json, write_parquet
 from .pictures import Pictures
 from .readers import (
-    IMAGE_SUFFIXES,
     Place,
     language_of_file,
     read_folder,
@@ -106,29 +105,6 @@ class SourcePlan:
     @property
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path or []
-
-
-def infer_source(path: str, images: str | None = None, language: str | None = None) -> SourcePlan:
-    """The plan of a source of which only the path is known.
-
-    Raises ValueError when it is nothing that can be read.
-    """
-    place = Path(path)
-    kind: Literal["mini", "llava", "hub", "folder"]
-    if place.suffix in (".json", ".jsonl"):
-        kind = "llava"
-    elif not place.exists():
-        kind = "hub"
-    elif not place.is_dir():
-        raise ValueError(f"{path}: expected a .json or .jsonl file, a folder or a Hub dataset")
-    elif (place / "texts").is_dir():
-        kind = "mini"
-    elif any(p.suffix.lower() in IMAGE_SUFFIXES for p in place.rglob("*") if p.is_file()):
-        kind = "folder"
-    else:
-        kind = "hub"
-    # Of a conversation the first question asks for a caption or it does not: both are rows.
-    return SourcePlan(kind, path, images=images, language=language)
 
 
 def read_source(plan: SourcePlan, extract_to: Path | None = None) -> Iterator[Record | Problem]:
@@ -436,13 +412,3 @@ def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
             batch = []
     if batch:
         yield batch
-
-
-def validate(plan: SourcePlan, report: Callable[[Problem], None]) -> Tally:
-    """Read a whole source, write nothing; every bad row, repeated ones too, is reported."""
-    tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="maya-validate-") as scratch:
-        duplicates = "number" if plan.duplicates == "number" else "list"
-        for _ in sorted_rows(read_source(plan), Path(scratch), duplicates, tally, report):
-            pass
-    return tally

@@ -26,7 +26,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -180,6 +180,54 @@ def _plain(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
+def reopen_unit(target: Path, statuses: Collection[str]) -> int:
+    """Have a finished unit's rows of these statuses done again by the next run; returns how many.
+
+    The other rows go back into the journal, so that only these are asked for. What is not finished
+    or has no column `status` is left alone. Raises OSError when another process writes the unit.
+    """
+    manifest = UnitManifest.read(manifest_path(target))
+    if manifest is None or not any(manifest.counts.get(status) for status in statuses):
+        return 0
+    with _locked(target):
+        if not target.is_file() or sha256_file(target) != manifest.parquet_sha256:
+            return 0
+        with pq.ParquetFile(target) as file:
+            rows = file.read().to_pylist()
+        journal = Journal(_journal_path(target, manifest.input_sha), len(rows))
+        for n, row in enumerate(rows):
+            if row["status"] not in statuses and n not in journal.answers:
+                journal.append(n, row)
+        journal.sync()
+        journal.close()
+        manifest_path(target).unlink()
+        return len(rows) - len(journal.answers)
+
+
+def _journal_path(target: Path, sha: str) -> Path:
+    return target.parent / "journal" / f"{sha[:16]}-{target.stem}.jsonl"
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Keep other writers off a unit. Raises OSError when one is at it; a killed one is not."""
+    path = target.parent / "journal" / f"{target.stem}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OSError(
+            f"{target}: another process is writing this unit; wait for it or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        # Still held: who opens the file after this finds another one.
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
 # Running
 
 
@@ -314,11 +362,16 @@ class _Run:
             yield
             return
         loop = asyncio.get_running_loop()
-        caught = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.getsignal(number) for number in caught}
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        caught = [number for number, handler in before.items() if handler != signal.SIG_IGN]
 
         def stop(number: signal.Signals) -> None:
-            self.stopped_by = number
+            if self.stopped_by is None:
+                self.stopped_by = number
+                # A signal to a whole group comes twice: from its sender and from our parent.
+                loop.call_later(SYNC_SECONDS, give_up_at_next)
+
+        def give_up_at_next() -> None:
             for each in caught:
                 loop.remove_signal_handler(each)
                 signal.signal(each, signal.SIG_DFL)
@@ -341,23 +394,16 @@ class _Unit:
     source: Path
     target: Path
     rows: list[Row] = field(default_factory=list)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def open(self) -> UnitManifest | None:
         """Take the lock; the manifest if the unit is finished, else rows and journal are opened."""
-        folder = self.target.parent / "journal"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.lock = filelock.FileLock(folder / f"{self.target.stem}.lock", thread_local=False)
-        try:
-            self.lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise OSError(
-                f"{self.target}: another process is writing this unit; wait for it or stop it"
-            ) from None
+        self.stack.enter_context(_locked(self.target))
         try:
             state = check_unit(self.worker.key, self.source, self.target)
             if isinstance(state, UnitManifest):
                 self._clear()
-                self._unlock()
+                self.stack.close()
                 return state
             if state != "not done yet":
                 print(f"{self.worker.name} {self.target.stem}: {state}; made again", flush=True)
@@ -366,9 +412,8 @@ class _Unit:
             self.source_sha256 = sha256_file(self.source)
             self.rows = read_rows(self.source)
             self.input_sha = input_sha(self.worker.name, self.worker.key, self.rows)
-            self.journal = Journal(
-                folder / f"{self.input_sha[:16]}-{self.target.stem}.jsonl", len(self.rows)
-            )
+            self.journal = Journal(_journal_path(self.target, self.input_sha), len(self.rows))
+            self.stack.callback(self.journal.close)
             if self.journal.dropped:
                 print(
                     f"{self.journal.path}: {self.journal.dropped:,} damaged bytes at its end "
@@ -376,7 +421,7 @@ class _Unit:
                     flush=True,
                 )
         except BaseException:
-            self._unlock()
+            self.stack.close()
             raise
         return None
 
@@ -475,15 +520,9 @@ class _Unit:
         return manifest
 
     def close(self) -> None:
-        self.journal.close()
-        self._unlock()
+        self.stack.close()
 
     def _clear(self) -> None:
         """Delete the journals of a finished unit, those of other settings too."""
         for path in (self.target.parent / "journal").glob(f"*-{self.target.stem}.jsonl"):
             path.unlink(missing_ok=True)
-
-    def _unlock(self) -> None:
-        # Still held: who opens the file after this finds another one.
-        Path(self.lock.lock_file).unlink(missing_ok=True)
-        self.lock.release()

@@ -1,0 +1,162 @@
+"""`maya data build`: the steps of a plan in their order, each continued where it was left."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from .engine import Job, run_jobs
+from .plan import Plan, load_plan, make_worker, toxicity_step, write_plan
+from .sources import build_sources, check_sources
+from .units import Stopped, UnitManifest, reopen_unit
+
+STEPS = ("source", "translate", "toxicity")
+
+
+def build_dataset(
+    path: Path,
+    overrides: Sequence[str] = (),
+    steps: Sequence[str] | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Build the dataset of a plan; returns its folder. The same call continues a stopped one.
+
+    Args:
+        steps: only these; default: all that the plan has a section for.
+        retry_failed: ask again for rows whose requests failed for good.
+
+    Raises:
+        Stopped: after SIGTERM or SIGINT; nothing that was finished is lost.
+        ValueError, OSError: bad plans and sources, a step whose step before is not done, a disk or
+            an endpoint that refuses, another build in the same folder.
+    """
+    plan = load_plan(path, overrides)
+    wanted = [step for step in STEPS if _has(plan, step)]
+    if steps is not None:
+        for step in steps:
+            if step not in STEPS:
+                raise ValueError(f"step {step!r}: expected some of {', '.join(STEPS)}")
+            if step not in wanted:
+                raise ValueError(f"step {step!r}: {path} has no section for it")
+        wanted = [step for step in wanted if step in steps]
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(plan.folder), _stopping():
+        write_plan(plan, plan.folder / "plan.yaml")
+        for step in wanted:
+            _RUN[step](plan, retry_failed, progress)
+    return plan.folder
+
+
+def _has(plan: Plan, step: str) -> bool:
+    return {
+        "source": True,
+        "translate": plan.translator is not None,
+        "toxicity": plan.toxicity is not None,
+    }[step]
+
+
+def _source(plan: Plan, retry_failed: bool, progress: bool) -> None:
+    build_sources(plan.source, plan.folder / "source", plan.unit_rows, progress)
+
+
+def _source_units(plan: Plan) -> dict[str, Any]:
+    state = check_sources(plan.folder / "source")
+    if isinstance(state, str):
+        raise ValueError(f"{plan.folder / 'source'}: {state}; run the step source first")
+    return state
+
+
+def _translate(plan: Plan, retry_failed: bool, progress: bool) -> None:
+    units = [unit["unit"] for unit in _source_units(plan)["units"]]
+    jobs = [
+        Job(
+            f"translate/{lang}",
+            plan.folder / "source" / f"{unit}.parquet",
+            plan.folder / "translate" / lang / f"{unit}.parquet",
+        )
+        for lang in plan.languages
+        for unit in units
+    ]
+    _run(plan, jobs, retry_failed, progress)
+
+
+def _toxicity(plan: Plan, retry_failed: bool, progress: bool) -> None:
+    from .toxicity.decisions import decide_build, format_summary
+
+    languages = set(_source_units(plan)["languages"]) - {plan.source_language}
+    step = toxicity_step(plan, sorted(languages))
+    for units in step.rounds():
+        jobs = [Job(name, *pair) for name, pairs in units.items() for pair in pairs]
+        _run(plan, jobs, retry_failed, progress)
+    print(format_summary(decide_build(step)), flush=True)
+
+
+_RUN = {"source": _source, "translate": _translate, "toxicity": _toxicity}
+
+
+def _run(plan: Plan, jobs: Sequence[Job], retry_failed: bool, progress: bool) -> None:
+    if not jobs:
+        return
+    if retry_failed:
+        again = sum(reopen_unit(job.target, {"failed"}) for job in jobs)
+        print(f"{again:,} failed rows are asked for again", flush=True)
+    logs = plan.folder / "logs" / jobs[0].worker.split("/")[0]
+    manifests = run_jobs(
+        functools.partial(make_worker, plan), jobs, plan.executor, logs, progress=progress
+    )
+    for line in summary(manifests):
+        print(line, flush=True)
+
+
+def summary(manifests: Sequence[UnitManifest]) -> list[str]:
+    """One line a worker: rows, and how many of each status or label."""
+    rows: Counter[str] = Counter()
+    counts: dict[str, Counter[str]] = {}
+    for manifest in manifests:
+        rows[manifest.worker] += manifest.rows
+        counts.setdefault(manifest.worker, Counter()).update(manifest.counts)
+    return [
+        f"{name}: {n:,} rows"
+        + "".join(f", {label} {number:,}" for label, number in sorted(counts[name].items()))
+        for name, n in rows.items()
+    ]
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    lock = filelock.FileLock(folder / ".build.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OSError(f"{folder}: another build is running here; wait for it or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM and SIGINT as Stopped, wherever a step is that does not handle them itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}; the same command continues")
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,157 @@
+"""The plan of a dataset: one YAML file, checked key by key, that says everything about a build.
+
+plan = load_plan(Path("captions.yaml"), ["languages=[fr, hi]"])
+worker = make_worker(plan, "translate/fr")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from training.schema import build, digest, read_mapping, resolve_path, to_dict
+
+from .engine import ExecutorPlan
+from .files import write_bytes
+from .sources import SourcePlan
+from .toxicity.plan import ToxicityPlan
+from .translation import TranslatorPlan
+from .units import Worker
+
+if TYPE_CHECKING:
+    from .toxicity.step import ToxicityStep
+
+
+@dataclass
+class Plan:
+    """A build of a dataset.
+
+    name: of the dataset.
+    output_dir: the folder of the build; the same plan continues what is there.
+    source: images and texts.
+    languages: BCP-47 codes that the texts are translated into.
+    unit_rows: rows of one file, the unit of work and of resuming. Another number starts anew.
+    translator, toxicity: how those steps are made; a step without its section is not made.
+    executor: where they run.
+    """
+
+    name: str
+    output_dir: str
+    source: SourcePlan
+    languages: list[str] = field(default_factory=list)
+    unit_rows: int = 2000
+    translator: TranslatorPlan | None = None
+    toxicity: ToxicityPlan | None = None
+    executor: ExecutorPlan = field(default_factory=ExecutorPlan)
+
+    def __post_init__(self) -> None:
+        if self.unit_rows < 1:
+            raise ValueError(f"unit_rows: expected at least 1, found {self.unit_rows}")
+        if len(set(self.languages)) < len(self.languages):
+            raise ValueError(f"languages: one stands twice in {self.languages}")
+        if self.source_language in self.languages:
+            raise ValueError(
+                f"languages: {self.source_language!r} is what the source is in; name the targets"
+            )
+        if self.languages and self.translator is None:
+            raise ValueError("languages: there is no translator section to translate with")
+        if self.translator is not None and not self.languages:
+            raise ValueError("translator: there are no languages to translate into")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir)
+
+    @property
+    def source_language(self) -> str:
+        """What is translated from."""
+        named = self.source.language
+        return "en" if named in (None, "detect") else str(named)
+
+    @property
+    def images(self) -> Path | None:
+        """Where the pictures are that rows name; None when nowhere."""
+        if self.source.extract_images:
+            return self.folder / "images"
+        return Path(self.source.images) if self.source.images else None
+
+    @property
+    def run_id(self) -> str:
+        """Stored with every row: hash of the whole plan."""
+        return digest(to_dict(self))
+
+
+def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read and check a plan, with `a.b=value` overrides. Raises ValueError (one line) if bad."""
+    data = read_mapping(path, overrides)
+    resolved = _resolve(data, path.resolve().parent)
+    try:
+        return build(Plan, resolved, str(path))
+    except ValueError as error:
+        # What a section finds wrong with its own values does not know the file's name.
+        text = str(error)
+        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    """Every path that starts with ./ or ../ begins at the plan's folder."""
+    if isinstance(value, dict):
+        return {key: _resolve(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_resolve(each, folder) for each in value]
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return resolve_path(value, folder)
+    return value
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """The plan with every default written out; it can be read again from the same directory."""
+    text = yaml.safe_dump(to_dict(plan), sort_keys=False, allow_unicode=True, width=100)
+    head = "# The plan of this build, with every default written out (maya data build).\n"
+    write_bytes(path, (head + text).encode())
+
+
+def make_worker(plan: Plan, name: str) -> Worker:
+    """The worker of a name such as "translate/fr"; its model is loaded when it has work.
+
+    Raises ValueError for a name that no section of the plan makes.
+    """
+    step, _, rest = name.partition("/")
+    if step == "translate" and plan.translator is not None:
+        from .translation import TranslateWorker
+
+        return TranslateWorker(
+            plan.translator,
+            rest,
+            source_language=plan.source_language,
+            languages=plan.languages,
+            run_id=plan.run_id,
+        )
+    if step == "toxicity" and plan.toxicity is not None:
+        return toxicity_step(plan).worker(name)
+    raise ValueError(f"{name}: the plan has no section for this step")
+
+
+def toxicity_step(plan: Plan, also: Sequence[str] = ()) -> ToxicityStep:
+    """The toxicity step on the build's folder.
+
+    Args:
+        also: languages of source rows beside the one that is translated.
+    """
+    from .toxicity.step import ToxicityStep
+
+    assert plan.toxicity is not None
+    return ToxicityStep(
+        plan.toxicity,
+        plan.folder,
+        source_language=plan.source_language,
+        languages=plan.languages,
+        images=plan.images,
+        also=also,
+        unit_rows=plan.unit_rows,
+        run_id=plan.run_id,
+    )
