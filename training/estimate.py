@@ -25,6 +25,7 @@ from modeling_maya import MayaConfig, MayaForConditionalGeneration
 
 from .adapters import add_adapter, bytes_saved
 from .flops import (
+    DATA_SHEET,
     Learning,
     forward_flops,
     learning,
@@ -56,13 +57,14 @@ class Device:
     source: str
 
 
-# Peaks of dense bfloat16 matrix products, as NVIDIA's data sheets give them (there with sparsity,
-# which doubles them: H100 SXM and H200 1,979 TFLOPS, A100 624, L4 242).
 GPUS = {
-    "a100": Device("A100 80 GB", 312e12, 80 * GIB, "data sheet, dense bf16"),
-    "h100": Device("H100 SXM 80 GB", 989.4e12, 80 * GIB, "data sheet, dense bf16"),
-    "h200": Device("H200 141 GB", 989.4e12, 141 * 10**9, "data sheet, dense bf16"),
-    "l4": Device("L4 24 GB", 121e12, 24 * GIB, "data sheet, dense bf16"),
+    key: Device(label, DATA_SHEET[name], memory, "data sheet, dense bf16")
+    for key, label, name, memory in (
+        ("a100", "A100 80 GB", "NVIDIA A100-SXM4-80GB", 80 * GIB),
+        ("h100", "H100 SXM 80 GB", "NVIDIA H100 80GB HBM3", 80 * GIB),
+        ("h200", "H200 141 GB", "NVIDIA H200", 141 * 10**9),
+        ("l4", "L4 24 GB", "NVIDIA L4", 24 * GIB),
+    )
 }
 
 

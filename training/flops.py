@@ -18,6 +18,18 @@ from modeling_maya.configuration_maya import CLASS_TOKENS
 
 # Decoders whose layers are projections to queries, keys, values and back, and a gated MLP.
 DECODERS = ("cohere", "cohere2", "llama", "mistral", "qwen2", "qwen3")
+# FLOP/s of dense bfloat16 matrix products, by the name that CUDA gives the device, as NVIDIA's data
+# sheets give them (there with sparsity, which doubles them: H100 SXM and H200 1,979 TFLOPS, H100 PCIe
+# 1,513, A100 624, L4 242).
+DATA_SHEET = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA L4": 121e12,
+}
 _LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
 
 
@@ -196,6 +208,17 @@ def visible_pairs(prefix: int, branches: Sequence[int] = ()) -> int:
     """Pairs of a token and one it sees, itself included: `prefix` tokens seen by all branches, each
     branch seen by itself alone. One conversation is all prefix."""
     return prefix * (prefix + 1) // 2 + sum(b * prefix + b * (b + 1) // 2 for b in branches)
+
+
+def device_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """FLOP/s of matrix products on `device`, and where the number is from: a known GPU's data sheet,
+    or a measurement of a tenth of a second."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        if name in DATA_SHEET:
+            return DATA_SHEET[name], f"{name}, data sheet, dense bfloat16"
+    found = measure_peak(device, dtype, seconds=0.1)
+    return found, f"{device.type}, measured, {str(dtype).removeprefix('torch.')}"
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:

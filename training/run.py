@@ -419,6 +419,7 @@ def _run_stage(
                 "seconds": round(time.monotonic() - started, 1),
                 "processes": state.num_processes,
                 "device": str(state.device),
+                "peak": trainer.peak_source,
                 "table": [vars(row) for row in rows],
                 "data": data.summary(),
                 "bad_rows": bad,

@@ -23,9 +23,9 @@ from .collator import BadRow
 from .flops import (
     ForwardFlops,
     Learning,
+    device_peak,
     forward_flops,
     learning,
-    measure_peak,
     training_flops,
 )
 from .freezing import parameter_groups
@@ -95,7 +95,8 @@ class MayaTrainer(SFTTrainer):
     {"step", "rank"}; the collator turns a share into rows, and a training step computes them one
     after the other, its gradients meeting those of other ranks after the last. The loss is the mean over all supervised tokens of the
     global batch. Per language, the log gets the loss (nats per token), the token accuracy and
-    bits per byte of the trained text, from the same forward.
+    bits per byte of the trained text, from the same forward; of the whole, real tokens and images per
+    second, the share of padding, and the model FLOPs of real tokens per second beside the peak.
     """
 
     def __init__(
@@ -135,7 +136,8 @@ class MayaTrainer(SFTTrainer):
             named = ((n, p.shape, p.requires_grad) for n, p in model.named_parameters())
             self._flops = forward, learning(named, model.config, forward)
         dtype = torch.bfloat16 if args.bf16 else torch.float32
-        self._peak = measure_peak(args.device, dtype, seconds=0.1)
+        # FLOP/s of this process's device, and whose number that is.
+        self._peak, self.peak_source = device_peak(args.device, dtype)
         self._since = time.perf_counter()
         self.bad_rows_file: Path | None = None
         self._bad_rows: set[BadRow] = set()
@@ -256,9 +258,13 @@ class MayaTrainer(SFTTrainer):
                     positions=float(sums[:-1, 2].sum()),
                     images=images,
                 )
-                peak = self._peak * self.accelerator.num_processes
-                utilisation = flops / max(seconds, 1e-9) / peak
-                logs["model_flop_utilisation"] = round(utilisation, 5)
+                speed, peak = (
+                    flops / max(seconds, 1e-9),
+                    self._peak * self.accelerator.num_processes,
+                )
+                logs["model_flops_per_second"] = speed
+                logs["peak_flops_per_second"] = peak
+                logs["model_flop_utilisation"] = speed / peak
             self._sums.zero_()
             self._work.zero_()
             self._positions.zero_()
@@ -340,7 +346,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 class LineCallback(TrainerCallback):
-    """Progress as plain lines: step, loss, accuracy, speed, time left."""
+    """Progress as plain lines: step, loss, accuracy, speed, part of the device's peak, time left."""
 
     def __init__(self, stage: str):
         self.stage = stage
@@ -356,10 +362,13 @@ class LineCallback(TrainerCallback):
         done = state.global_step - self.first
         spent = time.monotonic() - self.start
         left = spent / max(done, 1) * (state.max_steps - state.global_step)
+        share = logs.get("model_flop_utilisation")  # not known of every architecture
+        utilisation = "" if share is None else f"{share:.1%} of peak  "
         print(
             f"{self.stage} {state.global_step}/{state.max_steps}  loss {logs['mean_loss']:.4f}  "
             f"accuracy {logs['mean_accuracy']:.3f}  bits/byte {logs.get('mean_bits_per_byte', 0):.3f}  "
-            f"{logs['tokens_per_second']:,.0f} tokens/s  {_clock(spent)} so far, {_clock(left)} left",
+            f"{logs['tokens_per_second']:,.0f} tokens/s  {utilisation}"
+            f"{_clock(spent)} so far, {_clock(left)} left",
             flush=True,
         )
 

@@ -13,6 +13,7 @@ from training.attention import dense_mask
 from training.collator import GroupCollator, pack_group
 from training.flops import (
     DECODERS,
+    device_peak,
     forward_flops,
     learning,
     measure_peak,
@@ -156,21 +157,34 @@ def test_a_peak_is_measured():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_known_gpu_has_its_data_sheet(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr("training.flops.measure_peak", lambda *_, **__: 7.0)
+    peak, source = device_peak(torch.device("cuda", 0), torch.bfloat16)
+    assert peak == 989.4e12
+    assert source == "NVIDIA H200, data sheet, dense bfloat16"
+    assert device_peak(torch.device("cuda", 0), torch.float32) == (7.0, "cuda, measured, float32")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
+    assert device_peak(torch.device("cuda", 0), torch.bfloat16)[0] == 7.0
+    assert device_peak(torch.device("cpu"), torch.float32)[0] == 7.0
+
+
 def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
     """The first step's tokens, pairs, learned positions and images, by hand from its groups."""
-    asked = []
+    asked, given = [], []
 
     def spy(*arguments, **work):
         asked.append(work)
+        given.append(arguments)
         return training_flops(*arguments, **work)
 
     monkeypatch.setattr("training.trainer.training_flops", spy)
-    monkeypatch.setattr("training.trainer.measure_peak", lambda *_, **__: 1e3)
+    monkeypatch.setattr("training.trainer.device_peak", lambda *_: (1e3, "a test"))
     path = write(make_recipe(tmp_path), tmp_path / "r.yaml")
     folder = train(str(path), ["stages.0.args.max_steps=1", "stages.1.args.max_steps=1"])
     recipe = load_recipe(path)
     assert len(asked) == 2
-    for stage, found in zip(recipe.stages, asked, strict=True):
+    for stage, found, model in zip(recipe.stages, asked, given, strict=True):
         processor = MayaProcessor.from_pretrained(folder)
         data = GroupData(stage.data, seed=recipe.seed)
         collator = GroupCollator(data, processor, seed=recipe.seed)
@@ -186,5 +200,13 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
             "positions": sum(int(e.trained.sum()) for g in groups for e in g),
             "images": len({e.images for g in groups for e in g}),
         }
-        log = json.loads((folder / stage.name / "training_log.json").read_text())["log"]
-        assert log[0]["model_flop_utilisation"] > 0
+        whole = json.loads((folder / stage.name / "training_log.json").read_text())
+        log = whole["log"]
+        flops = training_flops(*model, **found)
+        first = log[0]
+        seconds = found["tokens"] / first["tokens_per_second"]
+        assert first["model_flops_per_second"] == pytest.approx(flops / seconds, rel=1e-3)
+        assert first["peak_flops_per_second"] == 1e3
+        share = first["model_flops_per_second"] / first["peak_flops_per_second"]
+        assert first["model_flop_utilisation"] == share
+        assert whole["peak"] == "a test"
