@@ -14,167 +14,21 @@ comment in English most of all.
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from training.data.identify import Identified, Identifier, primary, scripts
 from training.schema import digest, to_dict
+
+from .check_plan import CHECKS, DEFAULTS, HARD, LENGTHS, CheckPlan, Flag, LengthBin
+from .comments import excused, read_phrases
+from .identify import Identified, Identifier, primary, scripts
+from .repetition import find_repetition
+
+__all__ = ["CHECKS", "HARD", "CheckPlan", "Examination", "Flag", "LengthBin", "RowChecker"]
 
 # Raised by one when a check decides differently on the same text.
 VERSION = 1
-
-# Every check, and what its flag says.
-CHECKS = {
-    "empty": "no text",
-    "finish_reason": "the server did not stop by itself: cut off, or filtered",
-    "language": "another language, clearly",
-    "language_unsure": "perhaps another language",
-    "script": "most letters are of another script",
-    "kept_words": "most letters are words of the source, as names and models may be",
-    "stray_script": "some letters of a script that neither language uses",
-    "mixed_language": "a part left in the source language or in English",
-    "copy": "the source, untranslated",
-    "copy_name": "the source as it stands, but it may be a name",
-    "length": "much longer or shorter than such texts are",
-    "length_extreme": "longer or shorter than any such text is",
-    "loop": "the same words again and again",
-    "repeated": "words repeated more than in the source",
-    "preface": "talks about the translation before giving it",
-    "refusal": "refuses, or apologises",
-    "about_translation": "speaks of translating, or as a model, where the source does not",
-    "note": "a remark after the translation",
-    "lead_in": "begins with a title and a colon that the source has not",
-    "extra_lines": "more lines than the source",
-    "quoted": "in quotation marks that the source has not",
-    "brackets": "answer brackets left in",
-    "markup": "markup or chat tokens that the source has not",
-    "placeholder": "not the image placeholders of the source",
-    "numbers": "numbers of the source are missing",
-    "end_mark": "no end mark, though the source has one",
-    "dangling": "ends on a word that ends no sentence",
-}
-HARD = (
-    "empty",
-    "finish_reason",
-    "language",
-    "script",
-    "mixed_language",
-    "copy",
-    "length_extreme",
-    "loop",
-    "preface",
-    "refusal",
-    "about_translation",
-    "note",
-    "extra_lines",
-    "brackets",
-    "placeholder",
-)
-
-# log(characters of the language / characters of English): median and spread, measured on interface
-# strings and names; good until the build's own rows are calibrated (verification.py).
-LENGTHS: dict[str, tuple[float, float]] = {
-    "en": (0.0, 0.10),
-    "zh": (math.log(0.25), 0.33),
-    "ja": (math.log(0.32), 0.50),
-    "ru": (math.log(1.00), 0.32),
-    "hi": (math.log(0.98), 0.20),
-    "fr": (math.log(1.18), 0.23),
-    "es": (math.log(1.19), 0.22),
-    "ar": (math.log(0.82), 0.22),
-    "bn": (math.log(0.95), 0.25),
-    "ur": (math.log(0.95), 0.25),
-}
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One check that fired on one text."""
-
-    name: str
-    hard: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class LengthBin:
-    """Length of translations of sources of at least `least` characters (up to the next bin).
-
-    median, spread: of log(characters of translation / characters of source), robust.
-    """
-
-    least: int
-    median: float
-    spread: float
-    rows: int = 0
-
-
-@dataclass(frozen=True)
-class CheckPlan:
-    """Section `verification.checks` of a plan.
-
-    > Parameters that say what a flag does
-
-    hard: checks whose flags make a row be retried and then rejected; the others are soft.
-    off: checks that are not made at all.
-
-    > Parameters of language identification
-
-    distractors: languages beside the project's in which an answer may be.
-    scripts: scripts of languages that lingua does not know, such as {am: [ethiopic]}.
-    least_letters, least_latin_letters: shorter texts are not identified.
-    language_confidence, language_expected: with at least this confidence in another language and at
-        most this in the expected one, a text is in another language.
-    language_unsure: below this confidence in the expected language it may be.
-    script_share: least share of letters in the language's scripts.
-
-    > Parameters of the other checks
-
-    length_z, length_extreme_z: robust standard deviations of the log length ratio.
-    lengths: a language's bins of length instead of the defaults.
-    mixed_share: share of the words in another language from which on a mixed text is rejected.
-    brackets: the pair that a translator's prompt asks for; neither may be left in an answer.
-    phrases: files of phrases for more languages, or instead of the shipped ones: {sw: path}.
-    """
-
-    hard: tuple[str, ...] = HARD
-    off: tuple[str, ...] = ()
-    distractors: tuple[str, ...] = ("pt", "it", "de", "ko", "uk", "fa", "ur", "bn")
-    scripts: dict[str, list[str]] = field(default_factory=dict)
-    least_letters: int = 2
-    least_latin_letters: int = 12
-    language_confidence: float = 0.5
-    language_expected: float = 0.02
-    language_unsure: float = 0.25
-    script_share: float = 0.5
-    length_z: float = 3.0
-    length_extreme_z: float = 6.0
-    lengths: dict[str, list[LengthBin]] = field(default_factory=dict)
-    mixed_share: float = 0.25
-    brackets: tuple[str, ...] = ("〘", "〙")
-    phrases: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for key in ("hard", "off"):
-            for name in getattr(self, key):
-                if name not in CHECKS:
-                    raise ValueError(
-                        f"verification.checks.{key}: no check {name!r}; checks: {', '.join(CHECKS)}"
-                    )
-        for lang, bins in self.lengths.items():
-            starts = [b.least for b in bins]
-            if not bins or starts[0] != 0 or starts != sorted(set(starts)):
-                raise ValueError(
-                    f"verification.checks.lengths.{lang}: bins must begin at 0 and rise, found {starts}"
-                )
-            if any(b.spread <= 0 for b in bins):
-                raise ValueError(f"verification.checks.lengths.{lang}: spread must be above 0")
 
 
 @dataclass(frozen=True)
@@ -193,84 +47,8 @@ class Examination:
         return any(flag.hard for flag in self.flags)
 
 
-@dataclass(frozen=True)
-class Phrases:
-    """The phrases of one language, compiled; `digest` is of the file's content."""
-
-    about: re.Pattern[str] | None
-    preface: re.Pattern[str] | None
-    refusal: re.Pattern[str] | None
-    note: re.Pattern[str] | None
-    excuses: dict[str, re.Pattern[str]]
-    words: frozenset[str]
-    dangling: tuple[str, ...]
-    digest: str
-
-
-NO_PHRASES = Phrases(None, None, None, None, {}, frozenset(), (), "")
-
-
-@lru_cache(maxsize=128)
-def read_phrases(lang: str, path: str | None = None) -> Phrases:
-    """Phrases of a language from `path`, or the shipped ones; empty if there are none.
-
-    Raises ValueError for a file that is not as `phrases/en.yaml` is, OSError if `path` is missing.
-    """
-    shipped = Path(__file__).parent / "phrases" / f"{primary(lang)}.yaml"
-    file = Path(path) if path else shipped
-    if path is None and not file.exists():
-        return NO_PHRASES
-    content = file.read_text(encoding="utf-8")
-    try:
-        data = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
-    kinds = {"about", "prefaces", "refusals", "notes"}
-    keys = kinds | {"words", "dangling", "excuses"}
-    if not isinstance(data, dict) or set(data) != keys:
-        raise ValueError(f"{file}: expected the keys {', '.join(sorted(keys))}")
-    excuses = data.pop("excuses")
-    if not isinstance(excuses, dict) or set(excuses) != kinds:
-        raise ValueError(f"{file}: excuses: expected the keys {', '.join(sorted(kinds))}")
-    for key, items in [*data.items(), *((f"excuses.{k}", v) for k, v in excuses.items())]:
-        for item in items if isinstance(items, list) else [items]:
-            if not isinstance(item, str):
-                raise ValueError(f"{file}: {key}: expected texts, found {item!r} (quote it)")
-    return Phrases(
-        _alternatives(file, "about", data["about"], ""),
-        _alternatives(file, "prefaces", data["prefaces"], r"[\W_]*"),
-        _alternatives(file, "refusals", data["refusals"], r"[\W_]*"),
-        _alternatives(
-            file, "notes", data["notes"], r"(?:[\n(（\[【*]|[.!?。！？।۔؟]\s)[\s*_(（\[【-]*"
-        ),
-        {
-            key.removesuffix("s"): pattern
-            for key, items in excuses.items()
-            if (pattern := _alternatives(file, f"excuses.{key}", items, ""))
-        },
-        frozenset(word.casefold() for word in data["words"]),
-        tuple(word.casefold() for word in data["dangling"]),
-        digest(content),
-    )
-
-
-def _alternatives(file: Path, key: str, patterns: list[str], before: str) -> re.Pattern[str] | None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"{file}: {key}: {pattern!r} is no regular expression: {error}"
-            ) from None
-    return (
-        re.compile(before + "(?:" + "|".join(patterns) + ")", re.IGNORECASE) if patterns else None
-    )
-
-
-_PLACEHOLDER = re.compile(r"<image>")
-# A unit of three or more characters three times in a row, or a shorter one five times.
-_LOOP = re.compile(r"(?P<long>.{3,60}?)(?P=long){2,}|(?P<short>\w{1,2}?)(?P=short){4,}", re.S)
-_LOOP_WINDOW = 600
+# Code stays as it is; what is checked is the language around it.
+_KEPT = re.compile(r"<image>|```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _LEAD = re.compile(r"[^:：\n]{2,80}[:：](?!\d)")
 _COLON = re.compile(r"[:：](?!\d)")
 _MARKUP = re.compile(
@@ -296,9 +74,7 @@ class RowChecker:
     Raises ValueError for a language that cannot be identified. `key` is a hash of all that decides.
     """
 
-    def __init__(
-        self, source_language: str, languages: Sequence[str], plan: CheckPlan = CheckPlan()
-    ):
+    def __init__(self, source_language: str, languages: Sequence[str], plan: CheckPlan = DEFAULTS):
         self.plan, self.source_language = plan, source_language
         self.languages = list(dict.fromkeys(languages))
         own = {primary(lang) for lang in (source_language, *languages)}
@@ -421,8 +197,8 @@ class RowChecker:
                     f"{text.count('<image>')} <image>, {source.count('<image>')} expected",
                 )
             )
-        source = _PLACEHOLDER.sub("", source).strip()
-        text = _PLACEHOLDER.sub("", text).strip()
+        source = _KEPT.sub(" ", source).strip()
+        text = _KEPT.sub(" ", text).strip()
         identified, length_z = Identified("", 0.0, 0.0), None
         if not text:
             if source:
@@ -431,7 +207,8 @@ class RowChecker:
             length_z = self._length(source, text, lang, found)
             identified = self._language(source, text, lang, found)
             self._comments(source, text, lang, found)
-            _loops(source, text, found)
+            if repetition := find_repetition(source, text):
+                found.append(repetition)
             self._marks(source, text, lang, found)
         flags = [
             Flag(name, name in self._hard, detail)
@@ -560,19 +337,19 @@ class RowChecker:
             lists = lists[:1]
         for phrases in lists:
             match = phrases.about.search(text) if phrases.about else None
-            if match and not _excused(source, self._source_phrases, "about"):
+            if match and not excused(source, self._source_phrases, "about"):
                 found.append(("about_translation", match.group()))
                 break
         for name in ("preface", "refusal"):
             for phrases in lists:
                 pattern = getattr(phrases, name)
                 match = pattern.match(text) if pattern else None
-                if match and not _excused(source, self._source_phrases, name):
+                if match and not excused(source, self._source_phrases, name):
                     found.append((name, match.group()[:60]))
                     break
         for phrases in lists:
             match = phrases.note.search(text, 1) if phrases.note else None
-            if match and not _excused(source, self._source_phrases, "note"):
+            if match and not excused(source, self._source_phrases, "note"):
                 found.append(("note", match.group().strip()[:60]))
                 break
         lines = sum(1 for line in text.split("\n") if line.strip())
@@ -650,47 +427,3 @@ def _without(text: str, words: Collection[str]) -> str:
     if not words:
         return text
     return _LATIN_WORD.sub(lambda match: " " if match.group() in words else match.group(), text)
-
-
-def _excused(source: str, phrases: Phrases, name: str) -> bool:
-    """Whether the source itself says something of the kind; then its translation may."""
-    pattern = phrases.excuses.get(name)
-    return bool(pattern and pattern.search(source))
-
-
-def _find_loop(text: str) -> re.Match[str] | None:
-    """A loop at the end of the text, or elsewhere in a text that has many repeats."""
-    # Backwards a loop begins at its start wherever it was cut.
-    loop = _LOOP.match(text.rstrip(_EDGES + " ")[: -_LOOP_WINDOW - 1 : -1])
-    if loop is None and len(text) > 12:
-        tail = text[-_LOOP_WINDOW:]
-        pieces = len(tail) - 5
-        if len({tail[i : i + 6] for i in range(pieces)}) < 0.75 * pieces:
-            loop = _LOOP.search(tail)
-    return loop if loop and any(c.isalnum() for c in loop.group()) else None
-
-
-def _loops(source: str, text: str, found: list[tuple[str, str]]) -> None:
-    loop = _find_loop(text)
-    if loop and not _find_loop(source):
-        unit = loop["long"] or loop["short"]
-        copies = len(loop.group()) // len(unit)
-        name = "loop" if copies > 3 or len(loop.group()) >= 20 else "repeated"
-        unit = unit if unit in text else unit[::-1]
-        found.append((name, f"{unit.strip()[:40]!r} {copies} times"))
-        return
-    words = text.split()
-    half = len(words) // 2
-    if len(words) >= 8 and words[:half] == words[-half:]:
-        found.append(("loop", "the text twice"))
-    elif len(words) >= 20:
-        share, before = _repeats(words), _repeats(source.split())
-        if share > 0.3 and share > before + 0.2:
-            found.append(("loop", f"{share:.0%} of its four-word sequences are repeated"))
-
-
-def _repeats(words: list[str]) -> float:
-    """Share of four-word sequences that stood before."""
-    grams = Counter(tuple(words[i : i + 4]) for i in range(len(words) - 3))
-    total = sum(grams.values())
-    return 1 - len(grams) / total if total else 0.0

@@ -1,0 +1,55 @@
+"""Loops: the failure of a decoder that says the same words again and again."""
+
+import re
+from collections import Counter
+
+# A unit of three or more characters three times in a row, or a shorter one five times.
+_LOOP = re.compile(r"(?P<long>.{3,60}?)(?P=long){2,}|(?P<short>[^\W\d_]{1,2}?)(?P=short){4,}", re.S)
+_WINDOW = 600
+_EDGES = " .,;:!?…。，、；：！？।۔\"'”’»）)』」*-–—"
+
+
+def _find_loop(text: str) -> re.Match[str] | None:
+    """A loop at the end of the text, or elsewhere in a text that has many repeats."""
+    # Backwards a loop begins at its start wherever it was cut.
+    loop = _LOOP.match(text.rstrip(_EDGES)[: -_WINDOW - 1 : -1])
+    if loop is None and len(text) > 12:
+        tail = text[-_WINDOW:]
+        pieces = len(tail) - 5
+        if len({tail[i : i + 6] for i in range(pieces)}) < 0.75 * pieces:
+            loop = _LOOP.search(tail)
+    return loop if loop and any(c.isalnum() for c in loop.group()) else None
+
+
+def find_repetition(source: str, text: str) -> tuple[str, str] | None:
+    """The check's name, "loop" or "repeated", and what was seen; None for nothing unusual.
+
+    What the source itself repeats is not held against a translation.
+    """
+    loop = _find_loop(text)
+    if loop and not _find_loop(source):
+        unit = loop["long"] or loop["short"]
+        size, copies = len(loop.group()), len(loop.group()) // len(unit)
+        certain = size >= 20 or (copies > 3 if loop["long"] else size >= 8)
+        unit = unit if unit in text else unit[::-1]
+        return ("loop" if certain else "repeated", f"{unit.strip()[:40]!r} {copies} times")
+    words = text.split()
+    half = len(words) // 2
+    if (
+        len(words) >= 8
+        and words[:half] == words[-half:]
+        and source.split()[:half] != source.split()[-half:]
+    ):
+        return ("loop", "the text twice")
+    if len(words) >= 20:
+        share, before = _repeats(words), _repeats(source.split())
+        if share > 0.3 and share > before + 0.2:
+            return ("loop", f"{share:.0%} of its four-word sequences are repeated")
+    return None
+
+
+def _repeats(words: list[str]) -> float:
+    """Share of four-word sequences that stood before."""
+    grams = Counter(tuple(words[i : i + 4]) for i in range(len(words) - 3))
+    total = sum(grams.values())
+    return 1 - len(grams) / total if total else 0.0
