@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.metadata
-import inspect
 import json
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,11 +253,18 @@ class FunctionJudge:
 
     def _version(self) -> str:
         """The installed version of its package; else a hash of the file it stands in."""
-        top = self.function.partition(":")[0].partition(".")[0]
-        for name in importlib.metadata.packages_distributions().get(top, []):
-            return f"{name} {importlib.metadata.version(name)}"
-        file = inspect.getsourcefile(self._call)
-        return f"source {sha256_file(Path(file))[:16]}" if file else "unknown"
+        module = self.function.partition(":")[0]
+        file = Path(importlib.import_module(module).__file__ or "")
+        if file.is_relative_to(sysconfig.get_path("purelib")):
+            for name in _distributions().get(module.partition(".")[0], []):
+                return f"{name} {importlib.metadata.version(name)}"
+        return f"source {sha256_file(file)[:16]}" if file.is_file() else "unknown"
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Top-level module -> the installed packages that bring it; looking through all takes a second."""
+    return importlib.metadata.packages_distributions()
 
 
 def _scored(score: float, category: str | None, raw: str) -> Judgement:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ...schema import to_dict
 from ..files import write_json
+from ..review import read_overrides
 from ..units import Key, Row
 from .plan import JudgePlan
 from .policy import (
@@ -34,7 +35,7 @@ from .policy import (
     outcome,
     overridden,
 )
-from .step import ShaTable, ToxicityStep, parquet_writer, read, stream
+from .step import ShaTable, ToxicityStep, parquet_writer, stream
 from .verdicts import VERDICT_SCHEMA, image_sha, text_of, text_sha
 
 DECISION_SCHEMA = pa.schema(
@@ -67,6 +68,8 @@ class Summary:
     rows: Counter[str] = field(default_factory=Counter)
     decisions: Counter[tuple[str, str]] = field(default_factory=Counter)
     overrides: Counter[str] = field(default_factory=Counter)
+    stale: int = 0
+    """Decisions of people about texts or rows that are not there any more."""
     without_text: Counter[str] = field(default_factory=Counter)
     found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -92,6 +95,7 @@ class Summary:
             "policy": self.policy,
             "policy_sha": self.policy_sha,
             "unjudged": self.unjudged,
+            "stale_overrides": self.stale,
             "languages": {
                 lang: {
                     "rows": self.rows[lang],
@@ -122,40 +126,43 @@ def decide_build(
 
     Args:
         policy: instead of the plan's.
-        overrides: (id, lang) -> {"decision", "reviewer", "note"}, what people decided; lang "" stands
-            for all languages of the id. They win over the judges.
+        overrides: what people decided, instead of what `review/overrides.parquet` holds: (id, lang)
+            -> {"decision", "reviewer", "note", "text_sha256"}. They win over the judges; lang ""
+            stands for all languages of the id. A decision about another text than the row has now
+            (for lang "", than its source row has) is not applied but counted.
 
-    Raises ValueError for a policy that does not fit the judges, for a row without a verdict of a
-    judge that should have read it, and for an override of a row that is not there.
+    Raises ValueError for a policy that does not fit the judges, and for a row without a verdict of a
+    judge that should have read it.
     """
     policy = policy or Policy.read(step.plan.policy)
+    step.plan.check(step.languages)
     step.plan.check_policy(policy)
     summary = Summary(policy.name, policy.sha, step.languages, list(step.plan.unjudged))
+    if overrides is None:
+        overrides = read_overrides(step.folder, "toxicity")
     used: set[Key] = set()
-    given = dict(overrides or {})
     about = {
         "policy": json.dumps(to_dict(policy), ensure_ascii=False),
         "policy_sha": policy.sha,
     }
     with ShaTable() as table:
         _outcomes(step, policy, table, summary, about)
+        outcomes = _reader(step, policy, table, summary)
         path = step.root / "decisions.parquet"
         with parquet_writer(path, DECISION_SCHEMA.with_metadata(about)) as write:
-            for found in row_outcomes(step, policy, table, summary):
-                for made in decide(found, policy):
+            for group in rows_by_id(step):
+                texts = {row["lang"]: text_of(row) for row in group}
+                texts[""] = texts.get(step.source_language)
+                for made in decide(outcomes(group), policy):
                     for key in ((made.id, made.lang), (made.id, "")):
-                        if key in given:
-                            made = overridden(made, given[key])
+                        given = overrides.get(key)
+                        if given is not None and _same_text(given, texts[key[1]]):
+                            made = overridden(made, {**given, "lang": key[1]})
                             used.add(key)
                             break
                     summary.count(made)
                     write(asdict(made))
-            if unknown := sorted(given.keys() - used):
-                id_, lang = unknown[0]
-                raise ValueError(
-                    f"{len(unknown)} overrides are of rows that the build does not have; the first "
-                    f"has id {id_!r} and lang {lang!r}"
-                )
+    summary.stale = len(overrides.keys() - used)
     summary.check()
     write_json(step.root / "summary.json", summary.to_json())
     return summary
@@ -211,13 +218,15 @@ def _get(table: ShaTable, sha256: str, name: str) -> Outcome | None:
     return Outcome(decided, reason, category, frozenset(labels))
 
 
-def row_outcomes(
-    step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
-) -> Iterator[list[RowOutcomes]]:
-    """What was found on the rows of one id after the other.
+def _same_text(override: Row, text: str | None) -> bool:
+    shown = override.get("text_sha256")
+    return shown is None or shown == text_sha(text or "")
 
-    All languages are read side by side, each sorted by id, so that memory holds one id.
-    """
+
+def _reader(
+    step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
+) -> Callable[[list[Row]], list[RowOutcomes]]:
+    """Gives what was found on the rows of one id; rows without text are counted and left out."""
     looks = [judge for judge in step.plan.judges if judge.stage == "image"]
     reads = {
         lang: [j for j in step.plan.judges if lang in j.reading(step.languages)]
@@ -225,7 +234,7 @@ def row_outcomes(
     }
 
     def found(judges: list[JudgePlan], sha256: str, lang: str, what: str) -> Outcome | None:
-        outcomes = []
+        known = []
         for judge in judges:
             each = _get(table, sha256, f"{judge.name}/{lang}")
             if each is None:
@@ -233,10 +242,10 @@ def row_outcomes(
                     f"{what}: {judge.name!r} has not judged it; run the step toxicity of "
                     "`maya data build`, then decide again"
                 )
-            outcomes.append(each)
-        return combine(outcomes, policy.agreement)
+            known.append(each)
+        return combine(known, policy.agreement)
 
-    for group in rows_by_id(step):
+    def outcomes(group: list[Row]) -> list[RowOutcomes]:
         made: list[RowOutcomes] = []
         for row in group:
             text, lang = text_of(row), row["lang"]
@@ -254,12 +263,15 @@ def row_outcomes(
                     found(looks, sha, "", f"the image of {what}") if sha else None,
                 )
             )
-        if made:
-            yield made
+        return made
+
+    return outcomes
 
 
 def rows_by_id(step: ToxicityStep) -> Iterator[list[Row]]:
-    """The rows of one id after the other: its source row first, then its translations.
+    """The rows of one id after the other: its source rows first, then its translations.
+
+    All files are read side by side, each sorted by id, so that memory holds one id.
 
     Raises ValueError for rows that are not sorted by id, and for an (id, lang) that comes twice.
     """
@@ -288,45 +300,6 @@ def _numbered(rows: Iterator[Row], number: int) -> Iterator[tuple[tuple[str, int
         yield (row["id"], number), row
 
 
-def to_review(
-    step: ToxicityStep, *, rare: int = 50, clean: int = 200, seed: int = 0
-) -> Iterator[Row]:
-    """Rows for people to look at, with their decision: sorted by id.
-
-    All rows in review; all flagged rows of categories with fewer than `rare` flagged rows; `clean`
-    clean rows of each language, drawn by `seed`. Columns: those of the decision, and text, image,
-    source_text.
-    """
-    path = step.root / "decisions.parquet"
-    sizes = Counter(row["category"] for row in read(path) if row["decision"] == "flagged")
-    chosen: dict[Key, Row] = {}
-    drawn: dict[str, list[tuple[int, str, Row]]] = {lang: [] for lang in step.languages}
-    for row in read(path):
-        key = (row["id"], row["lang"])
-        rarely = row["decision"] == "flagged" and sizes[row["category"]] < rare
-        if row["override"]:
-            continue
-        if row["decision"] == "review" or rarely:
-            chosen[key] = row
-        elif row["decision"] == "clean":
-            number = int(text_sha(f"{seed}/{key[0]}/{key[1]}")[:15], 16)
-            heapq.heappush(drawn[key[1]], (-number, key[0], row))
-            if len(drawn[key[1]]) > clean:
-                heapq.heappop(drawn[key[1]])
-    for lang, heap in drawn.items():
-        chosen |= {(id_, lang): row for _, id_, row in heap}
-    for group in rows_by_id(step):
-        source = next((row for row in group if row["lang"] == step.source_language), None)
-        for row in group:
-            if (row["id"], row["lang"]) in chosen:
-                yield {
-                    **chosen[row["id"], row["lang"]],
-                    "image": row["image"],
-                    "text": text_of(row),
-                    "source_text": text_of(source) if source else None,
-                }
-
-
 def format_summary(summary: Summary) -> str:
     """The counts as tables: decisions per language, then category x language x stage."""
     head = ["language", "rows", *DECISIONS, "by people", "without text"]
@@ -352,10 +325,14 @@ def format_summary(summary: Summary) -> str:
             counts = [summary.found[decision, stage, category, x] for x in summary.languages]
             rows.append([decision, stage, category, *counts, sum(counts)])
         text += ["", *_table(rows)]
+    if summary.stale:
+        text.append(
+            f"decisions of people about rows or texts that are not there any more: {summary.stale:,}"
+        )
     failed = [f"{judge} {n:,}" for judge, n in sorted(summary.failures.items()) if n]
     if failed:
         text.append(
-            f"without an answer, to review until asked again by the next run: {', '.join(failed)}"
+            f"without an answer, so for people (or build with --retry-failed): {', '.join(failed)}"
         )
     return "\n".join(text)
 

@@ -159,7 +159,7 @@ class JudgePlan:
         if self.stage == "text":
             self._need("languages")
         elif self.only is not None or self.languages is not None:
-            raise ValueError(f"judge {self.name!r}: languages, only: for a judge of texts")
+            raise ValueError(f"judge {self.name!r}: languages, only: only for a judge of texts")
         if (self.reads is not None) != (self.stage == "rationale"):
             raise ValueError(
                 f"judge {self.name!r}: reads: needed for the stage rationale, and only there; it "
@@ -174,8 +174,11 @@ class JudgePlan:
                     + ("" if self.preset else "; a preset would bring it")
                 )
 
-    def reading(self, languages: Sequence[str]) -> list[str]:
+    def reading(self, languages: Sequence[str], complete: bool = True) -> list[str]:
         """Of these languages those that the judge reads.
+
+        Args:
+            complete: these are all; `only` may name no others.
 
         Raises ValueError, naming them, for languages that it shall read and does not know.
         """
@@ -183,7 +186,7 @@ class JudgePlan:
             return []
         assert self.languages is not None
         wanted = [lang for lang in languages if self.only is None or lang in self.only]
-        if unknown := sorted(set(self.only or ()) - set(languages)):
+        if complete and (unknown := sorted(set(self.only or ()) - set(languages))):
             raise ValueError(
                 f"toxicity: judge {self.name!r}: only: {', '.join(unknown)} not among the plan's "
                 f"languages ({', '.join(languages)})"
@@ -274,17 +277,18 @@ class ToxicityPlan:
     def judge(self, name: str) -> JudgePlan:
         return next(judge for judge in self.judges if judge.name == name)
 
-    def check(self, languages: Sequence[str]) -> Policy:
+    def check(self, languages: Sequence[str], complete: bool = True) -> Policy:
         """Hold judges, languages and policy against each other; returns the policy.
 
         Args:
-            languages: of all texts: the source's and the targets.
+            languages: of the texts: the source's and the targets.
+            complete: these are all of them; before the source is read it may have more.
 
         Raises:
             ValueError: a language that a judge shall read and does not, a language that no judge
                 reads and `unjudged` does not name, or a policy that does not fit the judges.
         """
-        read = {lang for judge in self.judges for lang in judge.reading(languages)}
+        read = {lang for judge in self.judges for lang in judge.reading(languages, complete)}
         silent = [lang for lang in languages if lang not in read and lang not in self.unjudged]
         if silent:
             raise ValueError(
@@ -292,7 +296,7 @@ class ToxicityPlan:
                 f"a judge, or say so with `unjudged: [{', '.join(silent)}]`"
             )
         for lang in self.unjudged:
-            if lang in read or lang not in languages:
+            if lang in read or (complete and lang not in languages):
                 why = "a judge reads it" if lang in read else "the plan has no such language"
                 raise ValueError(f"toxicity: unjudged: {lang}: {why}")
         policy = Policy.read(self.policy)

@@ -11,7 +11,7 @@ Rules: data.md 4.4; the papers' mode is `policies/paper.yaml`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -191,7 +191,9 @@ class RowOutcomes:
 
 @dataclass(frozen=True)
 class RowDecision:
-    """stage: what decided: "image", "source", "translation", or "" for clean."""
+    """stage: what decided: "image"; "source", the source's text; "translation", the row's own text;
+    "other_language", the text of another translation; "" for clean.
+    """
 
     id: str
     lang: str
@@ -238,26 +240,26 @@ def decide(rows: Sequence[RowOutcomes], policy: Policy) -> list[RowDecision]:
             return made("review", "translation", row.text, f"translation: {row.text.reason}")
         if translated:
             lang, found = next(iter(translated.items()))
-            reason = (
-                f"translation: only {lang} is toxic, so the image is to be seen: {found.reason}"
-            )
-            return made("review", "translation", found, reason)
+            reason = f"only {lang} is toxic, so the image is to be seen: {found.reason}"
+            return made("review", "other_language", found, reason)
         reason = "" if row.text is not None else "text not judged"
         return RowDecision(row.id, row.lang, "clean", reason, None, "")
 
     return [one(row) for row in rows]
 
 
-def overridden(decision: RowDecision, override: dict[str, Any]) -> RowDecision:
-    """A decision that a person has made: it wins over all judges."""
-    by = override.get("reviewer") or "a reviewer"
+def overridden(made: RowDecision, override: Mapping[str, Any]) -> RowDecision:
+    """A decision that a person has made: it wins over all judges.
+
+    Where it is about the id as a whole (lang ""), "clean" clears the image and the source text; what
+    a judge found in the row's own translation stands.
+    """
+    decision: Decision = override["decision"]
+    if override["lang"] == "" and decision == "clean" and made.stage == "translation":
+        return made
     note = f": {override['note']}" if override.get("note") else ""
-    return RowDecision(
-        decision.id,
-        decision.lang,
-        override["decision"],
-        f"{by}{note}",
-        decision.category if override["decision"] != "clean" else None,
-        decision.stage if override["decision"] != "clean" else "",
-        override=True,
-    )
+    reason = f"{override.get('reviewer') or 'a reviewer'}{note}"
+    if decision == "clean":
+        return RowDecision(made.id, made.lang, decision, reason, None, "", override=True)
+    stage = made.stage or ("image" if override["lang"] == "" else "translation")
+    return RowDecision(made.id, made.lang, decision, reason, made.category, stage, override=True)

@@ -8,7 +8,7 @@
 
 Inputs are written once: each distinct image, each distinct text of a language, for every judge that
 reads it. A later run adds what is new, in new units, so nothing that has a verdict is judged again.
-Inputs whose request failed for good are asked again by the next run.
+Inputs whose request failed for good are asked again where a run is told so.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class ToxicityStep:
         unit_rows: inputs a unit.
         run_id: stored with every verdict.
 
-    Raises ValueError as `ToxicityPlan.check` does, and for an image judge without images.
+    Raises ValueError as `ToxicityPlan.check` does, and for an image judge without images. Languages
+    that only the source may bring (`also`) are held against the plan when the step begins.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ToxicityStep:
         self.source_language, self.targets = source_language, list(languages)
         self.languages = list(dict.fromkeys([source_language, *languages, *also]))
         self.images, self.unit_rows, self.run_id = images, unit_rows, run_id
-        plan.check(self.languages)
+        plan.check(self.languages, complete=False)
         for judge in plan.judges:
             if judge.stage == "image" and images is None:
                 raise ValueError(
@@ -86,21 +87,26 @@ class ToxicityStep:
     def root(self) -> Path:
         return self.folder / "toxicity"
 
-    def run(self) -> None:
+    def run(self, retry_failed: bool = False) -> None:
         """All judges in this process."""
-        for units in self.rounds():
+        for units in self.rounds(retry_failed):
             for name, pairs in units.items():
                 run_units(self.worker(name), pairs)
 
-    def rounds(self) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
-        """Worker -> its (source, target) units; a round needs the verdicts of the round before."""
+    def rounds(self, retry_failed: bool = False) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
+        """Worker -> its (source, target) units; a round needs the verdicts of the round before.
+
+        Args:
+            retry_failed: ask again about inputs whose last verdict is a failure, in further units.
+        """
+        self.plan.check(self.languages)
         self.check_translated()
         first = [judge for judge in self.plan.judges if judge.stage != "rationale"]
         for judges in (first, [j for j in self.plan.judges if j.stage == "rationale"]):
             units: dict[str, list[tuple[Path, Path]]] = {}
             for judge in judges:
                 for part in self.parts(judge):
-                    self._prepare(judge, part)
+                    self._prepare(judge, part, retry_failed)
                     units[f"toxicity/{judge.name}/{part}"] = self.units(judge, part)
             if units:
                 yield units
@@ -167,10 +173,10 @@ class ToxicityStep:
 
     # Inputs
 
-    def _prepare(self, judge: JudgePlan, part: str) -> None:
+    def _prepare(self, judge: JudgePlan, part: str, retry_failed: bool) -> None:
         """Write what the judge has not been given yet, as further units."""
+        failed = self._failed(judge, part) if retry_failed else set()
         with ShaTable() as known:
-            failed = self._failed(judge, part)
             for source, _ in self.units(judge, part):
                 for sha in pq.read_table(source, columns=["input_sha256"])[0].to_pylist():
                     if sha not in failed:

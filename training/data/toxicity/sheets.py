@@ -1,0 +1,127 @@
+"""What people see of the toxicity step, and the policy applied again: `maya data policy DIR`.
+
+Sheets are those of `review.py`, pictures blurred. What is about an image or a source text, and so
+about all languages of the id, is one row with the language ""; what is about a translation is a row
+of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from ..pictures import Pictures
+from ..review import ReviewRow, Sheet, write_sheet
+from ..units import Key, Row
+from .decisions import Summary, decide_build, rows_by_id
+from .policy import Policy
+from .step import ToxicityStep, read
+from .verdicts import open_image, text_of, text_sha
+
+SHEET_ROWS = 1000  # pages with more pictures open slowly
+
+
+def apply_policy(
+    folder: Path, policy: str | None = None, sheets: bool = False
+) -> tuple[Summary, list[Sheet]]:
+    """Decide a build again, from its stored verdicts and what people decided since.
+
+    Args:
+        policy: a file or the name of a shipped one; by default the plan's.
+        sheets: write review sheets too.
+
+    Raises ValueError for a folder without a plan with a toxicity section, and as `decide_build`.
+    """
+    from ..plan import load_plan, toxicity_step
+    from ..sources import check_sources
+
+    if not (folder / "plan.yaml").is_file():
+        raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
+    plan = load_plan(folder / "plan.yaml")
+    if plan.toxicity is None:
+        raise ValueError(
+            f"{folder / 'plan.yaml'}: no toxicity section, so no verdicts to decide on"
+        )
+    source = check_sources(folder / "source")
+    if isinstance(source, str):
+        raise ValueError(f"{folder / 'source'}: {source}; run `maya data build` first")
+    step = toxicity_step(plan, sorted(set(source["languages"]) - {plan.source_language}))
+    summary = decide_build(step, Policy.read(policy) if policy is not None else None)
+    return summary, write_sheets(step) if sheets else []
+
+
+def to_review(
+    step: ToxicityStep, *, rare: int = 50, clean: int = 200, seed: int = 0
+) -> Iterator[ReviewRow]:
+    """Rows for people to look at, sorted by id.
+
+    All rows in review; all flagged rows of categories with fewer than `rare` flagged rows; `clean`
+    clean rows of each language, drawn by `seed`. What people have decided is not asked again.
+    """
+    path = step.root / "decisions.parquet"
+    sizes = Counter(row["category"] for row in read(path) if row["decision"] == "flagged")
+    chosen: dict[Key, Row] = {}
+    drawn: dict[str, list[tuple[int, str, Row]]] = {lang: [] for lang in step.languages}
+    for row in read(path):
+        id_, lang = row["id"], row["lang"]
+        if row["override"]:
+            continue
+        if row["decision"] == "clean":
+            number = int(text_sha(f"{seed}/{id_}/{lang}")[:15], 16)
+            heapq.heappush(drawn[lang], (-number, id_, row))
+            if len(drawn[lang]) > clean:
+                heapq.heappop(drawn[lang])
+        elif row["decision"] == "review" or sizes[row["category"]] < rare:
+            chosen[id_, lang if row["stage"] == "translation" else ""] = row
+    for lang, heap in drawn.items():
+        chosen |= {(id_, lang): row for _, id_, row in heap}
+    for group in rows_by_id(step):
+        texts = {row["lang"]: text_of(row) or "" for row in group}
+        source = texts.get(step.source_language, "")
+        for lang in ("", *texts):
+            row = chosen.get((group[0]["id"], lang))
+            if row is not None:
+                yield ReviewRow(
+                    row["id"],
+                    lang,
+                    text=texts[lang] if lang else source,
+                    source=source if lang not in ("", step.source_language) else "",
+                    source_lang=step.source_language,
+                    image=group[0]["image"],
+                    reason=f"{row['decision']}: {row['reason']}",
+                )
+
+
+def write_sheets(
+    step: ToxicityStep, *, rare: int = 50, clean: int = 200, seed: int = 0
+) -> list[Sheet]:
+    """The rows of `to_review` as sheets of at most `SHEET_ROWS` rows; none if there is nothing."""
+    pictures = Pictures(step.images) if step.images is not None else None
+    rows = to_review(step, rare=rare, clean=clean, seed=seed)
+    sheets: list[Sheet] = []
+    while part := list(itertools.islice(rows, SHEET_ROWS)):
+        shown = [_with_image(row, pictures) for row in part]
+
+        def look(path: str) -> Image.Image:
+            assert pictures is not None
+            return open_image(pictures, path).picture
+
+        sheets.append(write_sheet(step.folder, "toxicity", shown, read_image=look, blur=True))
+    return sheets
+
+
+def _with_image(row: ReviewRow, pictures: Pictures | None) -> ReviewRow:
+    """The row without its image where that cannot be shown, which its reason then says."""
+    if row.image is None or pictures is None:
+        return ReviewRow(**{**vars(row), "image": None})
+    try:
+        open_image(pictures, row.image)
+    except (ValueError, OSError) as error:
+        reason = f"{row.reason}; the image cannot be shown: {error}"
+        return ReviewRow(**{**vars(row), "image": None, "reason": reason})
+    return row
