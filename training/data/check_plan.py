@@ -112,7 +112,8 @@ class CheckPlan:
     least_letters, least_latin_letters: shorter texts are not identified.
     language_confidence, language_expected: with at least this confidence in another language and at
         most this in the expected one, a text is in another language.
-    language_unsure: below this confidence in the expected language it may be.
+    language_unsure: below this confidence in the expected language, and with twice as much in another,
+        it may be.
     script_share: least share of letters in the language's scripts.
 
     > Parameters of the other checks

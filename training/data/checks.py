@@ -285,7 +285,7 @@ class RowChecker:
             )
             if sure:
                 found.append(("language", detail))
-            elif identified.expected < self.plan.language_unsure:
+            elif identified.expected < min(self.plan.language_unsure, identified.confidence / 2):
                 found.append(("language_unsure", detail))
         return identified
 
