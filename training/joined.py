@@ -21,16 +21,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .tables import DatasetFiles, Table, as_tables, find_files, is_content, is_text
+from .tables import (
+    Cursor,
+    DatasetFiles,
+    Table,
+    Unsorted,
+    as_tables,
+    find_files,
+    flat,
+    is_content,
+    is_text,
+)
 
 # Distinct images of a block, where not said otherwise.
 BLOCK = 256
 # Remote tables that are read at once.
 CONNECTIONS = 8
-
-
-class _Unsorted(ValueError):
-    pass
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Joined:
             try:
                 self._index(order, block)
                 break
-            except _Unsorted as error:
+            except Unsorted as error:
                 if order == orders[-1]:
                     raise ValueError(
                         f"{error}; tables of texts that are streamed together are sorted by "
@@ -152,7 +158,7 @@ class Joined:
         self.image_count = self.conversations = 0
         self._last: set[str] | None = None  # images that the limit leaves of the last block
         cuts = self._cut(block)
-        cursors = [_Cursor(table, self._scanned(), order) for table in self.tables]
+        cursors = [Cursor(table, self._scanned(), order) for table in self.tables]
         starts = [[0] * len(cursors)]
         for cut in [*cuts, None]:
             parts = [cursor.up_to(cut) for cursor in cursors]
@@ -175,7 +181,7 @@ class Joined:
         cuts: list[Any] = []
         row, seen, before = 0, 0, None
         for found in guide.scan([c for c in dict.fromkeys((self.key, self.order)) if c]):
-            key = _flat(found[self.key])
+            key = flat(found[self.key])
             change = _changes(key, before)
             count = seen + np.cumsum(change)
             ends = change & (count > 1) & ((count - 1) % block == 0)
@@ -195,7 +201,7 @@ class Joined:
         language, task, keep = self._kept(table, self.dropped)
         limit, done = self.filters.limit, False
         if limit is not None:
-            names = _flat(table[self.key]).to_pylist() if self.key else [None] * len(table)
+            names = flat(table[self.key]).to_pylist() if self.key else [None] * len(table)
             present = sorted({n for n, k in zip(names, keep, strict=True) if k and n is not None})
             left = set(present[: limit - self.image_count])
             keep &= np.array([n in left for n in names], bool)
@@ -233,7 +239,7 @@ class Joined:
         """(n,) int64, equal where rows name one image; -1: none, or not kept."""
         if self.key is None:
             return np.full(len(table), -1, np.int64)
-        codes = _flat(table[self.key]).dictionary_encode().indices
+        codes = flat(table[self.key]).dictionary_encode().indices
         return np.where(keep, codes.fill_null(-1).to_numpy(zero_copy_only=False), -1).astype(
             np.int64
         )
@@ -284,7 +290,7 @@ class Joined:
         language, task, keep = self._kept(table)
         of_block: np.ndarray = np.concatenate(block)
         if self._last is not None:
-            names = _flat(table[self.key]).to_pylist()
+            names = flat(table[self.key]).to_pylist()
             last = len(self) - 1
             keep &= np.array(
                 [
@@ -334,83 +340,10 @@ class Joined:
             first, stop = self.images.first[group : group + 2].tolist()
             found, _ = self.images.read([(first, stop)], [self.image_key, self.image_column])
             found = found.filter(pc.is_in(found[self.image_key], value_set=value_set))
-            content = _flat(found[self.image_column])
+            content = flat(found[self.image_column])
             for name, value in zip(found[self.image_key].to_pylist(), content, strict=True):
                 result.setdefault(name, value)
         return result
-
-
-class _Cursor:
-    """Reads a table from its start to its end, as far as asked."""
-
-    def __init__(self, table: Table, columns: Sequence[str], order: str | None):
-        self.table, self.order = table, order
-        self._chunks = table.scan(columns)
-        self._rest: list[pa.Table] = []
-        self._before: Any = None
-        self.row = 0  # rows given so far
-        self._read = 0
-
-    def _more(self) -> bool:
-        found = next(self._chunks, None)
-        if found is None:
-            return False
-        if self.order is not None and len(found):
-            values = _flat(found[self.order])
-            if values.null_count:
-                raise _Unsorted(f"{self.table.files[0]}: a row has no {self.order}")
-            joined = (
-                values
-                if self._before is None
-                else pa.concat_arrays([pa.array([self._before], values.type), values])
-            )
-            wrong = np.flatnonzero(pc.greater(joined[:-1], joined[1:]).to_numpy(False))
-            if len(wrong):
-                i = int(wrong[0])
-                raise _Unsorted(
-                    f"{self.table.files[0]}: row {self._read + i + (self._before is None)}: "
-                    f"{self.order} {joined[i + 1].as_py()!r} comes after {joined[i].as_py()!r}"
-                )
-            self._before = values[-1].as_py()
-        self._read += len(found)
-        self._rest.append(found)
-        return True
-
-    def up_to(self, cut: Any) -> pa.Table:
-        """The rows before a key (with an order) or row number; all that are left for None."""
-        given: list[pa.Table] = []
-        while True:
-            if not self._rest and not self._more():
-                break
-            chunk = self._rest[0]
-            if cut is None:
-                count = len(chunk)
-            elif self.order is None:
-                count = min(len(chunk), cut - self.row)
-            elif len(chunk) and chunk[self.order][-1].as_py() < cut:
-                count = len(chunk)
-            else:
-                count = _first_not_before(chunk[self.order], cut)
-            given.append(chunk.slice(0, count))
-            self.row += count
-            if count < len(chunk):
-                self._rest[0] = chunk.slice(count)
-                break
-            self._rest.pop(0)
-        if not given:
-            return pa.table({})
-        return pa.concat_tables(given)
-
-
-def _first_not_before(column: pa.ChunkedArray, cut: str) -> int:
-    low, high = 0, len(column)
-    while low < high:
-        middle = (low + high) // 2
-        if column[middle].as_py() < cut:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 def _changes(key: pa.Array, before: Any) -> np.ndarray:
@@ -422,21 +355,15 @@ def _changes(key: pa.Array, before: Any) -> np.ndarray:
     return np.r_[first, ~same]
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    if isinstance(found, pa.ChunkedArray):  # of no chunk, or of more bytes than one can hold
-        found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], found.type)
-    return found
-
-
 class _Labels:
     """A column of few distinct texts: codes (n,) int64 into names; `default` where there is none."""
 
     def __init__(self, table: pa.Table, column: str, default: str):
+        self.codes: np.ndarray = np.zeros(len(table), np.int64)
+        self.names = [default]
         if column not in table.column_names:
-            self.codes, self.names = np.zeros(len(table), np.int64), [default]
             return
-        found = _flat(table[column].cast(pa.string())).dictionary_encode()
+        found = flat(table[column].cast(pa.string())).dictionary_encode()
         self.names = [name or default for name in found.dictionary.to_pylist()] + [default]
         codes = found.indices.fill_null(len(self.names) - 1)
         self.codes = codes.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -348,15 +348,16 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
             order = np.arange(len(self._counts))
             if self.shuffled:
                 order = np.random.default_rng([self.seed, epoch]).permutation(order)
-            names, starts = [], [0]
-            for number, first in enumerate(range(0, len(order), TOGETHER)):
-                window = order[first : first + TOGETHER].tolist()
+            names: list[_Name] = []
+            starts = [0]
+            for number in range(-(-len(order) // TOGETHER)):
+                window = order[number * TOGETHER : (number + 1) * TOGETHER].tolist()
                 blocks = tuple(self.data.blocks[i] for i in window)
                 names.append(
                     _Name(blocks, (self.seed, epoch, number), self.group_size, self.shuffled)
                 )
                 starts.append(starts[-1] + int(self._counts[window].sum()))
             self._epoch = epoch, names, np.array(starts)
-        _, names, starts = self._epoch
-        number = int(np.searchsorted(starts, place, side="right")) - 1
-        return epoch, names[number], place - int(starts[number])
+        _, windows, first = self._epoch
+        number = int(np.searchsorted(first, place, side="right")) - 1
+        return epoch, windows[number], place - int(first[number])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -223,8 +224,6 @@ class Table:
 
         From the files' statistics, or, where these are missing, from the column itself.
         """
-        import pyarrow.compute as pc
-
         result: list[tuple[str, str] | None] = []
         for group, (number, inside) in enumerate(self.groups):
             footer = self._file(number).metadata.row_group(inside)
@@ -236,6 +235,86 @@ class Table:
             found = pc.min_max(self._read(group, [column], ahead=True).column(0)).as_py()
             result.append(None if found["min"] is None else (found["min"], found["max"]))
         return result
+
+
+class Unsorted(ValueError):
+    """A table is not in the order that it is to be merged by."""
+
+
+class Cursor:
+    """Reads a table from its start to its end, as far as asked.
+
+    Raises Unsorted, by file and row, where the column `order` is not ascending.
+    """
+
+    def __init__(self, table: Table, columns: Sequence[str], order: str | None):
+        self.table, self.order = table, order
+        self._chunks = table.scan(columns)
+        self._rest: list[pa.Table] = []
+        self._before: Any = None
+        self.row = 0  # rows given so far
+        self._read = 0
+
+    def _more(self) -> bool:
+        found = next(self._chunks, None)
+        if found is None:
+            return False
+        if self.order is not None and len(found):
+            values = flat(found[self.order])
+            if values.null_count:
+                raise Unsorted(f"{self.table.files[0]}: a row has no {self.order}")
+            joined = (
+                values
+                if self._before is None
+                else pa.concat_arrays([pa.array([self._before], values.type), values])
+            )
+            wrong = np.flatnonzero(pc.greater(joined[:-1], joined[1:]).to_numpy(False))
+            if len(wrong):
+                i = int(wrong[0])
+                raise Unsorted(
+                    f"{self.table.files[0]}: row {self._read + i + (self._before is None)}: "
+                    f"{self.order} {joined[i + 1].as_py()!r} comes after {joined[i].as_py()!r}"
+                )
+            self._before = values[-1].as_py()
+        self._read += len(found)
+        self._rest.append(found)
+        return True
+
+    def up_to(self, cut: Any) -> pa.Table:
+        """The rows before a key (with an order) or row number; all that are left for None."""
+        given: list[pa.Table] = []
+        while True:
+            if not self._rest and not self._more():
+                break
+            chunk = self._rest[0]
+            if cut is None:
+                count = len(chunk)
+            elif self.order is None:
+                count = min(len(chunk), cut - self.row)
+            elif len(chunk) and chunk[self.order][-1].as_py() < cut:
+                count = len(chunk)
+            else:
+                count = _first_not_before(chunk[self.order], cut)
+            given.append(chunk.slice(0, count))
+            self.row += count
+            if count < len(chunk):
+                self._rest[0] = chunk.slice(count)
+                break
+            self._rest.pop(0)
+        if not given:
+            return pa.table({})
+        return pa.concat_tables(given)
+
+
+def _first_not_before(column: pa.ChunkedArray, cut: str) -> int:
+    low, high = 0, len(column)
+    while low < high:
+        middle = (low + high) // 2
+        if column[middle].as_py() < cut:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _errors(name: str) -> tuple[type[Exception], ...]:
@@ -280,3 +359,11 @@ def is_content(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    found = column.combine_chunks()
+    if isinstance(found, pa.ChunkedArray):  # of no chunk, or of more bytes than one can hold
+        found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], found.type)
+    return found
