@@ -222,6 +222,17 @@ def resolve_path(value: str, folder: Path) -> str:
     return relative.as_posix()
 
 
+def resolve_paths(value: Any, folder: Path) -> Any:
+    """Every text in plain values that starts with ./ or ../, as `resolve_path` makes it."""
+    if isinstance(value, dict):
+        return {key: resolve_paths(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [resolve_paths(each, folder) for each in value]
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return resolve_path(value, folder)
+    return value
+
+
 def to_dict(plan: Any) -> dict[str, Any]:
     """A dataclass as plain values, as it would be written in YAML."""
     return json.loads(json.dumps(dataclasses.asdict(plan), default=str))
