@@ -57,21 +57,32 @@ def choose_attention(
     Raises:
         ValueError: for a choice that this device, precision or decoder does not have.
     """
-    dropout = getattr(decoder.config, "attention_dropout", 0.0)
     if wanted == "auto":
-        # Only segments can drop attention weights.
-        return "flex" if device == "cuda" and not dropout else "segments"
-    problem = ""
-    if wanted in ("flex", "varlen"):
-        if device != "cuda":
-            problem = f"needs a CUDA GPU, the run is on {device}"
-        elif dropout:
-            problem = f"has no dropout, the decoder's attention_dropout is {dropout:g}"
-        elif wanted == "varlen" and not half:
-            problem = "computes in half precision only, the run's is float32 (args.bf16)"
+        return "segments" if _problem("flex", decoder, device, half) else "flex"
+    problem = _problem(wanted, decoder, device, half)
     if problem:
         raise ValueError(f"model.attention: {wanted} {problem}; use segments, or auto")
     return wanted
+
+
+def _problem(layout: Layout, decoder: Any, device: str, half: bool) -> str:
+    """Why the kernel of `layout` cannot be used, or nothing."""
+    config = decoder.config
+    dropout = getattr(config, "attention_dropout", 0.0)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if layout in ("segments", "dense"):
+        return ""
+    if device != "cuda":
+        return f"needs a CUDA GPU, the run is on {device}"
+    if dropout:
+        return f"has no dropout, the decoder's attention_dropout is {dropout:g}"
+    if layout == "flex" and size < 16:
+        return f"needs attention heads of 16 or more, the decoder's are {size}"
+    if layout == "varlen" and not half:
+        return "computes in half precision only, the run's is float32 (args.bf16)"
+    if layout == "varlen" and (size % 8 or size > 256):
+        return f"needs attention heads of 8, 16, ... 256, the decoder's are {size}"
+    return ""
 
 
 def set_attention(decoder: Any, layout: Layout) -> None:
