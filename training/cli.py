@@ -83,6 +83,19 @@ def _data_validate(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def _data_preambles(args: argparse.Namespace) -> None:
+    from training.data.preamble_study import run_study
+
+    report, record = run_study(args.plan, args.overrides, trust_remote_code=args.trust_remote_code)
+    for lang, found in record["languages"].items():
+        print(
+            f"{lang}: {found['winner']} wins"
+            if found["winner"]
+            else f"{lang}: no significant winner"
+        )
+    print(f"report in {report}")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from training.evaluation.run import evaluate
 
@@ -237,6 +250,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     validate.add_argument("--images", help="folder or zip of the pictures")
     validate.add_argument("--language", help="BCP-47 code of rows that do not say theirs")
+
+    preambles = _subcommand(
+        datasets, "preambles", _data_preambles, "find the preamble that translates best"
+    )
+    preambles.add_argument(
+        "plan", type=Path, help="a YAML file; the same command continues a study"
+    )
+    preambles.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="dotted plan keys to change, e.g. samples=30 languages=[fr]",
+    )
 
     evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
     evaluate.add_argument("model", help="a model folder or Hub repository")

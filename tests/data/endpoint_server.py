@@ -115,6 +115,8 @@ class EndpointServer:
         latency: seconds that every good answer takes.
         slots: answers that are worked on at once; others queue. None for no limit.
         always: text -> name of the fault that it always meets.
+        rewrite: makes the answer from the messages and the truth; for answers that hang on what
+            the model is told.
         api_key: refuse requests without it (401).
         model: refuse requests for another one (404); its answers name it.
         record: keep the headers and bodies of all requests in `seen`.
@@ -130,6 +132,7 @@ class EndpointServer:
         slots: int | None = None,
         seed: int = 0,
         always: Mapping[str, str] | None = None,
+        rewrite: Callable[[list[dict], str], str] = lambda messages, truth: truth,
         api_key: str | None = None,
         model: str | None = None,
         port: int = 0,
@@ -139,7 +142,7 @@ class EndpointServer:
         self.faults = faults or Faults()
         self.fallback = fallback
         self.latency, self.seed = latency, seed
-        self.always = dict(always or {})
+        self.always, self.rewrite = dict(always or {}), rewrite
         self.api_key, self.model, self.port, self.record = api_key, model, port, record
         self.counts: Counter[tuple[str, str]] = Counter()  # (language, text) -> requests
         self.met: Counter[str] = Counter()  # fault -> requests
@@ -229,6 +232,7 @@ class EndpointServer:
         if fault == "bad_request" or truth is None:
             said = "this text is refused" if fault else f"no {lang!r} truth for {text!r}"
             return web.json_response({"error": {"message": said}}, status=400)
+        truth = self.rewrite(body["messages"], truth)
         async with self._free:
             begun = time.monotonic()
             if self.latency:

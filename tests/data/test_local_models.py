@@ -268,11 +268,11 @@ def test_m2m100_marks_languages_by_its_own_tokens(tmp_path):
     )
     assert settings.local.language_token == "__{code}__"
     worker = TranslateWorker(settings, "ur")
-    (found,) = answers(worker._translator, ["an old bridge"], max_tokens=3)
+    (found,) = answers(worker.translator, ["an old bridge"], max_tokens=3)
     assert found.attempts == 1
 
     async def forced():
-        async with worker._translator as model:
+        async with worker.translator as model:
             return model._forced["forced_bos_token_id"], model.tokenizer.src_lang
 
     assert asyncio.run(forced()) == (tokenizer.get_lang_id("ur"), "en")

@@ -110,7 +110,7 @@ class TranslateWorker:
         self.name = f"translate/{lang}"
         self.checker = RowChecker(source_language, list(languages or [lang]), checks or CheckPlan())
         self.prompts = plan.prompts(source_language, lang)
-        self._translator = make_translator(plan, source_language, lang, trust_remote_code)
+        self.translator = make_translator(plan, source_language, lang, trust_remote_code)
         self._open = AsyncExitStack()
         if plan.endpoint is not None:
             self.batch_rows, self.concurrency = 1, plan.endpoint.concurrency
@@ -133,7 +133,7 @@ class TranslateWorker:
         )
 
     async def __aenter__(self) -> "TranslateWorker":
-        await self._open.enter_async_context(self._translator)
+        await self._open.enter_async_context(self.translator)
         return self
 
     async def __aexit__(self, *error: Any) -> None:
@@ -169,7 +169,7 @@ class TranslateWorker:
             if not tries:
                 return
             prompt, parameters = self._try(number)
-            answers = await self._translator.answers(
+            answers = await self.translator.answers(
                 [each.source for each in tries], prompt, parameters
             )
             for each, answer in zip(tries, answers, strict=True):

@@ -1,0 +1,140 @@
+"""A sample of captions that covers short and long, easy and hard ones alike.
+
+The method of the paper's prompt study (arXiv 2412.07112): bins of length times bins of readability,
+drawn from in proportion, after captions that repeat their words were set aside.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
+_VOWELS = re.compile(r"[aeiouy]+")
+
+
+def syllables(word: str) -> int:
+    """Of an English word, by its groups of vowels; a silent final e does not count."""
+    word = word.lower()
+    silent = word.endswith("e") and not word.endswith(("le", "ee", "ye", "ue", "ie", "oe"))
+    return max(1, len(_VOWELS.findall(word)) - silent)
+
+
+@dataclass(frozen=True)
+class Readability:
+    """Flesch's two formulas, of 1948 and of Kincaid et al. 1975, for English.
+
+    ease: 0 to 100 for ordinary texts, higher is easier. grade: years of school.
+    """
+
+    ease: float
+    grade: float
+
+
+def readability(text: str) -> Readability:
+    """Of a text with at least one word; a text without one is as easy as can be."""
+    words = _WORD.findall(text)
+    if not words:
+        return Readability(206.835, -15.59)
+    sentences = max(1, len(_SENTENCE_END.findall(text.strip())))
+    per_sentence = len(words) / sentences
+    per_word = sum(syllables(word) for word in words) / len(words)
+    return Readability(
+        ease=206.835 - 1.015 * per_sentence - 84.6 * per_word,
+        grade=0.39 * per_sentence + 11.8 * per_word - 15.59,
+    )
+
+
+def repeats_words(text: str) -> bool:
+    """Whether more of its words are repetitions than a text of this length may have.
+
+    The share of words that stood before, against 0.8 exp(-n / 20) + 0.3 for n words, clipped to 0.3
+    to 0.8: the original's threshold (utils/evaluation_data.py).
+    """
+    words = [word.lower() for word in _WORD.findall(text)]
+    if not words:
+        return False
+    threshold = np.clip(0.8 * np.exp(-0.05 * len(words)) + 0.3, 0.3, 0.8)
+    return bool(1 - len(set(words)) / len(words) > threshold)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which texts were drawn, and from what.
+
+    chosen: positions of the drawn texts, rising.
+    repetitive: how many texts were set aside for repeated words.
+    strata: [length bin, readability bin, texts there, texts drawn], for bins that have texts.
+    length_edges: the inner edges of the length bins, in characters.
+    complexity: of every text, 0 (easy) to 1; all 0 where readability was not asked for.
+    """
+
+    chosen: list[int]
+    repetitive: int
+    strata: list[tuple[int, int, int, int]]
+    length_edges: list[float]
+    complexity: np.ndarray
+
+
+def stratified_sample(
+    texts: Sequence[str], size: int, length_bins: int, readability_bins: int, seed: int
+) -> Sample:
+    """Draw `size` texts over quantile bins of length (characters) and of complexity.
+
+    Complexity is the mean of the Flesch-Kincaid grade and of 1 - reading ease, each scaled to 0-1.
+    The bins give texts in proportion to their own, by largest remainder.
+
+    Raises ValueError where fewer than `size` texts are left without those that repeat words.
+    """
+    kept = [i for i, text in enumerate(texts) if not repeats_words(text)]
+    if len(kept) < size:
+        raise ValueError(
+            f"samples: expected at most the {len(kept):,} captions that there are without "
+            f"{len(texts) - len(kept):,} that repeat words, found {size:,}"
+        )
+    lengths = np.array([len(texts[i]) for i in kept], dtype=float)
+    complexity = np.zeros(len(texts))
+    if readability_bins > 1:
+        found = [readability(texts[i]) for i in kept]
+        grade = _scaled(np.array([each.grade for each in found]))
+        ease = _scaled(np.array([each.ease for each in found]))
+        complexity[kept] = (grade + 1 - ease) / 2
+    edges = _edges(lengths, length_bins)
+    by_length = np.searchsorted(edges, lengths, side="right")
+    own = complexity[kept]
+    by_reading = np.searchsorted(_edges(own, readability_bins), own, side="right")
+    members: dict[tuple[int, int], list[int]] = {}
+    for index, *stratum in zip(kept, by_length.tolist(), by_reading.tolist(), strict=True):
+        members.setdefault((stratum[0], stratum[1]), []).append(index)
+    names = sorted(members)
+    counts = _allotted([len(members[name]) for name in names], size)
+    random = np.random.default_rng(seed)
+    chosen: list[int] = []
+    for name, count in zip(names, counts, strict=True):
+        chosen += random.choice(members[name], size=count, replace=False).tolist()
+    strata = [(*name, len(members[name]), count) for name, count in zip(names, counts, strict=True)]
+    return Sample(sorted(chosen), len(texts) - len(kept), strata, edges.tolist(), complexity)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    spread = values.max() - values.min()
+    return (values - values.min()) / spread if spread else np.zeros_like(values)
+
+
+def _edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Inner edges of quantile bins; fewer where quantiles are equal."""
+    return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
+
+
+def _allotted(counts: Sequence[int], size: int) -> list[int]:
+    """`size` shared out in proportion to `counts`, none above its own."""
+    total = sum(counts)
+    exact = [size * count / total for count in counts]
+    shares = Counter({i: int(share) for i, share in enumerate(exact)})
+    order = sorted(range(len(counts)), key=lambda i: (int(exact[i]) - exact[i], i))
+    for i in order[: size - sum(shares.values())]:
+        shares[i] += 1
+    return [shares[i] for i in range(len(counts))]
