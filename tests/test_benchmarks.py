@@ -235,3 +235,26 @@ def test_real_work_counts_what_is_seen():
         "positions": 5,
         "images": 1,
     }
+
+
+# ------------------------------------------------------------------------------ heads
+
+
+def test_all_heads_compute_the_same(monkeypatch, tmp_path, capsys):
+    from tests.benchmarks import heads
+
+    # It forks, which this process, with its threads, would not survive.
+    monkeypatch.setattr(heads, "measure_memory", lambda case: None)
+    output = tmp_path / "heads.json"
+    assert heads.main(["--quick", "--rounds", "2", "--output", str(output)]) == 0
+    cases = json.loads(output.read_text())["cases"]
+    assert set(cases) == set(heads.QUICK)
+    for case in cases.values():
+        assert set(case["seconds"]) == set(heads.HEADS)
+        assert all(d["gradient"] < heads.TOLERANCE for d in case["relative_difference"].values())
+        assert case["times_slower_than_maya"]["maya"] == 1.0
+        assert {"machine", "versions", "package", "rounds"} <= set(case)
+    monkeypatch.setattr(heads, "SCALE", 1.0)
+    monkeypatch.setitem(heads.HEADS, "maya", lambda h, w, y: heads.whole(h * 0.5, w, y))
+    with pytest.raises(ValueError, match="maya differs from the whole logits by"):
+        heads.measure(heads.QUICK["learns"], rounds=1)

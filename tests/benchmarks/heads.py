@@ -1,0 +1,251 @@
+"""The head's loss and gradients, ours beside others: seconds and peak memory of one call, on a CPU.
+
+    python tests/benchmarks/heads.py [--cases large_frozen ...] [--rounds 5] [--quick]
+
+All get the same: hidden states of the supervised positions, the output matrix, labels, Cohere's logit
+scale; all give the loss and its gradients, of the matrix too where it learns (finetune; in pretrain
+it is frozen).
+
+- `maya`: `training.head.token_losses`: tiles, their gradient taken in the forward pass.
+- `recomputed`: the same tiles by autograd, computed again in the backward pass by checkpointing.
+- `whole`: all logits of the supervised positions at once.
+- `trl`: TRL's fused head as `SFTTrainer` calls it, with entropy and top-1. On a GPU it is a Triton
+  kernel; what a CPU runs is its fallback in torch.
+- `torch`: torch's own `linear_cross_entropy`, in chunks. It gives no top-1, which the others do.
+
+Liger's and Apple's (cut cross entropy) heads are Triton kernels, which no CPU runs; Liger's way of
+taking the gradient in the forward pass is `maya`'s.
+
+The heads take turns in one process. Before the rounds, losses and gradients are compared with those
+of `whole`, and the command fails when they differ. Ratios are medians over rounds of one round's two
+times. Peak memory is taken in a process per head, above what it holds before the call.
+
+Results go to results/heads.json.
+"""
+
+import argparse
+import ctypes
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, linear_cross_entropy
+from torch.utils.checkpoint import checkpoint
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = Path(__file__).parent / "results" / "heads.json"
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.training_speed import CLEAR, status  # noqa: E402
+from tests.benchmarks.workload import environment  # noqa: E402
+from training.evaluation.results import write_json  # noqa: E402
+from training.head import TILE, token_losses  # noqa: E402
+
+SCALE = 0.0625  # Cohere's logit scale
+TRL_CHUNK = 32768  # vocabulary rows of a tile in `SFTTrainer`
+TOLERANCE = 1e-3  # largest relative difference of a gradient
+
+
+@dataclass(frozen=True)
+class Case:
+    """A head of (vocabulary, width) at `positions` supervised tokens; whether its matrix learns."""
+
+    width: int
+    vocabulary: int
+    positions: int
+    learns: bool
+
+
+CASES = {
+    "mini_frozen": Case(160, 6080, 2048, False),  # the mini language model's
+    "mini_learns": Case(160, 6080, 2048, True),
+    "large_frozen": Case(1024, 256_000, 256, False),  # Aya's vocabulary, a quarter of its width
+    "large_learns": Case(1024, 256_000, 256, True),
+}
+QUICK = {"frozen": Case(16, 300, 40, False), "learns": Case(16, 300, 40, True)}
+
+
+# ------------------------------------------------------------------------------ the heads
+
+Loss = Callable[[torch.Tensor, torch.nn.Linear, torch.Tensor], torch.Tensor]
+
+
+def maya(hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    return token_losses(hidden, head, labels, SCALE)[0]
+
+
+def whole(hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    logits = head(hidden) * SCALE
+    logits.detach().argmax(-1)
+    return cross_entropy(logits, labels, reduction="sum")
+
+
+def recomputed(hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    rows = max(1, TILE["cpu"] // head.out_features)
+    tiles = zip(hidden.split(rows), labels.split(rows), strict=True)
+    parts = [checkpoint(whole, h, head, y, use_reentrant=False) for h, y in tiles]
+    return torch.stack(parts).sum()
+
+
+def trl(hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    found = ChunkedLogProbFunction.apply(
+        hidden, head.weight, None, labels, 1.0, TRL_CHUNK, None, SCALE, ("entropy", "is_top1")
+    )
+    return -found[0].sum()
+
+
+def torch_own(hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    options = torch.nn.LinearCrossEntropyOptions()
+    return linear_cross_entropy(
+        hidden * SCALE, head.weight, labels, reduction="sum", options=options
+    )
+
+
+HEADS: dict[str, Loss] = {
+    "maya": maya,
+    "recomputed": recomputed,
+    "whole": whole,
+    "trl": trl,
+    "torch": torch_own,
+}
+
+
+# ------------------------------------------------------------------------------ measuring
+
+
+def inputs(case: Case) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor]:
+    """Hidden states as a last norm leaves them, the matrix, labels; the same every time."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(case.width, case.vocabulary, bias=False)
+    head.weight.data.normal_(std=0.02 / SCALE / 4)
+    head.requires_grad_(case.learns)
+    hidden = torch.randn(case.positions, case.width, requires_grad=True)
+    return hidden, head, torch.randint(0, case.vocabulary, (case.positions,))
+
+
+def run(name: str, case: Case, parts: Any) -> tuple[float, float]:
+    """Seconds of forward and backward, and the mean loss; gradients are left where they are."""
+    hidden, head, labels = parts
+    hidden.grad = head.weight.grad = None
+    start = time.perf_counter()
+    loss = HEADS[name](hidden, head, labels) / case.positions
+    loss.backward()
+    return time.perf_counter() - start, float(loss.detach())
+
+
+def differences(case: Case, parts: Any) -> dict[str, dict[str, float]]:
+    """Of every head from `whole`, relative: the loss, the largest of its gradients'."""
+    hidden, head, _ = parts
+    _, expected = run("whole", case, parts)
+    right = [g.clone() for g in (hidden.grad, head.weight.grad) if g is not None]
+    found = {}
+    for name in HEADS:
+        _, loss = run(name, case, parts)
+        gradients = [g for g in (hidden.grad, head.weight.grad) if g is not None]
+        apart = [float((g - r).norm() / r.norm()) for g, r in zip(gradients, right, strict=True)]
+        found[name] = {"loss": abs(loss / expected - 1), "gradient": max(apart)}
+    return found
+
+
+def extra_memory(name: str, case: Case) -> int:
+    """Bytes this process holds at most in one call, above what it holds before."""
+    # Libraries set themselves up in a first, small call.
+    small = Case(case.width, 512, 8, case.learns)
+    run(name, small, inputs(small))
+    parts = inputs(case)
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")  # the high-water mark starts again from here
+    held = status("VmRSS")
+    run(name, case, parts)
+    return status("VmHWM") - held
+
+
+def measure_memory(case: Case) -> dict[str, int] | None:
+    """None where the system does not say (it takes Linux).
+
+    To be called before this process computes anything: the processes are forks, which a pool of
+    threads does not survive.
+    """
+    if not CLEAR.exists():
+        return None
+    found = {}
+    for name in HEADS:
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+            found[name] = pool.submit(extra_memory, name, case).result()
+    return found
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """One case, without its memory. Raises ValueError when the heads do not compute the same."""
+    parts = inputs(case)
+    apart = differences(case, parts)
+    worst = max(apart, key=lambda n: apart[n]["gradient"])
+    if not apart[worst]["gradient"] < TOLERANCE:
+        raise ValueError(
+            f"{worst} differs from the whole logits by {apart[worst]}; expected less than {TOLERANCE}"
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in HEADS}
+    order = list(HEADS)
+    for number in range(rounds):
+        # Whoever goes first finds other things in the caches: so everyone does.
+        for place in range(len(order)):
+            name = order[(place + number) % len(order)]
+            seconds[name].append(run(name, case, parts)[0])
+        print(
+            f"  round {number + 1}: " + ", ".join(f"{n} {s[-1]:.2f}" for n, s in seconds.items()),
+            flush=True,
+        )
+    slower = {
+        name: statistics.median(t / o for t, o in zip(seconds[name], seconds["maya"], strict=True))
+        for name in order
+    }
+    return {
+        **asdict(case),
+        "tile_logits": TILE["cpu"],
+        "relative_difference": apart,
+        "seconds": {n: {"median": statistics.median(s), "rounds": s} for n, s in seconds.items()},
+        "times_slower_than_maya": slower,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    args = parser.parse_args(argv)
+    if args.quick and args.output == RESULT:
+        parser.error("--quick measures nothing worth keeping: give it another --output")
+    kept = json.loads(args.output.read_text())["cases"] if args.output.is_file() else {}
+    chosen = QUICK if args.quick else {name: CASES[name] for name in args.cases}
+    memories = {}
+    for name, case in chosen.items():
+        memories[name] = measure_memory(case)
+        print(f"{name}: memory measured", flush=True)
+    for name, case in chosen.items():
+        print(name, flush=True)
+        found = {**measure(case, args.rounds), "extra_bytes": memories[name]}
+        kept[name] = {**found, "rounds": args.rounds, **environment()}
+        write_json({"what": __doc__.split("\n")[0], "cases": kept}, args.output)
+        for head in HEADS:
+            memory = memories[name]
+            print(
+                f"  {head:12}{kept[name]['seconds'][head]['median']:8.2f} s"
+                f"{kept[name]['times_slower_than_maya'][head]:7.2f} x"
+                + (f"{memory[head] / 2**20:9.0f} MiB" if memory else "")
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
