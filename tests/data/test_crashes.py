@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.data.crash_points import ROWS
 
 
+@pytest.mark.slow
 def test_every_crash_point_of_a_unit(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "tests.data.crash_points", str(tmp_path)],

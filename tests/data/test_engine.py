@@ -253,7 +253,8 @@ SQUEUE = """\
 def slurm(tmp_path, monkeypatch):
     folder = tmp_path / "slurm"
     (folder / "jobs").mkdir(parents=True)
-    for name, text in {"sbatch": SBATCH, "squeue": SQUEUE}.items():
+    scontrol = "#!/bin/sh\necho localhost\n"
+    for name, text in {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": scontrol}.items():
         path = folder / name
         text = textwrap.dedent(text).format(python=sys.executable, folder=str(folder))
         path.write_text(text)
