@@ -76,6 +76,19 @@ def _data_status(args: argparse.Namespace) -> None:
     print("\n".join(format_status(survey(args.folder))))
 
 
+def _data_review(args: argparse.Namespace) -> None:
+    from training.data.review_sheets import format_read_back, read_review, write_reviews
+
+    if args.read is not None:
+        for path in args.read:
+            print(format_read_back(read_review(args.folder, path)))
+        return
+    for sheet in write_reviews(
+        args.folder, languages=args.languages, rows=args.rows, blur=args.blur
+    ):
+        print(f"{sheet.rows:,} rows to review: {sheet.csv} and {sheet.html}")
+
+
 def _data_validate(args: argparse.Namespace) -> None:
     from training.data.validate import validate_sources
 
@@ -242,6 +255,16 @@ def build_parser() -> argparse.ArgumentParser:
         datasets, "status", _data_status, "how far a build is, running or not", loads_code=False
     )
     status.add_argument("folder", type=Path, help="the plan's output_dir")
+    review = _subcommand(
+        datasets, "review", _data_review, "sheets of translations for people", loads_code=False
+    )
+    review.add_argument("folder", type=Path, help="the plan's output_dir")
+    review.add_argument(
+        "--read", type=Path, nargs="+", metavar="FILE", help="take filled sheets, of any kind"
+    )
+    review.add_argument("--languages", nargs="+", metavar="LANG", help="only these")
+    review.add_argument("--rows", type=int, help="of each sheet, instead of the plan's")
+    review.add_argument("--blur", action="store_true", help="blur pictures until clicked on")
     validate = _subcommand(
         datasets, "validate", _data_validate, "name every bad row of sources", loads_code=False
     )

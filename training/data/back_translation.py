@@ -17,6 +17,7 @@ import pyarrow as pa
 from training.schema import digest
 
 from .endpoint import Endpoint, EndpointPlan
+from .identify import language_name
 
 VERSION = 1
 Row = dict[str, Any]
@@ -53,7 +54,8 @@ class BackTranslationPlan:
 
     endpoint: the translator.
     rows: sampled rows of each language, drawn by their id among those without a hard flag.
-    prompt: the request; {lang} and {source_lang} stand for the languages' codes, {text} for the text.
+    prompt: the system message; {lang} and {source_lang} stand for the languages' English names. The
+        text is the user's message.
     parameters: of the request.
     flag_below: a lower chrF++ marks the row in the report and puts it into the review sheet.
     """
@@ -61,8 +63,8 @@ class BackTranslationPlan:
     endpoint: EndpointPlan
     rows: int = 300
     prompt: str = (
-        "Translate the following text from the language {lang} to the language {source_lang} "
-        "(codes of BCP-47). Give the translation only.\n\n{text}"
+        "Translate the text of the user from {lang} into {source_lang}. "
+        "Give the translation only, without comments."
     )
     parameters: dict[str, Any] = field(
         default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024}
@@ -70,8 +72,6 @@ class BackTranslationPlan:
     flag_below: float = 30.0
 
     def __post_init__(self) -> None:
-        if "{text}" not in self.prompt:
-            raise ValueError("verification.back_translation.prompt: expected {text} in it")
         if self.rows < 1:
             raise ValueError(
                 f"verification.back_translation.rows: expected at least 1, found {self.rows}"
@@ -117,11 +117,12 @@ class BackTranslationWorker:
         return [await self._one(row) for row in rows]
 
     async def _one(self, row: Row) -> Row:
-        content = self.plan.prompt
-        for name in ("lang", "source_lang", "text"):
-            content = content.replace("{" + name + "}", row[name])
+        system = self.plan.prompt
+        for name in ("lang", "source_lang"):
+            system = system.replace("{" + name + "}", language_name(row[name]))
         answer = await self._endpoint.complete(
-            [{"role": "user", "content": content}], **self.plan.parameters
+            [{"role": "system", "content": system}, {"role": "user", "content": row["text"]}],
+            **self.plan.parameters,
         )
         back = answer.text.strip() if answer.text is not None else None
         chrf = None

@@ -14,11 +14,18 @@ from typing import Any
 import filelock
 
 from .engine import Job, run_jobs
-from .plan import Plan, load_plan, make_worker, toxicity_step, write_plan
+from .plan import (
+    Plan,
+    load_plan,
+    make_worker,
+    toxicity_step,
+    verification_step,
+    write_plan,
+)
 from .sources import build_sources, check_sources
 from .units import Stopped, UnitManifest, reopen_unit
 
-STEPS = ("source", "translate", "toxicity")
+STEPS = ("source", "translate", "verify", "toxicity", "assemble")
 
 
 def build_dataset(
@@ -52,6 +59,9 @@ def build_dataset(
     with _only_one(plan.folder), _stopping():
         write_plan(plan, plan.folder / "plan.yaml")
         for step in wanted:
+            if step == "assemble" and plan.toxicity is not None and "toxicity" not in wanted:
+                # Texts or reviews may have changed since the decisions were made.
+                _decide_again(plan)
             _RUN[step](plan, retry_failed, progress)
     return plan.folder
 
@@ -60,7 +70,9 @@ def _has(plan: Plan, step: str) -> bool:
     return {
         "source": True,
         "translate": plan.translator is not None,
+        "verify": plan.verification is not None,
         "toxicity": plan.toxicity is not None,
+        "assemble": True,
     }[step]
 
 
@@ -89,6 +101,16 @@ def _translate(plan: Plan, retry_failed: bool, progress: bool) -> None:
     _run(plan, jobs, retry_failed, progress)
 
 
+def _verify(plan: Plan, retry_failed: bool, progress: bool) -> None:
+    from .verify_report import format_report
+
+    step = verification_step(plan)
+    for units in step.rounds():
+        jobs = [Job(name, *pair) for name, pairs in units.items() for pair in pairs]
+        _run(plan, jobs, retry_failed, progress)
+    print(format_report(step.report()), flush=True)
+
+
 def _toxicity(plan: Plan, retry_failed: bool, progress: bool) -> None:
     from .toxicity.decisions import decide_build, format_summary
 
@@ -100,7 +122,27 @@ def _toxicity(plan: Plan, retry_failed: bool, progress: bool) -> None:
     print(format_summary(decide_build(step)), flush=True)
 
 
-_RUN = {"source": _source, "translate": _translate, "toxicity": _toxicity}
+def _decide_again(plan: Plan) -> None:
+    from .toxicity.decisions import decide_build, stored_policy
+
+    others = set(_source_units(plan)["languages"]) - {plan.source_language}
+    step = toxicity_step(plan, sorted(others))
+    decide_build(step, stored_policy(step))
+
+
+def _assemble(plan: Plan, retry_failed: bool, progress: bool) -> None:
+    from .layout import assemble
+
+    assemble(plan)
+
+
+_RUN = {
+    "source": _source,
+    "translate": _translate,
+    "verify": _verify,
+    "toxicity": _toxicity,
+    "assemble": _assemble,
+}
 
 
 def _run(plan: Plan, jobs: Sequence[Job], retry_failed: bool, progress: bool) -> None:

@@ -69,6 +69,15 @@ def primary(lang: str) -> str:
     return lang.split("-")[0].lower()
 
 
+def language_name(lang: str) -> str:
+    """The English name of a language, its code where lingua has none."""
+    from lingua import IsoCode639_1, Language
+
+    if primary(lang) not in SCRIPTS:
+        return lang
+    return Language.from_iso_code_639_1(IsoCode639_1.from_str(primary(lang))).name.title()
+
+
 def scripts(text: str) -> Counter[str]:
     """Letters and marks of the text by script."""
     counts = Counter(map(_script_of.__getitem__, text))

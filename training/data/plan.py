@@ -17,13 +17,17 @@ from training.schema import build, digest, read_mapping, resolve_path, to_dict
 
 from .engine import ExecutorPlan
 from .files import write_bytes
+from .layout import LayoutPlan
+from .manifest import licence_of
 from .sources import SourcePlan
 from .toxicity.plan import ToxicityPlan
 from .translation import TranslatorPlan
 from .units import Worker
+from .verification import VerificationPlan
 
 if TYPE_CHECKING:
     from .toxicity.step import ToxicityStep
+    from .verification import VerificationStep
 
 
 @dataclass
@@ -35,7 +39,9 @@ class Plan:
     source: images and texts.
     languages: BCP-47 codes that the texts are translated into.
     unit_rows: rows of one file, the unit of work and of resuming. Another number starts anew.
-    translator, toxicity: how those steps are made; a step without its section is not made.
+    translator, verification, toxicity: how those steps are made; a step without its section is not
+        made. The translator asks again by the checks of `verification`.
+    layout: of the dataset's folder, and its licence.
     executor: where they run.
     """
 
@@ -45,7 +51,9 @@ class Plan:
     languages: list[str] = field(default_factory=list)
     unit_rows: int = 2000
     translator: TranslatorPlan | None = None
+    verification: VerificationPlan | None = None
     toxicity: ToxicityPlan | None = None
+    layout: LayoutPlan = field(default_factory=LayoutPlan)
     executor: ExecutorPlan = field(default_factory=ExecutorPlan)
 
     def __post_init__(self) -> None:
@@ -59,8 +67,16 @@ class Plan:
             )
         if self.languages and self.translator is None:
             raise ValueError("languages: there is no translator section to translate with")
+        if self.verification is not None and self.translator is None:
+            raise ValueError("verification: there is no translator section to verify")
         if self.translator is not None and not self.languages:
             raise ValueError("translator: there are no languages to translate into")
+        if self.layout.images == "bytes" and self.images is None:
+            raise ValueError(
+                "layout.images: bytes: the source names no place of pictures; set source.images, or "
+                "source.extract_images for rows that hold them"
+            )
+        licence_of(self)
 
     @property
     def folder(self) -> Path:
@@ -129,11 +145,29 @@ def make_worker(plan: Plan, name: str) -> Worker:
             rest,
             source_language=plan.source_language,
             languages=plan.languages,
+            checks=plan.verification.checks if plan.verification else None,
             run_id=plan.run_id,
         )
+    if step in ("verify", "back_translation") and plan.verification is not None:
+        return verification_step(plan).worker(name)
     if step == "toxicity" and plan.toxicity is not None:
         return toxicity_step(plan).worker(name)
     raise ValueError(f"{name}: the plan has no section for this step")
+
+
+def verification_step(plan: Plan) -> VerificationStep:
+    """The verification step on the build's folder."""
+    from .verification import VerificationStep
+
+    assert plan.verification is not None
+    return VerificationStep(
+        plan.verification,
+        plan.folder,
+        source_language=plan.source_language,
+        languages=plan.languages,
+        workers=plan.executor.workers if plan.executor.kind == "local" else 1,
+        run_id=plan.run_id,
+    )
 
 
 def toxicity_step(plan: Plan, also: Sequence[str] = ()) -> ToxicityStep:

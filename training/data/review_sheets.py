@@ -1,0 +1,111 @@
+"""`maya data review DIR`: write the sheets of a build, and read filled ones back."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from training.images import load_image
+
+from .pictures import Pictures
+from .plan import Plan, load_plan
+from .review import ReadBack, ReviewRow, Sheet, read_sheet, write_sheet
+from .verification import VerificationPlan
+from .verify_report import rows_to_review, verify_report
+
+
+def write_reviews(
+    folder: Path,
+    *,
+    languages: Sequence[str] | None = None,
+    rows: int | None = None,
+    blur: bool = False,
+) -> list[Sheet]:
+    """One translation sheet a language of a verified build, with pictures where the plan has them.
+
+    Args:
+        languages: only these of the plan's.
+        rows: of each sheet, instead of the plan's `verification.review_rows`.
+        blur: pictures are blurred until clicked on.
+
+    Raises ValueError for a folder that is no build, a build that is not verified, a language that is
+    none of its, or nothing left to review.
+    """
+    plan = _plan(folder)
+    verification = plan.verification or VerificationPlan()
+    if rows is not None:
+        if rows < 1:
+            raise ValueError(f"--rows: expected at least 1, found {rows}")
+        verification = replace(verification, review_rows=rows)
+    wanted = list(languages or plan.languages)
+    for lang in wanted:
+        if lang not in plan.languages:
+            raise ValueError(
+                f"language {lang!r}: expected one of the plan's, {', '.join(plan.languages)}"
+            )
+    pictures = Pictures(plan.images) if plan.images is not None else None
+    sheets = []
+    for lang in wanted:
+        asked = [_shown(row, pictures) for row in rows_to_review(folder, lang, verification)]
+        if not asked:
+            continue
+        sheets.append(
+            write_sheet(
+                folder,
+                "translation",
+                asked,
+                title=f"{plan.name}, translations into {lang}",
+                read_image=(lambda name: _open(pictures, name)) if pictures else None,
+                blur=blur,
+            )
+        )
+    if not sheets:
+        raise ValueError(f"{folder}: every row that has a text is reviewed already")
+    return sheets
+
+
+def read_review(folder: Path, path: Path) -> ReadBack:
+    """Take a filled sheet of any kind; the report of a verified build is counted again.
+
+    Raises as `read_sheet`.
+    """
+    plan = _plan(folder)
+    found = read_sheet(folder, path)
+    if found.kind == "translation" and (folder / "verify" / "report.json").is_file():
+        from .files import write_json
+
+        report = verify_report(folder, plan.languages, plan.verification or VerificationPlan())
+        write_json(folder / "verify" / "report.json", report)
+    return found
+
+
+def format_read_back(found: ReadBack) -> str:
+    decisions = ", ".join(f"{name} {n:,}" for name, n in found.decisions.items()) or "no decisions"
+    return (
+        f"{found.sheet}: {found.rows:,} rows: {decisions}; {found.undecided:,} left open; "
+        f"{found.changed:,} changed an earlier decision; {found.in_force:,} {found.kind} "
+        "decisions are now in force"
+    )
+
+
+def _plan(folder: Path) -> Plan:
+    if not (folder / "plan.yaml").is_file():
+        raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
+    return load_plan(folder / "plan.yaml")
+
+
+def _open(pictures: Pictures | None, name: str) -> Image.Image:
+    assert pictures is not None
+    return load_image(pictures.read(name))
+
+
+def _shown(row: ReviewRow, pictures: Pictures | None) -> ReviewRow:
+    """The row without its picture where that cannot be shown, which its reason then says."""
+    if row.image is None or pictures is None:
+        return replace(row, image=None)
+    try:
+        _open(pictures, row.image)
+    except (ValueError, OSError) as error:
+        return replace(row, image=None, reason=f"{row.reason}; no picture: {error}")
+    return row
