@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from training.schema import build, digest, read_mapping, resolve_path, to_dict
+from training.schema import build, digest, read_mapping, resolve_paths, to_dict
 
 from .engine import ExecutorPlan
 from .files import write_bytes
@@ -104,24 +104,13 @@ class Plan:
 def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """Read and check a plan, with `a.b=value` overrides. Raises ValueError (one line) if bad."""
     data = read_mapping(path, overrides)
-    resolved = _resolve(data, path.resolve().parent)
+    resolved = resolve_paths(data, path.resolve().parent)
     try:
         return build(Plan, resolved, str(path))
     except ValueError as error:
         # What a section finds wrong with its own values does not know the file's name.
         text = str(error)
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-
-
-def _resolve(value: Any, folder: Path) -> Any:
-    """Every path that starts with ./ or ../ begins at the plan's folder."""
-    if isinstance(value, dict):
-        return {key: _resolve(each, folder) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_resolve(each, folder) for each in value]
-    if isinstance(value, str) and value.startswith(("./", "../")):
-        return resolve_path(value, folder)
-    return value
 
 
 def write_plan(plan: Plan, path: Path) -> None:
