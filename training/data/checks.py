@@ -49,8 +49,10 @@ class Examination:
 
 # Code stays as it is; what is checked is the language around it.
 _KEPT = re.compile(r"<image>|```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
-_LEAD = re.compile(r"[^:：\n]{2,80}[:：](?!\d)")
 _COLON = re.compile(r"[:：](?!\d)")
+_ASIDE = re.compile(r"[(（〔【]")
+# An end mark with a letter somewhere behind it.
+_SENTENCE = re.compile(r"(?:[.!?](?=\s)|[。！？।۔؟])(?=.*\w)", re.DOTALL)
 _MARKUP = re.compile(
     r"<\|?/?[a-zA-Z_][\w |/=\"'-]*>|```|\*\*|\[/?INST\]|^#{1,4} |\\n|&(?:amp|lt|gt|quot|nbsp);|\[\[|\]\]"
 )
@@ -210,9 +212,10 @@ class RowChecker:
             if repetition := find_repetition(source, text):
                 found.append(repetition)
             self._marks(source, text, lang, found)
+        named = dict(reversed(found))  # of two with one name the first
         flags = [
-            Flag(name, name in self._hard, detail)
-            for name, detail in found
+            Flag(name, name in self._hard, named[name])
+            for name in dict(found)
             if name not in self._off
         ]
         flags.sort(key=lambda flag: not flag.hard)
@@ -327,6 +330,17 @@ class RowChecker:
         )
         if share >= self.plan.mixed_share:
             found.append(("mixed_language", f"among {len(words)} words: {' '.join(markers[:6])}"))
+        else:
+            # In a language of another script two such words are as telling as three in a row.
+            latin = "latin" in self._scripts[lang]
+            left = [
+                w
+                for w, run in zip(words, inside, strict=True)
+                if w.isascii() and w.isalpha() and w.islower() and len(w) > 2
+                and (run if latin else w in before)
+            ]  # fmt: skip
+            if len(left) > 1:
+                found.append(("kept_words", " ".join(left[:6])))
         return False
 
     # ------------------------------------------------------------------------------- comments
@@ -356,9 +370,10 @@ class RowChecker:
         expected = max(1, sum(1 for line in source.split("\n") if line.strip()))
         if lines > expected:
             found.append(("extra_lines", f"{lines} lines, {expected} in the source"))
-        lead = _LEAD.match(text)
-        if lead and not _COLON.search(source):
-            found.append(("lead_in", lead.group()[:60]))
+        for name, pattern in (("colon", _COLON), ("aside", _ASIDE), ("extra_sentence", _SENTENCE)):
+            places = [m.start() for m in pattern.finditer(text)]
+            if places and len(places) > len(pattern.findall(source)):
+                found.append((name, text[max(0, places[-1] - 20) : places[-1] + 20]))
         if _QUOTED.match(text) and not _QUOTED.match(source):
             found.append(("quoted", text[:1] + text[-1:]))
 

@@ -89,16 +89,19 @@ class QualityScorer:
             hello = await self._answer()
             if not isinstance(hello.get("ready"), str):
                 raise ValueError(f'{self._name}: expected {{"ready": "..."}} first, found {hello}')
-        except BaseException:
-            await self.__aexit__()
+        except BaseException as error:
+            await self.__aexit__(type(error))
             raise
         self.model = hello["ready"]
         return self
 
-    async def __aexit__(self, *error: Any) -> None:
+    async def __aexit__(self, kind: Any = None, *error: Any) -> None:
         process, self._process = self._process, None
         if process is None:
             return
+        if kind is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         if process.stdin is not None:
             process.stdin.close()
         try:

@@ -3,8 +3,8 @@
 import re
 from collections import Counter
 
-# A unit of three or more characters three times in a row, or a shorter one five times.
-_LOOP = re.compile(r"(?P<long>.{3,60}?)(?P=long){2,}|(?P<short>[^\W\d_]{1,2}?)(?P=short){4,}", re.S)
+# A unit of three or more characters three times in a row, or a shorter one four times.
+_LOOP = re.compile(r"(?P<long>.{3,60}?)(?P=long){2,}|(?P<short>\S{1,2}?)(?P=short){3,}", re.S)
 _WINDOW = 600
 _EDGES = " .,;:!?…。，、；：！？।۔\"'”’»）)』」*-–—"
 
@@ -18,7 +18,10 @@ def _find_loop(text: str) -> re.Match[str] | None:
         pieces = len(tail) - 5
         if len({tail[i : i + 6] for i in range(pieces)}) < 0.75 * pieces:
             loop = _LOOP.search(tail)
-    return loop if loop and any(c.isalnum() for c in loop.group()) else None
+    # Digits and short rows of dots or dashes repeat as they please.
+    if loop and (any(map(str.isalpha, loop.group())) or len(loop.group()) >= 6):
+        return None if loop.group().isdigit() else loop
+    return None
 
 
 def find_repetition(source: str, text: str) -> tuple[str, str] | None:
@@ -31,6 +34,7 @@ def find_repetition(source: str, text: str) -> tuple[str, str] | None:
         unit = loop["long"] or loop["short"]
         size, copies = len(loop.group()), len(loop.group()) // len(unit)
         certain = size >= 20 or (copies > 3 if loop["long"] else size >= 8)
+        certain = certain and any(map(str.isalpha, unit))
         unit = unit if unit in text else unit[::-1]
         return ("loop" if certain else "repeated", f"{unit.strip()[:40]!r} {copies} times")
     words = text.split()

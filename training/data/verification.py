@@ -397,7 +397,12 @@ def verified_rows(folder: Path, lang: str) -> Iterator[Row]:
 
     Raises ValueError for a unit that is not verified, or was translated again since.
     """
-    for unit in sorted((folder / "translate" / lang).glob("*.parquet")):
+    units = sorted((folder / "translate" / lang).glob("*.parquet"))
+    if not units:
+        raise ValueError(
+            f"{folder}: nothing is translated into {lang}; run the step translate first"
+        )
+    for unit in units:
         path = folder / "verify" / lang / unit.name
         if not path.is_file():
             raise ValueError(f"{path}: not verified yet; run the step verify")
