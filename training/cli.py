@@ -89,6 +89,16 @@ def _data_review(args: argparse.Namespace) -> None:
         print(f"{sheet.rows:,} rows to review: {sheet.csv} and {sheet.html}")
 
 
+def _data_policy(args: argparse.Namespace) -> None:
+    from training.data.toxicity.decisions import format_summary
+    from training.data.toxicity.sheets import apply_policy
+
+    summary, sheets = apply_policy(args.folder, args.policy, sheets=args.sheets)
+    print(format_summary(summary))
+    for sheet in sheets:
+        print(f"{sheet.rows:,} rows to review: {sheet.csv} and {sheet.html}")
+
+
 def _data_validate(args: argparse.Namespace) -> None:
     from training.data.validate import validate_sources
 
@@ -265,6 +275,18 @@ def build_parser() -> argparse.ArgumentParser:
     review.add_argument("--languages", nargs="+", metavar="LANG", help="only these")
     review.add_argument("--rows", type=int, help="of each sheet, instead of the plan's")
     review.add_argument("--blur", action="store_true", help="blur pictures until clicked on")
+    policy = _subcommand(
+        datasets,
+        "policy",
+        _data_policy,
+        "decide what is toxic again, from stored verdicts and reviews; no model runs",
+        loads_code=False,
+    )
+    policy.add_argument("folder", type=Path, help="the plan's output_dir")
+    policy.add_argument("--policy", help="a YAML file, `default` or `paper` (default: the plan's)")
+    policy.add_argument(
+        "--sheets", action="store_true", help="write review sheets, pictures blurred"
+    )
     validate = _subcommand(
         datasets, "validate", _data_validate, "name every bad row of sources", loads_code=False
     )

@@ -193,6 +193,35 @@ def test_nothing_is_lost_and_worse_verdicts_never_clear_a_row(groups, all_langua
     assert sum(counts.values()) == 3 * len(groups)
 
 
+@pytest.mark.slow
+def test_the_papers_arithmetic_in_full():
+    """558,128 images in eight languages: 892 captions and 7,111 images, 472 of them both.
+
+    7,531 are dropped from each language, and 4,404,776 rows stay, as the published set has.
+    """
+    policy = Policy.read("paper")
+    rule, guard = policy.rule("toxic-bert"), policy.rule("llavaguard-v1.2")
+    caption = {True: outcome(rule, verdict(0.81)), False: outcome(rule, verdict(0.8))}
+    seen = confirmed(outcome(guard, verdict(None, "unsafe")), DROP, "command-r-plus")
+    image = {True: seen, False: outcome(guard, verdict(None, "safe"))}
+    languages = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar")
+    left = dropped = 0
+    for n in range(558_128):
+        toxic, unsafe = n < 892, 892 - 472 <= n < 892 - 472 + 7_111
+        rows = [
+            RowOutcomes(
+                "x", lang, lang == "en", caption[toxic] if lang == "en" else None, image[unsafe]
+            )
+            for lang in languages
+        ]
+        found = Counter(made.decision for made in decide(rows, policy))
+        assert found == {"flagged" if toxic or unsafe else "clean": 8}
+        left += found["clean"]
+        dropped += found["flagged"]
+    assert dropped == 8 * 7_531
+    assert left == 8 * 550_597 == 4_404_776
+
+
 def test_shipped_policies():
     default, paper = Policy.read("default"), Policy.read("paper")
     v2 = default.rule("mine", "textdetox-v2")

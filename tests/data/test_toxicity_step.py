@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data import toxicity_judges
-from tests.data.toxicity_judges import picture, source_row, text_sha, write_build
+from tests.data.toxicity_judges import picture, source_row, write_build
 from training.data.review import read_sheet
 from training.data.toxicity.decisions import decide_build, format_summary
 from training.data.toxicity.plan import ToxicityPlan
 from training.data.toxicity.policy import JudgeRule, Policy
 from training.data.toxicity.sheets import to_review, write_sheets
 from training.data.toxicity.step import ToxicityStep
+from training.data.toxicity.verdicts import text_sha
 from training.schema import build
 
 WORDS = {

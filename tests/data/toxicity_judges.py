@@ -1,14 +1,19 @@
 """Judges that tests understand, and a build's folder for them to judge."""
 
+import base64
 import io
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
 from training.data.files import write_parquet
 from training.data.records import SOURCE_SCHEMA
-from training.data.toxicity.verdicts import text_sha
 from training.data.translation import TRANSLATED
 
 WORDS = {"scum": "insult", "salaud": "insult", "kusoyaro": "insult", "kill": "threat"}
@@ -70,4 +75,67 @@ def write_build(folder: Path, sources: list[dict], texts: dict[str, list], unit_
             write_parquet(folder / "translate" / lang / name, table)
 
 
-__all__ = ["picture", "redness", "source_row", "text_sha", "translated_row", "words", "write_build"]
+class GuardServer:
+    """An OpenAI-compatible guard on 127.0.0.1 for the length of a `with` block.
+
+    answer: (text, pictures) -> answer, or (answer, logprobs' content), or an HTTP status; `text` is the
+        last user message's, `pictures` are those sent with it.
+    """
+
+    def __init__(self, answer: Callable[[str, list[Image.Image]], Any]) -> None:
+        self.answer = answer
+        self.bodies: list[dict] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.bodies.append(body)
+                found = server.answer(*server.read(body["messages"][-1]["content"]))
+                if isinstance(found, int):
+                    status, payload = found, {"error": {"message": "no answer today"}}
+                else:
+                    text, logprobs = found if isinstance(found, tuple) else (found, None)
+                    choice = {"message": {"content": text}, "finish_reason": "stop"}
+                    if logprobs and body.get("logprobs"):
+                        choice["logprobs"] = {"content": logprobs}
+                    status, payload = 200, {"choices": [choice], "model": body["model"]}
+                data = json.dumps(payload).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+
+    @staticmethod
+    def read(content: str | list[dict]) -> tuple[str, list[Image.Image]]:
+        if isinstance(content, str):
+            return content, []
+        urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+        pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
+        return "".join(part["text"] for part in content if part["type"] == "text"), pictures
+
+    @property
+    def endpoint(self) -> dict[str, Any]:
+        return {
+            "base_url": f"http://127.0.0.1:{self._http.server_port}",
+            "model": "guard",
+            "model_revision": "r1",
+            "max_attempts": 2,
+            "backoff": 0.01,
+            "concurrency": 4,
+        }
+
+    def __enter__(self) -> "GuardServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()

@@ -116,7 +116,7 @@ def _toxicity(plan: Plan, retry_failed: bool, progress: bool) -> None:
 
     languages = set(_source_units(plan)["languages"]) - {plan.source_language}
     step = toxicity_step(plan, sorted(languages))
-    for units in step.rounds():
+    for units in step.rounds(retry_failed):
         jobs = [Job(name, *pair) for name, pairs in units.items() for pair in pairs]
         _run(plan, jobs, retry_failed, progress)
     print(format_summary(decide_build(step)), flush=True)

@@ -77,6 +77,8 @@ class Plan:
                 "source.extract_images for rows that hold them"
             )
         licence_of(self)
+        if self.toxicity is not None:
+            toxicity_step(self)  # judges, languages and policy are held against each other
 
     @property
     def folder(self) -> Path:

@@ -18,8 +18,9 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ...schema import to_dict
+from ...schema import build, to_dict
 from ..files import write_json
 from ..review import read_overrides
 from ..units import Key, Row
@@ -166,6 +167,15 @@ def decide_build(
     summary.check()
     write_json(step.root / "summary.json", summary.to_json())
     return summary
+
+
+def stored_policy(step: ToxicityStep) -> Policy | None:
+    """The policy that a build was last decided by; None where it was not."""
+    path = step.root / "decisions.parquet"
+    if not path.is_file():
+        return None
+    about = pq.read_schema(path).metadata
+    return build(Policy, json.loads(about[b"policy"]), str(path))
 
 
 def _outcomes(
