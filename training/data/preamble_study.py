@@ -26,11 +26,17 @@ from .files import write_json, write_parquet
 from .preamble_report import write_report
 from .prompts import variants
 from .records import SOURCE_SCHEMA
-from .references import given_references, made_references, read_sheet, read_table, write_sheet
+from .references import (
+    given_references,
+    made_references,
+    read_sheet,
+    read_table,
+    run_again,
+    write_sheet,
+)
 from .sampling import Sample, stratified_sample
 from .scoring import METRICS, Comparison, compare
 from .translation import TranslateWorker, TranslatorPlan
-from .units import reopen_unit, run_unit
 
 FORMAT = "maya-preambles-1"
 Row = dict[str, Any]
@@ -218,9 +224,8 @@ def run_study(
         for preamble in plan.preambles:
             target = folder / "answers" / lang / f"{_short(preamble)}.parquet"
             worker = StudyWorker(plan, preamble, lang, trust_remote_code)
-            reopen_unit(target, {"failed"})
             print(f"{lang}: {_short(preamble)}", flush=True)
-            run_unit(worker, source, target)
+            run_again(worker, source, target)
             answers[_short(preamble)] = (worker, pq.read_table(target).to_pylist())
         languages[lang] = _scored(plan, lang, answers, references[lang])
     record = {

@@ -17,7 +17,7 @@ from .files import write_bytes, write_parquet
 from .records import SOURCE_SCHEMA
 from .scoring import sentence_chrf
 from .translation import TranslateWorker, TranslatorPlan
-from .units import reopen_unit, run_unit
+from .units import Worker, reopen_unit, run_unit
 
 Row = dict[str, Any]
 SHEET = (
@@ -95,6 +95,13 @@ def given_references(path: Path, languages: Sequence[str]) -> dict[str, dict[str
     return found
 
 
+def run_again(worker: Worker, source: Path, target: Path) -> None:
+    """Run a worker over one unit, and once more over the rows that failed, now or in an earlier run."""
+    run_unit(worker, source, target)
+    if reopen_unit(target, {"failed"}):
+        run_unit(worker, source, target)
+
+
 def made_references(
     plan: TranslatorPlan,
     sample: Path,
@@ -112,9 +119,8 @@ def made_references(
         folder: where the units of the two directions are kept.
     """
     there, back = folder / f"{lang}.parquet", folder / f"{lang}-back.parquet"
-    reopen_unit(there, {"failed"})
     options = {"trust_remote_code": trust_remote_code}
-    run_unit(TranslateWorker(plan, lang, source_language, **options), sample, there)
+    run_again(TranslateWorker(plan, lang, source_language, **options), sample, there)
     made = pq.read_table(there).to_pylist()
     empty = dict.fromkeys(SOURCE_SCHEMA.names)
     rows = [
@@ -124,10 +130,9 @@ def made_references(
     ]
     source = folder / f"{lang}-source.parquet"
     write_parquet(source, pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA))
-    reopen_unit(back, {"failed"})
     # The way back, by the translator of that language.
     worker = TranslateWorker(plan.for_language(lang), source_language, lang, **options)
-    run_unit(worker, source, back)
+    run_again(worker, source, back)
     returned = {row["id"]: row["text"] or "" for row in pq.read_table(back).to_pylist()}
     sheet = []
     for row in made:
