@@ -186,29 +186,6 @@ def test_killed_and_continued_is_the_same_run(finished, tmp_path, capsys):
     ).read_bytes()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_twice_in_both_stages_is_the_same_run(finished, tmp_path, processes):
-    path, straight = finished
-    output = tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    code = KILLED.replace("train(sys.argv[1],", f"train(sys.argv[1], ['processes={processes}'],")
-    for stage, step in (("pretrain", 1), ("pretrain", 3), ("finetune", 3), ("finetune", 4)):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(path), stage, str(step), str(output)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode != 0, "it was not killed: the test tests nothing"
-        assert not (output / "config.json").exists()
-    train(str(path), [f"processes={processes}"], output_dir=str(output))
-    for stage in ("pretrain", "finetune"):
-        for one, two in zip(losses(straight / stage), losses(output / stage), strict=True):
-            assert one == pytest.approx(two, abs=1e-9 if processes == 1 else 2e-4)
-
-
 TERMINATED = """
 import os, signal, sys
 from training import trainer

@@ -79,8 +79,9 @@ def test_every_group_once_and_whole(tmp_path, size, buffer):
     assert len(found) == sum(expected)
 
 
-def test_captions_come_with_their_image(tmp_path):
-    data = stream(make_tables(tmp_path))
+@pytest.mark.parametrize("built", [False, True])
+def test_captions_come_with_their_image(tmp_path, built):
+    data = stream(make_tables(tmp_path, built=built))
     plan = data.plan(None, 8, 0)
     for start in range(0, len(plan), 4):
         for _, part in plan[start : start + 4]:
@@ -97,9 +98,10 @@ def load(content: bytes):
     return load_image(content)
 
 
-def test_as_in_memory(tmp_path):
+@pytest.mark.parametrize("built", [False, True])
+def test_as_in_memory(tmp_path, built):
     """The rows of both are the same, and so is what is learned of them."""
-    path = make_tables(tmp_path, missing=())
+    path = make_tables(tmp_path, missing=(), built=built)
     streamed = stream(path)
     whole = GroupData([DataRecipe(str(path), image_folder=str(tmp_path))])
     options = {"seed": 0, "batch_size": 20}
@@ -109,6 +111,7 @@ def test_as_in_memory(tmp_path):
         assert len(plan) == 20
         collator = GroupCollator(data, tiny_processor(), plan=plan, **options)
         encoded = [collator.encode(int(i)) for _, part in plan[:] for i in part]
+        assert data.load_image(0, encoded[0].images[0], encoded[0].id).size == (12, 12)
         found.append(Counter((e.id, e.ids.tobytes(), e.trained.tobytes()) for e in encoded))
     assert found[0] == found[1]
 

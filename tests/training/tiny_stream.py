@@ -68,12 +68,14 @@ def make_tables(
     languages: Sequence[str] = LANGUAGES,
     missing: Sequence[tuple[int, str]] = ((4, "fr"), (7, "en"), (7, "fr")),
     picture: Any = png,
+    built: bool = False,
 ) -> Path:
     """A dataset folder with a card: captions by language, in tables sorted by id and cut into shards
     and row groups at other places in each; images once.
 
     Args:
         missing: (image, language) pairs that have no caption. picture: bytes of an image by number.
+        built: the columns of the table of images that `maya data build` writes; else id and image.
     """
     for place, language in enumerate(languages):
         rows = caption_rows([n for n in range(images) if (n, language) not in missing], language)
@@ -81,6 +83,8 @@ def make_tables(
     rows = [
         {"id": f"{n:05}", "image": {"bytes": picture(n), "path": path_of(n)}} for n in range(images)
     ]
+    if built:
+        rows = [{"id": r["id"], "image": r["image"]["path"], "picture": r["image"]} for r in rows]
     write_shards(folder / "images", "part", rows, 2, 4)
     (folder / "README.md").write_text(README)
     return folder
