@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.data.tiny_worker import TinyWorker, read, rows, sources, write_source
 from training.data.files import atomic, sha256_file, write_json, write_parquet
+from training.data.fitting import Fitting
 from training.data.journal import Journal, read_journal
 from training.data.units import (
     Stopped,
@@ -261,6 +262,7 @@ class Wrong(TinyWorker):
         (lambda rows: [{"id": rows[0]["id"], "lang": "fr"}], r"missing: \['status', 'text'\]"),
         (lambda rows: [{**rows[0], "text": 5}], "text: expected string, found 5"),
         (lambda rows: [{**rows[0], "text": "\ud83d"}], "text: expected string, found"),
+        (lambda rows: [{**rows[0], "status": ["ok"]}], "status: expected string, found"),
     ],
 )
 def test_answer_that_does_not_fit_is_named_and_loses_no_other(unit, wrong, message):
@@ -273,6 +275,52 @@ def test_answer_that_does_not_fit_is_named_and_loses_no_other(unit, wrong, messa
     assert_whole(*unit, healed)
     assert "000000017" in healed.asked
     assert "000000003" not in healed.asked
+
+
+COLUMNS = {
+    "flag": (pa.bool_(), [True, None], [1, "true"]),
+    "attempts": (pa.int32(), [0, -1, 2**31 - 1], [2**31, True, 1.0, "1"]),
+    "bytes": (pa.uint8(), [0, 255], [-1, 256]),
+    "score": (pa.float32(), [0.5, 1], [True, "0.5"]),
+    "flags": (pa.list_(pa.string()), [[], ["a", None]], ["a", [1], ("a",)]),
+    "turns": (
+        pa.list_(pa.struct([("role", pa.string()), ("n", pa.int8())])),
+        [[{"role": "user", "n": None}]],
+        [[{"role": "user"}], [{"role": "user", "n": 1, "x": 2}], [{"role": 1, "n": 1}], {}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_what_fits_is_what_parquet_and_json_hold(name):
+    kind, good, bad = COLUMNS[name]
+    schema = pa.schema([("id", pa.string()), ("lang", pa.string()), (name, kind)])
+    fitting = Fitting("w", schema)
+    row = {"id": "1", "lang": "en"}
+    for value in good:
+        fitting.check(row, {**row, name: value})
+        json.dumps(value)
+        pa.Table.from_pylist([{**row, name: value}], schema=schema)
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"w: the answer to row '1' \(en\): {name}: expected"):
+            fitting.check(row, {**row, name: value})
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        (pa.schema([("lang", pa.string())]), r"must begin with id, lang; found \['lang'\]"),
+        (
+            pa.schema([("id", pa.string()), ("lang", pa.string()), ("b", pa.binary())]),
+            "type binary, which a journal cannot hold",
+        ),
+    ],
+)
+def test_schema_that_no_journal_holds(unit, schema, message):
+    worker = TinyWorker()
+    worker.schema = schema
+    with pytest.raises(ValueError, match=message):
+        run_unit(worker, *unit)
 
 
 # Damaged files

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from .journal import read_journal
-from .units import COUNTED, UnitManifest, manifest_path
+from .unit_files import COUNTED, UnitManifest, manifest_path
 
 if TYPE_CHECKING:
     from .engine import Job

@@ -20,35 +20,49 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
 import json
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import filelock
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .files import (
-    remove_temporaries,
-    sha256_file,
-    write_json,
-    write_parquet,
-)
+from .files import remove_temporaries, sha256_file, write_json, write_parquet
+from .fitting import Fitting
 from .journal import Journal, Row
+from .unit_files import (
+    COUNTED,
+    Key,
+    UnitManifest,
+    check_unit,
+    input_sha,
+    journal_path,
+    locked,
+    manifest_path,
+    read_rows,
+    reopen_unit,
+)
 
-Key = tuple[str, str]
+__all__ = [
+    "Key",
+    "Row",
+    "Stopped",
+    "UnitManifest",
+    "Worker",
+    "check_unit",
+    "manifest_path",
+    "reopen_unit",
+    "run_unit",
+    "run_units",
+]
 
 SYNC_ROWS = 32
 SYNC_SECONDS = 1.0
-# The columns whose values a manifest counts; a worker's schema has one of them at most.
-COUNTED = ("status", "label")
 
 
 class Worker(Protocol):
@@ -82,152 +96,6 @@ class Stopped(Exception):
     """The run was asked to stop; everything answered so far is in the journals."""
 
 
-@dataclass(frozen=True)
-class UnitManifest:
-    """What stands in a unit's output, and what it was made from. Counts are of rows."""
-
-    unit: str
-    worker: str
-    worker_key: str
-    source_sha256: str
-    input_sha: str
-    parquet_sha256: str
-    rows: int
-    bytes: int
-    counts: dict[str, int]
-    attempts: int
-    """Sum of the rows' `attempts`; the number of rows where the worker does not count them."""
-    seconds: float
-    """Time spent on the unit, over all sessions."""
-    sessions: int
-    """How often the unit was begun or continued."""
-    finished: float
-    """Seconds since the epoch."""
-
-    @classmethod
-    def read(cls, path: Path) -> UnitManifest | None:
-        """The manifest in this file; None when there is none or it is no manifest."""
-        try:
-            return cls(**json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-
-
-def manifest_path(target: Path) -> Path:
-    return target.with_suffix(".json")
-
-
-def check_unit(key: str, source: Path, target: Path) -> UnitManifest | str:
-    """The manifest of a finished unit, or in a few words why the unit is not finished.
-
-    Finished means: made by a worker with this key, from these very source rows, and the parquet
-    file has the bytes that the manifest says.
-    """
-    manifest = UnitManifest.read(manifest_path(target))
-    if manifest is None:
-        return "not done yet"
-    if manifest.worker_key != key:
-        return "made with other settings"
-    if manifest.source_sha256 != sha256_file(source):
-        rows = read_rows(source)
-        if manifest.input_sha != input_sha(manifest.worker, key, rows):
-            return "made from other source rows"
-    if not target.is_file():
-        return "its parquet file is gone"
-    if sha256_file(target) != manifest.parquet_sha256:
-        return "its parquet file was changed since"
-    return manifest
-
-
-def read_rows(source: Path) -> list[Row]:
-    """The rows of a unit's source.
-
-    Raises ValueError for a file that is no parquet, for a row without id or lang, and for two rows
-    with the same (id, lang).
-    """
-    try:
-        with pq.ParquetFile(source) as file:
-            rows = file.read().to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{source}: not a readable parquet file: {error}") from None
-    seen: dict[Key, int] = {}
-    for number, row in enumerate(rows):
-        for name in ("id", "lang"):
-            if not isinstance(row.get(name), str):
-                raise ValueError(
-                    f"{source}: row {number}: {name}: expected text, found {row.get(name)!r}"
-                )
-        key = (row["id"], row["lang"])
-        if key in seen:
-            raise ValueError(
-                f"{source}: rows {seen[key]} and {number} have the same id {key[0]!r} and lang "
-                f"{key[1]!r}; every (id, lang) may stand once"
-            )
-        seen[key] = number
-    return rows
-
-
-def input_sha(name: str, key: str, rows: Sequence[Row]) -> str:
-    """Hash of a worker and of all rows it is given, in their order."""
-    digest = hashlib.sha256(json.dumps([name, key]).encode())
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=_plain).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
-
-
-def _plain(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def reopen_unit(target: Path, statuses: Collection[str]) -> int:
-    """Have a finished unit's rows of these statuses done again by the next run; returns how many.
-
-    The other rows go back into the journal, so that only these are asked for. What is not finished
-    or has no column `status` is left alone. Raises OSError when another process writes the unit.
-    """
-    manifest = UnitManifest.read(manifest_path(target))
-    if manifest is None or not any(manifest.counts.get(status) for status in statuses):
-        return 0
-    with _locked(target):
-        if not target.is_file() or sha256_file(target) != manifest.parquet_sha256:
-            return 0
-        with pq.ParquetFile(target) as file:
-            rows = file.read().to_pylist()
-        journal = Journal(_journal_path(target, manifest.input_sha), len(rows))
-        for n, row in enumerate(rows):
-            if row["status"] not in statuses and n not in journal.answers:
-                journal.append(n, row)
-        journal.sync()
-        journal.close()
-        manifest_path(target).unlink()
-        return len(rows) - len(journal.answers)
-
-
-def _journal_path(target: Path, sha: str) -> Path:
-    return target.parent / "journal" / f"{sha[:16]}-{target.stem}.jsonl"
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Keep other writers off a unit. Raises OSError when one is at it; a killed one is not."""
-    path = target.parent / "journal" / f"{target.stem}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise OSError(
-            f"{target}: another process is writing this unit; wait for it or stop it"
-        ) from None
-    try:
-        yield
-    finally:
-        # Still held: who opens the file after this finds another one.
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
 # Running
 
 
@@ -255,11 +123,8 @@ def run_units(worker: Worker, units: Iterable[tuple[Path, Path]]) -> list[UnitMa
 
 class _Run:
     def __init__(self, worker: Worker):
-        if worker.schema.names[:2] != ["id", "lang"]:
-            raise ValueError(
-                f"{worker.name}: its schema must begin with id, lang; found {worker.schema.names}"
-            )
         self.worker = worker
+        self.fitting = Fitting(worker.name, worker.schema)
         self.slots = asyncio.Semaphore(worker.concurrency)
         self.failure: BaseException | None = None
         self.stopped_by: signal.Signals | None = None
@@ -280,7 +145,7 @@ class _Run:
                         break
                     if len(running) == 2:
                         manifests.append(await running.pop(0))
-                    unit = _Unit(self.worker, source, target)
+                    unit = _Unit(self.worker, self.fitting, source, target)
                     if (done := unit.open()) is not None:
                         manifests += [await task for task in running] + [done]
                         running = []
@@ -391,6 +256,7 @@ class _Unit:
     """One unit in work: its rows, lock and journal."""
 
     worker: Worker
+    fitting: Fitting
     source: Path
     target: Path
     rows: list[Row] = field(default_factory=list)
@@ -398,7 +264,7 @@ class _Unit:
 
     def open(self) -> UnitManifest | None:
         """Take the lock; the manifest if the unit is finished, else rows and journal are opened."""
-        self.stack.enter_context(_locked(self.target))
+        self.stack.enter_context(locked(self.target))
         try:
             state = check_unit(self.worker.key, self.source, self.target)
             if isinstance(state, UnitManifest):
@@ -412,7 +278,7 @@ class _Unit:
             self.source_sha256 = sha256_file(self.source)
             self.rows = read_rows(self.source)
             self.input_sha = input_sha(self.worker.name, self.worker.key, self.rows)
-            self.journal = Journal(_journal_path(self.target, self.input_sha), len(self.rows))
+            self.journal = Journal(journal_path(self.target, self.input_sha), len(self.rows))
             self.stack.callback(self.journal.close)
             if self.journal.dropped:
                 print(
@@ -442,44 +308,9 @@ class _Unit:
                 f"{self.worker.name}: {len(batch)} rows were given and {len(answers)} came back"
             )
         for n, answer in zip(batch, answers, strict=True):
-            self._check(self.rows[n], answer)
-        try:
-            pa.Table.from_pylist(answers, schema=self.worker.schema)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            for answer in answers:
-                self._blame(answer)
-            raise
+            self.fitting.check(self.rows[n], answer)
         for n, answer in zip(batch, answers, strict=True):
-            try:
-                self.journal.append(n, answer)
-            except (TypeError, ValueError):
-                self._blame(answer)
-                raise
-
-    def _check(self, row: Row, answer: Row) -> None:
-        where = f"{self.worker.name}: the answer to row {row['id']!r} ({row['lang']})"
-        names = self.worker.schema.names
-        if answer.get("id") != row["id"]:
-            raise ValueError(f"{where} has the id {answer.get('id')!r}")
-        if not isinstance(answer.get("lang"), str):
-            raise ValueError(f"{where}: lang: expected text, found {answer.get('lang')!r}")
-        if answer.keys() != set(names):
-            missing = sorted(set(names) - answer.keys())
-            extra = sorted(answer.keys() - set(names))
-            raise ValueError(f"{where}: fields missing: {missing}; not in the schema: {extra}")
-
-    def _blame(self, answer: Row) -> None:
-        """Raise ValueError naming the field that keeps this answer out of parquet or JSON."""
-        for column in self.worker.schema:
-            value = answer[column.name]
-            try:
-                pa.array([value], column.type)
-                json.dumps(value, ensure_ascii=False).encode()
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise ValueError(
-                    f"{self.worker.name}: the answer to row {answer['id']!r}: {column.name}: "
-                    f"expected {column.type}, found {value!r:.80}: {error}"
-                ) from None
+            self.journal.append(n, answer)
 
     def write(self) -> UnitManifest:
         """Parquet, manifest, then away with the journals."""

@@ -1,0 +1,176 @@
+"""Peak memory of a dataset's build at ten thousand rows and at many more, on rows made on the spot.
+
+    python tests/benchmarks/data_memory.py [--rows 4400000]
+
+Writes a JSON file like LLaVA-Pretrain's with that many rows, then, each in a process of its own, reads
+it into source units (`sources`) and runs the unit engine over them with a worker that answers at once
+(`units`): the same journals, parquet files and manifests as a translation. Memory is the kernel's own
+count of a process's peak (ru_maxrss), Python and its packages included. The result goes to
+results/data_memory.json; the files are deleted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = Path(__file__).parent / "results" / "data_memory.json"
+sys.path.insert(0, str(ROOT))
+
+SMALL = 10_000
+# The promise: many rows take at most this much more than few.
+MOST = 1.2
+UNIT_ROWS = 2000
+
+WORDS = "a the red blue old small man woman dog street house with near under sky tree water".split()
+
+
+def write_rows(path: Path, count: int) -> None:
+    """Captions of 9 to 17 words under the ids and instructions of LLaVA-Pretrain, in no order."""
+    with path.open("w") as file:
+        file.write("[")
+        for n in range(count):
+            identity = f"{n * 7919 % 999_999_937:09d}"
+            words = [WORDS[(n * 31 + i * i) % len(WORDS)] for i in range(9 + n % 9)]
+            row = {
+                "id": identity,
+                "image": f"{identity[:5]}/{identity}.jpg",
+                "conversations": [
+                    {"from": "human", "value": "Write a terse but informative summary.\n<image>"},
+                    {"from": "gpt", "value": " ".join(words)},
+                ],
+            }
+            file.write(("," if n else "") + json.dumps(row))
+        file.write("]")
+
+
+def peak() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_sources(folder: Path) -> dict:
+    from training.data.sources import SourcePlan, build_sources
+
+    plan = SourcePlan("llava", str(folder / "rows.json"), language="en", task="caption")
+    imports, begun = peak(), time.perf_counter()
+    manifest = build_sources(plan, folder / "source", UNIT_ROWS, progress=False)
+    return {"rows": manifest["rows"], "imports": imports, "seconds": time.perf_counter() - begun}
+
+
+def measure_units(folder: Path) -> dict:
+    from training.data.translation import TRANSLATED
+    from training.data.units import run_units
+
+    class Echo:
+        """Answers with the text itself, in a translated row's columns."""
+
+        name, key, schema, batch_rows, concurrency = "translate/xx", "echo", TRANSLATED, 1, 64
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *error):
+            return None
+
+        async def process(self, rows):
+            return [
+                dict.fromkeys(TRANSLATED.names)
+                | {name: row[name] for name in ("id", "image", "image_sha256", "task", "text")}
+                | {"lang": "xx", "source_text": row["text"], "source_lang": "en", "status": "ok"}
+                | {"flags": [], "finish_reason": "stop", "model": "echo", "attempts": 1}
+                for row in rows
+            ]
+
+    units = [
+        (path, folder / "translate" / "xx" / path.name)
+        for path in sorted((folder / "source").glob("*.parquet"))
+    ]
+    imports, begun = peak(), time.perf_counter()
+    rows = sum(manifest.rows for manifest in run_units(Echo(), units))
+    return {"rows": rows, "imports": imports, "seconds": time.perf_counter() - begun}
+
+
+MEASURES = {"sources": measure_sources, "units": measure_units}
+
+
+def measure(rows: int, at: str | None) -> dict:
+    found = {}
+    with tempfile.TemporaryDirectory(dir=at) as place:
+        write_rows(Path(place) / "rows.json", rows)
+        for name in MEASURES:
+            command = [sys.executable, __file__, "--measure", name, place]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode:
+                sys.exit(run.stderr)
+            answer = json.loads(run.stdout.splitlines()[-1])
+            if answer["rows"] != rows:
+                sys.exit(f"{name}: {answer['rows']} of {rows} rows came out")
+            seconds = answer.pop("seconds")
+            found[name] = {
+                "rows": rows,
+                "peak_bytes": answer["peak"],
+                "after_imports_bytes": answer["imports"],
+                "seconds": round(seconds, 1),
+                "rows_per_second": round(rows / seconds),
+            }
+            print(f"{name}, {rows:,} rows: {answer['peak'] / 1e6:.0f} MB, {seconds:.0f} s")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=4_400_000)
+    parser.add_argument("--at", help="where to make the files (default: the temporary folder)")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        name, place = args.measure
+        print(json.dumps(MEASURES[name](Path(place)) | {"peak": peak()}))
+        return 0
+    if args.rows <= SMALL:
+        parser.error(f"--rows: expected more than {SMALL}, found {args.rows}")
+    import datatrove
+    import pyarrow
+
+    few, many = measure(SMALL, args.at), measure(args.rows, args.at)
+    ratios = {
+        name: round(many[name]["peak_bytes"] / few[name]["peak_bytes"], 3) for name in MEASURES
+    }
+    result = {
+        "what": "peak resident memory of a dataset's build, few rows against many",
+        "few": few,
+        "many": many,
+        "peak_many_over_few": ratios,
+        "limit": MOST,
+        "within_limit": max(ratios.values()) <= MOST,
+        "unit_rows": UNIT_ROWS,
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "load_average": [round(x, 1) for x in os.getloadavg()],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "pyarrow": pyarrow.__version__,
+            "datatrove": datatrove.__version__,
+        },
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    args.output.parent.mkdir(exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(ratios))
+    return 0 if result["within_limit"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

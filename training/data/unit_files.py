@@ -1,0 +1,169 @@
+"""What stands on the disk for a unit: source, output, manifest, journal and lock."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .files import sha256_file
+from .journal import Journal, Row
+
+Key = tuple[str, str]
+
+# The columns whose values a manifest counts; a worker's schema has one of them at most.
+COUNTED = ("status", "label")
+
+
+@dataclass(frozen=True)
+class UnitManifest:
+    """What stands in a unit's output, and what it was made from. Counts are of rows."""
+
+    unit: str
+    worker: str
+    worker_key: str
+    source_sha256: str
+    input_sha: str
+    parquet_sha256: str
+    rows: int
+    bytes: int
+    counts: dict[str, int]
+    attempts: int
+    """Sum of the rows' `attempts`; the number of rows where the worker does not count them."""
+    seconds: float
+    """Time spent on the unit, over all sessions."""
+    sessions: int
+    """How often the unit was begun or continued."""
+    finished: float
+    """Seconds since the epoch."""
+
+    @classmethod
+    def read(cls, path: Path) -> UnitManifest | None:
+        """The manifest in this file; None when there is none or it is no manifest."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+def manifest_path(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def check_unit(key: str, source: Path, target: Path) -> UnitManifest | str:
+    """The manifest of a finished unit, or in a few words why the unit is not finished.
+
+    Finished means: made by a worker with this key, from these very source rows, and the parquet
+    file has the bytes that the manifest says.
+    """
+    manifest = UnitManifest.read(manifest_path(target))
+    if manifest is None:
+        return "not done yet"
+    if manifest.worker_key != key:
+        return "made with other settings"
+    if manifest.source_sha256 != sha256_file(source):
+        rows = read_rows(source)
+        if manifest.input_sha != input_sha(manifest.worker, key, rows):
+            return "made from other source rows"
+    if not target.is_file():
+        return "its parquet file is gone"
+    if sha256_file(target) != manifest.parquet_sha256:
+        return "its parquet file was changed since"
+    return manifest
+
+
+def read_rows(source: Path) -> list[Row]:
+    """The rows of a unit's source.
+
+    Raises ValueError for a file that is no parquet, for a row without id or lang, and for two rows
+    with the same (id, lang).
+    """
+    try:
+        with pq.ParquetFile(source) as file:
+            rows = file.read().to_pylist()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{source}: not a readable parquet file: {error}") from None
+    seen: dict[Key, int] = {}
+    for number, row in enumerate(rows):
+        for name in ("id", "lang"):
+            if not isinstance(row.get(name), str):
+                raise ValueError(
+                    f"{source}: row {number}: {name}: expected text, found {row.get(name)!r}"
+                )
+        key = (row["id"], row["lang"])
+        if key in seen:
+            raise ValueError(
+                f"{source}: rows {seen[key]} and {number} have the same id {key[0]!r} and lang "
+                f"{key[1]!r}; every (id, lang) may stand once"
+            )
+        seen[key] = number
+    return rows
+
+
+def input_sha(name: str, key: str, rows: Sequence[Row]) -> str:
+    """Hash of a worker and of all rows it is given, in their order."""
+    digest = hashlib.sha256(json.dumps([name, key]).encode())
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=_plain).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def reopen_unit(target: Path, statuses: Collection[str]) -> int:
+    """Have a finished unit's rows of these statuses done again by the next run; returns how many.
+
+    The other rows go back into the journal, so that only these are asked for. What is not finished
+    or has no column `status` is left alone. Raises OSError when another process writes the unit.
+    """
+    manifest = UnitManifest.read(manifest_path(target))
+    if manifest is None or not any(manifest.counts.get(status) for status in statuses):
+        return 0
+    with locked(target):
+        if not target.is_file() or sha256_file(target) != manifest.parquet_sha256:
+            return 0
+        with pq.ParquetFile(target) as file:
+            rows = file.read().to_pylist()
+        journal = Journal(journal_path(target, manifest.input_sha), len(rows))
+        for n, row in enumerate(rows):
+            if row["status"] not in statuses and n not in journal.answers:
+                journal.append(n, row)
+        journal.sync()
+        journal.close()
+        manifest_path(target).unlink()
+        return len(rows) - len(journal.answers)
+
+
+def journal_path(target: Path, sha: str) -> Path:
+    return target.parent / "journal" / f"{sha[:16]}-{target.stem}.jsonl"
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Keep other writers off a unit. Raises OSError when one is at it; a killed one is not."""
+    path = target.parent / "journal" / f"{target.stem}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OSError(
+            f"{target}: another process is writing this unit; wait for it or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        # Still held: who opens the file after this finds another one.
+        path.unlink(missing_ok=True)
+        lock.release()
