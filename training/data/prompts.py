@@ -162,6 +162,12 @@ def translategemma_prompt(source: str, target: str) -> Prompt:
     return Prompt("translategemma", source, target, None, None, "translategemma")
 
 
+def examples(lang: str, parts: Mapping[str, str]) -> list[str]:
+    """The examples in a language; none where it has no file."""
+    file = _find(lang, parts)
+    return [] if file is None else _read_part(file).examples
+
+
 def _places(
     source: str, target: str, brackets: Brackets | None, parts: Mapping[str, str]
 ) -> dict[str, str]:
@@ -177,7 +183,7 @@ def _places(
     opened, closed = brackets or ("", "")
     pairs = list(zip(given.examples, wanted.examples, strict=True))
 
-    def examples(labels: list[str]) -> str:
+    def shown(labels: list[str]) -> str:
         return "\n\n".join(f"{labels[0]}: {a}\n{labels[1]}: {opened}{b}{closed}" for a, b in pairs)
 
     names = {"source": given.name, "target": wanted.name, "style": wanted.style}
@@ -190,14 +196,14 @@ def _places(
         **names,
         "rules": _numbered([_fill(rule, names, "rules") for rule in english.rules]),
         "answer": answer(english.answer),
-        "examples": examples(english.labels),
+        "examples": shown(english.labels),
     }
     if (native := wanted.native) is not None:
         places |= {
             "native_role": native.role,
             "native_rules": f"{native.rules_heading}\n{_numbered(native.rules)}",
             "native_answer": answer(native.answer),
-            "native_examples": f"{native.examples_heading}\n\n{examples(native.labels)}",
+            "native_examples": f"{native.examples_heading}\n\n{shown(native.labels)}",
         }
     return places
 
@@ -216,13 +222,19 @@ def _fill(template: str, places: Mapping[str, str], where: str) -> str:
     return _PLACE.sub(place, template)
 
 
-def _file(lang: str, parts: Mapping[str, str]) -> Path:
+def _find(lang: str, parts: Mapping[str, str]) -> Path | None:
     """The file of a language: the plan's, the shipped one, or that of its language without region."""
     for code in (lang, lang.split("-")[0]):
         if code in parts:
             return Path(parts[code])
         if (shipped := FOLDER / f"{code}.yaml").is_file():
             return shipped
+    return None
+
+
+def _file(lang: str, parts: Mapping[str, str]) -> Path:
+    if (file := _find(lang, parts)) is not None:
+        return file
     shipped = sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "variants")
     raise ValueError(
         f"no preamble for {lang!r}: shipped are {', '.join(shipped)}; write a file like "

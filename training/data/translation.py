@@ -10,6 +10,7 @@ with the reasons. A request that fails for good makes its row `failed`. Neither 
 is ever left in the source language.
 """
 
+import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -22,7 +23,7 @@ from training.schema import digest
 
 from .checks import CheckPlan, Flag, RowChecker
 from .endpoint import Answer
-from .prompts import Prompt
+from .prompts import Prompt, examples
 from .records import SOURCE_SCHEMA
 from .segments import Piece, lost_code, split
 from .translator import TranslatorPlan, make_translator
@@ -133,11 +134,18 @@ class TranslateWorker:
         )
 
     async def __aenter__(self) -> "TranslateWorker":
+        # Before requests are in flight: reading the models would hold up their answers.
+        await asyncio.to_thread(self._read_identification)
         await self._open.enter_async_context(self.translator)
         return self
 
     async def __aexit__(self, *error: Any) -> None:
         await self._open.aclose()
+
+    def _read_identification(self) -> None:
+        """Have the models of language identification read, which happens with their first text."""
+        for text in examples(self.lang, self.plan.preamble_parts):
+            self.checker.identifier.identify(text, "und")
 
     def _try(self, number: int) -> tuple[Prompt | None, dict[str, Any]]:
         """Prompt and parameters of a text's first (0), second ... try."""
