@@ -1,7 +1,6 @@
-"""Model and dataset cards, filled from the files beside the weights: nothing in them is typed.
+"""Model cards, filled from the files beside the weights: nothing in them is typed.
 
-A model's card is made from its config, the resolved `recipe.yaml` and `results.json`; a dataset's
-from its parquet files.
+A card is made from the model's config, the resolved `recipe.yaml` and `results.json`.
 """
 
 import hashlib
@@ -90,70 +89,7 @@ def model_card(folder: Path, repo_id: str) -> str:
             "tables": results_tables(results),
             "weaknesses": weaknesses(results),
         }
-    return _render("model.md.jinja", metadata, values)
-
-
-def dataset_card(folder: Path, repo_id: str) -> str:
-    """The card of a dataset folder in the mini dataset's layout that has none of its own.
-
-    Raises ValueError for a folder without `images/*.parquet` and `texts/<language>/*.parquet`.
-    """
-    import pyarrow.parquet
-
-    languages = sorted(path.name for path in (folder / "texts").glob("*") if path.is_dir())
-    pictures = sorted((folder / "images").glob("*.parquet"))
-    if not languages or not pictures:
-        raise ValueError(
-            f"{folder} is no dataset of ours: expected texts/<language>/<split>-*.parquet and "
-            f"images/*.parquet"
-        )
-    kinds = [kind for kind in ("texts", "instruct") if (folder / kind).is_dir()]
-    configs: list[dict[str, Any]] = []
-    rows = []
-    for kind in kinds:
-        for language in ("*", *languages):
-            whole = "all" if kind == "texts" else "instruct"
-            alone = language if kind == "texts" else f"instruct_{language}"
-            name = whole if language == "*" else alone
-            files = sorted(folder.glob(f"{kind}/{language}/*.parquet"))
-            splits = sorted({file.stem.split("-")[0] for file in files})
-            if not splits:
-                continue
-            data_files = [
-                {"split": split, "path": f"{kind}/{language}/{split}-*.parquet"} for split in splits
-            ]
-            entry: dict[str, Any] = {"config_name": name, "data_files": data_files}
-            if name == "all":
-                entry["default"] = True
-            configs.append(entry)
-            for split in splits if language == "*" else []:
-                count = sum(
-                    pyarrow.parquet.read_metadata(file).num_rows
-                    for file in files
-                    if file.stem.split("-")[0] == split
-                )
-                rows.append({"config": name, "split": split, "rows": count})
-    configs.append(
-        {"config_name": "images", "data_files": [{"split": "train", "path": "images/*.parquet"}]}
-    )
-    metadata = {
-        "language": languages,
-        "license": "unknown",
-        "task_categories": ["image-text-to-text", "visual-question-answering"],
-        "configs": configs,
-    }
-    values = {
-        "marker": MARKER,
-        "title": repo_id.rsplit("/", 1)[-1],
-        "repo_id": repo_id,
-        "images": sum(pyarrow.parquet.read_metadata(file).num_rows for file in pictures),
-        "languages": languages,
-        "default": "all",
-        "split": rows[0]["split"],
-        "image_split": "train",
-        "rows": rows,
-    }
-    return _render("dataset.md.jinja", metadata, values)
+    return render("model.md.jinja", metadata, values)
 
 
 def licence_texts(folder: Path) -> str | None:
@@ -224,7 +160,8 @@ def weaknesses(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> str:
+def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> str:
+    """A card: YAML front matter, then a template of `templates/`."""
     import jinja2
 
     environment = jinja2.Environment(

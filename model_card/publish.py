@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from .cards import MARKER, dataset_card, licence_texts, model_card
+from .cards import MARKER, licence_texts, model_card
 
 # What belongs to a published model: all of it at the top of the folder.
 MODEL_FILES = (

@@ -1,0 +1,392 @@
+"""The dataset's folder: every row once, in the right file, sorted; sums that close; configs that load."""
+
+import hashlib
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+
+from tests.data.toxicity_judges import picture
+from training.data import layout, translation
+from training.data.endpoint import EndpointPlan
+from training.data.layout import LayoutPlan, assemble
+from training.data.manifest import FOLDERS, configs, matching
+from training.data.plan import Plan, toxicity_step
+from training.data.sources import SourcePlan
+from training.data.toxicity.decisions import decide_build
+from training.data.toxicity.plan import JudgePlan, ToxicityPlan
+from training.data.translator import TranslatorPlan
+from training.data.units import run_units
+
+
+class TinyTranslator:
+    """`<lang>: <text>`; rejects what says "bad", fails at what says "down"."""
+
+    schema = translation.TRANSLATED
+    batch_rows, concurrency = 5, 1
+
+    def __init__(self, lang, key="1"):
+        self.name, self.key, self.lang = f"translate/{lang}", key, lang
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    async def process(self, rows):
+        return [self.answer(row) for row in rows]
+
+    def answer(self, row):
+        turns = row["turns"]
+        said = row["text"] if turns is None else " ".join(t["content"] for t in turns)
+        status = "rejected" if f"bad {self.lang}" in said else "failed" if "down" in said else "ok"
+        made = dict.fromkeys(self.schema.names)
+        made |= {name: row[name] for name in ("id", "image", "image_sha256", "task")}
+        made |= {"lang": self.lang, "source_lang": row["lang"], "status": status, "flags": []}
+        made |= {"model": "tiny", "model_revision": "r1", "prompt_id": "p", "parameters": "{}"}
+        made |= {"attempts": 1, "run_id": "x"}
+        made["source_text"] = row["text"] if turns is None else translation.source_of_turns(turns)
+        if status != "ok":
+            return made | {"reasons": "copy: the source" if status == "rejected" else "HTTP 400"}
+        if turns is None:
+            return made | {"text": f"{self.lang}: {row['text']}"}
+        return made | {
+            "turns": [{**turn, "content": f"{self.lang}: {turn['content']}"} for turn in turns]
+        }
+
+
+def rows_of(count):
+    words = {3: "scum", 5: "bad fr", 7: "down", 11: "hmm"}
+    return [
+        {
+            "id": f"{n:09d}",
+            "image": f"{n % 8}/{n:09d}.png",
+            "text": f"picture {n} {words.get(n, '')}",
+        }
+        for n in range(count)
+    ]
+
+
+def write_source(folder, rows):
+    """A LLaVA JSON with its pictures; every fifth picture is a copy of the one before."""
+    folder.mkdir(parents=True)
+    for n, row in enumerate(rows):
+        path = folder / "pictures" / row["image"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(0, n - 1 if n % 5 == 4 else n))
+    data = [
+        {
+            "id": row["id"],
+            "image": row["image"],
+            "conversations": row.get("conversations")
+            or [
+                {"from": "human", "value": "What is this?\n<image>"},
+                {"from": "gpt", "value": row["text"]},
+            ],
+        }
+        for row in reversed(rows)
+    ]
+    (folder / "rows.json").write_text(json.dumps(data))
+
+
+def make_plan(folder, languages=("fr", "hi"), task="caption", judged=True, **settings):
+    judges = [
+        JudgePlan(
+            name="words",
+            kind="function",
+            stage="text",
+            languages=["en", *languages],
+            function="tests.data.toxicity_judges:words",
+        )
+    ]
+    settings.setdefault("layout", LayoutPlan(shard_rows=9))
+    return Plan(
+        name="tiny",
+        output_dir=str(folder / "build"),
+        source=SourcePlan(
+            "llava",
+            str(folder / "in" / "rows.json"),
+            images=str(folder / "in" / "pictures"),
+            language="en",
+            task=task,
+        ),
+        languages=list(languages),
+        unit_rows=10,
+        translator=TranslatorPlan(
+            endpoint=EndpointPlan("http://127.0.0.1:1/v1", "tiny"), preamble="bare"
+        ),
+        toxicity=ToxicityPlan(judges) if judged else None,
+        **settings,
+    )
+
+
+def translate(plan, key="1"):
+    from training.data.sources import build_sources
+
+    build_sources(plan.source, plan.folder / "source", plan.unit_rows, progress=False)
+    units = sorted((plan.folder / "source").glob("*.parquet"))
+    for lang in plan.languages:
+        pairs = [(u, plan.folder / "translate" / lang / u.name) for u in units]
+        run_units(TinyTranslator(lang, key), pairs)
+    if plan.toxicity is not None:
+        step = toxicity_step(plan)
+        step.run()
+        decide_build(step)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    write_source(tmp_path / "in", rows_of(25))
+    plan = make_plan(tmp_path)
+    translate(plan)
+    return plan
+
+
+def read(root, pattern):
+    return [
+        row
+        for path in sorted(root.glob(pattern))
+        for row in pq.ParquetFile(path).read().to_pylist()
+    ]
+
+
+def test_every_row_is_in_one_file_and_the_sums_close(plan):
+    manifest = assemble(plan)
+    root = plan.folder / "dataset"
+    ids = [f"{n:09d}" for n in range(25)]
+    for lang in ("en", "fr", "hi"):
+        found = [
+            row["id"] for row in read(root, f"data/{lang}/*") + read(root, f"rejected/{lang}-*")
+        ]
+        assert sorted(found) == ids
+    counts = manifest["counts"]["languages"]["fr"]
+    assert {k: counts[k] for k in ("expected", "ok", "rejected", "failed")} == {
+        "expected": 25,
+        "ok": 23,
+        "rejected": 1,
+        "failed": 1,
+    }
+    assert (counts["clean"], counts["review"], counts["flagged"]) == (21, 1, 1)
+    assert counts["rejected_for"] == {"copy": 1}
+    assert counts["translators"] == [
+        {"model": "tiny", "revision": "r1", "prompt_id": "p", "parameters": "{}", "rows": 25}
+    ]
+    assert manifest["counts"]["all"]["expected"] == 75
+    assert [row["id"] for row in read(root, "data/en/flagged-*")] == ["000000003"]
+    assert [row["id"] for row in read(root, "data/hi/flagged-*")] == ["000000003"]
+    (rejected, failed) = read(root, "rejected/fr-*")
+    assert (rejected["status"], rejected["reasons"]) == ("rejected", "copy: the source")
+    assert (failed["status"], failed["source_caption"]) == ("failed", "picture 7 down")
+    row = read(root, "data/fr/clean-*")[0]
+    assert (row["caption"], row["source_caption"]) == ("fr: picture 0", "picture 0")
+    assert (row["image"], row["toxicity"], row["model"]) == ("0/000000000.png", "clean", "tiny")
+
+
+def test_files_are_sorted_sharded_and_as_the_manifest_says(plan):
+    manifest = assemble(plan)
+    root = plan.folder / "dataset"
+    assert sorted(manifest["files"]) == sorted(
+        path.relative_to(root).as_posix() for path in root.rglob("*.parquet")
+    )
+    for name, about in manifest["files"].items():
+        path = root / name
+        assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert about["bytes"] == path.stat().st_size
+        assert 0 < about["rows"] == pq.read_metadata(path).num_rows <= 9
+        ids = pq.ParquetFile(path).read(["id"])["id"].to_pylist()
+        assert ids == sorted(ids)
+    assert "data/fr/clean-00002.parquet" in manifest["files"]
+    clean = [row["id"] for row in read(root, "data/fr/clean-*")]
+    assert clean == sorted(clean)
+    assert len(read(root, "audit/words-*")) == 25 + 23 + 24
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_configs_load_streaming_and_not_with_the_counts_of_the_manifest(tmp_path, judged):
+    from model_card.dataset_cards import write_dataset_card
+
+    write_source(tmp_path / "in", rows_of(25))
+    plan = make_plan(tmp_path, judged=judged, layout=LayoutPlan(images="bytes", shard_rows=9))
+    translate(plan)
+    manifest = assemble(plan)
+    root = plan.folder / "dataset"
+    write_dataset_card(root)
+    names = {"all", "en", "fr", "hi", "rejected", "images"}
+    if judged:
+        names |= {"toxicity_audit", "toxicity_free"}
+        names |= {f"{lang}_toxicity_free" for lang in ("en", "fr", "hi")}
+    assert set(manifest["configs"]) == names
+    for name, about in manifest["configs"].items():
+        loaded = load_dataset(str(root), name, split="train", cache_dir=str(tmp_path / "cache"))
+        assert len(loaded) == about["rows"], name
+        assert sum(1 for _ in load_dataset(str(root), name, split="train", streaming=True)) == len(
+            loaded
+        )
+    default = load_dataset(str(root), split="train", streaming=True)
+    assert (
+        sum(1 for _ in default) == manifest["configs"]["toxicity_free" if judged else "all"]["rows"]
+    )
+    assert {row["toxicity"] for row in default} == {"clean" if judged else None}
+
+
+def test_pictures_are_there_once_and_every_row_finds_its_own(tmp_path):
+    write_source(tmp_path / "in", rows_of(25))
+    plan = make_plan(tmp_path, layout=LayoutPlan(images="bytes", image_shard_mb=1))
+    translate(plan)
+    manifest = assemble(plan)
+    root = plan.folder / "dataset"
+    pictures = {row["image"]: row for row in read(root, "images/*")}
+    assert manifest["images"]["images"] == len(pictures) == 20
+    assert manifest["images"]["rows"] == 25
+    for row in read(root, "data/*/*"):
+        kept = pictures[row["image"]]
+        assert row["image_sha256"] == kept["image_sha256"]
+        assert hashlib.sha256(kept["picture"]["bytes"]).hexdigest() == kept["image_sha256"]
+    assert sum(row["image"] == "3/000000003.png" for row in read(root, "data/hi/*")) == 2
+    (tmp_path / "in" / "pictures" / "0" / "000000000.png").write_bytes(picture(9, 9))
+    (plan.folder / "assemble" / "images.json").unlink()
+    with pytest.raises(ValueError, match=r"000000000.png.* its bytes have changed"):
+        assemble(plan)
+
+
+def test_only_what_changed_is_made_anew(plan, monkeypatch):
+    first = assemble(plan)
+    root = plan.folder / "dataset"
+    inode = {name: (root / name).stat().st_ino for name in first["files"]}
+    assert assemble(plan) == first
+    assert {name: (root / name).stat().st_ino for name in first["files"]} == inode
+    (root / "data/fr/clean-00001.parquet").unlink()
+    (root / "data/fr/clean-99999.parquet").write_bytes(b"of another time")
+    assert assemble(plan) == first
+    changed = {name for name, i in inode.items() if (root / name).stat().st_ino != i}
+    assert changed == {n for n in first["files"] if n.startswith(("data/fr/", "rejected/fr"))}
+    assert not (root / "data/fr/clean-99999.parquet").exists()
+
+
+def test_a_killed_assembly_leaves_no_manifest_and_no_half_file(plan, monkeypatch):
+    assemble(plan)
+    for path in (plan.folder / "assemble").glob("*.json"):
+        path.unlink()
+    calls = iter(range(100))
+
+    def dies(self, row):
+        if next(calls) == 40:
+            raise OSError("a full disk")
+        return dict(row) | {"caption": row["text"], "source_caption": row["source_text"]}
+
+    monkeypatch.setattr(layout._Build, "_row", dies)
+    with pytest.raises(OSError, match="a full disk"):
+        assemble(plan)
+    root = plan.folder / "dataset"
+    assert not (root / "manifest.json").exists()
+    assert not list(root.rglob("*.tmp"))
+    for path in root.rglob("*.parquet"):
+        pq.ParquetFile(path).read()
+    monkeypatch.undo()
+    assert assemble(plan)["counts"]["all"]["expected"] == 75
+
+
+def test_conversations_keep_the_layout(tmp_path):
+    rows = rows_of(12)
+    talk = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A cat."},
+        {"from": "human", "value": "Where?"},
+        {"from": "gpt", "value": "On a mat, bad fr."},
+    ]
+    rows[2]["conversations"] = talk
+    rows[4]["conversations"] = talk[:2]
+    write_source(tmp_path / "in", rows)
+    plan = make_plan(tmp_path, task=None, judged=False)
+    translate(plan)
+    assemble(plan)
+    root = plan.folder / "dataset"
+    english = {row["id"]: row for row in read(root, "data/en/*")}
+    french = {row["id"]: row for row in read(root, "data/fr/*")}
+    assert english["000000004"]["messages"] == [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "A cat."},
+    ]
+    assert french["000000004"]["source_messages"] == english["000000004"]["messages"]
+    assert french["000000004"]["messages"][1]["content"] == "fr: A cat."
+    rejected, *_ = read(root, "rejected/fr-*")
+    assert rejected["id"] == "000000002"
+    assert rejected["source_messages"][3]["content"] == "On a mat, bad fr."
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "translate/hi/00001.parquet").unlink(), "00001.*run the step translate"),
+        (lambda f: (f / "translate/hi/00001.parquet").write_bytes(b""), "was changed since"),
+        (lambda f: (f / "source/00001.parquet").unlink(), "run the step source"),
+        (lambda f: (f / "toxicity/decisions.parquet").unlink(), "run the step toxicity"),
+    ],
+)
+def test_unfinished_steps_are_named(plan, damage, words):
+    damage(plan.folder)
+    with pytest.raises(ValueError, match=words) as caught:
+        assemble(plan)
+    assert "\n" not in str(caught.value)
+    assert not (plan.folder / "dataset" / "manifest.json").exists()
+
+
+def test_a_row_without_a_decision_is_no_clean_row(plan):
+    path = plan.folder / "toxicity" / "decisions.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.filter([i != 30 for i in range(len(table))]), path)
+    with pytest.raises(ValueError, match=r"has a text and no decision; run the step toxicity"):
+        assemble(plan)
+
+
+def test_a_changed_source_is_not_mixed_with_old_translations(plan, tmp_path):
+    from training.data.sources import build_sources
+
+    assemble(plan)
+    rows = json.loads((tmp_path / "in" / "rows.json").read_text())
+    rows[-1]["conversations"][1]["value"] = "another caption"
+    (tmp_path / "in" / "rows.json").write_text(json.dumps(rows))
+    build_sources(plan.source, plan.folder / "source", plan.unit_rows, progress=False)
+    with pytest.raises(ValueError, match=r"made from other rows; run the step translate again"):
+        assemble(plan)
+
+
+def test_configs_are_globs_over_one_copy():
+    files = {
+        "data/en/clean-00000.parquet": {"rows": 3},
+        "data/en/flagged-00000.parquet": {"rows": 1},
+        "data/fr/review-00000.parquet": {"rows": 2},
+        "rejected/fr-00000.parquet": {"rows": 5},
+    }
+    found = configs(files, ["en", "fr"], judged=True)
+    assert next(iter(found)) == "toxicity_free"
+    assert {name: about["rows"] for name, about in found.items()} == {
+        "toxicity_free": 3,
+        "all": 6,
+        "en": 4,
+        "en_toxicity_free": 3,
+        "fr": 2,
+        "rejected": 5,
+    }
+    assert matching(files, "data/*") == []
+    assert set(FOLDERS) == {"data", "rejected", "images", "audit"}
+
+
+def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
+    (tmp_path / "in").mkdir()
+    aya = TranslatorPlan(preset="aya-23-35b", endpoint=EndpointPlan("http://127.0.0.1:1/v1", ""))
+    common = {"name": "x", "output_dir": "x", "languages": ["fr"], "translator": aya}
+    source = SourcePlan("llava", "rows.json")
+    with pytest.raises(ValueError, match=r"layout.licence: 'mit', but texts made by aya-23-35b"):
+        Plan(source=source, layout=LayoutPlan(licence="mit"), **common)
+    with pytest.raises(ValueError, match=r"layout.images: bytes: the source names no place"):
+        Plan(source=source, layout=LayoutPlan(images="bytes"), **common)
+    from training.data.manifest import licence_of
+
+    assert licence_of(Plan(source=source, **common))[0] == "cc-by-nc-4.0"
+    own = LayoutPlan(licence="cc-by-nc-sa-4.0", licence_note="Ours.")
+    licence, note = licence_of(Plan(source=source, layout=own, **common))
+    assert licence == "cc-by-nc-sa-4.0"
+    assert note.startswith("Ours. aya-23-35b: Non-commercial")
