@@ -354,6 +354,46 @@ def test_a_row_in_a_language_nobody_knows_of_is_an_error(folder):
         step.run()
 
 
+def test_a_source_of_several_languages(tmp_path, asked):
+    """Rows that stand beside each other in the source; one image under two ids."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "red.png").write_bytes(picture(250))
+    (images / "a.png").write_bytes(picture(1))
+    red, plain = (hashlib.sha256(picture(n)).hexdigest() for n in (250, 1))
+    turns = [
+        {"role": "user", "content": "<image>\nwhat?"},
+        {"role": "assistant", "content": "scum"},
+    ]
+    rows = [
+        source_row("1", None, "a.png", plain, turns=turns),
+        source_row("1", "yi zhi mao", "a.png", plain, lang="zh"),
+        source_row("2", "scum", "a.png", plain, lang="zh"),
+        source_row("3", "a cat", "red.png", red),
+        source_row("4", "yi zhi gou", "red.png", red, lang="zh"),
+        source_row("5", "no image"),
+    ]
+    write_build(tmp_path, rows, {}, unit_rows=1)
+    judges = plan({**WORDS, "languages": ["en", "zh"]}, COLOUR)
+    options = {"source_language": "en", "languages": [], "images": images, "also": ["zh"]}
+    step = ToxicityStep(judges, tmp_path, **options)
+    step.run()
+    decide_build(step)
+    found = {key: (row["decision"], row["stage"]) for key, row in decisions(tmp_path).items()}
+    assert found == {
+        ("1", "en"): ("flagged", "source"),
+        ("1", "zh"): ("flagged", "source"),
+        ("2", "zh"): ("flagged", "translation"),
+        ("3", "en"): ("flagged", "image"),
+        ("4", "zh"): ("flagged", "image"),
+        ("5", "en"): ("clean", ""),
+    }
+    assert len(asked.asked_images) == 2
+    assert "what?\n\nscum" in asked.asked_texts
+    with pytest.raises(ValueError, match="no judge reads zh"):
+        ToxicityStep(plan({**WORDS, "only": ["en"]}), tmp_path, **options).run()
+
+
 @pytest.mark.parametrize(
     ("judge", "message"),
     [

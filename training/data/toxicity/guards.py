@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ...schema import digest
 from ..endpoint import Answer, Endpoint
@@ -23,16 +23,10 @@ VERSION = 1
 TOP_LOGPROBS = 20  # what vLLM and OpenAI give at most
 
 
-class Chat(Protocol):
-    """Answers lists of messages; an image in one is {"type": "image", "image": ImageRef}."""
-
-    async def __aenter__(self) -> Any: ...
-    async def __aexit__(self, *error: Any) -> Any: ...
-    async def complete_all(self, chats: Sequence[list[dict]], max_tokens: int) -> list[Answer]: ...
-
-
 class EndpointChat:
     """A guard behind an OpenAI-compatible endpoint.
+
+    Messages are OpenAI's, but for images: {"type": "image", "image": ImageRef}.
 
     logprobs: ask for the tokens' log probabilities, from which the score is read; a server that
         does not give them leaves the score empty.
@@ -61,7 +55,7 @@ class EndpointChat:
 class LocalChat:
     """A guard in this process: a transformers causal model, or one that sees images too.
 
-    The chats of one call are one padded batch.
+    Messages are those of `EndpointChat`; the chats of one call are one padded batch.
     """
 
     def __init__(

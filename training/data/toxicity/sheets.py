@@ -84,16 +84,16 @@ def to_review(
         texts = {row["lang"]: text_of(row) or "" for row in group}
         source = texts.get(step.source_language, "")
         for lang in ("", *texts):
-            row = chosen.get((group[0]["id"], lang))
-            if row is not None:
+            found = chosen.get((group[0]["id"], lang))
+            if found is not None:
                 yield ReviewRow(
-                    row["id"],
+                    found["id"],
                     lang,
                     text=texts[lang] if lang else source,
                     source=source if lang not in ("", step.source_language) else "",
                     source_lang=step.source_language,
                     image=group[0]["image"],
-                    reason=f"{row['decision']}: {row['reason']}",
+                    reason=f"{found['decision']}: {found['reason']}",
                 )
 
 
