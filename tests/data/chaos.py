@@ -23,6 +23,8 @@ from training.data.journal import read_journal
 from training.data.plan import load_plan
 from training.data.units import UnitManifest, manifest_path
 
+STEPS = ("source", "translate")
+
 
 def look(folder: Path) -> dict:
     """What a reader finds, whenever it looks: whole files, true manifests, no row twice."""
@@ -60,7 +62,7 @@ def main(path: str, url: str, kills: int, seed: int) -> None:
         if not child:
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            build_dataset(Path(path), progress=False)
+            build_dataset(Path(path), steps=STEPS, progress=False)
             os._exit(0)
         while stats(url)["requests"] < stop_at:
             if os.waitpid(child, os.WNOHANG)[0]:
@@ -72,7 +74,7 @@ def main(path: str, url: str, kills: int, seed: int) -> None:
         done += 1
         if forked(lambda: print(json.dumps(look(folder)))):
             sys.exit("what the kill left cannot be read")
-    if forked(lambda: build_dataset(Path(path), progress=False)):
+    if forked(lambda: build_dataset(Path(path), steps=STEPS, progress=False)):
         sys.exit("the last run failed")
     print(json.dumps(look(folder)))
 

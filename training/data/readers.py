@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,21 +106,27 @@ def read_folder(folder: Path) -> Iterator[Place]:
         None,
     )
     if listed is None:
-        for path in sorted(folder.rglob("*")):
+        for path in files_in(folder):
             if path.suffix.lower() in IMAGE_SUFFIXES:
-                name = path.relative_to(folder).as_posix()
+                image = path.relative_to(folder)
                 caption = path.with_suffix(".txt")
                 text = _read_caption(caption) if caption.exists() else None
-                yield (
-                    name,
-                    {"id": Path(name).with_suffix("").as_posix(), "image": name, "text": text},
-                )
+                identity = image.with_suffix("").as_posix()
+                yield image.as_posix(), {"id": identity, "image": image.as_posix(), "text": text}
         return
     rows = read_json(listed) if listed.suffix == ".jsonl" else _read_csv(listed)
     for place, record in rows:
         if isinstance(record, dict) and isinstance(name := record.get("file_name"), str):
             record = {"id": Path(name).with_suffix("").as_posix(), "image": name, **record}
         yield place, record
+
+
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files of a folder in a fixed order, with the names of one folder in memory at a time."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(root, name)
 
 
 def _read_caption(path: Path) -> str:
@@ -133,5 +140,9 @@ def _read_csv(path: Path) -> Iterator[Place]:
             raise ValueError(
                 f"{path}: expected the columns file_name and text, found {reader.fieldnames}"
             )
-        for number, record in enumerate(reader):
-            yield f"{path.name}[{number}]", {k: v for k, v in record.items() if k and v}
+        number = -1
+        try:
+            for number, record in enumerate(reader):
+                yield f"{path.name}[{number}]", {k: v for k, v in record.items() if k and v}
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: broken CSV after row {number}: {error}") from None

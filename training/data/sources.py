@@ -7,6 +7,7 @@ that cannot be used is never dropped unseen: it stands in `refused.jsonl` with i
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import heapq
 import itertools
 import json
@@ -29,6 +30,7 @@ from .files import atomic, sha256_file, write_bytes, write_json, write_parquet
 from .pictures import Pictures
 from .readers import (
     Place,
+    files_in,
     language_of_file,
     read_folder,
     read_hub,
@@ -298,12 +300,13 @@ def _repeated(row: Row, where: str) -> Problem:
 
 def source_key(plan: SourcePlan, unit_rows: int) -> str:
     """Hash of the plan and of what lies where it points: names, sizes and times of local files."""
-    seen: list[tuple[str, int, int]] = []
-    for place in [*plan.paths, *([plan.images] if plan.images else [])]:
+    seen = hashlib.sha256()
+    for place in dict.fromkeys([*plan.paths, *([plan.images] if plan.images else [])]):
         path = Path(place)
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        seen += [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return digest([_VERSION, unit_rows, to_dict(plan), seen])
+        for file in [path] if path.is_file() else files_in(path):
+            stat = file.stat()
+            seen.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest([_VERSION, unit_rows, to_dict(plan), seen.hexdigest()])
 
 
 def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
