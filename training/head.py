@@ -69,7 +69,9 @@ class _TiledHead(torch.autograd.Function):
         correct = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
         device = "cpu" if hidden.device.type == "cpu" else "cuda"
         rows = max(1, TILE[device] // len(weight))
+        logits = gradient = None
         for start in range(0, len(labels), rows):
+            del logits, gradient  # or two tiles would be held
             part = slice(start, start + rows)
             tile, target = hidden[part].to(dtype), labels[part, None]
             logits = linear(tile, matrix, offset).to(precise)  # (rows, V)
@@ -81,6 +83,7 @@ class _TiledHead(torch.autograd.Function):
             chosen = logits.gather(-1, target)
             total = logits.exp_().sum(dim=-1, keepdim=True)
             losses[part] = (total.log() - chosen)[:, 0]
+            gradient = None
             if not any(wanted):
                 continue
             # In place to the gradient of the product: scale * (softmax - one-hot).
