@@ -264,7 +264,7 @@ class TestSurvey:
     def test_starts_without_spaces(self):
         assert starts("以下是中文翻译这是一只猫") == ["以下是", "以下是中文"]
         assert starts("une photo de mon chien noir") == ["une", "une photo", "une photo de"]
-        assert starts("une photo de chien", end=True) == ["chien", "de chien"]
+        assert starts("une photo de chien", end=True) == ["de chien"]
         assert starts("chien") == []
 
     def test_a_shared_start_is_a_soft_flag(self, tmp_path):

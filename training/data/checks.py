@@ -346,7 +346,7 @@ class RowChecker:
     # ------------------------------------------------------------------------------- comments
 
     def _comments(self, source: str, text: str, lang: str, found: list[tuple[str, str]]) -> None:
-        lists = (self._phrases[lang], self._phrases["en"])
+        lists = [self._phrases[lang], self._phrases["en"]]
         if primary(lang) == "en":
             lists = lists[:1]
         for phrases in lists:

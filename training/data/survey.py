@@ -92,21 +92,17 @@ class LengthHistogram:
 
 
 def starts(text: str, *, end: bool = False) -> list[str]:
-    """The starts (or ends) of a text at several sizes, shortest first, without case."""
+    """The starts (or ends) of a text at several sizes, shortest first, without case.
+
+    An end has two words at least: verbs and particles end unlike sentences alike.
+    """
     text = text.strip().casefold()
-    counts = scripts(text[:60])
-    spaceless = bool(counts) and max(counts, key=lambda s: counts[s]) in _SPACELESS
-    if spaceless:
-        return [
-            text[-size:] if end else text[:size] for size in _CHAR_SIZES if len(text) >= 2 * size
-        ]
+    if " " not in text[:40] and _SPACELESS & scripts(text[:40]).keys():
+        sizes = [size for size in _CHAR_SIZES[end:] if len(text) >= 2 * size]
+        return [text[-size:] if end else text[:size] for size in sizes]
     words = [m.span() for m in _WORD.finditer(text)]
-    found = []
-    for size in _WORD_SIZES:
-        if len(words) < 2 * size:
-            break
-        found.append(text[words[-size][0] :] if end else text[: words[size - 1][1]])
-    return found
+    sizes = [size for size in _WORD_SIZES[end:] if len(words) >= 2 * size]
+    return [text[words[-size][0] :] if end else text[: words[size - 1][1]] for size in sizes]
 
 
 class Miner:
@@ -115,8 +111,9 @@ class Miner:
     Call `count` with every pair, then `look` with every pair again, then `found`.
 
     A start is suspicious when its sources are as different as any sources of the build are: when two
-    of them begin alike hardly more often than two taken at random. This is asked of the first word,
-    the first two and the first three, so that "Le", from "The ...", is not suspicious.
+    of them begin alike hardly more often than two taken at random, and end alike no more often
+    either. This is asked of one word, of two and of three, so that "Le", from "The ...", is not
+    suspicious.
 
     Args:
         end: look at ends.
@@ -134,7 +131,7 @@ class Miner:
         end: bool = False,
         least_rows: int = 8,
         least_share: float = 0.0005,
-        independence: float = 0.6,
+        independence: float = 0.3,
         capacity: int = 200_000,
         examples: int = 200,
     ):
@@ -144,7 +141,7 @@ class Miner:
         self.counts: Counter[str] = Counter()
         self._floor = 0
         # Starts of the build's sources at each size.
-        self._all = [Counter[str]() for _ in range(_SOURCE_SIZES)]
+        self._all = [Counter[str]() for _ in range(2 * _SOURCE_SIZES)]
         self._candidates: set[str] | None = None
         self._sources: dict[str, list[Counter[str]]] = {}
         self._ids: dict[str, list[str]] = {}
@@ -164,15 +161,16 @@ class Miner:
         if len(words) < 3 and len(source) > 12:
             # A source without spaces.
             words = list(source.casefold())
+        # Its ends too: what stands last in English stands first in Japanese.
         sizes = range(1, _SOURCE_SIZES + 1)
-        return [" ".join(words[-n:] if self.end else words[:n]) for n in sizes]
+        return [" ".join(words[:n]) for n in sizes] + [" ".join(words[-n:]) for n in sizes]
 
     @property
     def least(self) -> int:
         return max(self.least_rows, math.ceil(self.least_share * self.rows))
 
     def look(self, row_id: str, source: str, text: str) -> None:
-        """Second pass: keeps how the sources of up to `examples` rows begin for each frequent start."""
+        """Second pass: keeps how the sources of up to `examples` rows of a frequent start begin and end."""
         if self._candidates is None:
             self._candidates = {
                 key for key, n in self.counts.items() if n + self._floor >= self.least
@@ -180,7 +178,7 @@ class Miner:
         for key in starts(text, end=self.end):
             if key not in self._candidates:
                 continue
-            counters = self._sources.setdefault(key, [Counter() for _ in range(_SOURCE_SIZES)])
+            counters = self._sources.setdefault(key, [Counter() for _ in self._all])
             if counters[0].total() < self.examples:
                 for counter, start in zip(counters, self._source_starts(source), strict=True):
                     counter[start] += 1
@@ -250,28 +248,32 @@ def row_pairs(row: Row) -> list[tuple[str, str]]:
     return [(a["content"], b["content"]) for a, b in zip(sources, row["turns"], strict=False)]
 
 
-def survey_language(folder: Path, lang: str, least_rows: int | None, mine: bool) -> Row:
+def survey_language(
+    folder: Path, lang: str, least_rows: int | None, mine: bool, most_rows: int
+) -> Row:
     """What the translations of one language look like: read twice, in bounded memory.
 
     Args:
         folder: of the build.
         least_rows: accepted rows that are needed to calibrate lengths; None for no calibration.
         mine: look for starts and ends.
+        most_rows: of so many rows, evenly taken from all units; more say the same more slowly.
 
-    Returns {"lengths": bins, "starts": [...], "ends": [...], "rows": accepted rows, "inputs": hash
+    Returns {"lengths": bins, "starts": [...], "ends": [...], "rows": those looked at, "inputs": hash
     of the units}. Written to `verify/surveys/<lang>.json`, and read from there while the units are
     the same.
     """
     units = sorted((folder / "translate" / lang).glob("*.parquet"))
-    inputs = digest([VERSION, least_rows, mine, *map(unit_sha256, units)])
+    inputs = digest([VERSION, least_rows, mine, most_rows, *map(unit_sha256, units)])
     path = folder / "verify" / "surveys" / f"{lang}.json"
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.get("inputs") == inputs:
             return known
     histogram, starts, ends = LengthHistogram(), Miner(), Miner(end=True)
+    step = -(-sum(pq.read_metadata(unit).num_rows for unit in units) // most_rows)
     rows = 0
-    for row in _accepted(units):
+    for row in _accepted(units, step):
         rows += 1
         for source, text in row_pairs(row):
             histogram.add(source, text)
@@ -279,7 +281,7 @@ def survey_language(folder: Path, lang: str, least_rows: int | None, mine: bool)
                 starts.count(source, text)
                 ends.count(source, text)
     if mine:
-        for row in _accepted(units):
+        for row in _accepted(units, step):
             for source, text in row_pairs(row):
                 starts.look(row["id"], source, text)
                 ends.look(row["id"], source, text)
@@ -302,9 +304,11 @@ def unit_sha256(unit: Path) -> str:
     return manifest.parquet_sha256 if manifest else sha256_file(unit)
 
 
-def _accepted(units: Sequence[Path]) -> Iterator[Row]:
+def _accepted(units: Sequence[Path], step: int) -> Iterator[Row]:
+    """Every `step`-th row, of those that are ok."""
     columns = ["id", "text", "turns", "source_text", "status"]
     for unit in units:
-        for row in pq.read_table(unit, columns=columns).to_pylist():
+        table = pq.read_table(unit, columns=columns)
+        for row in table.take(range(0, len(table), step)).to_pylist():
             if row["status"] == "ok":
                 yield row

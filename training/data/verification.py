@@ -75,6 +75,7 @@ class VerificationPlan:
     calibrate: lengths are measured on the build's own rows, where a language has
         `calibration_rows`; else the defaults of `checks` stay.
     mine: look for starts and ends that many rows share though their sources do not.
+    survey_rows: rows of a language that are surveyed for both, evenly taken from all.
     quality: a quality-estimation model in an environment of its own.
     back_translation: of a sample, by an endpoint.
     review_rows: rows of each language in a review sheet.
@@ -85,6 +86,7 @@ class VerificationPlan:
     calibrate: bool = True
     calibration_rows: int = 200
     mine: bool = True
+    survey_rows: int = 50_000
     quality: QualityPlan | None = None
     back_translation: BackTranslationPlan | None = None
     review_rows: int = 300
@@ -307,7 +309,7 @@ class VerificationStep:
         """The surveys of all languages, made where they are not up to date."""
         plan = self.plan
         least = plan.calibration_rows if plan.calibrate else None
-        jobs = [(self.folder, lang, least, plan.mine) for lang in self.languages]
+        jobs = [(self.folder, lang, least, plan.mine, plan.survey_rows) for lang in self.languages]
         workers = min(self.workers, len(jobs))
         if workers <= 1:
             return {
