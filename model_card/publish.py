@@ -1,6 +1,5 @@
-"""`maya publish`: check a folder, write its card, push it in one commit, and look whether it arrived."""
+"""`maya publish`: check a folder, write its card, push it, and look whether it arrived."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .cards import MARKER, licence_texts, model_card
+from .dataset_cards import write_dataset_card
+from .publish_dataset import arrived, check_configs, check_files, push_dataset
 
 # What belongs to a published model: all of it at the top of the folder.
 MODEL_FILES = (
@@ -45,13 +46,15 @@ def publish(
     revision: str | None = None,
     token: str | None = None,
     include: Sequence[str] = (),
+    tag: str | None = None,
 ) -> str:
     """Push a model or dataset folder to the Hub and return its address.
 
     The folder must load before anything is sent. A card is written if there is none, and written
-    anew if this package wrote the one there is. One commit holds everything; weights and code of an
-    earlier push that this one does not have are removed in it. What arrived is compared with what
-    was sent, by size and hash.
+    anew if this package wrote the one there is. Readers see one commit that holds everything;
+    weights and code, or data files, of an earlier push that this one does not have are removed in
+    it. What arrived is compared with what was sent, by size and hash. A dataset goes to a branch
+    first, is loaded from there, and is tagged at the end (publish_dataset.py).
 
     Args:
         folder: as `maya train` or `maya data` writes it.
@@ -61,6 +64,7 @@ def publish(
         revision: the branch to push to, created if it does not exist; default: main.
         token: default: the one huggingface_hub finds.
         include: patterns of further files to send, such as "optimizer.safetensors" or "logs/*".
+        tag: of a dataset's commit; by default it names the content.
 
     Raises:
         FileNotFoundError, ValueError: in one line, before anything is sent: the folder is no model
@@ -81,11 +85,15 @@ def publish(
         raise FileNotFoundError(
             f"no folder {folder}: expected what `maya train` or `maya data` writes"
         )
+    if tag is not None and kind == "model":
+        raise ValueError("tag: only for datasets")
     if kind == "model":
         check_model(folder)
+        _write_card(folder, repo_id)
     else:
-        check_dataset(folder)
-    _write_card(folder, repo_id, kind)
+        check_files(folder)
+        write_dataset_card(folder, repo_id)
+        check_configs(folder)
 
     files, left_out = chosen_files(folder, kind, include)
     print(f"sending {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
@@ -97,6 +105,10 @@ def publish(
     api = HfApi(token=token)
     branch = revision or "main"
     try:
+        if kind == "dataset":
+            tag = push_dataset(api, folder, names, repo_id, branch, private, tag)
+            print(f"tagged {tag}")
+            return _address(api.endpoint, kind, repo_id, revision)
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
@@ -105,11 +117,8 @@ def publish(
             name
             for name in there
             if name not in names
-            and (
-                kind == "model"
-                and "/" not in name
-                and (name.endswith((".safetensors", ".py", ".index.json")) or _is(name, PICKLES))
-            )
+            and "/" not in name
+            and (name.endswith((".safetensors", ".py", ".index.json")) or _is(name, PICKLES))
         ]
         operations: list[Any] = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=file)
@@ -133,12 +142,16 @@ def publish(
     except HfHubHTTPError as error:
         answer = error.server_message or " ".join(str(error).split())
         raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
-    wrong = [name for name, file in names.items() if not _arrived(remote.get(name), file)]
+    wrong = [name for name, file in names.items() if not arrived(remote.get(name), file)]
     if wrong:
         raise OSError(
             f"{len(wrong)} of {len(names)} files did not arrive whole, e.g. {wrong[0]}: publish again"
         )
-    address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return _address(api.endpoint, kind, repo_id, revision)
+
+
+def _address(endpoint: str, kind: str, repo_id: str, revision: str | None) -> str:
+    address = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
     return address if revision is None else f"{address}/tree/{revision}"
 
 
@@ -191,32 +204,6 @@ def check_model(folder: Path) -> None:
         )
 
 
-def check_dataset(folder: Path) -> None:
-    """Open every parquet file and every config; FileNotFoundError or ValueError in one line."""
-    import pyarrow
-    import pyarrow.parquet
-
-    files = sorted(folder.rglob("*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{folder} is not a dataset folder: it has no .parquet files")
-    for file in files:
-        try:
-            rows = pyarrow.parquet.read_metadata(file).num_rows
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} is not a whole parquet file: {error}") from error
-        if rows == 0:
-            raise ValueError(f"{file} has no rows: leave it out or build the dataset again")
-    if (folder / "README.md").is_file():
-        from datasets import get_dataset_config_names, get_dataset_split_names
-
-        try:
-            for config in get_dataset_config_names(str(folder)):
-                get_dataset_split_names(str(folder), config)
-        except Exception as error:  # whatever datasets finds wrong with the card
-            message = " ".join(str(error).split())
-            raise ValueError(f"{folder}: datasets cannot read it: {message}") from error
-
-
 def chosen_files(
     folder: Path, kind: str, include: Sequence[str] = ()
 ) -> tuple[list[Path], list[str]]:
@@ -251,17 +238,14 @@ def _is(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, p) or fnmatch(name.rsplit("/", 1)[-1], p) for p in patterns)
 
 
-def _write_card(folder: Path, repo_id: str, kind: str) -> None:
+def _write_card(folder: Path, repo_id: str) -> None:
     card = folder / "README.md"
     if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
         return
-    if kind == "model":
-        text = model_card(folder, repo_id)
-        licences = licence_texts(folder)
-        if licences is not None:
-            (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
-    else:
-        text = dataset_card(folder, repo_id)
+    text = model_card(folder, repo_id)
+    licences = licence_texts(folder)
+    if licences is not None:
+        (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
     temporary = card.with_name(".README.md.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(card)
@@ -280,16 +264,3 @@ def _paths_of_this_machine(folder: Path, files: Sequence[Path]) -> list[str]:
                 if place + "/" in text
             ]
     return notes
-
-
-def _arrived(entry: Any, file: Path) -> bool:
-    if entry is None or entry.size != file.stat().st_size:
-        return False
-    content = file.read_bytes() if entry.lfs is None else None
-    if content is not None:
-        return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return entry.lfs.sha256 == digest.hexdigest()

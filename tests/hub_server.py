@@ -37,6 +37,7 @@ class Repository:
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, tuple[str, str]] = field(default_factory=dict)  # name -> (commit, message)
     messages: list[str] = field(default_factory=list)
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
@@ -48,6 +49,8 @@ class Repository:
         return oid
 
     def resolve(self, revision: str) -> str | None:
+        if revision in self.tags:
+            return self.tags[revision][0]
         return self.branches.get(revision, revision if revision in self.commits else None)
 
 
@@ -194,6 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             return
         name = unquote(match["revision"])
+        if self.command == "DELETE":
+            found = repository.branches.pop(name, None)
+            return self._send(200, {}) if found else self._fail(404, "", "Reference not found")
         if name in repository.branches:
             return self._fail(409, "", "Reference already exists")
         start = json.loads(body or b"{}").get("startingPoint") or "main"
@@ -208,7 +214,27 @@ class _Handler(BaseHTTPRequestHandler):
             {"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid}
             for name, oid in repository.branches.items()
         ]
-        self._send(200, {"branches": branches, "tags": [], "converts": [], "pullRequests": []})
+        tags = [
+            {"name": name, "ref": f"refs/tags/{name}", "targetCommit": oid}
+            for name, (oid, _) in repository.tags.items()
+        ]
+        self._send(200, {"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
+
+    def tag(self, match: re.Match, query: dict, body: bytes) -> None:
+        repository = self._repository(match["kind"], match["name"])
+        if repository is None:
+            return
+        if self.command == "DELETE":
+            found = repository.tags.pop(unquote(match["revision"]), None)
+            return self._send(200, {}) if found else self._fail(404, "", "Tag not found")
+        asked = json.loads(body)
+        oid = repository.resolve(unquote(match["revision"]))
+        if oid is None:
+            return self._fail(404, "RevisionNotFound", "Invalid rev id")
+        if asked["tag"] in repository.tags:
+            return self._fail(409, "", "Tag reference exists already")
+        repository.tags[asked["tag"]] = (oid, asked.get("message", ""))
+        self._send(200, {})
 
     def preupload(self, match: re.Match, query: dict, body: bytes) -> None:
         found = self._files(match["kind"], match["name"], match["revision"])
@@ -261,6 +287,8 @@ class _Handler(BaseHTTPRequestHandler):
             value = entry["value"]
             if entry["key"] == "header":
                 message = value["summary"]
+                if value.get("parentCommit") not in (None, found[0]):
+                    return self._fail(412, "", "The branch has moved since the parent commit")
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
@@ -421,7 +449,8 @@ ROUTES = [
     (("GET",), r"/api/whoami-v2", _Handler.whoami),
     (("POST",), r"/api/validate-yaml", _Handler.yaml),
     (("POST",), r"/api/repos/create", _Handler.create),
-    (("POST",), _REPO + r"/branch/(?P<revision>[^/]+)", _Handler.branch),
+    (("POST", "DELETE"), _REPO + r"/branch/(?P<revision>[^/]+)", _Handler.branch),
+    (("POST", "DELETE"), _REPO + r"/tag/(?P<revision>[^/]+)", _Handler.tag),
     (("GET",), _REPO + r"/refs", _Handler.refs),
     (("POST",), _REPO + r"/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     (("POST",), _REPO + r"/commit/(?P<revision>[^/]+)", _Handler.commit),

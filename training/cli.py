@@ -67,6 +67,10 @@ def _data_build(args: argparse.Namespace) -> None:
         steps=args.steps,
         retry_failed=args.retry_failed,
     )
+    if (folder / "dataset" / "manifest.json").is_file():
+        from model_card.dataset_cards import write_dataset_card
+
+        print(f"its card is {write_dataset_card(folder / 'dataset')}")
     print(f"built in {folder}")
 
 
@@ -97,6 +101,15 @@ def _data_policy(args: argparse.Namespace) -> None:
     print(format_summary(summary))
     for sheet in sheets:
         print(f"{sheet.rows:,} rows to review: {sheet.csv} and {sheet.html}")
+
+
+def _data_export(args: argparse.Namespace) -> None:
+    from training.data.export import export_llava
+
+    for path, rows in export_llava(
+        args.folder, args.output, languages=args.languages, toxicity_free=args.toxicity_free
+    ).items():
+        print(f"{path}: {rows:,} rows")
 
 
 def _data_validate(args: argparse.Namespace) -> None:
@@ -175,6 +188,7 @@ def _publish(args: argparse.Namespace) -> None:
         kind=args.kind,
         private=args.private,
         revision=args.revision,
+        tag=args.tag,
     )
     print(f"published to {url}")
 
@@ -287,6 +301,14 @@ def build_parser() -> argparse.ArgumentParser:
     policy.add_argument(
         "--sheets", action="store_true", help="write review sheets, pictures blurred"
     )
+    export = _subcommand(
+        datasets, "export", _data_export, "a built dataset as JSON of others", loads_code=False
+    )
+    export.add_argument("folder", type=Path, help="a build's output_dir, or its dataset folder")
+    export.add_argument("--output", type=Path, required=True, help="the folder to write")
+    export.add_argument("--format", choices=["llava"], default="llava")
+    export.add_argument("--languages", nargs="+", metavar="LANG", help="only these")
+    export.add_argument("--toxicity-free", action="store_true", help="only clean rows")
     validate = _subcommand(
         datasets, "validate", _data_validate, "name every bad row of sources", loads_code=False
     )
@@ -357,6 +379,7 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--kind", choices=["model", "dataset"], default="model")
     publish.add_argument("--private", action="store_true")
     publish.add_argument("--revision", help="branch to push to")
+    publish.add_argument("--tag", help="of a dataset's commit (default: build-HASH of its content)")
     return parser
 
 

@@ -170,13 +170,13 @@ def test_a_card_of_ones_own_is_kept(tmp_path):
     from model_card.publish import _write_card
 
     folder = save_tiny_maya(tmp_path / "tiny")
-    _write_card(folder, "user/tiny", "model")
+    _write_card(folder, "user/tiny")
     written = (folder / "README.md").read_text()
     (folder / "README.md").write_text(written.replace("not been evaluated", "changed"))
-    _write_card(folder, "user/tiny", "model")
+    _write_card(folder, "user/tiny")
     assert (folder / "README.md").read_text() == written
     (folder / "README.md").write_text("# My own\n")
-    _write_card(folder, "user/tiny", "model")
+    _write_card(folder, "user/tiny")
     assert (folder / "README.md").read_text() == "# My own\n"
 
 
