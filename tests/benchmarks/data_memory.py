@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,25 @@ SMALL = 10_000
 MOST = 1.2
 UNIT_ROWS = 2000
 
-WORDS = "a the red blue old small man woman dog street house with near under sky tree water".split()
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "blue",
+    "old",
+    "small",
+    "man",
+    "woman",
+    "dog",
+    "street",
+    "house",
+    "with",
+    "near",
+    "under",
+    "sky",
+    "tree",
+    "water",
+]
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -138,7 +157,7 @@ def main() -> int:
         return 0
     if args.rows <= SMALL:
         parser.error(f"--rows: expected more than {SMALL}, found {args.rows}")
-    import datatrove
+
     import pyarrow
 
     few, many = measure(SMALL, args.at), measure(args.rows, args.at)
@@ -162,7 +181,7 @@ def main() -> int:
         "versions": {
             "python": platform.python_version(),
             "pyarrow": pyarrow.__version__,
-            "datatrove": datatrove.__version__,
+            "datatrove": version("datatrove"),
         },
         "date": time.strftime("%Y-%m-%d"),
     }
