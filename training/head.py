@@ -69,7 +69,8 @@ class _TiledHead(torch.autograd.Function):
         correct = torch.empty(len(labels), dtype=torch.bool, device=hidden.device)
         device = "cpu" if hidden.device.type == "cpu" else "cuda"
         rows = max(1, TILE[device] // len(weight))
-        logits = gradient = None
+        logits: Any = None
+        gradient: Any = None
         for start in range(0, len(labels), rows):
             del logits, gradient  # or two tiles would be held
             part = slice(start, start + rows)
