@@ -309,6 +309,6 @@ def _accepted(units: Sequence[Path], step: int) -> Iterator[Row]:
     columns = ["id", "text", "turns", "source_text", "status"]
     for unit in units:
         table = pq.read_table(unit, columns=columns)
-        for row in table.take(range(0, len(table), step)).to_pylist():
+        for row in table.take(np.arange(0, len(table), step)).to_pylist():
             if row["status"] == "ok":
                 yield row
