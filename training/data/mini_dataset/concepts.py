@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ class Selection:
 def load_sensitive() -> dict[str, dict[str, Any]]:
     """The list of sensitive concepts: reason -> {about, toxic, names (English CLDR names)}."""
     return json.loads(SENSITIVE_FILE.read_text(encoding="utf-8"))
+
+
+def sensitive_names(texts: Sequence[str]) -> list[dict[str, float]]:
+    """The curated list as a judge of English names (`toxicity.judges` of a plan): 1.0 for the reason
+    that a toxic name is listed for, an empty mapping for every other text."""
+    listed = {
+        name: reason
+        for reason, entry in load_sensitive().items()
+        if entry["toxic"]
+        for name in entry["names"]
+    }
+    return [{listed[text]: 1.0} if text in listed else {} for text in texts]
 
 
 def _drop_reason(row: dict[str, Any], group: str | None, concept: str) -> str | None:
