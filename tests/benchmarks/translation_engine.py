@@ -212,9 +212,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=1600)
     parser.add_argument("--slots", type=int, default=64, help="the endpoint's concurrency")
-    parser.add_argument("--latency", type=float, default=1.0, help="seconds a request takes")
+    parser.add_argument("--latency", type=float, default=2.0, help="seconds a request takes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=8, help="of datasets.map")
     parser.add_argument("--engines", nargs="+", help="only these")

@@ -419,7 +419,7 @@ def test_worker_travels_between_processes():
     worker = TranslateWorker(plan("http://h"), "fr")
     again = pickle.loads(pickle.dumps(TranslateWorker(plan("http://h"), "fr").plan))
     assert TranslateWorker(again, "fr").key == worker.key
-    assert (worker.name, worker.batch_rows, worker.concurrency) == ("translate/fr", 1, 32)
+    assert (worker.name, worker.batch_rows, worker.concurrency) == ("translate/fr", 1, 64)
     assert worker.schema.names[:2] == ["id", "lang"]
     local = TranslatorPlan(local=LocalPlan(model="m", batch_size=4), prompt="none")
     assert TranslateWorker(local, "fr").batch_rows == 4

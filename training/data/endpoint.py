@@ -188,9 +188,11 @@ class Endpoint:
                 if isinstance(found, Answer):
                     self._failed_in_a_row = 0
                     return found
-                if not found.again or attempt == self.plan.max_attempts:
+                if not found.again:
                     break
-                await asyncio.sleep(self._wait(attempt, found.retry_after))
+                if attempt < self.plan.max_attempts:
+                    await asyncio.sleep(self._wait(attempt, found.retry_after))
+        assert isinstance(found, _Fault)
         if found.unreachable:
             raise EndpointError(
                 f"{self.plan.url}: no connection in {attempt} attempts: {found.error}; "

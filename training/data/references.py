@@ -42,8 +42,8 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
         files = sorted(path.glob("*.parquet"))
         if not files:
             raise ValueError(f"{path}: expected parquet files in this folder, found none")
-        for file in files:
-            yield from read_table(file)
+        for part in files:
+            yield from read_table(part)
         return
     if path.suffix == ".parquet":
         number = 0
@@ -56,14 +56,14 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix not in (".csv", ".jsonl", ".json"):
         raise ValueError(f"{path}: expected a .csv, .jsonl, .json or .parquet file")
     with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".csv":
-            rows: Iterator[Any] = iter(csv.DictReader(file))
-        elif path.suffix == ".json":
-            rows = iter(json.load(file))
-        else:
-            rows = (json.loads(line) for line in file if line.strip())
         number = 0
         try:
+            if path.suffix == ".csv":
+                rows: Iterator[Any] = iter(csv.DictReader(file))
+            elif path.suffix == ".json":
+                rows = iter(json.load(file))
+            else:
+                rows = (json.loads(line) for line in file if line.strip())
             for row in rows:
                 number += 1
                 if not isinstance(row, dict):
@@ -119,8 +119,8 @@ def made_references(
         folder: where the units of the two directions are kept.
     """
     there, back = folder / f"{lang}.parquet", folder / f"{lang}-back.parquet"
-    options = {"trust_remote_code": trust_remote_code}
-    run_again(TranslateWorker(plan, lang, source_language, **options), sample, there)
+    first = TranslateWorker(plan, lang, source_language, trust_remote_code=trust_remote_code)
+    run_again(first, sample, there)
     made = pq.read_table(there).to_pylist()
     empty = dict.fromkeys(SOURCE_SCHEMA.names)
     rows = [
@@ -131,8 +131,9 @@ def made_references(
     source = folder / f"{lang}-source.parquet"
     write_parquet(source, pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA))
     # The way back, by the translator of that language.
-    worker = TranslateWorker(plan.for_language(lang), source_language, lang, **options)
-    run_again(worker, source, back)
+    own = plan.for_language(lang)
+    second = TranslateWorker(own, source_language, lang, trust_remote_code=trust_remote_code)
+    run_again(second, source, back)
     returned = {row["id"]: row["text"] or "" for row in pq.read_table(back).to_pylist()}
     sheet = []
     for row in made:

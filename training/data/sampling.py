@@ -103,12 +103,12 @@ def stratified_sample(
         ease = _scaled(np.array([each.ease for each in found]))
         complexity[kept] = (grade + 1 - ease) / 2
     edges = _edges(lengths, length_bins)
-    by_length = np.searchsorted(edges, lengths, side="right")
+    by_length = np.digitize(lengths, edges).tolist()
     own = complexity[kept]
-    by_reading = np.searchsorted(_edges(own, readability_bins), own, side="right")
+    by_reading = np.digitize(own, _edges(own, readability_bins)).tolist()
     members: dict[tuple[int, int], list[int]] = {}
-    for index, *stratum in zip(kept, by_length.tolist(), by_reading.tolist(), strict=True):
-        members.setdefault((stratum[0], stratum[1]), []).append(index)
+    for index, length, reading in zip(kept, by_length, by_reading, strict=True):
+        members.setdefault((length, reading), []).append(index)
     names = sorted(members)
     counts = _allotted([len(members[name]) for name in names], size)
     random = np.random.default_rng(seed)

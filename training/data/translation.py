@@ -114,7 +114,9 @@ class TranslateWorker:
         self.translator = make_translator(plan, source_language, lang, trust_remote_code)
         self._open = AsyncExitStack()
         if plan.endpoint is not None:
-            self.batch_rows, self.concurrency = 1, plan.endpoint.concurrency
+            # More rows than requests (the endpoint counts those): while answers are checked, and the
+            # next unit is opened, their places are taken already.
+            self.batch_rows, self.concurrency = 1, 2 * plan.endpoint.concurrency
         else:
             assert plan.local is not None
             self.batch_rows, self.concurrency = plan.local.batch_size, 1
@@ -180,6 +182,9 @@ class TranslateWorker:
             answers = await self.translator.answers(
                 [each.source for each in tries], prompt, parameters
             )
+            # Requests that wait for the places of these answers go out before those are checked.
+            for _ in range(3):
+                await asyncio.sleep(0)
             for each, answer in zip(tries, answers, strict=True):
                 self._take(each, answer, prompt)
             tries = [each for each in tries if each.error is None and each.hard]
