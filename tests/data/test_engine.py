@@ -124,7 +124,15 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kind", ["SIGTERM", "group SIGTERM", "SIGINT", "group SIGKILL"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "SIGTERM",
+        "group SIGKILL",
+        pytest.param("SIGINT", marks=pytest.mark.slow),
+        pytest.param("group SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_signals_reach_every_process(tmp_path, kind):
     (tmp_path / "run.py").write_text(SCRIPT)
     process = subprocess.Popen(
@@ -220,7 +228,7 @@ def test_failed_rows_and_only_these_are_done_again(jobs, tmp_path):
 
 
 # Slurm, as far as its commands go: sbatch runs the array's tasks one after the other, in the
-# background, and squeue shows the job as long as it runs. tests/data/slurm.py has a real one.
+# background, and squeue shows the job as long as it runs. test_slurm.py has a real one.
 
 SBATCH = """\
     #!{python}
@@ -273,6 +281,7 @@ def test_slurm(jobs, tmp_path, slurm):
     assert "#SBATCH --array=0-1%2" in script
 
 
+@pytest.mark.slow
 def test_slurm_tells_why_a_rank_failed(jobs, tmp_path, slurm):
     options = {"fault": "401", "at": "000000005", "once": tmp_path / "once"}
     with pytest.raises(OSError, match=r"units are not finished, the first is .*: 401: the key"):

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow.parquet as pq
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import setup_default_logger
 
 from .files import write_bytes, write_json
 from .status import UNITS, Progress
@@ -226,8 +227,12 @@ class LocalExecutor(LocalPipelineExecutor):
         """One rank in this process; datatrove's own lines go to a file beside its logs."""
         path = Path(self.logging_dir.resolve_paths(f"logs/rank_{rank:05d}.stderr"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
-            self._run_for_rank(rank)
+        try:
+            with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+                self._run_for_rank(rank)
+        finally:
+            # Its default logger still writes to the file that is closed now.
+            setup_default_logger()
 
 
 def _rank(executor: LocalExecutor, rank: int, connection: Connection) -> None:
