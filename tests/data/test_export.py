@@ -31,7 +31,9 @@ def test_what_is_exported_reads_back_as_the_same_rows(built, tmp_path, toxicity_
         rows = sorted(read(built.folder / "dataset", f"data/{lang}/{kinds}"), key=lambda r: r["id"])
         found = list(read_source(SourcePlan("llava", str(path), task="caption")))
         assert all(isinstance(each, Record) for each in found)
-        assert len(found) == count == len(rows) == (21 if toxicity_free else 23) + 2 * (lang == "en")
+        assert (
+            len(found) == count == len(rows) == (21 if toxicity_free else 23) + 2 * (lang == "en")
+        )
         for record, row in zip(found, rows, strict=True):
             expected = (row["id"], row["image"], lang, row["caption"], "caption")
             got = tuple(record.row[name] for name in ("id", "image", "lang", "text", "task"))

@@ -171,7 +171,7 @@ def test_every_row_is_in_one_file_and_the_sums_close(plan):
     assert (counts["clean"], counts["review"], counts["flagged"]) == (21, 1, 1)
     assert counts["rejected_for"] == {"copy": 1}
     assert counts["translators"] == [
-        {"model": "tiny", "revision": "r1", "prompt_id": "p", "parameters": "{}", "rows": 25}
+        {"model": "tiny", "model_revision": "r1", "prompt_id": "p", "parameters": "{}", "rows": 25}
     ]
     assert manifest["counts"]["all"]["expected"] == 75
     assert [row["id"] for row in read(root, "data/en/flagged-*")] == ["000000003"]
@@ -390,3 +390,24 @@ def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
     licence, note = licence_of(Plan(source=source, layout=own, **common))
     assert licence == "cc-by-nc-sa-4.0"
     assert note.startswith("Ours. aya-23-35b: Non-commercial")
+
+
+def test_the_command_builds_a_folder_with_a_card_and_exports_it(tmp_path, capsys):
+    """Without a translator and judges: a source, laid out."""
+    from training.cli import main
+
+    write_source(tmp_path / "in", rows_of(4))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        f"name: plain\noutput_dir: {tmp_path}/build\n"
+        "source: {kind: llava, path: ./in/rows.json, language: en, task: caption}\n"
+    )
+    assert main(["data", "build", str(plan)]) == 0
+    dataset = tmp_path / "build" / "dataset"
+    assert "4 captions in 1 language (English `en`)." in (dataset / "README.md").read_text()
+    assert "No judge has looked" in (dataset / "README.md").read_text()
+    out = tmp_path / "out"
+    assert main(["data", "export", str(tmp_path / "build"), "--output", str(out)]) == 0
+    assert f"{out}/plain.en.json: 4 rows" in capsys.readouterr().out
+    assert main(["data", "export", str(dataset), "--output", str(out), "--toxicity-free"]) == 2
+    assert "no judge has read it" in capsys.readouterr().err

@@ -182,7 +182,7 @@ class _Build:
     def __init__(self, plan: Plan):
         from .sources import check_sources
 
-        self.plan, self.folder = plan, plan.folder
+        self.plan, self.folder, self.run_id = plan, plan.folder, plan.run_id
         self.root = plan.folder / "dataset"
         source = check_sources(self.folder / "source")
         if isinstance(source, str):
@@ -275,7 +275,8 @@ class _Build:
         counts = Counts(expected=total + self.source["languages"].get(lang, 0))
         rejected_for: Counter[str] = Counter()
         flags: Counter[str] = Counter()
-        translators: Counter[str] = Counter()
+        translators: Counter[tuple[Any, ...]] = Counter()
+        about = ("model", "model_revision", "prompt_id", "parameters")
         text, rejected = text_schema(self.conversations), rejected_schema(self.conversations)
         most = self.plan.layout.shard_rows
         for row in self._decided(lang):
@@ -291,16 +292,12 @@ class _Build:
                     rejected_for[(row["reasons"] or "no reason").partition(":")[0]] += 1
                 shards.add(f"rejected/{lang}", rejected, made, most)
             if row["model"] is not None:
-                names = ("model", "model_revision", "prompt_id", "parameters")
-                translators[json.dumps([row[n] for n in names])] += 1
+                translators[tuple(row[name] for name in about)] += 1
         counts.rejected_for = dict(rejected_for.most_common())
         counts.flags = dict(flags.most_common())
         counts.translators = [
-            dict(
-                zip(("model", "revision", "prompt_id", "parameters"), json.loads(key), strict=True),
-                rows=number,
-            )
-            for key, number in translators.most_common()
+            {**dict(zip(about, values, strict=True)), "rows": number}
+            for values, number in translators.most_common()
         ]
         return vars(counts)
 
@@ -340,7 +337,7 @@ class _Build:
         for unit in self.units:
             for row in stream(self.folder / "source" / f"{unit}.parquet"):
                 if row["lang"] == lang:
-                    yield {**empty, **row, "source_lang": lang, "run_id": self.plan.run_id}
+                    yield {**empty, **row, "source_lang": lang, "run_id": self.run_id}
 
     def _translated_rows(self, lang: str) -> Iterator[Row]:
         rows: Iterable[Row]
@@ -424,10 +421,10 @@ class _Build:
     def first_paths(self, files: Iterable[str]) -> Iterator[None]:
         """Rows whose pictures have the same bytes name the one path that `images/` has them under."""
         with ShaTable() as table:
-            self._first_paths = table
             for name in files:
                 for row in stream(self.root / name, ["image", "image_sha256"]):
                     table.set(row["image_sha256"], "", row["image"])
+                    self._first_paths = table
             yield
             self._first_paths = None
 

@@ -147,7 +147,7 @@ def _translation(plan: Plan, languages: dict[str, Row]) -> Row | None:
     models: dict[tuple[str, str | None], Row] = {}
     for lang, counts in languages.items():
         for each in counts["translators"]:
-            key = (each["model"], each["revision"])
+            key = (each["model"], each["model_revision"])
             about = models.setdefault(
                 key,
                 {"model": key[0], "revision": key[1], "rows": Counter(), "parameters": Counter()},

@@ -1,0 +1,117 @@
+"""The card of a built dataset says what its manifest says; a folder that is not whole is not published."""
+
+import json
+
+import pytest
+import yaml
+
+from model_card.cards import MARKER
+from model_card.dataset_cards import dataset_card, read_manifest, write_dataset_card
+from model_card.publish_dataset import check_configs, check_files
+from tests.data.test_layout import make_plan, rows_of, translate, write_source
+from training.data.layout import LayoutPlan, assemble
+from training.data.manifest import FORMAT
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    write_source(folder / "in", rows_of(25))
+    layout = LayoutPlan(licence="cc-by-4.0", licence_note="Tiny.", description="About squares.")
+    plan = make_plan(folder, languages=("fr",), layout=layout)
+    translate(plan)
+    return plan
+
+
+@pytest.fixture
+def dataset(plan):
+    assemble(plan, progress=False)
+    write_dataset_card(plan.folder / "dataset", "user/tiny")
+    return plan.folder / "dataset"
+
+
+def front_matter(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_says_what_the_manifest_says(dataset):
+    card = (dataset / "README.md").read_text()
+    manifest = read_manifest(dataset)
+    head = front_matter(card)
+    assert manifest["format"] == FORMAT
+    assert head["license"] == "cc-by-4.0"
+    assert head["language"] == ["en", "fr"]
+    paths = {c["config_name"]: c["data_files"] for c in head["configs"]}
+    assert paths == {
+        name: [{"split": "train", "path": about["path"]}]
+        for name, about in manifest["configs"].items()
+    }
+    (default,) = (c["config_name"] for c in head["configs"] if c.get("default"))
+    assert default == "toxicity_free"
+    for line in (
+        "| French `fr` | 25 | 23 | 1 | 1 | 21 | 1 | 1 |",
+        "| **all** | 50 | 48 | 1 | 1 | 44 | 2 | 2 |",
+        "| copy | 0 | 1 |",
+        "`cc-by-4.0`. Tiny.",
+        "About squares.",
+        "25 rows with `{}`",
+        'load_dataset("user/tiny", "toxicity_free"',
+    ):
+        assert line in card
+    assert str(dataset.parent) not in card
+    assert str(dataset.parent.parent) not in json.dumps(manifest)
+    assert "127.0.0.1" not in json.dumps(manifest)
+
+
+def test_a_card_of_ones_own_is_kept_and_ours_is_written_anew(dataset):
+    card = dataset / "README.md"
+    card.write_text(f"{MARKER}\nold")
+    write_dataset_card(dataset)
+    assert 'load_dataset("path/to/this/folder"' in card.read_text()
+    card.write_text("mine")
+    write_dataset_card(dataset)
+    assert card.read_text() == "mine"
+    card.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda d: (d / "data/fr/extra-00000.parquet").write_bytes(
+                (d / "data/fr/flagged-00000.parquet").read_bytes()
+            ),
+            "is not in the manifest",
+        ),
+        (lambda d: (d / "data/fr/flagged-00000.parquet").unlink(), "flagged-00000.parquet is gone"),
+        (
+            lambda d: (d / "data/fr/flagged-00000.parquet").write_bytes(
+                (d / "data/en/flagged-00000.parquet").read_bytes()
+            ),
+            "has other bytes",
+        ),
+        (lambda d: (d / "manifest.json").unlink(), "it is not finished; run `maya data build`"),
+        (lambda d: (d / "manifest.json").write_text("{"), "is not JSON"),
+    ],
+)
+def test_what_is_not_as_the_manifest_says_is_refused(dataset, damage, words):
+    damage(dataset)
+    with pytest.raises(ValueError, match=words) as caught:
+        check_files(dataset)
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_are_loaded_and_counted(dataset):
+    check_files(dataset)
+    card = dataset / "README.md"
+    card.write_text(card.read_text().replace("data/fr/clean-*", "data/en/*"))
+    with pytest.raises(
+        ValueError, match=r"config 'fr_toxicity_free' has .*25.* rows, the manifest"
+    ):
+        check_configs(dataset)
+    assert not list(dataset.parent.glob(".check-*"))
+
+
+def test_a_folder_of_something_else_has_no_card(tmp_path):
+    with pytest.raises(ValueError, match=r"expected the manifest.json of `maya data build`"):
+        dataset_card(tmp_path, "user/x")
