@@ -175,6 +175,8 @@ def push_dataset(
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     refs = api.list_repo_refs(repo_id, repo_type="dataset")
     heads = {ref.name: ref.target_commit for ref in refs.branches}
+    if left := sorted(n for n in heads if n.startswith("publish-") and n != staging):
+        print(f"note: branches of other attempts, which may be deleted: {', '.join(left)}")
     if branch not in heads:
         api.create_branch(repo_id, branch=branch, repo_type="dataset", exist_ok=True)
     before = api.repo_info(repo_id, repo_type="dataset", revision=branch).sha

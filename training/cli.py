@@ -66,6 +66,7 @@ def _data_build(args: argparse.Namespace) -> None:
         args.overrides,
         steps=args.steps,
         retry_failed=args.retry_failed,
+        trust_remote_code=args.trust_remote_code,
     )
     if (folder / "dataset" / "manifest.json").is_file():
         from model_card.dataset_cards import write_dataset_card
@@ -107,7 +108,11 @@ def _data_export(args: argparse.Namespace) -> None:
     from training.data.export import export_llava
 
     for path, rows in export_llava(
-        args.folder, args.output, languages=args.languages, toxicity_free=args.toxicity_free
+        args.folder,
+        args.output,
+        languages=args.languages,
+        toxicity_free=args.toxicity_free,
+        requests=args.requests,
     ).items():
         print(f"{path}: {rows:,} rows")
 
@@ -257,9 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
     mini.add_argument("--sources", type=Path, help="a folder of already downloaded npm tarballs")
     mini.add_argument("--styles", nargs="+", help="only these art styles")
 
-    build = _subcommand(
-        datasets, "build", _data_build, "build a dataset as a plan says", loads_code=False
-    )
+    build = _subcommand(datasets, "build", _data_build, "build a dataset as a plan says")
     build.add_argument("plan", type=Path, help="a YAML file; the same command continues a build")
     build.add_argument(
         "--set",
@@ -308,6 +311,9 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--output", type=Path, required=True, help="the folder to write")
     export.add_argument("--format", choices=["llava"], default="llava")
     export.add_argument("--languages", nargs="+", metavar="LANG", help="only these")
+    export.add_argument(
+        "--requests", type=Path, help="YAML: language -> what is asked for a caption (English)"
+    )
     export.add_argument("--toxicity-free", action="store_true", help="only clean rows")
     validate = _subcommand(
         datasets, "validate", _data_validate, "name every bad row of sources", loads_code=False

@@ -75,3 +75,16 @@ def test_bad_requests_are_refused_and_nothing_is_written(built, tmp_path):
     with pytest.raises(ValueError, match=r"language 'hi' is not in it; found en, fr"):
         export_llava(built.folder, tmp_path / "out", languages=["hi"])
     assert not (tmp_path / "out").exists()
+
+
+def test_requests_in_a_language_of_ones_own(built, tmp_path):
+    file = tmp_path / "requests.yaml"
+    file.write_text("fr: [Décris cette image.]\n", encoding="utf-8")
+    written = export_llava(built.folder, tmp_path / "out", requests=file)
+    english, french = (json.loads(path.read_text(encoding="utf-8")) for path in written)
+    said = {row["conversations"][0]["value"].replace("<image>", "").strip() for row in french}
+    assert said == {"Décris cette image."}
+    assert english[0]["conversations"][0]["value"].isascii()
+    file.write_text("fr: Décris", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"requests.yaml: fr: expected a list of texts"):
+        export_llava(built.folder, tmp_path / "out", requests=file)

@@ -5,8 +5,8 @@
 Rows are `{"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}`, ids as
 text, in order of their ids. A caption is the answer to one of LLaVA's eleven requests for a brief
 description (LLaVA, arXiv 2304.08485, table 11), with `<image>` before or after it, both drawn by the
-row's id; as in the original Maya, the request is in English in every language's file unless `requests`
-brings others. A conversation has `<image>` before its first question.
+row's id. The requests are in English unless a file brings others for a language. A conversation has
+`<image>` before its first question.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from training.schema import read_mapping
 
 from .files import atomic
 from .manifest import FORMAT, matching
@@ -44,7 +46,7 @@ def export_llava(
     *,
     languages: Sequence[str] | None = None,
     toxicity_free: bool = False,
-    requests: Mapping[str, Sequence[str]] | None = None,
+    requests: Path | None = None,
 ) -> dict[Path, int]:
     """Write `<name>.<language>.json` files; returns their rows.
 
@@ -52,7 +54,8 @@ def export_llava(
         folder: a build's output_dir, or its dataset folder.
         languages: only these of the dataset's.
         toxicity_free: only rows that are clean; else all that have a text.
-        requests: language -> what the human asks for a caption, instead of `REQUESTS`.
+        requests: a YAML file, language -> list of what the human asks for a caption, instead of
+            `REQUESTS`.
 
     Raises ValueError for a folder that holds no finished dataset, a language that is not in it, a
     dataset that was not judged where `toxicity_free` is asked for; OSError when the disk is full.
@@ -73,14 +76,24 @@ def export_llava(
     for lang in languages or ():
         if lang not in there:
             raise ValueError(f"{folder}: language {lang!r} is not in it; found {', '.join(there)}")
+    asked = {} if requests is None else read_requests(requests)
     kind = "clean" if toxicity_free else "*"
     written = {}
     for lang in languages or there:
         files = matching(manifest["files"], f"data/{lang}/{kind}-*.parquet")
-        asked = (requests or {}).get(lang) or REQUESTS
         path = output / f"{manifest['name']}.{lang}.json"
-        written[path] = _write(path, (llava_row(row, asked) for row in _sorted(folder, files)))
+        own = asked.get(lang, REQUESTS)
+        written[path] = _write(path, (llava_row(row, own) for row in _sorted(folder, files)))
     return written
+
+
+def read_requests(path: Path) -> dict[str, list[str]]:
+    """Language -> requests. Raises ValueError for a file of another form."""
+    found = read_mapping(path)
+    for lang, texts in found.items():
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{path}: {lang}: expected a list of texts, found {texts!r:.60}")
+    return found
 
 
 def _sorted(folder: Path, files: Sequence[str]) -> Iterator[Row]:
