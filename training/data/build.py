@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ from .plan import (
 from .sources import build_sources, check_sources
 from .units import Stopped, UnitManifest, reopen_unit
 
+
+@dataclass(frozen=True)
+class _Options:
+    """What a call of `maya data build` asks for beside its plan."""
+
+    retry_failed: bool
+    progress: bool
+    trust_remote_code: bool
+
+
 STEPS = ("source", "translate", "verify", "toxicity", "assemble")
 
 
@@ -34,18 +45,21 @@ def build_dataset(
     steps: Sequence[str] | None = None,
     retry_failed: bool = False,
     progress: bool = True,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Build the dataset of a plan; returns its folder. The same call continues a stopped one.
 
     Args:
         steps: only these; default: all that the plan has a section for.
         retry_failed: ask again for rows whose requests failed for good.
+        trust_remote_code: let code that comes with a model run.
 
     Raises:
         Stopped: after SIGTERM or SIGINT; nothing that was finished is lost.
         ValueError, OSError: bad plans and sources, a step whose step before is not done, a disk or
             an endpoint that refuses, another build in the same folder.
     """
+    options = _Options(retry_failed, progress, trust_remote_code)
     plan = load_plan(path, overrides)
     wanted = [step for step in STEPS if _has(plan, step)]
     if steps is not None:
@@ -62,7 +76,7 @@ def build_dataset(
             if step == "assemble" and plan.toxicity is not None and "toxicity" not in wanted:
                 # Texts or reviews may have changed since the decisions were made.
                 _decide_again(plan)
-            _RUN[step](plan, retry_failed, progress)
+            _RUN[step](plan, options)
     return plan.folder
 
 
@@ -76,8 +90,8 @@ def _has(plan: Plan, step: str) -> bool:
     }[step]
 
 
-def _source(plan: Plan, retry_failed: bool, progress: bool) -> None:
-    build_sources(plan.source, plan.folder / "source", plan.unit_rows, progress)
+def _source(plan: Plan, options: _Options) -> None:
+    build_sources(plan.source, plan.folder / "source", plan.unit_rows, options.progress)
 
 
 def _source_units(plan: Plan) -> dict[str, Any]:
@@ -87,7 +101,7 @@ def _source_units(plan: Plan) -> dict[str, Any]:
     return state
 
 
-def _translate(plan: Plan, retry_failed: bool, progress: bool) -> None:
+def _translate(plan: Plan, options: _Options) -> None:
     units = [unit["unit"] for unit in _source_units(plan)["units"]]
     jobs = [
         Job(
@@ -98,27 +112,27 @@ def _translate(plan: Plan, retry_failed: bool, progress: bool) -> None:
         for lang in plan.languages
         for unit in units
     ]
-    _run(plan, jobs, retry_failed, progress)
+    _run(plan, jobs, options)
 
 
-def _verify(plan: Plan, retry_failed: bool, progress: bool) -> None:
+def _verify(plan: Plan, options: _Options) -> None:
     from .verify_report import format_report
 
     step = verification_step(plan)
     for units in step.rounds():
         jobs = [Job(name, *pair) for name, pairs in units.items() for pair in pairs]
-        _run(plan, jobs, retry_failed, progress)
+        _run(plan, jobs, options)
     print(format_report(step.report()), flush=True)
 
 
-def _toxicity(plan: Plan, retry_failed: bool, progress: bool) -> None:
+def _toxicity(plan: Plan, options: _Options) -> None:
     from .toxicity.decisions import decide_build, format_summary
 
     languages = set(_source_units(plan)["languages"]) - {plan.source_language}
     step = toxicity_step(plan, sorted(languages))
-    for units in step.rounds(retry_failed):
+    for units in step.rounds(options.retry_failed):
         jobs = [Job(name, *pair) for name, pairs in units.items() for pair in pairs]
-        _run(plan, jobs, retry_failed, progress)
+        _run(plan, jobs, options)
     print(format_summary(decide_build(step)), flush=True)
 
 
@@ -130,7 +144,7 @@ def _decide_again(plan: Plan) -> None:
     decide_build(step, stored_policy(step))
 
 
-def _assemble(plan: Plan, retry_failed: bool, progress: bool) -> None:
+def _assemble(plan: Plan, options: _Options) -> None:
     from .layout import assemble
 
     assemble(plan)
@@ -145,16 +159,15 @@ _RUN = {
 }
 
 
-def _run(plan: Plan, jobs: Sequence[Job], retry_failed: bool, progress: bool) -> None:
+def _run(plan: Plan, jobs: Sequence[Job], options: _Options) -> None:
     if not jobs:
         return
-    if retry_failed:
+    if options.retry_failed:
         again = sum(reopen_unit(job.target, {"failed"}) for job in jobs)
         print(f"{again:,} failed rows are asked for again", flush=True)
     logs = plan.folder / "logs" / jobs[0].worker.split("/")[0]
-    manifests = run_jobs(
-        functools.partial(make_worker, plan), jobs, plan.executor, logs, progress=progress
-    )
+    make = functools.partial(make_worker, plan, trust_remote_code=options.trust_remote_code)
+    manifests = run_jobs(make, jobs, plan.executor, logs, progress=options.progress)
     for line in summary(manifests):
         print(line, flush=True)
 

@@ -67,6 +67,8 @@ class Plan:
             )
         if self.languages and self.translator is None:
             raise ValueError("languages: there is no translator section to translate with")
+        if self.translator is not None:
+            self.translator.check_languages(self.source_language, self.languages)
         if self.verification is not None and self.translator is None:
             raise ValueError("verification: there is no translator section to verify")
         if self.translator is not None and not self.languages:
@@ -122,8 +124,11 @@ def write_plan(plan: Plan, path: Path) -> None:
     write_bytes(path, (head + text).encode())
 
 
-def make_worker(plan: Plan, name: str) -> Worker:
+def make_worker(plan: Plan, name: str, trust_remote_code: bool = False) -> Worker:
     """The worker of a name such as "translate/fr"; its model is loaded when it has work.
+
+    Args:
+        trust_remote_code: let code that comes with a model run.
 
     Raises ValueError for a name that no section of the plan makes.
     """
@@ -138,11 +143,12 @@ def make_worker(plan: Plan, name: str) -> Worker:
             languages=plan.languages,
             checks=plan.verification.checks if plan.verification else None,
             run_id=plan.run_id,
+            trust_remote_code=trust_remote_code,
         )
     if step in ("verify", "back_translation") and plan.verification is not None:
         return verification_step(plan).worker(name)
     if step == "toxicity" and plan.toxicity is not None:
-        return toxicity_step(plan).worker(name)
+        return toxicity_step(plan).worker(name, trust_remote_code)
     raise ValueError(f"{name}: the plan has no section for this step")
 
 

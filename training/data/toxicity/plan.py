@@ -33,7 +33,7 @@ from .verdicts import ImageJudge, TextJudge
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _COMMON = {"name", "preset", "kind", "stage", "revision", "batch_size"}
 _TEXT = {"languages", "only"}
-_LOCAL = {"model", "device", "dtype", "trust_remote_code"}
+_LOCAL = {"model", "device", "dtype"}
 # Fields a judge of each kind may have.
 _FIELDS = {
     "classifier": {*_COMMON, *_TEXT, *_LOCAL, "toxic", "activation", "max_length"},
@@ -87,7 +87,6 @@ class JudgePlan:
 
     batch_size: inputs at once; of a guard only in this process.
     device, dtype: for transformers, such as cuda:0 and bfloat16.
-    trust_remote_code: let code that comes with the model run.
     """
 
     preset: str | None = None
@@ -111,7 +110,6 @@ class JudgePlan:
     batch_size: int | None = None
     device: str | None = None
     dtype: str | None = None
-    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preset is not None:
@@ -203,8 +201,12 @@ class JudgePlan:
             )
         return wanted
 
-    def make(self) -> TextJudge | ImageJudge:
-        """The judge; its model is loaded when it is entered."""
+    def make(self, trust_remote_code: bool = False) -> TextJudge | ImageJudge:
+        """The judge; its model is loaded when it is entered.
+
+        Args:
+            trust_remote_code: let code that comes with the model run.
+        """
         common: dict[str, Any] = {"revision": self.revision}
         if self.batch_size is not None:
             common["batch_size"] = self.batch_size
@@ -215,7 +217,7 @@ class JudgePlan:
         local: dict[str, Any] = {
             "device": self.device,
             "dtype": self.dtype,
-            "trust_remote_code": bool(self.trust_remote_code),
+            "trust_remote_code": trust_remote_code,
         }
         if self.kind == "classifier":
             assert self.model

@@ -122,13 +122,13 @@ class ToxicityStep:
         inputs = sorted((self.root / "inputs" / str(judge.name) / part).glob("*.parquet"))
         return [(path, self.root / str(judge.name) / part / path.name) for path in inputs]
 
-    def worker(self, name: str) -> JudgeWorker:
+    def worker(self, name: str, trust_remote_code: bool = False) -> JudgeWorker:
         """The worker "toxicity/<judge>/<part>"; its model is loaded when it has work."""
         _, judge_name, part = name.split("/")
         judge = self.plan.judge(judge_name)
         assert judge.stage is not None
         return JudgeWorker(
-            judge.make(),
+            judge.make(trust_remote_code),
             name=name,
             judge_name=judge_name,
             stage=judge.stage,
