@@ -136,6 +136,9 @@ def compare(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Counts by language of what came of every human row, and the rows that differ.
 
+    A row is equal to the human one, untranslated (the English name), foreign (the name in another
+    of the languages), other, rejected or failed.
+
     Raises AssertionError for a row that is lost, doubled or invented, and for one whose place
     (flagged or not) is not what the curated list says.
     """
@@ -152,9 +155,13 @@ def compare(
                 if row["caption"] == truth:
                     count["equal"] += 1
                 else:
-                    count["differs"] += 1
+                    others = {known[o].get(row["id"], ("",))[0] for o in known if o != "en"}
+                    english = row["caption"] == known["en"][row["id"]][0]
+                    foreign = row["caption"] in others
+                    what = "untranslated" if english else "foreign" if foreign else "other"
+                    count[what] += 1
                     differences.append(
-                        {"id": row["id"], "lang": lang, "what": "differs", "text": row["caption"]}
+                        {"id": row["id"], "lang": lang, "what": what, "text": row["caption"]}
                         | {"truth": truth, "flags": row["flags"]}
                     )
         for path in sorted(dataset.glob(f"rejected/{lang}-*.parquet")):
@@ -238,7 +245,8 @@ def run(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             "seed": args.seed,
             "faults": {name: share for name, share in FAULTS.shares().items() if share},
         },
-        "machine": {
+        "run_on": {
+            "commit": commit(),
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
             "pyarrow": pa.__version__,
@@ -256,6 +264,11 @@ def run(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     if args.steps:
         result["training"] = publish_and_train(dataset, args.steps, work)
     return result
+
+
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def publish_and_train(dataset: Path, steps: int, work: Path) -> dict[str, Any]:
@@ -276,9 +289,11 @@ def publish_and_train(dataset: Path, steps: int, work: Path) -> dict[str, Any]:
             "name, toxicity_free, streamed": train(NAME, "toxicity_free", steps, True, work, env),
         }
         files = len(hub.files("dataset", NAME))
-    assert losses["folder, all"] == losses["name, all"] != []
+    assert len(losses["folder, all"]) == steps
+    assert losses["folder, all"] == losses["name, all"]
     streamed = losses["folder, toxicity_free, streamed"]
-    assert streamed == losses["name, toxicity_free, streamed"] != []
+    assert len(streamed) == steps
+    assert streamed == losses["name, toxicity_free, streamed"]
     return {"steps": steps, "files": files, "tag": tag, "losses": losses}
 
 
