@@ -23,6 +23,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,8 +158,7 @@ def assemble(plan: Plan, progress: bool = True) -> dict[str, Any]:
         parts["images"] = build.part("images", build.images_key(), build.write_images)
     with build.first_paths(parts["images"]["files"] if parts else ()):
         for lang in build.languages:
-            key = build.language_key(lang)
-            parts[lang] = build.part(lang, key, lambda shards, lang=lang: build.write(lang, shards))  # type: ignore[misc]
+            parts[lang] = build.part(lang, build.language_key(lang), partial(build.write, lang))
             counts = Counts(**parts[lang]["counts"])
             counts.check(lang)
             if progress:
