@@ -48,6 +48,7 @@ TEST = [
     "pytest>=9.0",
     "pytest-xdist>=3.8",
     "hypothesis>=6.170",
+    "sentencepiece>=0.2.3",
     "parameterized>=0.9",
     "matplotlib>=3.11",
     "alt-profanity-check>=1.9; python_version>='3.11'",

@@ -295,3 +295,11 @@ def test_plan_is_plain_data():
     plan = CheckPlan(lengths={"fr": [LengthBin(0, 0.1, 0.1, 5)]})
     assert build(CheckPlan, to_dict(plan), "plan.yaml") == plan
     assert dataclasses.replace(plan, off=("copy",)) != plan
+
+
+@pytest.mark.parametrize(("text", "hard"), [("台风", True), ("кот", True), ("OK", False)])
+def test_a_few_letters_of_a_third_script_are_no_words_kept_from_the_source(text, hard):
+    checker = RowChecker("en", ["fr", "ar"])
+    lang = "ar" if text == "OK" else "fr"
+    flags = checker.check("OK" if text == "OK" else "typhoon", text, lang)
+    assert any(flag.hard for flag in flags) == hard

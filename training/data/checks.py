@@ -28,7 +28,7 @@ from .repetition import find_repetition
 __all__ = ["CHECKS", "HARD", "CheckPlan", "Examination", "Flag", "LengthBin", "RowChecker"]
 
 # Raised by one when a check decides differently on the same text.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,10 @@ class RowChecker:
                 foreign = sum(kept_counts.values()) - sum(kept_counts[script] for script in own)
             else:
                 foreign = outside
-            name = "kept_words" if foreign <= 3 else "script"
+            # A few letters may have been kept from the source, but not those of a third script.
+            theirs = {*own, *self._source_scripts}
+            strange = not inside and any(counts[script] for script in counts.keys() - theirs)
+            name = "script" if strange or foreign > 3 else "kept_words"
             found.append((name, f"{inside} of {total} letters are {' or '.join(sorted(own))}"))
             if name == "kept_words":
                 return Identified("", 0.0, 0.0)
