@@ -215,9 +215,10 @@ def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, proces
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     found = checkpoints(output / ".work" / "finetune")
-    assert len(found) == 1
-    step = found[0].name.removeprefix("checkpoint-")
+    step = found[-1].name.removeprefix("checkpoint-")
     assert step in ("1", "2", "3")
+    # The signal may arrive late, after the checkpoint that step 2 has anyway.
+    assert len(found) == (2 if step == "3" else 1)
     assert f"saved after step {step} of 4; the same command continues" in done.stderr
     assert not (output / "config.json").exists()
     train(str(path), [f"processes={processes}"], output_dir=str(output))
