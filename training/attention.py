@@ -34,6 +34,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from .flops import head_size
+
 Layout = Literal["segments", "varlen", "flex", "dense"]
 
 # What each layout's attention is called in transformers.
@@ -69,7 +71,7 @@ def _problem(layout: Layout, decoder: Any, device: str, half: bool) -> str:
     """Why the kernel of `layout` cannot be used, or nothing."""
     config = decoder.config
     dropout = getattr(config, "attention_dropout", 0.0)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = head_size(config)
     if layout in ("segments", "dense"):
         return ""
     if device != "cuda":

@@ -306,11 +306,16 @@ class GroupCollator:
     def _row(self, trees: Sequence[tuple[int, Packed]], bad: list[BadRow]) -> dict[str, Any]:
         packed: list[Packed] = []
         pixels: dict[tuple, Image.Image] = {}
-        index: list[int] = []
+        shown: list[tuple] = []
         for epoch, tree in trees:
             first = tree.encoded[0]
+            names = [self._image_name(first, key, epoch) for key in first.images]
             try:
-                found = [self._image(first, key, epoch) for key in first.images]
+                new = {
+                    name: self._image(first, key, epoch)
+                    for name, key in zip(names, first.images, strict=True)
+                    if name not in pixels
+                }
             except ValueError as error:
                 if self.on_bad_row == "stop":
                     raise
@@ -318,9 +323,8 @@ class GroupCollator:
                 bad += [BadRow(e.id, path, str(error), "skipped") for e in tree.encoded]
                 continue
             packed.append(tree)
-            for name, image in found:
-                pixels.setdefault(name, image)
-                index.append(list(pixels).index(name))
+            pixels |= new
+            shown += names
         if not packed:
             # A rank with nothing to do still takes part: one token, nothing to learn.
             packed = [Packed(np.array([self.pad_token], np.int32), [], [])]
@@ -329,17 +333,23 @@ class GroupCollator:
         if pixels:
             processed = self.processor.image_processor(list(pixels.values()), return_tensors="pt")
             batch["pixel_values"] = processed["pixel_values"]
-            batch["image_index"] = torch.tensor(index)
+            number = {name: n for n, name in enumerate(pixels)}
+            batch["image_index"] = torch.tensor([number[name] for name in shown])
         return batch
 
-    def _image(self, first: Encoded, key: Any, epoch: int) -> tuple[tuple, Image.Image]:
-        """(what tells it from other images of a row, the image as it is trained on)"""
+    def _image_name(self, first: Encoded, key: Any, epoch: int) -> tuple:
+        """What tells an image from the others of a row."""
+        if self.data.sources[first.source].recipe.augment is None:
+            return first.source, key
+        return first.source, key, epoch, first.id, first.language
+
+    def _image(self, first: Encoded, key: Any, epoch: int) -> Image.Image:
+        """The image as it is trained on."""
         image = self.data.load_image(first.source, key, first.id)
         augment = self.data.sources[first.source].recipe.augment
         if augment is None:
-            return (first.source, key), image
-        image = augment_image(image, augment, self._random(epoch, first.id, first.language))
-        return (first.source, key, epoch, first.id, first.language), image
+            return image
+        return augment_image(image, augment, self._random(epoch, first.id, first.language))
 
     def _random(self, epoch: int, row_id: str, language: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, zlib.crc32(row_id.encode()), language])

@@ -28,12 +28,13 @@ from .flops import (
     DATA_SHEET,
     Learning,
     forward_flops,
+    head_size,
     learning,
     measure_peak,
     training_flops,
     visible_pairs,
 )
-from .freezing import Row, format_table, rates, table
+from .freezing import Row, decided, format_table, table
 from .head import TILE
 from .recipe import Recipe, StageRecipe, find_recipe, load_recipe
 from .schema import read_mapping
@@ -230,12 +231,10 @@ def _estimate(
     except ValueError as error:
         notes.append(f"neither activations nor time: {error}")
         return result
-    names = [name for name, _ in model.named_parameters()]
-    decided = rates(names, stage.train, stage.adapter)
     learns = learning(
         (
             (name, parameter.shape, rate is not None)
-            for (name, parameter), rate in zip(model.named_parameters(), decided, strict=True)
+            for name, parameter, rate in decided(model, stage.train, stage.adapter)
         ),
         config,
         flops,
@@ -375,11 +374,10 @@ def stage_memory(
         if stage.adapter is not None:
             saved = bytes_saved(model, stage.adapter, dtype.itemsize)
             add_adapter(model, stage.adapter, stage.train)
-    named = list(model.named_parameters())
-    decided = rates([name for name, _ in named], stage.train, stage.adapter)
-    trained = [(n, p) for (n, p), rate in zip(named, decided, strict=True) if rate is not None]
+    found = decided(model, stage.train, stage.adapter)
+    trained = [(name, parameter) for name, parameter, rate in found if rate is not None]
     count = sum(p.numel() for _, p in trained)
-    whole = sum(p.numel() for _, p in named)
+    whole = sum(p.numel() for _, p, _ in found)
     width, learned = dtype.itemsize, 4 if mixed else dtype.itemsize
     optim = str(stage.args.get("optim", "adamw_torch_fused"))
     optimizer = optimizer_bytes(optim, trained, learned)
@@ -480,7 +478,7 @@ def activation_bytes(
     text: Any = config.text_config
     vision: Any = config.vision_config
     wide, heads = text.hidden_size, text.num_attention_heads
-    size = getattr(text, "head_dim", None) or wide // heads
+    size = head_size(text)
     norms = 1 if text.model_type.startswith("cohere") else 2
     layer = norms * (12 + width) * wide + width * (5 * heads * size + 4 * text.intermediate_size)
     if getattr(text, "use_qk_norm", False) or text.model_type == "qwen3":
@@ -572,9 +570,19 @@ def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
 
 
 def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:
-    steps = int(stage.args.get("max_steps", 0))
-    epochs = float(stage.args.get("num_train_epochs", 1.0))
-    return steps if steps > 0 else max(1, math.ceil(groups_per_epoch * epochs / stage.batch_size))
+    return count_steps(
+        int(stage.args.get("max_steps", 0)),
+        float(stage.args.get("num_train_epochs", 1.0)),
+        stage.batch_size,
+        groups_per_epoch,
+    )
+
+
+def count_steps(max_steps: int, epochs: float, batch_size: int, groups_per_epoch: int) -> int:
+    """Steps of a stage: `max_steps`, or as many as `epochs` take where that is not positive."""
+    if max_steps > 0:
+        return max_steps
+    return max(1, math.ceil(groups_per_epoch * epochs / batch_size))
 
 
 def _processor(recipe: Recipe, config: MayaConfig) -> Any:

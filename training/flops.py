@@ -6,7 +6,6 @@ looked at by attention counts once per layer and per token that looks (causal at
 half of a square).
 """
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 
 from modeling_maya.configuration_maya import CLASS_TOKENS
+
+from .freezing import LAYER
 
 # Decoders whose layers are projections to queries, keys, values and back, and a gated MLP.
 DECODERS = ("cohere", "cohere2", "llama", "mistral", "qwen2", "qwen3")
@@ -30,7 +31,11 @@ DATA_SHEET = {
     "NVIDIA H200": 989.4e12,
     "NVIDIA L4": 121e12,
 }
-_LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
+
+
+def head_size(config: Any) -> int:
+    """The width of a decoder's attention heads, from its config."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def forward_flops(config: Any) -> ForwardFlops:
         )
     width, inner = text.hidden_size, text.intermediate_size
     heads = text.num_attention_heads
-    size = getattr(text, "head_dim", None) or width // heads
+    size = head_size(text)
     attention = 2 * width * size * (2 * heads + 2 * text.num_key_value_heads)
 
     depth = (
@@ -141,7 +146,7 @@ def learning(
         if not learns:
             continue
         names.add(name)
-        layer = _LAYER.search(name)
+        layer = LAYER.search(name)
         if layer and len(shape) == 2:
             into = adapters if ".lora_" in name else weights
             into[int(layer[1])] += shape[0] * shape[1]

@@ -100,7 +100,7 @@ def apply_rules(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[Row]:
     """Set requires_grad of every parameter of `model`; returns the table. Raises as `rates`."""
-    for _, parameter, rate in _decided(model, rules, adapter):
+    for _, parameter, rate in decided(model, rules, adapter):
         parameter.requires_grad_(rate is not None)
     return table(model, rules, adapter)
 
@@ -110,7 +110,7 @@ def table(
 ) -> list[Row]:
     """Parts and rates in model order, tied parameters counted once, adapter matrices apart."""
     rows: dict[tuple[str, float | None], Row] = {}
-    for name, parameter, rate in _decided(model, rules, adapter):
+    for name, parameter, rate in decided(model, rules, adapter):
         part = next((p for p in PARTS if p in name.split(".")), name.split(".")[0])
         if adapter is not None and (matrix := MATRIX.search(name)):
             part = f"{part} adapter {matrix[1].split('_')[0]}"
@@ -122,12 +122,13 @@ def table(
     return list(rows.values())
 
 
-def _decided(
-    model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None
+def decided(
+    model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[tuple[str, nn.Parameter, float | None]]:
+    """(name, parameter, rate) in model order, tied parameters once. Raises as `rates`."""
     named = list(model.named_parameters())
-    decided = rates([name for name, _ in named], rules, adapter)
-    return [(*pair, rate) for pair, rate in zip(named, decided, strict=True)]
+    found = rates([name for name, _ in named], rules, adapter)
+    return [(*pair, rate) for pair, rate in zip(named, found, strict=True)]
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -156,7 +157,7 @@ def parameter_groups(
     """Optimizer groups: one per rate, weights apart from vectors, which do not decay (biases, norms,
     DoRA's magnitudes)."""
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
-    for _, parameter, rate in _decided(model, rules, adapter):
+    for _, parameter, rate in decided(model, rules, adapter):
         if rate is not None and parameter.requires_grad:
             groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
     return [

@@ -143,7 +143,6 @@ class GroupData:
         groups: int | None,
         group_size: int,
         seed: int,
-        epochs: float = 1.0,
         shuffled: bool = True,
     ) -> list[tuple[int, np.ndarray]]:
         """Groups in training order: (epoch, conversation indices), all about one image.
@@ -153,7 +152,7 @@ class GroupData:
         and near-equal parts, and shuffles the groups.
 
         Args:
-            groups: how many to return, or None for `epochs` passes over the data.
+            groups: how many to return, or None for one pass over the data.
             shuffled: the groups in random order; else in the order of their images in the data.
         """
         found: list[tuple[int, np.ndarray]] = []
@@ -161,7 +160,7 @@ class GroupData:
         while True:
             parts = self._epoch(epoch, group_size, seed, shuffled)
             if groups is None:
-                groups = max(1, round(len(parts) * epochs))
+                groups = len(parts)
             found += [(epoch, part) for part in parts[: groups - len(found)]]
             if len(found) >= groups:
                 return found

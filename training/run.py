@@ -15,7 +15,6 @@ recipe differs is refused rather than mixed with old work.
 
 import contextlib
 import json
-import math
 import os
 import platform
 import shutil
@@ -31,8 +30,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .recipe import Recipe, StageRecipe, find_recipe, load_recipe, write_recipe
-from .schema import build, digest, read_mapping, resolve_path, to_dict
+from .estimate import count_steps
+from .recipe import KINDS, Recipe, StageRecipe, find_recipe, load_recipe, write_recipe
+from .schema import build, digest, read_mapping, resolve_paths, to_dict
 
 WORK = ".work"
 MANIFEST = "manifest.json"
@@ -97,14 +97,11 @@ def train(
 
 
 def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str | None) -> Path:
-    folder = path.resolve().parent
-    mapping = {k: v for k, v in mapping.items() if k != "kind"}
-    mapping = {
-        k: resolve_path(v, folder) if isinstance(v, str) and v.startswith("./..") else v
-        for k, v in mapping.items()
-    }
-    target = Path(output_dir or mapping.pop("output_dir", None) or f"runs/{path.stem}")
-    mapping.pop("output_dir", None)
+    mapping = resolve_paths(
+        {k: v for k, v in mapping.items() if k != "kind"}, path.resolve().parent
+    )
+    given = mapping.pop("output_dir", None)
+    target = Path(output_dir or given or f"runs/{path.stem}")
     if kind == "vision_tower":
         from .bases.vision_tower import VisionTowerRecipe, train_vision_tower
 
@@ -113,9 +110,8 @@ def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str 
         from .bases.language_model import LanguageModelRecipe, train_language_model
 
         return train_language_model(build(LanguageModelRecipe, mapping, str(path)), target)
-    raise ValueError(
-        f"{path}: kind: expected 'maya', 'vision_tower' or 'language_model', found {kind!r}"
-    )
+    kinds = " or ".join(map(repr, KINDS))
+    raise ValueError(f"{path}: kind: expected {kinds}, found {kind!r}")
 
 
 # ------------------------------------------------------------------------------ processes
@@ -337,8 +333,7 @@ def _run_stage(
     per_step = stage.batch_size
     shuffled = stage.order == "shuffled"
     per_epoch = len(data.plan(None, stage.group_size, recipe.seed, shuffled=shuffled))
-    if args.max_steps <= 0:
-        args.max_steps = max(1, math.ceil(per_epoch * args.num_train_epochs / per_step))
+    args.max_steps = count_steps(args.max_steps, args.num_train_epochs, per_step, per_epoch)
     groups = args.max_steps * per_step
     plan = data.plan(groups, stage.group_size, recipe.seed, shuffled=shuffled)
     _say(

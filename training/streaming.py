@@ -147,11 +147,10 @@ class StreamedGroups:
         groups: int | None,
         group_size: int,
         seed: int,
-        epochs: float = 1.0,
         shuffled: bool = True,
     ) -> "StreamPlan":
         """As `GroupData.plan`, read when asked for; not shuffled: in the order of the tables."""
-        return StreamPlan(self, groups, group_size, seed, epochs, shuffled)
+        return StreamPlan(self, groups, group_size, seed, shuffled)
 
     def conversation(self, index: int) -> Conversation:
         """Conversation `index` of a group that `plan` gave lately."""
@@ -312,7 +311,6 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
         groups: int | None,
         group_size: int,
         seed: int,
-        epochs: float,
         shuffled: bool,
     ):
         self.data, self.group_size, self.seed, self.shuffled = data, group_size, seed, shuffled
@@ -321,7 +319,7 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
             [int((c * -(-np.arange(len(c)) // group_size)).sum()) for c in counts], np.int64
         )
         self.per_epoch = int(self._counts.sum())
-        self._length = max(1, round(self.per_epoch * epochs)) if groups is None else groups
+        self._length = self.per_epoch if groups is None else groups
         self._epoch: tuple[int, list[_Name], np.ndarray] = (-1, [], np.zeros(0, np.int64))
 
     def __len__(self) -> int:

@@ -879,7 +879,8 @@ class _Run:
                     self.average[name].copy_(value)
 
     def _averaged(self) -> TowerTrainer:
-        model = TowerTrainer(self.recipe, self._codes(), len(self.dataset.categories))
+        codes = self.model.code.codes
+        model = TowerTrainer(self.recipe, codes, len(self.dataset.categories))
         model.load_state_dict(self.average)
         return model.eval()
 
@@ -892,16 +893,19 @@ class _Run:
         means, codes, patches, kinds, embedded = [], [], [], [], []
         for pixels in self.dataset.validation.pixels.split(256):
             classes = model.classes(_normalize(pixels.float() / 255))
-            before_last = model.before_last(classes)
+            if coded:  # the second part rescales the stream that the classes' norms know
+                before_last = model.before_last(classes)
+                codes.append(model.code(model.code_mean_norm(before_last.mean(1))))
+                embedded.append(model.embed(before_last))
+                continue
             mean = model.mean_norm(classes.mean(1))
             means.append(model.concept(mean))
-            codes.append(model.code(model.code_mean_norm(before_last.mean(1)) if coded else mean))
+            codes.append(model.code(mean))
             kinds.append(model.category(mean))
             flat = model.patch_norm(classes.flatten(0, 1))
             patches.append(model.patch_concept(flat).view(*classes.shape[:2], -1)[:, 0])
-            embedded.append(model.embed(before_last))
         scores = {"code_top1": _top(torch.cat(codes), concept, 1)}
-        if not coded:  # the second part rescales the stream that the classes' norms know
+        if not coded:
             logits = torch.cat(means)
             scores |= {
                 "top1": _top(logits, concept, 1),
@@ -912,11 +916,12 @@ class _Run:
                     (category[logits.argmax(1)] == category[concept]).float().mean()
                 ),
             }
-        if coded:
+        else:
+            pictures = torch.cat(embedded)
             for number, language in enumerate(self.recipe.languages):
                 named = [row for row, caption in enumerate(self.features) if caption[number]]
                 captions = model.captions([self.features[row][number] for row in named])
-                similarity = torch.cat(embedded) @ F.normalize(captions, dim=-1).T
+                similarity = pictures @ F.normalize(captions, dim=-1).T
                 column = torch.full((len(self.features),), -1).index_put(
                     (torch.tensor(named),), torch.arange(len(named))
                 )[concept]
