@@ -110,8 +110,8 @@ def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str 
         from .bases.language_model import LanguageModelRecipe, train_language_model
 
         return train_language_model(build(LanguageModelRecipe, mapping, str(path)), target)
-    kinds = " or ".join(map(repr, KINDS))
-    raise ValueError(f"{path}: kind: expected {kinds}, found {kind!r}")
+    kinds = ", ".join(map(repr, KINDS[:-1]))
+    raise ValueError(f"{path}: kind: expected {kinds} or {KINDS[-1]!r}, found {kind!r}")
 
 
 # ------------------------------------------------------------------------------ processes
