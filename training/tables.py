@@ -68,16 +68,17 @@ def find_files(path: str, config: str | None = None, split: str = "train") -> Da
 
 
 def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
-    """The parquet files of a split, as the dataset card's YAML names them; none without a card.
+    """The parquet files of a split, as the dataset card's YAML names them; none without a card, or
+    where the card leaves splits to the rules of `datasets`.
 
     Read here and not through `datasets`, whose cache would hold a second copy of a local folder.
+
+    Raises ValueError, FileNotFoundError: a broken card, or one without that config, split or file.
     """
     card = folder / "README.md"
     if not card.is_file():
         return []
-    parts = card.read_text(encoding="utf-8").split("---\n", 2)
-    header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-    configs = (header or {}).get("configs") or []
+    configs = _card_configs(card)
     if not configs:
         return []
     names = [str(c["config_name"]) for c in configs]
@@ -89,17 +90,55 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
         raise ValueError(
             f"{folder}: config: {config!r} is not in the dataset card; found {', '.join(names)}"
         )
-    splits = {str(f["split"]): f["path"] for f in chosen["data_files"]}
+    listed = chosen.get("data_files")
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        return []  # none, or patterns without a split: by the rules of `datasets`
+    for item in listed:
+        if "split" not in item or "path" not in item:
+            raise ValueError(
+                f"{card}: config {chosen['config_name']!r}: data_files: expected items with split "
+                f"and path, found {item}; correct the card"
+            )
+    splits = {str(item["split"]): item["path"] for item in listed}
     if split not in splits:
         raise ValueError(
             f"{folder}: split: config {chosen['config_name']!r} has no {split!r}; "
             f"found {', '.join(splits)}"
         )
     patterns = splits[split] if isinstance(splits[split], list) else [splits[split]]
-    files = sorted({f for pattern in patterns for f in folder.glob(pattern)})
+    try:
+        files = sorted({f for pattern in patterns for f in folder.glob(str(pattern))})
+    except (ValueError, NotImplementedError) as error:  # an empty or absolute pattern
+        raise ValueError(f"{card}: data_files: {patterns}: {error}; correct the card") from None
     if not files:
-        raise FileNotFoundError(f"{folder}: no file matches {', '.join(patterns)}")
+        raise FileNotFoundError(f"{folder}: no file matches {', '.join(map(str, patterns))}")
     return files if all(f.suffix == ".parquet" for f in files) else []
+
+
+def _card_configs(card: Path) -> list[dict[str, Any]]:
+    """The configs in a dataset card's YAML; none without YAML. Raises ValueError naming the card."""
+    try:
+        parts = card.read_text(encoding="utf-8").split("---\n", 2)
+        header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{card}: the dataset card's YAML cannot be read: {reason}; correct it"
+        ) from None
+    if header is not None and not isinstance(header, dict):
+        raise ValueError(
+            f"{card}: expected the dataset card's YAML to be a mapping, found "
+            f"{type(header).__name__}; correct it"
+        )
+    configs = (header or {}).get("configs") or []
+    named = isinstance(configs, list) and all(
+        isinstance(c, dict) and "config_name" in c for c in configs
+    )
+    if not named:
+        raise ValueError(
+            f"{card}: configs: expected a list of mappings with config_name; correct the card"
+        )
+    return configs
 
 
 def _by_datasets(path: str, config: str | None, split: str) -> list[str]:

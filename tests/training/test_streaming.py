@@ -366,6 +366,48 @@ def test_bad_sources(tmp_path, change, error, message):
     assert "\n" not in str(found.value)
 
 
+def card(*lines: str) -> str:
+    """A dataset card with one config of these YAML lines."""
+    return "\n".join(["---", "configs:", "- config_name: all", *lines, "---", "Captions."])
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ['  data_files: "data/*/*.parquet"'],
+        ["  data_files:", "  - data/en/*.parquet", "  - data/fr/*.parquet", "  - data/hi/*.parquet"],
+        ["  data_dir: data"],
+    ],
+)  # fmt: skip
+def test_cards_that_leave_splits_to_datasets(tmp_path, monkeypatch, files, streaming):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = make_tables(tmp_path / "data", images=4, missing=())
+    (folder / "README.md").write_text(card(*files))
+    data = stream(folder) if streaming else GroupData([DataRecipe(str(folder))])
+    assert len(data) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("---\nconfigs: [\n---\n", "YAML cannot be read: while parsing"),
+        ("---\nconfigs\n---\n", "expected the dataset card's YAML to be a mapping, found str"),
+        ("---\nconfigs: all\n---\n", "configs: expected a list of mappings with config_name"),
+        ("---\nconfigs:\n- data_files: x\n---\n", "configs: expected a list of mappings"),
+        (card("  data_files:", "  - split: train"), "config 'all': data_files: expected items with"),
+        (card("  data_files:", "  - split: train", "    path: /x.parquet"), "data_files: .*/x.parquet"),
+    ],
+)  # fmt: skip
+def test_damaged_cards(tmp_path, text, message):
+    folder = make_tables(tmp_path, images=4)
+    (folder / "README.md").write_text(text)
+    for read in (stream, lambda path: GroupData([DataRecipe(str(path))])):
+        with pytest.raises(ValueError, match=rf"README.md: .*{message}") as error:
+            read(folder)
+        assert "\n" not in str(error.value)
+
+
 def test_recipes(tmp_path):
     recipe = make_recipe(tmp_path)
     first, second = {"path": "x", "streaming": True}, {"path": "y"}
