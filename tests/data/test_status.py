@@ -106,6 +106,19 @@ def test_progress_counts_manifests_and_journals(jobs):
     assert progress.count() == 30
 
 
+def test_progress_tells_units_apart_by_their_whole_names(jobs):
+    folder = jobs[0].target.parent
+    named = [jobs[0]._replace(target=folder / f"{stem}.parquet") for stem in ("rules", "my-rules")]
+    for job, rows in zip(named, (3, 5), strict=True):
+        path = folder / "journal" / f"0123456789abcdef-{job.target.stem}.jsonl"
+        journal = Journal(path, 10)
+        for n in range(rows):
+            journal.append(n, {"id": str(n), "lang": "fr"})
+        journal.close()
+    counts = [Progress([job], [10]).count() for job in named]
+    assert (counts, Progress(named, [10, 10]).count()) == ([3, 5], 8)
+
+
 def test_command(jobs, tmp_path, capsys):
     run(jobs, tmp_path)
     assert main(["data", "status", str(tmp_path)]) == 0

@@ -108,6 +108,18 @@ def test_continued_unit_has_the_bytes_of_an_uninterrupted_one(tmp_path):
     assert straight[1].read_bytes() == broken[1].read_bytes()
 
 
+def test_a_finished_unit_leaves_the_journals_of_others_whose_names_end_like_its_own(unit):
+    source, target = unit
+    other = source, target.with_name("my-rules.parquet")
+    kept = broken_off(other)
+    run_unit(TinyWorker(), source, target.with_name("rules.parquet"))
+    assert kept.is_file()
+    worker = TinyWorker(concurrency=1)
+    run_unit(worker, *other)
+    assert len(worker.asked) == 40 - 15
+    assert not kept.exists()
+
+
 def test_failure_keeps_what_was_in_flight(unit):
     worker = Failing(10, concurrency=8, pause=0.01)
     with pytest.raises(ValueError, match="401"):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from .journal import read_journal
-from .unit_files import COUNTED, UnitManifest, manifest_path
+from .unit_files import COUNTED, UnitManifest, journals, manifest_path
 
 if TYPE_CHECKING:
     from .engine import Job
@@ -97,7 +97,7 @@ def _worker(path: Path, now: float) -> WorkerStatus:
             if share:
                 earliest = min(earliest, begun)
             continue
-        answers, sessions = _newest_journal(path.parent / "journal", unit)
+        answers, sessions = _newest_journal(path.parent / f"{unit}.parquet")
         status.rows_done += len(answers)
         status.restarts += max(0, sessions - 1)
         for at, answer in answers:
@@ -113,11 +113,11 @@ def _worker(path: Path, now: float) -> WorkerStatus:
     return status
 
 
-def _newest_journal(folder: Path, unit: str) -> tuple[list[tuple[float, dict[str, Any]]], int]:
+def _newest_journal(target: Path) -> tuple[list[tuple[float, dict[str, Any]]], int]:
     """(time, answer) of a unit in work, and its sessions; older journals are of other settings."""
     answers: list[tuple[float, dict[str, Any]]] = []
     sessions = 0
-    paths = [(_mtime(path), path) for path in folder.glob(f"*-{unit}.jsonl")]
+    paths = [(_mtime(path), path) for path in journals(target)]
     if paths:
         try:
             for _, record in read_journal(max(paths)[1]):
@@ -223,7 +223,7 @@ class Progress:
         }
         self._journals = sorted({job.target.parent / "journal" for job in jobs})
         self._read: dict[Path, tuple[int, int]] = {}
-        self._finished, self._begun = 0, time.time_ns()
+        self._finished = 0
         steps = list(dict.fromkeys(job.worker.split("/")[0] for job in jobs))
         self._bar = tqdm(
             total=sum(rows), desc=", ".join(steps), unit=" rows", file=sys.stderr, smoothing=0.05
@@ -261,7 +261,7 @@ class Progress:
             self._lines(path)
             for folder in self._journals
             for path in folder.glob("*.jsonl")
-            if (folder, path.stem.rpartition("-")[2]) in waiting
+            if (folder, path.stem.partition("-")[2]) in waiting
         )
 
     def _lines(self, path: Path) -> int:

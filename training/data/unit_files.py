@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,13 @@ def reopen_unit(target: Path, statuses: Collection[str]) -> int:
 
 def journal_path(target: Path, sha: str) -> Path:
     return target.parent / "journal" / f"{sha[:16]}-{target.stem}.jsonl"
+
+
+def journals(target: Path) -> list[Path]:
+    """The journals of a unit, whatever worker and input they are of."""
+    # By the whole name: `rules` is another unit than `my-rules`.
+    name = re.compile(rf"[0-9a-f]{{16}}-{re.escape(target.stem)}\.jsonl")
+    return [p for p in (target.parent / "journal").glob("*.jsonl") if name.fullmatch(p.name)]
 
 
 @contextlib.contextmanager

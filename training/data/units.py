@@ -42,6 +42,7 @@ from .unit_files import (
     check_unit,
     input_sha,
     journal_path,
+    journals,
     locked,
     manifest_path,
     read_rows,
@@ -355,5 +356,5 @@ class _Unit:
 
     def _clear(self) -> None:
         """Delete the journals of a finished unit, those of other settings too."""
-        for path in (self.target.parent / "journal").glob(f"*-{self.target.stem}.jsonl"):
+        for path in journals(self.target):
             path.unlink(missing_ok=True)
