@@ -8,7 +8,7 @@ import pytest
 from training.data.check_plan import LengthBin
 from training.data.checks import CHECKS, HARD, CheckPlan, RowChecker
 from training.data.comments import read_phrases
-from training.data.identify import Identifier
+from training.data.identify import Identifier, code_of, language_name
 from training.data.repetition import find_repetition
 
 SOURCE = "A woman in a blue dress standing in front of a wooden house near the river"
@@ -224,6 +224,9 @@ def test_what_is_hard_soft_or_off_is_data():
         CheckPlan(hard=("lenght",))
     with pytest.raises(ValueError, match=r"lengths.fr: bins must begin at 0"):
         CheckPlan(lengths={"fr": [LengthBin(5, 0, 1)]})
+    for name in ("script_share", "mixed_share"):
+        with pytest.raises(ValueError, match=rf"checks.{name}: expected above 0 and at most 1"):
+            CheckPlan(**{name: 0.0})
     assert set(HARD) <= set(CHECKS)
 
 
@@ -270,9 +273,12 @@ def test_phrases_of_a_plan(tmp_path):
     for bad, message in (
         ({"prefaces": "['(']"}, "prefaces: '\\(' is no regular expression"),
         ({"words": "[no]"}, "words: expected texts, found False"),
+        ({"prefaces": "hii hapa"}, "prefaces: expected a list of texts, found 'hii hapa'; write"),
+        ({"dangling": ""}, "dangling: expected a list of texts, found None"),
+        ({"excuses": "{about: x, prefaces: [], refusals: [], notes: []}"}, "excuses.about: expec"),
         ({"excuses": "{}"}, "excuses: expected the keys"),
     ):
-        other = tmp_path / f"{next(iter(bad))}.yaml"
+        other = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"  # files are read once
         other.write_text("\n".join(f"{k}: {v}" for k, v in {**content, **bad}.items()))
         with pytest.raises(ValueError, match=message):
             read_phrases("sw", str(other))
@@ -287,6 +293,15 @@ def test_identification_is_restricted_to_the_project():
     # With Marathi in the project the script no longer decides.
     both = Identifier(["en", "hi", "mr"]).identify("ही एक निळी साडी नेसलेली स्त्री आहे", "hi")
     assert both.language == "mr"
+
+
+@pytest.mark.parametrize("lang", ["no", "no-NO", "nb"])
+def test_norwegian_has_two_codes(lang):
+    text = "En hund løper i gaten ved siden av et gammelt hus av tre"
+    found = Identifier(["en", lang]).identify(text, lang)
+    assert (found.language, found.expected) == ("nb", found.confidence)
+    assert code_of(lang) == "nb"
+    assert language_name(lang) == "Bokmal"
 
 
 def test_plan_is_plain_data():

@@ -116,7 +116,7 @@ class CheckPlan:
         most this in the expected one, a text is in another language.
     language_unsure: below this confidence in the expected language, and with twice as much in another,
         it may be.
-    script_share: least share of letters in the language's scripts.
+    script_share: least share of letters in the language's scripts, above 0.
 
     > Parameters of the other checks
 
@@ -151,6 +151,12 @@ class CheckPlan:
                     raise ValueError(
                         f"verification.checks.{key}: no check {name!r}; checks: {', '.join(CHECKS)}"
                     )
+        for key in ("script_share", "mixed_share"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ValueError(
+                    f"verification.checks.{key}: expected above 0 and at most 1, "
+                    f"found {getattr(self, key)}"
+                )
         for lang, bins in self.lengths.items():
             starts = [b.least for b in bins]
             if not bins or starts[0] != 0 or starts != sorted(set(starts)):

@@ -22,7 +22,7 @@ from training.schema import digest, to_dict
 
 from .check_plan import CHECKS, DEFAULTS, HARD, LENGTHS, CheckPlan, Flag, LengthBin
 from .comments import excused, read_phrases
-from .identify import Identified, Identifier, primary, scripts
+from .identify import Identified, Identifier, code_of, primary, scripts
 from .repetition import find_repetition
 
 __all__ = ["CHECKS", "HARD", "CheckPlan", "Examination", "Flag", "LengthBin", "RowChecker"]
@@ -79,10 +79,10 @@ class RowChecker:
     def __init__(self, source_language: str, languages: Sequence[str], plan: CheckPlan = DEFAULTS):
         self.plan, self.source_language = plan, source_language
         self.languages = list(dict.fromkeys(languages))
-        own = {primary(lang) for lang in (source_language, *languages)}
+        own = {code_of(lang) for lang in (source_language, *languages)}
         self.identifier = Identifier(
             [source_language, *self.languages],
-            [lang for lang in plan.distractors if primary(lang) not in own],
+            [lang for lang in plan.distractors if code_of(lang) not in own],
             least=plan.least_letters,
             least_latin=plan.least_latin_letters,
             scripts=plan.scripts,
@@ -98,9 +98,9 @@ class RowChecker:
         # Words of the source language that the target does not have.
         self._foreign = {lang: foreign - self._phrases[lang].words for lang in self.languages}
         self._scripts = {
-            lang: frozenset(self.identifier.candidates[self._code(lang)]) for lang in self.languages
+            lang: frozenset(self.identifier.candidates[code_of(lang)]) for lang in self.languages
         }
-        self._source_scripts = self.identifier.candidates[self._code(source_language)]
+        self._source_scripts = self.identifier.candidates[code_of(source_language)]
         self._lengths = {lang: self._bins(lang) for lang in self.languages}
         self.key = digest(
             {
@@ -112,10 +112,6 @@ class RowChecker:
                 "identification": self.identifier.version,
             }
         )
-
-    @staticmethod
-    def _code(lang: str) -> str:
-        return "nb" if primary(lang) == "no" else primary(lang)
 
     def _bins(self, lang: str) -> list[LengthBin]:
         if lang in self.plan.lengths:
@@ -282,7 +278,7 @@ class RowChecker:
         if stray and inside:
             found.append(("stray_script", ", ".join(f"{counts[s]} {s}" for s in stray)))
         identified = self.identifier.identify(rest, lang, counts)
-        code = self._code(lang)
+        code = code_of(lang)
         if identified.language and identified.language != code and not copied:
             detail = f"{identified.language} {identified.confidence:.2f}, {code} {identified.expected:.2f}"
             sure = (

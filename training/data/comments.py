@@ -57,7 +57,12 @@ def read_phrases(lang: str, path: str | None = None) -> Phrases:
     if not isinstance(excuses, dict) or set(excuses) != kinds:
         raise ValueError(f"{file}: excuses: expected the keys {', '.join(sorted(kinds))}")
     for key, items in [*data.items(), *((f"excuses.{k}", v) for k, v in excuses.items())]:
-        for item in items if isinstance(items, list) else [items]:
+        if not isinstance(items, list):
+            raise ValueError(
+                f"{file}: {key}: expected a list of texts, found {items!r:.60}; write [...], or one "
+                "text a line with a hyphen before it"
+            )
+        for item in items:
             if not isinstance(item, str):
                 raise ValueError(f"{file}: {key}: expected texts, found {item!r} (quote it)")
     return Phrases(

@@ -69,13 +69,20 @@ def primary(lang: str) -> str:
     return lang.split("-")[0].lower()
 
 
+def code_of(lang: str) -> str:
+    """What identification calls a language: its primary code, and `nb` for `no`, which lingua lacks."""
+    code = primary(lang)
+    return "nb" if code == "no" else code
+
+
 def language_name(lang: str) -> str:
     """The English name of a language, its code where lingua has none."""
     from lingua import IsoCode639_1, Language
 
-    if primary(lang) not in SCRIPTS:
+    code = code_of(lang)
+    if code not in SCRIPTS:
         return lang
-    return Language.from_iso_code_639_1(IsoCode639_1.from_str(primary(lang))).name.title()
+    return Language.from_iso_code_639_1(IsoCode639_1.from_str(code)).name.title()
 
 
 def scripts(text: str) -> Counter[str]:
@@ -129,18 +136,18 @@ class Identifier:
         least_latin: int = 12,
         scripts: Mapping[str, Sequence[str]] | None = None,
     ):
-        extra = {primary(lang): tuple(names) for lang, names in (scripts or {}).items()}
+        extra = {code_of(lang): tuple(names) for lang, names in (scripts or {}).items()}
         self.candidates: dict[str, tuple[str, ...]] = {}
         for lang in (*languages, *distractors):
-            code = primary(lang)
-            found = extra.get(code) or SCRIPTS.get(code) or ("latin",) * (code == "no")
+            code = code_of(lang)
+            found = extra.get(code) or SCRIPTS.get(code)
             if not found:
                 raise ValueError(
                     f"language {lang!r} cannot be identified: lingua knows {' '.join(sorted(SCRIPTS))}; "
                     f"a language with a script of its own can be named in verification.checks.scripts, "
                     "such as {am: [ethiopic]}"
                 )
-            self.candidates["nb" if code == "no" else code] = found
+            self.candidates[code] = found
         self.least, self.least_latin = least, least_latin
         self._codes: dict[object, str] = {}
         # Languages that share a script, and need lingua to be told apart.
@@ -182,8 +189,7 @@ class Identifier:
 
     def identify(self, text: str, lang: str, counts: Counter[str] | None = None) -> Identified:
         """The language of `text`, and how far it may be `lang`. Placeholders should be taken out before."""
-        code = primary(lang)
-        code = "nb" if code == "no" else code
+        code = code_of(lang)
         counts = scripts(text) if counts is None else counts
         total = sum(counts.values())
         if not total:
