@@ -7,6 +7,8 @@ import re
 import pytest
 from PIL import Image
 
+from training.data.files import sha256_text
+from training.data.pictures import Pictures
 from training.data.review import (
     COLUMNS,
     ReviewRow,
@@ -14,7 +16,6 @@ from training.data.review import (
     read_overrides,
     read_sheet,
     stratified,
-    text_sha256,
     write_sheet,
 )
 
@@ -59,7 +60,7 @@ def test_there_and_back(tmp_path, sheet, separator, encoding):
     assert set(overrides) == {("000042", "fr"), ("000043", "ur")}
     one = overrides["000042", "fr"]
     assert (one["decision"], one["reviewer"], one["note"]) == ("accept", "Ana", "ok; so, so")
-    assert one["text_sha256"] == text_sha256(ROWS[0].text)
+    assert one["text_sha256"] == sha256_text(ROWS[0].text)
     assert read_overrides(tmp_path, "toxicity") == {}
 
 
@@ -71,6 +72,22 @@ def test_what_a_spreadsheet_does_to_ids(tmp_path, sheet):
 
     read_sheet(tmp_path, fill(sheet, ["accept"] * 4, separator=";", change=change))
     assert ("000042", "fr") in read_overrides(tmp_path, "translation")
+
+
+@pytest.mark.parametrize("apostrophe", ["'", ""])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_what_a_spreadsheet_does_to_texts(tmp_path, apostrophe, line_end):
+    rows = [ReviewRow("1", "fr", "- un chat\n- un chien")]
+    sheet = write_sheet(tmp_path, "translation", rows)
+    text = f"{apostrophe}- un chat{line_end}- un chien"
+    path = fill(sheet, ["accept"], change=lambda row: row.update(text=text))
+    assert read_sheet(tmp_path, path).decisions == {"accept": 1}
+
+
+def test_an_id_of_digits_that_are_no_number_is_held_against_the_sheet(tmp_path):
+    sheet = write_sheet(tmp_path, "translation", [ReviewRow("²", "fr", "deux")])
+    with pytest.raises(ValueError, match="id: expected '²' in row 1, found '2'"):
+        read_sheet(tmp_path, fill(sheet, ["accept"], change=lambda row: row.update(id="2")))
 
 
 def test_excels_separator_line_and_empty_lines(tmp_path, sheet):
@@ -155,15 +172,10 @@ def test_formulas_do_not_run(sheet):
 
 
 def test_the_page_is_one_safe_file(tmp_path):
-    asked = []
-
-    def read_image(name):
-        asked.append(name)
-        return Image.new("RGBA", (300, 200), "red")
-
-    sheet = write_sheet(tmp_path, "translation", ROWS, read_image=read_image, blur=True)
+    Image.new("RGBA", (300, 200), "red").save(tmp_path / "cat.png")
+    pictures = Pictures(tmp_path)
+    sheet = write_sheet(tmp_path, "translation", ROWS, pictures=pictures, blur=True)
     page = sheet.html.read_text()
-    assert asked == ["cat.png"]
     assert page.count('class="blurred" alt="" src="data:image/jpeg;base64,') == 1
     assert '<p class="text" lang="ur" dir="rtl">بلی</p>' in page
     assert '<p class="text" lang="ja" dir="ltr">猫</p>' in page
@@ -172,8 +184,23 @@ def test_the_page_is_one_safe_file(tmp_path):
     assert not re.search(r'(src|href)="?https?:', page)
     # The script's rows are those of the CSV.
     assert "\\u003cscript\\u003e" in page
-    clear = write_sheet(tmp_path, "translation", ROWS, read_image=read_image)
+    clear = write_sheet(tmp_path, "translation", ROWS, pictures=pictures)
     assert 'class="blurred"' not in clear.html.read_text()
+
+
+def test_a_picture_that_cannot_be_shown_is_said_in_the_reason(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows = [
+        ReviewRow("1", "fr", "un", image="broken.png", reason="markup"),
+        ReviewRow("2", "fr", "deux", image="gone.png", reason="markup"),
+    ]
+    sheet = write_sheet(tmp_path, "translation", rows, pictures=Pictures(tmp_path))
+    assert "<img" not in sheet.html.read_text()
+    with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
+        first, second = (row["reason"] for row in csv.DictReader(file))
+    assert first.startswith("markup; no picture: Cannot read")
+    assert second.startswith("markup; no picture: 'gone.png': no such picture")
+    assert read_sheet(tmp_path, fill(sheet, ["accept"] * 2)).decisions == {"accept": 2}
 
 
 def test_directions():

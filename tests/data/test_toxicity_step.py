@@ -10,13 +10,13 @@ import pytest
 
 from tests.data import toxicity_judges
 from tests.data.toxicity_judges import picture, source_row, write_build
+from training.data.files import sha256_text
 from training.data.review import read_sheet
 from training.data.toxicity.decisions import decide_build, format_summary
 from training.data.toxicity.plan import ToxicityPlan
 from training.data.toxicity.policy import JudgeRule, Policy
 from training.data.toxicity.sheets import to_review, write_sheets
 from training.data.toxicity.step import ToxicityStep
-from training.data.toxicity.verdicts import text_sha
 from training.schema import build
 
 WORDS = {
@@ -252,8 +252,8 @@ def test_decisions_of_people_are_about_the_text_they_saw(folder):
     step = make(folder, plan(WORDS, COLOUR))
     step.run()
     overrides = {
-        ("6", "fr"): {"decision": "clean", "text_sha256": text_sha("salaud")},
-        ("4", ""): {"decision": "clean", "text_sha256": text_sha("this other scum")},
+        ("6", "fr"): {"decision": "clean", "text_sha256": sha256_text("salaud")},
+        ("4", ""): {"decision": "clean", "text_sha256": sha256_text("this other scum")},
         ("9", "en"): {"decision": "clean"},
     }
     summary = decide_build(step, overrides=overrides)

@@ -154,7 +154,37 @@ class TestStep:
         again.run()
         assert all(row["status"] == "ok" for row in finals(folder).values())
 
+    def test_the_report_reads_every_unit_once(self, folder, monkeypatch):
+        one = step(folder)
+        one.run()
+        seen = []
+        read_table = pq.read_table
+
+        def counted(path, **options):
+            seen.append(path)
+            return read_table(path, **options)
+
+        monkeypatch.setattr(pq, "read_table", counted)
+        one.report()
+        assert len(seen) == len(set(seen)) == 6
+
+    def test_a_plan_of_nothing_is_refused(self):
+        for name in ("calibration_rows", "survey_rows", "review_rows"):
+            with pytest.raises(ValueError, match=rf"verification.{name}: expected at least 1"):
+                VerificationPlan(**{name: 0})
+
+    def test_norwegian_is_no_other_language(self, tmp_path):
+        text = "En hund løper i gaten ved siden av et gammelt hus av tre"
+        source = "A dog runs in the street beside an old house made of wood"
+        build(tmp_path, translated([(source, text)] * 3, "no"), "no")
+        one = step(tmp_path, languages=("no",))
+        one.run()
+        found = one.report()["languages"]["no"]
+        assert (found["ok"], found["other_language"]) == (3, {})
+
     def test_what_is_missing_is_said(self, folder):
+        with pytest.raises(ValueError, match="no source units; run the step source first"):
+            step(folder / "translate").run()
         with pytest.raises(ValueError, match=r"3 of 3 units are not translated into es"):
             step(folder, languages=("fr", "es")).run()
         with pytest.raises(ValueError, match="fr was not surveyed"):
@@ -350,6 +380,25 @@ class TestQuality:
             asyncio.run(score(QualityPlan(["/no/such"], "x"), ROWS))
         with pytest.raises(ValueError, match="expected a program"):
             QualityPlan([], "x")
+
+    def test_an_error_of_the_step_reaches_the_program(self, tmp_path, monkeypatch):
+        """Else it would be waited for, as after a good end."""
+        left = []
+        leave = QualityScorer.__aexit__
+
+        async def seen(self, kind=None, *error):
+            left.append(kind)
+            await leave(self, kind, *error)
+
+        monkeypatch.setattr(QualityScorer, "__aexit__", seen)
+
+        async def fails():
+            async with VerifyWorker(VerificationPlan(quality=scorer(tmp_path)), "fr"):
+                raise KeyError("a fault")
+
+        with pytest.raises(KeyError, match="a fault"):
+            asyncio.run(fails())
+        assert left == [KeyError]
 
     def test_in_the_step(self, folder, tmp_path):
         broken = 'answer if row["id"] != "000010" else {"id": row["id"], "error": "too long"}'

@@ -71,6 +71,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_text(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def remove_temporaries(path: Path) -> None:
     """Delete what killed writers of `path` left; only for who holds the lock of `path`."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):

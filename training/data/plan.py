@@ -117,6 +117,13 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
+def plan_of(folder: Path) -> Plan:
+    """The plan of a build's folder. Raises ValueError for a folder that is no build's."""
+    if not (folder / "plan.yaml").is_file():
+        raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
+    return load_plan(folder / "plan.yaml")
+
+
 def write_plan(plan: Plan, path: Path) -> None:
     """The plan with every default written out; it can be read again from the same directory."""
     text = yaml.safe_dump(to_dict(plan), sort_keys=False, allow_unicode=True, width=100)

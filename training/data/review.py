@@ -16,7 +16,6 @@ A decision is about the text that was shown: it holds its SHA-256, and is not ap
 
 import base64
 import csv
-import hashlib
 import html
 import io
 import json
@@ -26,21 +25,22 @@ import string
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from .files import write_bytes, write_json, write_parquet
+from training.images import load_image
+
+from .files import sha256_text, write_bytes, write_json, write_parquet
 from .identify import SCRIPTS, primary
+from .pictures import Pictures
 
 # What people may decide, by kind of sheet.
 DECISIONS = {"translation": ("accept", "reject"), "toxicity": ("clean", "flagged")}
 COLUMNS = ("sheet", "row", "id", "lang", "source", "text", "reason", "decision", "reviewer", "note")
-_FILLED = ("decision", "reviewer", "note")
 OVERRIDES = pa.schema(
     [
         ("kind", pa.string()),
@@ -106,10 +106,6 @@ class ReadBack:
     """Decisions of this kind that now hold, of all sheets."""
 
 
-def text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def stratified(
     rows: Iterable[Any], count: int, stratum: Callable[[Any], Any], seed: int = 0
 ) -> list[Any]:
@@ -146,16 +142,18 @@ def write_sheet(
     *,
     name: str | None = None,
     title: str = "",
-    read_image: Callable[[str], Image.Image] | None = None,
+    pictures: Pictures | None = None,
     blur: bool = False,
 ) -> Sheet:
     """Write `review/<name>.csv`, `.html` and `.json` of a build; earlier sheets stay.
+
+    A row whose picture cannot be shown is there without it, and its reason says why.
 
     Args:
         folder: of the build.
         kind: "translation" or "toxicity".
         name: of the sheet; default: the kind and the next free number.
-        read_image: opens the picture that a row names; None shows none.
+        pictures: where those are that rows name; None shows none.
         blur: pictures are blurred until clicked on.
 
     Raises ValueError for no rows, two rows with one (id, lang), or a name that is taken.
@@ -176,6 +174,12 @@ def write_sheet(
         raise ValueError(f"sheet name {name!r}: expected letters, digits, dots and hyphens")
     if (review / f"{name}.json").exists():
         raise ValueError(f"{review / name}.json: there is a sheet of this name; choose another")
+    thumbnails: list[str | None] = []
+    shown = []
+    for row in rows:
+        row, thumbnail = _pictured(row, pictures)
+        shown.append(row)
+        thumbnails.append(thumbnail)
     records = [
         {
             "sheet": name,
@@ -189,14 +193,14 @@ def write_sheet(
             "reviewer": "",
             "note": "",
         }
-        for number, row in enumerate(rows, 1)
+        for number, row in enumerate(shown, 1)
     ]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(records)
     title = title or f"{kind} review {name}"
-    page = _page(name, title, rows, records, DECISIONS[kind], read_image, blur)
+    page = _page(name, title, shown, records, DECISIONS[kind], thumbnails, blur)
     # With a byte order mark spreadsheets read UTF-8.
     write_bytes(review / f"{name}.csv", buffer.getvalue().encode("utf-8-sig"))
     write_bytes(review / f"{name}.html", page.encode())
@@ -209,7 +213,7 @@ def write_sheet(
                 {
                     "id": row.id,
                     "lang": row.lang,
-                    "text_sha256": text_sha256(row.text),
+                    "text_sha256": sha256_text(row.text),
                     "decidable": list(row.decidable or DECISIONS[kind]),
                 }
                 for row in rows
@@ -217,6 +221,16 @@ def write_sheet(
         },
     )
     return Sheet(name, review / f"{name}.csv", review / f"{name}.html", len(rows))
+
+
+def _pictured(row: ReviewRow, pictures: Pictures | None) -> tuple[ReviewRow, str | None]:
+    """The row and its picture's thumbnail, or None and the reason in the row."""
+    if row.image is None or pictures is None:
+        return row, None
+    try:
+        return row, _thumbnail(pictures.read(row.image))
+    except (ValueError, OSError) as error:
+        return replace(row, reason=f"{row.reason}; no picture: {error}"), None
 
 
 def _safe(text: str) -> str:
@@ -236,16 +250,14 @@ def _page(
     rows: Sequence[ReviewRow],
     records: Sequence[dict[str, str]],
     decisions: Sequence[str],
-    read_image: Callable[[str], Image.Image] | None,
+    thumbnails: Sequence[str | None],
     blur: bool,
 ) -> str:
     template = (Path(__file__).parent / "review.html").read_text(encoding="utf-8")
     articles = []
-    for number, row in enumerate(rows, 1):
-        picture = ""
-        if row.image is not None and read_image is not None:
-            look = "blurred" if blur else "clear"
-            picture = f'<img class="{look}" alt="" src="{_thumbnail(read_image(row.image))}">'
+    look = "blurred" if blur else "clear"
+    for number, (row, thumbnail) in enumerate(zip(rows, thumbnails, strict=True), 1):
+        picture = f'<img class="{look}" alt="" src="{thumbnail}">' if thumbnail else ""
         choices = "".join(
             f'<label><input type="radio" name="d{number}" value="{word}"> {word}</label>'
             for word in (row.decidable or decisions)
@@ -283,8 +295,9 @@ def _script(value: Any) -> str:
     return text
 
 
-def _thumbnail(image: Image.Image) -> str:
-    small = image.convert("RGB")
+def _thumbnail(data: bytes) -> str:
+    """A picture as a small JPEG in a data: URI. Raises ValueError for what is no picture."""
+    small = load_image(data).convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
@@ -450,12 +463,14 @@ def _altered(row: dict[str, str], item: dict[str, Any]) -> str | None:
     found = row["id"].strip()
     accepted = {item["id"], _safe(item["id"])}
     # A spreadsheet reads 000042 as a number.
-    if found not in accepted and not (item["id"].isdigit() and _number(found) == int(item["id"])):
+    if found not in accepted and not (item["id"].isdecimal() and _number(found) == int(item["id"])):
         return f"id: expected {item['id']!r} in row {row['row']}, found {found!r}; was the sheet sorted by one column only?"
     if row["lang"].strip() != item["lang"]:
         return f"lang: expected {item['lang']!r} for {item['id']!r}, found {row['lang']!r}"
-    texts = {row["text"], row["text"].replace("\r\n", "\n"), row["text"].removeprefix("'")}
-    if item["text_sha256"] not in {text_sha256(text) for text in texts}:
+    # A spreadsheet may write other line ends, and our apostrophe may still be there: or both.
+    texts = {row["text"], row["text"].removeprefix("'")}
+    texts |= {text.replace("\r\n", "\n") for text in texts}
+    if item["text_sha256"] not in {sha256_text(text) for text in texts}:
         return f"text: that of {item['id']!r} was changed; leave it, and put a better one into the note"
     return None
 

@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
-from training.images import load_image
-
 from .pictures import Pictures
-from .plan import Plan, load_plan
-from .review import ReadBack, ReviewRow, Sheet, read_sheet, write_sheet
+from .plan import plan_of
+from .review import ReadBack, Sheet, read_sheet, write_sheet
 from .verification import VerificationPlan
 from .verify_report import rows_to_review, verify_report
 
@@ -32,7 +28,7 @@ def write_reviews(
     Raises ValueError for a folder that is no build, a build that is not verified, a language that is
     none of its, or nothing left to review.
     """
-    plan = _plan(folder)
+    plan = plan_of(folder)
     verification = plan.verification or VerificationPlan()
     if rows is not None:
         if rows < 1:
@@ -47,7 +43,7 @@ def write_reviews(
     pictures = Pictures(plan.images) if plan.images is not None else None
     sheets = []
     for lang in wanted:
-        asked = [_shown(row, pictures) for row in rows_to_review(folder, lang, verification)]
+        asked = rows_to_review(folder, lang, verification)
         if not asked:
             continue
         sheets.append(
@@ -56,7 +52,7 @@ def write_reviews(
                 "translation",
                 asked,
                 title=f"{plan.name}, translations into {lang}",
-                read_image=(lambda name: _open(pictures, name)) if pictures else None,
+                pictures=pictures,
                 blur=blur,
             )
         )
@@ -70,7 +66,7 @@ def read_review(folder: Path, path: Path) -> ReadBack:
 
     Raises as `read_sheet`.
     """
-    plan = _plan(folder)
+    plan = plan_of(folder)
     found = read_sheet(folder, path)
     if found.kind == "translation" and (folder / "verify" / "report.json").is_file():
         from .files import write_json
@@ -87,25 +83,3 @@ def format_read_back(found: ReadBack) -> str:
         f"{found.changed:,} changed an earlier decision; {found.in_force:,} {found.kind} "
         "decisions are now in force"
     )
-
-
-def _plan(folder: Path) -> Plan:
-    if not (folder / "plan.yaml").is_file():
-        raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
-    return load_plan(folder / "plan.yaml")
-
-
-def _open(pictures: Pictures | None, name: str) -> Image.Image:
-    assert pictures is not None
-    return load_image(pictures.read(name))
-
-
-def _shown(row: ReviewRow, pictures: Pictures | None) -> ReviewRow:
-    """The row without its picture where that cannot be shown, which its reason then says."""
-    if row.image is None or pictures is None:
-        return replace(row, image=None)
-    try:
-        _open(pictures, row.image)
-    except (ValueError, OSError) as error:
-        return replace(row, image=None, reason=f"{row.reason}; no picture: {error}")
-    return row

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +29,13 @@ from .records import SOURCE_SCHEMA
 from .segments import Piece, lost_code, split
 from .translator import TranslatorPlan, make_translator
 
-__all__ = ["TRANSLATED", "TranslateWorker", "TranslatorPlan", "source_of_turns"]
+__all__ = [
+    "TRANSLATED",
+    "TranslateWorker",
+    "TranslatorPlan",
+    "check_translated",
+    "source_of_turns",
+]
 
 # Raised by one when the same plan makes other requests or keeps other answers.
 VERSION = 1
@@ -252,6 +259,20 @@ class TranslateWorker:
             "attempts": sum(each.attempts for each in tries),
             "run_id": self.run_id,
         }
+
+
+def check_translated(folder: Path, languages: Sequence[str]) -> None:
+    """Raises ValueError when a build has no source unit, or one without a translation yet."""
+    names = {path.name for path in (folder / "source").glob("*.parquet")}
+    if not names:
+        raise ValueError(f"{folder}: no source units; run the step source first")
+    for lang in languages:
+        found = {path.name for path in (folder / "translate" / lang).glob("*.parquet")}
+        if missing := len(names - found):
+            raise ValueError(
+                f"{folder}: {missing} of {len(names)} units are not translated into {lang}; run "
+                "the step translate first"
+            )
 
 
 def source_of_turns(turns: Sequence[Row]) -> str:

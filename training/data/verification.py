@@ -16,9 +16,8 @@ flags and rejects. Decisions of people (review.py) win over it, in `final_rows`.
 import asyncio
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,15 +37,16 @@ from .back_translation import (
     plain_text,
 )
 from .checks import CheckPlan, Examination, Flag, LengthBin, RowChecker
-from .files import write_json, write_parquet
+from .files import sha256_text, write_json, write_parquet
 from .quality import QualityPlan, QualityScorer
-from .review import read_overrides, text_sha256
+from .records import Row
+from .review import read_overrides
 from .survey import row_pairs, shares_start, survey_language, unit_sha256
+from .translation import check_translated
 from .units import UnitManifest, Worker, manifest_path, run_units
 
 # Raised by one when the same plan decides differently on the same rows.
 VERSION = 1
-Row = dict[str, Any]
 
 VERIFIED = pa.schema(
     [
@@ -92,6 +92,13 @@ class VerificationPlan:
     review_rows: int = 300
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("calibration_rows", "survey_rows", "review_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"verification.{name}: expected at least 1, found {getattr(self, name)}"
+                )
+
 
 class VerifyWorker:
     """The step `verify/<lang>` (a Worker of units.py) on translated rows.
@@ -127,7 +134,6 @@ class VerifyWorker:
         self._starts = frozenset(item["text"] for item in survey.get("starts", []))
         self._ends = frozenset(item["text"] for item in survey.get("ends", []))
         self._scorer = QualityScorer(plan.quality) if plan.quality else None
-        self._open = AsyncExitStack()
         quality = None
         if plan.quality:
             # Where the program lies and how patiently it is asked changes no score.
@@ -148,11 +154,12 @@ class VerifyWorker:
 
     async def __aenter__(self) -> "VerifyWorker":
         if self._scorer:
-            await self._open.enter_async_context(self._scorer)
+            await self._scorer.__aenter__()
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await self._open.aclose()
+        if self._scorer:
+            await self._scorer.__aexit__(*error)
 
     async def process(self, rows: list[Row]) -> list[Row]:
         """Verified rows, in order. Raises ValueError for a row in another language."""
@@ -291,7 +298,7 @@ class VerificationStep:
 
         Raises ValueError when a source unit is not translated yet.
         """
-        self._check_translated()
+        check_translated(self.folder, self.languages)
         self.survey()
         yield {
             f"verify/{lang}": [(unit, self.folder / "verify" / lang / unit.name) for unit in units]
@@ -347,16 +354,6 @@ class VerificationStep:
         found = verify_report(self.folder, self.languages, self.plan)
         write_json(self.folder / "verify" / "report.json", found)
         return found
-
-    def _check_translated(self) -> None:
-        names = {path.name for path in (self.folder / "source").glob("*.parquet")}
-        for lang in self.languages:
-            found = {path.name for path in self._units("translate", lang)}
-            if missing := len(names - found):
-                raise ValueError(
-                    f"{self.folder}: {missing} of {len(names)} units are not translated into "
-                    f"{lang}; run the step translate first"
-                )
 
     def _units(self, step: str, lang: str) -> list[Path]:
         return sorted((self.folder / step / lang).glob("*.parquet"))
@@ -419,31 +416,39 @@ def verified_rows(folder: Path, lang: str) -> Iterator[Row]:
 
 
 def final_rows(folder: Path, lang: str) -> Iterator[Row]:
-    """The rows of a language as they leave the step, people's decisions applied.
+    """The rows of a language as they leave the step, people's decisions applied: `final_row` of each."""
+    overrides = read_overrides(folder, "translation")
+    for row in verified_rows(folder, lang):
+        yield final_row(row, overrides)
+
+
+def final_row(row: Row, overrides: Mapping[tuple[str, str], Row]) -> Row:
+    """A row of `verified_rows` with people's decisions applied.
 
     Columns of `TRANSLATED`, with `flags` and `reasons` of translation and verification, and
     `lid_confidence`, `quality` and `reviewed` ("accept", "reject" or None). A row that is not "ok"
     has neither text nor turns. A decision about a text that has changed since is not applied.
+
+    Args:
+        overrides: as `read_overrides` gives them, of the kind "translation".
     """
-    overrides = read_overrides(folder, "translation")
-    for row in verified_rows(folder, lang):
-        verified = row.pop("verified")
-        override = overrides.get((row["id"], lang))
-        reviewed = None
-        if override and override["text_sha256"] == text_sha256(_plain(row)):
-            reviewed = override["decision"]
-            row["status"] = "ok" if reviewed == "accept" else "rejected"
-        if row["status"] == "ok":
-            row["reasons"] = None
-        else:
-            row["text"] = row["turns"] = None
-            row["reasons"] = verified["reasons"] or row["reasons"]
-            if reviewed and override:
-                row["reasons"] = f"review: {override['note'] or 'rejected'}"
-        row["flags"] = sorted({*row["flags"], *verified["flags"]})
-        yield {
-            **row,
-            "lid_confidence": verified["lid_confidence"],
-            "quality": verified["quality"],
-            "reviewed": reviewed,
-        }
+    verified = row["verified"]
+    override = overrides.get((row["id"], row["lang"]))
+    made = {name: value for name, value in row.items() if name != "verified"}
+    reviewed = None
+    if override and override["text_sha256"] == sha256_text(_plain(row)):
+        reviewed = override["decision"]
+        made["status"] = "ok" if reviewed == "accept" else "rejected"
+    if made["status"] == "ok":
+        made["reasons"] = None
+    else:
+        made["text"] = made["turns"] = None
+        made["reasons"] = verified["reasons"] or row["reasons"]
+        if reviewed and override:
+            made["reasons"] = f"review: {override['note'] or 'rejected'}"
+    return made | {
+        "flags": sorted({*row["flags"], *verified["flags"]}),
+        "lid_confidence": verified["lid_confidence"],
+        "quality": verified["quality"],
+        "reviewed": reviewed,
+    }

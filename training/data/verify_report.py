@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from .back_translation import plain_source, plain_text
+from .identify import code_of
+from .records import Row
 from .review import ReviewRow, read_overrides, stratified
 from .survey import LENGTH_BINS
-from .verification import VerificationPlan, final_rows, verified_rows
+from .verification import VerificationPlan, final_row, verified_rows
 
-Row = dict[str, Any]
 _SHOWN_STARTS = 20
 
 
@@ -41,9 +41,9 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
     others: Counter[str] = Counter()
     reviewed: Counter[str] = Counter()
     scores: list[float] = []
-    both = zip(final_rows(folder, lang), verified_rows(folder, lang), strict=True)
-    for row, before in both:
-        verified = before["verified"]
+    overrides = read_overrides(folder, "translation")
+    for before in verified_rows(folder, lang):
+        row, verified = final_row(before, overrides), before["verified"]
         status[row["status"]] += 1
         if row["reviewed"]:
             reviewed[row["reviewed"]] += 1
@@ -53,7 +53,7 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
             rejected_by.update(hard or ["other"])
         if row["status"] == "ok":
             flagged.update(f for f in verified["flags"] if f not in verified["hard"])
-            if verified["lid"] and verified["lid"] != lang.split("-")[0]:
+            if verified["lid"] and verified["lid"] != code_of(lang):
                 others[verified["lid"]] += 1
         if verified["quality"] is not None:
             scores.append(verified["quality"])
@@ -146,8 +146,8 @@ def rows_to_review(folder: Path, lang: str, plan: VerificationPlan) -> list[Revi
     def stratum(row: Row) -> str:
         if row["verified"]["flags"]:
             return row["verified"]["flags"][0]
-        low = back.get(row["id"])
-        if low is not None and plan.back_translation and low < plan.back_translation.flag_below:
+        chrf = back.get(row["id"])
+        if chrf is not None and plan.back_translation and chrf < plan.back_translation.flag_below:
             return "back_translation"
         size = max(n for n in LENGTH_BINS if n <= len(plain_source(row)))
         return f"clean, source of {size} characters or more"

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...schema import build, to_dict
-from ..files import write_json
+from ..files import sha256_text, write_json
 from ..review import read_overrides
 from ..units import Key, Row
 from .plan import JudgePlan
@@ -37,7 +37,7 @@ from .policy import (
     overridden,
 )
 from .step import ShaTable, ToxicityStep, parquet_writer, stream
-from .verdicts import VERDICT_SCHEMA, image_sha, text_of, text_sha
+from .verdicts import VERDICT_SCHEMA, image_sha, text_of
 
 DECISION_SCHEMA = pa.schema(
     [
@@ -207,7 +207,7 @@ def _outcomes(
 def _second(table: ShaTable, by: JudgePlan, verdict: Row) -> Outcome | None:
     if not verdict["rationale"]:
         return None
-    return _get(table, text_sha(verdict["rationale"]), f"{by.name}/")
+    return _get(table, sha256_text(verdict["rationale"]), f"{by.name}/")
 
 
 def _pack(found: Outcome) -> str:
@@ -230,7 +230,7 @@ def _get(table: ShaTable, sha256: str, name: str) -> Outcome | None:
 
 def _same_text(override: Row, text: str | None) -> bool:
     shown = override.get("text_sha256")
-    return shown is None or shown == text_sha(text or "")
+    return shown is None or shown == sha256_text(text or "")
 
 
 def _reader(
@@ -269,7 +269,7 @@ def _reader(
                     row["id"],
                     lang,
                     lang == step.source_language,
-                    found(reads[lang], text_sha(text), lang, what),
+                    found(reads[lang], sha256_text(text), lang, what),
                     found(looks, sha, "", f"the image of {what}") if sha else None,
                 )
             )

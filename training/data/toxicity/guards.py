@@ -1,9 +1,9 @@
 """Judges that write their verdict: guard models behind an endpoint or in this process.
 
-    GuardJudge(PROTOCOLS["llavaguard-v1.2"], chat=Endpoint(plan), concurrency=32, model="...")
+    GuardJudge(PROTOCOLS["llavaguard-v1.2"], EndpointChat(Endpoint(plan)))
 
 What a model is asked and how its answer is read is its protocol (`protocols.py`); where it runs is
-the chat: `Endpoint`, or `LocalChat` for a transformers model. Decoding is greedy.
+the chat: `EndpointChat`, or `LocalChat` for a transformers model. Decoding is greedy.
 """
 
 from __future__ import annotations

@@ -268,9 +268,8 @@ class ToxicityPlan:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"toxicity: judges: two have the name {name!r}; give one a `name`")
-        images = {judge.name: judge for judge in self.judges}
         for judge in self.judges:
-            if judge.reads is not None and judge.reads not in images:
+            if judge.reads is not None and judge.reads not in names:
                 raise ValueError(
                     f"toxicity: judge {judge.name!r}: reads: no judge is named {judge.reads!r}; "
                     f"there are {', '.join(map(str, names))}"

@@ -6,7 +6,7 @@
 3. An id's rows are decided together: a toxic image or source text flags all its languages; a
    translation that alone is toxic is flagged alone, and the id's other rows go to review.
 
-Rules: data.md 4.4; the papers' mode is `policies/paper.yaml`.
+The project's thresholds are `policies/default.yaml`, the papers' `policies/paper.yaml`.
 """
 
 from __future__ import annotations

@@ -13,15 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
+from ..files import sha256_text
 from ..pictures import Pictures
 from ..review import ReviewRow, Sheet, write_sheet
 from ..units import Key, Row
 from .decisions import Summary, decide_build, rows_by_id
 from .policy import Policy
 from .step import ToxicityStep, read
-from .verdicts import open_image, text_of, text_sha
+from .verdicts import text_of
 
 SHEET_ROWS = 1000  # pages with more pictures open slowly
 
@@ -37,12 +36,10 @@ def apply_policy(
 
     Raises ValueError for a folder without a plan with a toxicity section, and as `decide_build`.
     """
-    from ..plan import load_plan, toxicity_step
+    from ..plan import plan_of, toxicity_step
     from ..sources import check_sources
 
-    if not (folder / "plan.yaml").is_file():
-        raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
-    plan = load_plan(folder / "plan.yaml")
+    plan = plan_of(folder)
     if plan.toxicity is None:
         raise ValueError(
             f"{folder / 'plan.yaml'}: no toxicity section, so no verdicts to decide on"
@@ -72,7 +69,7 @@ def to_review(
         if row["override"]:
             continue
         if row["decision"] == "clean":
-            number = int(text_sha(f"{seed}/{id_}/{lang}")[:15], 16)
+            number = int(sha256_text(f"{seed}/{id_}/{lang}")[:15], 16)
             heapq.heappush(drawn[lang], (-number, id_, row))
             if len(drawn[lang]) > clean:
                 heapq.heappop(drawn[lang])
@@ -105,23 +102,5 @@ def write_sheets(
     rows = to_review(step, rare=rare, clean=clean, seed=seed)
     sheets: list[Sheet] = []
     while part := list(itertools.islice(rows, SHEET_ROWS)):
-        shown = [_with_image(row, pictures) for row in part]
-
-        def look(path: str) -> Image.Image:
-            assert pictures is not None
-            return open_image(pictures, path).picture
-
-        sheets.append(write_sheet(step.folder, "toxicity", shown, read_image=look, blur=True))
+        sheets.append(write_sheet(step.folder, "toxicity", part, pictures=pictures, blur=True))
     return sheets
-
-
-def _with_image(row: ReviewRow, pictures: Pictures | None) -> ReviewRow:
-    """The row without its image where that cannot be shown, which its reason then says."""
-    if row.image is None or pictures is None:
-        return ReviewRow(**{**vars(row), "image": None})
-    try:
-        open_image(pictures, row.image)
-    except (ValueError, OSError) as error:
-        reason = f"{row.reason}; the image cannot be shown: {error}"
-        return ReviewRow(**{**vars(row), "image": None, "reason": reason})
-    return row

@@ -4,7 +4,7 @@
     for units in step.rounds():          # second judges come when the first ones are done
         for name, pairs in units.items():
             run_units(step.worker(name), pairs)
-    print(format_summary(step.decide()))
+    print(format_summary(decide_build(step)))
 
 Inputs are written once: each distinct image, each distinct text of a language, for every judge that
 reads it. A later run adds what is new, in new units, so nothing that has a verdict is judged again.
@@ -23,11 +23,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import atomic, write_parquet
+from ..files import atomic, sha256_text, write_parquet
 from ..pictures import Pictures
+from ..translation import check_translated
 from ..units import Row, run_units
 from .plan import JudgePlan, ToxicityPlan
-from .verdicts import JudgeWorker, image_sha, text_of, text_sha
+from .verdicts import JudgeWorker, image_sha, text_of
 
 INPUT_SCHEMA = pa.schema(
     [
@@ -100,7 +101,7 @@ class ToxicityStep:
             retry_failed: ask again about inputs whose last verdict is a failure, in further units.
         """
         self.plan.check(self.languages)
-        self.check_translated()
+        check_translated(self.folder, self.targets)
         first = [judge for judge in self.plan.judges if judge.stage != "rationale"]
         for judges in (first, [j for j in self.plan.judges if j.stage == "rationale"]):
             units: dict[str, list[tuple[Path, Path]]] = {}
@@ -137,19 +138,6 @@ class ToxicityStep:
         )
 
     # What is read
-
-    def check_translated(self) -> None:
-        """Raises ValueError when a source unit has no translation yet."""
-        names = {path.name for path in (self.folder / "source").glob("*.parquet")}
-        if not names:
-            raise ValueError(f"{self.folder}: no source units; run the step source first")
-        for lang in self.targets:
-            found = {path.name for path in (self.folder / "translate" / lang).glob("*.parquet")}
-            if missing := len(names - found):
-                raise ValueError(
-                    f"{self.folder}: {missing} of {len(names)} units are not translated into "
-                    f"{lang}; run the step translate first"
-                )
 
     def places(self) -> list[Path]:
         """The folders of rows: the source's and one for each target."""
@@ -202,7 +190,7 @@ class ToxicityStep:
                 if verdict["label"] == "unsafe" and verdict["rationale"]:
                     text = verdict["rationale"]
                     yield {**empty, "id": verdict["id"], "lang": "", "text": text} | {
-                        "input_sha256": text_sha(text)
+                        "input_sha256": sha256_text(text)
                     }
         elif judge.stage == "image":
             for row in self.rows():
@@ -216,7 +204,7 @@ class ToxicityStep:
                 text = text_of(row)
                 if text is not None:
                     yield {**empty, "id": row["id"], "lang": part, "text": text} | {
-                        "input_sha256": text_sha(text)
+                        "input_sha256": sha256_text(text)
                     }
 
     def _write(self, judge: JudgePlan, part: str, rows: Iterable[Row]) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ...images import load_image
+from ..files import sha256_text
 from ..pictures import Pictures
 from ..units import Row
 
@@ -134,7 +135,7 @@ class ImageJudge(Protocol):
 
 
 class JudgeWorker:
-    """A judge as a worker of the unit engine: rows of `inputs.py` in, rows of verdicts out."""
+    """A judge as a worker of the unit engine: rows of `INPUT_SCHEMA` (step.py) in, of `VERDICT_SCHEMA` out."""
 
     batch_rows: int
     concurrency: int
@@ -253,13 +254,8 @@ def text_of(row: Row) -> str | None:
     return text.replace("<image>", " ").strip()
 
 
-def text_sha(text: str) -> str:
-    """SHA-256 of a text's UTF-8 bytes, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def image_sha(row: Row) -> str | None:
     """What tells a row's image from others: the SHA-256 of its file, else that of its path."""
     if row.get("image") is None:
         return None
-    return row.get("image_sha256") or text_sha(f"path:{row['image']}")
+    return row.get("image_sha256") or sha256_text(f"path:{row['image']}")
