@@ -23,6 +23,7 @@ from processing_maya.image_processing_maya import to_rgb
 
 from .images import load_image
 from .recipe import DataRecipe
+from .schema import convert
 from .tables import card_files, is_content, is_text
 
 
@@ -45,7 +46,7 @@ class Conversation:
 
 @dataclass
 class _Source:
-    """One dataset: `rows[i]` is a row, `read(row)` its parts, `images[key]` what to open."""
+    """One dataset: `rows[i]` is a row, `read` gives its messages, `image_keys` what to open."""
 
     recipe: DataRecipe
     rows: Any
@@ -105,8 +106,10 @@ class GroupData:
         """Conversation `index`, read from its row."""
         number = int(self._source[index])
         source, local = self.sources[number], int(self._local[index])
-        row = source.rows[int(source.row_index[local])]
-        identity, messages = source.read(row)
+        place = int(source.row_index[local])
+        row = source.rows[place]
+        identity = _row_id(row, place)
+        messages = source.read(row, f"row {identity!r} of {source.recipe.path}")
         if source.row_images is not None:
             images = source.row_images[local]
         else:
@@ -122,10 +125,10 @@ class GroupData:
         )
 
     def name(self, index: int) -> tuple[str, str]:
-        """(row id, path of its dataset) of conversation `index`."""
+        """(row id, path of its dataset) of conversation `index`; without an id, the row's number."""
         source = self.sources[int(self._source[index])]
-        row = source.rows[int(source.row_index[int(self._local[index])])]
-        return _row_id(row, int(self._local[index])), source.recipe.path
+        place = int(source.row_index[int(self._local[index])])
+        return _row_id(source.rows[place], place), source.recipe.path
 
     def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
         """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
@@ -386,7 +389,9 @@ def _load_table(path: str, config: str | None, split: str) -> Any:
 # What is read of a row; other columns cost time and memory for nothing.
 READ = ("id", "messages", "conversations", "prompt", "text", "caption", "image", "images")
 
-Reader = Callable[[dict[str, Any]], tuple[str, list[dict[str, Any]]]]
+# From a row and what to call it in errors, its messages. Raises ValueError for cells that are null or
+# of another kind than expected.
+Reader = Callable[[dict[str, Any], str], list[dict[str, Any]]]
 
 
 class _ArrowRows:
@@ -538,40 +543,53 @@ def reader(recipe: DataRecipe, columns: Sequence[str]) -> tuple[Reader, str, str
     )
 
 
-def _row_id(row: dict[str, Any], index: int | None = None) -> str:
-    return str(row.get("id", index if index is not None else "?"))
+def _row_id(row: dict[str, Any], number: int) -> str:
+    return str(number if row.get("id") is None else row["id"])
 
 
-def _read_caption(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+def _cell(row: dict[str, Any], column: str, kind: Any, name: str) -> Any:
+    """What a row has in a column, of the kind that is expected there, or ValueError."""
+    try:
+        return convert(kind, row.get(column), name, column)
+    except ValueError as error:
+        raise ValueError(f"{error}; repair the row or remove it") from None
+
+
+def _read_caption(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """A caption alone: the user shows the image and says nothing."""
-    return _row_id(row), [
+    return [
         {"role": "user", "content": ""},
-        {"role": "assistant", "content": row["caption"] or ""},
+        {"role": "assistant", "content": _cell(row, "caption", str, name)},
     ]
 
 
-def _read_prompted(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
-    return _row_id(row), [
-        {"role": "user", "content": row["prompt"]},
-        {"role": "assistant", "content": row["text"]},
+def _read_prompted(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": _cell(row, "prompt", str, name)},
+        {"role": "assistant", "content": _cell(row, "text", str, name)},
     ]
 
 
-def _read_messages(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+def _read_messages(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """String contents get the images before the first user text (by the processor); lists keep
     the place of their {"type": "image"} items."""
     messages = []
-    for message in row["messages"]:
-        content = message["content"]
+    for number, message in enumerate(_cell(row, "messages", list[dict], name)):
+        turn = f"{name}, turn {number + 1}"
+        role = _cell(message, "role", str, turn)
+        content = _cell(message, "content", str | list[dict], turn)
         if isinstance(content, list):
             # Arrow gives every part the keys of all parts.
             content = [{k: v for k, v in part.items() if v is not None} for part in content]
-        messages.append({"role": message["role"], "content": content})
-    return _row_id(row), messages
+            for part in content:
+                if part.get("type") == "text":
+                    _cell(part, "text", str, turn)
+        messages.append({"role": role, "content": content})
+    return messages
 
 
-def _read_llava(row: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+def _read_llava(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
     image = row.get("image")
     count = len(image) if isinstance(image, list) else int(bool(image))
-    name = f"row {_row_id(row)!r}"
-    return _row_id(row), messages_from_conversations(row["conversations"], count, name)
+    turns = _cell(row, "conversations", list[dict], name)
+    return messages_from_conversations(turns, count, name)

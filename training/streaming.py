@@ -164,7 +164,8 @@ class StreamedGroups:
         images = self._images_of(source, rows.table, row, index)
         if source.pictures in rows.table.column_names:
             values[source.pictures] = list(images)
-        identity, messages = source.read({"id": index - source.first, **values})
+        identity, path = self.name(index)
+        messages = source.read(values, f"row {identity!r} of {path}")
         return Conversation(
             id=identity,
             language=rows.language[row],
@@ -175,11 +176,11 @@ class StreamedGroups:
         )
 
     def name(self, index: int) -> tuple[str, str]:
-        """(row id, path of its dataset) of conversation `index`."""
+        """(row id, path of its dataset) of conversation `index`; without an id, the row's number."""
         window, number, row = self._find(index)
         source, table = self.sources[number], window.rows[number].table
-        known = table["id"][row].as_py() if "id" in table.column_names else index - source.first
-        return str(known), source.recipe.path
+        known = table["id"][row].as_py() if "id" in table.column_names else None
+        return str(index - source.first if known is None else known), source.recipe.path
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
         """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
@@ -231,7 +232,7 @@ class StreamedGroups:
                 raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
             value = window.images[number][key].as_py()
         if isinstance(value, dict):
-            value = value["bytes"] or value["path"]
+            value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes) or str(value).startswith(("http://", "https://", "data:")):
             return load_image(value)
         if not isinstance(value, str) or not value:

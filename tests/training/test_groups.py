@@ -189,6 +189,50 @@ def test_bad_images_are_refused_by_row(tmp_path):
         collate(tmp_path, [{"id": "b4", "image": 3, "messages": turns()}])
 
 
+TEXT = {"type": "text", "text": "a"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"messages": None}, "messages: expected a list of a mapping, found nothing"),
+        ({"messages": []}, "expected a list of messages with at least one turn"),
+        ({"messages": ["q"]}, r"messages\[0\]: expected a mapping, found text"),
+        ({"messages": [None]}, r"messages\[0\]: expected a mapping, found nothing"),
+        ({"messages": [{"content": "q"}]}, "turn 1: role: expected text, found nothing"),
+        ({"messages": [*turns(), {"role": "user"}]}, "turn 3: content: expected text | a list"),
+        ({"messages": [{"role": "user", "content": 3}]}, "turn 1: content: .* found a number 3"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, r"content\[0\]: expected a mapping"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 1: text: expected text"),
+        ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "turn 1: expected parts"),
+        ({"prompt": None, "text": "a"}, "prompt: expected text, found nothing"),
+        ({"prompt": "q", "text": None}, "text: expected text, found nothing"),
+        ({"caption": None}, "caption: expected text, found nothing"),
+        ({"caption": 3}, "caption: expected text, found a number 3"),
+        ({"conversations": None}, "conversations: expected a list of a mapping, found nothing"),
+        ({"conversations": [None]}, r"conversations\[0\]: expected a mapping, found nothing"),
+    ],
+)  # fmt: skip
+def test_bad_cells_are_refused_by_row(tmp_path, cells, message):
+    with pytest.raises(ValueError, match=rf"row 'd1' of .*r.jsonl.*{message}") as error:
+        collate(tmp_path, [{"id": "d1", **cells}])
+    assert "\n" not in str(error.value)
+
+
+def test_bad_cells_are_left_out_where_the_recipe_says_so(tmp_path):
+    """Rows without an id are told apart by their number in the file."""
+    rows = [{"lang": "fr", "messages": turns()}, {"messages": None}, {"messages": turns()}, {}]
+    data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), languages=["en"], language="en")])  # fmt: skip
+    plan = data.plan(None, 1, seed=0)
+    collator = GroupCollator(
+        data, tiny_processor(), seed=0, plan=plan, batch_size=3, on_bad_row="skip"
+    )
+    found = collator([{"step": 0, "rank": 0}])
+    assert sorted(row.id for row in found["bad_rows"]) == ["1", "3"]
+    assert all(f"row '{row.id}' of " in row.reason for row in found["bad_rows"])
+    assert sum(len(row["labels"]) for row in found["rows"]) > 0
+
+
 def test_too_long_is_refused_by_row(tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [{"id": "c1", "messages": turns(answer="word " * 50)}])
     data = GroupData([DataRecipe(str(path))])

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from training.run import check_manifest, make_manifest, train
 from training.trainer import MayaTrainer, checkpoints, language_metrics
 
 from .tiny_run import make_recipe, write
+from .tiny_stream import make_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -243,6 +246,41 @@ def test_bad_rows_are_listed_beside_the_model(tmp_path, capsys):
     recipe["output_dir"] = str(tmp_path / "stopped")
     with pytest.raises(ValueError, match=r"row '2-.*' of .*: its image cannot be read"):
         train(str(write(recipe, tmp_path / "r.yaml")))
+
+
+def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
+    recipe = make_recipe(tmp_path)
+    path = make_rows(tmp_path / "data" / "rows.parquet")
+    rows = pq.read_table(path).to_pylist()
+    rows[0]["messages"] = None
+    rows[3]["messages"][1]["content"] = None
+    rows[4]["images"][0]["bytes"] = rows[4]["images"][0]["bytes"][:40]
+    rows[5]["images"] = [None]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    recipe["stages"] = recipe["stages"][:1]
+    stage = recipe["stages"][0]
+    stage |= {"data": [{"path": str(path), "streaming": True}], "batch_size": 6}
+    stage["args"]["max_steps"] = 4  # two passes
+    recipe["output_dir"] = str(tmp_path / "stopped")
+    with pytest.raises(ValueError, match=rf"row '[0-2]-[01]' of {path}") as error:
+        train(str(write(recipe, tmp_path / "r.yaml")))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "stopped" / "pretrain").exists()
+    recipe["output_dir"] = str(tmp_path / "skipped")
+    stage["on_bad_row"] = "skip"
+    capsys.readouterr()
+    folder = train(str(write(recipe, tmp_path / "r.yaml")))
+    found = [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
+    reasons = {row["id"]: row["reason"] for row in found}
+    assert sorted(row["id"] for row in found) == ["0-0", "1-1", "2-0", "2-1"]
+    assert "messages: expected a list of a mapping, found nothing" in reasons["0-0"]
+    assert "turn 2: content: expected text" in reasons["1-1"]
+    assert "its image cannot be read" in reasons["2-0"]
+    assert "expected an image path or bytes, found NoneType" in reasons["2-1"]
+    assert {(row["path"], row["action"]) for row in found} == {(str(path), "skipped")}
+    assert f"{path}: 4 rows skipped, listed in bad_rows.jsonl" in capsys.readouterr().out
+    log = json.loads((folder / "training_log.json").read_text())
+    assert log["bad_rows"] == [f"{path}: 4 rows skipped, listed in bad_rows.jsonl"]
 
 
 def test_a_half_written_checkpoint_is_not_picked_up(finished, tmp_path, monkeypatch, capsys):
