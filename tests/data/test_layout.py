@@ -3,16 +3,18 @@
 import hashlib
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
 from tests.data.toxicity_judges import picture
-from training.data import layout, translation
+from training.data import build, layout, shards, translation
 from training.data.endpoint import EndpointPlan
 from training.data.layout import LayoutPlan, assemble
 from training.data.manifest import FOLDERS, configs, matching
 from training.data.plan import Plan, toxicity_step
+from training.data.shards import Shards
 from training.data.sources import SourcePlan
 from training.data.toxicity.decisions import decide_build
 from training.data.toxicity.plan import JudgePlan, ToxicityPlan
@@ -286,6 +288,37 @@ def test_a_killed_assembly_leaves_no_manifest_and_no_half_file(plan, monkeypatch
         pq.ParquetFile(path).read()
     monkeypatch.undo()
     assert assemble(plan)["counts"]["all"]["expected"] == 75
+
+
+@pytest.mark.parametrize("fails_at", ["the name", "the file"])
+def test_a_disk_that_takes_no_file_is_what_is_said(tmp_path, monkeypatch, fails_at):
+    if fails_at == "the name":
+        (tmp_path / "data").write_text("in the way of the folder")
+    else:
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(shards.pq, "ParquetWriter", full)
+    words = "data/fr/clean-00000.parquet: cannot be written: "
+    with pytest.raises(OSError, match=words), Shards(tmp_path) as made:
+        made.add("data/fr/clean", pa.schema([("id", pa.string())]), {"id": "1"}, most=1)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_decisions_are_hashed_once_for_all_languages(plan, monkeypatch):
+    seen = []
+    hashed = layout.sha256_file
+    monkeypatch.setattr(layout, "sha256_file", lambda path: seen.append(path) or hashed(path))
+    assemble(plan)
+    assert seen.count(plan.folder / "toxicity" / "decisions.parquet") == 1
+
+
+def test_a_build_without_progress_is_silent(plan, capsys):
+    build._assemble(
+        plan, build._Options(retry_failed=False, progress=False, trust_remote_code=False)
+    )
+    assert capsys.readouterr().out == ""
 
 
 def test_conversations_keep_the_layout(tmp_path):

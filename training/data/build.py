@@ -5,25 +5,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
+from training.signals import handling
 
 from .engine import Job, run_jobs
 from .plan import (
     Plan,
     load_plan,
     make_worker,
-    toxicity_step,
+    toxicity_step_of_build,
     verification_step,
     write_plan,
 )
-from .sources import build_sources, check_sources
+from .sources import build_sources, finished_sources
+from .unit_files import only_one
 from .units import Stopped, UnitManifest, reopen_unit
 
 
@@ -70,7 +70,8 @@ def build_dataset(
                 raise ValueError(f"step {step!r}: {path} has no section for it")
         wanted = [step for step in wanted if step in steps]
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(plan.folder), _stopping():
+    refusal = f"{plan.folder}: another build is running here; wait for it or stop it"
+    with only_one(plan.folder / ".build.lock", refusal), _stopping():
         write_plan(plan, plan.folder / "plan.yaml")
         for step in wanted:
             if step == "assemble" and plan.toxicity is not None and "toxicity" not in wanted:
@@ -94,15 +95,8 @@ def _source(plan: Plan, options: _Options) -> None:
     build_sources(plan.source, plan.folder / "source", plan.unit_rows, options.progress)
 
 
-def _source_units(plan: Plan) -> dict[str, Any]:
-    state = check_sources(plan.folder / "source")
-    if isinstance(state, str):
-        raise ValueError(f"{plan.folder / 'source'}: {state}; run the step source first")
-    return state
-
-
 def _translate(plan: Plan, options: _Options) -> None:
-    units = [unit["unit"] for unit in _source_units(plan)["units"]]
+    units = [unit["unit"] for unit in finished_sources(plan.folder / "source")["units"]]
     jobs = [
         Job(
             f"translate/{lang}",
@@ -128,8 +122,7 @@ def _verify(plan: Plan, options: _Options) -> None:
 def _toxicity(plan: Plan, options: _Options) -> None:
     from .toxicity.decisions import decide_build, format_summary
 
-    languages = set(_source_units(plan)["languages"]) - {plan.source_language}
-    step = toxicity_step(plan, sorted(languages))
+    step = toxicity_step_of_build(plan)
     for units in step.rounds(options.retry_failed):
         jobs = [Job(name, *pair) for name, pairs in units.items() for pair in pairs]
         _run(plan, jobs, options)
@@ -139,15 +132,14 @@ def _toxicity(plan: Plan, options: _Options) -> None:
 def _decide_again(plan: Plan) -> None:
     from .toxicity.decisions import decide_build, stored_policy
 
-    others = set(_source_units(plan)["languages"]) - {plan.source_language}
-    step = toxicity_step(plan, sorted(others))
+    step = toxicity_step_of_build(plan)
     decide_build(step, stored_policy(step))
 
 
 def _assemble(plan: Plan, options: _Options) -> None:
     from .layout import assemble
 
-    assemble(plan)
+    assemble(plan, options.progress)
 
 
 _RUN = {
@@ -187,31 +179,11 @@ def summary(manifests: Sequence[UnitManifest]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    lock = filelock.FileLock(folder / ".build.lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise OSError(f"{folder}: another build is running here; wait for it or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
 def _stopping() -> Iterator[None]:
     """SIGTERM and SIGINT as Stopped, wherever a step is that does not handle them itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, frame: Any) -> None:
         raise Stopped(f"stopped by {signal.Signals(number).name}; the same command continues")
 
-    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handling(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -23,7 +23,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 # Raised by one when the same build gives other files.
 VERSION = 1
-DECISIONS = ("clean", "review", "flagged")
 _MESSAGES = SOURCE_SCHEMA.field("turns").type
 _ABOUT = [
     ("source_lang", pa.string()),
@@ -156,7 +155,9 @@ def assemble(plan: Plan, progress: bool = True) -> dict[str, Any]:
     parts: dict[str, dict[str, Any]] = {}
     if plan.layout.images == "bytes":
         parts["images"] = build.part("images", build.images_key(), build.write_images)
-    with build.first_paths(parts["images"]["files"] if parts else ()):
+    with contextlib.ExitStack() as stack:
+        if parts:
+            stack.enter_context(build.first_paths(parts["images"]["files"]))
         for lang in build.languages:
             parts[lang] = build.part(lang, build.language_key(lang), partial(build.write, lang))
             counts = Counts(**parts[lang]["counts"])
@@ -247,15 +248,20 @@ class _Build:
             inputs.append(translated)
             if self.plan.verification is not None:
                 inputs.append(self._unit_shas("verify", lang, translated))
-        for path in (
-            self.folder / "review" / "overrides.parquet",
-            self.folder / "toxicity" / "decisions.parquet",
-        ):
-            inputs.append(sha256_file(path) if path.is_file() else None)
+        inputs += self._decided_shas
         layout = self.plan.layout
         form = [self.conversations, layout.images, layout.shard_rows]
         judged = self.plan.toxicity is not None
         return digest([VERSION, lang, form, judged, inputs])
+
+    @cached_property
+    def _decided_shas(self) -> list[str | None]:
+        """SHA-256 of what people and the judges decided, which is about all languages."""
+        paths = (
+            self.folder / "review" / "overrides.parquet",
+            self.folder / "toxicity" / "decisions.parquet",
+        )
+        return [sha256_file(path) if path.is_file() else None for path in paths]
 
     def images_key(self) -> str:
         layout = self.plan.layout
@@ -424,7 +430,7 @@ class _Build:
             for name in files:
                 for row in stream(self.root / name, ["image", "image_sha256"]):
                     table.set(row["image_sha256"], "", row["image"])
-                    self._first_paths = table
+            self._first_paths = table
             yield
             self._first_paths = None
 

@@ -79,7 +79,9 @@ class _Series:
         self.shards, self.name, self.schema, self.most = shards, name, schema, most
         self.number = self.size = self.rows = self.batch_size = 0
         self.batch: list[Row] = []
+        # Both are set while a file is open; the writer later than the temporary file's name.
         self.stack: contextlib.ExitStack | None = None
+        self.writer: pq.ParquetWriter | None = None
 
     @property
     def file(self) -> str:
@@ -97,7 +99,7 @@ class _Series:
     def flush(self) -> None:
         path = self.shards.root / self.file
         try:
-            if self.stack is None:
+            if self.writer is None:
                 self.stack = contextlib.ExitStack()
                 self.temporary = self.stack.enter_context(atomic(path))
                 self.writer = pq.ParquetWriter(self.temporary, self.schema, compression="zstd")
@@ -111,10 +113,11 @@ class _Series:
     def close(self) -> None:
         if self.batch:
             self.flush()
-        if self.stack is None:
+        if self.stack is None or self.writer is None:
             return
+        writer, self.writer = self.writer, None
         try:
-            self.writer.close()
+            writer.close()
         except OSError as error:
             raise disk_error(self.shards.root / self.file, error) from None
         about = {
@@ -132,7 +135,9 @@ class _Series:
         """Leave nothing of a file that is not finished."""
         if self.stack is not None:
             stack, self.stack = self.stack, None
-            with contextlib.suppress(OSError):
-                self.writer.close()
+            writer, self.writer = self.writer, None
+            if writer is not None:
+                with contextlib.suppress(OSError):
+                    writer.close()
             with contextlib.suppress(_Dropped):
                 stack.__exit__(_Dropped, _Dropped(), None)
