@@ -74,6 +74,11 @@ def test_bad_requests_are_refused_and_nothing_is_written(built, tmp_path):
         export_llava(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match=r"language 'hi' is not in it; found en, fr"):
         export_llava(built.folder, tmp_path / "out", languages=["hi"])
+    for content, words in (("[1]", "expected the manifest"), ("{", "not JSON")):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"manifest.json: {words}") as caught:
+            export_llava(tmp_path, tmp_path / "out")
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from training.schema import read_mapping
 
 from .files import atomic
-from .manifest import FORMAT, matching
+from .manifest import matching, read_manifest
 from .records import IMAGE_MARK, Row
 from .toxicity.step import read as stream
 
@@ -62,14 +62,7 @@ def export_llava(
     """
     if (folder / "dataset").is_dir():
         folder = folder / "dataset"
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        manifest = {}
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder}: no finished dataset: expected the manifest.json of `maya data build`"
-        )
+    manifest = read_manifest(folder)
     if toxicity_free and manifest["toxicity"] is None:
         raise ValueError(f"{folder}: no judge has read it, so nothing is known to be toxicity-free")
     there = list(manifest["counts"]["languages"])

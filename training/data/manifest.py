@@ -23,6 +23,28 @@ FORMAT = "maya-dataset-1"
 FOLDERS = ("data", "rejected", "images", "audit")
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished dataset.
+
+    Raises ValueError for a folder that holds none, and for a manifest.json of another form.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder}: no finished dataset: expected the manifest.json of `maya data build`"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: expected the manifest of `maya data build` (format {FORMAT}), found "
+            f"{manifest!s:.60}"
+        )
+    return manifest
+
+
 def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[str, Row]:
     """Config name -> {"path": its files as one glob, "rows"}, of configs that have rows.
 
