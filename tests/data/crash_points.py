@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
             dying(at)
             run_unit(TinyWorker(), source, target)
 
-        def check(at=at, place=place, died=False):
+        def check(at=at, place=place):
             source = place / "source" / "00000.parquet"
             target = place / "translate" / "fr" / "00000.parquet"
             found = state(target)

@@ -12,6 +12,8 @@ import yaml
 from tests.data.endpoint_server import EndpointServer
 from training.cli import main
 from training.data.plan import load_plan, make_worker, write_plan
+from training.data.sources import SourcePlan
+from training.schema import build as from_mapping
 
 CAPTIONS = {
     "a dog in the garden in the morning": "un chien dans le jardin le matin",
@@ -20,8 +22,11 @@ CAPTIONS = {
 }
 
 
+ETHIOPIC = {"am": ["ethiopic"], "ti": ["ethiopic"]}
+
+
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def write(tmp_path):
     """Gives a function that writes a plan for an endpoint, and its captions; returns the file."""
     rows = [
         {
@@ -149,6 +154,12 @@ def test_refused_key_is_one_line(write, capsys):
         ({"source__kind": "zip"}, "source.kind: expected 'mini' | 'llava'"),
         ({"source__path": None}, "source.path: a source of kind llava needs one"),
         ({"executor": {"workers": 0}}, "executor.workers: expected at least 1, found 0"),
+        ({"languages": ["fr", "tlh"]}, "languages[1]: language 'tlh' cannot be identified: lingua"),
+        ({"source__language": "tlh"}, "source.language: language 'tlh' cannot be identified"),
+        (
+            {"languages": ["am", "ti"], "verification": {"checks": {"scripts": ETHIOPIC}}},
+            "language 'am' cannot be told from ti: lingua does not know it",
+        ),
         ({"exekutor": {}}, "unknown key 'exekutor'; did you mean 'executor'?"),
     ],
 )
@@ -158,6 +169,11 @@ def test_bad_plans_are_named_with_their_file(write, changes, message, capsys):
     errors = capsys.readouterr().err
     assert f"error: {plan}: " in errors
     assert message in errors
+
+
+def test_what_a_section_refuses_by_itself_is_named_with_its_file():
+    with pytest.raises(ValueError, match=r"^x.yaml: source.path: a source of kind llava needs one"):
+        from_mapping(SourcePlan, {"kind": "llava"}, "x.yaml")
 
 
 @pytest.mark.parametrize(

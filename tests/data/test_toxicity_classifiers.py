@@ -28,12 +28,8 @@ def judged(judge, texts):
     return asyncio.run(run())
 
 
-def save_model(folder, labels, problem_type=None, max_length=16, table=None):
-    """A Bert without layers whose logits are read off the mean of what words say.
-
-    table: word -> logits. Attention-free and deterministic: the pooled first token sees nothing, so
-    words are told apart by a layer that mixes all positions evenly.
-    """
+def save_model(folder, labels, problem_type=None, max_length=16):
+    """A Bert of one layer with random weights, large so that every word changes the logits."""
     torch.manual_seed(0)
     words = {word: n for n, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
