@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +31,7 @@ from training.data.sources import (
     sorted_rows,
     source_key,
 )
-from training.data.validate import infer_source, validate
+from training.data.validate import infer_source, validate, validate_sources
 
 
 def picture(color=(255, 0, 0)) -> bytes:
@@ -179,6 +180,21 @@ def test_languages_of_an_unlabelled_mix_are_detected(tmp_path):
     assert [row["lang"] for row in build(plan, tmp_path)[1]] == list(texts)
 
 
+def test_languages_are_detected_in_the_columns_that_the_plan_names(tmp_path):
+    body = {"fr": "il fait très beau aujourd'hui et nous allons à la plage", "und": "7 8 9"}
+    rows = [{"id": lang, "caption": None, "body": text} for lang, text in body.items()]
+    rows.append({"id": "said", "body": body["fr"], "lang": "oc"})
+    plan = write_json(tmp_path / "x.json", rows)
+    plan.language, plan.columns = "detect", {"text": "body"}
+    assert [(row["id"], row["lang"]) for row in build(plan, tmp_path)[1]] == [
+        ("fr", "fr"),
+        ("said", "oc"),
+    ]
+    assert problems(plan) == [
+        "x.json[1] (id 'und'): lang: too little text to tell it from; name it in the row"
+    ]
+
+
 def test_bytes_of_a_bom_and_lines(tmp_path):
     plan = write_json(tmp_path / "a.json", [llava("1")])
     path = Path(plan.paths[0])
@@ -231,6 +247,10 @@ Q, A = ("human", "<image>\nq"), ("gpt", "a")
         (llava(lang="Klingon!"), "lang: expected a BCP-47 code, found 'Klingon!'"),
         (llava(lang=5), "lang: expected a BCP-47 code, found 5"),
         (llava(image_sha256="abc"), "image_sha256: expected 64 hex digits, found 'abc'"),
+        (llava(image_sha256="z" * 64), "image_sha256: expected 64 hex digits, found 'zzz"),
+        (llava(image={"bytes": "text"}), "image: expected the bytes of a picture, found 'text'"),
+        (llava(image={"path": 7}), "image: expected a path as text, found 7"),
+        (llava(conversations=turns((["human"], "q"), A)), "turns[0]: expected human or gpt"),
     ],
 )  # fmt: skip
 def test_every_bad_row_is_named_with_field_and_reason(tmp_path, row, problem):
@@ -411,6 +431,56 @@ def test_broken_zip(tmp_path):
         Pictures(tmp_path / "y.zip")
 
 
+def test_damaged_pictures_of_a_zip(pictures):
+    path = pictures / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("1.png", picture())
+    store = Pictures(path)
+    data = bytearray(path.read_bytes())
+    start = 30 + len("1.png")
+    data[start] = 0xFF  # no block of deflate begins so
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"'1.png': cannot be read from {path}: Error -3"):
+        Pictures(path).read("1.png")
+    # Cut off while it is read: its directory is known already.
+    path.write_bytes(data[:start])
+    with pytest.raises(ValueError, match=rf"'1.png': cannot be read from {path}: it is cut off"):
+        store.read("1.png")
+
+
+def test_names_and_tables_that_hold_no_picture(pictures):
+    with pytest.raises(ValueError, match=r"cannot be read from .*null byte"):
+        Pictures(pictures / "images").read("a\0b")
+    folder = pictures / "tables" / "images"
+    folder.mkdir(parents=True)
+    rows = [{"image": "1.png", "picture": None}, {"image": "2.png", "picture": {"bytes": b"2"}}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "0.parquet")
+    store = Pictures(pictures / "tables")
+    assert store.read("2.png") == b"2"
+    with pytest.raises(ValueError, match=r"'1.png': an empty file"):
+        store.read("1.png")
+    pq.write_table(pa.table({"id": ["1"]}), folder / "1.parquet")
+    with pytest.raises(ValueError, match=r"1.parquet: expected a parquet table with the columns"):
+        Pictures(pictures / "tables")
+
+
+def test_validation_decodes_pictures_and_a_build_does_not(pictures, dataset):
+    folder = pictures / "images"
+    (folder / "1.png").write_bytes(picture()[:50])
+    for name in ("1", "a/2"):
+        (folder / f"{name}.txt").write_text("ein Bild")
+    plan = SourcePlan("folder", str(folder), language="de")
+    (cut,) = (line for line in problems(plan) if "1.png" in line)
+    assert f"1.png (id '1'): image: '1.png' in {folder}: Cannot read image bytes (50 bytes)" in cut
+    assert [row["id"] for row in build(plan, pictures)[1]] == ["1", "a/2"]
+    rows = [{"key": "k", "jpg": {"bytes": picture()[:50], "path": "k.png"}, "caption": "cut"}]
+    pq.write_table(
+        pa.Table.from_pylist(rows), Path(dataset.paths[0]) / "data" / "train-00000.parquet"
+    )
+    (cut,) = problems(dataset)
+    assert "(id 'k'): image: 'k.png': Cannot read image bytes (50 bytes)" in cut
+
+
 def test_pictures_stay_inside_their_folder(pictures):
     with pytest.raises(ValueError, match="expected a path inside"):
         Pictures(pictures / "images").read("../images.zip")
@@ -431,6 +501,21 @@ def test_folder_with_text_files(pictures):
         "3.png (id '3'): text: missing: no caption and no conversation",
         "a/2.png (id 'a/2'): text: no valid Unicode at character 0",
     ]
+
+
+def test_names_that_are_not_utf8_are_refused_and_told(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in (b"\xff", b"1"):
+        for suffix, data in ((b".png", picture()), (b".txt", b"ein Bild")):
+            Path(folder, os.fsdecode(name + suffix)).write_bytes(data)
+    plan = SourcePlan("folder", str(folder), language="de")
+    _, (row,) = build(plan, tmp_path)
+    assert row["id"] == "1"
+    (line,) = (tmp_path / "source" / "refused.jsonl").read_text(encoding="utf-8").splitlines()
+    refused = json.loads(line)
+    assert refused["row"].startswith("\\udcff.png (id ")
+    assert (refused["field"], refused["reason"]) == ("image", "no valid Unicode at character 0")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -458,6 +543,17 @@ def test_folder_with_metadata(pictures, kind):
     missing, empty = problems(plan)
     assert "image: 'a/3.png': no such picture" in missing
     assert f"metadata.{kind}[3] (id '1'): text: " in empty
+
+
+def test_source_without_rows_says_what_to_do(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: expected pictures \(.avif.*found none; add some"):
+        build(SourcePlan("folder", str(tmp_path / "empty"), language="en"), tmp_path)
+    with pytest.raises(ValueError, match=r"empty: expected pictures .*, found no file; add some"):
+        validate_sources([str(tmp_path / "empty")])
+    write_json(tmp_path / "x.json", [])
+    with pytest.raises(ValueError, match=r"x.json: expected rows, found none; add some"):
+        validate_sources([str(tmp_path / "x.json")])
 
 
 def test_csv_without_file_names(tmp_path):

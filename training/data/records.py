@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -52,15 +53,25 @@ LANGUAGES = {
     "urdu": "ur",
 }
 IMAGE_MARK = "<image>"
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a row is refused. `row` says where it stands: file, number and id."""
+    """Why a row is refused. `row` says where it stands: file, number and id.
+
+    What UTF-8 cannot hold, such as the bytes of an odd file name, is written out (`\\udcff`), so that
+    a problem can always be printed and stored.
+    """
 
     row: str
     field: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("row", "field", "reason"):
+            text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, text)
 
     def __str__(self) -> str:
         return f"{self.row}: {self.field}: {self.reason}"
@@ -180,7 +191,7 @@ def _turns(value: Any, has_image: bool) -> list[dict[str, str]]:
         if not isinstance(turn, Mapping):
             raise _Bad(field, f"expected a mapping, found {_short(turn)}")
         speaker = turn.get("from", turn.get("role"))
-        if speaker not in ROLES:
+        if not isinstance(speaker, str) or speaker not in ROLES:
             raise _Bad(field, f"expected human or gpt, user or assistant, found {_short(speaker)}")
         content = turn.get("value", turn.get("content"))
         if isinstance(content, list):
@@ -218,7 +229,11 @@ def _image(value: Any, sha256: Any) -> tuple[str | None, str | None, bytes | Non
     data = None
     if isinstance(value, Mapping):
         data, value = value.get("bytes"), value.get("path")
+        if not isinstance(value, (str, type(None))):
+            raise _Bad("image", f"expected a path as text, found {_short(value)}")
         if data is not None:
+            if not isinstance(data, bytes) or not data:
+                raise _Bad("image", f"expected the bytes of a picture, found {_short(data)}")
             sha256 = hashlib.sha256(data).hexdigest()
             value = PurePosixPath(value).name if value else sha256
     if isinstance(value, list) and len(value) == 1:
@@ -231,7 +246,7 @@ def _image(value: Any, sha256: Any) -> tuple[str | None, str | None, bytes | Non
     if data is None and (path.is_absolute() or ".." in path.parts):
         raise _Bad("image", f"expected a path inside the image folder, found {value!r}")
     _text("image", value)
-    if sha256 is not None and not (isinstance(sha256, str) and len(sha256) == 64):
+    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
         raise _Bad("image_sha256", f"expected 64 hex digits, found {_short(sha256)}")
     return value, sha256, data
 

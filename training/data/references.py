@@ -61,7 +61,10 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
             if path.suffix == ".csv":
                 rows: Iterator[Any] = iter(csv.DictReader(file))
             elif path.suffix == ".json":
-                rows = iter(json.load(file))
+                found = json.load(file)
+                if not isinstance(found, list):
+                    raise ValueError(f"expected a list of rows, found {found!r:.60}")
+                rows = iter(found)
             else:
                 rows = (json.loads(line) for line in file if line.strip())
             for row in rows:

@@ -23,12 +23,14 @@ from typing import Any, Literal
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from training.images import load_image
 from training.schema import digest, to_dict
 
 from .external_sort import ExternalSort
 from .files import atomic, sha256_file, write_bytes, write_json, write_parquet
 from .pictures import Pictures
 from .readers import (
+    IMAGE_SUFFIXES,
     Place,
     files_in,
     language_of_file,
@@ -109,19 +111,26 @@ class SourcePlan:
         return [self.path] if isinstance(self.path, str) else self.path or []
 
 
-def read_source(plan: SourcePlan, extract_to: Path | None = None) -> Iterator[Record | Problem]:
+def read_source(
+    plan: SourcePlan, extract_to: Path | None = None, decode: bool = False
+) -> Iterator[Record | Problem]:
     """Every row of the source, or why it is refused, in the source's order.
+
+    Args:
+        decode: refuse rows whose picture cannot be decoded too, at a few milliseconds a picture.
 
     Raises OSError for what is not there, ValueError for files that are broken as a whole.
     """
-    pictures = Pictures(Path(plan.images)) if plan.images is not None else None
+    pictures = Pictures(Path(plan.images), decode) if plan.images is not None else None
     detect = _detector(plan.detect_among) if plan.language == "detect" else None
     for file_language, places in _places(plan):
+        language = plan.language or file_language if detect is None else "und"
         for where, record in places:
-            language = plan.language or file_language if detect is None else detect(record)
             read = to_row(record, where, language=language, task=plan.task, columns=plan.columns)
+            if isinstance(read, Record) and detect is not None:
+                read = detect(read)
             if isinstance(read, Record):
-                read = _with_picture(read, pictures, extract_to)
+                read = _with_picture(read, pictures, extract_to, decode)
             yield read
 
 
@@ -153,9 +162,14 @@ def mini_files(plan: SourcePlan) -> list[Path]:
 
 
 def _with_picture(
-    read: Record, pictures: Pictures | None, extract_to: Path | None
+    read: Record, pictures: Pictures | None, extract_to: Path | None, decode: bool
 ) -> Record | Problem:
     row = read.row
+    if read.data is not None and decode:
+        try:
+            load_image(read.data)
+        except ValueError as error:
+            return Problem(_place(read), "image", f"{row['image']!r}: {error}")
     if read.data is not None and extract_to is not None:
         suffix = Path(row["image"]).suffix or ".img"
         name = f"{row['image_sha256'][:2]}/{row['image_sha256']}{suffix}"
@@ -167,28 +181,36 @@ def _with_picture(
     try:
         sha256 = pictures.sha256(row["image"])
     except (OSError, ValueError) as error:
-        return Problem(f"{read.where} (id {row['id']!r})", "image", str(error))
+        return Problem(_place(read), "image", str(error))
     if row["image_sha256"] not in (None, sha256):
         return Problem(
-            f"{read.where} (id {row['id']!r})",
+            _place(read),
             "image_sha256",
             f"the picture's is {sha256}, the row says {row['image_sha256']}",
         )
     return dataclasses.replace(read, row={**row, "image_sha256": sha256})
 
 
-def _detector(languages: list[str]) -> Callable[[Any], str | None]:
+def _place(read: Record) -> str:
+    return f"{read.where} (id {read.row['id']!r})"
+
+
+def _detector(languages: list[str]) -> Callable[[Record], Record | Problem]:
+    """Gives rows of the language `und` (undetermined) the one that their text is in."""
     from .identify import Identifier
 
     identifier = Identifier(languages)
 
-    def detect(record: Any) -> str | None:
-        read = to_row(record, "", language="und", task=None, columns={})
-        if not isinstance(read, Record):
-            return None
+    def detect(read: Record) -> Record | Problem:
         row = read.row
+        if row["lang"] != "und":
+            return read
         text = row["text"] or " ".join(t["content"] for t in row["turns"])
-        return identifier.identify(text[:2000], languages[0]).language or None
+        found = identifier.identify(text[:2000], languages[0]).language
+        if not found:
+            reason = "too little text to tell it from; name it in the row"
+            return Problem(_place(read), "lang", reason)
+        return dataclasses.replace(read, row={**row, "lang": found})
 
     return detect
 
@@ -295,6 +317,19 @@ def _repeated(row: Row, where: str) -> Problem:
     return Problem(f"{where} (id {row['id']!r})", "id, lang", reason)
 
 
+def refuse_empty(plan: SourcePlan, tally: Tally) -> None:
+    """Raises ValueError, saying what to do, for a source of which no row was read, good or bad."""
+    if tally.read:
+        return
+    expected = "rows"
+    if plan.kind == "folder":
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        expected = f"pictures ({suffixes}) or rows of metadata.jsonl or metadata.csv"
+    raise ValueError(
+        f"{', '.join(plan.paths)}: expected {expected}, found none; add some, or correct source.path"
+    )
+
+
 # The step
 
 
@@ -305,7 +340,9 @@ def source_key(plan: SourcePlan, unit_rows: int) -> str:
         path = Path(place)
         for file in [path] if path.is_file() else files_in(path):
             stat = file.stat()
-            seen.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            about = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            # Names of files need not be UTF-8.
+            seen.update(about.encode("utf-8", "surrogateescape"))
     return digest([_VERSION, unit_rows, to_dict(plan), seen.hexdigest()])
 
 
@@ -328,6 +365,14 @@ def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
         if not path.is_file() or sha256_file(path) != unit["sha256"]:
             return f"{path.name} is gone or was changed"
     return manifest
+
+
+def finished_sources(folder: Path) -> dict[str, Any]:
+    """The manifest of source units. Raises ValueError where they are not finished."""
+    state = check_sources(folder)
+    if isinstance(state, str):
+        raise ValueError(f"{folder}: {state}; run the step source first")
+    return state
 
 
 def build_sources(
@@ -380,6 +425,7 @@ def build_sources(
             f"{folder / 'refused.jsonl'}: {tally.duplicates:,} rows repeat the (id, lang) of "
             "another; set source.duplicates to `list` to leave them out or `number` to rename them"
         )
+    refuse_empty(plan, tally)
     if not tally.rows:
         raise ValueError(
             f"{', '.join(plan.paths)}: none of {tally.read:,} rows is good; "

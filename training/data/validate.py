@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from .readers import IMAGE_SUFFIXES
 from .records import Problem
-from .sources import SourcePlan, Tally, read_source, sorted_rows
+from .sources import SourcePlan, Tally, read_source, refuse_empty, sorted_rows
 
 
 def validate_sources(
@@ -24,7 +24,8 @@ def validate_sources(
         images: folder or zip of the pictures, where the source is no plan.
         language: BCP-47 code of rows that do not say theirs, where the source is no plan.
 
-    Raises OSError for what is not there, ValueError for files that are broken as a whole.
+    Raises OSError for what is not there, ValueError for files that are broken as a whole and for
+    sources without a row.
     """
     bad = 0
     for source in sources:
@@ -35,6 +36,7 @@ def validate_sources(
         else:
             plan = infer_source(source, images, language)
         tally = validate(plan, lambda problem: tqdm.write(str(problem)))
+        refuse_empty(plan, tally)
         bad += sum(tally.refused.values())
         print("\n".join([f"{source}:", *tally.lines()]), flush=True)
     return bad
@@ -57,17 +59,25 @@ def infer_source(path: str, images: str | None = None, language: str | None = No
         kind = "mini"
     elif any(p.suffix.lower() in IMAGE_SUFFIXES for p in place.rglob("*") if p.is_file()):
         kind = "folder"
+    elif not any(p.is_file() for p in place.rglob("*")):
+        raise ValueError(
+            f"{path}: expected pictures with captions or a dataset's files, found no file; add some, "
+            "or correct the path"
+        )
     else:
         kind = "hub"
     return SourcePlan(kind, path, images=images, language=language)
 
 
 def validate(plan: SourcePlan, report: Callable[[Problem], None]) -> Tally:
-    """Read a whole source and write nothing; every bad row is reported, repeated ones too."""
+    """Read a whole source and write nothing; every bad row is reported, repeated ones too.
+
+    Pictures are decoded: one that is cut off is a bad row's.
+    """
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="maya-validate-") as scratch:
         duplicates = "number" if plan.duplicates == "number" else "list"
-        reads = tqdm(read_source(plan), desc="validating", unit=" rows")
+        reads = tqdm(read_source(plan, decode=True), desc="validating", unit=" rows")
         for _ in sorted_rows(reads, Path(scratch), duplicates, tally, report):
             pass
     return tally
