@@ -46,7 +46,8 @@ def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
         key: the path of `data` inside the file, for messages.
 
     Raises:
-        ValueError: one line naming the key's path, what was found and what was expected.
+        ValueError: one line naming `where`, the key's path, what was found and what was expected;
+            also for what the dataclass's own `__post_init__` refuses.
     """
     place = key or "the file"
     if not isinstance(data, dict):
@@ -66,7 +67,11 @@ def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
             raise ValueError(
                 f"{where}: {join_key(key, name)}: missing; expected {type_name(hints[name])}"
             )
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
 
 
 def type_name(hint: Any) -> str:

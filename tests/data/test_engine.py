@@ -14,6 +14,7 @@ from tests.data.tiny_worker import TinyWorker, make, make_faulty, read, sources,
 from training.data import engine
 from training.data.engine import ExecutorPlan, Job, run_jobs
 from training.data.files import write_json
+from training.data.journal import Journal
 from training.data.status import UNITS, survey
 from training.data.units import Stopped, UnitManifest, check_unit, manifest_path, reopen_unit
 
@@ -55,6 +56,22 @@ def test_finished_units_start_no_rank(jobs, tmp_path, monkeypatch):
     first = run(jobs, tmp_path)
     monkeypatch.setattr(engine, "_run_local", None)
     assert run(jobs, tmp_path) == first
+
+
+def test_what_is_known_is_read_once(jobs, tmp_path, monkeypatch):
+    run(jobs[:3], tmp_path)
+    checked, counted = [], []
+    read_metadata = engine.pq.read_metadata
+    monkeypatch.setattr(
+        engine, "check_unit", lambda *unit: checked.append(unit[2]) or check_unit(*unit)
+    )
+    monkeypatch.setattr(
+        engine.pq, "read_metadata", lambda path: counted.append(path) or read_metadata(path)
+    )
+    run(jobs, tmp_path)
+    assert_all(jobs)
+    assert checked == [job.target for job in jobs] + [job.target for job in jobs[3:]]
+    assert counted == [job.source for job in jobs[:3]]
 
 
 @pytest.mark.parametrize("lost", ["manifest", "parquet", "edited", "all"])
@@ -225,6 +242,24 @@ def test_failed_rows_and_only_these_are_done_again(jobs, tmp_path):
     run_unit(worker, *job[1:])
     assert_all([job])
     assert list(worker.asked) == ["000000003"]
+
+
+def test_unit_that_cannot_be_reopened_keeps_no_file_open(jobs, monkeypatch):
+    from training.data.units import run_unit
+
+    job, closed = jobs[0], []
+    run_unit(Failing(job.worker), *job[1:])
+    close = Journal.close
+
+    def fill(journal, number, row):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Journal, "append", fill)
+    monkeypatch.setattr(Journal, "close", lambda self: closed.append(close(self)))
+    with pytest.raises(OSError, match="the disk is full"):
+        reopen_unit(job.target, {"failed"})
+    assert len(closed) == 1
+    assert isinstance(check_unit("model-1", job.source, job.target), UnitManifest)
 
 
 # Slurm, as far as its commands go: sbatch runs the array's tasks one after the other, in the

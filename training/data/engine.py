@@ -27,6 +27,8 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
+from training.signals import handling
+
 from .files import write_bytes, write_json
 from .status import UNITS, Progress
 from .units import Stopped, UnitManifest, Worker, check_unit, run_units
@@ -122,26 +124,31 @@ def run_jobs(
             complained (a killed process, a lost node).
     """
     keys = {name: make(name).key for name in dict.fromkeys(job.worker for job in jobs)}
-    rows = {job: pq.read_metadata(job.source).num_rows for job in jobs}
+    # Each worker reads the same sources.
+    rows = {
+        source: pq.read_metadata(source).num_rows
+        for source in dict.fromkeys(job.source for job in jobs)
+    }
     for name, key in keys.items():
         mine = [job for job in jobs if job.worker == name]
-        listed = {"worker": name, "key": key, "units": {j.target.stem: rows[j] for j in mine}}
+        units = {job.target.stem: rows[job.source] for job in mine}
+        listed = {"worker": name, "key": key, "units": units}
         folder = mine[0].target.parent
         write_json(folder / UNITS, listed)
         _remove_others(folder, {job.target.stem for job in mine})
-    states = [check_unit(keys[job.worker], job.source, job.target) for job in jobs]
-    todo = [job for job, state in zip(jobs, states, strict=True) if isinstance(state, str)]
+    states = {job: check_unit(keys[job.worker], job.source, job.target) for job in jobs}
+    todo = [job for job, state in states.items() if isinstance(state, str)]
     if todo:
         errors = logs / "errors"
         for old in errors.glob("*.txt"):
             old.unlink()
         step = UnitStep(make, todo, errors)
-        with Progress(todo, [rows[job] for job in todo]) if progress else contextlib.nullcontext():
+        bar = Progress(todo, [rows[job.source] for job in todo]) if progress else None
+        with bar or contextlib.nullcontext():
             {"local": _run_local, "slurm": _run_slurm, "ray": _run_ray}[plan.kind](step, plan, logs)
-        states = [check_unit(keys[job.worker], job.source, job.target) for job in jobs]
-    open_ones = [
-        (job, state) for job, state in zip(jobs, states, strict=True) if isinstance(state, str)
-    ]
+        # Those that were finished before have been held against their files already.
+        states |= {job: check_unit(keys[job.worker], job.source, job.target) for job in todo}
+    open_ones = [(job, state) for job, state in states.items() if isinstance(state, str)]
     if open_ones:
         job, state = open_ones[0]
         said = next((path.read_text() for path in sorted((logs / "errors").glob("*.txt"))), state)
@@ -149,7 +156,7 @@ def run_jobs(
             f"{len(open_ones)} of {len(jobs)} units are not finished, the first is {job.target}: "
             f"{said}; see {logs}, and run the same command again"
         )
-    return [state for state in states if isinstance(state, UnitManifest)]
+    return [state for state in states.values() if isinstance(state, UnitManifest)]
 
 
 def _remove_others(folder: Path, units: set[str]) -> None:
@@ -273,9 +280,6 @@ def _outcome(process: Any, connection: Connection, rank: int) -> Exception | Non
 def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Signals]]:
     """Pass SIGTERM and SIGINT on to ranks as SIGTERM; gives the list of what came."""
     came: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
 
     def handle(number: int, frame: Any) -> None:
         came.append(signal.Signals(number))
@@ -285,12 +289,8 @@ def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Sign
             elif number == signal.SIGINT:
                 process.kill()
 
-    before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handling(handle):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # Clusters

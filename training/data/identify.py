@@ -160,7 +160,7 @@ class Identifier:
             if len(codes) > 1 and unknown and script != "han":
                 raise ValueError(
                     f"language {unknown[0]!r} cannot be told from {', '.join(c for c in codes if c != unknown[0])}: "
-                    f"lingua does not know it and they share the {script} script"
+                    f"lingua does not know it and they share the {script} script; leave one out"
                 )
         self._detectors: tuple[Any, Any] | None = None
 

@@ -15,11 +15,14 @@ import yaml
 
 from training.schema import build, digest, read_mapping, resolve_paths, to_dict
 
+from .check_plan import CheckPlan
+from .checks import RowChecker
 from .engine import ExecutorPlan
 from .files import write_bytes
+from .identify import Identifier
 from .layout import LayoutPlan
 from .manifest import licence_of
-from .sources import SourcePlan
+from .sources import SourcePlan, finished_sources
 from .toxicity.plan import ToxicityPlan
 from .translation import TranslatorPlan
 from .units import Worker
@@ -71,8 +74,10 @@ class Plan:
             self.translator.check_languages(self.source_language, self.languages)
         if self.verification is not None and self.translator is None:
             raise ValueError("verification: there is no translator section to verify")
-        if self.translator is not None and not self.languages:
-            raise ValueError("translator: there are no languages to translate into")
+        if self.translator is not None:
+            if not self.languages:
+                raise ValueError("translator: there are no languages to translate into")
+            self._check_identified()
         if self.layout.images == "bytes" and self.images is None:
             raise ValueError(
                 "layout.images: bytes: the source names no place of pictures; set source.images, or "
@@ -81,6 +86,17 @@ class Plan:
         licence_of(self)
         if self.toxicity is not None:
             toxicity_step(self)  # judges, languages and policy are held against each other
+
+    def _check_identified(self) -> None:
+        """Raises ValueError for a language in which a translation could not be checked."""
+        checks = self.verification.checks if self.verification is not None else CheckPlan()
+        places = {f"languages[{number}]": lang for number, lang in enumerate(self.languages)}
+        for place, lang in {"source.language": self.source_language, **places}.items():
+            try:
+                Identifier([lang], scripts=checks.scripts)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}; or leave it out") from None
+        RowChecker(self.source_language, self.languages, checks)  # are they told from each other?
 
     @property
     def folder(self) -> Path:
@@ -109,12 +125,7 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """Read and check a plan, with `a.b=value` overrides. Raises ValueError (one line) if bad."""
     data = read_mapping(path, overrides)
     resolved = resolve_paths(data, path.resolve().parent)
-    try:
-        return build(Plan, resolved, str(path))
-    except ValueError as error:
-        # What a section finds wrong with its own values does not know the file's name.
-        text = str(error)
-        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    return build(Plan, resolved, str(path))
 
 
 def plan_of(folder: Path) -> Plan:
@@ -193,3 +204,12 @@ def toxicity_step(plan: Plan, also: Sequence[str] = ()) -> ToxicityStep:
         unit_rows=plan.unit_rows,
         run_id=plan.run_id,
     )
+
+
+def toxicity_step_of_build(plan: Plan) -> ToxicityStep:
+    """The toxicity step on a build whose source is read, for all languages of its rows.
+
+    Raises ValueError where the source units are not finished.
+    """
+    languages = finished_sources(plan.folder / "source")["languages"]
+    return toxicity_step(plan, sorted(set(languages) - {plan.source_language}))

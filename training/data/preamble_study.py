@@ -96,6 +96,9 @@ class PreambleStudyPlan:
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{key}: expected at least one, each once, found {values}")
+        shorts = [_short(preamble) for preamble in self.preambles]
+        if len(set(shorts)) < len(shorts):
+            raise ValueError(f"preambles: two have the same name in {shorts}")
         if (self.references is None) == (self.reference_translator is None):
             raise ValueError("expected one of references and reference_translator")
         for key in ("samples", "length_bins", "readability_bins", "resamples"):
@@ -141,10 +144,7 @@ class StudyWorker:
         )
         self.lang, self.name = lang, f"study/{lang}/{_short(preamble)}"
         self.key = digest(["study", 1, self.inner.key])
-        self.prompt = self.inner.prompts[0]
-        self.parameters = {**translator.parameters, "seed": translator.seed}
-        if translator.seed is None:
-            del self.parameters["seed"]
+        self.prompt, self.parameters = self.inner.request(0)
         self.batch_rows, self.concurrency = self.inner.batch_rows, self.inner.concurrency
 
     async def __aenter__(self) -> "StudyWorker":
@@ -245,15 +245,7 @@ def run_study(
 def load_study(path: Path, overrides: Sequence[str] = ()) -> PreambleStudyPlan:
     """Read and check a plan. Raises ValueError (one line) naming the file and the key."""
     data = resolve_paths(read_mapping(path, overrides), path.resolve().parent)
-    try:
-        plan = build(PreambleStudyPlan, data, str(path))
-        shorts = [_short(preamble) for preamble in plan.preambles]
-        if len(set(shorts)) < len(shorts):
-            raise ValueError(f"preambles: two have the same name in {shorts}")
-        return plan
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    return build(PreambleStudyPlan, data, str(path))
 
 
 def _short(preamble: str) -> str:

@@ -137,7 +137,7 @@ class TranslateWorker:
                 "target": lang,
                 "model": [plan.model, plan.model_revision, local],
                 "prompts": [prompt and prompt.id for prompt in self.prompts],
-                "tries": [self._try(number)[1] for number in range(plan.retries + 1)],
+                "tries": [self.request(number)[1] for number in range(plan.retries + 1)],
                 "checks": self.checker.key,
             }
         )
@@ -156,7 +156,7 @@ class TranslateWorker:
         for text in examples(self.lang, self.plan.preamble_parts):
             self.checker.identifier.identify(text, "und")
 
-    def _try(self, number: int) -> tuple[Prompt | None, dict[str, Any]]:
+    def request(self, number: int) -> tuple[Prompt | None, dict[str, Any]]:
         """Prompt and parameters of a text's first (0), second ... try."""
         plan = self.plan
         parameters = {**plan.parameters, **(plan.retry_parameters if number else {})}
@@ -185,7 +185,7 @@ class TranslateWorker:
         for number in range(self.plan.retries + 1):
             if not tries:
                 return
-            prompt, parameters = self._try(number)
+            prompt, parameters = self.request(number)
             answers = await self.translator.answers(
                 [each.source for each in tries], prompt, parameters
             )
@@ -225,7 +225,7 @@ class TranslateWorker:
         # A conversation is described by the piece that was asked for most often.
         told = max(tries, key=lambda each: each.tries, default=None)
         answer = told.answer if told else None
-        prompt, parameters = self._try(told.tries - 1 if told else 0)
+        prompt, parameters = self.request(told.tries - 1 if told else 0)
         found: dict[str, Any] = {"text": None, "turns": None}
         if status == "ok":
             waiting = iter(tries)

@@ -136,12 +136,12 @@ def reopen_unit(target: Path, statuses: Collection[str]) -> int:
             return 0
         with pq.ParquetFile(target) as file:
             rows = file.read().to_pylist()
-        journal = Journal(journal_path(target, manifest.input_sha), len(rows))
-        for n, row in enumerate(rows):
-            if row["status"] not in statuses and n not in journal.answers:
-                journal.append(n, row)
-        journal.sync()
-        journal.close()
+        path = journal_path(target, manifest.input_sha)
+        with contextlib.closing(Journal(path, len(rows))) as journal:
+            for n, row in enumerate(rows):
+                if row["status"] not in statuses and n not in journal.answers:
+                    journal.append(n, row)
+            journal.sync()
         manifest_path(target).unlink()
         return len(rows) - len(journal.answers)
 
@@ -162,16 +162,24 @@ def locked(target: Path) -> Iterator[None]:
     """Keep other writers off a unit. Raises OSError when one is at it; a killed one is not."""
     path = target.parent / "journal" / f"{target.stem}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"{target}: another process is writing this unit; wait for it or stop it"
+    with only_one(path, refusal):
+        try:
+            yield
+        finally:
+            # Still held: who opens the file after this finds another one.
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file. Raises OSError with this message when another process holds it."""
     lock = filelock.FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise OSError(
-            f"{target}: another process is writing this unit; wait for it or stop it"
-        ) from None
+        raise OSError(refusal) from None
     try:
         yield
     finally:
-        # Still held: who opens the file after this finds another one.
-        path.unlink(missing_ok=True)
         lock.release()

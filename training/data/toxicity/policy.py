@@ -97,11 +97,7 @@ class Policy:
         if not path.is_file():
             names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
             raise ValueError(f"policy: no file {str(name)!r}; shipped policies are {names}")
-        try:
-            return build(cls, read_mapping(path), str(path))
-        except ValueError as error:
-            text = str(error)
-            raise ValueError(text if str(path) in text else f"{path}: {text}") from None
+        return build(cls, read_mapping(path), str(path))
 
     @property
     def sha(self) -> str:

@@ -1,0 +1,33 @@
+"""Signals that end a run, handled for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+
+@contextlib.contextmanager
+def handling(
+    handler: Callable[[int, Any], Any],
+    numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+) -> Iterator[None]:
+    """Have `handler(number, frame)` called for these signals; after the block, who was before.
+
+    A signal that was ignored from outside, as SIGINT is in a shell's background, stays ignored. In
+    another thread than the main one, which alone may handle signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
