@@ -91,11 +91,11 @@ class BackTranslationWorker:
     batch_rows = 1
 
     def __init__(self, plan: BackTranslationPlan, lang: str):
-        from sacrebleu.metrics import CHRF
+        from .scoring import sentence_chrf  # loads sacrebleu
 
         self.plan, self.name = plan, f"back_translation/{lang}"
         self.concurrency = plan.endpoint.concurrency
-        self._metric = CHRF(word_order=2)
+        self._chrf = sentence_chrf
         self._endpoint = Endpoint(plan.endpoint)
         self.key = digest(
             {
@@ -127,7 +127,7 @@ class BackTranslationWorker:
         back = answer.text.strip() if answer.text is not None else None
         chrf = None
         if back is not None:
-            chrf = round(self._metric.sentence_score(back, [row["source_text"]]).score, 3)
+            chrf = round(self._chrf(back, row["source_text"]), 3)
         return {
             "id": row["id"],
             "lang": row["lang"],

@@ -153,7 +153,7 @@ class Endpoint:
         self.plan = plan
         self._key: str | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._places = asyncio.Semaphore(plan.concurrency)
+        self._places: asyncio.Semaphore  # of one session: it belongs to that session's event loop
         self._failed_in_a_row = 0
 
     async def __aenter__(self) -> "Endpoint":
@@ -181,6 +181,7 @@ class Endpoint:
             EndpointError: 401, 402, 403, 404, 405, a redirect, no connection in `max_attempts`,
                 or `stop_after` failures in a row.
         """
+        assert self._session is not None, "use the endpoint in an `async with` block"
         body = {"model": self.plan.model, "messages": messages, **parameters}
         async with self._places:
             for attempt in range(1, self.plan.max_attempts + 1):
@@ -214,7 +215,7 @@ class Endpoint:
         return max(min(retry_after, longest), delay / 2) + random.uniform(0, delay / 2)
 
     async def _attempt(self, body: dict[str, Any], attempt: int) -> Answer | _Fault:
-        assert self._session is not None, "use the endpoint in an `async with` block"
+        assert self._session is not None
         try:
             async with self._session.post(
                 self.plan.url, json=body, allow_redirects=False
