@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.data.test_layout import make_plan, read, rows_of, translate, write_source
+from tests.data.tiny_build import make_plan, read, rows_of, translate, write_source
 from training.data.export import REQUESTS, export_llava, llava_row
 from training.data.layout import assemble
 from training.data.records import Record
