@@ -11,8 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# What bad input raises. Anything else is a fault of ours and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, MemoryError)
+from training.bad_input import in_one_line, is_bad_input
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -394,32 +393,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.call(args)
-    except ModuleNotFoundError as error:
-        if args.traceback or error.name is None:
-            raise
-        print(
-            f"maya {args.command}: error: the package {error.name!r} is not installed; "
-            f"pip install 'maya-vlm[{_extra(args.command)}]'",
-            file=sys.stderr,
-        )
-        return 2
     except Exception as error:
         if type(error).__name__ == "Stopped":
             print(f"maya {args.command}: {error}", file=sys.stderr)
             return 128 + signal.SIGTERM
-        if args.traceback or not _is_bad_input(error):
+        if args.traceback or not is_bad_input(error):
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = in_one_line(error, _extra(args.command))
         print(f"maya {args.command}: error: {message}", file=sys.stderr)
         return 2
     return 0
-
-
-def _is_bad_input(error: Exception) -> bool:
-    # A config's field of the wrong type or value; it is no ValueError, and its module need not be
-    # loaded to know its name.
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return isinstance(error, USER_ERRORS) or "StrictDataclassError" in names
 
 
 def _extra(command: str) -> str:

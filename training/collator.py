@@ -263,7 +263,11 @@ class GroupCollator:
         self._shortened: dict[int, BadRow] = {}
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """{"rows": row batches as `batch` returns, "bad_rows": list of BadRow}."""
+        """{"rows": a list of tensors as `lay_out` returns, "bad_rows": a list of BadRow}.
+
+        A row with images has besides `pixel_values` of the distinct ones, and `image_index`, which
+        of them each block of image tokens is.
+        """
         (item,) = items
         step, rank = item["step"], item["rank"]
         groups = self.plan[step * self.batch_size : (step + 1) * self.batch_size]
@@ -289,19 +293,6 @@ class GroupCollator:
         shares = divide([len(tree) for _, tree in trees], self.ranks, self.max_length)
         rows = [self._row([trees[i] for i in row], bad) for row in shares[rank]]
         return {"rows": rows, "bad_rows": bad}
-
-    def batch(self, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One row of whole groups, each {"epoch", "conversations"}: tensors as `lay_out` returns,
-        and `pixel_values` of its distinct images with `image_index`, the image of each block."""
-        bad: list[BadRow] = []
-        trees = [
-            (group["epoch"], tree)
-            for group in groups
-            for tree in pack_group(
-                [self.encode(i) for i in group["conversations"]], self.image_token
-            )
-        ]
-        return self._row(trees, bad)
 
     def _row(self, trees: Sequence[tuple[int, Packed]], bad: list[BadRow]) -> dict[str, Any]:
         packed: list[Packed] = []

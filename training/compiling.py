@@ -19,8 +19,8 @@ ARGUMENTS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 GRAPHS = 64
 
 
-def compile_layers(decoder: Any, args: Mapping[str, Any]) -> bool:
-    """Compile the decoder's layers in place where `args` asks for it; says whether it does.
+def compile_layers(decoder: Any, args: Mapping[str, Any]) -> None:
+    """Compile the decoder's layers in place where `args` asks for it.
 
     Args:
         args: a stage's. torch_compile; torch_compile_backend (inductor) and torch_compile_mode, each
@@ -31,7 +31,7 @@ def compile_layers(decoder: Any, args: Mapping[str, Any]) -> bool:
     """
     wanted, backend, mode = (args.get(name) for name in ARGUMENTS)
     if not (wanted or backend or mode):
-        return False
+        return
     backend = backend or "inductor"
     modes = list(torch._inductor.list_mode_options())
     for name, value, known in (
@@ -44,4 +44,3 @@ def compile_layers(decoder: Any, args: Mapping[str, Any]) -> bool:
     layer: nn.Module
     for layer in decoder.layers:
         layer.compile(backend=backend, mode=mode, dynamic=True)
-    return True

@@ -30,12 +30,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .bad_input import in_one_line, is_bad_input
 from .estimate import count_steps
 from .recipe import KINDS, Recipe, StageRecipe, find_recipe, load_recipe, write_recipe
 from .schema import build, digest, read_mapping, resolve_paths, to_dict
 
 WORK = ".work"
 MANIFEST = "manifest.json"
+LOCK = "lock"
 LOG = "training_log.json"
 BAD_ROWS = "bad_rows.jsonl"
 STOPPED = "stopped: "
@@ -53,7 +55,6 @@ NEUTRAL_ARGS = (
     "project",
     "trackio_",
 )
-USER_ERRORS = (ValueError, OSError, MemoryError)
 
 
 class Stopped(Exception):
@@ -217,12 +218,12 @@ def _process(
     GradientState._reset_state()
     try:
         _run(recipe, trust, restart)
-    except USER_ERRORS as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        Path(errors, f"rank-{rank}.txt").write_text(message, encoding="utf-8")
-        raise
-    except Stopped as error:
-        Path(errors, f"rank-{rank}.txt").write_text(STOPPED + str(error), encoding="utf-8")
+    except Exception as error:
+        told = Path(errors, f"rank-{rank}.txt")
+        if isinstance(error, Stopped):
+            told.write_text(STOPPED + str(error), encoding="utf-8")
+        elif is_bad_input(error):
+            told.write_text(in_one_line(error, "train"), encoding="utf-8")
         raise
     finally:
         import torch.distributed
@@ -253,12 +254,14 @@ def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     work = output / WORK
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
-            if restart and (work / MANIFEST).is_file():
-                _clear(output, recipe)
+            anew = restart and (work / MANIFEST).is_file()
             manifest = make_manifest(recipe)
-            check_manifest(output, manifest)
+            if not anew:
+                check_manifest(output, manifest)
             work.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_lock(work / "lock", output))
+            stack.enter_context(_lock(work / LOCK, output))
+            if anew:
+                _clear(output, recipe)
             _write_json(work / MANIFEST, manifest)
             write_recipe(recipe, output / "recipe.yaml")
         state.wait_for_everyone()
@@ -701,11 +704,21 @@ def _lock(path: Path, output: Path) -> Iterator[None]:
 
 
 def _clear(output: Path, recipe: Recipe) -> None:
-    """Remove what runs left in `output`, and nothing else."""
-    shutil.rmtree(output / WORK)
-    for stage in recipe.stages:
-        shutil.rmtree(output / stage.name, ignore_errors=True)
-    (output / "config.json").unlink(missing_ok=True)
+    """Remove what runs left in `output`, and nothing else; the lock stays, as it is held.
+
+    Killed in the middle, it can be done again: the manifest goes last, and a stage's config.json,
+    without which it is not finished, before the rest.
+    """
+    stages = [output / stage.name for stage in recipe.stages]
+    for folder in (output, *stages):
+        (folder / "config.json").unlink(missing_ok=True)
+    for folder in stages:
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in sorted((output / WORK).iterdir(), key=lambda p: p.name == MANIFEST):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _publish(stage: Path, output: Path) -> None:

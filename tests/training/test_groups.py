@@ -16,7 +16,7 @@ from training.collator import GroupCollator
 from training.groups import GroupData
 from training.recipe import AugmentRecipe, DataRecipe
 
-from .tiny_run import make_data
+from .tiny_run import make_data, one_row
 
 MINI = Path(__file__).parents[2] / "training" / "data" / "mini"
 
@@ -139,8 +139,7 @@ def test_several_images_a_row_are_never_grouped(tmp_path):
     data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), language="en")])
     assert [len(p) for _, p in data.plan(None, 8, 0)] == [1, 1, 1]
     assert data.conversation(1).images == (0, 1)
-    collator = GroupCollator(data, tiny_processor(), seed=0, layout="dense")
-    batch = collator.batch([{"epoch": 0, "conversations": [i]} for i in range(3)])
+    batch = one_row(data, [0], [1], [2], layout="dense")
     assert batch["pixel_values"].shape[0] == 2
     assert batch["image_index"].tolist() == [0, 1, 0, 1]
 
@@ -162,10 +161,8 @@ def test_the_mini_dataset(tmp_path):
     assert {len(p) for _, p in captions.plan(None, 8, 0)} == {5}
 
 
-def collate(tmp_path, rows, index=0, **recipe):
-    data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), **recipe)])
-    collator = GroupCollator(data, tiny_processor(), seed=0)
-    return collator.batch([{"epoch": 0, "conversations": [index]}])
+def collate(tmp_path, rows):
+    return one_row(GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)))]), [0])
 
 
 def test_nothing_to_learn_is_refused_by_row(tmp_path):
@@ -236,9 +233,8 @@ def test_bad_cells_are_left_out_where_the_recipe_says_so(tmp_path):
 def test_too_long_is_refused_by_row(tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [{"id": "c1", "messages": turns(answer="word " * 50)}])
     data = GroupData([DataRecipe(str(path))])
-    collator = GroupCollator(data, tiny_processor(), seed=0, max_length=20)
     with pytest.raises(ValueError, match=r"row 'c1'.*more than max_length 20"):
-        collator.batch([{"epoch": 0, "conversations": [0]}])
+        one_row(data, [0], max_length=20)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +270,7 @@ def test_augmentation_is_drawn_from_seed_epoch_and_row(tmp_path):
     plain = GroupData([DataRecipe(path)])
 
     def pixels(source, epoch, seed=0):
-        collator = GroupCollator(source, tiny_processor(), seed=seed)
-        return collator.batch([{"epoch": epoch, "conversations": [0]}])["pixel_values"].numpy()
+        return one_row(source, [0], epoch=epoch, seed=seed)["pixel_values"].numpy()
 
     assert np.array_equal(pixels(data, 0), pixels(data, 0))
     assert not np.array_equal(pixels(data, 0), pixels(data, 1))

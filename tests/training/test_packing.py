@@ -15,7 +15,7 @@ from training.packing import divide
 from training.recipe import DataRecipe
 
 from .test_equality import conversations
-from .tiny_run import make_data
+from .tiny_run import make_data, one_row
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -186,9 +186,7 @@ def test_an_image_placeholder_in_text_is_text(tmp_path):
     row = json.loads(path.read_text())
     row["messages"][1]["content"] = "an <image> of <image>"
     path.write_text(json.dumps(row))
-    data = GroupData([DataRecipe(str(path))])
-    collator = GroupCollator(data, tiny_processor(), seed=0)
-    batch = collator.batch([{"epoch": 0, "conversations": [0]}])
+    batch = one_row(GroupData([DataRecipe(str(path))]), [0])
     assert int((batch["input_ids"] == tiny_processor().image_token_id).sum()) == 4
     assert torch.equal(batch["image_index"], torch.tensor([0]))
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from tests.tiny import DECODERS
 from training import run as run_module
@@ -18,7 +19,7 @@ from training.recipe import load_recipe
 from training.run import check_manifest, make_manifest, train
 from training.trainer import MayaTrainer, checkpoints, language_metrics
 
-from .tiny_run import make_recipe, write
+from .tiny_run import logged, make_recipe, training_log, write
 from .tiny_stream import make_rows
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def losses(folder: Path) -> list[list]:
     """(step, loss, a language's loss) of every log line of a stage."""
-    log = json.loads((folder / "training_log.json").read_text())["log"]
-    return [[r["step"], r["mean_loss"], r.get("en/loss")] for r in log if "mean_loss" in r]
+    return [[line["step"], line["mean_loss"], line.get("en/loss")] for line in logged(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +279,7 @@ def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
     assert "expected an image path or bytes, found NoneType" in reasons["2-1"]
     assert {(row["path"], row["action"]) for row in found} == {(str(path), "skipped")}
     assert f"{path}: 4 rows skipped, listed in bad_rows.jsonl" in capsys.readouterr().out
-    log = json.loads((folder / "training_log.json").read_text())
-    assert log["bad_rows"] == [f"{path}: 4 rows skipped, listed in bad_rows.jsonl"]
+    assert training_log(folder)["bad_rows"] == [f"{path}: 4 rows skipped, listed in bad_rows.jsonl"]
 
 
 def test_a_half_written_checkpoint_is_not_picked_up(finished, tmp_path, monkeypatch, capsys):
@@ -314,6 +313,61 @@ def test_half_a_model_folder_does_not_load(finished, tmp_path, monkeypatch):
             train(str(path), output_dir=str(output))
     assert not (output / "pretrain").exists()
     assert not (output / "config.json").exists()
+
+
+def test_restart_takes_nothing_from_a_run_in_progress(tmp_path, monkeypatch):
+    path = write(make_recipe(tmp_path), tmp_path / "r.yaml")
+    begun = []
+
+    def run_stage(recipe, stage, previous, folder, *rest):
+        begun.append((recipe.seed, stage.name))
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text(stage.name)
+
+    monkeypatch.setattr(run_module, "_run_stage", run_stage)
+    output = train(str(path))
+    (output / "notes.txt").write_text("not of a run")
+    (output / ".work" / "finetune" / "checkpoint-2").mkdir(parents=True)
+    before = sorted(output.rglob("*"))
+    with run_module._lock(output / ".work" / "lock", output):
+        with pytest.raises(ValueError, match="another run is writing to"):
+            train(str(path), ["seed=4"], restart=True)
+        assert sorted(output.rglob("*")) == before
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(str(path), ["seed=4"], restart=True)
+    assert not list(output.rglob("config.json")), "half a folder must not pass for a finished stage"
+    begun.clear()
+    train(str(path), ["seed=4"], restart=True)
+    assert begun == [(4, "pretrain"), (4, "finetune")]
+    assert not (output / ".work" / "finetune").exists()
+    assert (output / "notes.txt").read_text() == "not of a run"
+    assert (output / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (StrictDataclassError("hidden_size: expected\nint"), "hidden_size: expected int"),
+        (ModuleNotFoundError("No module named 'b'", name="b"), r"'b' is not .*maya-vlm\[train\]"),
+    ],
+)
+def test_bad_input_of_a_process_is_one_line(error, message, tmp_path, monkeypatch):
+    def run(*args):
+        raise error
+
+    monkeypatch.setattr(run_module, "_run", run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = write(make_recipe(tmp_path), tmp_path / "r.yaml")
+    with pytest.raises(ValueError, match=message) as found:
+        train(str(path), ["processes=2"])
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.slow
@@ -395,11 +449,7 @@ def test_logged_numbers_equal_a_plain_forward(finished):
             row[1] += int((logits[keep].argmax(-1) == target).sum())
             row[2] += len(target)
             row[3] += len(conversation.messages[1]["content"].encode())
-    first = next(
-        r
-        for r in json.loads((folder / "finetune" / "training_log.json").read_text())["log"]
-        if r.get("step") == 1
-    )
+    first = next(line for line in logged(folder / "finetune") if line["step"] == 1)
     assert sums
     for language, (loss, correct, count, size) in sums.items():
         assert first[f"{language}/loss"] == pytest.approx(loss / count, abs=1e-4)

@@ -1,6 +1,7 @@
 """Everything a tiny training run needs, made on the spot: two bases, a dataset, a recipe."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from PIL import Image
 from transformers import CohereForCausalLM, SiglipImageProcessorPil, SiglipVisionModel
 
 from tests.tiny import DECODERS, IMAGE_SIZE, TOWERS, enlarge
-from tests.tiny_processing import tiny_tokenizer
+from tests.tiny_processing import tiny_processor, tiny_tokenizer
+from training.collator import GroupCollator
+from training.groups import GroupData
 
 WORDS = {
     "en": ("What is shown?", "a small red boat"),
@@ -115,3 +118,24 @@ def write(recipe: dict[str, Any], path: Path) -> Path:
     """Write a mapping as a recipe file."""
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
     return path
+
+
+def training_log(folder: Path) -> dict[str, Any]:
+    """What is noted beside the model of a stage."""
+    return json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The log lines of a stage's steps."""
+    return [line for line in training_log(folder)["log"] if "mean_loss" in line]
+
+
+def one_row(
+    data: GroupData, *groups: Sequence[int], epoch: int = 0, **options: Any
+) -> dict[str, Any]:
+    """The only row of a step of these groups of conversations, as one process computes it."""
+    plan = [(epoch, np.array(group)) for group in groups]
+    options = {"seed": 0, **options}
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan), **options)
+    (row,) = collator([{"step": 0, "rank": 0}])["rows"]
+    return row
