@@ -12,12 +12,13 @@ the Hub), RECIPE.work.json says what the groups of a stage's data are like (see 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -37,7 +38,7 @@ from .flops import (
 from .freezing import Row, decided, format_table, table
 from .head import TILE
 from .recipe import Recipe, StageRecipe, find_recipe, load_recipe
-from .schema import read_mapping
+from .schema import build, read_mapping
 
 GIB = 2**30
 # The part of a peak that a run is taken to reach.
@@ -297,29 +298,48 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
 
     model = recipe.model
 
-    def known(name: str) -> dict[str, Any] | None:
+    def read(name: str, described: Callable[..., Any], found: Callable[[], Any]) -> Any:
+        """`described` makes the config from what `configs` says of a name, else `found` finds it."""
         file = configs / f"{Path(name).name}.json"
-        if Path(name).is_dir() or not file.is_file():
-            return None
-        return json.loads(file.read_text(encoding="utf-8"))
+        if file.is_file() and not Path(name).is_dir():
+            values = _read_json(file)
+            try:
+                return described(values)
+            except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"{file}: not the config.json of a model: {reason}") from None
+        try:
+            return found()
+        except (ValueError, FileNotFoundError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(
+                f"{error}; to estimate without it, put its config.json into {configs}, "
+                "named after the last part of its name"
+            ) from None
 
     def base(field: Literal["vision_tower", "language_model"]) -> Any:
         name = str(getattr(model, field))
-        values = known(name)
-        if values is None:
-            return _config(name, field, trust_remote_code)
-        return AutoConfig.for_model(**values)
+        return read(
+            name,
+            lambda values: AutoConfig.for_model(**values),
+            lambda: _config(name, field, trust_remote_code),
+        )
 
+    checkpoint = model.checkpoint
+    if checkpoint is None:
+        return maya_config(recipe, base("vision_tower"), base("language_model"))
+    return read(checkpoint, MayaConfig.from_dict, lambda: _maya_config(checkpoint))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A mapping. Raises ValueError naming the file."""
     try:
-        if model.checkpoint is None:
-            return maya_config(recipe, base("vision_tower"), base("language_model"))
-        values = known(model.checkpoint)
-        return _maya_config(model.checkpoint) if values is None else MayaConfig.from_dict(values)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(
-            f"{error}; to estimate without it, put its config.json into {configs}, "
-            "named after the last part of its name"
-        ) from None
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON file: {error}; correct it") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected a mapping, found {type(values).__name__}; correct it")
+    return values
 
 
 def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
@@ -552,21 +572,32 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
     )
 
 
+@dataclass(frozen=True)
+class _Said:
+    """prefix and branches: tokens of a group about one image, of which the branches are learned;
+    source: where this is from."""
+
+    groups_per_epoch: int
+    prefix: int
+    branches: list[int]
+    source: str
+
+
 def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
     """What `file` says of a stage's data, for when that is not here; None if it says nothing.
 
-    By the stage's name: groups_per_epoch; prefix and branches, tokens of a group about one image, of
-    which the branches are learned; source, where this is from.
+    By the stage's name, what `_Said` holds. Raises ValueError naming the file and key.
     """
     if not file.is_file():
         return None
-    said = json.loads(file.read_text(encoding="utf-8")).get(stage.name)
-    if said is None:
+    values = _read_json(file).get(stage.name)
+    if values is None:
         return None
-    groups, prefix, branches = said["groups_per_epoch"], said["prefix"], said["branches"]
-    tokens, steps = prefix + sum(branches), _steps(stage, groups)
-    pairs = visible_pairs(prefix, branches)
-    return Work(groups, steps, tokens, pairs, sum(branches), 1.0, tokens, said["source"])
+    said = build(_Said, values, str(file), stage.name)
+    tokens, steps = said.prefix + sum(said.branches), _steps(stage, said.groups_per_epoch)
+    pairs = visible_pairs(said.prefix, said.branches)
+    learned = sum(said.branches)
+    return Work(said.groups_per_epoch, steps, tokens, pairs, learned, 1.0, tokens, said.source)
 
 
 def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:

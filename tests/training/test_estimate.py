@@ -355,6 +355,31 @@ def test_bases_that_are_not_here(tmp_path):
     assert "activations need args.max_length" in format_estimate(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("decoder.json", "{", "decoder.json: not a JSON file: .*; correct it"),
+        ("decoder.json", "[]", "decoder.json: expected a mapping, found list"),
+        ("decoder.json", "{}", "decoder.json: not the config.json of a model: .*model_type"),
+        ("decoder.json", '{"model_type": "horse"}', "decoder.json: not the config.json of a model"),
+        ("r.work.json", "{", "r.work.json: not a JSON file"),
+        ("r.work.json", '{"pretrain": {"prefix": 3}}', "r.work.json: pretrain.groups_per_epoch: missing"),
+        ("r.work.json", '{"pretrain": 3}', "r.work.json: pretrain: expected a mapping, found a number 3"),
+    ],
+)  # fmt: skip
+def test_descriptions_that_are_damaged(tmp_path, name, text, message):
+    recipe = make_recipe(tmp_path)
+    recipe["model"]["language_model"] = "someone/decoder"
+    path = write(recipe, tmp_path / "r.yaml")
+    (tmp_path / "configs").mkdir()
+    config = (tmp_path / "bases" / "language" / "config.json").read_text()
+    (tmp_path / "configs" / "decoder.json").write_text(config)
+    (tmp_path / "configs" / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        estimate(str(path))
+    assert "\n" not in str(error.value)
+
+
 def test_the_command(tmp_path, capsys):
     path = str(write(make_recipe(tmp_path), tmp_path / "r.yaml"))
     before = sorted(tmp_path.rglob("*"))
