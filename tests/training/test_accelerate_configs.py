@@ -42,7 +42,7 @@ from training.run import _run as run_recipe
 from training.run import train
 from training.trainer import add_pair_loss
 
-from .tiny_run import make_recipe, write
+from .tiny_run import logged, make_recipe, training_log, write
 
 ROOT = Path(__file__).parents[2]
 KINDS = {
@@ -212,8 +212,7 @@ def test_fsdp2_learns_as_one_process(stage, tmp_path):
 
 def losses(folder: Path) -> dict[int, float]:
     """The mean loss of every step of a stage."""
-    log = json.loads((folder / "training_log.json").read_text())["log"]
-    return {r["step"]: r["mean_loss"] for r in log if "mean_loss" in r}
+    return {line["step"]: line["mean_loss"] for line in logged(folder)}
 
 
 def run_process(
@@ -328,7 +327,7 @@ def test_the_command_starts_as_many_processes_as_the_recipe_says(tmp_path):
     done = maya(tmp_path, path, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     for stage in ("pretrain", "finetune"):
-        assert json.loads((two / stage / "training_log.json").read_text())["processes"] == 2
+        assert training_log(two / stage)["processes"] == 2
         assert losses(two / stage) == pytest.approx(losses(tmp_path / "one" / stage), abs=2e-5)
 
 

@@ -34,7 +34,7 @@ from training.recipe import RECIPES, AdapterRecipe, DataRecipe, Rule, StageRecip
 from training.run import train
 from training.trainer import LineCallback, MayaTrainer
 
-from .tiny_run import make_recipe, write
+from .tiny_run import logged, make_recipe, training_log, write
 
 PROJECTOR = [Rule("multi_modal_projector", 1e-3), Rule(".*", "frozen")]
 LORA = AdapterRecipe(rate=2e-4, r=4, alpha=8)
@@ -370,12 +370,8 @@ def recipe_file(folder: Path, adapter: dict, **args) -> Path:
     return write(recipe, folder / "recipe.yaml")
 
 
-def log(folder: Path) -> dict:
-    return json.loads((folder / "finetune" / "training_log.json").read_text())
-
-
 def losses(folder: Path) -> list[list]:
-    return [[r["step"], r["mean_loss"]] for r in log(folder)["log"] if "mean_loss" in r]
+    return [[line["step"], line["mean_loss"]] for line in logged(folder / "finetune")]
 
 
 def stopped_at(step: int, path: Path, output: Path, monkeypatch) -> None:
@@ -414,7 +410,7 @@ def finished(tmp_path_factory):
 def test_a_run_with_lora(finished):
     _, folder, groups = finished
     assert sorted(set(groups)) == [(0.01, 2), (0.01, 16), (0.04, 14)]
-    parts = {row["part"]: row["rate"] for row in log(folder)["table"]}
+    parts = {row["part"]: row["rate"] for row in training_log(folder / "finetune")["table"]}
     assert parts["language_model adapter A"] == 0.01
     assert parts["language_model adapter B"] == 0.04
     assert parts["language_model"] is None

@@ -1,7 +1,5 @@
 """The FLOPs that are counted by formula are those that torch counts while the model runs."""
 
-import json
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +23,7 @@ from training.groups import GroupData
 from training.recipe import AdapterRecipe, Rule, load_recipe
 from training.run import train
 
-from .tiny_run import make_recipe, write
+from .tiny_run import make_recipe, training_log, write
 
 # Llama's rotation angles are a matrix product; nothing else is left out of a tiny model's count.
 TOLERANCE = 0.02
@@ -200,10 +198,9 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
             "positions": sum(int(e.trained.sum()) for g in groups for e in g),
             "images": len({e.images for g in groups for e in g}),
         }
-        whole = json.loads((folder / stage.name / "training_log.json").read_text())
-        log = whole["log"]
+        whole = training_log(folder / stage.name)
         flops = training_flops(*model, **found)
-        first = log[0]
+        first = whole["log"][0]
         rate = first["model_flops_per_second"] / flops * found["tokens"]
         assert rate == pytest.approx(first["tokens_per_second"], abs=0.06)  # logged to a tenth
         assert first["peak_flops_per_second"] == 1e3

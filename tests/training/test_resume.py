@@ -1,7 +1,6 @@
 """Killed twice in every stage and continued: full and LoRA, from memory and streamed, one process and
 two, it is the uninterrupted run."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.multiprocessing.spawn import ProcessException
 from training import trainer
 from training.run import train
 
-from .tiny_run import make_recipe, write
+from .tiny_run import logged, make_recipe, write
 from .tiny_stream import make_rows, make_tables
 
 STAGES = ("pretrain", "finetune", "lora")
@@ -41,9 +40,8 @@ def write_recipe(folder: Path, streaming: bool) -> Path:
 
 def log(folder: Path) -> list[tuple]:
     """(step, loss, loss of a language, gradient norm, learning rate) of every step of a stage."""
-    found = json.loads((folder / "training_log.json").read_text())["log"]
     keys = ("step", "mean_loss", "hi/loss", "grad_norm", "learning_rate")
-    return [tuple(line.get(k, 0.0) for k in keys) for line in found if "mean_loss" in line]
+    return [tuple(line.get(k, 0.0) for k in keys) for line in logged(folder)]
 
 
 def killed_run(rank: int, path: str, output: str, processes: int, stage: str, step: int) -> None:
