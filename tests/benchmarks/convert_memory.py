@@ -11,7 +11,6 @@ results/convert_memory.json; nothing else is kept.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -115,8 +114,7 @@ def main() -> int:
         "--at", help="where to make the files (default: the system's temporary folder)"
     )
     args = parser.parse_args()
-    import torch
-    import transformers
+    from training.evaluation import results
 
     with tempfile.TemporaryDirectory(dir=args.at) as place:
         source = Path(place) / "original"
@@ -142,20 +140,12 @@ def main() -> int:
         "limit_bytes": largest + 10**9,
         "within_limit": found["peak"] <= largest + 10**9,
         "seconds": round(found["seconds"], 1),
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "machine": results.machine(),
+        "versions": results.versions(),
+        "package": results.package(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    results.write_json(result, RESULT)
     print(json.dumps(result, indent=2))
     return 0 if result["within_limit"] else 1
 

@@ -12,7 +12,6 @@ results/data_memory.json; the files are deleted.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -158,7 +157,7 @@ def main() -> int:
     if args.rows <= SMALL:
         parser.error(f"--rows: expected more than {SMALL}, found {args.rows}")
 
-    import pyarrow
+    from training.evaluation import results
 
     few, many = measure(SMALL, args.at), measure(args.rows, args.at)
     ratios = {
@@ -172,21 +171,13 @@ def main() -> int:
         "limit": MOST,
         "within_limit": max(ratios.values()) <= MOST,
         "unit_rows": UNIT_ROWS,
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "load_average": [round(x, 1) for x in os.getloadavg()],
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "pyarrow": pyarrow.__version__,
-            "datatrove": version("datatrove"),
-        },
+        "machine": results.machine(),
+        "load_average": [round(x, 1) for x in os.getloadavg()],
+        "versions": results.versions() | {name: version(name) for name in ("pyarrow", "datatrove")},
+        "package": results.package(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    args.output.parent.mkdir(exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    results.write_json(result, args.output)
     print(json.dumps(ratios))
     return 0 if result["within_limit"] else 1
 

@@ -24,15 +24,12 @@ Results go to results/heads.json.
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "results" / "heads.json"
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.training_speed import CLEAR, status  # noqa: E402
-from tests.benchmarks.workload import environment  # noqa: E402
+from tests.benchmarks.workload import environment, in_own_processes, memory_of  # noqa: E402
 from training.evaluation.results import write_json  # noqa: E402
 from training.head import TILE, token_losses  # noqa: E402
 
@@ -162,26 +158,12 @@ def extra_memory(name: str, case: Case) -> int:
     small = Case(case.width, 512, 8, case.learns)
     run(name, small, inputs(small))
     parts = inputs(case)
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5")  # the high-water mark starts again from here
-    held = status("VmRSS")
-    run(name, case, parts)
-    return status("VmHWM") - held
+    return memory_of(lambda: run(name, case, parts))["extra"]
 
 
 def measure_memory(case: Case) -> dict[str, int] | None:
-    """None where the system does not say (it takes Linux).
-
-    To be called before this process computes anything: the processes are forks, which a pool of
-    threads does not survive.
-    """
-    if not CLEAR.exists():
-        return None
-    found = {}
-    for name in HEADS:
-        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            found[name] = pool.submit(extra_memory, name, case).result()
-    return found
+    """Of every head; None and when as `in_own_processes`."""
+    return in_own_processes(extra_memory, HEADS, case)
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:

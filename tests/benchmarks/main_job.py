@@ -9,7 +9,6 @@ test holds it against the file.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model_card.cards import TASKS, results_tables
+from training.evaluation.results import write_json
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
@@ -115,11 +115,7 @@ def main() -> None:
         for run in runs:
             del run["folder"]
         record = {"file": file.name, "recipe": args.recipe, "runs": runs}
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, file)
+        write_json(record, file)
     record = json.loads(file.read_text(encoding="utf-8"))
     text = README.read_text(encoding="utf-8")
     README.write_text(readme_with(render(record), args.recipe, text), encoding="utf-8")

@@ -17,7 +17,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import pyarrow.parquet as pq
 from model_card.dataset_cards import write_dataset_card
 from tests.data.endpoint_server import Faults, endpoint_process, stats
 from tests.hub_server import HubServer
+from tests.languages import MINI
 from training.data.build import build_dataset
 from training.data.review_sheets import read_review, write_reviews
 
@@ -245,12 +245,6 @@ def run(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             "seed": args.seed,
             "faults": {name: share for name, share in FAULTS.shares().items() if share},
         },
-        "run_on": {
-            "commit": commit(),
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            "pyarrow": pa.__version__,
-        },
         "seconds": round(seconds, 1),
         "requests": asked["requests"],
         "faults_met": asked["faults"],
@@ -264,11 +258,6 @@ def run(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     if args.steps:
         result["training"] = publish_and_train(dataset, args.steps, work)
     return result
-
-
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def publish_and_train(dataset: Path, steps: int, work: Path) -> dict[str, Any]:
@@ -300,9 +289,7 @@ def publish_and_train(dataset: Path, steps: int, work: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--concepts", type=int, help="only about so many of the mini dataset's")
-    parser.add_argument(
-        "--languages", nargs="+", default=["zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur"]
-    )
+    parser.add_argument("--languages", nargs="+", default=list(MINI[1:]))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4, help="of training; 0 for none")
     parser.add_argument(
@@ -315,9 +302,14 @@ def main() -> None:
         work = (args.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         result = run(args, work)
-    args.output.write_text(
-        json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
+    from training.evaluation import results
+
+    result |= {
+        "machine": results.machine(),
+        "versions": results.versions() | {"pyarrow": pa.__version__},
+        "package": results.package(),
+    }
+    results.write_json(result, args.output)
     print(json.dumps({k: v for k, v in result.items() if k != "differences"}, indent=1))
 
 

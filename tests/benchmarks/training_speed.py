@@ -25,7 +25,6 @@ Results go to results/training_speed.json, one entry a case; cases that were not
 
 import argparse
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -34,9 +33,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +69,9 @@ from tests.benchmarks.workload import (  # noqa: E402
     Timed,
     arguments,
     environment,
+    in_own_processes,
     maya_trainer,
+    memory_of,
     write_rows,
 )
 from tests.tiny import enlarge  # noqa: E402
@@ -398,21 +397,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------ memory
 
-CLEAR = Path("/proc/self/clear_refs")
-
 
 def measure_memory(case: Case, shape: Shape) -> dict[str, Any] | None:
-    """Bytes of every trainer, each in a process of its own, and our share of theirs.
-
-    None where the system does not say (it takes Linux). To be called before this process computes
-    anything: the processes are forks, which a pool of threads does not survive.
-    """
-    if not CLEAR.exists():
+    """Bytes of every trainer, and our share of theirs; None and when as `in_own_processes`."""
+    found = in_own_processes(extra_memory, TRAINERS, case, shape)
+    if found is None:
         return None
-    found = {}
-    for trainer in TRAINERS:
-        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            found[trainer] = pool.submit(extra_memory, trainer, case, shape).result()
     share = {n: found["maya"]["extra"] / found[n]["extra"] for n in TRAINERS[1:]}
     return {"bytes": found, "share": share}
 
@@ -423,18 +413,7 @@ def extra_memory(trainer: str, case: Case, shape: Shape) -> dict[str, int]:
         folder = Path(place)
         rows = write_rows(folder / "data", 4 * case.images, case.languages, case.texts)
         stepper = make_stepper(trainer, shape, case, rows, folder / trainer)
-        ctypes.CDLL(None).malloc_trim(0)
-        CLEAR.write_text("5")  # the high-water mark starts again from here
-        held = status("VmRSS")
-        stepper()
-        stepper()
-        return {"held": held, "extra": status("VmHWM") - held}
-
-
-def status(name: str) -> int:
-    """A line of the kernel's account of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+        return memory_of(lambda: (stepper(), stepper()))
 
 
 # ------------------------------------------------------------------------------ the command

@@ -29,10 +29,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from tests.data.endpoint_server import endpoint_process, stats  # noqa: E402
+from tests.data.toxicity_judges import source_row, write_build  # noqa: E402
 
 TARGET = 0.95
 UNIT_ROWS = 500
@@ -119,7 +119,7 @@ def run_datatrove(url: str, folder: Path, slots: int, checkpoints: bool) -> None
     runner.run(Document(text=row["text"], id=row["id"]) for row in _rows(folder))
 
 
-def run_datasets(url: str, folder: Path, slots: int, processes: int) -> None:
+def run_datasets(url: str, folder: Path, processes: int) -> None:
     """`datasets.map`, one blocking request a row in each process."""
     import datasets
 
@@ -161,26 +161,13 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------ measuring
 
 
-def write_source(folder: Path, pairs: list[tuple[str, str]]) -> None:
-    from training.data.records import SOURCE_SCHEMA
-
-    empty = dict.fromkeys(SOURCE_SCHEMA.names)
-    rows = [
-        {**empty, "id": f"{n:09}", "lang": "en", "task": "caption", "text": text}
-        for n, (text, _) in enumerate(pairs)
-    ]
-    (folder / "source").mkdir(parents=True)
-    for start in range(0, len(rows), UNIT_ROWS):
-        table = pa.Table.from_pylist(rows[start : start + UNIT_ROWS], schema=SOURCE_SCHEMA)
-        pq.write_table(table, folder / f"source/{start // UNIT_ROWS:05}.parquet")
-
-
 def measure(engine: str, rows: int, args: argparse.Namespace) -> dict[str, float]:
     """One run of an engine in a new process against a new server."""
     pairs = captions(rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_source(folder, pairs)
+        sources = [source_row(f"{n:09}", text) for n, (text, _) in enumerate(pairs)]
+        write_build(folder, sources, {}, UNIT_ROWS)
         truths = {"fr": dict(pairs)}
         with endpoint_process(truths, latency=args.latency, slots=args.slots) as url:
             command = [sys.executable, __file__, "--engine", engine, "--url", url]
@@ -229,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.engine == "maya":
             run_maya(args.url, folder, args.slots)
         elif args.engine == "datasets_map":
-            run_datasets(args.url, folder, args.slots, args.processes)
+            run_datasets(args.url, folder, args.processes)
         else:
             run_datatrove(args.url, folder, args.slots, args.engine == "datatrove_checkpoints")
         return 0
@@ -253,9 +240,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"{found['rows_per_second']:.1f} rows/s",
                 flush=True,
             )
+    from training.evaluation.results import write_json
+
     record = summarise(runs, rows, loads, args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, args.output)
     print(f"saved to {args.output}")
     return 0
 

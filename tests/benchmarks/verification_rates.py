@@ -18,7 +18,6 @@ import importlib.metadata
 import json
 import math
 import os
-import platform
 import random
 import re
 import shutil
@@ -41,12 +40,13 @@ RESULT = Path(__file__).parent / "results" / "verification_rates.json"
 PHRASES = Path(__file__).parent / "verification_phrases.yaml"
 sys.path.insert(0, str(ROOT))
 
+from tests.languages import MINI  # noqa: E402
 from training.data.checks import HARD, CheckPlan, RowChecker  # noqa: E402
 from training.data.survey import LengthHistogram, Miner, shares_start  # noqa: E402
 from training.data.translation import TRANSLATED  # noqa: E402
 from training.data.verification import VerificationPlan  # noqa: E402
 
-LANGUAGES = ("zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
+LANGUAGES = MINI[1:]  # English is what is translated
 # Folders of the languages in the packages' catalogues.
 CATALOGUES = {
     "zh": ("zh_Hans",),
@@ -447,30 +447,22 @@ def run(
     return record
 
 
-def machine(packages: Path) -> dict[str, Any]:
-    cpu = ""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        cpu = next(
-            (
-                line.split(":")[1].strip()
-                for line in info.read_text().splitlines()
-                if "model name" in line
-            ),
-            "",
-        )
-    versions = {
-        name: importlib.metadata.version(name) for name in ("lingua-language-detector", "pyarrow")
-    }
+def environment(packages: Path) -> dict[str, Any]:
+    """Machine, its load, versions and commit."""
+    from training.evaluation import results  # here: the processes that are measured need no torch
+
+    versions = results.versions()
+    for name in ("lingua-language-detector", "pyarrow"):
+        versions[name] = importlib.metadata.version(name)
     for found in importlib.metadata.distributions(path=[str(packages)]):
         if found.metadata["Name"].lower() in DISTRIBUTIONS:
             versions[found.metadata["Name"].lower()] = found.version
     return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
+        "machine": results.machine(),
+        "load_average": round(os.getloadavg()[0], 1),
         "versions": versions,
+        "package": results.package(),
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
@@ -515,17 +507,18 @@ def main() -> None:
     if arguments.speed_only:
         record = json.loads(arguments.output.read_text(encoding="utf-8"))
         record["speed"] = measure_speed(sentences(arguments.packages), 14_000, 3)
-        record["speed"]["machine"] = machine(arguments.packages)
+        record["speed"] |= environment(arguments.packages)
         write(record, arguments.output)
         return
     record = run(arguments.packages, limit=arguments.limit, seed=arguments.seed)
-    record = {"machine": machine(arguments.packages), "date": time.strftime("%Y-%m-%d"), **record}
+    record = {**environment(arguments.packages), **record}
     write(record, arguments.output)
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    from training.evaluation.results import write_json
+
+    write_json(record, output)
     print(table(record))
 
 

@@ -4,12 +4,15 @@ Everything about how this package builds its trainer is in `maya_trainer`, as `m
 """
 
 import contextlib
+import ctypes
 import importlib.metadata
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from PIL import Image
 from trl import SFTConfig
 
+from tests.languages import PAPER as LANGUAGES
 from tests.tiny_processing import TEXTS, tiny_tokenizer
 from training.attention import choose_attention, set_attention
 from training.collator import GroupCollator
@@ -28,7 +32,6 @@ from training.groups import GroupData
 from training.recipe import DataRecipe, Rule
 from training.trainer import MayaTrainer
 
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar")
 # So small that AdamW, which computes all the same, leaves the weights where they are: every step of
 # every trainer then has the same loss on the same samples.
 RATE = 1e-12
@@ -250,3 +253,40 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+# ------------------------------------------------------------------------------ memory
+
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def in_own_processes(
+    call: Callable[..., Any], names: Iterable[str], *args: Any
+) -> dict[str, Any] | None:
+    """`call(name, *args)` of every name, each in a process of its own, whose memory it measures.
+
+    None where the system does not say (it takes Linux). To be called before this process computes
+    anything: the processes are forks, which a pool of threads does not survive.
+    """
+    if not _CLEAR.exists():
+        return None
+    found = {}
+    for name in names:
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+            found[name] = pool.submit(call, name, *args).result()
+    return found
+
+
+def memory_of(call: Callable[[], object]) -> dict[str, int]:
+    """Bytes this process holds before a call, and the most above that in it."""
+    ctypes.CDLL(None).malloc_trim(0)
+    _CLEAR.write_text("5")  # the high-water mark starts again from here
+    held = _status("VmRSS")
+    call()
+    return {"held": held, "extra": _status("VmHWM") - held}
+
+
+def _status(name: str) -> int:
+    """A line of the kernel's account of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
