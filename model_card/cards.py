@@ -3,13 +3,14 @@
 A card is made from the model's config, the resolved `recipe.yaml` and `results.json`.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .content import weights_sha256
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKER = "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
@@ -39,7 +40,7 @@ def model_card(folder: Path, repo_id: str) -> str:
     Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
     format or of other weights.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     recipe = _read_recipe(folder)
     results = _read_results(folder)
     languages = _languages(recipe, results)
@@ -173,7 +174,18 @@ def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> s
     return f"---\n{head}---\n\n{environment.get_template(template).render(values)}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def write_card(folder: Path, made: Callable[[], str]) -> bool:
+    """Write README.md as `made` gives it; False where the folder has one of its owner's, left as it is."""
+    card = folder / "README.md"
+    if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
+        return False
+    temporary = card.with_name(".README.md.tmp")
+    temporary.write_text(made(), encoding="utf-8")
+    temporary.replace(card)
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}")
     try:
@@ -201,7 +213,7 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     path = folder / "conversion.json"
     if not path.is_file():
         return None
-    record = _read_json(path)
+    record = read_json(path)
     origin = record.get("converted_from")
     if not isinstance(origin, dict) or not {"name", "commit", "kind"} <= set(origin):
         raise ValueError(
@@ -215,7 +227,7 @@ def _read_results(folder: Path) -> dict[str, Any] | None:
     path = folder / "results.json"
     if not path.is_file():
         return None
-    results = _read_json(path)
+    results = read_json(path)
     if results.get("format") != RESULTS_FORMAT:
         raise ValueError(
             f"{path} has format {results.get('format')!r}, expected {RESULTS_FORMAT!r}: evaluate again"
@@ -223,19 +235,6 @@ def _read_results(folder: Path) -> dict[str, Any] | None:
     if results["model"]["weights_sha256"] != weights_sha256(folder):
         raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
     return results
-
-
-def weights_sha256(folder: Path) -> str:
-    """One hash over the safetensors files, as `results.json` has it."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors"), key=lambda file: file.name):
-        inner = hashlib.sha256()
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                inner.update(block)
-        digest.update(file.name.encode())
-        digest.update(inner.digest())
-    return digest.hexdigest()
 
 
 def _count_parameters(folder: Path) -> int:

@@ -1,10 +1,9 @@
 """Dataset cards, filled from a build's manifest or from the parquet files: no number is typed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from .cards import MARKER, NAMES, render
+from .cards import MARKER, NAMES, read_json, render, write_card
 
 MANIFEST_FORMAT = "maya-dataset-1"
 SIZES = (
@@ -19,18 +18,16 @@ SIZES = (
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a dataset that `maya data build` made; None for other folders.
 
-    Raises ValueError for a folder that such a dataset was begun in and not finished.
+    Raises ValueError for a folder that such a dataset was begun in and not finished, and for a
+    manifest.json that is no JSON object.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except FileNotFoundError:
+    if not (folder / "manifest.json").is_file():
         if (folder / "data").is_dir() and (folder.parent / "assemble").is_dir():
             raise ValueError(
                 f"{folder} has no manifest.json: it is not finished; run `maya data build` again"
-            ) from None
+            )
         return None
-    except ValueError as error:
-        raise ValueError(f"{folder / 'manifest.json'} is not JSON: {error}") from None
+    manifest = read_json(folder / "manifest.json")
     return manifest if manifest.get("format") == MANIFEST_FORMAT else None
 
 
@@ -40,13 +37,8 @@ def write_dataset_card(folder: Path, repo_id: str | None = None) -> Path:
     Args:
         repo_id: where it is, or will be, on the Hub; None while it is only a folder.
     """
-    card = folder / "README.md"
-    if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
-        return card
-    temporary = card.with_name(".README.md.tmp")
-    temporary.write_text(dataset_card(folder, repo_id or "path/to/this/folder"), encoding="utf-8")
-    temporary.replace(card)
-    return card
+    write_card(folder, lambda: dataset_card(folder, repo_id or "path/to/this/folder"))
+    return folder / "README.md"
 
 
 def dataset_card(folder: Path, repo_id: str) -> str:

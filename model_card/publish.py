@@ -7,9 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from .cards import MARKER, licence_texts, model_card
+from .cards import licence_texts, model_card, write_card
+from .content import Content
 from .dataset_cards import write_dataset_card
-from .publish_dataset import arrived, check_configs, check_files, push_dataset
+from .publish_dataset import check_configs, check_files, push_dataset, tree
 
 # What belongs to a published model: all of it at the top of the folder.
 MODEL_FILES = (
@@ -71,7 +72,7 @@ def publish(
             or dataset, does not load, or `include` asks for pickles.
         OSError: in one line, what the Hub answered.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import validate_repo_id
 
@@ -87,11 +88,12 @@ def publish(
         )
     if tag is not None and kind == "model":
         raise ValueError("tag: only for datasets")
+    checked: dict[str, Content] = {}
     if kind == "model":
         check_model(folder)
         _write_card(folder, repo_id)
     else:
-        check_files(folder)
+        checked = check_files(folder)
         write_dataset_card(folder, repo_id)
         check_configs(folder)
 
@@ -101,12 +103,14 @@ def publish(
         print(f"left out: {', '.join(left_out)}")
     for note in _paths_of_this_machine(folder, files):
         print(f"note: {note}")
-    names = {file.relative_to(folder).as_posix(): file for file in files}
+    names = [file.relative_to(folder).as_posix() for file in files]
+    # What the check has hashed is held against what arrives.
+    contents = {name: checked.get(name) or Content(folder / name) for name in names}
     api = HfApi(token=token)
     branch = revision or "main"
     try:
         if kind == "dataset":
-            tag = push_dataset(api, folder, names, repo_id, branch, private, tag)
+            tag = push_dataset(api, folder, contents, repo_id, branch, private, tag)
             print(f"tagged {tag}")
             return _address(api.endpoint, kind, repo_id, revision)
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
@@ -116,13 +120,13 @@ def publish(
         stale = [
             name
             for name in there
-            if name not in names
+            if name not in contents
             and "/" not in name
             and (name.endswith((".safetensors", ".py", ".index.json")) or _is(name, PICKLES))
         ]
         operations: list[Any] = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=file)
-            for name, file in sorted(names.items())
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=each.file)
+            for name, each in sorted(contents.items())
         ]
         operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
         commit = api.create_commit(
@@ -132,20 +136,14 @@ def publish(
             repo_type=kind,
             revision=branch,
         )
-        remote = {
-            entry.path: entry
-            for entry in api.list_repo_tree(
-                repo_id, repo_type=kind, revision=commit.oid, recursive=True
-            )
-            if isinstance(entry, RepoFile)
-        }
+        remote = tree(api, repo_id, kind, commit.oid)
     except HfHubHTTPError as error:
         answer = error.server_message or " ".join(str(error).split())
         raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
-    wrong = [name for name, file in names.items() if not arrived(remote.get(name), file)]
+    wrong = [name for name, each in contents.items() if not each.arrived(remote.get(name))]
     if wrong:
         raise OSError(
-            f"{len(wrong)} of {len(names)} files did not arrive whole, e.g. {wrong[0]}: publish again"
+            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
         )
     return _address(api.endpoint, kind, repo_id, revision)
 
@@ -239,16 +237,11 @@ def _is(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _write_card(folder: Path, repo_id: str) -> None:
-    card = folder / "README.md"
-    if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
-        return
-    text = model_card(folder, repo_id)
-    licences = licence_texts(folder)
-    if licences is not None:
-        (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
-    temporary = card.with_name(".README.md.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(card)
+    """Write the card, and the licence texts that it names."""
+    if write_card(folder, lambda: model_card(folder, repo_id)):
+        licences = licence_texts(folder)
+        if licences is not None:
+            (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
 
 
 def _paths_of_this_machine(folder: Path, files: Sequence[Path]) -> list[str]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 import pyarrow.parquet
 
+from .content import Content
 from .dataset_cards import read_manifest
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ FILES_A_COMMIT = 50
 DATA_FILES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path) -> dict[str, Content]:
     """Open every parquet file; FileNotFoundError or ValueError in one line.
 
     A folder with the manifest of `maya data build` must have exactly the files and bytes that it says.
+    Returns the files by their path in the folder.
     """
     files = sorted(folder.rglob("*.parquet"))
     if not files:
@@ -48,9 +50,11 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{file} is not a whole parquet file: {error}") from error
         if rows == 0:
             raise ValueError(f"{file} has no rows: leave it out or build the dataset again")
+    found = {file.relative_to(folder).as_posix(): Content(file) for file in files}
     manifest = read_manifest(folder)
     if manifest is not None:
-        _check_bytes(folder, manifest, [f.relative_to(folder).as_posix() for f in files])
+        _check_bytes(folder, manifest, found)
+    return found
 
 
 def check_configs(folder: Path) -> None:
@@ -79,15 +83,14 @@ def check_configs(folder: Path) -> None:
             )
 
 
-def _check_bytes(folder: Path, manifest: dict[str, Any], found: list[str]) -> None:
+def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Content]) -> None:
     listed = manifest["files"]
     for name in sorted({*listed, *found}):
         if name not in listed or name not in found:
             what = "is not in the manifest" if name in found else "is gone"
             raise ValueError(f"{folder}: {name} {what}; run `maya data build` again")
-        if (folder / name).stat().st_size != listed[name]["bytes"] or (
-            _sha256(folder / name) != listed[name]["sha256"]
-        ):
+        about = listed[name]
+        if found[name].size != about["bytes"] or found[name].sha256 != about["sha256"]:
             raise ValueError(
                 f"{folder}: {name} has other bytes than the manifest says; run `maya data build` again"
             )
@@ -148,7 +151,7 @@ def _rows(data: Any) -> int:
 def push_dataset(
     api: HfApi,
     folder: Path,
-    names: dict[str, Path],
+    contents: dict[str, Content],
     repo_id: str,
     branch: str,
     private: bool = False,
@@ -157,7 +160,7 @@ def push_dataset(
     """Steps 2 to 4; returns the tag.
 
     Args:
-        names: path in the repository -> file.
+        contents: path in the repository -> file.
         branch: that readers read; created if it does not exist.
         tag: its name; by default `build-<hash of what is sent>`.
 
@@ -168,8 +171,8 @@ def push_dataset(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-    sent = {name: (file.stat().st_size, _sha256(file)) for name, file in sorted(names.items())}
-    content = hashlib.sha256(repr(sorted(sent.items())).encode()).hexdigest()[:12]
+    listed = [(name, (each.size, each.sha256)) for name, each in sorted(contents.items())]
+    content = hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
     staging, tag = f"publish-{content}", tag or f"build-{content}"
     title = f"Publish {repo_id.rsplit('/', 1)[-1]}"
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -182,29 +185,29 @@ def push_dataset(
     before = api.repo_info(repo_id, repo_type="dataset", revision=branch).sha
     if staging not in heads:
         api.create_branch(repo_id, branch=staging, repo_type="dataset", exist_ok=True)
-    there = _tree(api, repo_id, staging)
-    missing = [name for name in sent if not arrived(there.get(name), names[name])]
+    there = tree(api, repo_id, "dataset", staging)
+    missing = [name for name, _ in listed if not contents[name].arrived(there.get(name))]
     for number, part in enumerate(_parts(missing, FILES_A_COMMIT), 1):
         print(
             f"{staging}: {number * FILES_A_COMMIT - FILES_A_COMMIT + len(part)} of {len(missing)}"
         )
         api.create_commit(
             repo_id,
-            [CommitOperationAdd(path_in_repo=n, path_or_fileobj=names[n]) for n in part],
+            [CommitOperationAdd(path_in_repo=n, path_or_fileobj=contents[n].file) for n in part],
             commit_message=f"{title}, part {number}",
             repo_type="dataset",
             revision=staging,
         )
-    _verify(api, folder, names, repo_id, staging)
+    _verify(api, folder, contents, repo_id, staging)
     staged = api.repo_info(repo_id, repo_type="dataset", revision=staging).sha
     stale = [
         name
-        for name in _tree(api, repo_id, branch)
-        if name not in sent and name.endswith(DATA_FILES)
+        for name in tree(api, repo_id, "dataset", branch)
+        if name not in contents and name.endswith(DATA_FILES)
     ]
     operations: list[Any] = [
         CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=staged)
-        for name in sent
+        for name, _ in listed
     ]
     operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
     commit = api.create_commit(
@@ -215,9 +218,9 @@ def push_dataset(
         revision=branch,
         parent_commit=before,
     )
-    there = _tree(api, repo_id, commit.oid)
-    if wrong := [name for name in sent if not arrived(there.get(name), names[name])]:
-        raise OSError(f"{len(wrong)} of {len(sent)} files are not as sent, e.g. {wrong[0]}")
+    there = tree(api, repo_id, "dataset", commit.oid)
+    if wrong := [name for name, _ in listed if not contents[name].arrived(there.get(name))]:
+        raise OSError(f"{len(wrong)} of {len(listed)} files are not as sent, e.g. {wrong[0]}")
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if tags.get(tag) not in (None, commit.oid):
         # The same content was published before, and something else in between.
@@ -225,7 +228,7 @@ def push_dataset(
     api.create_tag(
         repo_id,
         tag=tag,
-        tag_message=_message(folder),
+        tag_message=_message(contents),
         revision=commit.oid,
         repo_type="dataset",
         exist_ok=True,
@@ -234,17 +237,19 @@ def push_dataset(
     return tag
 
 
-def _message(folder: Path) -> str:
-    manifest = folder / "manifest.json"
-    return f"manifest.json {_sha256(manifest)}" if manifest.is_file() else "no manifest"
+def _message(contents: dict[str, Content]) -> str:
+    manifest = contents.get("manifest.json")
+    return f"manifest.json {manifest.sha256}" if manifest else "no manifest"
 
 
-def _verify(api: HfApi, folder: Path, names: dict[str, Path], repo_id: str, branch: str) -> None:
-    there = _tree(api, repo_id, branch)
-    wrong = [name for name, file in names.items() if not arrived(there.get(name), file)]
+def _verify(
+    api: HfApi, folder: Path, contents: dict[str, Content], repo_id: str, branch: str
+) -> None:
+    there = tree(api, repo_id, "dataset", branch)
+    wrong = [name for name, each in contents.items() if not each.arrived(there.get(name))]
     if wrong:
         raise OSError(
-            f"{len(wrong)} of {len(names)} files did not arrive whole, e.g. {wrong[0]}: publish again"
+            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
         )
     manifest = read_manifest(folder)
     if manifest is None:
@@ -255,31 +260,14 @@ def _verify(api: HfApi, folder: Path, names: dict[str, Path], repo_id: str, bran
         _check_rows(f"{repo_id} at {branch}", config, rows, manifest)
 
 
-def _tree(api: HfApi, repo_id: str, revision: str) -> dict[str, Any]:
+def tree(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, Any]:
+    """Path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
     from huggingface_hub import RepoFile
 
-    found = api.list_repo_tree(repo_id, repo_type="dataset", revision=revision, recursive=True)
+    found = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
     return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
 
 
 def _parts(names: list[str], size: int) -> Iterator[list[str]]:
     for start in range(0, len(names), size):
         yield names[start : start + size]
-
-
-def arrived(entry: Any, file: Path) -> bool:
-    """Whether a file of a repository has the bytes of this one, by size and hash."""
-    if entry is None or entry.size != file.stat().st_size:
-        return False
-    if entry.lfs is None:
-        content = file.read_bytes()
-        return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return entry.lfs.sha256 == _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

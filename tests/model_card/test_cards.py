@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from model_card.cards import MARKER, licence_texts, model_card, weaknesses
-from model_card.cards import weights_sha256 as card_hash
+from model_card.content import weights_sha256 as card_hash
 from model_card.dataset_cards import dataset_card
 from modeling_maya.convert_llava_cohere import convert
 from tests.modeling_maya import tiny_original as original

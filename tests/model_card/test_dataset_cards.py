@@ -8,7 +8,7 @@ import yaml
 from model_card.cards import MARKER
 from model_card.dataset_cards import dataset_card, read_manifest, write_dataset_card
 from model_card.publish_dataset import check_configs, check_files
-from tests.data.test_layout import make_plan, rows_of, translate, write_source
+from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from training.data.layout import LayoutPlan, assemble
 from training.data.manifest import FORMAT
 
@@ -92,6 +92,7 @@ def test_a_card_of_ones_own_is_kept_and_ours_is_written_anew(dataset):
         ),
         (lambda d: (d / "manifest.json").unlink(), "it is not finished; run `maya data build`"),
         (lambda d: (d / "manifest.json").write_text("{"), "is not JSON"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json: expected a JSON object"),
     ],
 )
 def test_what_is_not_as_the_manifest_says_is_refused(dataset, damage, words):

@@ -5,11 +5,15 @@ import itertools
 
 import httpx2
 import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils._http import default_client_factory
 
 from model_card import publish_dataset
+from model_card.content import Content
 from model_card.publish_dataset import push_dataset
 from tests.hub_server import TOKEN, HubServer, Repository
 
@@ -69,7 +73,12 @@ def calls():
         lambda: httpx2.Client(event_hooks={"request": [counter]}, follow_redirects=True)
     )
     yield counter
-    huggingface_hub.set_client_factory(lambda: httpx2.Client(follow_redirects=True))
+    huggingface_hub.set_client_factory(default_client_factory)
+
+
+def push(api, folder, names, *where, **more):
+    contents = {name: Content(file) for name, file in names.items()}
+    return push_dataset(api, folder, contents, *where, **more)
 
 
 def new_files(names):
@@ -86,14 +95,14 @@ def test_a_client_that_dies_at_any_call_leaves_readers_a_whole_dataset(
         repository = seed(hub, name)
         calls.made, calls.die_at = 0, number
         try:
-            push_dataset(api, tmp_path, names, name, "main")
+            push(api, tmp_path, names, name, "main")
             break
         except Killed:
             pass
         assert hub.files("dataset", name) in (OLD, new), f"call {number}"
         seen_old += hub.files("dataset", name) == OLD
         calls.die_at = None
-        tag = push_dataset(api, tmp_path, names, name, "main")
+        tag = push(api, tmp_path, names, name, "main")
         assert hub.files("dataset", name) == new
         assert hub.files("dataset", name, tag) == new
         assert list(repository.branches) == ["main"]
@@ -111,7 +120,7 @@ def test_what_has_arrived_is_not_sent_again(hub, api, names, calls, tmp_path):
     for number in range(1, 200):
         calls.made, calls.die_at = 0, number
         try:
-            push_dataset(api, tmp_path, names, "user/again", "main")
+            push(api, tmp_path, names, "user/again", "main")
             break
         except Killed:
             pass
@@ -128,7 +137,7 @@ def test_a_commit_of_somebody_else_is_not_overwritten(hub, api, names, tmp_path,
 
     monkeypatch.setattr(publish_dataset, "_verify", meanwhile)
     with pytest.raises(HfHubHTTPError, match="moved since"):
-        push_dataset(api, tmp_path, names, "user/race", "main")
+        push(api, tmp_path, names, "user/race", "main")
     assert hub.files("dataset", "user/race") == {**OLD, "theirs.txt": b"theirs"}
     monkeypatch.undo()
 
@@ -149,25 +158,43 @@ def test_a_damaged_branch_is_not_merged(hub, api, names, tmp_path, monkeypatch):
     with pytest.raises(
         OSError, match=r"1 of 5 files did not arrive whole, e.g. data/fr/clean-00001"
     ):
-        push_dataset(api, tmp_path, names, "user/damaged", "main")
+        push(api, tmp_path, names, "user/damaged", "main")
     assert hub.files("dataset", "user/damaged") == OLD
 
 
 def test_other_branches_and_tags(hub, api, names, tmp_path):
     repository = seed(hub, "user/branch")
-    assert push_dataset(api, tmp_path, names, "user/branch", "next", tag="v2") == "v2"
+    assert push(api, tmp_path, names, "user/branch", "next", tag="v2") == "v2"
     assert hub.files("dataset", "user/branch") == OLD
     assert hub.files("dataset", "user/branch", "next") == new_files(names)
     assert repository.tags["v2"][0] == repository.branches["next"]
     (tmp_path / "LICENSE").write_bytes(b"another text")
-    push_dataset(api, tmp_path, names, "user/branch", "next", tag="v2")
+    push(api, tmp_path, names, "user/branch", "next", tag="v2")
     assert hub.files("dataset", "user/branch", "v2")["LICENSE"] == b"another text"
 
 
 def test_the_hash_of_the_branch_is_that_of_the_content(hub, api, names, tmp_path):
     seed(hub, "user/hash")
-    first = push_dataset(api, tmp_path, names, "user/hash", "main")
-    assert push_dataset(api, tmp_path, names, "user/hash", "main") == first
+    first = push(api, tmp_path, names, "user/hash", "main")
+    assert push(api, tmp_path, names, "user/hash", "main") == first
     assert hashlib.sha256(b"rows 1").hexdigest() in hub.objects
     (tmp_path / "README.md").write_bytes(b"newer card")
-    assert push_dataset(api, tmp_path, names, "user/hash", "main") != first
+    assert push(api, tmp_path, names, "user/hash", "main") != first
+
+
+def test_every_file_is_hashed_once_from_the_check_to_the_tag(hub, api, tmp_path, monkeypatch):
+    """By us: huggingface_hub takes its own hash of what it sends."""
+    table = pyarrow.table({"id": ["1", "2"]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    (tmp_path / "README.md").write_text("a card")
+    seed(hub, "user/hashed")
+    taken = []
+    hashed = Content._hash
+    monkeypatch.setattr(
+        Content, "_hash", lambda self, digest: taken.append(self.file.name) or hashed(self, digest)
+    )
+    contents = publish_dataset.check_files(tmp_path)
+    contents["README.md"] = Content(tmp_path / "README.md")
+    push_dataset(api, tmp_path, contents, "user/hashed", "main")
+    # The small one is text, which the Hub knows by git's name; ours names the branch by the other.
+    assert sorted(taken) == ["README.md", "README.md", "rows.parquet"]
