@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.data.toxicity_judges import GuardServer, picture, source_row, write_build
+from tests.languages import PAPER
 from tests.tiny_maya import save_tiny_maya, tiny_picture
 from tests.tiny_processing import tiny_tokenizer
 from training.data.endpoint import EndpointError
@@ -233,7 +234,7 @@ def test_the_papers_rule(tmp_path):
 
     The papers: 892 + 7,111 - 472 = 7,531 of 558,128, in each of eight languages.
     """
-    languages = ["zh", "fr", "es", "ru", "hi", "ja", "ar"]
+    languages = list(PAPER[1:])
     captions, images = set(range(9)), set(range(4, 11))
     unconfirmed = {20, 21, 22}
     folder = tmp_path / "images"

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.languages import PAPER
 from training.data.toxicity.policy import (
     JudgeRule,
     Outcome,
@@ -204,7 +205,6 @@ def test_the_papers_arithmetic_in_full():
     caption = {True: outcome(rule, verdict(0.81)), False: outcome(rule, verdict(0.8))}
     seen = confirmed(outcome(guard, verdict(None, "unsafe")), DROP, "command-r-plus")
     image = {True: seen, False: outcome(guard, verdict(None, "safe"))}
-    languages = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar")
     left = dropped = 0
     for n in range(558_128):
         toxic, unsafe = n < 892, 892 - 472 <= n < 892 - 472 + 7_111
@@ -212,7 +212,7 @@ def test_the_papers_arithmetic_in_full():
             RowOutcomes(
                 "x", lang, lang == "en", caption[toxic] if lang == "en" else None, image[unsafe]
             )
-            for lang in languages
+            for lang in PAPER
         ]
         found = Counter(made.decision for made in decide(rows, policy))
         assert found == {"flagged" if toxic or unsafe else "clean": 8}
