@@ -195,6 +195,32 @@ def test_length_by_calibrated_bins():
     assert abs(strict.examine("a dog", "chien", "fr").length_z) < 1
 
 
+@pytest.mark.parametrize(
+    ("lang", "source", "text"),
+    [
+        ("fr", "teacup without handle", "tasse"),
+        ("fr", "face savoring food", "miam"),
+        ("fr", "water closet", "WC"),
+        ("hi", "articulated lorry", "लॉरी"),
+        ("ar", "part alternation mark", "بديل"),
+        ("zh", "face with tears of joy", "笑"),
+    ],
+)
+def test_a_terse_name_is_not_extreme(checker, lang, source, text):
+    assert not checker.examine(source, text, lang).hard
+    ratio_alone = RowChecker("en", [lang], CheckPlan(length_extreme_characters=0))
+    flags = names(ratio_alone.check(source, text, lang))
+    assert ("length_extreme" in flags) == (lang != "zh")
+    # The wide spread of Chinese is no ground to keep a caption of which nearly all is missing.
+    short = names(checker.check(SOURCE + " " + SOURCE, GOOD[lang][:2], lang), hard=True)
+    assert "length_extreme" in short
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_short_source_with_a_long_text_is_extreme(checker, lang):
+    assert "length_extreme" in names(checker.check("a red boat", GOOD[lang] * 3, lang), hard=True)
+
+
 def test_turns(checker):
     source = [
         {"role": "user", "content": "<image>\nWhat is this?"},

@@ -121,6 +121,8 @@ class CheckPlan:
     > Parameters of the other checks
 
     length_z, length_extreme_z: robust standard deviations of the log length ratio.
+    length_extreme_characters: what a text must lack or have too much, in characters of the source, to
+        be extreme; 0 for a ratio alone.
     lengths: a language's bins of length instead of the defaults.
     mixed_share: share of the words in another language from which on a mixed text is rejected.
     brackets: the pair that a translator's prompt asks for; neither may be left in an answer.
@@ -139,6 +141,7 @@ class CheckPlan:
     script_share: float = 0.5
     length_z: float = 3.0
     length_extreme_z: float = 6.0
+    length_extreme_characters: int = 20
     lengths: dict[str, list[LengthBin]] = field(default_factory=dict)
     mixed_share: float = 0.25
     brackets: tuple[str, ...] = ("〘", "〙")

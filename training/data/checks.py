@@ -28,7 +28,7 @@ from .repetition import find_repetition
 __all__ = ["CHECKS", "HARD", "CheckPlan", "Examination", "Flag", "LengthBin", "RowChecker"]
 
 # Raised by one when a check decides differently on the same text.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,12 @@ class RowChecker:
         spread = math.hypot(model.spread, 2.0 / size)
         z = (math.log(len(text) / size) - model.median) / spread
         if abs(z) > self.plan.length_z:
-            name = "length_extreme" if abs(z) > self.plan.length_extreme_z else "length"
+            # Of a name a ratio says little: "tasse" is right for "teacup without handle".
+            off = abs(len(text) / math.exp(model.median) - size)
+            extreme = (
+                abs(z) > self.plan.length_extreme_z and off >= self.plan.length_extreme_characters
+            )
+            name = "length_extreme" if extreme else "length"
             found.append((name, f"{len(text)} characters from {size}, z {z:+.1f}"))
         return z
 
