@@ -21,7 +21,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import threading
 import time
 import warnings
 from collections import Counter
@@ -34,6 +33,7 @@ from .bad_input import in_one_line, is_bad_input
 from .estimate import count_steps
 from .recipe import KINDS, Recipe, StageRecipe, find_recipe, load_recipe, write_recipe
 from .schema import build, digest, read_mapping, resolve_paths, to_dict
+from .signals import handling
 
 WORK = ".work"
 MANIFEST = "manifest.json"
@@ -182,20 +182,14 @@ def _launch(recipe: Recipe, count: int, trust_remote_code: bool, restart: bool) 
 @contextlib.contextmanager
 def _passing_on(processes: Sequence[Any]) -> Iterator[None]:
     """While inside, a SIGTERM to this process reaches those that train."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def pass_on(number: int, frame: Any) -> None:
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
+    with handling(pass_on, [signal.SIGTERM]):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _process(
@@ -381,7 +375,8 @@ def _run_stage(
     trainer.bad_rows_file = (
         folder.parent / WORK / f"{stage.name}.bad_rows.{state.process_index}.jsonl"
     )
-    with _stopping(trainer):
+    # SIGTERM: the trainer saves after the step in progress and stops.
+    with handling(lambda *_: trainer.ask_to_stop(), [signal.SIGTERM]):
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
     if trainer.state.global_step < args.max_steps:
         raise Stopped(
@@ -431,19 +426,6 @@ def _run_stage(
             f"stage {stage.name}: done in {time.monotonic() - started:.0f} s, {folder}", flush=True
         )
     state.wait_for_everyone()
-
-
-@contextlib.contextmanager
-def _stopping(trainer: Any) -> Iterator[None]:
-    """While inside, SIGTERM makes the trainer save after the step in progress and stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: trainer.ask_to_stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _collect_bad_rows(work: Path, stage: str, target: Path) -> list[str]:

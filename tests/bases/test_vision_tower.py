@@ -155,6 +155,7 @@ def recipe(dataset_folder) -> VisionTowerRecipe:
         code_layers=2,
         code_copies=2,
         code_steps=40,
+        contrastive_steps=40,
         code_batch_size=24,
         intermediate_size=48,
         num_attention_heads=2,
@@ -190,9 +191,13 @@ def test_all_losses_fall(trained):
     assert first[-1]["concept"] < first[0]["concept"] - 0.2
     assert [row["code_step"] for row in second] == [10, 20, 30, 40]
     assert second[-1]["code"] < second[0]["code"]
-    assert second[-1]["contrastive"] < second[0]["contrastive"]
+    assert second[-1]["cosine"] > second[0]["cosine"]
+    third = [row for row in log if "contrastive_step" in row]
+    assert [row["contrastive_step"] for row in third] == [10, 20, 30, 40]
+    assert third[-1]["contrastive"] < third[0]["contrastive"]
     assert metrics["concepts"] == CONCEPTS - 1
-    assert {"caption_top5_en", "caption_top5_hi"} <= set(metrics["heads_before_storing"])
+    heads = metrics["heads_before_storing"]
+    assert {"code_top1", "code_cosine", "caption_top5_en", "caption_top5_hi"} <= set(heads)
 
 
 def test_saved_folder_is_complete_and_small(trained, recipe):
@@ -208,6 +213,13 @@ def test_saved_folder_is_complete_and_small(trained, recipe):
     assert tower.dtype == torch.float16
     assert (trained / "model.safetensors").stat().st_size < 2 * tower.num_parameters() + 20_000
     assert read_vision_tower_recipe(trained / "recipe.yaml") == recipe
+
+
+def test_what_all_pictures_share_is_taken_out(trained, recipe):
+    tower = SiglipVisionModel.from_pretrained(trained, dtype=torch.float32)
+    features = read_features(tower, read_dataset(recipe).train.pixels)
+    offset = features.mean((0, 1)).norm() / 32**0.5
+    assert offset < 0.3 * features.flatten(0, 1).std(0).mean()
 
 
 def test_processor_gives_what_the_tower_was_trained_on(trained, dataset_folder):
@@ -231,16 +243,17 @@ def test_before_last_is_what_maya_reads(recipe):
     assert ours.shape == (2, 16, 32)
 
 
-def test_scaling_the_stream_changes_nothing_but_its_size(recipe):
+@pytest.mark.parametrize("deviation", [1.0, 0.2])
+def test_scaling_the_stream_changes_nothing_but_its_size(recipe, deviation):
     model = TowerTrainer(recipe, torch.eye(3, recipe.hidden_size), 2).eval()
     pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     before = read_features(model.tower, pixels)
     with torch.no_grad():
         pooled = model.tower(pixels.float() / 127.5 - 1).pooler_output
-        scale_stream(model.tower, before)
+        scale_stream(model.tower, before, deviation)
         again = model.tower(pixels.float() / 127.5 - 1).pooler_output
     after = read_features(model.tower, pixels)
-    assert (after - after.mean((0, 1))).std().item() == pytest.approx(1, rel=1e-3)
+    assert (after - after.mean((0, 1))).std().item() == pytest.approx(deviation, rel=1e-3)
     ratio = (before.flatten() @ after.flatten()) / (after.flatten() @ after.flatten())
     torch.testing.assert_close(after * ratio, before, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(again, pooled, atol=1e-3, rtol=1e-3)

@@ -48,9 +48,46 @@ def run_once(recipe: str, seed: int, work: Path) -> dict[str, Any]:
 
 
 def render(record: dict[str, Any]) -> str:
-    """The README's section: the first seed in full, the spread over seeds, the time and machine."""
+    """The README's section of a recipe: for mini all languages, for others what they add to mini."""
+    if record["recipe"] == "mini":
+        return render_languages(record)
+    mini = json.loads(results_file("mini").read_text(encoding="utf-8"))
+    return render_growth([mini, record])
+
+
+def render_growth(records: list[dict[str, Any]]) -> str:
+    """One row a recipe, first seed each: minutes, and the means of all languages."""
+    heads = ["recipe", "training, minutes"]
+    heads += [f"{label}, {kind}" for kind in ("seen", "held out") for label in TASKS.values()]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
+    for record in records:
+        run = record["runs"][0]
+        cells = [f"`{record['recipe']}`", f"{run['seconds']['train'] / 60:.0f}"]
+        for kind in ("seen", "held_out"):
+            for task in TASKS:
+                mean = run["results"]["runs"]["model"][task][kind]["means"]["all"]
+                low, high = 100 * mean["low"], 100 * mean["high"]
+                cells.append(f"{100 * mean['value']:.1f} [{low:.1f}, {high:.1f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    last = records[-1]
+    lines += ["", _source(last)]
+    return "\n".join(lines)
+
+
+def _source(record: dict[str, Any]) -> str:
     first = record["runs"][0]["results"]
-    machine, versions, data = first["machine"], first["versions"], first["data"]
+    machine, versions = first["machine"], first["versions"]
+    return (
+        f"Measured on {machine['cores']} cores of {machine['processor']}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; from `tests/benchmarks/results/{record['file']}`, "
+        f"written by `python tests/benchmarks/main_job.py --recipe {record['recipe']}`."
+    )
+
+
+def render_languages(record: dict[str, Any]) -> str:
+    """The first seed in full, the spread over seeds, the time and machine."""
+    first = record["runs"][0]["results"]
+    data = first["data"]
     lines = [
         f"On {', '.join(data['styles'])}, the art style kept for the test: percent right with 95 % "
         f"intervals, beside the same model without the image (blind) and with another image (shuffled), "
@@ -74,16 +111,10 @@ def render(record: dict[str, Any]) -> str:
     lines += [
         "",
         f"Training took {train:.1f} minutes and evaluation {evaluate:.1f} (median of "
-        f"{len(record['runs'])}) on {machine['cores']} cores of {machine['processor']}, "
-        f"torch {versions['torch']}, transformers {versions['transformers']}. "
-        f"Numbers and table come from `tests/benchmarks/results/{record['file']}`, written by "
-        f"`python tests/benchmarks/main_job.py --recipe {record['recipe']}`.",
+        f"{len(record['runs'])}). {_source(record)}",
+        "",
+        "![Test pictures with answers in ten languages](model_card/pictures/mini_sheet.png)",
     ]
-    if record["recipe"] == "mini":
-        lines += [
-            "",
-            "![Test pictures with answers in ten languages](model_card/pictures/mini_sheet.png)",
-        ]
     return "\n".join(lines)
 
 

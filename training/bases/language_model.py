@@ -552,7 +552,11 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
 
 
 def _start_from(model: CohereForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Take the weights of `folder`; raises ValueError if they are another model's or language's."""
+    """Take the weights of `folder`.
+
+    Raises FileNotFoundError if there is no model, ValueError if it is another's or has another
+    tokenizer.
+    """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"start: {folder} holds no model; run its recipe first")
     before = CohereForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -1,17 +1,19 @@
 """Train the mini vision tower: a small SigLIP that knows emoji concepts across art styles.
 
-It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone, in two parts:
+It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone, in three parts:
 
 1. Concept classification, a start without which the rest learns far too slowly at this size, trains
    the lower layers: the mean over the patches and single patches drawn at random must all carry the
    concept. A linear reader of the concepts' text codes (text_codes.py) learns beside it.
 2. The lower layers are kept as they are. `code_layers` layers more learn to say what is seen in the
-   words' own terms: a linear map of the layer before last, the one that Maya reads, must point to
-   the text code, again from the mean and from single patches, so that whatever patch the decoder
-   attends to, it finds the concept. No linear map leads from classes, arranged by looks, to codes,
-   arranged by words. The last layer and the pooling head are trained on top as SigLIP is, with the
-   pairwise sigmoid loss against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the
-   caption encoder is a bag of hashed character n-grams, used for this only and not saved.
+   words' own terms: a linear map of the layer before last, the one that Maya reads, must come near
+   to the text code, again from the mean and from single patches, so that whatever patch the decoder
+   attends to, it finds the concept. To point to the nearest code is not enough: a decoder that has
+   learned from codes reads little off what is only half one. No linear map leads from classes,
+   arranged by looks, to codes, arranged by words.
+3. The last layer and the pooling head are trained on top as SigLIP is, with the pairwise sigmoid
+   loss against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the caption encoder
+   is a bag of hashed character n-grams, used for this only and not saved.
 
 Concepts that the dataset holds out (seen = False) are in no batch, neither as picture nor as text.
 Matrices inside the layers are updated with Muon (Jordan et al., 2024), everything else with AdamW.
@@ -28,6 +30,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,6 @@ class VisionTowerRecipe:
     patch_loss_weight: float = 0.5
     code_loss_weight: float = 0.5
     category_loss_weight: float = 0.2
-    contrastive_weight: float = 0.3
     contrastive_dim: int = 192
     ema_decay: float = 0.998
     augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
@@ -98,6 +100,11 @@ class VisionTowerRecipe:
     code_steps: int = 1500
     code_batch_size: int = 256
     code_learning_rate: float = 2e-3  # AdamW, falling to zero
+    code_matrix_learning_rate: float = 0.02  # Muon, likewise
+    code_stream: float = 0.2  # standard deviation of what the code layers add to, theirs rises to 1
+    code_scale: float = 8.0  # of cosines in the softmax; small, so that they must come near to 1
+    code_cosine_weight: float = 5.0
+    contrastive_steps: int = 1500  # of the third part, in batches and at a rate like the second's
 
     storage_dtype: str = "float16"
     seed: int = 0
@@ -404,7 +411,11 @@ class CodeReader(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """float [n, width] to float [n, concepts]."""
-        return F.normalize(self.map(features), dim=1) @ self.codes.T * self.log_scale.exp()
+        return self.cosines(self.map(features)) * self.log_scale.exp()
+
+    def cosines(self, mapped: Tensor) -> Tensor:
+        """Of mapped features, float [n, width], with every code: float [n, concepts]."""
+        return F.normalize(mapped, dim=1) @ self.codes.T
 
 
 class TowerTrainer(nn.Module):
@@ -439,8 +450,7 @@ class TowerTrainer(nn.Module):
         self.patch_norm = nn.BatchNorm1d(width, affine=False)
         self.concept = nn.Linear(width, len(codes))
         self.patch_concept = nn.Linear(width, len(codes))
-        self.code_mean_norm = nn.BatchNorm1d(width, affine=False)
-        self.code_patch_norm = nn.BatchNorm1d(width, affine=False)
+        self.code_norm = nn.BatchNorm1d(width, affine=False)
         self.code = CodeReader(codes)
         self.category = nn.Linear(width, categories)
         self.captions = CaptionEncoder(recipe.contrastive_dim)
@@ -461,6 +471,11 @@ class TowerTrainer(nn.Module):
         for layer in self.tower.encoder.layers[self.class_layers : -1]:
             classes = layer(classes, attention_mask=None)
         return classes
+
+    def patch_codes(self, before_last: Tensor) -> Tensor:
+        """What a linear map of hidden_states[-2] says of each patch, in the space of the codes."""
+        normed = self.code_norm(before_last.flatten(0, 1))
+        return self.code.map(normed).view_as(before_last)
 
     def pooled(self, before_last: Tensor) -> Tensor:
         """What the tower returns as pooler_output, from its layer before last."""
@@ -540,6 +555,7 @@ def train_vision_tower(recipe: VisionTowerRecipe | Path | str, output_dir: Path)
     run.resume()
     run.train()
     run.train_codes()
+    run.train_captions()
     return run.save()
 
 
@@ -574,7 +590,6 @@ class _Run:
             self.model.log_scale,
             self.model.bias,
         ]
-        self.upper = upper  # what the second part trains, with the code reader
         later = {id(p) for p in upper}
         first = [p for p in self.model.parameters() if id(p) not in later]
         matrices = [
@@ -743,55 +758,105 @@ class _Run:
         """The second part, on features of the averaged lower layers that are computed once."""
         recipe, model, started = self.recipe, self.model, time.monotonic()
         model.load_state_dict(self.average)
-        scale_stream(model.tower, self._lower(self.dataset.train.pixels[::8]))
+        # The code layers add to what is there: beside a faint stream, what they say stands out.
+        scale_stream(model.tower, self._lower(self.dataset.train.pixels[::8]), recipe.code_stream)
         stored, concept = self._redrawn()
         print(
             f"{len(stored)} redrawn pictures read  {time.monotonic() - started:.0f} s", flush=True
         )
-        parameters = [*self.upper, *model.code.parameters()]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=recipe.code_learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
-        model.train()
-        totals: dict[str, float] = {}
-        for step in range(recipe.code_steps):
-            generator = self.generator(0, step + 1)
-            rows = torch.randint(len(stored), (recipe.code_batch_size,), generator=generator)
+
+        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             target = concept[rows]
-            read = model.before_last(stored[rows].float())
-            which = torch.randint(read.shape[1], (len(rows),), generator=generator)
-            drawn = read[torch.arange(len(rows)), which]
-            logits = model.code(
-                torch.cat([model.code_mean_norm(read.mean(1)), model.code_patch_norm(drawn)])
-            )
-            code = F.cross_entropy(logits, target.repeat(2), label_smoothing=recipe.label_smoothing)
-            # The codes are what Maya reads: SigLIP's loss trains what lies behind them only.
-            contrast = recipe.contrastive_weight * self._contrastive(
-                read.detach(), target, generator
-            )
-            optimizer.zero_grad()
-            (code + contrast).backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            rate = min(1.0, (step + 1) / 50, 1.2 * (recipe.code_steps - step) / recipe.code_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.code_learning_rate * rate
-            optimizer.step()
-            accuracy = (logits[: len(rows)].argmax(1) == target).float().mean()
-            for name, value in (("code", code), ("contrastive", contrast), ("accuracy", accuracy)):
-                totals[name] = totals.get(name, 0.0) + float(value.detach())
-            if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.code_steps:
-                since = (step % recipe.log_every) + 1
-                row = {name: round(value / since, 4) for name, value in totals.items()}
-                seconds = self.seconds + time.monotonic() - started
-                self.log.append({"code_step": step + 1, "seconds": round(seconds, 1), **row})
-                shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items())
-                print(f"codes {step + 1}/{recipe.code_steps}  {seconds:.0f} s  {shown}", flush=True)
-                totals = {}
+            said = model.patch_codes(model.before_last(stored[rows].float()))
+            which = torch.randint(said.shape[1], (len(rows),), generator=generator)
+            drawn = said[torch.arange(len(rows)), which]
+            cosines = model.code.cosines(torch.cat([said.mean(1), drawn]))
+            own = cosines.gather(1, target.repeat(2)[:, None])
+            code = F.cross_entropy(cosines * recipe.code_scale, target.repeat(2))
+            accuracy = (cosines[: len(rows)].argmax(1) == target).float().mean()
+            shown = {"code": code, "cosine": own[: len(rows)].mean(), "accuracy": accuracy}
+            return code + recipe.code_cosine_weight * (1 - own.mean()), shown
+
+        layers = model.tower.encoder.layers[model.class_layers : -1]
+        self._fit("code", recipe.code_steps, layers, [model.code.map], len(stored), loss)
+        with torch.no_grad():
+            # The codes' norm takes away what all pictures share; a projector would have to learn to.
+            read = self._raised(stored[:: recipe.code_copies])
+            layers[-1].mlp.fc2.bias -= read.mean((0, 1))
+            model.code_norm.running_mean.zero_()
+        self.seconds += time.monotonic() - started
+
+    def train_captions(self) -> None:
+        """The third part, on features of all layers but the last."""
+        recipe, model, started = self.recipe, self.model, time.monotonic()
+        stored, concept = self._redrawn()
+        stored = self._raised(stored).half()
+
+        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            contrastive = self._contrastive(stored[rows].float(), concept[rows], generator)
+            return contrastive, {"contrastive": contrastive}
+
+        tower = model.tower
+        last = nn.ModuleList([tower.encoder.layers[-1], tower.head, tower.post_layernorm])
+        heads = [model.captions, model.picture_projection, model.log_scale, model.bias]
+        self._fit("contrastive", recipe.contrastive_steps, last, heads, len(stored), loss)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
         scores = {"code_step": recipe.code_steps, **self._heads(self._averaged(), coded=True)}
         self.evaluations.append(scores)
         print("codes  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
         self.seconds += time.monotonic() - started
+
+    def _fit(
+        self,
+        name: str,
+        steps: int,
+        layers: nn.Module,
+        heads: Sequence[nn.Module | nn.Parameter],
+        count: int,
+        loss: Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]],
+    ) -> None:
+        """Fit a later part to `loss` of rows drawn from `count`; its log's rows have `NAME_step`."""
+        recipe, started = self.recipe, time.monotonic()
+        matrices = [p for p in layers.parameters() if p.ndim == 2]
+        rest = [p for p in layers.parameters() if p.ndim != 2]
+        for head in heads:
+            rest += [head] if isinstance(head, nn.Parameter) else head.parameters()
+        rates = (recipe.code_matrix_learning_rate, recipe.code_learning_rate)
+        optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, rates[0], 0.01),
+            torch.optim.AdamW(rest, lr=rates[1], betas=(0.9, 0.98), weight_decay=0.01),
+        ]
+        self.model.train()
+        totals: dict[str, float] = {}
+        for step in range(steps):
+            generator = self.generator(0, step + 1)
+            rows = torch.randint(count, (recipe.code_batch_size,), generator=generator)
+            value, shown = loss(rows, generator)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_([*matrices, *rest], 1.0)
+            part = min(1.0, (step + 1) / 50, 1.2 * (steps - step) / steps)
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * part
+                optimizer.step()
+            for key, figure in shown.items():
+                totals[key] = totals.get(key, 0.0) + float(figure.detach())
+            if (step + 1) % recipe.log_every == 0 or step + 1 == steps:
+                since = (step % recipe.log_every) + 1
+                row = {key: round(total / since, 4) for key, total in totals.items()}
+                seconds = self.seconds + time.monotonic() - started
+                self.log.append({f"{name}_step": step + 1, "seconds": round(seconds, 1), **row})
+                text = "  ".join(f"{key} {figure:.3f}" for key, figure in row.items())
+                print(f"{name} {step + 1}/{steps}  {seconds:.0f} s  {text}", flush=True)
+                totals = {}
+
+    @torch.no_grad()
+    def _raised(self, classes: Tensor) -> Tensor:
+        """What Maya reads, hidden_states[-2], of stored features of the classes' layers."""
+        self.model.eval()
+        return torch.cat([self.model.before_last(part.float()) for part in classes.split(256)])
 
     @torch.no_grad()
     def _lower(self, pixels: Tensor) -> Tensor:
@@ -895,7 +960,7 @@ class _Run:
             classes = model.classes(_normalize(pixels.float() / 255))
             if coded:  # the second part rescales the stream that the classes' norms know
                 before_last = model.before_last(classes)
-                codes.append(model.code(model.code_mean_norm(before_last.mean(1))))
+                codes.append(model.code.cosines(model.patch_codes(before_last).mean(1)))
                 embedded.append(model.embed(before_last))
                 continue
             mean = model.mean_norm(classes.mean(1))
@@ -904,7 +969,8 @@ class _Run:
             kinds.append(model.category(mean))
             flat = model.patch_norm(classes.flatten(0, 1))
             patches.append(model.patch_concept(flat).view(*classes.shape[:2], -1)[:, 0])
-        scores = {"code_top1": _top(torch.cat(codes), concept, 1)}
+        said = torch.cat(codes)
+        scores = {"code_top1": _top(said, concept, 1)}
         if not coded:
             logits = torch.cat(means)
             scores |= {
@@ -917,6 +983,7 @@ class _Run:
                 ),
             }
         else:
+            scores["code_cosine"] = float(said.gather(1, concept[:, None]).mean())
             pictures = torch.cat(embedded)
             for number, language in enumerate(self.recipe.languages):
                 named = [row for row, caption in enumerate(self.features) if caption[number]]
@@ -1062,7 +1129,7 @@ class _Run:
 
 
 @torch.no_grad()
-def scale_stream(tower: SiglipVisionModel, features: Tensor) -> None:
+def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 1.0) -> None:
     """Give hidden_states[-2] a standard deviation of 1, and change nothing else.
 
     Every reader of the residual stream inside the tower normalises it first, so the stream may be
@@ -1071,9 +1138,10 @@ def scale_stream(tower: SiglipVisionModel, features: Tensor) -> None:
 
     Args:
         tower: changed in place.
-        features: float [n, patches, hidden], hidden_states[-2] of some pictures.
+        features: float [n, patches, hidden], the stream of some pictures where it is to be scaled.
+        deviation: the standard deviation that it gets.
     """
-    factor = float(1 / (features - features.mean((0, 1))).std())
+    factor = float(deviation / (features - features.mean((0, 1))).std())
     written = [
         tower.embeddings.patch_embedding.weight,
         tower.embeddings.patch_embedding.bias,

@@ -181,14 +181,11 @@ class _Build:
     """The units of a build as they are read here, and the parts of its dataset."""
 
     def __init__(self, plan: Plan):
-        from .sources import check_sources
+        from .sources import finished_sources
 
         self.plan, self.folder, self.run_id = plan, plan.folder, plan.run_id
         self.root = plan.folder / "dataset"
-        source = check_sources(self.folder / "source")
-        if isinstance(source, str):
-            raise ValueError(f"{self.folder / 'source'}: {source}; run the step source first")
-        self.source = source
+        self.source = source = finished_sources(self.folder / "source")
         self.units: list[str] = [unit["unit"] for unit in source["units"]]
         self.source_sha = {unit["unit"]: unit["sha256"] for unit in source["units"]}
         self.languages = list(dict.fromkeys([*source["languages"], *plan.languages]))

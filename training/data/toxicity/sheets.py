@@ -36,18 +36,14 @@ def apply_policy(
 
     Raises ValueError for a folder without a plan with a toxicity section, and as `decide_build`.
     """
-    from ..plan import plan_of, toxicity_step
-    from ..sources import check_sources
+    from ..plan import plan_of, toxicity_step_of_build
 
     plan = plan_of(folder)
     if plan.toxicity is None:
         raise ValueError(
             f"{folder / 'plan.yaml'}: no toxicity section, so no verdicts to decide on"
         )
-    source = check_sources(folder / "source")
-    if isinstance(source, str):
-        raise ValueError(f"{folder / 'source'}: {source}; run `maya data build` first")
-    step = toxicity_step(plan, sorted(set(source["languages"]) - {plan.source_language}))
+    step = toxicity_step_of_build(plan)
     summary = decide_build(step, Policy.read(policy) if policy is not None else None)
     return summary, write_sheets(step) if sheets else []
 
