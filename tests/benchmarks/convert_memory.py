@@ -4,7 +4,7 @@
 
 Writes a `llava_cohere` checkpoint of that size (random bytes, real files), converts it in a process of its
 own and compares that process's peak resident memory with the promise: one shard plus 1 GB. The peak is
-the kernel's own count (ru_maxrss) and includes Python, torch and transformers. The result goes to
+the kernel's own count (VmHWM) and includes Python, torch and transformers. The result goes to
 results/convert_memory.json; nothing else is kept.
 """
 
@@ -22,8 +22,10 @@ RESULT = Path(__file__).parent / "results" / "convert_memory.json"
 sys.path.insert(0, str(ROOT))
 
 CHILD = """
-import json, resource, sys, time
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+import json, sys, time
+def peak():  # getrusage's count begins with the parent's
+    status = open("/proc/self/status").read()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 from modeling_maya.convert_llava_cohere import convert
 import processing_maya
 before, start = peak(), time.perf_counter()

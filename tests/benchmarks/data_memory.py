@@ -5,7 +5,7 @@
 Writes a JSON file like LLaVA-Pretrain's with that many rows, then, each in a process of its own, reads
 it into source units (`sources`) and runs the unit engine over them with a worker that answers at once
 (`units`): the same journals, parquet files and manifests as a translation. Memory is the kernel's own
-count of a process's peak (ru_maxrss), Python and its packages included. The result goes to
+count of a process's peak (VmHWM), Python and its packages included. The result goes to
 results/data_memory.json; the files are deleted.
 """
 
@@ -69,9 +69,9 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def peak() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes this process ever held. getrusage's count begins with its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 def measure_sources(folder: Path) -> dict:
