@@ -26,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,6 +130,8 @@ class _Run:
         self.slots = asyncio.Semaphore(worker.concurrency)
         self.failure: BaseException | None = None
         self.stopped_by: signal.Signals | None = None
+        # One thread: of every thread that builds tables, the allocators keep what it used at most.
+        self.writer = ThreadPoolExecutor(1)
 
     @property
     def ending(self) -> bool:
@@ -140,6 +143,7 @@ class _Run:
         entered = False
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._signals())
+            stack.enter_context(self.writer)
             try:
                 for source, target in units:
                     if self.ending:
@@ -190,7 +194,8 @@ class _Run:
             finished.set()
             await syncing
             if len(unit.journal.answers) == len(unit.rows):
-                return await asyncio.to_thread(unit.write)
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self.writer, unit.write)
         except Exception as error:
             self.failure = self.failure or error
         finally:
