@@ -22,6 +22,16 @@ def test_help_imports_nothing_heavy():
         assert command in run.stdout
 
 
+def test_what_starts_a_training_imports_nothing_heavy():
+    code = (
+        "import sys, training.run\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'trl', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize(
     "argv",
     [

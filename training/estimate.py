@@ -37,7 +37,7 @@ from .flops import (
 )
 from .freezing import Row, decided, format_table, table
 from .head import TILE
-from .recipe import Recipe, StageRecipe, find_recipe, load_recipe
+from .recipe import Recipe, StageRecipe, count_steps, find_recipe, load_recipe
 from .schema import build, read_mapping
 
 GIB = 2**30
@@ -607,13 +607,6 @@ def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:
         stage.batch_size,
         groups_per_epoch,
     )
-
-
-def count_steps(max_steps: int, epochs: float, batch_size: int, groups_per_epoch: int) -> int:
-    """Steps of a stage: `max_steps`, or as many as `epochs` take where that is not positive."""
-    if max_steps > 0:
-        return max_steps
-    return max(1, math.ceil(groups_per_epoch * epochs / batch_size))
 
 
 def _processor(recipe: Recipe, config: MayaConfig) -> Any:

@@ -10,6 +10,7 @@ own dataclasses.
 
 import dataclasses
 import difflib
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -210,6 +211,13 @@ RESERVED_ARGS = {
 
 
 # ------------------------------------------------------------------------------ reading
+
+
+def count_steps(max_steps: int, epochs: float, batch_size: int, groups_per_epoch: int) -> int:
+    """Steps of a stage: `max_steps`, or as many as `epochs` take where that is not positive."""
+    if max_steps > 0:
+        return max_steps
+    return max(1, math.ceil(groups_per_epoch * epochs / batch_size))
 
 
 def find_recipe(name: str) -> Path:

@@ -30,8 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from .bad_input import in_one_line, is_bad_input
-from .estimate import count_steps
-from .recipe import KINDS, Recipe, StageRecipe, find_recipe, load_recipe, write_recipe
+from .recipe import (
+    KINDS,
+    Recipe,
+    StageRecipe,
+    count_steps,
+    find_recipe,
+    load_recipe,
+    write_recipe,
+)
 from .schema import build, digest, read_mapping, resolve_paths, to_dict
 from .signals import handling
 
