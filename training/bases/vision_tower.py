@@ -101,7 +101,7 @@ class VisionTowerRecipe:
     code_batch_size: int = 256
     code_learning_rate: float = 2e-3  # AdamW, falling to zero
     code_matrix_learning_rate: float = 0.02  # Muon, likewise
-    code_stream: float = 0.2  # standard deviation of what the code layers add to, theirs rises to 1
+    code_stream: float = 0.2  # standard deviation of the stream that the code layers begin on
     code_scale: float = 8.0  # of cosines in the softmax; small, so that they must come near to 1
     code_cosine_weight: float = 5.0
     contrastive_steps: int = 1500  # of the third part, in batches and at a rate like the second's
@@ -554,8 +554,7 @@ def train_vision_tower(recipe: VisionTowerRecipe | Path | str, output_dir: Path)
     run.print_parts()
     run.resume()
     run.train()
-    run.train_codes()
-    run.train_captions()
+    run.train_captions(*run.train_codes())
     return run.save()
 
 
@@ -754,8 +753,9 @@ class _Run:
         target = (concept[:, None] == concept[None]).float() * 2 - 1
         return -F.logsigmoid(target * pair_logits).sum() / len(concept)
 
-    def train_codes(self) -> None:
-        """The second part, on features of the averaged lower layers that are computed once."""
+    def train_codes(self) -> tuple[Tensor, Tensor]:
+        """The second part, on features of the averaged lower layers; returns them with the concepts,
+        as `_redrawn` does."""
         recipe, model, started = self.recipe, self.model, time.monotonic()
         model.load_state_dict(self.average)
         # The code layers add to what is there: beside a faint stream, what they say stands out.
@@ -785,12 +785,12 @@ class _Run:
             layers[-1].mlp.fc2.bias -= read.mean((0, 1))
             model.code_norm.running_mean.zero_()
         self.seconds += time.monotonic() - started
+        return stored, concept
 
-    def train_captions(self) -> None:
-        """The third part, on features of all layers but the last."""
+    def train_captions(self, lower: Tensor, concept: Tensor) -> None:
+        """The third part, on features of all layers but the last, from what `train_codes` returns."""
         recipe, model, started = self.recipe, self.model, time.monotonic()
-        stored, concept = self._redrawn()
-        stored = self._raised(stored).half()
+        stored = self._raised(lower).half()
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             contrastive = self._contrastive(stored[rows].float(), concept[rows], generator)
