@@ -380,8 +380,11 @@ def measure_speed(
             for unit, start in enumerate(range(0, len(found), 2000)):
                 table = pa.Table.from_pylist(found[start : start + 2000], schema=TRANSLATED)
                 path = Path(folder, "translate", lang, f"{unit:05d}.parquet")
-                path.parent.mkdir(parents=True, exist_ok=True)
+                source = Path(folder, "source", path.name)
+                for file in (path, source):  # of a source unit the step reads the name only
+                    file.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table, path)
+                source.touch()
         with get_context("spawn").Pool(1) as pool:
             seconds = pool.apply(_work, (folder, rounds))
     count = len(characters)

@@ -53,3 +53,11 @@ def test_the_studys_phrases_are_not_the_lists():
         for phrases in kinds.values():
             for phrase in phrases:
                 assert phrase.strip() not in lists
+
+
+def test_the_speed_is_that_of_the_whole_step():
+    pools = POOLS | {lang: [(SOURCE, GOOD[lang])] for lang in study.LANGUAGES}
+    speed = study.measure_speed(pools, rows=14, rounds=2)
+    assert speed["rows"] == 14
+    assert len(speed["rows_per_cpu_second"]) == 2
+    assert speed["cpu_minutes_for_the_paper"] > 0
