@@ -52,6 +52,7 @@ from .context_tasks import (
     tokenizer_texts,
 )
 from .language_model_recipe import LanguageModelRecipe
+from .muon import Muon
 from .text_codes import concept_codes
 from .tokenizer import load_tokenizer, train_tokenizer
 
@@ -169,50 +170,6 @@ def embed(model: CohereForCausalLM, batch: Batch, soft: Tensor, prefix: int, see
     return x
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update of a matrix is orthogonalised (Jordan et al. 2024), in float32.
-
-    torch.optim.Muon runs its Newton-Schulz iteration in bfloat16, which has no fast path on many
-    CPUs. Matrices of one shape are stacked and iterated together.
-    """
-
-    def __init__(self, params: list[Tensor], lr: float, momentum: float, weight_decay: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes[p.shape].append(p)
-            for shape, params in shapes.items():
-                updates = []
-                for p in params:
-                    state = self.state[p]
-                    if not state:
-                        state["momentum_buffer"] = torch.zeros_like(p)
-                    buffer = state["momentum_buffer"]
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(buffer, group["momentum"]))
-                update = _orthogonal(torch.stack(updates))
-                scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, u in zip(params, update, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(u, alpha=-group["lr"] * scale)
-
-
-def _orthogonal(g: Tensor, steps: int = 5) -> Tensor:
-    """Quintic Newton-Schulz towards the nearest (semi-)orthogonal matrices; g: (N, A, B)."""
-    tall = g.shape[1] > g.shape[2]
-    x = g.transpose(1, 2) if tall else g
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.transpose(1, 2)
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.transpose(1, 2) if tall else x
-
-
 # --------------------------------------------------------------------------------------------
 # Training
 # --------------------------------------------------------------------------------------------
@@ -230,7 +187,7 @@ class _Learner:
         others = [p for p in model.model.layers.parameters() if p.ndim != 2]
         others += [model.model.norm.weight, model.model.embed_tokens.weight]
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, recipe.muon_learning_rate, 0.95, recipe.weight_decay),
+            Muon(matrices, recipe.muon_learning_rate, recipe.weight_decay),
             torch.optim.AdamW(
                 [*others, *self.code_head.parameters()],
                 recipe.learning_rate,
