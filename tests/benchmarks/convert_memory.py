@@ -23,14 +23,12 @@ sys.path.insert(0, str(ROOT))
 
 CHILD = """
 import json, sys, time
-def peak():  # getrusage's count begins with the parent's
-    status = open("/proc/self/status").read()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+from tests.benchmarks.memory import bytes_of
 from modeling_maya.convert_llava_cohere import convert
 import processing_maya
-before, start = peak(), time.perf_counter()
+before, start = bytes_of("VmHWM"), time.perf_counter()
 report = convert(sys.argv[1], sys.argv[2], max_shard_size=sys.argv[3], log=lambda line: None)
-print(json.dumps({"imports": before, "peak": peak(), "seconds": time.perf_counter() - start, "bytes": report["bytes"],
+print(json.dumps({"imports": before, "peak": bytes_of("VmHWM"), "seconds": time.perf_counter() - start, "bytes": report["bytes"],
                   "shards": report["shards"], "parameters": report["parameters"]}))
 """
 

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "results" / "data_memory.json"
 sys.path.insert(0, str(ROOT))
 
+from tests.benchmarks.memory import bytes_of  # noqa: E402
+
 SMALL = 10_000
 # The promise: many rows take at most this much more than few.
 MOST = 1.2
@@ -68,17 +70,11 @@ def write_rows(path: Path, count: int) -> None:
         file.write("]")
 
 
-def peak() -> int:
-    """The most bytes this process ever held. getrusage's count begins with its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-
-
 def measure_sources(folder: Path) -> dict:
     from training.data.sources import SourcePlan, build_sources
 
     plan = SourcePlan("llava", str(folder / "rows.json"), language="en", task="caption")
-    imports, begun = peak(), time.perf_counter()
+    imports, begun = bytes_of("VmHWM"), time.perf_counter()
     manifest = build_sources(plan, folder / "source", UNIT_ROWS, progress=False)
     return {"rows": manifest["rows"], "imports": imports, "seconds": time.perf_counter() - begun}
 
@@ -111,7 +107,7 @@ def measure_units(folder: Path) -> dict:
         (path, folder / "translate" / "xx" / path.name)
         for path in sorted((folder / "source").glob("*.parquet"))
     ]
-    imports, begun = peak(), time.perf_counter()
+    imports, begun = bytes_of("VmHWM"), time.perf_counter()
     rows = sum(manifest.rows for manifest in run_units(Echo(), units))
     return {"rows": rows, "imports": imports, "seconds": time.perf_counter() - begun}
 
@@ -152,7 +148,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.measure:
         name, place = args.measure
-        print(json.dumps(MEASURES[name](Path(place)) | {"peak": peak()}))
+        print(json.dumps(MEASURES[name](Path(place)) | {"peak": bytes_of("VmHWM")}))
         return 0
     if args.rows <= SMALL:
         parser.error(f"--rows: expected more than {SMALL}, found {args.rows}")

@@ -62,6 +62,7 @@ from processing_maya import (  # noqa: E402
     add_image_token,
     load_chat_template,
 )
+from tests.benchmarks.memory import in_own_processes, memory_of  # noqa: E402
 from tests.benchmarks.workload import (  # noqa: E402
     RATE,
     Stepper,
@@ -69,9 +70,7 @@ from tests.benchmarks.workload import (  # noqa: E402
     Timed,
     arguments,
     environment,
-    in_own_processes,
     maya_trainer,
-    memory_of,
     write_rows,
 )
 from tests.tiny import enlarge  # noqa: E402

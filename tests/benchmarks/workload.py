@@ -4,15 +4,12 @@ Everything about how this package builds its trainer is in `maya_trainer`, as `m
 """
 
 import contextlib
-import ctypes
 import importlib.metadata
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -253,40 +250,3 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-# ------------------------------------------------------------------------------ memory
-
-_CLEAR = Path("/proc/self/clear_refs")
-
-
-def in_own_processes(
-    call: Callable[..., Any], names: Iterable[str], *args: Any
-) -> dict[str, Any] | None:
-    """`call(name, *args)` of every name, each in a process of its own, whose memory it measures.
-
-    None where the system does not say (it takes Linux). To be called before this process computes
-    anything: the processes are forks, which a pool of threads does not survive.
-    """
-    if not _CLEAR.exists():
-        return None
-    found = {}
-    for name in names:
-        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-            found[name] = pool.submit(call, name, *args).result()
-    return found
-
-
-def memory_of(call: Callable[[], object]) -> dict[str, int]:
-    """Bytes this process holds before a call, and the most above that in it."""
-    ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR.write_text("5")  # the high-water mark starts again from here
-    held = _status("VmRSS")
-    call()
-    return {"held": held, "extra": _status("VmHWM") - held}
-
-
-def _status(name: str) -> int:
-    """A line of the kernel's account of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
