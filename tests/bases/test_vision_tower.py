@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from datasets import Features, Value
 from datasets import Image as ImageFeature
@@ -21,7 +22,6 @@ from training.bases.augmentation import AugmentationRecipe, augment
 from training.bases.text_codes import ngram_buckets
 from training.bases.vision_tower import (
     CaptionEncoder,
-    Muon,
     TowerTrainer,
     VisionTowerRecipe,
     read_dataset,
@@ -29,6 +29,7 @@ from training.bases.vision_tower import (
     read_vision_tower_recipe,
     scale_stream,
     train_vision_tower,
+    write_memory,
 )
 
 SHIPPED_RECIPE = Path(vision_tower.__file__).parents[1] / "recipes" / "bases" / "vision_tower.yaml"
@@ -153,8 +154,10 @@ def recipe(dataset_folder) -> VisionTowerRecipe:
         hidden_size=32,
         num_hidden_layers=4,
         code_layers=2,
+        memory_layers=1,
         code_copies=2,
         code_steps=40,
+        memory_steps=20,
         contrastive_steps=40,
         code_batch_size=24,
         intermediate_size=48,
@@ -192,6 +195,9 @@ def test_all_losses_fall(trained):
     assert [row["code_step"] for row in second] == [10, 20, 30, 40]
     assert second[-1]["code"] < second[0]["code"]
     assert second[-1]["cosine"] > second[0]["cosine"]
+    written = [row for row in log if "memory_step" in row]
+    assert [row["memory_step"] for row in written] == [10, 20]
+    assert written[-1]["cosine"] > second[-1]["cosine"]
     third = [row for row in log if "contrastive_step" in row]
     assert [row["contrastive_step"] for row in third] == [10, 20, 30, 40]
     assert third[-1]["contrastive"] < third[0]["contrastive"]
@@ -241,6 +247,34 @@ def test_before_last_is_what_maya_reads(recipe):
         output = model.tower(pixels.float() / 127.5 - 1)
         torch.testing.assert_close(model.pooled(ours), output.pooler_output)
     assert ours.shape == (2, 16, 32)
+
+
+def test_a_memory_draws_the_stream_towards_the_code_it_is_nearest_to(recipe):
+    recipe = dataclasses.replace(recipe, num_hidden_layers=5, code_layers=3, memory_layers=2)
+    generator = torch.Generator().manual_seed(0)
+    codes = F.normalize(torch.randn(60, 32, generator=generator), dim=1)
+    codes = F.normalize(codes - codes.mean(1, keepdim=True), dim=1)
+    model = TowerTrainer(recipe, codes, 2).eval()
+    stream = torch.cat([codes + 0.1 * torch.randn(60, 32, generator=generator), -codes[:5]])
+    before = model.before_last(stream[:, None])
+    assert torch.equal(before, stream[:, None])
+    memory = model.tower.encoder.layers[2:4]
+    write_memory(memory, codes, threshold=0.5, sharpness=40.0, gain=5.0)
+    after = model.before_last(stream[:, None])[:, 0]
+    nearness = (F.normalize(stream, dim=1) @ codes.T, F.normalize(after, dim=1) @ codes.T)
+    own = [near[:60].diagonal() for near in nearness]
+    assert (own[1] > own[0]).all()
+    assert own[1].mean() > 0.95 > 0.9 > own[0].mean()
+    # What is near to no code stays as it is.
+    far = nearness[0][60:].max(1).values < 0.45
+    assert far.any()
+    torch.testing.assert_close(after[60:][far], stream[60:][far], atol=0.02, rtol=0)
+
+
+def test_a_memory_too_small_for_the_concepts_is_refused(recipe):
+    model = TowerTrainer(recipe, torch.eye(3, recipe.hidden_size), 2)
+    with pytest.raises(ValueError, match=r"48 units .* cannot hold 49 concepts"):
+        write_memory(model.tower.encoder.layers[2:3], torch.zeros(49, 32), 0.4, 40.0, 5.0)
 
 
 @pytest.mark.parametrize("deviation", [1.0, 0.2])
@@ -355,6 +389,7 @@ def test_what_the_dataset_lacks_is_named(recipe, change, message):
         ({"train_styles": []}, "train_styles is .*expected a non-empty list"),
         ({"validation_styles": ["round"]}, "round is both a train and a validation style"),
         ({"num_hidden_layers": 3}, "at least 4"),
+        ({"memory_layers": 3}, "memory_layers is 3, of 2 code_layers"),
         ({"num_attention_heads": 5}, "does not divide"),
         ({"patch_size": 32}, "smaller than patch_size"),
         ({"storage_dtype": "int4"}, "storage_dtype 'int4' is not one of"),
@@ -424,17 +459,6 @@ def test_only_pictures_that_may_be_mirrored_are():
     out = augment(picture.repeat(2, 1, 1, 1), allowed, recipe, torch.Generator().manual_seed(0))
     torch.testing.assert_close(out[0], picture[0].flip(-1), atol=2e-4, rtol=0)
     torch.testing.assert_close(out[1], picture[0], atol=2e-4, rtol=0)
-
-
-def test_muon_moves_matrices_by_orthogonal_steps():
-    torch.manual_seed(0)
-    matrix = torch.nn.Parameter(torch.zeros(24, 8))
-    matrix.grad = torch.randn(24, 8) * torch.logspace(0, -1, 8)
-    Muon([matrix], lr=0.1, weight_decay=0.0).step()
-    values = torch.linalg.svdvals(matrix.detach()) / (0.1 * 3**0.5)
-    # The quintic iteration brings singular values near 1, not exactly to it.
-    assert values.max() < 1.3
-    assert values.min() > 0.4
 
 
 def test_captions_to_vectors():

@@ -6,11 +6,13 @@ It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone,
    the lower layers: the mean over the patches and single patches drawn at random must all carry the
    concept. A linear reader of the concepts' text codes (text_codes.py) learns beside it.
 2. The lower layers are kept as they are. `code_layers` layers more learn to say what is seen in the
-   words' own terms: a linear map of the layer before last, the one that Maya reads, must come near
-   to the text code, again from the mean and from single patches, so that whatever patch the decoder
-   attends to, it finds the concept. To point to the nearest code is not enough: a decoder that has
-   learned from codes reads little off what is only half one. No linear map leads from classes,
-   arranged by looks, to codes, arranged by words.
+   words' own terms: the layer before last, the one that Maya reads, must come near to the text code,
+   again in the mean and in single patches, so that whatever patch the decoder attends to, it finds
+   the concept. No linear map leads from classes, arranged by looks, to codes, arranged by words. A
+   picture of an unseen style comes out between the codes, and a decoder that has learned from codes
+   reads little off what is only half one. So the last `memory_layers` of these layers begin as an
+   associative memory: each unit of their MLPs answers to one code and adds it to the stream (Geva et
+   al., 2021, arXiv:2012.14913, found that feed-forward layers work so).
 3. The last layer and the pooling head are trained on top as SigLIP is, with the pairwise sigmoid
    loss against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the caption encoder
    is a bag of hashed character n-grams, used for this only and not saved.
@@ -47,6 +49,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from .augmentation import AugmentationRecipe, augment
+from .muon import Muon
 from .text_codes import BUCKETS, concept_codes, ngram_buckets
 
 # Pictures of these mean something else, or nothing, when mirrored.
@@ -96,6 +99,7 @@ class VisionTowerRecipe:
     augmentation_ramp: int = 3000  # steps until it is at full strength
 
     code_layers: int = 2  # of num_hidden_layers, between the classes' layers and the last
+    memory_layers: int = 1  # of code_layers, the last ones
     code_copies: int = 12  # redrawn pictures of the second part, for every picture to train on
     code_steps: int = 1500
     code_batch_size: int = 256
@@ -104,6 +108,11 @@ class VisionTowerRecipe:
     code_stream: float = 0.2  # standard deviation of the stream that the code layers begin on
     code_scale: float = 8.0  # of cosines in the softmax; small, so that they must come near to 1
     code_cosine_weight: float = 5.0
+    memory_steps: int = 700  # of all code layers, once the memory is written
+    memory_rate: float = 0.5  # of the code layers' rates
+    memory_threshold: float = 0.4  # cosine with its code from which on a unit answers
+    memory_sharpness: float = 40.0  # slope of a unit's input over that cosine
+    memory_gain: float = 5.0  # what a unit adds, in lengths of the stream by unit of cosine
     contrastive_steps: int = 1500  # of the third part, in batches and at a rate like the second's
 
     storage_dtype: str = "float16"
@@ -134,6 +143,11 @@ class VisionTowerRecipe:
                 f"vision tower recipe: num_hidden_layers is {self.num_hidden_layers}; the classes "
                 f"need one, the codes have {self.code_layers} (code_layers), and Maya reads the layer "
                 f"before last, so at least {2 + self.code_layers} are needed"
+            )
+        if self.memory_layers > self.code_layers:
+            raise ValueError(
+                f"vision tower recipe: memory_layers is {self.memory_layers}, of {self.code_layers} "
+                "code_layers; it can be at most as many"
             )
         if self.storage_dtype not in STORAGE_DTYPES:
             raise ValueError(
@@ -400,7 +414,7 @@ class CaptionEncoder(nn.Module):
 
 
 class CodeReader(nn.Module):
-    """Concept logits from a linear map of the features, compared with the fixed codes."""
+    """Concept logits of the first part: a linear map of the features beside the fixed codes."""
 
     def __init__(self, codes: Tensor) -> None:
         super().__init__()
@@ -413,9 +427,9 @@ class CodeReader(nn.Module):
         """float [n, width] to float [n, concepts]."""
         return self.cosines(self.map(features)) * self.log_scale.exp()
 
-    def cosines(self, mapped: Tensor) -> Tensor:
-        """Of mapped features, float [n, width], with every code: float [n, concepts]."""
-        return F.normalize(mapped, dim=1) @ self.codes.T
+    def cosines(self, features: Tensor) -> Tensor:
+        """Of features, float [n, width], with every code: float [n, concepts]."""
+        return F.normalize(features, dim=1) @ self.codes.T
 
 
 class TowerTrainer(nn.Module):
@@ -450,7 +464,6 @@ class TowerTrainer(nn.Module):
         self.patch_norm = nn.BatchNorm1d(width, affine=False)
         self.concept = nn.Linear(width, len(codes))
         self.patch_concept = nn.Linear(width, len(codes))
-        self.code_norm = nn.BatchNorm1d(width, affine=False)
         self.code = CodeReader(codes)
         self.category = nn.Linear(width, categories)
         self.captions = CaptionEncoder(recipe.contrastive_dim)
@@ -472,11 +485,6 @@ class TowerTrainer(nn.Module):
             classes = layer(classes, attention_mask=None)
         return classes
 
-    def patch_codes(self, before_last: Tensor) -> Tensor:
-        """What a linear map of hidden_states[-2] says of each patch, in the space of the codes."""
-        normed = self.code_norm(before_last.flatten(0, 1))
-        return self.code.map(normed).view_as(before_last)
-
     def pooled(self, before_last: Tensor) -> Tensor:
         """What the tower returns as pooler_output, from its layer before last."""
         hidden = self.tower.encoder.layers[-1](before_last, attention_mask=None)
@@ -485,49 +493,6 @@ class TowerTrainer(nn.Module):
     def embed(self, before_last: Tensor) -> Tensor:
         """Pictures in the space of the captions, unit length."""
         return F.normalize(self.picture_projection(self.pooled(before_last)), dim=-1)
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: each matrix moves by the nearest orthogonal one.
-
-    Keller Jordan and others, "Muon: An optimizer for hidden layers in neural networks" (2024);
-    the three coefficients of the Newton-Schulz iteration are theirs. Matrices of one shape go
-    through it together, in float32: bfloat16, as torch.optim.Muon does it, is slow on CPUs.
-    """
-
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in shapes.items():
-                moved = []
-                for parameter in parameters:
-                    state = self.state[parameter]
-                    if not state:
-                        state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
-                    moved.append(parameter.grad + group["momentum"] * state["momentum"])
-                update = _orthogonalize(torch.stack(moved)) * max(1, shape[0] / shape[1]) ** 0.5
-                for parameter, change in zip(parameters, update, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(change, alpha=-group["lr"])
-
-
-def _orthogonalize(matrices: Tensor) -> Tensor:
-    tall = matrices.shape[1] > matrices.shape[2]
-    wide = matrices.transpose(1, 2) if tall else matrices
-    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(4):
-        gram = wide @ wide.transpose(1, 2)
-        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        wide = torch.baddbmm(wide, gram, wide, beta=3.4445)
-    return wide.transpose(1, 2) if tall else wide
 
 
 def train_vision_tower(recipe: VisionTowerRecipe | Path | str, output_dir: Path) -> Path:
@@ -600,7 +565,7 @@ class _Run:
         plain = [p for p in others if p.ndim <= 1]
         self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
             (
-                Muon(matrices, recipe.matrix_learning_rate, recipe.weight_decay),
+                Muon(matrices, recipe.matrix_learning_rate, recipe.weight_decay, iterations=4),
                 recipe.matrix_learning_rate,
             ),
             (
@@ -759,15 +724,21 @@ class _Run:
         recipe, model, started = self.recipe, self.model, time.monotonic()
         model.load_state_dict(self.average)
         # The code layers add to what is there: beside a faint stream, what they say stands out.
-        scale_stream(model.tower, self._lower(self.dataset.train.pixels[::8]), recipe.code_stream)
+        # What all pictures share would have to be taken away first.
+        some = self.dataset.train.pixels[::8]
+        scale_stream(model.tower, self._lower(some), recipe.code_stream)
+        with torch.no_grad():
+            last = model.tower.encoder.layers[model.class_layers - 1]
+            last.mlp.fc2.bias -= self._lower(some).mean((0, 1))
         stored, concept = self._redrawn()
         print(
             f"{len(stored)} redrawn pictures read  {time.monotonic() - started:.0f} s", flush=True
         )
+        self.seconds += time.monotonic() - started
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             target = concept[rows]
-            said = model.patch_codes(model.before_last(stored[rows].float()))
+            said = model.before_last(stored[rows].float())
             which = torch.randint(said.shape[1], (len(rows),), generator=generator)
             drawn = said[torch.arange(len(rows)), which]
             cosines = model.code.cosines(torch.cat([said.mean(1), drawn]))
@@ -778,18 +749,28 @@ class _Run:
             return code + recipe.code_cosine_weight * (1 - own.mean()), shown
 
         layers = model.tower.encoder.layers[model.class_layers : -1]
-        self._fit("code", recipe.code_steps, layers, [model.code.map], len(stored), loss)
-        with torch.no_grad():
-            # The codes' norm takes away what all pictures share; a projector would have to learn to.
-            read = self._raised(stored[:: recipe.code_copies])
-            layers[-1].mlp.fc2.bias -= read.mean((0, 1))
-            model.code_norm.running_mean.zero_()
-        self.seconds += time.monotonic() - started
+        memory = layers[recipe.code_layers - recipe.memory_layers :]
+        below = layers[: recipe.code_layers - recipe.memory_layers]
+        if len(below):  # the memory layers pass on what comes until something is written to them
+            self._fit("code", recipe.code_steps, below, [], len(stored), loss)
+        write_memory(
+            memory,
+            model.code.codes,
+            threshold=recipe.memory_threshold,
+            sharpness=recipe.memory_sharpness,
+            gain=recipe.memory_gain * float(self._raised(stored[::97]).norm(dim=-1).mean()),
+        )
+        rate = recipe.memory_rate
+        self._fit("memory", recipe.memory_steps, layers, [], len(stored), loss, rate)
+        with (
+            torch.no_grad()
+        ):  # what all codes share; a projector would have to learn to take it away
+            layers[-1].mlp.fc2.bias -= self._raised(stored[:: recipe.code_copies]).mean((0, 1))
         return stored, concept
 
     def train_captions(self, lower: Tensor, concept: Tensor) -> None:
         """The third part, on features of all layers but the last, from what `train_codes` returns."""
-        recipe, model, started = self.recipe, self.model, time.monotonic()
+        recipe, model = self.recipe, self.model
         stored = self._raised(lower).half()
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -801,10 +782,9 @@ class _Run:
         heads = [model.captions, model.picture_projection, model.log_scale, model.bias]
         self._fit("contrastive", recipe.contrastive_steps, last, heads, len(stored), loss)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
-        scores = {"code_step": recipe.code_steps, **self._heads(self._averaged(), coded=True)}
+        scores = {"memory_step": recipe.memory_steps, **self._heads(self._averaged(), coded=True)}
         self.evaluations.append(scores)
         print("codes  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-        self.seconds += time.monotonic() - started
 
     def _fit(
         self,
@@ -814,6 +794,7 @@ class _Run:
         heads: Sequence[nn.Module | nn.Parameter],
         count: int,
         loss: Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]],
+        part_of_rate: float = 1.0,
     ) -> None:
         """Fit a later part to `loss` of rows drawn from `count`; its log's rows have `NAME_step`."""
         recipe, started = self.recipe, time.monotonic()
@@ -821,9 +802,12 @@ class _Run:
         rest = [p for p in layers.parameters() if p.ndim != 2]
         for head in heads:
             rest += [head] if isinstance(head, nn.Parameter) else head.parameters()
-        rates = (recipe.code_matrix_learning_rate, recipe.code_learning_rate)
+        rates = (
+            recipe.code_matrix_learning_rate * part_of_rate,
+            recipe.code_learning_rate * part_of_rate,
+        )
         optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, rates[0], 0.01),
+            Muon(matrices, rates[0], weight_decay=0.01, iterations=4),
             torch.optim.AdamW(rest, lr=rates[1], betas=(0.9, 0.98), weight_decay=0.01),
         ]
         self.model.train()
@@ -851,6 +835,7 @@ class _Run:
                 text = "  ".join(f"{key} {figure:.3f}" for key, figure in row.items())
                 print(f"{name} {step + 1}/{steps}  {seconds:.0f} s  {text}", flush=True)
                 totals = {}
+        self.seconds += time.monotonic() - started
 
     @torch.no_grad()
     def _raised(self, classes: Tensor) -> Tensor:
@@ -960,7 +945,7 @@ class _Run:
             classes = model.classes(_normalize(pixels.float() / 255))
             if coded:  # the second part rescales the stream that the classes' norms know
                 before_last = model.before_last(classes)
-                codes.append(model.code.cosines(model.patch_codes(before_last).mean(1)))
+                codes.append(model.code.cosines(before_last.mean(1)))
                 embedded.append(model.embed(before_last))
                 continue
             mean = model.mean_norm(classes.mean(1))
@@ -1151,6 +1136,38 @@ def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 
         written += [*layer.self_attn.out_proj.parameters(), *layer.mlp.fc2.parameters()]
     for parameter in written:
         parameter.mul_(factor)
+
+
+@torch.no_grad()
+def write_memory(
+    layers: Sequence[nn.Module], codes: Tensor, threshold: float, sharpness: float, gain: float
+) -> None:
+    """Make the MLPs of `layers` a memory of the codes, which sharpens what comes near to one.
+
+    A unit's input is `sharpness` x (cosine of the stream with its code - `threshold`), and what it
+    answers with, its activation x `gain` / `sharpness`, goes into the stream along the code. Every
+    layer gets every len(layers)-th code; units left over keep their random input and write nothing.
+
+    Args:
+        layers: SiglipEncoderLayers, changed in place; their norms must still be the identity.
+        codes: float [concepts, hidden], rows of length 1.
+
+    Raises:
+        ValueError: the layers have fewer units than there are codes.
+    """
+    units = len(layers) * layers[0].mlp.fc1.out_features  # type: ignore[operator, union-attr]
+    if units < len(codes):
+        raise ValueError(
+            f"vision tower recipe: {len(layers)} memory_layers of {units // len(layers)} units "
+            f"(intermediate_size) cannot hold {len(codes)} concepts; raise one of the two"
+        )
+    for number, layer in enumerate(layers):
+        own, mlp = codes[number :: len(layers)], layer.mlp
+        # The norm before the MLP gives the stream the length of sqrt(hidden).
+        mlp.fc1.weight[: len(own)] = sharpness / math.sqrt(codes.shape[1]) * own
+        mlp.fc1.bias[: len(own)] = -sharpness * threshold
+        mlp.fc2.weight.zero_()
+        mlp.fc2.weight[:, : len(own)] = gain / sharpness * own.T
 
 
 @torch.no_grad()
