@@ -271,10 +271,10 @@ def test_a_memory_draws_the_stream_towards_the_code_it_is_nearest_to(recipe):
     torch.testing.assert_close(after[60:][far], stream[60:][far], atol=0.02, rtol=0)
 
 
-def test_a_memory_too_small_for_the_concepts_is_refused(recipe):
-    model = TowerTrainer(recipe, torch.eye(3, recipe.hidden_size), 2)
-    with pytest.raises(ValueError, match=r"48 units .* cannot hold 49 concepts"):
-        write_memory(model.tower.encoder.layers[2:3], torch.zeros(49, 32), 0.4, 40.0, 5.0)
+def test_a_memory_too_small_for_the_concepts_is_refused_before_training(recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, intermediate_size=CONCEPTS - 2)
+    with pytest.raises(ValueError, match=r"1 memory_layers of 10 units .* cannot hold 11 concepts"):
+        train_vision_tower(recipe, tmp_path / "out")
 
 
 @pytest.mark.parametrize("deviation", [1.0, 0.2])

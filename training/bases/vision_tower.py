@@ -526,6 +526,12 @@ def train_vision_tower(recipe: VisionTowerRecipe | Path | str, output_dir: Path)
 class _Run:
     def __init__(self, recipe: VisionTowerRecipe, dataset: Dataset, output_dir: Path) -> None:
         self.recipe, self.dataset, self.output_dir = recipe, dataset, output_dir
+        if recipe.memory_layers * recipe.intermediate_size < len(dataset.concepts):
+            raise ValueError(
+                f"vision tower recipe: {recipe.memory_layers} memory_layers of "
+                f"{recipe.intermediate_size} units (intermediate_size) cannot hold "
+                f"{len(dataset.concepts)} concepts; raise one of the two"
+            )
         # A run is continued only by the same recipe on the same pictures and captions. Its length
         # is left out: until the cool-down, a longer and a shorter run are the same run.
         same = {
@@ -762,9 +768,8 @@ class _Run:
         )
         rate = recipe.memory_rate
         self._fit("memory", recipe.memory_steps, layers, [], len(stored), loss, rate)
-        with (
-            torch.no_grad()
-        ):  # what all codes share; a projector would have to learn to take it away
+        # A projector would have to learn to take away what all codes share.
+        with torch.no_grad():
             layers[-1].mlp.fc2.bias -= self._raised(stored[:: recipe.code_copies]).mean((0, 1))
         return stored, concept
 
@@ -1150,17 +1155,8 @@ def write_memory(
 
     Args:
         layers: SiglipEncoderLayers, changed in place; their norms must still be the identity.
-        codes: float [concepts, hidden], rows of length 1.
-
-    Raises:
-        ValueError: the layers have fewer units than there are codes.
+        codes: float [concepts, hidden], rows of length 1, at most as many as the layers have units.
     """
-    units = len(layers) * layers[0].mlp.fc1.out_features  # type: ignore[operator, union-attr]
-    if units < len(codes):
-        raise ValueError(
-            f"vision tower recipe: {len(layers)} memory_layers of {units // len(layers)} units "
-            f"(intermediate_size) cannot hold {len(codes)} concepts; raise one of the two"
-        )
     for number, layer in enumerate(layers):
         own, mlp = codes[number :: len(layers)], layer.mlp
         # The norm before the MLP gives the stream the length of sqrt(hidden).
