@@ -1,5 +1,7 @@
 """The command line: it answers at once, names what is wrong in one line, and exits with 2."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -49,6 +51,19 @@ def test_bad_input_is_one_line(argv, capsys, tmp_path, monkeypatch):
     assert error.startswith(f"maya {argv[0]}: error: ")
     assert argv[1] in error or argv[-1] in error
     assert not list(tmp_path.iterdir()), "bad input must leave nothing behind"
+
+
+def test_a_file_whose_name_is_not_text_is_named_in_escapes(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.json"
+    row = {"id": "1", "image": "1.jpg", "conversations": []}
+    with open(path, "w") as file:
+        json.dump([row], file)
+    command = [sys.executable, "-m", "training.cli", "data", "validate", path]
+    run = subprocess.run(command, capture_output=True, check=False)
+    said = (run.stdout + run.stderr).decode("ascii")
+    assert run.returncode == 1
+    assert r"\udcff.json[0] (id '1')" in said
+    assert "Traceback" not in said
 
 
 def test_missing_package_names_the_extra(capsys, monkeypatch):

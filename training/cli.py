@@ -5,6 +5,7 @@ room when it runs.
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -390,6 +391,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; bad input prints one line and returns 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names need not be text, nor terminals know every script: say it in escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         args.call(args)
