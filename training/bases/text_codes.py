@@ -6,7 +6,8 @@ minutes cannot build the bridge alone. So both mini bases are trained against on
 encoder, a bag of hashed character n-grams over a concept's names in all languages: the vision
 tower draws its features towards the code of what it sees, the language model reads codes,
 disturbed, where image tokens will stand. Neither base is trained on the other, and no weight of the
-encoder is learned or shipped.
+encoder is learned or shipped; the codes of the concepts that the tower may see are where the weights
+of its memory layers begin (vision_tower.py).
 """
 
 import hashlib
