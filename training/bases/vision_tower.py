@@ -731,11 +731,11 @@ class _Run:
         model.load_state_dict(self.average)
         # The code layers add to what is there: beside a faint stream, what they say stands out.
         # What all pictures share would have to be taken away first.
-        some = self.dataset.train.pixels[::8]
-        scale_stream(model.tower, self._lower(some), recipe.code_stream)
+        lower = self._lower(self.dataset.train.pixels[::8])
         with torch.no_grad():
             last = model.tower.encoder.layers[model.class_layers - 1]
-            last.mlp.fc2.bias -= self._lower(some).mean((0, 1))
+            last.mlp.fc2.bias -= lower.mean((0, 1))
+        scale_stream(model.tower, lower, recipe.code_stream)
         stored, concept = self._redrawn()
         print(
             f"{len(stored)} redrawn pictures read  {time.monotonic() - started:.0f} s", flush=True
@@ -766,8 +766,8 @@ class _Run:
             sharpness=recipe.memory_sharpness,
             gain=recipe.memory_gain * float(self._raised(stored[::97]).norm(dim=-1).mean()),
         )
-        rate = recipe.memory_rate
-        self._fit("memory", recipe.memory_steps, layers, [], len(stored), loss, rate)
+        steps, rate = recipe.memory_steps, recipe.memory_rate
+        self._fit("memory", steps, layers, [], len(stored), loss, part_of_rate=rate)
         # A projector would have to learn to take away what all codes share.
         with torch.no_grad():
             layers[-1].mlp.fc2.bias -= self._raised(stored[:: recipe.code_copies]).mean((0, 1))
