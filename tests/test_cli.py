@@ -10,28 +10,28 @@ import pytest
 from training import cli
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys, training.cli as c\n"
-        "try: c.main(['--help'])\n"
-        "except SystemExit: pass\n"
+def output_of_light(code: str) -> str:
+    """What `code` prints in a process of its own; fails if that imported a heavy package."""
+    code += (
+        "\nimport sys\n"
         "heavy = {'torch', 'transformers', 'datasets', 'trl', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_help_imports_nothing_heavy():
+    output = output_of_light(
+        "import training.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass"
+    )
     for command in ("train", "data", "evaluate", "chat", "convert", "publish"):
-        assert command in run.stdout
+        assert command in output
 
 
 def test_what_starts_a_training_imports_nothing_heavy():
-    code = (
-        "import sys, training.run\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'trl', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    output_of_light("import training.run")
 
 
 @pytest.mark.parametrize(

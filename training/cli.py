@@ -391,10 +391,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; bad input prints one line and returns 2."""
-    for stream in (sys.stdout, sys.stderr):
-        # File names need not be text, nor terminals know every script: say it in escapes.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    # File names need not be text, nor terminals know every script: say it in escapes, as stderr does.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         args.call(args)

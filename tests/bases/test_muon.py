@@ -1,3 +1,5 @@
+"""Muon moves matrices as its paper and torch's own do."""
+
 import torch
 
 from training.bases.muon import Muon
