@@ -30,7 +30,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -41,8 +41,8 @@ RESULT = Path(__file__).parent / "results" / "learning_by_group_size.json"
 sys.path.insert(0, str(ROOT))
 
 GROUP_SIZES = (1, 2, 4, 8)
-BUDGETS = (0.125, 0.25, 0.5, 1.0)
-START = (16, 1e-2)  # images a step and rate of the mini recipe
+BUDGETS = (0.0625, 0.125, 0.25, 0.5)
+START = (16, 2e-2)  # images a step and rate of the mini recipe
 TUNING_SEED = 1000
 IMAGE_TOKENS, TEXT_TOKENS = 256, 30
 LOG_STEP = 2.0  # from one batch size or rate to the next
@@ -156,7 +156,8 @@ def run_once(run: Run, work: Path, images: int) -> dict[str, Any]:
 def held_out(folder: Path, source: Any, images: int) -> dict[str, Any]:
     """Loss per token of the captions of `images` validation pictures, in all and per language.
 
-    By the model's own forward, one conversation a row: nothing of the training path takes part.
+    By the model's own forward, one conversation a row: nothing of the training path takes part. A
+    picture is encoded once for all its captions.
     """
     import dataclasses
 
@@ -174,12 +175,17 @@ def held_out(folder: Path, source: Any, images: int) -> dict[str, Any]:
     sums: dict[str, list[float]] = {}
     lengths = []
     for start in range(0, len(data), 32):
-        rows, pictures = [], []
+        rows: list[tuple[str, list[int], list[int]]] = []
+        pictures: dict[Any, Any] = {}
+        shown = []
         for index in range(start, min(start + 32, len(data))):
             item = data.conversation(index)
             tokens = processor.encode_conversation(item.messages, num_images=1, name=item.id)
             rows.append((item.language, tokens["input_ids"], tokens["assistant_mask"]))
-            pictures.append(data.load_image(item.source, item.images[0], item.id))
+            image = int(data.image[index])
+            if image not in pictures:
+                pictures[image] = data.load_image(item.source, item.images[0], item.id)
+            shown.append(image)
         width = max(len(ids) for _, ids, _ in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         labels = torch.full((len(rows), width), -100)
@@ -189,11 +195,20 @@ def held_out(folder: Path, source: Any, images: int) -> dict[str, Any]:
             labels[i, : len(tokens)] = torch.where(
                 torch.tensor(trained) == 1, ids[i, : len(tokens)], -100
             )
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        pixels = processor.image_processor(list(pictures.values()), return_tensors="pt")
+        first = int((labels != -100).any(0).nonzero()[0])
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits
+            encoded = model.get_image_features(**pixels, return_dict=True)
+            features = dict(zip(pictures, encoded.pooler_output, strict=True))
+            encoded.pooler_output = [features[image] for image in shown]
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                mm_encoder_outputs={"image": encoded},
+                logits_to_keep=width - first + 1,
+            ).logits
         losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none"
+            logits[:, :-1].transpose(1, 2), labels[:, first:], reduction="none"
         )
         for i, (language, tokens, _) in enumerate(rows):
             total = sums.setdefault(language, [0.0, 0])
@@ -279,27 +294,30 @@ def climb(
 def study(
     runner: Runner, captions: int, budgets: Sequence[float], seeds: Sequence[int]
 ) -> dict[int, list[dict[str, Any]]]:
-    """Points of the curves: {K: [{budget, batch_size, rate, runs}]}; what time allowed of them."""
+    """Points of the curves: {K: [{budget, batch_size, rate, runs}]}, at the budgets that time allowed
+    for every K."""
     curves: dict[int, list[dict[str, Any]]] = {k: [] for k in GROUP_SIZES}
     best = dict.fromkeys(GROUP_SIZES, START)
+
+    def point(k: int, budget: float) -> dict[str, Any]:
+        samples = samples_for(budget, k, captions)
+
+        def losses(points: Sequence[tuple[int, float]]) -> list[float]:
+            runs = [Run(k, batch, rate, samples, TUNING_SEED) for batch, rate in points]
+            found = [result["loss"] for result in runner(runs)]
+            return [math.inf if loss is None else loss for loss in found]
+
+        best[k] = batch, rate = climb(losses, best[k])
+        runs = runner([Run(k, batch, rate, samples, seed) for seed in seeds])
+        return {"budget": budget, "batch_size": batch, "rate": rate, "runs": runs}
+
     try:
         for budget in sorted(budgets):
-            for k in GROUP_SIZES:
-                samples = samples_for(budget, k, captions)
-
-                def losses(
-                    points: Sequence[tuple[int, float]], k=k, samples=samples
-                ) -> list[float]:
-                    runs = [Run(k, batch, rate, samples, TUNING_SEED) for batch, rate in points]
-                    found = [result["loss"] for result in runner(runs)]
-                    return [math.inf if loss is None else loss for loss in found]
-
-                best[k] = climb(losses, best[k])
-                batch, rate = best[k]
-                runs = runner([Run(k, batch, rate, samples, seed) for seed in seeds])
-                curves[k].append(
-                    {"budget": budget, "batch_size": batch, "rate": rate, "runs": runs}
-                )
+            # Side by side, so that the runner's processes are never without work.
+            with ThreadPoolExecutor(len(GROUP_SIZES)) as threads:
+                found = list(threads.map(partial(point, budget=budget), GROUP_SIZES))
+            for k, entry in zip(GROUP_SIZES, found, strict=True):
+                curves[k].append(entry)
     except TimeIsOver:
         print("the time is over: the same command goes on from here", flush=True)
     return curves
@@ -455,7 +473,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=240.0, help="begin no run after so long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--captions", type=int, help="in a pass (default: of the mini dataset)")
-    parser.add_argument("--held-out-images", type=int, default=400)
+    parser.add_argument("--held-out-images", type=int, default=200)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "learning_by_group_size")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--plot", action="store_true", help="only draw the results again")
