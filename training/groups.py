@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -67,7 +67,12 @@ class GroupData:
             several images get a number of their own, so they are never grouped with others.
     """
 
-    def __init__(self, recipes: Sequence[DataRecipe], seed: int = 0, token: str | None = None):
+    def __init__(
+        self,
+        recipes: Sequence[DataRecipe],
+        seed: int = 0,
+        on_bad_row: Literal["stop", "skip"] = "stop",
+    ):
         self.sources: list[_Source] = []
         self.languages: list[str] = []
         self.tasks: list[str] = []
@@ -81,7 +86,7 @@ class GroupData:
         # Sources about the same folder of images share them: one file per language becomes groups.
         known: dict[tuple[str, Any], int] = {}
         for number, recipe in enumerate(recipes):
-            item, columns = _open_source(recipe, seed)
+            item, columns = _open_source(recipe, seed, on_bad_row)
             count = len(item.row_index)
             self.report += columns.report
             self.sources.append(item)
@@ -133,8 +138,11 @@ class GroupData:
     def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
         """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
         item = self.sources[source]
+        found = item.image_keys[key]
         try:
-            return to_rgb(item.open_image(item.image_keys[key]))
+            if isinstance(found, _NoImage):
+                raise ValueError(str(found))
+            return to_rgb(item.open_image(found))
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"row {row_id!r} of {item.recipe.path}: its image cannot be read: {error}; "
@@ -225,7 +233,7 @@ def _common_numbers(
     for value in np.unique(group[group >= 0]).tolist():
         if source.row_images is None:
             key = source.image_keys[value]
-            name = (place if isinstance(key, str) else "", key)
+            name = ("" if isinstance(key, bytes) else place, key)
         else:
             name = (f"source {number}", value)
         lookup[value] = known.setdefault(name, len(known))
@@ -252,7 +260,9 @@ def _index(values: list[str], names: list[str]) -> np.ndarray:
 # ------------------------------------------------------------------------------ opening
 
 
-def _open_source(recipe: DataRecipe, seed: int) -> tuple[_Source, _Columns]:
+def _open_source(
+    recipe: DataRecipe, seed: int, on_bad_row: Literal["stop", "skip"]
+) -> tuple[_Source, _Columns]:
     rows, columns = _open_rows(recipe)
     if len(rows) == 0:
         raise ValueError(f"{recipe.path}: split {recipe.split!r} is empty; expected rows")
@@ -287,7 +297,7 @@ def _open_source(recipe: DataRecipe, seed: int) -> tuple[_Source, _Columns]:
                 report.append(f"{recipe.path}: left out, as the recipe's {name} say: {text}")
 
     source = _Source(recipe=recipe, rows=rows, read=read, row_index=np.arange(count))
-    _find_images(source, picture_column, columns)
+    _find_images(source, picture_column, columns, on_bad_row)
     if source.row_images is not None:
         group = np.array([i if refs else -1 for i, refs in enumerate(source.row_images)])
     else:
@@ -420,7 +430,20 @@ def _column(rows: Any, name: str, columns: list[str]) -> list[Any] | None:
     return [row.get(name) for row in rows]
 
 
-def _find_images(source: _Source, column: str, columns: list[str]) -> None:
+@dataclass(frozen=True)
+class _NoImage:
+    """Stands where the path or the bytes of an image should: `load_image` refuses it."""
+
+    row: int
+    found: str
+
+    def __str__(self) -> str:
+        return f"expected an image path or bytes, found {self.found}"
+
+
+def _find_images(
+    source: _Source, column: str, columns: list[str], on_bad_row: Literal["stop", "skip"]
+) -> None:
     """Which images each row has, as numbers of distinct images, and how to open them."""
     recipe, rows = source.recipe, source.rows
     values = _column(rows, column, columns)
@@ -434,10 +457,12 @@ def _find_images(source: _Source, column: str, columns: list[str]) -> None:
             # datasets' Image feature: bytes, or a path. Equal bytes are one image.
             value = value.get("bytes") or value.get("path")
         if not isinstance(value, (str, bytes)) or not value:
-            raise ValueError(
-                f"{recipe.path}: row {_row_id(rows[row], row)!r}: expected an image path or bytes, "
-                f"found {type(value).__name__}"
-            )
+            value = _NoImage(row, type(value).__name__)
+            if on_bad_row == "stop":
+                raise ValueError(
+                    f"row {_row_id(rows[row], row)!r} of {recipe.path}: {value}; repair the row or "
+                    "remove it"
+                )
         if value not in known:
             known[value] = len(source.image_keys)
             source.image_keys.append(value)
@@ -462,7 +487,7 @@ def _find_images(source: _Source, column: str, columns: list[str]) -> None:
 def _opener(source: _Source) -> Callable[[Any], Image.Image]:
     recipe = source.recipe
     folder = Path(recipe.path)
-    strings = bool(source.image_keys) and isinstance(source.image_keys[0], str)
+    strings = any(isinstance(key, str) for key in source.image_keys)
     if strings and (any((folder / "images").glob("*.parquet")) or not folder.exists()):
         return _image_table(recipe)
     if recipe.image_folder is not None:

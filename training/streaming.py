@@ -46,7 +46,7 @@ def open_groups(
             reads the commit of a Hub dataset that it began with.
     """
     if not stage.data[0].streaming:
-        return GroupData(stage.data, seed=seed)
+        return GroupData(stage.data, seed=seed, on_bad_row=stage.on_bad_row)
     if pinned is not None and pinned.is_file():
         files = [DatasetFiles(**f) for f in json.loads(pinned.read_text(encoding="utf-8"))]
     else:

@@ -230,6 +230,25 @@ def test_bad_cells_are_left_out_where_the_recipe_says_so(tmp_path):
     assert sum(len(row["labels"]) for row in found["rows"]) > 0
 
 
+def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path):
+    rows = [{"id": f"e{i}", "image": "seen.png", "messages": turns()} for i in range(4)]
+    rows[0]["image"], rows[2]["image"] = 3, ["seen.png", {"bytes": None}]
+    (tmp_path / "seen.png").write_bytes(png(1))
+    path = write_rows(tmp_path / "r.jsonl", rows)
+    with pytest.raises(ValueError, match=r"row 'e0' of .*r.jsonl: expected .* found int; repair"):
+        GroupData([DataRecipe(str(path))])
+    data = GroupData([DataRecipe(str(path))], on_bad_row="skip")
+    collator = GroupCollator(
+        data, tiny_processor(), seed=0, plan=data.plan(None, 1, 0), batch_size=4, on_bad_row="skip"
+    )
+    found = collator([{"step": 0, "rank": 0}])
+    assert {row.id: row.reason.split("found ")[1][:8] for row in found["bad_rows"]} == {
+        "e0": "int; rep",
+        "e2": "NoneType",
+    }
+    assert sum(len(row["image_index"]) for row in found["rows"]) == 2
+
+
 def test_too_long_is_refused_by_row(tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [{"id": "c1", "messages": turns(answer="word " * 50)}])
     data = GroupData([DataRecipe(str(path))])
