@@ -284,9 +284,21 @@ def test_the_short_forward_is_the_librarys(parts):
     with torch.no_grad():
         x = embed(model, batch, soft, len(corpus.prefix), seed=1)
         mask = group_attention(batch.segment)
-        own, _ = hidden_states(model, x, batch.positions, mask)
-        theirs = model.model(inputs_embeds=x, position_ids=batch.positions, attention_mask=mask)
-    torch.testing.assert_close(own, theirs.last_hidden_state, atol=2e-5, rtol=1e-4)
+        own = hidden_states(model, x, batch.positions, mask, look_at=batch.code_at)
+        model.set_attn_implementation("eager")
+        theirs = model.model(
+            inputs_embeds=x,
+            position_ids=batch.positions,
+            attention_mask=torch.where(mask, 0.0, -1e9),
+            output_attentions=True,
+            output_hidden_states=True,
+        )
+    torch.testing.assert_close(own.last, theirs.last_hidden_state, atol=2e-5, rtol=1e-4)
+    half = (recipe.num_hidden_layers + 1) // 2
+    torch.testing.assert_close(own.middle, theirs.hidden_states[half], atol=2e-5, rtol=1e-4)
+    row, place = batch.code_at // mask.shape[-1], batch.code_at % mask.shape[-1]
+    seen = own.looks.masked_fill(~mask[row, 0, place], -torch.inf).softmax(-1)
+    torch.testing.assert_close(seen, theirs.attentions[half][row, 0, place], atol=2e-5, rtol=1e-4)
 
 
 def test_questions_of_a_row_do_not_see_each_other(parts):
@@ -324,6 +336,38 @@ def test_soft_context_carries_the_concept_at_zero_noise(parts):
     expected = (0.75 * soft[3] + 0.25 * soft[4]).expand(slots, -1)
     torch.testing.assert_close(x[0, 3 : 3 + slots], expected)
     torch.testing.assert_close(x[0, :3], model.model.embed_tokens(batch.ids[0, :3]))
+
+
+def test_a_claim_is_to_look_at_its_context_if_it_is_true(parts):
+    recipe, concepts, prompts, tokenizer = parts
+    recipe = dataclasses.replace(recipe, tasks={"yesno": 1.0}, contexts={"soft": 0.5, "pivot": 0.5})
+    corpus = Corpus(concepts, prompts, tokenizer, recipe)
+    batch = corpus.sample(np.random.default_rng(0), np.arange(6))
+    soft_rows = set(batch.soft_rows.tolist())
+    assert 0 < len(soft_rows) < 6
+    width = batch.ids.shape[1]
+    of_soft = [i for i, at in enumerate(batch.code_at.tolist()) if at // width in soft_rows]
+    assert batch.claim_at.tolist() == batch.code_at[of_soft].tolist()
+    concept = dict(zip(batch.soft_rows.tolist(), batch.soft_concepts[:, 0].tolist(), strict=True))
+    truth = [
+        float(concept[at // width] == named)
+        for at, named in zip(batch.claim_at.tolist(), batch.code_of[of_soft].tolist(), strict=True)
+    ]
+    assert batch.claim_true.tolist() == truth
+    assert set(truth) == {0.0, 1.0}
+
+    learner = _Learner(build_language_model(recipe, corpus.end), corpus)
+    looks = torch.zeros(len(truth), width)
+    first = len(corpus.prefix)
+    slots = slice(first, first + recipe.context_slots)
+    even = learner._match_loss(looks, batch)
+    looks[:, slots] = 20 * (2 * batch.claim_true[:, None] - 1)
+    assert learner._match_loss(looks, batch) < 1e-3 < even
+    # What a claim does not see does not count: other questions, and what follows.
+    at = batch.claim_at % width
+    looks[torch.arange(width) > at[:, None]] = 100.0
+    assert learner._match_loss(looks, batch) < 1e-3
+    assert learner._match_loss(-looks, batch) > 10
 
 
 def test_half_way_up_the_stated_name_is_read(parts):

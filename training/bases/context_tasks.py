@@ -201,7 +201,8 @@ class Batch:
     float32 weights of concepts with gains folded in, and `slot_noise`. The answers are flat:
     `at` (N,) into R*L, `target` (N,), `weight` (N,), and `group` (N,) numbering the segments.
     `code_at` (M,) into R*L are the last tokens of text contexts and of questions that state a name, and
-    the positions that answer these; `code_of` (M,) the concepts named.
+    the positions that answer these; `code_of` (M,) the concepts named. `claim_at` (K,) are those
+    of them that state something of a soft context; `claim_true` (K,) float32, whether it is true.
     """
 
     ids: Tensor
@@ -217,6 +218,8 @@ class Batch:
     group: Tensor
     code_at: Tensor
     code_of: Tensor
+    claim_at: Tensor
+    claim_true: Tensor
     segments: list[Segment]
     context_length: list[int]
 
@@ -492,6 +495,8 @@ class Corpus:
         group: list[int] = []
         code_at: list[int] = []
         code_of: list[int] = []
+        claim_at: list[int] = []
+        claim_true: list[float] = []
         flat: list[Segment] = []
         soft_rows, soft_concepts, soft_weights, soft_noise = [], [], [], []
         for r, (context, soft, segments) in enumerate(rows):
@@ -522,6 +527,9 @@ class Corpus:
                 for place, named in segment.stated:
                     code_at.append(r * width + start + place)
                     code_of.append(named)
+                    if soft is not None:
+                        claim_at.append(code_at[-1])
+                        claim_true.append(float(named == soft[0][0]))
                 flat.append(segment)
                 start = stop
         slots = self.recipe.context_slots
@@ -543,6 +551,8 @@ class Corpus:
             group=torch.tensor(group),
             code_at=torch.tensor(code_at, dtype=torch.long),
             code_of=torch.tensor(code_of, dtype=torch.long),
+            claim_at=torch.tensor(claim_at, dtype=torch.long),
+            claim_true=torch.tensor(claim_true),
             segments=flat,
             context_length=[len(context) for context, _, _ in rows],
         )

@@ -14,7 +14,8 @@ name in ten languages, the category, keywords, or yes/no about a stated name. Th
 To say whether a stated name is true of a context, the name must first become something that can be
 compared with it. Yes/no alone, one bit a question, teaches that too slowly; so half way up the
 decoder a linear head, thrown away afterwards, must read the code of a stated name off the last
-token of its question.
+token of its question, and in the layer above, the first attention head must look at a soft context
+from there just if the name is its own: queries and keys are what compares.
 
 One row of a batch is one context with many questions about it. All questions see the context and
 none sees another (the attention rule of a group), so the context is computed once.
@@ -101,10 +102,26 @@ def group_attention(segment: Tensor) -> Tensor:
     return (causal & (own | context))[:, None]
 
 
+@dataclasses.dataclass
+class States:
+    """What `hidden_states` returns. last, middle: hidden states (R, L, D), the decoder's last and
+    those half way up. looks: (K, L) attention scores of the first head on those, in its row."""
+
+    last: Tensor
+    middle: Tensor
+    looks: Tensor
+
+
 def hidden_states(
-    model: CohereForCausalLM, x: Tensor, positions: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The decoder's last hidden states and those half way up, both (R, L, D), from embeddings.
+    model: CohereForCausalLM,
+    x: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    look_at: Tensor | None = None,
+) -> States:
+    """The decoder's hidden states from embeddings x (R, L, D).
+
+    look_at: (K,) positions, into R*L, of which `looks` are wanted.
 
     The last are the same numbers as `model.model(inputs_embeds=..., position_ids=..., attention_mask=...)` with
     one product for query, key, value, gate and up, and fused norms: the library's own forward
@@ -117,9 +134,10 @@ def hidden_states(
     turn = torch.polar(torch.ones_like(angle), angle)[:, :, None]  # (R, L, 1, size / 2)
     rows, length, width = x.shape
     splits = [heads * size, kv_heads * size, kv_heads * size, *[config.intermediate_size] * 2]
-    middle = x
+    middle, looks = x, x.new_zeros(0, length)
+    half = (len(model.model.layers) + 1) // 2
     for number, layer in enumerate(model.model.layers):
-        if number == (len(model.model.layers) + 1) // 2:
+        if number == half:
             middle = x
         attn, mlp, norm = layer.self_attn, layer.mlp, layer.input_layernorm
         h = F.layer_norm(x, (width,), norm.weight, None, norm.variance_epsilon)
@@ -139,11 +157,15 @@ def hidden_states(
         if kv_heads != heads:
             k = k.repeat_interleave(heads // kv_heads, dim=1)
             v = v.repeat_interleave(heads // kv_heads, dim=1)
+        if number == half and look_at is not None:
+            row, place = look_at // length, look_at % length
+            looks = (k[row, 0] @ q[row, 0, place, :, None])[..., 0] / math.sqrt(size)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         a = a.transpose(1, 2).reshape(rows, length, heads * size)
         x = x + attn.o_proj(a) + mlp.down_proj(F.silu(gate) * up)
     norm = model.model.norm
-    return F.layer_norm(x, (width,), norm.weight, None, norm.variance_epsilon), middle
+    last = F.layer_norm(x, (width,), norm.weight, None, norm.variance_epsilon)
+    return States(last, middle, looks)
 
 
 def _rotate(x: Tensor, turn: Tensor) -> Tensor:
@@ -206,9 +228,10 @@ class _Learner:
             self._concepts(),
             0.25 + 0.75 * min(1.0, self.step / max(1.0, recipe.steps * recipe.ramp)),
         )
-        loss, _, middle = answer_loss(self.model, self.corpus, batch, self.soft, self.step)
-        code_loss = self._code_loss(middle, batch)
-        (loss + recipe.code_loss * code_loss).backward()
+        loss, _, states = answer_loss(self.model, self.corpus, batch, self.soft, self.step)
+        code_loss = self._code_loss(states.middle, batch)
+        match_loss = self._match_loss(states.looks, batch)
+        (loss + recipe.code_loss * code_loss + recipe.match_loss * match_loss).backward()
         rate = schedule(self.step, recipe)
         for optimizer, top in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
@@ -219,6 +242,7 @@ class _Learner:
         return {
             "loss": float(loss.detach()),
             "code_loss": float(code_loss.detach()),
+            "match_loss": float(match_loss.detach()),
             "questions": len(batch.segments),
             "tokens": int((batch.segment >= 0).sum()),
             "cells": batch.ids.numel(),
@@ -232,6 +256,18 @@ class _Learner:
         read = self.code_head(F.layer_norm(at, at.shape[-1:]))
         codes = F.normalize(self.soft, dim=1)
         return F.cross_entropy(read @ codes.T, batch.code_of)
+
+    def _match_loss(self, looks: Tensor, batch: Batch) -> Tensor:
+        """Binary cross-entropy of the attention that a claim pays to the context beside its truth."""
+        if not len(looks):
+            return looks.sum() * 0
+        row, first = batch.claim_at // looks.shape[1], len(self.corpus.prefix)
+        seen = group_attention(batch.segment)[row, 0, batch.claim_at % looks.shape[1]]
+        context = torch.zeros_like(seen)
+        context[:, first : first + self.recipe.context_slots] = True
+        inside = looks.masked_fill(~context, -math.inf).logsumexp(1)
+        outside = looks.masked_fill(context | ~seen, -math.inf).logsumexp(1)
+        return F.binary_cross_entropy_with_logits(inside - outside, batch.claim_true)
 
     def _concepts(self) -> np.ndarray:
         """The concepts of this step: every epoch is one shuffle of all."""
@@ -308,14 +344,15 @@ def soft_contexts(corpus: Corpus) -> Tensor:
 
 def answer_loss(
     model: CohereForCausalLM, corpus: Corpus, batch: Batch, soft: Tensor, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(weighted mean loss over the answer tokens, logits (N, V) of just those, middle (R, L, D))."""
+) -> tuple[Tensor, Tensor, States]:
+    """(weighted mean loss over the answer tokens, logits (N, V) of just those, states)."""
     x = embed(model, batch, soft, len(corpus.prefix), seed)
-    h, middle = hidden_states(model, x, batch.positions, group_attention(batch.segment))
-    h = h.reshape(-1, h.shape[-1])[batch.at]
+    mask = group_attention(batch.segment)
+    states = hidden_states(model, x, batch.positions, mask, look_at=batch.claim_at)
+    h = states.last.reshape(-1, states.last.shape[-1])[batch.at]
     logits = F.linear(h, model.model.embed_tokens.weight) * model.config.logit_scale
     losses = F.cross_entropy(logits, batch.target, reduction="none")
-    return (losses * batch.weight).sum() / batch.weight.sum(), logits, middle
+    return (losses * batch.weight).sum() / batch.weight.sum(), logits, states
 
 
 # --------------------------------------------------------------------------------------------
@@ -533,7 +570,7 @@ def _run_steps(learner: _Learner, checkpoint: Path, key: str, spent: float) -> f
     """Train to the recipe's last step; returns the seconds of all runs together."""
     recipe = learner.recipe
     started = time.monotonic() - spent
-    first, losses, code_losses = learner.step, [], []
+    first, losses, code_losses, match_losses = learner.step, [], [], []
     questions = 0
     learner.model.train()
     while learner.step < recipe.steps:
@@ -544,6 +581,7 @@ def _run_steps(learner: _Learner, checkpoint: Path, key: str, spent: float) -> f
             )
         losses.append(done["loss"])
         code_losses.append(done["code_loss"])
+        match_losses.append(done["match_loss"])
         questions += int(done["questions"])
         if learner.step % 100 == 0 or learner.step == recipe.steps:
             now = time.monotonic() - started
@@ -551,11 +589,12 @@ def _run_steps(learner: _Learner, checkpoint: Path, key: str, spent: float) -> f
             print(
                 f"step {learner.step}/{recipe.steps}  loss {np.mean(losses):.4f}  "
                 f"code loss {np.mean(code_losses):.4f}  "
+                f"match loss {np.mean(match_losses):.4f}  "
                 f"{questions / (now - spent):.0f} questions/s  "
                 f"{pace * (recipe.steps - learner.step):.0f} s left",
                 flush=True,
             )
-            losses, code_losses = [], []
+            losses, code_losses, match_losses = [], [], []
         if learner.step % recipe.checkpoint_every == 0:
             learner.save(checkpoint, key, time.monotonic() - started)
     return time.monotonic() - started

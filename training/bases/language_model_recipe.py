@@ -31,7 +31,9 @@ class LanguageModelRecipe:
         contexts, tasks: weights of the kinds. keyword_count: keywords in one answer.
         soft_scale: RMS of a soft context's numbers; the other soft_*: upper ends of the uniform
         draws of what disturbs it, in units of its size. keyword_loss: weight of a keyword token in
-        the loss, yesno_loss that of a yes or no. code_loss: weight of reading the code of a stated name half way up.
+        the loss, yesno_loss that of a yes or no. code_loss: weight of reading the code of a stated
+        name half way up. match_loss: weight of attending to a soft context just if what is stated
+        of it is true.
     > Optimisation
         row_tokens x rows_per_step tokens a step; muon_learning_rate for matrices, learning_rate
         (AdamW) for embeddings and norms; both fall linearly to zero after the part `hold` of the
@@ -86,6 +88,7 @@ class LanguageModelRecipe:
     keyword_loss: float = 0.3
     yesno_loss: float = 1.0
     code_loss: float = 0.5
+    match_loss: float = 0.0
     soft_scale: float = 0.25
     soft_slot_noise: float = 1.5
     soft_shared_noise: float = 0.8
