@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .concepts import LANGUAGES, Selection, load_sensitive
-from .render import SIZE, SPLITS
+from .render import NAMED_AFTER, SIZE, SPLITS
 from .sources import SOURCES, needed_sources
 
 SPLIT_ORDER = ("train", "validation", "test")
@@ -274,8 +274,9 @@ def _sources(manifest: dict[str, Any]) -> str:
         f"## Sources\n\n{_table(['package', 'version', 'licence'], rows)}\n\n"
         "The builder checks each tarball against its pinned SHA-512. Names and keywords are "
         "Unicode CLDR's, category names are CLDR's character labels, groups and subgroups are "
-        "emojibase's. An icon is found by its character; `noto-v1`, `fluent` and `fxemoji` have "
-        "no character table and are found by name: every picture of theirs was looked at beside "
+        "emojibase's. An icon is found by its character; "
+        f"{', '.join(f'`{style}`' for style in NAMED_AFTER)} have no character table and are found by "
+        "name: every picture of theirs was looked at beside "
         f"Noto's. Built with {tools}, seed {manifest['seed']}."
     )
 
@@ -371,6 +372,7 @@ def _licences(styles: Iterable[str]) -> str:
 
 def write_attribution(styles: Iterable[str]) -> str:
     """Text of ATTRIBUTION.md: whose work this is, under which licence, and what was changed."""
+    styles = list(styles)
     rows = []
     for key in needed_sources(styles):
         source = SOURCES[key]
@@ -390,6 +392,11 @@ def write_attribution(styles: Iterable[str]) -> str:
         "white, padded to a square where it was not one, and reduced to a palette of 64 colours. "
         "Names and keywords are CLDR's; the repairs are listed in README.md.\n\n"
         "The pictures of each style are in a file of their own, `images/<style>.parquet`, and keep "
-        "the licence of their style. `images/openmoji.parquet` is an adaptation of OpenMoji and is "
-        "offered under CC-BY-SA-4.0, as its licence asks.\n"
+        "the licence of their style.\n"
+        + "".join(
+            f"`images/{style}.parquet` is an adaptation of {SOURCES[style].title} and is offered under "
+            f"{SOURCES[style].licence}, as its licence asks.\n"
+            for style in styles
+            if SOURCES[style].licence.startswith("CC-BY-SA")
+        )
     )

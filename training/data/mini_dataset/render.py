@@ -26,14 +26,20 @@ SPLITS = {
     "fluent": "train",
     "fluent-flat": "train",
     "fxemoji": "train",
+    "emojione": "train",
+    "emojione-v1": "train",
+    "streamline": "train",
     "openmoji": "validation",
     "twemoji": "test",
 }
 # Sets without a character table: in whose names they are searched, first match wins.
-_NAMED_AFTER = {
+NAMED_AFTER = {
     "noto-v1": ("noto",),
     "fluent": ("fluent-flat",),
     "fxemoji": ("noto", "fluent-flat", "twemoji", "openmoji"),
+    "emojione": ("noto", "twemoji"),
+    "emojione-v1": ("noto", "twemoji"),
+    "streamline": ("noto", "twemoji"),
 }
 
 
@@ -56,13 +62,16 @@ def _slug(name: str) -> str:
 
 def icon_candidates(concept: Concept, style: str) -> list[str]:
     """Names under which `concept` may be found in the icon set of `style`, best first."""
-    if style not in _NAMED_AFTER:
+    if style not in NAMED_AFTER:
         return [concept.icon_names[style]] if style in concept.icon_names else []
-    names = [concept.icon_names.get(key, "") for key in _NAMED_AFTER[style]]
+    names = [concept.icon_names.get(key, "") for key in NAMED_AFTER[style]]
     names.append(_slug(concept.names["en"]))
     if style == "fxemoji":
         # Its names are run together ("beermug").
         names = [name.replace("-", "") for name in names]
+    if style == "streamline":
+        # The first of several drawings ends in -1; some names are those of an older CLDR.
+        names = [name + end for end in ("", "-1", "-face", "-face-1") for name in names if name]
     return [name for name in dict.fromkeys(names) if name]
 
 

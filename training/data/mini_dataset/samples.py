@@ -37,6 +37,7 @@ _GAP = 10
 _LINE = 22
 _TEXT_WIDTH = 190
 _FONT_SIZE = 15
+_STYLE_FONT_SIZE = 12  # the longest name has to fit above its picture
 
 
 def find_fonts(folders: Iterable[Path] = FONT_FOLDERS) -> dict[str, Path]:
@@ -75,10 +76,9 @@ def draw_samples(dataset: Path, output: Path, fonts: dict[str, Path]) -> None:
     sheet = Image.new("RGB", (width, _LINE + _GAP + height * len(shown)), "white")
     canvas = ImageDraw.Draw(sheet)
     loaded = {script: ImageFont.truetype(str(path), _FONT_SIZE) for script, path in fonts.items()}
+    small = ImageFont.truetype(str(fonts["latin"]), _STYLE_FONT_SIZE)
     for column, style in enumerate(styles):
-        canvas.text(
-            (_GAP + column * (SIZE + _GAP), 6), style, "#555555", loaded["latin"], spacing=0
-        )
+        canvas.text((_GAP + column * (SIZE + _GAP), 8), style, "#555555", small)
     for column in range(columns):
         shown_here = "  ".join(LANGUAGES[column::columns])
         x = left + column * (_TEXT_WIDTH + _GAP)
