@@ -25,6 +25,7 @@ from training.data.mini_dataset.build import build_mini
 from training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, Concept
 from training.data.mini_dataset.negatives import choose_negatives, confusable
 from training.data.mini_dataset.questions import load_prompts
+from training.data.mini_dataset.render import icon_candidates
 from training.data.mini_dataset.sources import SOURCES, SourceError
 
 STYLES = ("noto", "openmoji", "twemoji")
@@ -198,6 +199,35 @@ def test_pictures_that_are_the_same_are_left_out(manifest: dict) -> None:
     left_out = manifest["left_out_concepts"]
     assert left_out["openmoji"] == {"same pixels as another concept": ["1f600", "1f602"]}
     assert left_out["twemoji"] == {}
+
+
+@pytest.mark.parametrize(
+    ("style", "names"),
+    [
+        ("twemoji", []),  # found by character only, and it has none
+        ("emojione", ["bear", "brown-bear"]),
+        ("fxemoji", ["bear", "brownbear"]),
+        (
+            "streamline",
+            ["bear", "brown-bear", "bear-1", "brown-bear-1", "bear-face", "brown-bear-face"]
+            + ["bear-face-1", "brown-bear-face-1"],
+        ),
+    ],
+)
+def test_sets_without_a_character_table_are_searched_by_name(style: str, names: list[str]) -> None:
+    concept = Concept(
+        id="1f43b",
+        emoji="🐻",
+        category="animals-nature",
+        subgroup="animal-mammal",
+        names={"en": "Brown bear"},
+        keywords={},
+        seen=True,
+        sensitive=(),
+        toxic=False,
+        icon_names={"noto": "bear"},
+    )
+    assert icon_candidates(concept, style) == names
 
 
 def test_rows(built: Path, manifest: dict) -> None:
