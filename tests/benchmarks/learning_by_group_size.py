@@ -513,7 +513,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "target": {"what": "flops to reach the loss of K = 1, a part of its own", "target": 0.5},
         "jobs_at_a_time": args.jobs,
         "by_group_size": conclusion,
-        "runs": list(runner.done.values()),
+        "runs": [runner.done[name] for name in sorted(runner.done)],
         **environment(),
     }
     write_json(record, args.output)
