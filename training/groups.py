@@ -61,6 +61,8 @@ class _Source:
 class GroupData:
     """All conversations of a stage, from all its sources, addressed by one number each.
 
+    on_bad_row: what a cell that is no image does: stop here with its row, or be refused by `load_image`.
+
     Attributes:
         languages, tasks: names; `language` and `task` hold an index into them per conversation.
         image: (n,) int64, the image of each conversation, over all sources; -1 for none. Rows with
@@ -141,7 +143,7 @@ class GroupData:
         found = item.image_keys[key]
         try:
             if isinstance(found, _NoImage):
-                raise ValueError(str(found))
+                raise ValueError(found.reason)
             return to_rgb(item.open_image(found))
         except (ValueError, OSError) as error:
             raise ValueError(
@@ -430,15 +432,22 @@ def _column(rows: Any, name: str, columns: list[str]) -> list[Any] | None:
     return [row.get(name) for row in rows]
 
 
+def image_reference(value: Any) -> str | bytes:
+    """The path or bytes in a row's image cell, or ValueError. Of datasets' Image feature, its bytes
+    come before its path: equal bytes are one image."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, (str, bytes)) or not value:
+        raise ValueError(f"expected an image path or bytes, found {type(value).__name__}")
+    return value
+
+
 @dataclass(frozen=True)
 class _NoImage:
     """Stands where the path or the bytes of an image should: `load_image` refuses it."""
 
     row: int
-    found: str
-
-    def __str__(self) -> str:
-        return f"expected an image path or bytes, found {self.found}"
+    reason: str
 
 
 def _find_images(
@@ -453,16 +462,15 @@ def _find_images(
     known: dict[Any, int] = {}
 
     def number(value: Any, row: int) -> int:
-        if isinstance(value, dict):
-            # datasets' Image feature: bytes, or a path. Equal bytes are one image.
-            value = value.get("bytes") or value.get("path")
-        if not isinstance(value, (str, bytes)) or not value:
-            value = _NoImage(row, type(value).__name__)
+        try:
+            value = image_reference(value)
+        except ValueError as error:
             if on_bad_row == "stop":
                 raise ValueError(
-                    f"row {_row_id(rows[row], row)!r} of {recipe.path}: {value}; repair the row or "
+                    f"row {_row_id(rows[row], row)!r} of {recipe.path}: {error}; repair the row or "
                     "remove it"
-                )
+                ) from None
+            value = _NoImage(row, str(error))
         if value not in known:
             known[value] = len(source.image_keys)
             source.image_keys.append(value)

@@ -26,7 +26,15 @@ from PIL import Image
 
 from processing_maya.image_processing_maya import to_rgb
 
-from .groups import READ, Conversation, GroupData, Reader, reader, split_groups
+from .groups import (
+    READ,
+    Conversation,
+    GroupData,
+    Reader,
+    image_reference,
+    reader,
+    split_groups,
+)
 from .images import load_image
 from .joined import Filters, Joined, Rows
 from .recipe import DataRecipe, StageRecipe
@@ -231,12 +239,9 @@ class StreamedGroups:
             if key not in window.images[number]:
                 raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
             value = window.images[number][key].as_py()
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes) or str(value).startswith(("http://", "https://", "data:")):
+        value = image_reference(value)
+        if isinstance(value, bytes) or value.startswith(("http://", "https://", "data:")):
             return load_image(value)
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"expected an image path or bytes, found {type(value).__name__}")
         place = Path(recipe.path)
         folder = recipe.image_folder or (str(place) if place.is_dir() else str(place.parent))
         if recipe.image_folder is None and joined.tables[0].remote:
