@@ -570,8 +570,8 @@ def _run_steps(learner: _Learner, checkpoint: Path, key: str, spent: float) -> f
     """Train to the recipe's last step; returns the seconds of all runs together."""
     recipe = learner.recipe
     started = time.monotonic() - spent
-    first, losses, code_losses, match_losses = learner.step, [], [], []
-    questions = 0
+    first, questions = learner.step, 0
+    since: dict[str, list[float]] = defaultdict(list)  # what steps returned since the last line
     learner.model.train()
     while learner.step < recipe.steps:
         done = learner.train_step()
@@ -579,22 +579,21 @@ def _run_steps(learner: _Learner, checkpoint: Path, key: str, spent: float) -> f
             raise FloatingPointError(
                 f"loss is {done['loss']} at step {learner.step}: lower the rates"
             )
-        losses.append(done["loss"])
-        code_losses.append(done["code_loss"])
-        match_losses.append(done["match_loss"])
+        for name, value in done.items():
+            since[name].append(value)
         questions += int(done["questions"])
         if learner.step % 100 == 0 or learner.step == recipe.steps:
             now = time.monotonic() - started
             pace = (now - spent) / (learner.step - first)
             print(
-                f"step {learner.step}/{recipe.steps}  loss {np.mean(losses):.4f}  "
-                f"code loss {np.mean(code_losses):.4f}  "
-                f"match loss {np.mean(match_losses):.4f}  "
+                f"step {learner.step}/{recipe.steps}  loss {np.mean(since['loss']):.4f}  "
+                f"code loss {np.mean(since['code_loss']):.4f}  "
+                f"match loss {np.mean(since['match_loss']):.4f}  "
                 f"{questions / (now - spent):.0f} questions/s  "
                 f"{pace * (recipe.steps - learner.step):.0f} s left",
                 flush=True,
             )
-            losses, code_losses, match_losses = [], [], []
+            since.clear()
         if learner.step % recipe.checkpoint_every == 0:
             learner.save(checkpoint, key, time.monotonic() - started)
     return time.monotonic() - started
