@@ -5,14 +5,17 @@ It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone,
 1. Concept classification, a start without which the rest learns far too slowly at this size, trains
    the lower layers: the mean over the patches and single patches drawn at random must all carry the
    concept. A linear reader of the concepts' text codes (text_codes.py) learns beside it.
-2. The lower layers are kept as they are. `code_layers` layers more learn to say what is seen in the
-   words' own terms: the layer before last, the one that Maya reads, must come near to the text code,
-   again in the mean and in single patches, so that whatever patch the decoder attends to, it finds
-   the concept. No linear map leads from classes, arranged by looks, to codes, arranged by words. A
-   picture of an unseen style comes out between the codes, and a decoder that has learned from codes
-   reads little off what is only half one. So the last `memory_layers` of these layers begin as an
-   associative memory: each unit of their MLPs answers to one code and adds it to the stream (Geva et
-   al., 2021, arXiv:2012.14913, found that feed-forward layers work so).
+2. The lower layers are kept as they are. `code_layers` layers more say what is seen in the words' own
+   terms: the layer before last, the one that Maya reads, must come near to the text code, again in
+   the mean and in single patches, so that whatever patch the decoder attends to, it finds the
+   concept. No linear map leads from classes, arranged by looks, to codes, arranged by words, and
+   layers that learn one from the training pictures know those by heart and name fewer of an unseen
+   style than the classes do. So nothing is learned that is known: the first `memory_layers` of these
+   layers begin as an associative memory, each unit of their MLPs answering to one class and adding
+   its code to the stream (Geva et al., 2021, arXiv:2012.14913, found that feed-forward layers work
+   so). What the units do to each other is then trained away, towards what the classes say, whether
+   right or not, also of mixtures of pictures (function matching: Beyer et al., 2022,
+   arXiv:2106.05237).
 3. The last layer and the pooling head are trained on top as SigLIP is, with the pairwise sigmoid
    loss against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the caption encoder
    is a bag of hashed character n-grams, used for this only and not saved.
@@ -99,21 +102,23 @@ class VisionTowerRecipe:
     augmentation_ramp: int = 3000  # steps until it is at full strength
 
     code_layers: int = 2  # of num_hidden_layers, between the classes' layers and the last
-    memory_layers: int = 1  # of code_layers, the last ones
+    memory_layers: int = 1  # of code_layers, the first ones
     code_copies: int = 12  # redrawn pictures of the second part, for every picture to train on
-    code_steps: int = 1500
+    code_steps: int = 800
     code_batch_size: int = 256
-    code_learning_rate: float = 2e-3  # AdamW, falling to zero
-    code_matrix_learning_rate: float = 0.02  # Muon, likewise
+    code_learning_rate: float = 5e-4  # AdamW, falling to zero
+    code_matrix_learning_rate: float = 5e-3  # Muon, likewise
     code_stream: float = 0.2  # standard deviation of the stream that the code layers begin on
     code_scale: float = 8.0  # of cosines in the softmax; small, so that they must come near to 1
     code_cosine_weight: float = 5.0
-    memory_steps: int = 700  # of all code layers, once the memory is written
-    memory_rate: float = 0.5  # of the code layers' rates
-    memory_threshold: float = 0.4  # cosine with its code from which on a unit answers
-    memory_sharpness: float = 40.0  # slope of a unit's input over that cosine
-    memory_gain: float = 5.0  # what a unit adds, in lengths of the stream by unit of cosine
-    contrastive_steps: int = 1500  # of the third part, in batches and at a rate like the second's
+    class_sharpness: float = 2.0  # of the softmax over class scores (standard deviation 1) to learn
+    mixed_share: float = 0.5  # of a batch, mixtures of two pictures
+    memory_threshold: float = 3.75  # class score from which on a unit answers
+    memory_sharpness: float = 5.0  # slope of a unit's input over that score
+    memory_gain: float = 0.6  # what a unit adds, in lengths of the stream by unit of score
+    contrastive_steps: int = 1500  # of the third part, in batches like the second's
+    contrastive_learning_rate: float = 2e-3  # AdamW, falling to zero
+    contrastive_matrix_learning_rate: float = 0.02  # Muon, likewise
 
     storage_dtype: str = "float16"
     seed: int = 0
@@ -173,7 +178,7 @@ class VisionTowerRecipe:
                 raise ValueError(f"{where} is {value!r}, expected a number")
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{where} is {value}, expected a finite number of at least 0")
-            shares = ("ema_decay", "label_smoothing")
+            shares = ("ema_decay", "label_smoothing", "mixed_share")
             if spec.name in shares and value > 1:
                 raise ValueError(f"{where} is {value}, expected at most 1")
         elif spec.type is str:
@@ -740,38 +745,56 @@ class _Run:
         print(
             f"{len(stored)} redrawn pictures read  {time.monotonic() - started:.0f} s", flush=True
         )
+        keys, offset = self._class_keys(stored[:: recipe.code_copies])
         self.seconds += time.monotonic() - started
+        layers = model.tower.encoder.layers[model.class_layers : -1]
+        write_memory(
+            layers[: recipe.memory_layers],
+            keys,
+            model.code.codes,
+            threshold=offset + recipe.memory_threshold,
+            sharpness=recipe.memory_sharpness,
+            gain=recipe.memory_gain,
+            stream=4 * recipe.code_stream,
+        )
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-            target = concept[rows]
-            said = model.before_last(stored[rows].float())
+            seen = stored[rows].float()
+            mixed = round(len(rows) * recipe.mixed_share)
+            with_which = torch.randint(len(rows), (mixed,), generator=generator)
+            share = 0.5 + torch.rand(mixed, 1, 1, generator=generator) / 2
+            seen = torch.cat([share * seen[:mixed] + (1 - share) * seen[with_which], seen[mixed:]])
+            classes = (class_scores(seen, keys) * recipe.class_sharpness).softmax(1)
+            said = model.before_last(seen)
             which = torch.randint(said.shape[1], (len(rows),), generator=generator)
-            drawn = said[torch.arange(len(rows)), which]
-            cosines = model.code.cosines(torch.cat([said.mean(1), drawn]))
-            own = cosines.gather(1, target.repeat(2)[:, None])
-            code = F.cross_entropy(cosines * recipe.code_scale, target.repeat(2))
-            accuracy = (cosines[: len(rows)].argmax(1) == target).float().mean()
-            shown = {"code": code, "cosine": own[: len(rows)].mean(), "accuracy": accuracy}
-            return code + recipe.code_cosine_weight * (1 - own.mean()), shown
+            said = torch.cat([said.mean(1), said[torch.arange(len(rows)), which]])
+            code = F.cosine_similarity(said, (classes @ model.code.codes).repeat(2, 1))
+            cosines = model.code.cosines(said)
+            concepts = F.cross_entropy(cosines * recipe.code_scale, classes.repeat(2, 1))
+            agreeing = cosines[: len(rows)].argmax(1) == classes.argmax(1)
+            shown = {
+                "code": concepts,
+                "cosine": code[: len(rows)].mean(),
+                "agreement": agreeing.float().mean(),
+            }
+            return concepts + recipe.code_cosine_weight * (1 - code.mean()), shown
 
-        layers = model.tower.encoder.layers[model.class_layers : -1]
-        memory = layers[recipe.code_layers - recipe.memory_layers :]
-        below = layers[: recipe.code_layers - recipe.memory_layers]
-        if len(below):  # the memory layers pass on what comes until something is written to them
-            self._fit("code", recipe.code_steps, below, [], len(stored), loss)
-        write_memory(
-            memory,
-            model.code.codes,
-            threshold=recipe.memory_threshold,
-            sharpness=recipe.memory_sharpness,
-            gain=recipe.memory_gain * float(self._raised(stored[::97]).norm(dim=-1).mean()),
-        )
-        steps, rate = recipe.memory_steps, recipe.memory_rate
-        self._fit("memory", steps, layers, [], len(stored), loss, part_of_rate=rate)
+        rates = (recipe.code_matrix_learning_rate, recipe.code_learning_rate)
+        self._fit("code", recipe.code_steps, rates, layers, [], len(stored), loss)
         # A projector would have to learn to take away what all codes share.
         with torch.no_grad():
             layers[-1].mlp.fc2.bias -= self._raised(stored[:: recipe.code_copies]).mean((0, 1))
         return stored, concept
+
+    @torch.no_grad()
+    def _class_keys(self, features: Tensor) -> tuple[Tensor, float]:
+        """Weights that read the classes off `features` as the concept head does, for `class_scores`
+        with a standard deviation of 1, and the mean of these."""
+        norm = self.model.mean_norm
+        assert norm.running_var is not None
+        keys = self.model.concept.weight / (norm.running_var + norm.eps).sqrt()
+        scores = class_scores(features.float(), keys)
+        return keys / scores.std(), float(scores.mean() / scores.std())
 
     def train_captions(self, lower: Tensor, concept: Tensor) -> None:
         """The third part, on features of all layers but the last, from what `train_codes` returns."""
@@ -785,9 +808,10 @@ class _Run:
         tower = model.tower
         last = nn.ModuleList([tower.encoder.layers[-1], tower.head, tower.post_layernorm])
         heads = [model.captions, model.picture_projection, model.log_scale, model.bias]
-        self._fit("contrastive", recipe.contrastive_steps, last, heads, len(stored), loss)
+        rates = (recipe.contrastive_matrix_learning_rate, recipe.contrastive_learning_rate)
+        self._fit("contrastive", recipe.contrastive_steps, rates, last, heads, len(stored), loss)
         self.average = {name: value.clone() for name, value in model.state_dict().items()}
-        scores = {"memory_step": recipe.memory_steps, **self._heads(self._averaged(), coded=True)}
+        scores = {"code_step": recipe.code_steps, **self._heads(self._averaged(), coded=True)}
         self.evaluations.append(scores)
         print("codes  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
@@ -795,22 +819,19 @@ class _Run:
         self,
         name: str,
         steps: int,
+        rates: tuple[float, float],
         layers: nn.Module,
         heads: Sequence[nn.Module | nn.Parameter],
         count: int,
         loss: Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]],
-        part_of_rate: float = 1.0,
     ) -> None:
-        """Fit a later part to `loss` of rows drawn from `count`; its log's rows have `NAME_step`."""
+        """Fit a later part to `loss` of rows drawn from `count`, at the peak `rates` of Muon and
+        AdamW; its log's rows have `NAME_step`."""
         recipe, started = self.recipe, time.monotonic()
         matrices = [p for p in layers.parameters() if p.ndim == 2]
         rest = [p for p in layers.parameters() if p.ndim != 2]
         for head in heads:
             rest += [head] if isinstance(head, nn.Parameter) else head.parameters()
-        rates = (
-            recipe.code_matrix_learning_rate * part_of_rate,
-            recipe.code_learning_rate * part_of_rate,
-        )
         optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, rates[0], weight_decay=0.01, iterations=4),
             torch.optim.AdamW(rest, lr=rates[1], betas=(0.9, 0.98), weight_decay=0.01),
@@ -1143,27 +1164,57 @@ def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 
         parameter.mul_(factor)
 
 
+def class_scores(features: Tensor, keys: Tensor) -> Tensor:
+    """What a memory's units answer to: float [n, patches, hidden] to float [n, concepts].
+
+    Features are normalised before and after the mean over patches, as in a layer that first attends
+    to all patches alike.
+    """
+    shape = features.shape[-1:]
+    return F.layer_norm(F.layer_norm(features, shape).mean(1), shape) @ keys.T
+
+
 @torch.no_grad()
 def write_memory(
-    layers: Sequence[nn.Module], codes: Tensor, threshold: float, sharpness: float, gain: float
+    layers: Sequence[nn.Module],
+    keys: Tensor,
+    codes: Tensor,
+    threshold: float,
+    sharpness: float,
+    gain: float,
+    stream: float,
 ) -> None:
-    """Make the MLPs of `layers` a memory of the codes, which sharpens what comes near to one.
+    """Make the MLPs of `layers` a memory, which answers to what is near to a key with its code.
 
-    A unit's input is `sharpness` x (cosine of the stream with its code - `threshold`), and what it
-    answers with, its activation x `gain` / `sharpness`, goes into the stream along the code. Every
-    layer gets every len(layers)-th code; units left over keep their random input and write nothing.
+    The first layer's attention adds to every patch the mean over all. A unit's input is
+    `sharpness` x (the class score of its key - `threshold`), and what it answers with, its
+    activation x `gain` / `sharpness`, goes into the stream along the code, in lengths of that mean.
+    Concepts whose codes are alike are in one layer, so that those that could be taken for each other
+    answer to the same stream; units left over keep their random input and write nothing.
 
     Args:
-        layers: SiglipEncoderLayers, changed in place; their norms must still be the identity.
+        layers: SiglipEncoderLayers that write nothing yet, changed in place; their norms must still
+            be the identity.
+        keys: float [concepts, hidden], of `class_scores`.
         codes: float [concepts, hidden], rows of length 1, at most as many as the layers have units.
+        stream: standard deviation of the mean that is added.
     """
-    for number, layer in enumerate(layers):
-        own, mlp = codes[number :: len(layers)], layer.mlp
-        # The norm before the MLP gives the stream the length of sqrt(hidden).
-        mlp.fc1.weight[: len(own)] = sharpness / math.sqrt(codes.shape[1]) * own
-        mlp.fc1.bias[: len(own)] = -sharpness * threshold
+    width = codes.shape[1]
+    attention, identity = layers[0].self_attn, torch.eye(width)
+    for alike in (attention.q_proj, attention.k_proj):
+        alike.weight.zero_()
+        alike.bias.zero_()
+    attention.v_proj.weight.copy_(identity)
+    attention.v_proj.bias.zero_()
+    attention.out_proj.weight.copy_(stream * identity)
+    direction = torch.linalg.svd(codes - codes.mean(0), full_matrices=False).Vh[0]
+    order = (codes @ direction).argsort()
+    for layer, own in zip(layers, order.tensor_split(len(layers)), strict=True):
+        mlp, count = layer.mlp, len(own)
+        mlp.fc1.weight[:count] = sharpness * keys[own]
+        mlp.fc1.bias[:count] = -sharpness * threshold
         mlp.fc2.weight.zero_()
-        mlp.fc2.weight[:, : len(own)] = gain / sharpness * own.T
+        mlp.fc2.weight[:, :count] = gain * stream * math.sqrt(width) / sharpness * codes[own].T
 
 
 @torch.no_grad()
