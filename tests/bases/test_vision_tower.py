@@ -402,6 +402,8 @@ def test_what_the_dataset_lacks_is_named(recipe, change, message):
         ({"learning_rate": "fast"}, "learning_rate is 'fast', expected a number"),
         ({"learning_rate": float("nan")}, "expected a finite number"),
         ({"label_smoothing": 1.5}, "expected at most 1"),
+        ({"mixed_share": 1.5}, "mixed_share is 1.5, expected at most 1"),
+        ({"memory_steps": 20}, "unknown key 'memory_steps'"),
         ({"train_styles": []}, "train_styles is .*expected a non-empty list"),
         ({"validation_styles": ["round"]}, "round is both a train and a validation style"),
         ({"num_hidden_layers": 3}, "at least 4"),

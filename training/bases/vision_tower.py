@@ -755,7 +755,7 @@ class _Run:
             threshold=offset + recipe.memory_threshold,
             sharpness=recipe.memory_sharpness,
             gain=recipe.memory_gain,
-            stream=4 * recipe.code_stream,
+            stream=4 * recipe.code_stream,  # beside it, what a patch shows of its own is small
         )
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -788,8 +788,8 @@ class _Run:
 
     @torch.no_grad()
     def _class_keys(self, features: Tensor) -> tuple[Tensor, float]:
-        """Weights that read the classes off `features` as the concept head does, for `class_scores`
-        with a standard deviation of 1, and the mean of these."""
+        """Weights that read the classes off `features` as the concept head does without its bias, for
+        `class_scores` with a standard deviation of 1, and the mean of these."""
         norm = self.model.mean_norm
         assert norm.running_var is not None
         keys = self.model.concept.weight / (norm.running_var + norm.eps).sqrt()
