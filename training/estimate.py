@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -574,10 +575,10 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
 
 @dataclass(frozen=True)
 class _Said:
-    """prefix and branches: tokens of a group about one image, of which the branches are learned;
+    """prefix and branches: tokens of an image and of each of its conversations, which are learned;
     source: where this is from."""
 
-    groups_per_epoch: int
+    images_per_epoch: int
     prefix: int
     branches: list[int]
     source: str
@@ -586,7 +587,8 @@ class _Said:
 def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
     """What `file` says of a stage's data, for when that is not here; None if it says nothing.
 
-    By the stage's name, what `_Said` holds. Raises ValueError naming the file and key.
+    By the stage's name, what `_Said` holds; an image's conversations become near-equal groups of at
+    most the stage's group_size. Raises ValueError naming the file and key.
     """
     if not file.is_file():
         return None
@@ -594,10 +596,21 @@ def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
     if values is None:
         return None
     said = build(_Said, values, str(file), stage.name)
-    tokens, steps = said.prefix + sum(said.branches), _steps(stage, said.groups_per_epoch)
-    pairs = visible_pairs(said.prefix, said.branches)
-    learned = sum(said.branches)
-    return Work(said.groups_per_epoch, steps, tokens, pairs, learned, 1.0, tokens, said.source)
+    if not said.branches:
+        raise ValueError(f"{file}: {stage.name}.branches: expected at least one, found none")
+    parts = -(-len(said.branches) // stage.group_size)
+    groups = [part.tolist() for part in np.array_split(said.branches, parts)]
+    count = said.images_per_epoch * parts
+    return Work(
+        groups_per_epoch=count,
+        steps=_steps(stage, count),
+        tokens=said.prefix + sum(said.branches) / parts,
+        pairs=sum(visible_pairs(said.prefix, group) for group in groups) / parts,
+        positions=sum(said.branches) / parts,
+        images=1.0,
+        longest=said.prefix + max(map(sum, groups)),
+        assumed=said.source,
+    )
 
 
 def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:

@@ -1,6 +1,7 @@
 """What `--estimate` says is what the real model, its gradients and its optimizer hold."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ from training.estimate import (
     GIB,
     GPUS,
     Device,
+    Work,
     activation_bytes,
+    assumed_work,
     estimate,
     format_estimate,
     optimizer_bytes,
     sharding,
     stage_memory,
 )
-from training.flops import forward_flops, learning
+from training.flops import forward_flops, learning, visible_pairs
 from training.freezing import apply_rules, parameter_groups
 from training.recipe import RECIPES, AdapterRecipe, Rule, StageRecipe
 
@@ -281,7 +284,11 @@ def test_more_work_takes_longer(tmp_path):
 @pytest.mark.parametrize(
     ("name", "overrides", "trained"),
     [
-        ("maya-8b/pretrain", [], 19_931_136),
+        (
+            "maya-8b/pretrain",
+            ["stages.0.group_size=8", "stages.0.batch_size=32"],
+            19_931_136,
+        ),
         ("maya-8b/finetune", ["processes=8"], 8_047_964_160),
     ],
 )
@@ -320,6 +327,33 @@ def test_the_8b_recipes_without_a_network(name, overrides, trained, monkeypatch,
         assert found.memory.resident == pytest.approx(2 * 8.1267e9 + 14 * trained, rel=0.001)
         assert found.memory.total < GPUS["h100"].memory
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("group_size", "parts"), [(1, [[4], [6], [9]]), (2, [[4, 6], [9]]), (5, [[4, 6, 9]])]
+)
+def test_assumed_conversations_of_an_image_are_split_as_the_data_would_be(
+    group_size, parts, tmp_path
+):
+    file = tmp_path / "r.work.json"
+    said = {"images_per_epoch": 10, "prefix": 5, "branches": [4, 6, 9], "source": "here"}
+    file.write_text(json.dumps({"pretrain": said}))
+    given = StageRecipe("pretrain", [], PROJECTOR, batch_size=4, group_size=group_size)
+    work = assumed_work(file, given)
+    assert work == Work(
+        groups_per_epoch=10 * len(parts),
+        steps=math.ceil(10 * len(parts) / 4),
+        tokens=5 + 19 / len(parts),
+        pairs=sum(visible_pairs(5, part) for part in parts) / len(parts),
+        positions=19 / len(parts),
+        images=1.0,
+        longest=5 + max(map(sum, parts)),
+        assumed="here",
+    )
+    said["branches"] = []
+    file.write_text(json.dumps({"pretrain": said}))
+    with pytest.raises(ValueError, match=r"r.work.json: pretrain.branches: expected at least one"):
+        assumed_work(file, given)
 
 
 def test_the_shipped_configs_agree():
@@ -363,7 +397,7 @@ def test_bases_that_are_not_here(tmp_path):
         ("decoder.json", "{}", "decoder.json: not the config.json of a model: .*model_type"),
         ("decoder.json", '{"model_type": "horse"}', "decoder.json: not the config.json of a model"),
         ("r.work.json", "{", "r.work.json: not a JSON file"),
-        ("r.work.json", '{"pretrain": {"prefix": 3}}', "r.work.json: pretrain.groups_per_epoch: missing"),
+        ("r.work.json", '{"pretrain": {"prefix": 3}}', "r.work.json: pretrain.images_per_epoch: missing"),
         ("r.work.json", '{"pretrain": 3}', "r.work.json: pretrain: expected a mapping, found a number 3"),
     ],
 )  # fmt: skip
