@@ -517,6 +517,8 @@ def test_bad_input_is_named(dataset, tmp_path, trained):
         tiny(embedding_rows=340)
     with pytest.raises(ValueError, match="storage_dtype"):
         tiny(storage_dtype="int8")
+    with pytest.raises(ValueError, match="at least 2 layers"):
+        tiny(num_hidden_layers=1, match_loss=1.0)
 
 
 def test_bad_rows_are_named():

@@ -130,6 +130,11 @@ class LanguageModelRecipe:
             raise ValueError(
                 f"storage_dtype is {self.storage_dtype!r}; use float16, bfloat16 or float32"
             )
+        if self.match_loss and self.num_hidden_layers < 2:
+            raise ValueError(
+                f"match_loss is {self.match_loss:g}, which a decoder of {self.num_hidden_layers} layer "
+                "has no attention half way up for; use at least 2 layers, or 0"
+            )
         for name in ("steps", "rows_per_step", "context_slots", "keyword_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
