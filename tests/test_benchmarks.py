@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -78,10 +80,42 @@ def test_climbing_ends_at_the_best_point():
     assert len(asked) == len(set(asked))
 
 
+def test_climbing_does_not_follow_noise():
+    start = (16, 0.5)
+    for gain, end in ((0.9, start), (1.1, (32, 0.5))):
+        losses = {(32, 0.5): 2 - gain * learning_by_group_size.WORTH}
+        measure = partial(
+            lambda points, losses: [losses.get(p, 2.0) for p in points], losses=losses
+        )
+        assert learning_by_group_size.climb(measure, start) == end
+
+
 def test_climbing_stays_above_no_images():
     assert (
         learning_by_group_size.climb(lambda points: [b + r for b, r in points], (2, 1e-9))[0] == 1
     )
+
+
+def test_held_out_things_are_not_learned(tmp_path):
+    from training.joined import Filters, image_groups
+
+    study = learning_by_group_size
+    source = study.recipe_of(study.Run(1, 16, 2e-2, 1, 0)).stages[0].data[0]
+    source = replace(source, languages=["en", "hi"])
+    study.hold_out(3, source, tmp_path / "data")
+
+    def rows(path, split):
+        groups = image_groups(path, "all", split, Filters(languages=source.languages))
+        return [row for group in groups for row in group.rows]
+
+    train, held = (rows(str(tmp_path / "data"), split) for split in ("train", "validation"))
+    assert len({row["concept"] for row in held}) == 3
+    assert not {row["concept"] for row in held} & {row["concept"] for row in train}
+    texts = [
+        sorted((r["id"], r["lang"]) for r in part)
+        for part in (train + held, rows(source.path, "train"))
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_where_a_curve_comes_down():
@@ -152,7 +186,7 @@ def test_miniature_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "GROUP_SIZES", (1, 8))
     output = tmp_path / "learning.json"
     arguments = ["--budgets", "0.5", "1", "--seeds", "0", "--jobs", "1", "--captions", "64"]
-    arguments += ["--held-out-images", "4", "--work", str(tmp_path / "work")]
+    arguments += ["--held-out-concepts", "1", "--work", str(tmp_path / "work")]
     arguments += ["--output", str(output)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -160,8 +194,8 @@ def test_miniature_study(tmp_path, monkeypatch, capsys):
     record = json.loads(output.read_text())
     assert output.with_suffix(".png").is_file()
     assert {r["group_size"] for r in record["runs"]} == {1, 8}
-    assert all(2 < r["loss"] < 12 for r in record["runs"])
-    assert record["held_out"]["images"] == 4
+    assert all(1 < r["loss"] < 12 for r in record["runs"])
+    assert record["held_out"]["captions"] == 8 * record["held_out"]["images"] > 0
     assert record["held_out"]["image_tokens"] == 16
     done = sorted((tmp_path / "work").rglob("*.json"))
     assert len(done) == len(record["runs"]) == 2 * 2 * 2
