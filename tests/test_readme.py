@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import main_job
+from tests.benchmarks import learning_by_group_size, main_job
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,9 +20,15 @@ def test_a_set_up_command_is_one_line(name):
 
 
 def test_figures_are_those_of_the_results_files():
-    for recipe in re.findall(r"<!-- ([\w-]+):begin -->", README):
-        record = json.loads(main_job.results_file(recipe).read_text(encoding="utf-8"))
-        assert main_job.readme_with(main_job.render(record), recipe, README) == README
+    study = learning_by_group_size
+    sections = re.findall(r"<!-- ([\w-]+):begin -->", README)
+    assert study.RESULT.stem in sections
+    for name in sections:
+        of_study = name == study.RESULT.stem
+        file = study.RESULT if of_study else main_job.results_file(name)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        section = study.render(record) if of_study else main_job.render(record)
+        assert main_job.readme_with(section, name, README) == README
 
 
 def test_links_lead_somewhere():
