@@ -43,7 +43,7 @@ RESULT = Path(__file__).resolve().parent / "results" / "learning_by_group_size.j
 sys.path.insert(0, str(ROOT))
 
 GROUP_SIZES = (1, 2, 4, 8)
-BUDGETS = (1 / 48, 1 / 24, 1 / 12)
+BUDGETS = (1 / 48, 1 / 24, 1 / 12, 1 / 6)
 START = {k: (32 // k, 2e-2) for k in GROUP_SIZES}  # images a step, rate
 TUNING_SEED = 1000
 IMAGE_TOKENS, TEXT_TOKENS = 256, 30
