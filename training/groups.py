@@ -24,7 +24,7 @@ from processing_maya.image_processing_maya import to_rgb
 from .images import load_image
 from .recipe import DataRecipe
 from .schema import convert
-from .tables import card_files, is_content, is_text
+from .tables import card_files, is_content, is_language, is_text, no_language, shown
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,18 @@ class _Source:
     open_image: Callable[[Any], Image.Image] = load_image
     row_images: list[tuple[int, ...]] | None = None  # for rows with several images
     row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
+    refused: dict[int, str] = field(default_factory=dict)  # index into rows: why it is a bad row
 
 
 class GroupData:
     """All conversations of a stage, from all its sources, addressed by one number each.
 
-    on_bad_row: what a cell that is no image does: stop here with its row, or be refused by `load_image`.
+    on_bad_row: what a cell that is no image or no language does: stop here with its row, or be refused
+        by `load_image` or `conversation`.
 
     Attributes:
-        languages, tasks: names; `language` and `task` hold an index into them per conversation.
+        languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
+            for a language that is none.
         image: (n,) int64, the image of each conversation, over all sources; -1 for none. Rows with
             several images get a number of their own, so they are never grouped with others.
     """
@@ -105,15 +108,19 @@ class GroupData:
         self.weight = np.concatenate(weight)
         self._source = np.concatenate(source)
         self._local = np.concatenate(local)
+        if not self.languages:
+            raise ValueError(next(iter(self.sources[0].refused.values())))
 
     def __len__(self) -> int:
         return len(self.image)
 
     def conversation(self, index: int) -> Conversation:
-        """Conversation `index`, read from its row."""
+        """Conversation `index`, read from its row. Raises ValueError naming a row that is a bad one."""
         number = int(self._source[index])
         source, local = self.sources[number], int(self._local[index])
         place = int(source.row_index[local])
+        if place in source.refused:
+            raise ValueError(source.refused[place])
         row = source.rows[place]
         identity = _row_id(row, place)
         messages = source.read(row, f"row {identity!r} of {source.recipe.path}")
@@ -192,7 +199,7 @@ class GroupData:
 
     def summary(self) -> str:
         """Conversations per language and task, and images, in a few words."""
-        languages = Counter(self.languages[i] for i in self.language.tolist())
+        languages = Counter(self.languages[i] for i in self.language.tolist() if i >= 0)
         tasks = Counter(self.tasks[i] for i in self.task.tolist())
         images = len(np.unique(self.image[self.image >= 0]))
         return (
@@ -244,16 +251,16 @@ def _common_numbers(
 
 @dataclass
 class _Columns:
-    language: list[str]
+    language: list[str | None]  # None where it is no language
     task: list[str]
     group: np.ndarray
     report: list[str]
 
 
-def _index(values: list[str], names: list[str]) -> np.ndarray:
-    known = {name: i for i, name in enumerate(names)}
+def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
+    known: dict[str | None, int] = {None: -1, **{name: i for i, name in enumerate(names)}}
     for value in dict.fromkeys(values):
-        if value not in known:
+        if value is not None and value not in known:
             known[value] = len(names)
             names.append(value)
     return np.array([known[v] for v in values], np.int16)
@@ -271,9 +278,14 @@ def _open_source(
     read, picture_column, default = reader(recipe, columns)
 
     count = len(rows)
-    language = _column(rows, "lang", columns) or _column(rows, "language", columns)
-    language = [str(v or recipe.language) for v in language] if language else None
-    languages = language or [recipe.language] * count
+    check_languages(recipe)
+    named = "lang" if "lang" in columns else "language"
+    cells = _column(rows, named, columns) or [None] * count
+    unknown = {i for i, v in enumerate(cells) if v is not None and not is_language(v)}
+    languages = [
+        shown(v) if i in unknown else recipe.language if v is None else v
+        for i, v in enumerate(cells)
+    ]
     task = _column(rows, "task", columns)
     tasks = [str(v or default) for v in task] if task else [default] * count
 
@@ -316,6 +328,11 @@ def _open_source(
     index = np.flatnonzero(keep)
     if not len(index):
         raise ValueError(f"{recipe.path}: no row is left after languages, tasks and limit")
+    for i in (i for i in index.tolist() if i in unknown):
+        name = f"row {_row_id(rows[i], i)!r} of {recipe.path}"
+        source.refused[i] = f"{no_language(name, named, cells[i])}; repair the row or remove it"
+        if on_bad_row == "stop":
+            raise ValueError(source.refused[i])
     source.row_index = index
     if source.row_images is not None:
         source.row_images = [source.row_images[i] for i in index]
@@ -323,8 +340,19 @@ def _open_source(
         assert source.row_image is not None
         source.row_image = source.row_image[index]
     return source, _Columns(
-        [languages[i] for i in index], [tasks[i] for i in index], group[index], report
+        [None if i in unknown else languages[i] for i in index.tolist()],
+        [tasks[i] for i in index],
+        group[index],
+        report,
     )
+
+
+def check_languages(recipe: DataRecipe) -> None:
+    """Raises ValueError for a recipe's code that no row can have."""
+    for name, values in (("language", [recipe.language]), ("languages", recipe.languages)):
+        for value in values:
+            if not is_language(value):
+                raise ValueError(f"{no_language(recipe.path, name, value)}; correct the recipe")
 
 
 def _open_rows(recipe: DataRecipe) -> tuple[Any, list[str]]:

@@ -12,7 +12,7 @@ group.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,9 @@ from .tables import (
     find_files,
     flat,
     is_content,
+    is_language,
     is_text,
+    shown,
 )
 
 # Distinct images of a block, where not said otherwise.
@@ -57,7 +59,7 @@ class Rows:
 
     table: n rows. number: (n,) int64, the row's number over all tables. block: (n,). key: (n,)
     int64, the same for rows about one image, ascending as the tables are sorted; -1 where a row names
-    none. language, task: n texts.
+    none. language, task: n texts; what stands there where it is no language.
     """
 
     table: pa.Table
@@ -78,6 +80,8 @@ class Joined:
         multiplicity: for every block, how many images have 0, 1, 2, ... rows.
         languages, tasks, dropped: rows by language and task that are kept, and that the filters
             leave out. image_count: distinct images (counted anew in every block).
+        language: the column of languages, None where there is none. Rows whose cell is no language are
+            kept, for the reader to refuse, but not in `languages`.
 
     Raises:
         ValueError: tables that are not sorted alike, by file and row; a filter that finds nothing.
@@ -96,6 +100,7 @@ class Joined:
         self.tables = as_tables(files.rows)
         names = [name for name in ("image", "image_sha256") if self._all_have(name)]
         self.key: str | None = names[0] if names else None
+        self.language = next((c for c in ("lang", "language") if c in self.columns), None)
         self.image_key: str | None = None
         self.image_column: str | None = None
         if self.images is not None:
@@ -214,7 +219,7 @@ class Joined:
         self.multiplicity.append(counts)
         self.image_count += len(sizes)
         self.conversations += int(keep.sum())
-        self.languages.update(language.count(keep))
+        self.languages.update(language.count(keep & language.known()))
         self.tasks.update(task.count(keep))
         return done
 
@@ -223,8 +228,7 @@ class Joined:
     ) -> tuple["_Labels", "_Labels", np.ndarray]:
         """Language and task of rows, and which of them the filters keep (but for the limit)."""
         filters = self.filters
-        name = "lang" if "lang" in table.column_names else "language"
-        language = _Labels(table, name, filters.language)
+        language = _Labels(table, self.language, filters.language, is_language)
         task = _Labels(table, "task", filters.task)
         keep: np.ndarray = np.ones(len(table), bool)
         for labels, wanted in ((language, filters.languages), (task, filters.tasks)):
@@ -356,17 +360,45 @@ def _changes(key: pa.Array, before: Any) -> np.ndarray:
 
 
 class _Labels:
-    """A column of few distinct texts: codes (n,) int64 into names; `default` where there is none."""
+    """A column of few distinct texts: codes (n,) int64 into names; `default` where there is none.
 
-    def __init__(self, table: pa.Table, column: str, default: str):
+    valid: what a text that is there must be, to be `known`; without it, an empty one is none.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        column: str | None,
+        default: str,
+        valid: Callable[[str], bool] | None = None,
+    ):
         self.codes: np.ndarray = np.zeros(len(table), np.int64)
-        self.names = [default]
+        self.names, self.unknown = [default], [False]
         if column not in table.column_names:
             return
-        found = flat(table[column].cast(pa.string())).dictionary_encode()
-        self.names = [name or default for name in found.dictionary.to_pylist()] + [default]
+        cells = table[column]
+        kind = cells.type.value_type if pa.types.is_dictionary(cells.type) else cells.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        if text:
+            found = flat(cells.cast(pa.string())).dictionary_encode()
+        else:
+            values = [None if v is None else str(v) for v in cells.to_pylist()]
+            found = pa.array(values, pa.string()).dictionary_encode()
+        names = found.dictionary.to_pylist()
+        if valid is None:
+            self.names = [name or default for name in names] + [default]
+            self.unknown = [False] * len(self.names)
+        else:
+            self.unknown = [not (text and valid(name)) for name in names] + [False]
+            self.names = [
+                (shown(name) if text else name) if wrong else name
+                for name, wrong in zip([*names, default], self.unknown, strict=True)
+            ]
         codes = found.indices.fill_null(len(self.names) - 1)
         self.codes = codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def known(self) -> np.ndarray:
+        return ~np.array(self.unknown)[self.codes]
 
     def count(self, keep: np.ndarray) -> Counter[str]:
         counts = np.bincount(self.codes[keep], minlength=len(self.names)).tolist()

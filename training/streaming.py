@@ -31,6 +31,7 @@ from .groups import (
     Conversation,
     GroupData,
     Reader,
+    check_languages,
     image_reference,
     reader,
     split_groups,
@@ -38,7 +39,7 @@ from .groups import (
 from .images import load_image
 from .joined import Filters, Joined, Rows
 from .recipe import DataRecipe, StageRecipe
-from .tables import DatasetFiles, Table, find_files, is_text
+from .tables import DatasetFiles, Table, find_files, is_language, is_text, no_language
 
 # Blocks whose groups are shuffled together.
 TOGETHER = 8
@@ -113,6 +114,7 @@ class StreamedGroups:
         first = 0
         for recipe, found in zip(recipes, files, strict=True):
             read, pictures, task = reader(recipe, Table(found.rows[:1]).columns)
+            check_languages(recipe)
             filters = Filters(
                 tuple(recipe.languages), tuple(recipe.tasks), recipe.limit, recipe.language, task
             )
@@ -132,6 +134,12 @@ class StreamedGroups:
                 )
         self._counts = languages, tasks
         self.languages, self.tasks = list(languages), list(tasks)
+        if not self.languages:
+            first_joined = self.sources[0].joined
+            raise ValueError(
+                f"{recipes[0].path}: {first_joined.language}: expected languages' BCP-47 codes, such as "
+                "en or pt-BR, found none; repair the rows"
+            )
         self.blocks = [(s, b) for s, source in enumerate(self.sources) for b in range(len(source.joined))]  # fmt: skip
         self._windows: dict[_Name, _Window] = {}
 
@@ -161,9 +169,16 @@ class StreamedGroups:
         return StreamPlan(self, groups, group_size, seed, shuffled)
 
     def conversation(self, index: int) -> Conversation:
-        """Conversation `index` of a group that `plan` gave lately."""
+        """Conversation `index` of a group that `plan` gave lately. Raises ValueError naming a row that
+        is a bad one."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
+        identity, path = self.name(index)
+        named = source.joined.language
+        language = rows.table[named][row].as_py() if named else None
+        if language is not None and not is_language(language):
+            reason = no_language(f"row {identity!r} of {path}", str(named), language)
+            raise ValueError(f"{reason}; repair the row or remove it")
         values = {
             name: rows.table[name][row].as_py()
             for name in rows.table.column_names
@@ -172,7 +187,6 @@ class StreamedGroups:
         images = self._images_of(source, rows.table, row, index)
         if source.pictures in rows.table.column_names:
             values[source.pictures] = list(images)
-        identity, path = self.name(index)
         messages = source.read(values, f"row {identity!r} of {path}")
         return Conversation(
             id=identity,

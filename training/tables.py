@@ -19,6 +19,7 @@ import yaml
 HUB = "hf://"
 # Read ahead when a remote file is read from its start to its end, in bytes.
 AHEAD = 8 << 20
+_LANGUAGE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,22 @@ def is_text(schema: pa.Schema, column: str) -> bool:
     """Whether the column is there and holds strings."""
     kind = schema.field(column).type if column in schema.names else None
     return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_language(value: Any) -> bool:
+    """Whether a value is shaped like a BCP-47 code: en, pt-BR, zh-Hant. Any language is known."""
+    return isinstance(value, str) and _LANGUAGE.fullmatch(value) is not None
+
+
+def shown(value: Any) -> str:
+    """A cell's value for messages, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def no_language(name: str, column: str, value: Any) -> str:
+    """What is wrong with a row (`name`) or a recipe whose `column` is no language."""
+    return f"{name}: {column}: expected a language's BCP-47 code, such as en or pt-BR, found {shown(value)}"
 
 
 def is_content(kind: pa.DataType) -> bool:

@@ -296,3 +296,33 @@ def test_augmentation_is_drawn_from_seed_epoch_and_row(tmp_path):
     assert not np.array_equal(pixels(data, 0), pixels(data, 0, seed=1))
     assert not np.array_equal(pixels(data, 0), pixels(plain, 0))
     assert np.array_equal(pixels(plain, 0), pixels(plain, 1))
+
+
+def test_cells_that_are_no_language_follow_the_policy(tmp_path):
+    codes = ["klingonish", 7, "", "en", None, "tlh", "zh-Hant", "pt-BR", "und"]
+    rows = [{"id": f"f{i}", "lang": c, "messages": turns()} for i, c in enumerate(codes)]
+    path = write_rows(tmp_path / "r.jsonl", rows)
+    with pytest.raises(ValueError, match=r"row 'f0' of .*r.jsonl: lang: expected a language's BCP-47 code, such as en or pt-BR, found 'klingonish'; repair the row"):  # fmt: skip
+        GroupData([DataRecipe(str(path))])
+    data = GroupData([DataRecipe(str(path), language="hi")], on_bad_row="skip")
+    assert data.languages == ["en", "hi", "tlh", "zh-Hant", "pt-BR", "und"]
+    assert data.summary().startswith("9 conversations about 0 images; languages: en 1, hi 1, ")
+    collator = GroupCollator(
+        data, tiny_processor(), seed=0, plan=data.plan(None, 1, 0), batch_size=9, on_bad_row="skip"
+    )
+    found = collator([{"step": 0, "rank": 0}])
+    assert {row.id: row.reason.split("found ")[1] for row in found["bad_rows"]} == {
+        "f0": "'klingonish'; repair the row or remove it",
+        "f1": "7; repair the row or remove it",
+        "f2": "''; repair the row or remove it",
+    }
+    assert set(found["rows"][0]["language"].tolist()) == set(range(6))
+    # What the recipe leaves out is no bad row of the run.
+    only = GroupData([DataRecipe(str(path), languages=["en"])])
+    assert len(only) == 1
+    assert "'klingonish' 1" in only.report[0]
+    with pytest.raises(ValueError, match=r"r.jsonl: languages: .*found 'klingonish'; correct the"):
+        GroupData([DataRecipe(str(path), languages=["klingonish"])])
+    write_rows(path, rows[:3])
+    with pytest.raises(ValueError, match="row 'f0' of"):
+        GroupData([DataRecipe(str(path))], on_bad_row="skip")

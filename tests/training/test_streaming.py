@@ -462,6 +462,36 @@ def test_bad_rows_are_skipped_and_counted(damaged):
     assert sum(len(row["pixel_values"]) for row in found["rows"]) == 10
 
 
+@pytest.mark.parametrize("codes", [["klingonish", "", "en", None, "tlh", "zh-Hant"], [7, None]])
+def test_cells_that_are_no_language_follow_the_policy(tmp_path, codes):
+    """As in memory, but met while training."""
+    rows = [
+        {"id": f"f{i}", "lang": code, "prompt": "q", "text": "a"} for i, code in enumerate(codes)
+    ]
+    path = tmp_path / "r.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(
+        ValueError, match=r"row 'f[01]' of .*r.parquet: lang: expected a language's"
+    ):
+        collate(path)
+    data, whole = stream(path), GroupData([DataRecipe(str(path))], on_bad_row="skip")
+    assert sorted(data.languages) == sorted(whole.languages)
+    found = []
+    for one in (data, whole):
+        plan = one.plan(None, 3, seed=0)
+        collator = GroupCollator(
+            one, tiny_processor(), seed=0, plan=plan, batch_size=len(plan), on_bad_row="skip"
+        )
+        (row,) = (batch := share(collator, 0, 0))["rows"]
+        learned = Counter(one.languages[i] for i in row["language"].tolist())
+        found.append((sorted((b.id, b.reason) for b in batch["bad_rows"]), learned))
+    assert found[0] == found[1]
+    assert [name for name, _ in found[0][0]] == [f"f{i}" for i in range(len(codes) // 3 or 1)]
+    pq.write_table(pa.Table.from_pylist(rows[:1]), path)
+    with pytest.raises(ValueError, match="lang: expected languages' BCP-47 codes"):
+        stream(path)
+
+
 # ------------------------------------------------------------------------------ the Hub
 
 FROM_HUB = """
