@@ -85,6 +85,7 @@ class Joined:
 
     Raises:
         ValueError: tables that are not sorted alike, by file and row; a filter that finds nothing.
+        StorageError, ConnectionError: as `Table`, here and wherever rows or images are read.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ from .groups import (
 from .images import load_image
 from .joined import Filters, Joined, Rows
 from .recipe import DataRecipe, StageRecipe
-from .tables import DatasetFiles, Table, find_files, is_language, is_text, no_language
+from .tables import DatasetFiles, StorageError, Table, find_files, is_language, is_text, no_language
 
 # Blocks whose groups are shuffled together.
 TOGETHER = 8
@@ -205,8 +205,21 @@ class StreamedGroups:
         return str(index - source.first if known is None else known), source.recipe.path
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
-        """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
-        recipe = self.sources[source].recipe
+        """The RGB image `key` of a source.
+
+        Raises ValueError naming the row if it cannot be read, and OSError naming the file if the table
+        of images cannot.
+        """
+        recipe, table = self.sources[source].recipe, self.sources[source].joined.images
+        if table is not None and isinstance(key, str):
+            # Read first and not below: a broken file or connection must not pass for a bad row.
+            try:
+                self._window_of(source, key)
+            except pa.ArrowException as error:
+                reason = " ".join(str(error).split())
+                raise StorageError(
+                    f"{table.files[0]}: images cannot be read: {reason}; write the table anew"
+                ) from None
         try:
             return to_rgb(self._open(source, key))
         except (ValueError, OSError) as error:

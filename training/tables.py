@@ -161,13 +161,18 @@ def _by_datasets(path: str, config: str | None, split: str) -> list[str]:
     return [str(f) for f in splits[split]]
 
 
+class StorageError(OSError):
+    """A file of a dataset cannot be read as it should. No ValueError, as no single row is to blame."""
+
+
 class Table:
     """Parquet files in a row as one table, rows numbered through.
 
     Opened are only the files' footers; every process opens the files anew.
 
     Raises:
-        ValueError: a file that cannot be read, or lacks a column, by its name.
+        StorageError: a file that cannot be read, or lacks a column, by its name.
+        ConnectionError: a file on the Hub that cannot be fetched.
     """
 
     def __init__(self, files: Sequence[str]):
@@ -224,7 +229,7 @@ class Table:
             raise _unreadable(name, error) from None
         missing = [c for c in columns if c not in found.column_names]
         if missing:
-            raise ValueError(
+            raise StorageError(
                 f"{name}: no column {missing[0]!r}, which {self.files[0]} has; files of one table "
                 f"have the same columns; found {', '.join(found.column_names)}"
             )
@@ -368,7 +373,7 @@ def _errors(name: str) -> tuple[type[Exception], ...]:
 def _unreadable(name: str, error: Exception) -> Exception:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, pa.ArrowInvalid) or not name.startswith(HUB):
-        return ValueError(
+        return StorageError(
             f"{name}: cannot be read as a parquet file: {reason}; write or download it anew"
         )
     return ConnectionError(f"{name}: cannot be fetched: {reason}; the same command continues")

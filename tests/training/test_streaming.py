@@ -23,7 +23,7 @@ from training.groups import GroupData
 from training.joined import Filters, Joined, image_groups
 from training.recipe import DataRecipe, Rule, StageRecipe, load_recipe
 from training.streaming import StreamedGroups, open_groups
-from training.tables import Table, find_files
+from training.tables import StorageError, Table, find_files
 
 from .test_packing import share, targets
 from .tiny_run import make_recipe, write
@@ -341,7 +341,7 @@ def no_names(path: Path) -> None:
 def test_damaged_tables(tmp_path, damage, message):
     path = make_tables(tmp_path)
     damage(path)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((ValueError, StorageError), match=message) as error:
         stream(path)
     assert "\n" not in str(error.value)
 
@@ -490,6 +490,44 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path, codes):
     pq.write_table(pa.Table.from_pylist(rows[:1]), path)
     with pytest.raises(ValueError, match="lang: expected languages' BCP-47 codes"):
         stream(path)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, policy):
+    """The connection breaks, a file is cut or written anew after the tables were opened."""
+    path = make_tables(tmp_path, images=12)
+    file = path / "images" / "part-00001-of-00002.parquet"
+    whole = file.read_bytes()
+    original = Joined.read_images
+
+    def breaking(damage):
+        def read(self, names):
+            damage()
+            for table in (self.images, *self.tables):
+                table._open.clear()
+            return original(self, names)
+
+        return read
+
+    def refuse(self, group, columns, ahead=False):
+        raise ConnectionError(f"{file}: cannot be fetched: broken; the same command continues")
+
+    def rewrite():
+        table = pq.read_table(file)
+        names = [name if name == "id" else "other" for name in table.column_names]
+        pq.write_table(table.rename_columns(names), file, row_group_size=4)
+
+    for damage, message in (
+        (lambda: monkeypatch.setattr(Table, "_read", refuse), "cannot be fetched: broken"),
+        (lambda: file.write_bytes(whole[:-40]), "cannot be read as a parquet file"),
+        (rewrite, "no column 'image', which "),
+    ):
+        with monkeypatch.context() as patched:
+            file.write_bytes(whole)
+            patched.setattr(Table, "_read", Table._read)
+            patched.setattr(Joined, "read_images", breaking(damage))
+            with pytest.raises(OSError, match=rf"part-00001-of-00002.parquet: {message}"):
+                collate(path, on_bad_row=policy)
 
 
 # ------------------------------------------------------------------------------ the Hub
