@@ -54,7 +54,8 @@ class _Source:
     row_index: np.ndarray  # (n,) index into rows of every conversation kept
     image_keys: list[Any] = field(default_factory=list)  # distinct images
     open_image: Callable[[Any], Image.Image] = load_image
-    row_images: list[tuple[int, ...]] | None = None  # for rows with several images
+    row_images: list[tuple[int, ...]] | None = None  # of each conversation, if one has several
+    together: list[tuple[int, ...]] = field(default_factory=list)  # distinct ones of row_images
     row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
     refused: dict[int, str] = field(default_factory=dict)  # index into rows: why it is a bad row
 
@@ -68,8 +69,8 @@ class GroupData:
     Attributes:
         languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
             for a language that is none.
-        image: (n,) int64, the image of each conversation, over all sources; -1 for none. Rows with
-            several images get a number of their own, so they are never grouped with others.
+        image: (n,) int64, the image of each conversation, over all sources; -1 for none. The same
+            several images in the same order count as one.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class GroupData:
             self.sources.append(item)
             language.append(_index(columns.language, self.languages))
             task.append(_index(columns.task, self.tasks))
-            image.append(_common_numbers(item, number, columns.group, known))
+            image.append(_common_numbers(item, columns.group, known))
             source.append(np.full(count, number, np.int16))
             local.append(np.arange(count, dtype=np.int64))
             rates = recipe.tasks or {}
@@ -232,7 +233,7 @@ def split_groups(
 
 
 def _common_numbers(
-    source: _Source, number: int, group: np.ndarray, known: dict[tuple[str, Any], int]
+    source: _Source, group: np.ndarray, known: dict[tuple[str, Any], int]
 ) -> np.ndarray:
     """Numbers of images within a source as numbers over all sources; -1 stays -1."""
     place = source.recipe.image_folder or source.recipe.path
@@ -240,11 +241,9 @@ def _common_numbers(
         int(group.max(initial=-1)) + 2, -1, np.int64
     )  # the last entry is for -1
     for value in np.unique(group[group >= 0]).tolist():
-        if source.row_images is None:
-            key = source.image_keys[value]
-            name = ("" if isinstance(key, bytes) else place, key)
-        else:
-            name = (f"source {number}", value)
+        images = (value,) if source.row_images is None else source.together[value]
+        keys = tuple(source.image_keys[image] for image in images)
+        name = ("" if all(isinstance(key, bytes) for key in keys) else place, keys)
         lookup[value] = known.setdefault(name, len(known))
     return lookup[group]
 
@@ -313,7 +312,9 @@ def _open_source(
     source = _Source(recipe=recipe, rows=rows, read=read, row_index=np.arange(count))
     _find_images(source, picture_column, columns, on_bad_row)
     if source.row_images is not None:
-        group = np.array([i if refs else -1 for i, refs in enumerate(source.row_images)])
+        numbers: dict[tuple[int, ...], int] = {(): -1}
+        group = np.array([numbers.setdefault(r, len(numbers) - 1) for r in source.row_images])
+        source.together = list(numbers)[1:]
     else:
         assert source.row_image is not None
         group = source.row_image.copy()
@@ -504,18 +505,12 @@ def _find_images(
             source.image_keys.append(value)
         return known[value]
 
-    if any(isinstance(v, list) and len(v) > 1 for v in values):
-        source.row_images = [
-            tuple(
-                number(v, i)
-                for v in (value if isinstance(value, list) else [value] if value else [])
-            )
-            for i, value in enumerate(values)
-        ]
+    cells = [v if isinstance(v, list) else [v] if v else [] for v in values]
+    if any(len(cell) > 1 for cell in cells):
+        source.row_images = [tuple(number(v, i) for v in cell) for i, cell in enumerate(cells)]
     else:
-        flat = [(v[0] if v else None) if isinstance(v, list) else v for v in values]
         source.row_image = np.array(
-            [number(v, i) if v else -1 for i, v in enumerate(flat)], np.int64
+            [number(cell[0], i) if cell else -1 for i, cell in enumerate(cells)], np.int64
         )
     source.open_image = _opener(source)
 

@@ -6,8 +6,8 @@ columns that identify rows cuts the tables into blocks, at the same images in al
 what is in each block; after that any block can be read alone. Memory holds the cuts (some numbers
 for every few hundred images), never the rows of the whole dataset.
 
-Also read is one table of any order, where rows that stand together and name the same image are one
-group.
+Also read is one table of any order, where rows that stand together and name the same image, or the same
+list of images, are one group.
 """
 
 from bisect import bisect_left
@@ -32,6 +32,7 @@ from .tables import (
     is_content,
     is_language,
     is_text,
+    is_texts,
     shown,
 )
 
@@ -74,7 +75,8 @@ class Joined:
     """A dataset in blocks of whole groups.
 
     Attributes:
-        columns: of the rows. key: the column that names a row's image, None where none does.
+        columns: of the rows. key: the column that names a row's image, None where none does; a text,
+            or a list of texts if `listed`.
         images: the table of images, `image_key` its column that is named by the rows' `key`.
         starts: (blocks + 1, tables) int64, the first row of every block in every table.
         multiplicity: for every block, how many images have 0, 1, 2, ... rows.
@@ -100,6 +102,10 @@ class Joined:
         self.images = Table(files.images) if files.images else None
         self.tables = as_tables(files.rows)
         names = [name for name in ("image", "image_sha256") if self._all_have(name)]
+        self.listed = not names
+        lists = [name for name in ("images", "image") if name in self.columns]
+        if self.listed and len(lists) == 1:  # of two, the rows' images may be in the other
+            names = [c for c in lists if all(is_texts(t.schema, c) for t in self.tables)]
         self.key: str | None = names[0] if names else None
         self.language = next((c for c in ("lang", "language") if c in self.columns), None)
         self.image_key: str | None = None
@@ -109,7 +115,7 @@ class Joined:
         self.order: str | None = None
         self.multiplicity: list[np.ndarray] = []
         orders = [name for name in ("image", "id") if self._all_have(name)]
-        if self.key is None or not orders:
+        if self.key is None or self.listed:
             orders = []
         if len(self.tables) == 1 or not orders:
             # One table after the other: nothing to merge, so any order will do.
@@ -143,6 +149,7 @@ class Joined:
         pairs = [("image", "image"), ("path", "image"), ("id", "id"), ("image_sha256",) * 2]
         for theirs, ours in pairs:
             if is_text(images.schema, theirs) and self._all_have(ours) and holds:
+                self.listed = False
                 self.image_key, self.key, self.image_column = theirs, ours, holds[0]
                 return
         raise ValueError(
@@ -187,7 +194,7 @@ class Joined:
         cuts: list[Any] = []
         row, seen, before = 0, 0, None
         for found in guide.scan([c for c in dict.fromkeys((self.key, self.order)) if c]):
-            key = flat(found[self.key])
+            key = self.names(found)
             change = _changes(key, before)
             count = seen + np.cumsum(change)
             ends = change & (count > 1) & ((count - 1) % block == 0)
@@ -207,7 +214,7 @@ class Joined:
         language, task, keep = self._kept(table, self.dropped)
         limit, done = self.filters.limit, False
         if limit is not None:
-            names = flat(table[self.key]).to_pylist() if self.key else [None] * len(table)
+            names = self.names(table).to_pylist() if self.key else [None] * len(table)
             present = sorted({n for n, k in zip(names, keep, strict=True) if k and n is not None})
             left = set(present[: limit - self.image_count])
             keep &= np.array([n in left for n in names], bool)
@@ -240,11 +247,20 @@ class Joined:
                 keep &= mask
         return language, task, keep
 
+    def names(self, table: pa.Table) -> pa.Array:
+        """What names the image of each row, or its images; null: none."""
+        column = flat(table[self.key])
+        if not self.listed:
+            return column
+        # Cast, as large lists cannot be joined.
+        joined = pc.binary_join(column.cast(pa.list_(pa.string())), "\0")
+        return pc.if_else(pc.greater(pc.list_value_length(column), 0), joined, None)
+
     def _keys(self, table: pa.Table, keep: np.ndarray) -> np.ndarray:
         """(n,) int64, equal where rows name one image; -1: none, or not kept."""
         if self.key is None:
             return np.full(len(table), -1, np.int64)
-        codes = flat(table[self.key]).dictionary_encode().indices
+        codes = self.names(table).dictionary_encode().indices
         return np.where(keep, codes.fill_null(-1).to_numpy(zero_copy_only=False), -1).astype(
             np.int64
         )
@@ -295,7 +311,7 @@ class Joined:
         language, task, keep = self._kept(table)
         of_block: np.ndarray = np.concatenate(block)
         if self._last is not None:
-            names = flat(table[self.key]).to_pylist()
+            names = self.names(table).to_pylist()
             last = len(self) - 1
             keep &= np.array(
                 [
@@ -419,7 +435,8 @@ class _Labels:
 @dataclass
 class ImageGroup:
     """One image with its rows. image: bytes of its file, or what names it where the dataset does not
-    hold it, or None. rows: as dictionaries, without the image's own bytes."""
+    hold it (several names with a null character between), or None. rows: as dictionaries, without the
+    image's own bytes."""
 
     image: bytes | str | None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -443,14 +460,14 @@ def image_groups(
         order = np.argsort(
             np.where(rows.key < 0, rows.key.max(initial=0) + 1, rows.key), kind="stable"
         )
-        names = {} if joined.key is None else {d[joined.key] for d in dicts}
+        names = [None] * len(dicts) if joined.key is None else joined.names(rows.table).to_pylist()
         found = joined.read_images([n for n in names if n is not None]) if joined.images else {}
         group, last = ImageGroup(None), -1
         for i in order.tolist():
             if rows.key[i] < 0 or rows.key[i] != last:
                 if group.rows:
                     yield group
-                name = None if joined.key is None else dicts[i][joined.key]
+                name = names[i]
                 group, last = ImageGroup(name), int(rows.key[i])
                 if name is not None and joined.images is not None:
                     if name not in found:

@@ -39,7 +39,16 @@ from .groups import (
 from .images import load_image
 from .joined import Filters, Joined, Rows
 from .recipe import DataRecipe, StageRecipe
-from .tables import DatasetFiles, StorageError, Table, find_files, is_language, is_text, no_language
+from .tables import (
+    DatasetFiles,
+    StorageError,
+    Table,
+    find_files,
+    is_language,
+    is_text,
+    is_texts,
+    no_language,
+)
 
 # Blocks whose groups are shuffled together.
 TOGETHER = 8
@@ -127,6 +136,12 @@ class StreamedGroups:
                 text = ", ".join(f"{k} {v:,}" for k, v in sorted(joined.dropped.items()))
                 self.report.append(
                     f"{recipe.path}: left out, as the recipe's languages and tasks say: {text}"
+                )
+            if joined.key is None and pictures in joined.columns:
+                self.report.append(
+                    f"{recipe.path}: {pictures}: the rows hold their images themselves, so none is shared; "
+                    "to share them, stream paths of images (a text, or a list of texts) or leave "
+                    "streaming out"
                 )
             if recipe.limit is not None:
                 self.report.append(
@@ -237,7 +252,7 @@ class StreamedGroups:
         raise KeyError(f"conversation {index} is not in the windows read last")
 
     def _images_of(self, source: _Stream, table: Any, row: int, index: int) -> tuple[Any, ...]:
-        """Keys of a row's images: a name, or (conversation, number) of those that the row holds."""
+        """Keys of a row's images: their names, or (conversation, number) of those that the row holds."""
         held = source.pictures in table.column_names
         if held and not table[source.pictures][row].is_valid:
             return ()
@@ -249,7 +264,10 @@ class StreamedGroups:
         if is_text(table.schema, source.pictures):
             name = table[source.pictures][row].as_py()
             return (name,) if name else ()
-        many = pa.types.is_list(table.schema.field(source.pictures).type)
+        if is_texts(table.schema, source.pictures):
+            return tuple(table[source.pictures][row].as_py())
+        kind = table.schema.field(source.pictures).type
+        many = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         count = len(table[source.pictures][row]) if many else 1
         return tuple((index, number) for number in range(count))
 

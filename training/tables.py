@@ -399,6 +399,14 @@ def is_text(schema: pa.Schema, column: str) -> bool:
     return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def is_texts(schema: pa.Schema, column: str) -> bool:
+    """Whether the column is there and holds lists of strings."""
+    kind = schema.field(column).type if column in schema.names else None
+    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+
+
 def is_language(value: Any) -> bool:
     """Whether a value is shaped like a BCP-47 code: en, pt-BR, zh-Hant. Any language is known."""
     return isinstance(value, str) and _LANGUAGE.fullmatch(value) is not None

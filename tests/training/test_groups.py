@@ -131,17 +131,33 @@ def test_inline_images_are_grouped_by_their_bytes(tmp_path):
     assert data.load_image(0, data.conversation(3).images[0], "3").getpixel((0, 0)) == (1, 0, 0)
 
 
-def test_several_images_a_row_are_never_grouped(tmp_path):
+def test_several_images_a_row_are_grouped_as_one(tmp_path):
+    """By the same images in the same order; what other rows have changes nothing for a row with one."""
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(png(i))
-    rows = [{"id": str(i), "images": ["0.png", "1.png"], "messages": turns()} for i in range(2)]
-    rows.append({"id": "t", "images": [], "messages": turns()})
-    data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), language="en")])
-    assert [len(p) for _, p in data.plan(None, 8, 0)] == [1, 1, 1]
-    assert data.conversation(1).images == (0, 1)
-    batch = one_row(data, [0], [1], [2], layout="dense")
+    cells = [["0.png", "1.png"], ["0.png"], ["0.png", "1.png"], [], ["0.png"], ["1.png", "0.png"]]
+    rows = [{"id": str(i), "images": c, "messages": turns()} for i, c in enumerate(cells)]
+    recipe = DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), language="en")
+    data = GroupData([recipe])
+    found = [sorted(p.tolist()) for _, p in data.plan(None, 8, 0)]
+    assert sorted(found) == [[0, 2], [1, 4], [3], [5]]
+    assert data.conversation(2).images == (0, 1)
+    batch = one_row(data, [0, 2], [5], [1, 4], [3], layout="dense")
     assert batch["pixel_values"].shape[0] == 2
-    assert batch["image_index"].tolist() == [0, 1, 0, 1]
+    assert batch["image_index"].tolist() == [0, 1, 1, 0, 0]
+    # The same rows in a second file, as another language's, and limited to some images.
+    both = GroupData([recipe, DataRecipe(recipe.path, language="fr")])
+    assert sorted(len(p) for _, p in both.plan(None, 8, 0)) == [1, 1, 2, 4, 4]
+    assert len(np.unique(GroupData([DataRecipe(recipe.path, limit=2)]).image)) == 2
+
+
+def test_an_image_list_of_nothing_is_a_bad_row(tmp_path):
+    """Whether or not another row has several images."""
+    for others in ([], [["0.png", "1.png"]]):
+        rows = [{"id": str(i), "images": c, "messages": turns()} for i, c in enumerate([[None], *others])]  # fmt: skip
+        path = write_rows(tmp_path / "r.jsonl", rows)
+        with pytest.raises(ValueError, match=r"row '0' of .*found NoneType"):
+            GroupData([DataRecipe(str(path))])
 
 
 @pytest.mark.skipif(not (MINI / "instruct").is_dir(), reason="the mini dataset is not built here")

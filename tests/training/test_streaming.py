@@ -232,11 +232,51 @@ def test_rows_that_hold_their_images(tmp_path):
         (f"{n}-{t}", ("en", "fr")[t]) for n in range(6) for t in range(2)
     )
     assert all(len(group) == 1 for group in found), "which image it is cannot be known"
+    assert "images: the rows hold their images themselves, so none is shared" in data.report[0]
     plan = data.plan(None, 8, 0)
     collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
     (row,) = share(collator, 0, 0)["rows"]
     assert len(row["pixel_values"]) == 10 + 2
     assert len(row["image_index"]) == 10 + 2
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_lists_of_paths_are_grouped_as_in_memory(tmp_path, large):
+    cells = [[0], [0], [0], [1, 2], [1, 2], [2, 1], [3], [], None, [3]]
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    rows = [
+        {
+            "id": f"{i:02}",
+            "images": None if cell is None else [f"{n}.png" for n in cell],
+            "messages": [
+                {"role": "user", "content": "What?"},
+                {"role": "assistant", "content": f"No. {i}"},
+            ],
+        }
+        for i, cell in enumerate(cells)
+    ]
+    table = pa.Table.from_pylist(rows)
+    if large:
+        kind = pa.large_list(pa.large_string())
+        table = table.set_column(1, "images", table["images"].cast(kind))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path, row_group_size=4)
+    found = []
+    for data in (stream(path, 100), GroupData([DataRecipe(str(path))])):
+        plan = data.plan(None, 8, 0)
+        found.append(sorted(sorted(i for i, _ in names(data, part)) for _, part in plan[:]))
+        collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
+        (row,) = share(collator, 0, 0)["rows"]
+        assert len(row["pixel_values"]) == 4
+        assert len(row["image_index"]) == 1 + 2 + 2 + 1
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+    assert stream(path, limit=2).report[-1].endswith("limit 2: the first 2 images")
+    assert len(stream(path, limit=1)) == 3
+    several = list(image_groups(str(path)))
+    assert [g.image for g in several[:3]] == ["0.png", "1.png\0002.png", "2.png\0001.png"]
+    assert [len(g.rows) for g in several] == [3, 2, 1, 2, 1, 1]
 
 
 def test_rows_that_stand_together_and_name_one_image_are_a_group(tmp_path):
