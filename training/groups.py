@@ -24,7 +24,7 @@ from processing_maya.image_processing_maya import to_rgb
 from .images import load_image
 from .recipe import DataRecipe
 from .schema import convert
-from .tables import card_files, is_content, is_language, is_text, no_language, shown
+from .tables import card_files, is_content, is_language, is_text, no_images, no_language, shown
 
 
 @dataclass(frozen=True)
@@ -320,6 +320,8 @@ def _open_source(
         group = source.row_image.copy()
     if recipe.limit is not None:
         images = np.unique(group[keep & (group >= 0)])
+        if keep.any() and not len(images):
+            raise ValueError(no_images(recipe.path))
         chosen = np.random.default_rng(seed).permutation(images)[: recipe.limit]
         mask = np.isin(group, chosen)
         report.append(

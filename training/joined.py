@@ -33,6 +33,7 @@ from .tables import (
     is_language,
     is_text,
     is_texts,
+    no_images,
     shown,
 )
 
@@ -45,7 +46,7 @@ CONNECTIONS = 8
 @dataclass(frozen=True)
 class Filters:
     """Which rows are kept: those of these languages and tasks (all when empty), and of the first
-    `limit` images. language, task: of rows that name none."""
+    `limit` images, or rows with images where these have no names. language, task: of rows that name none."""
 
     languages: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -161,7 +162,9 @@ class Joined:
 
     def _scanned(self) -> list[str]:
         wanted = (self.key, self.order, "lang", "language", "task")
-        return [c for c in dict.fromkeys(wanted) if c is not None and c in self.columns]
+        # Which rows have an image says its column, where no other does; read only as far as the limit.
+        held = ("images", "image") if self.key is None and self.filters.limit is not None else ()
+        return [c for c in dict.fromkeys((*wanted, *held)) if c is not None and c in self.columns]
 
     def _index(self, order: str | None, block: int) -> None:
         self.order, self.multiplicity = order, []
@@ -170,6 +173,10 @@ class Joined:
         self.dropped: Counter[str] = Counter()
         self.image_count = self.conversations = 0
         self._last: set[str] | None = None  # images that the limit leaves of the last block
+        self._stop: int | None = None  # the row that it ends before, where images have no names
+        self._rows = self._without = (
+            0  # rows counted; those that it leaves out as they have no image
+        )
         cuts = self._cut(block)
         cursors = [Cursor(table, self._scanned(), order) for table in self.tables]
         starts = [[0] * len(cursors)]
@@ -213,8 +220,18 @@ class Joined:
         table = pa.concat_tables(parts, promote_options="permissive")
         language, task, keep = self._kept(table, self.dropped)
         limit, done = self.filters.limit, False
-        if limit is not None:
-            names = self.names(table).to_pylist() if self.key else [None] * len(table)
+        if limit is not None and self.key is None:
+            pictured = keep & _pictured(table)
+            self._without += int((keep & ~pictured).sum())
+            numbers, room = np.flatnonzero(pictured), limit - self.conversations
+            keep = np.isin(np.arange(len(table)), numbers[:room])
+            if len(numbers) >= room:
+                self._stop = self._rows + (int(numbers[room - 1]) + 1 if room else 0)
+                done = True
+            self._rows += len(table)
+        elif limit is not None:
+            names = self.names(table).to_pylist()
+            self._without += sum(k and n is None for n, k in zip(names, keep, strict=True))
             present = sorted({n for n, k in zip(names, keep, strict=True) if k and n is not None})
             left = set(present[: limit - self.image_count])
             keep &= np.array([n in left for n in names], bool)
@@ -271,11 +288,13 @@ class Joined:
             ("tasks", self.filters.tasks, self.tasks),
         ):
             missing = [v for v in wanted if v not in found]
-            if missing and self._last is None:
+            if missing and self._last is None and self._stop is None:
                 raise ValueError(
                     f"{self.path}: {name}: {missing[0]!r} is not in the data; "
                     f"found {', '.join(sorted({*found, *self.dropped}))}"
                 )
+        if not self.conversations and self._without:
+            raise ValueError(no_images(self.path))
         if not self.conversations:
             raise ValueError(f"{self.path}: no row is left after languages, tasks and limit")
 
@@ -310,14 +329,19 @@ class Joined:
         table = pa.concat_tables([p for p, _ in parts], promote_options="permissive")
         language, task, keep = self._kept(table)
         of_block: np.ndarray = np.concatenate(block)
-        if self._last is not None:
+        if self.filters.limit is not None and self.key is None:
+            keep &= _pictured(table)
+            if self._stop is not None:
+                keep &= np.concatenate(number) < self._stop
+        elif self.filters.limit is not None:
             names = self.names(table).to_pylist()
-            last = len(self) - 1
+            last = len(self) - 1 if self._last is not None else len(self)
             keep &= np.array(
                 [
-                    n is not None and (b < last or n in self._last)
+                    n is not None and (b < last or n in (self._last or ()))
                     for n, b in zip(names, of_block, strict=True)
-                ]
+                ],
+                bool,
             )
         if not keep.all():
             table = table.filter(pa.array(keep))
@@ -365,6 +389,19 @@ class Joined:
             for name, value in zip(found[self.image_key].to_pylist(), content, strict=True):
                 result.setdefault(name, value)
         return result
+
+
+def _pictured(table: pa.Table) -> np.ndarray:
+    """(n,) bool: whether a row has something in a column of images."""
+    result: np.ndarray = np.zeros(len(table), bool)
+    for name in {"images", "image"} & set(table.column_names):
+        column = flat(table[name])
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            found = pc.greater(pc.list_value_length(column), 0).fill_null(False)
+        else:
+            found = column.is_valid()
+        result |= found.to_numpy(zero_copy_only=False)
+    return result
 
 
 def _changes(key: pa.Array, before: Any) -> np.ndarray:

@@ -144,9 +144,10 @@ class StreamedGroups:
                     "streaming out"
                 )
             if recipe.limit is not None:
-                self.report.append(
-                    f"{recipe.path}: limit {recipe.limit}: the first {joined.image_count:,} images"
-                )
+                count = f"{joined.image_count:,} images"
+                if joined.key is None:
+                    count = f"{joined.conversations:,} rows with images, as these have no names"
+                self.report.append(f"{recipe.path}: limit {recipe.limit}: the first {count}")
         self._counts = languages, tasks
         self.languages, self.tasks = list(languages), list(tasks)
         if not self.languages:

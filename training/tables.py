@@ -161,6 +161,14 @@ def _by_datasets(path: str, config: str | None, split: str) -> list[str]:
     return [str(f) for f in splits[split]]
 
 
+def no_images(path: str) -> str:
+    """What is wrong with a `limit` for rows that have no image."""
+    return (
+        f"{path}: limit: expected rows with images, which it counts, found none of the recipe's languages "
+        "and tasks; leave limit out"
+    )
+
+
 class StorageError(OSError):
     """A file of a dataset cannot be read as it should. No ValueError, as no single row is to blame."""
 

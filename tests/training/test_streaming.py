@@ -279,6 +279,38 @@ def test_lists_of_paths_are_grouped_as_in_memory(tmp_path, large):
     assert [len(g.rows) for g in several] == [3, 2, 1, 2, 1, 1]
 
 
+def test_limits_count_what_they_can(tmp_path):
+    """Images without names by their rows; rows without an image are left out, as in memory."""
+    path = make_rows(tmp_path / "rows.parquet")
+    rows = pq.read_table(path).to_pylist()
+    for number in (1, 4):
+        rows[number]["images"] = []
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    for limit, expected in ((1, ["0-0"]), (2, ["0-0", "1-0"]), (5, ["0-0", "1-0", "1-1", "2-1", "3-0"])):  # fmt: skip
+        data = stream(path, buffer=17, limit=limit)
+        assert f"limit {limit}: the first {limit} rows with images" in data.report[-1]
+        assert sorted(i for group in epoch(data) for i, _ in group) == expected
+    assert len(stream(path, limit=100)) == sum(map(len, epoch(stream(path, limit=100)))) == 9
+    french = stream(path, buffer=17, limit=2, languages=["fr"])
+    assert sorted(i for group in epoch(french) for i, _ in group) == ["1-1", "2-1"]
+    # Named ones, with rows that name none between them.
+    rows = [row | {"images": [f"{row['id'][0]}.png"] if row["images"] else None} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    for limit in (2, 100):
+        data = stream(path, buffer=17, limit=limit)
+        found = [i for group in epoch(data) for i, _ in group]
+        assert len(found) == len(data) == {2: 3, 100: 9}[limit]
+    # None at all, in a column or without one.
+    for bare in (
+        [row | {"images": None} for row in rows],
+        [{k: v for k, v in row.items() if k != "images"} for row in rows],
+    ):
+        pq.write_table(pa.Table.from_pylist(bare), path)
+        for read in (stream, lambda path, limit: GroupData([DataRecipe(str(path), limit=limit)])):
+            with pytest.raises(ValueError, match=r"rows.parquet: limit: expected rows with images"):
+                read(path, limit=2)
+
+
 def test_rows_that_stand_together_and_name_one_image_are_a_group(tmp_path):
     for n in range(4):
         (tmp_path / path_of(n)).parent.mkdir(exist_ok=True)
