@@ -594,7 +594,7 @@ def reader(recipe: DataRecipe, columns: Sequence[str]) -> tuple[Reader, str, str
     if "prompt" in columns and "text" in columns:
         return _read_prompted, "image", "caption"
     if "caption" in columns:
-        return _read_caption, "image", "caption"
+        return _read_pictured if "image" in columns else _read_caption, "image", "caption"
     raise ValueError(
         f"{recipe.path}: expected columns messages, conversations, prompt and text, or caption; "
         f"found {', '.join(sorted(columns))}"
@@ -619,6 +619,15 @@ def _read_caption(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
         {"role": "user", "content": ""},
         {"role": "assistant", "content": _cell(row, "caption", str, name)},
     ]
+
+
+def _read_pictured(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """A caption where rows have images: without one, there is nothing that it could be learned from."""
+    if not row.get("image"):
+        raise ValueError(
+            f"{name}: image: expected the image of the caption, found nothing; repair the row or remove it"
+        )
+    return _read_caption(row, name)
 
 
 def _read_prompted(row: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from PIL import Image
 from tests.tiny_processing import tiny_processor
 from training.collator import GroupCollator
 from training.groups import GroupData
-from training.recipe import AugmentRecipe, DataRecipe
+from training.recipe import AugmentRecipe, DataRecipe, Rule, StageRecipe
+from training.streaming import open_groups
 
 from .tiny_run import make_data, one_row
 
@@ -263,6 +264,40 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
         "e2": "NoneType",
     }
     assert sum(len(row["image_index"]) for row in found["rows"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["memory", "rows", "stream"])
+def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
+    """Other kinds of rows may be text alone, and so may captions where no row has an image."""
+    (tmp_path / "seen.png").write_bytes(png(1))
+
+    def collator_of(rows, policy):
+        path = tmp_path / ("rows.jsonl" if kind == "rows" else "rows.parquet")
+        if kind == "rows":
+            write_rows(path, rows)
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        recipe = DataRecipe(str(path), language="en", streaming=kind == "stream")
+        stage = StageRecipe("s", [recipe], [Rule(".*", 1.0)], on_bad_row=policy)
+        data = open_groups(stage, seed=0)
+        plan = data.plan(None, 8, 0)
+        return GroupCollator(
+            data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan), on_bad_row=policy
+        )
+
+    rows = [{"id": f"g{i}", "image": c, "caption": "boat"} for i, c in enumerate(["seen.png", None, "seen.png"])]  # fmt: skip
+    if kind == "rows":
+        del rows[1]["image"]
+    with pytest.raises(ValueError, match=r"row 'g1' of .*rows.*: image: expected the image of the caption, found nothing; repair"):  # fmt: skip
+        collator_of(rows, "stop")([{"step": 0, "rank": 0}])
+    found = collator_of(rows, "skip")([{"step": 0, "rank": 0}])
+    assert [row.id for row in found["bad_rows"]] == ["g1"]
+    assert len(found["rows"][0]["image_index"]) == 1
+    texts = [{"prompt": "q", "text": "a"}, {"messages": turns()}, {"caption": "boat"}]
+    for number, cells in enumerate(texts):
+        one = {"id": "h", **cells} | ({} if number == 2 else {"image": None})
+        (row,) = collator_of([one], "stop")([{"step": 0, "rank": 0}])["rows"]
+        assert len(row["labels"]) > 0
 
 
 def test_too_long_is_refused_by_row(tmp_path):
