@@ -60,6 +60,7 @@ class Device:
     source: str
 
 
+NO_FSDP = "fsdp: without a GPU it is DDP, every process holds the whole model"
 GPUS = {
     key: Device(label, DATA_SHEET[name], memory, "data sheet, dense bf16")
     for key, label, name, memory in (
@@ -180,7 +181,9 @@ def estimate(
     stages = []
     for stage in loaded.stages:
         notes = ["processes is auto: taken as 1; --set processes=8 for 8"] if auto else []
-        shards = sharding(stage.args, processes, found)
+        shards = sharding(stage.args, processes, found, cuda)
+        if stage.args.get("fsdp") and shards == "ddp":
+            notes.append(NO_FSDP)
         known = assumed_work(configs / f"{path.stem}.work.json", stage)
         stages.append(
             _estimate(loaded, stage, config, device, cuda, processes, shards, known, notes)
@@ -358,13 +361,18 @@ def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
 # ------------------------------------------------------------------------------ memory
 
 
-def sharding(args: Mapping[str, Any], processes: int, environment: Mapping[str, str]) -> Sharding:
-    """How a stage's state is cut, from its args and the variables that accelerate sets."""
+def sharding(
+    args: Mapping[str, Any], processes: int, environment: Mapping[str, str], cuda: bool = True
+) -> Sharding:
+    """How a stage's state is cut, from its args and the variables that accelerate sets.
+
+    Not cuda: accelerate takes FSDP for DDP on CPUs.
+    """
     if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
         return "zero3" if stage == 3 else "zero2"
     if args.get("fsdp") or environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        return "fsdp" if processes > 1 else "none"
+        return ("fsdp" if cuda else "ddp") if processes > 1 else "none"
     return "ddp" if processes > 1 else "none"
 
 

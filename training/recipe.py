@@ -207,6 +207,9 @@ RESERVED_ARGS = {
     "resume_from_checkpoint": "nothing: the same command continues",
     "train_sampling_strategy": "nothing: the order follows from the seed",
     "loss_type": "nothing: the loss is the mean over supervised tokens",
+    "label_smoothing_factor": "nothing: the loss is the mean over supervised tokens",
+    "average_tokens_across_devices": "nothing: the loss is the mean over the tokens of all processes",
+    "save_only_model": "nothing: a checkpoint holds all that an exact continuation needs",
 }
 
 
@@ -375,6 +378,8 @@ def _check_args(args: dict[str, Any], where: str, key: str) -> None:
             raise ValueError(f"{where}: {key}.{name}: set by maya; use {RESERVED_ARGS[name]}")
         if name not in known:
             raise ValueError(f"{where}: {unknown_key(join_key(key, name), str(name), known)}")
+        if value is False and name.endswith("_strategy"):
+            value = "no"  # which YAML reads as false
         args[name] = convert(hints[name], value, where, join_key(key, name))
 
 

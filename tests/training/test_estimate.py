@@ -188,6 +188,7 @@ def test_how_a_stage_is_sharded():
     assert sharding({}, 2, {}) == "ddp"
     assert sharding({"fsdp": "full_shard"}, 1, {}) == "none"
     assert sharding({"fsdp": "full_shard"}, 2, {}) == "fsdp"
+    assert sharding({"fsdp": "full_shard"}, 2, {}, cuda=False) == "ddp"
     assert sharding({}, 2, {"ACCELERATE_USE_FSDP": "true"}) == "fsdp"
     deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     assert sharding({}, 2, deepspeed) == "zero3"
