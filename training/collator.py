@@ -263,11 +263,22 @@ class GroupCollator:
         self._shortened: dict[int, BadRow] = {}
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """{"rows": a list of tensors as `lay_out` returns, "bad_rows": a list of BadRow}.
+        """{"rows": a list of tensors as `lay_out` returns, "bad_rows": a list of BadRow}; in a worker
+        of a loader {"error": what it would raise elsewhere} if that is bad input.
 
         A row with images has besides `pixel_values` of the distinct ones, and `image_index`, which
         of them each block of image tokens is.
         """
+        if torch.utils.data.get_worker_info() is None:
+            return self._share(items)
+        try:
+            return self._share(items)
+        except (ValueError, OSError) as error:
+            # A loader would tell it with the worker's traceback; the trainer raises it as it is, when
+            # its step comes.
+            return {"error": error}
+
+    def _share(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         (item,) = items
         step, rank = item["step"], item["rank"]
         groups = self.plan[step * self.batch_size : (step + 1) * self.batch_size]

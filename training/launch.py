@@ -54,17 +54,25 @@ def environment(config: Path, processes: int) -> dict[str, str]:
 def launch(config: Path, processes: int, command: Sequence[str]) -> int:
     """Run a Python script with its arguments in every process; returns the first bad exit code, or 0.
 
+    A SIGTERM is passed on and all processes are waited for, however long they save; the code is then
+    that of a stopped run, 143.
+
     Raises ValueError when the config asks for DeepSpeed, and that is not installed.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # torch's half a minute before it kills is too short to save a large model.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     try:
         launch_command(launch_command_parser().parse_args(_options(config, processes, command)))
     except ImportError as error:
         raise ValueError(f"{config}: {error}") from None
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
+    except SignalException as error:
+        return 128 + error.sigval
     return 0
 
 

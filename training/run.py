@@ -15,12 +15,14 @@ recipe differs is refused rather than mixed with old work.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -48,6 +50,8 @@ LOCK = "lock"
 LOG = "training_log.json"
 BAD_ROWS = "bad_rows.jsonl"
 STOPPED = "stopped: "
+# Of a file larger than both together, as many pieces of so many bytes say whether it has changed.
+SAMPLES, SAMPLE = 1024, 1 << 16
 # Arguments that change what is printed or kept, not what is learned.
 NEUTRAL_ARGS = (
     "logging_",
@@ -202,6 +206,7 @@ def _passing_on(processes: Sequence[Any]) -> Iterator[None]:
 def _process(
     rank: int, count: int, port: int, errors: str, recipe: Recipe, trust: bool, restart: bool
 ) -> None:
+    _end_with_parent()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -231,6 +236,22 @@ def _process(
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Have this process end at once when its parent does, however that ended.
+
+    torch sends SIGINT then, which a run in a script's background ignores: it would go on, and hold
+    the output folder against the command that is to continue.
+    """
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # ------------------------------------------------------------------------------ the run
@@ -272,7 +293,12 @@ def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
                 _say(state, f"stage {stage.name}: finished before, in {folder}")
                 continue
             previous = output / recipe.stages[number - 1].name if number else None
-            _run_stage(recipe, stage, previous, folder, trust_remote_code, state)
+            stop = _run_stage(recipe, stage, previous, folder, trust_remote_code, state)
+            if stop and stage is not recipe.stages[-1]:
+                raise Stopped(
+                    f"stage {stage.name}: asked to stop, the stage is finished; the same command "
+                    "continues with the next"
+                )
         if state.is_main_process:
             _publish(output / recipe.stages[-1].name, output)
         state.wait_for_everyone()
@@ -291,13 +317,16 @@ def _run_stage(
     folder: Path,
     trust_remote_code: bool,
     state: Any,
-) -> None:
+) -> bool:
+    """Train a stage, or what is left of it; returns whether a signal asked to stop after its end.
+
+    Raises Stopped when it was asked before that.
+    """
     import datasets
     import torch
     from transformers import set_seed
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from .adapters import ADAPTER, add_adapter, check_bitsandbytes, merge_adapter
+    from .adapters import add_adapter, check_bitsandbytes
     from .attention import choose_attention, set_attention
     from .collator import GroupCollator
     from .compiling import compile_layers
@@ -382,16 +411,41 @@ def _run_stage(
     trainer.bad_rows_file = (
         folder.parent / WORK / f"{stage.name}.bad_rows.{state.process_index}.jsonl"
     )
-    # SIGTERM: the trainer saves after the step in progress and stops.
+    # SIGTERM: the trainer saves after the step in progress and stops; with no step left, the stage is
+    # finished first.
     with handling(lambda *_: trainer.ask_to_stop(), [signal.SIGTERM]):
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
-    if trainer.state.global_step < args.max_steps:
-        raise Stopped(
-            f"stage {stage.name}: asked to stop, saved after step {trainer.state.global_step} of "
-            f"{args.max_steps}; the same command continues"
-        )
+        if trainer.state.global_step == args.max_steps:
+            set_attention(decoder, "dense")
+            _finish_stage(recipe, stage, previous, folder, trainer, rows, started, state)
+            return trainer.is_asked_to_stop()
+    raise Stopped(
+        f"stage {stage.name}: asked to stop, saved after step {trainer.state.global_step} of "
+        f"{args.max_steps}; the same command continues"
+    )
 
-    set_attention(model.model.language_model, "dense")
+
+def _finish_stage(
+    recipe: Recipe,
+    stage: StageRecipe,
+    previous: Path | None,
+    folder: Path,
+    trainer: Any,
+    rows: Sequence[Any],
+    started: float,
+    state: Any,
+) -> None:
+    """Write what a stage learned, its log and its bad rows to `folder`, and drop its checkpoints.
+
+    Args:
+        rows: of the printed table. started: time.monotonic() when the stage began.
+    """
+    import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from .adapters import ADAPTER, merge_adapter
+
+    processor = trainer.processing_class
     temporary = folder.parent / WORK / f"{folder.name}.model"
     if state.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -408,7 +462,8 @@ def _run_stage(
     if state.is_main_process:
         (temporary / "training_args.bin").unlink(missing_ok=True)
         write_recipe(recipe, temporary / "recipe.yaml")
-        bad = _collect_bad_rows(folder.parent / WORK, stage.name, temporary / BAD_ROWS)
+        lists = sorted((folder.parent / WORK).glob(f"{stage.name}.bad_rows.*.jsonl"))
+        bad = _merge_bad_rows(lists, temporary / BAD_ROWS)
         for line in bad:
             print("  " + line, flush=True)
         _write_json(
@@ -421,23 +476,25 @@ def _run_stage(
                 "device": str(state.device),
                 "peak": trainer.peak_source,
                 "table": [vars(row) for row in rows],
-                "data": data.summary(),
+                "data": trainer.data_collator.data.summary(),
                 "bad_rows": bad,
                 "log": trainer.state.log_history,
             },
         )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        shutil.rmtree(args.output_dir, ignore_errors=True)
+        # Killed here, the next run finds a finished stage and no need of these.
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+        for file in lists:
+            file.unlink()
         print(
             f"stage {stage.name}: done in {time.monotonic() - started:.0f} s, {folder}", flush=True
         )
     state.wait_for_everyone()
 
 
-def _collect_bad_rows(work: Path, stage: str, target: Path) -> list[str]:
+def _merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
     """Merge the ranks' lists into `target`, each row once; returns what was left out, in words."""
-    files = sorted(work.glob(f"{stage}.bad_rows.*.jsonl"))
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -450,8 +507,6 @@ def _collect_bad_rows(work: Path, stage: str, target: Path) -> list[str]:
     if rows:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows.values()]
         target.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for file in files:
-        file.unlink()
     return [
         f"{path}: {count:,} rows {action}, listed in {target.name}"
         for (path, action), count in sorted(counts.items())
@@ -571,7 +626,7 @@ def check_memory(
     import torch
 
     from .assemble import base_configs
-    from .estimate import maya_config, sharding, stage_memory
+    from .estimate import NO_FSDP, maya_config, sharding, stage_memory
     from .freezing import table
 
     source = recipe.model
@@ -582,7 +637,9 @@ def check_memory(
         config = _maya_config(str(previous or source.checkpoint))
     dtype, count = getattr(torch, source.dtype), state.num_processes
     mixed = bool(stage.args.get("bf16", torch.cuda.is_available()))
-    shards = sharding(stage.args, count, os.environ)
+    shards = sharding(stage.args, count, os.environ, torch.cuda.is_available())
+    if stage.args.get("fsdp") and shards == "ddp":
+        _say(state, "  " + NO_FSDP)
     model, memory = stage_memory(config, stage, dtype, mixed, shards, count)
     needed, rows = memory.resident, table(model, stage.train, stage.adapter)
     total = sum(row.parameters for row in rows)
@@ -623,7 +680,11 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
 
 
 def _content(path: Path) -> str:
-    """A hash of a file or folder; of a Hub repository only its name is known."""
+    """A hash of a file or folder; of a Hub repository only its name is known.
+
+    Of a large file, which would take long at every start, SAMPLES pieces over its whole length are
+    hashed, with its size: it may change between them and not be noticed.
+    """
     if not path.exists():
         return "repository"
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -631,9 +692,15 @@ def _content(path: Path) -> str:
     for file in files:
         size = file.stat().st_size
         total.update(f"{file.name}:{size}:".encode())
-        # Large files by name and size: hashing gigabytes at every start would be slow.
-        if size <= 1 << 26 and file.suffix not in (".md", ".lock"):
+        if file.suffix in (".md", ".lock"):
+            continue
+        if size <= SAMPLES * SAMPLE:
             total.update(sha256(file.read_bytes()).digest())
+            continue
+        with file.open("rb") as opened:
+            for i in range(SAMPLES):
+                opened.seek(i * (size - SAMPLE) // (SAMPLES - 1))
+                total.update(opened.read(SAMPLE))
     return total.hexdigest()[:16]
 
 

@@ -146,6 +146,8 @@ class MayaTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Forward and backward of every row of this rank's share; returns the step's mean loss."""
+        if "error" in inputs:
+            raise inputs["error"]
         self._note_bad_rows(inputs["bad_rows"])
         rows = inputs["rows"]
         count = torch.tensor(
@@ -179,6 +181,11 @@ class MayaTrainer(SFTTrainer):
     def ask_to_stop(self) -> None:
         """Save and stop after the step in progress, on all ranks."""
         self._stop_asked = 1
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop. All ranks must call it."""
+        asked = torch.tensor(self._stop_asked, device=self.args.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One parameter group per rate of the recipe's `train` rules and its adapter's matrices."""
@@ -346,7 +353,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 class LineCallback(TrainerCallback):
-    """Progress as plain lines: step, loss, accuracy, speed, part of the device's peak, time left."""
+    """Progress as plain lines: step, loss, accuracy, speed, share of padding, part of the device's
+    peak, time left; below, loss and accuracy of each language."""
 
     def __init__(self, stage: str):
         self.stage = stage
@@ -364,13 +372,22 @@ class LineCallback(TrainerCallback):
         left = spent / max(done, 1) * (state.max_steps - state.global_step)
         share = logs.get("model_flop_utilisation")  # not known of every architecture
         utilisation = "" if share is None else f"{share:.1%} of peak  "
+        images = logs["images_per_second"]
         print(
             f"{self.stage} {state.global_step}/{state.max_steps}  loss {logs['mean_loss']:.4f}  "
             f"accuracy {logs['mean_accuracy']:.3f}  bits/byte {logs.get('mean_bits_per_byte', 0):.3f}  "
-            f"{logs['tokens_per_second']:,.0f} tokens/s  {utilisation}"
+            f"{logs['tokens_per_second']:,.0f} tokens/s  {images:,.{0 if images >= 10 else 1}f} images/s  "
+            f"padding {logs['padding_share']:.1%}  {utilisation}"
             f"{_clock(spent)} so far, {_clock(left)} left",
             flush=True,
         )
+        each = [
+            f"{key.split('/')[0]} {value:.3f} ({logs.get(key.replace('loss', 'accuracy'), 0):.2f})"
+            for key, value in logs.items()
+            if key.endswith("/loss")
+        ]
+        if len(each) > 1:
+            print(f"  loss (accuracy): {'  '.join(each)}", flush=True)
 
 
 def _clock(seconds: float) -> str:

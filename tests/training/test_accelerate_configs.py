@@ -40,7 +40,7 @@ from training.launch import CONFIGS, environment, find_config, launch
 from training.recipe import RECIPES, Rule, load_recipe
 from training.run import _run as run_recipe
 from training.run import train
-from training.trainer import add_pair_loss
+from training.trainer import add_pair_loss, checkpoints
 
 from .tiny_run import logged, make_recipe, training_log, write
 
@@ -305,9 +305,9 @@ def test_a_run_of_two_processes_is_that_of_one(name, alone, tmp_path):
 # ------------------------------------------------------------------------------ the command
 
 
-def maya(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def maya(folder: Path, *arguments: str, code: str = MAYA) -> subprocess.CompletedProcess:
     script = folder / "maya.py"
-    script.write_text(MAYA)
+    script.write_text(code)
     return subprocess.run(
         [sys.executable, str(script), "train", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -329,6 +329,34 @@ def test_the_command_starts_as_many_processes_as_the_recipe_says(tmp_path):
     for stage in ("pretrain", "finetune"):
         assert training_log(two / stage)["processes"] == 2
         assert losses(two / stage) == pytest.approx(losses(tmp_path / "one" / stage), abs=2e-5)
+
+
+TERMINATED = """
+import os, signal, sys
+from training import trainer
+from training.cli import main
+original = trainer.LineCallback.on_log
+def on_log(self, args, state, control, **kwargs):
+    original(self, args, state, control, **kwargs)
+    if self.stage == "finetune" and state.global_step == 1 and os.environ.get("RANK") == "0":
+        os.kill(int(os.environ["MAYA_PID"]), signal.SIGTERM)
+trainer.LineCallback.on_log = on_log
+os.environ.setdefault("MAYA_PID", str(os.getpid()))
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_is_passed_on_and_waited_for(tmp_path):
+    path = str(write(make_recipe(tmp_path), tmp_path / "r.yaml"))
+    arguments = ("--accelerate", "ddp", "--set", "processes=2")
+    done = maya(tmp_path, path, *arguments, code=TERMINATED)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
+    assert "stage finetune: asked to stop, saved after step" in done.stderr
+    assert checkpoints(tmp_path / "run" / ".work" / "finetune")
+    done = maya(tmp_path, path, *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "continuing from" in done.stdout
 
 
 @pytest.mark.slow

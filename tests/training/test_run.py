@@ -189,32 +189,44 @@ def test_killed_and_continued_is_the_same_run(finished, tmp_path, capsys):
     ).read_bytes()
 
 
-TERMINATED = """
-import os, signal, sys
+ENDED = """
+import os, signal, sys, time
 from training import trainer
 from training.cli import main
 original = trainer.LineCallback.on_log
 def on_log(self, args, state, control, **kwargs):
     original(self, args, state, control, **kwargs)
-    if self.stage == "finetune" and state.global_step == 1 and int(os.environ.get("RANK", 0)) == 0:
-        os.kill(int(os.environ["MAYA_PID"]), signal.SIGTERM)
+    at = f"{self.stage} {state.global_step}"
+    if at == sys.argv[4] and int(os.environ.get("RANK", 0)) == 0:
+        os.kill(int(os.environ["MAYA_PID"]), signal.Signals[sys.argv[5]])
+        if sys.argv[5] == "SIGKILL":
+            time.sleep(20)
 trainer.LineCallback.on_log = on_log
 os.environ["MAYA_PID"] = str(os.getpid())
+if sys.argv[5] == "SIGKILL":  # as in a script's background
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.exit(main(["train", sys.argv[1], "--output-dir", sys.argv[2], "--set", "processes=" + sys.argv[3]]))
 """
+
+
+def ended_at(
+    place: str, by: str, path: Path, output: Path, processes: int
+) -> subprocess.CompletedProcess:
+    """`maya train`, with the command's process sent the signal `by` behind a step ("finetune 1")."""
+    return subprocess.run(
+        [sys.executable, "-c", ENDED, str(path), str(output), str(processes), place, by],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, processes):
     path, straight = finished
     output = tmp_path / "terminated"
-    done = subprocess.run(
-        [sys.executable, "-c", TERMINATED, str(path), str(output), str(processes)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = ended_at("finetune 1", "SIGTERM", path, output, processes)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     found = checkpoints(output / ".work" / "finetune")
@@ -228,6 +240,74 @@ def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, proces
     for stage in ("pretrain", "finetune"):
         for one, two in zip(losses(straight / stage), losses(output / stage), strict=True):
             assert one == pytest.approx(two, abs=1e-9 if processes == 1 else 2e-4)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_in_the_last_step_ends_behind_the_stage(finished, tmp_path, processes):
+    path, straight = finished
+    output = tmp_path / "terminated"
+    done = ended_at("pretrain 4", "SIGTERM", path, output, processes)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert "stage pretrain: asked to stop, the stage is finished" in done.stderr
+    assert (output / "pretrain" / "config.json").is_file()
+    assert not (output / ".work" / "finetune").exists()
+    train(str(path), [f"processes={processes}"], output_dir=str(output))
+    for one, two in zip(losses(straight / "finetune"), losses(output / "finetune"), strict=True):
+        assert one == pytest.approx(two, abs=1e-9 if processes == 1 else 2e-4)
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_command_that_started_them(finished, tmp_path):
+    """However that ends, and though SIGINT, torch's signal for it, is ignored in the background."""
+    path, straight = finished
+    output = tmp_path / "killed"
+    # What would still run keeps the output open, and is waited for here.
+    done = ended_at("finetune 3", "SIGKILL", path, output, 2)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not (output / "finetune").exists()
+    assert [p.name for p in checkpoints(output / ".work" / "finetune")] == ["checkpoint-2"]
+    train(str(path), ["processes=2"], output_dir=str(output))
+    for one, two in zip(losses(straight / "finetune"), losses(output / "finetune"), strict=True):
+        assert one == pytest.approx(two, abs=2e-4)
+
+
+def test_the_list_of_bad_rows_outlives_a_kill_at_the_end(tmp_path, monkeypatch):
+    recipe = make_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0]["on_bad_row"] = "skip"
+    picture = tmp_path / "data" / "pictures" / "2.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    path = str(write(recipe, tmp_path / "r.yaml"))
+
+    write_json = run_module._write_json
+
+    def killed(file, value):
+        if file.name == run_module.LOG:
+            raise KeyboardInterrupt
+        write_json(file, value)
+
+    monkeypatch.setattr(run_module, "_write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(path)
+    monkeypatch.undo()
+    folder = train(path)
+    rows = [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == {"2-en", "2-fr", "2-hi"}
+
+
+def test_a_large_file_that_changes_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "SAMPLES", 4)
+    monkeypatch.setattr(run_module, "SAMPLE", 10)
+    file = tmp_path / "rows.json"
+    text = bytearray(b"x" * 101)
+    hashes = set()
+    for place in (None, 0, 35, 100):
+        if place is not None:
+            text[place] += 1
+        file.write_bytes(text)
+        hashes.add(run_module._content(file))
+    assert len(hashes) == 4
 
 
 def test_bad_rows_are_listed_beside_the_model(tmp_path, capsys):
@@ -244,8 +324,10 @@ def test_bad_rows_are_listed_beside_the_model(tmp_path, capsys):
     assert "3 rows skipped, listed in bad_rows.jsonl" in capsys.readouterr().out
     recipe["stages"][0]["on_bad_row"] = "stop"
     recipe["output_dir"] = str(tmp_path / "stopped")
-    with pytest.raises(ValueError, match=r"row '2-.*' of .*: its image cannot be read"):
-        train(str(write(recipe, tmp_path / "r.yaml")))
+    for workers in (0, 1):  # told as it is by a worker of the loader too
+        recipe["stages"][0]["args"]["dataloader_num_workers"] = workers
+        with pytest.raises(ValueError, match=r"^row '2-.*' of .*: its image cannot be read"):
+            train(str(write(recipe, tmp_path / "r.yaml")))
 
 
 def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
