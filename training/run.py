@@ -15,6 +15,7 @@ recipe differs is refused rather than mixed with old work.
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -366,8 +367,11 @@ def _run_stage(
     per_step = stage.batch_size
     shuffled = stage.order == "shuffled"
     per_epoch = len(data.plan(None, stage.group_size, recipe.seed, shuffled=shuffled))
-    args.max_steps = count_steps(args.max_steps, args.num_train_epochs, per_step, per_epoch)
-    groups = args.max_steps * per_step
+    steps = count_steps(args.max_steps, args.num_train_epochs, per_step, per_epoch)
+    groups = steps * per_step
+    if args.max_steps <= 0:  # epochs: the last step has what is left, and nothing of the next
+        groups = min(groups, math.ceil(per_epoch * args.num_train_epochs))
+    args.max_steps = steps
     plan = data.plan(groups, stage.group_size, recipe.seed, shuffled=shuffled)
     _say(
         state,

@@ -308,10 +308,12 @@ def test_the_8b_recipes_without_a_network(name, overrides, trained, monkeypatch,
     printed = format_estimate([found])
     assert "H100 SXM 80 GB" in printed
     if name.endswith("finetune"):
-        assert found.work is None
-        assert found.seconds is None
-        assert "steps and time need the data: no " in printed
-        assert "tokens a second" in printed
+        # 2.09 million rows in steps of 128; forward, backward and forward again for all layers.
+        assert found.work.steps == 16_329
+        layers = 496 * 13.96e9 * (4 - 2 * 4096 * 14336 / (13.96e9 / 32))
+        row = layers + 200 * 2.097e9 * 3 + 42e9 + 10.2e9 * 3
+        assert found.seconds == pytest.approx(2.09e6 * row / (8 * 0.4 * 989.4e12), rel=0.03)
+        assert "; assumed: PALO's about 2.09 million rows" in printed
         # Nearly all of it in float32 with two moments, in eight parts.
         assert found.sharding == "fsdp"
         assert found.memory.resident == pytest.approx(16 * trained / 8, rel=0.01)
@@ -328,6 +330,16 @@ def test_the_8b_recipes_without_a_network(name, overrides, trained, monkeypatch,
         assert found.memory.resident == pytest.approx(2 * 8.1267e9 + 14 * trained, rel=0.001)
         assert found.memory.total < GPUS["h100"].memory
     assert not list(tmp_path.iterdir())
+
+
+def test_data_that_are_not_here_and_of_which_nothing_is_said(monkeypatch):
+    monkeypatch.setattr("training.estimate.assumed_work", lambda *_: None)
+    (found,) = estimate("maya-8b/finetune", ["processes=8"], gpu="h100")
+    assert found.work is None
+    assert found.seconds is None
+    printed = format_estimate([found])
+    assert "steps and time need the data: no " in printed
+    assert "tokens a second" in printed
 
 
 @pytest.mark.parametrize(

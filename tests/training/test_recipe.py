@@ -93,6 +93,12 @@ def test_quantized_weights_are_not_sharded(tmp_path):
         load_recipe(file, ["stages.0.args.fsdp=true"])
 
 
+def test_no_as_yaml_reads_it(tmp_path):
+    file = changed("seed", 1, tmp_path)
+    args = load_recipe(file, ["stages.0.args.save_strategy=no"]).stages[0].args
+    assert args["save_strategy"] == "no"
+
+
 def test_missing_key(tmp_path):
     with pytest.raises(ValueError, match=r"output_dir: missing; expected text"):
         load_recipe(changed("output_dir", None, tmp_path, remove=True))

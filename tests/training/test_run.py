@@ -603,6 +603,16 @@ def test_short_rows_change_nothing_but_the_number_of_rows(finished, tmp_path):
             assert one == pytest.approx(two, abs=2e-4)
 
 
+def test_an_epoch_ends_with_a_shorter_step(tmp_path, capsys):
+    recipe = make_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0] |= {"batch_size": 4, "args": {"num_train_epochs": 1, "logging_steps": 1}}
+    folder = train(str(write(recipe, tmp_path / "r.yaml")))
+    assert len(losses(folder)) == 2
+    # Six groups: four and two, and none of the next epoch.
+    assert "2 steps of 4 groups of at most 3 conversations: 1.00 passes" in capsys.readouterr().out
+
+
 def test_accumulation_is_not_for_recipes_to_set(tmp_path):
     recipe = make_recipe(tmp_path)
     recipe["stages"][0]["args"]["gradient_accumulation_steps"] = 3
