@@ -14,7 +14,7 @@ import torch
 from transformers.models.cohere import modeling_cohere
 
 from tests.tiny import IMAGE_TOKEN, VOCAB, tiny_images, tiny_model
-from training.attention import block_mask, dense_mask, set_attention
+from training.attention import block_mask, dense_mask, row_plan, set_attention
 from training.collator import Encoded, lay_out, pack_group, shared_prefix
 from training.trainer import add_pair_loss
 
@@ -191,9 +191,12 @@ def test_one_conversation_is_a_plain_causal_row(layout):
     assert difference(expected_grads, grads) < TOLERANCE
 
 
-def causal(batch, sample):
+def causal(batch, layout):
     """Conversations see the earlier ones of their row."""
-    if "plan" in batch:
+    if layout in ("segments", "varlen"):
+        batch["plan"] = row_plan([(batch["input_ids"].shape[1], [])], layout)
+        return
+    if layout == "flex":
         nobody = torch.zeros_like(batch["input_ids"])
         batch["attention_mask"] = block_mask(nobody, nobody)
         batch["plan"] = {"longest": 0}
@@ -203,27 +206,31 @@ def causal(batch, sample):
     batch["attention_mask"] = batch["attention_mask"].repeat(len(batch["input_ids"]), 1, 1, 1)
 
 
-def running_positions(batch, sample):
+def running_positions(batch, layout):
     """Positions run on instead of restarting."""
     rows, length = batch["input_ids"].shape
     batch["position_ids"] = torch.arange(length).repeat(rows, 1)
 
 
-def no_mask(batch, sample):
+def no_mask(batch, layout):
     """No mask: transformers takes the jumps for packed documents and cuts the prefix off."""
     batch["attention_mask"] = None
     batch.pop("plan", None)
 
 
-def all_ones(batch, sample):
+def all_ones(batch, layout):
     """A two-dimensional mask of ones."""
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     batch.pop("plan", None)
 
 
-def branches_without_prefix(batch, sample):
+def branches_without_prefix(batch, layout):
     """Every branch is a document of its own, which sees no image."""
-    if "plan" in batch:
+    if layout in ("segments", "varlen"):
+        starts = batch["position_ids"][0].diff(prepend=batch["position_ids"][0, :1]) != 1
+        documents = starts.cumsum(0).unique(return_counts=True)[1].tolist()
+        batch["plan"] = row_plan([(length, []) for length in documents], layout)
+    elif layout == "flex":
         batch["plan"]["group"] = 100 * batch["plan"]["group"] + batch["plan"]["branch"]
     else:
         starts = batch["position_ids"].diff(dim=1, prepend=batch["position_ids"][:, :1]) != 1
@@ -231,7 +238,7 @@ def branches_without_prefix(batch, sample):
         batch["attention_mask"] = dense_mask(document, document + 1)
 
 
-def shifted_labels(batch, sample):
+def shifted_labels(batch, layout):
     """Only what ordinary shifted labels can express: branch starts predicted by their neighbour
     are lost."""
     targets, sources = [], []
@@ -254,7 +261,7 @@ def shifted_labels(batch, sample):
     [causal, running_positions, no_mask, all_ones, shifted_labels, branches_without_prefix],
     ids=lambda f: f.__name__,
 )
-@pytest.mark.parametrize("layout", ["dense", "flex"])
+@pytest.mark.parametrize("layout", ["dense", "segments", "varlen", "flex"])
 def test_mistakes_are_seen(layout, mistake):
     sample = [conversations(4, 1, 1), conversations(3, 1, 2)]
     # Answers that begin right behind the prefix: what shifted labels lose.
@@ -270,7 +277,7 @@ def test_mistakes_are_seen(layout, mistake):
     _, expected = separate(model, sample, pixels)
     set_attention(model.model.language_model, layout)
     assert difference(expected, right) < TOLERANCE
-    mistake(batch, sample)
+    mistake(batch, layout)
     _, wrong = run(model, batch, pixels)
     assert difference(expected, wrong) > 1e-2
 
