@@ -28,8 +28,7 @@ NAMES = {
     "ur": "Urdu",
 }
 TASKS = {"name": "naming", "yesno": "yes or no", "category": "category"}
-# Files of licences that a model trained on the mini dataset's train styles carries on.
-MINI_LICENCES = ("Apache-2.0", "MIT", "Unicode-3.0")
+MINI_DATA = Path(__file__).resolve().parents[1] / "training" / "data" / "mini"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
 
@@ -94,16 +93,20 @@ def model_card(folder: Path, repo_id: str) -> str:
 
 
 def licence_texts(folder: Path) -> str | None:
-    """The licence texts that a model trained from the mini bases must carry, or None."""
-    if not _is_mini(_read_recipe(folder)):
+    """Credits and licence texts that a model trained from the mini bases must carry, or None."""
+    recipe = _read_recipe(folder)
+    if not _is_mini(recipe):
         return None
-    source = Path(__file__).resolve().parents[1] / "training" / "data" / "mini" / "LICENSES"
+    works = _mini_works(recipe)
+    rows = [("work", "by", "licence"), ("---", "---", "---")]
+    rows += [(f"[{work.title}]({work.url})", work.author, work.licence) for work in works]
     parts = [
-        "# Licences of the art and the texts this model was trained on\n\n"
-        "Noto and FxEmoji: Apache-2.0. Fluent: MIT. Names from Unicode CLDR: Unicode-3.0.\n"
+        "# Credits and licences of the art and the texts this model was trained on\n",
+        "\n".join(_row(list(row)) for row in rows) + "\n",
+        "The pictures were drawn small and on white for training; the model holds none of them.\n",
     ]
-    for name in MINI_LICENCES:
-        text = (source / f"{name}.txt").read_text(encoding="utf-8").strip()
+    for name in sorted({work.licence for work in works}):
+        text = (MINI_DATA / "LICENSES" / f"{name}.txt").read_text(encoding="utf-8").strip()
         parts.append(f"## {name}\n\n```\n{text}\n```\n")
     return "\n".join(parts)
 
@@ -256,8 +259,7 @@ def _bases(recipe: dict[str, Any]) -> list[str]:
 
 
 def _sources(recipe: dict[str, Any]) -> list[str]:
-    stages = recipe.get("stages") or []
-    return list(dict.fromkeys(source["path"] for stage in stages for source in stage["data"]))
+    return list(dict.fromkeys(source["path"] for source in _all_data(recipe)))
 
 
 def _is_repository(name: str) -> bool:
@@ -275,6 +277,29 @@ def _is_mini(recipe: dict[str, Any]) -> bool:
     )
 
 
+def _mini_works(recipe: dict[str, Any]) -> list[Any]:
+    """The works that a model of the mini bases has learned from: the texts, and every style of the
+    splits that its recipe names; train, which the bases have learned from, always."""
+    from training.data.mini_dataset.sources import SOURCES
+
+    styles = read_json(MINI_DATA / "manifest.json")["styles"]
+    splits = {source.get("split") or "train" for source in _all_data(recipe)} | {"train"}
+    kept = [
+        work for key, work in SOURCES.items() if key not in styles or styles[key]["split"] in splits
+    ]
+    return list({work.title: work for work in kept}.values())
+
+
+def _all_data(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    return [source for stage in recipe.get("stages") or [] for source in stage["data"]]
+
+
+def _source_languages(source: dict[str, Any]) -> list[str]:
+    """Languages that a source is said to have: those it keeps, or the one of all its rows."""
+    named = source.get("languages") or [source.get("language") or "und"]
+    return [lang for lang in named if lang != "und"]
+
+
 def _short(name: str) -> str:
     """A base as the card names it: no path of a machine."""
     return name if _is_repository(name) else "/".join(Path(name).parts[-3:][-2:])
@@ -282,10 +307,7 @@ def _short(name: str) -> str:
 
 def _languages(recipe: dict[str, Any], results: dict[str, Any] | None) -> list[str]:
     found: Iterable[str] = (
-        lang
-        for stage in recipe.get("stages") or []
-        for source in stage["data"]
-        for lang in source.get("languages") or []
+        lang for source in _all_data(recipe) for lang in _source_languages(source)
     )
     languages = dict.fromkeys(found)
     if not languages and results is not None:
@@ -323,13 +345,22 @@ def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[
             },
         )
     if _is_mini(recipe):
+        works = _mini_works(recipe)
+        alike = [work for work in works if "-SA-" in work.licence]
         return (
-            "The weights were made from nothing but openly licensed art and texts: Noto and FxEmoji "
-            "(Apache-2.0), Fluent (MIT), names and keywords of Unicode CLDR (Unicode-3.0). Their "
-            "texts are in [LICENSES.md](LICENSES.md). The code is Apache-2.0.",
+            "The weights were made from nothing but openly licensed art and texts: "
+            + "; ".join(f"{work.title} ({work.licence})" for work in works)
+            + ". "
+            + "".join(
+                f"{work.title} is share-alike: what is an adaptation of it is to be shared under "
+                f"{work.licence} too. "
+                for work in alike
+            )
+            + "Credits and the licences' texts are in [LICENSES.md](LICENSES.md). The code is "
+            "Apache-2.0.",
             {
                 "license": "other",
-                "license_name": "apache-2.0-and-mit-and-unicode-3.0",
+                "license_name": "-and-".join(sorted({work.licence.lower() for work in works})),
                 "license_link": "LICENSES.md",
             },
         )
@@ -341,16 +372,21 @@ def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[
 
 
 def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    from training.recipe import EPOCHS
+
     stages = []
     for stage in recipe.get("stages") or []:
         arguments = stage.get("args") or {}
-        steps = arguments.get("max_steps")
-        epochs = arguments.get("num_train_epochs")
-        if steps in (None, -1):
-            steps = f"{epochs} epochs" if epochs else "3 epochs"
+        steps = arguments.get("max_steps") or -1
+        if steps < 0:
+            epochs = arguments.get("num_train_epochs", EPOCHS)
+            steps = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
         languages = dict.fromkeys(
-            lang for source in stage["data"] for lang in source.get("languages") or []
+            lang for source in stage["data"] for lang in _source_languages(source)
         )
+        trained = [f"`{rule['pattern']}` {rule['rate']}" for rule in stage["train"]]
+        if stage.get("adapter"):
+            trained.append(_adapter(stage["adapter"]))
         stages.append(
             {
                 "name": stage["name"],
@@ -363,12 +399,21 @@ def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
                         for source in stage["data"]
                     )
                 ),
-                "trained": ", ".join(
-                    f"`{rule['pattern']}` {rule['rate']}" for rule in stage["train"]
-                ),
+                "trained": ", ".join(trained),
             }
         )
     return stages
+
+
+def _adapter(adapter: dict[str, Any]) -> str:
+    """The low-rank adapter of a stage in a few words."""
+    parts = [f"r {adapter.get('r', '?')}", f"alpha {adapter.get('alpha', '?')}"]
+    if adapter.get("lora_plus_ratio", 1) != 1:
+        parts.append(f"B learns {adapter['lora_plus_ratio']:g} times as fast")
+    if adapter.get("quantize"):
+        parts.append(f"weights in {adapter['quantize']}")
+    kind = {"lora": "LoRA", "dora": "DoRA"}[adapter.get("type", "lora")]
+    return f"{kind} on the decoder ({', '.join(parts)}) {adapter['rate']}"
 
 
 def _intro(results: dict[str, Any]) -> str:

@@ -192,6 +192,8 @@ class Recipe:
 
 
 # SFTConfig fields that the trainer sets itself, and what to use instead.
+# Passes over the data where a stage's args say neither max_steps nor num_train_epochs.
+EPOCHS = 1.0
 RESERVED_ARGS = {
     "output_dir": "the recipe's output_dir",
     "seed": "the recipe's seed",

@@ -34,6 +34,7 @@ from typing import Any
 
 from .bad_input import in_one_line, is_bad_input
 from .recipe import (
+    EPOCHS,
     KINDS,
     Recipe,
     StageRecipe,
@@ -586,7 +587,7 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
     rates += [stage.adapter.rate] if stage.adapter else []
     values: dict[str, Any] = {
         "learning_rate": max((float(r) for r in rates), default=0.0),
-        "num_train_epochs": 1.0,
+        "num_train_epochs": EPOCHS,
         "lr_scheduler_type": "cosine",
         "bf16": cuda,
         "gradient_checkpointing": False,

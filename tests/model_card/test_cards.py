@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_card.cards import MARKER, licence_texts, model_card, weaknesses
+from model_card.cards import MARKER, MINI_DATA, licence_texts, model_card, weaknesses
 from model_card.content import weights_sha256 as card_hash
 from model_card.dataset_cards import dataset_card
 from modeling_maya.convert_llava_cohere import convert
 from tests.modeling_maya import tiny_original as original
 from tests.tiny_maya import save_tiny_maya
+from training.data.mini_dataset.sources import SOURCES
 from training.evaluation import metrics
 from training.evaluation.results import FORMAT, files_sha256
 
@@ -228,10 +229,51 @@ def test_mini_weights_carry_the_licence_texts(folder):
         "Permission is hereby granted",
         "UNICODE LICENSE V3",
         "Microsoft",
+        "Attribution 4.0 International",
+        "Attribution-ShareAlike 4.0 International",
+        "EmojiOne and the EmojiTwo contributors",
     ):
         assert words.lower() in text.lower(), words
+    assert "Twemoji" not in text
     (folder / "recipe.yaml").unlink()
     assert licence_texts(folder) is None
+
+
+def test_every_style_of_the_trained_splits_is_credited(folder):
+    styles = json.loads((MINI_DATA / "manifest.json").read_text())["styles"]
+    recipe = json.loads(json.dumps(RECIPE))
+    for split in ("train", "validation"):
+        recipe["stages"][1]["data"][0]["split"] = split
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        card = model_card(folder, "user/x")
+        statement = card[card.index("## Licence") :]
+        for style, entry in styles.items():
+            named = f"{SOURCES[style].title} ({SOURCES[style].licence})" in statement
+            assert named == (entry["split"] in ("train", split)), style
+        assert "EmojiOne, first version is share-alike" in statement
+        assert ("OpenMoji is share-alike" in statement) == (split == "validation")
+        head = head_of(card)
+        assert head["license_name"] == (
+            "apache-2.0-and-cc-by-4.0-and-cc-by-sa-4.0-and-mit-and-unicode-3.0"
+        )
+
+
+def test_stages_say_what_the_recipe_says(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "maya"}')
+    recipe = json.loads(json.dumps(RECIPE))
+    first, second = recipe["stages"]
+    first["data"] = [{"path": f"{lang}.json", "language": lang} for lang in ("fr", "zh")]
+    first["args"] = {"max_steps": -1}
+    second["adapter"] = {"type": "dora", "rate": 0.02, "r": 128, "alpha": 256, "quantize": "nf4"}
+    second["adapter"]["lora_plus_ratio"] = 16
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = model_card(tmp_path, "user/x")
+    assert "| pretrain | 1 epoch | 24 | fr zh |" in card
+    assert "| finetune | 2 epochs |" in card
+    assert (
+        "DoRA on the decoder (r 128, alpha 256, B learns 16 times as fast, weights in nf4) 0.02"
+    ) in card
+    assert head_of(card)["language"] == ["en", "zh", "fr", "hi", "ur"]
 
 
 def test_mini_licence_needs_nothing_but_mini_data(tmp_path):
