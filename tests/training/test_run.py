@@ -14,7 +14,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from tests.tiny import DECODERS
+from tests.tiny_processing import tiny_processor
 from training import run as run_module
+from training.collator import GroupCollator
+from training.groups import GroupData
 from training.recipe import load_recipe
 from training.run import check_manifest, make_manifest, train
 from training.trainer import MayaTrainer, checkpoints, language_metrics
@@ -470,6 +473,38 @@ def test_two_processes_equal_one(finished, tmp_path):
     for stage in ("pretrain", "finetune"):
         for one, two in zip(losses(straight / stage), losses(output / stage), strict=True):
             assert one == pytest.approx(two, abs=2e-4)
+
+
+@pytest.mark.slow
+def test_a_rank_without_images_keeps_step(tmp_path):
+    """In some steps one of two ranks has texts alone; both stages equal one process's."""
+    recipe = make_recipe(tmp_path)
+    text = {"id": "t", "lang": "en", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a small red boat"}]}  # fmt: skip
+    rows = tmp_path / "data" / "text.jsonl"
+    rows.write_text("\n".join(json.dumps({**text, "id": f"t{i}"}) for i in range(4)))
+    for stage in recipe["stages"]:
+        stage["data"] = [{"path": stage["data"][0]["path"]}, {"path": str(rows)}]
+        stage["args"]["max_steps"] = 6
+    path = write(recipe, tmp_path / "r.yaml")
+    for stage in load_recipe(path).stages:
+        data = GroupData(stage.data)
+        plan = data.plan(6 * stage.batch_size, stage.group_size, seed=3)
+        collator = GroupCollator(
+            data, tiny_processor(), seed=3, plan=plan, batch_size=stage.batch_size, ranks=2
+        )
+        seen = {
+            tuple(
+                any("pixel_values" in row for row in collator([{"step": s, "rank": r}])["rows"])
+                for r in (0, 1)
+            )
+            for s in range(6)
+        }
+        assert seen & {(True, False), (False, True)}
+    one = train(str(path), ["processes=1"], output_dir=str(tmp_path / "one"))
+    two = train(str(path), ["processes=2"], output_dir=str(tmp_path / "two"))
+    for name in ("pretrain", "finetune"):
+        for first, second in zip(losses(one / name), losses(two / name), strict=True):
+            assert first == pytest.approx(second, abs=2e-5)
 
 
 def test_text_only_batches_train(tmp_path):
