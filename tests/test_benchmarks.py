@@ -229,22 +229,35 @@ def test_full_size_is_the_published_size():
     assert decoder == 8_028_033_024
 
 
-def test_pretraining_step_on_a_small_model():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_pretraining_step_on_a_small_model(dtype, checkpointing, monkeypatch):
+    from tests.benchmarks import workload
     from tests.tiny import tiny_config
 
     config = tiny_config(
         text={"vocab_size": 512}, vision={"image_size": 16, "patch_size": 4}, image_token_id=7
     )
+    steppers = []
+
+    class Stepper(workload.Stepper):
+        def __call__(self):
+            steppers.append(self)
+            return super().__call__()
+
+    monkeypatch.setattr(workload, "Stepper", Stepper)
     found = gpu_full_size.pretrain(
         config,
         torch.device("cpu"),
-        torch.float32,
+        dtype,
         images=2,
         steps=2,
-        checkpointing=False,
+        checkpointing=checkpointing,
         peak=1e12,
     )
     assert found["samples_per_step"] == 16
+    layers = steppers[0].model.model.language_model.layers
+    assert {layer.gradient_checkpointing for layer in layers} == {checkpointing}
     assert found["padding_share"] == 0
     assert 0 < found["model_flop_utilisation"] < 1
     step = found["seconds"]["step"]

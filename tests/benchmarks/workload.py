@@ -210,6 +210,12 @@ class Stepper:
     ):
         self.trainer = trainer
         self.around = around  # what forward and backward run in
+        if trainer.args.gradient_checkpointing:
+            trainer.model.activation_checkpointing_enable(
+                trainer.args.activation_checkpointing_kwargs
+            )
+        # With it comes autocast, where the arguments ask for half precision.
+        self.model = trainer.accelerator.prepare_model(trainer.model)
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1
         self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
@@ -227,7 +233,7 @@ class Stepper:
         marks.append(_now())
         self.batch = found[0]
         with self.around():
-            loss = trainer.training_step(trainer.model, dict(self.batch), count)
+            loss = trainer.training_step(self.model, dict(self.batch), count)
         marks.append(_now())
         if keep_gradients:  # in a warm-up: copying them counts as the optimizer's time
             named = trainer.model.named_parameters()
