@@ -307,6 +307,10 @@ def test_only_the_decoder_is_quantized_and_the_base_stays_exact(kind, base, tmp_
     model = MayaForConditionalGeneration.from_pretrained(
         base, dtype=torch.float32, quantization_config=quantization(adapter, torch.float32)
     )
+    for module in model.modules():
+        # On CPUs with bfloat16, bitsandbytes evaluates in a way that needs matrices wider than these.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     adapted(model, adapter, noise=0.1)
     # The table counts weights, not the bytes that they are packed in.
     rows = apply_rules(model, PROJECTOR, adapter)
