@@ -329,6 +329,8 @@ def varlen_attention(
             module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
         )
     _check_window(plan, kwargs)
+    # Autocast does not know this kernel, and rotation or norms may leave float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, dim)
     if "copies" in plan:
         key, value = (x.index_select(0, plan["copies"]) for x in (key, value))

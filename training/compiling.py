@@ -19,17 +19,20 @@ ARGUMENTS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 GRAPHS = 64
 
 
-def compile_layers(decoder: Any, args: Mapping[str, Any]) -> None:
+def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segments") -> None:
     """Compile the decoder's layers in place where `args` asks for it.
 
     Args:
         args: a stage's. torch_compile; torch_compile_backend (inductor) and torch_compile_mode, each
             of which asks for it too, as in TrainingArguments.
+        layout: of attention; flex compiles its own part, also where nothing else is.
 
     Raises:
-        ValueError: for a backend or mode that torch does not have.
+        ValueError: for a backend or mode that torch does not have, and max-autotune with tf32.
     """
     wanted, backend, mode = (args.get(name) for name in ARGUMENTS)
+    if wanted or backend or mode or layout == "flex":
+        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     if not (wanted or backend or mode):
         return
     backend = backend or "inductor"
@@ -40,7 +43,11 @@ def compile_layers(decoder: Any, args: Mapping[str, Any]) -> None:
     ):
         if value is not None and value not in known:
             raise ValueError(f"args.{name}: expected one of {', '.join(known)}, found {value!r}")
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    if mode is not None and mode.startswith("max-autotune") and args.get("tf32"):
+        raise ValueError(
+            f"args.torch_compile_mode: {mode!r} reads torch's older setting of tf32, which the newer one "
+            "that args.tf32 makes forbids; remove tf32, or leave the mode out"
+        )
     layer: nn.Module
     for layer in decoder.layers:
         layer.compile(backend=backend, mode=mode, dynamic=True)

@@ -14,6 +14,7 @@ recipe differs is refused rather than mixed with old work.
 """
 
 import contextlib
+import gc
 import json
 import math
 import multiprocessing
@@ -28,6 +29,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ LOCK = "lock"
 LOG = "training_log.json"
 BAD_ROWS = "bad_rows.jsonl"
 STOPPED = "stopped: "
+TIMEOUT = 7200  # seconds that processes wait for one another
 # Of a file larger than both together, as many pieces of so many bytes say whether it has changed.
 SAMPLES, SAMPLE = 1024, 1 << 16
 # Arguments that change what is printed or kept, not what is learned.
@@ -270,7 +273,9 @@ def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
     cuda = torch.cuda.is_available()
-    state = PartialState(cpu=not cuda)
+    # Ranks wait while the first one reads data, or merges and writes a large model.
+    seconds = max(int(stage.args.get("ddp_timeout", TIMEOUT)) for stage in recipe.stages)
+    state = PartialState(cpu=not cuda, timeout=timedelta(seconds=seconds))
     if not cuda:
         threads = threads_per_process(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
@@ -339,6 +344,10 @@ def _run_stage(
     started = time.monotonic()
     _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
     check_bitsandbytes(stage)
+    # The model of the stage before is a cycle of references, and its memory kept for reuse.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     check_memory(recipe, stage, previous, state, trust_remote_code)
     with state.main_process_first():
         data = open_groups(
@@ -363,7 +372,7 @@ def _run_stage(
     half = args.bf16 or args.fp16 or decoder.dtype != torch.float32
     layout = choose_attention(recipe.model.attention, decoder, state.device.type, half)
     set_attention(decoder, layout)
-    compile_layers(decoder, stage.args)
+    compile_layers(decoder, stage.args, layout)
 
     per_step = stage.batch_size
     shuffled = stage.order == "shuffled"
@@ -614,7 +623,11 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
     if values.get("report_to") not in ("none", [], None):
         values.setdefault("run_name", f"{folder.parent.name}-{stage.name}")
     try:
-        return SFTConfig(**values)
+        args = SFTConfig(**values)
+        if args.n_gpu > 1:
+            # One process sees all GPUs and uses one: DataParallel is for nobody.
+            args._n_gpu = 1
+        return args
     except (ValueError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"stage {stage.name}: args: {reason}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -139,6 +140,10 @@ class MayaTrainer(SFTTrainer):
         # FLOP/s of this process's device, and whose number that is.
         self._peak, self.peak_source = device_peak(args.device, dtype)
         self._since = time.perf_counter()
+        self.add_callback(ExactBuffers(model))
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
+            plugin.mixed_precision_policy = exact_sums()
         self.bad_rows_file: Path | None = None
         self._bad_rows: set[BadRow] = set()
 
@@ -163,7 +168,9 @@ class MayaTrainer(SFTTrainer):
         for number, row in enumerate(rows):
             last = number == len(rows) - 1
             state._set_sync_gradients(last)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            # FSDP2 would hold whole gradients until the last row.
+            waits = not last and not self.accelerator.is_fsdp2
+            with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
                 total = total + super().training_step(model, row, num_items_in_batch=tokens)
         return total
 
@@ -350,6 +357,36 @@ def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first. Half-written ones have another name."""
     found = [p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.split("-")[1].isdigit()]
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def exact_sums() -> MixedPrecisionPolicy:
+    """FSDP2 computes in bfloat16, but adds up gradients in float32 and leaves the loss as it comes.
+
+    accelerate's own policy rounds the sums of losses to bfloat16, and the gradients of every rank.
+    """
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+class ExactBuffers(TrainerCallback):
+    """Gives a model's buffers their precision back, which DeepSpeed takes with that of the weights.
+
+    The frequencies of rotary positions rounded to bfloat16 are off by radians after a thousand tokens.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.buffers = {
+            name: buffer.detach().clone()
+            for name, buffer in model.named_buffers()
+            if buffer.dtype == torch.float32
+        }
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        for name, buffer in getattr(model, "module", model).named_buffers():
+            exact = self.buffers.get(name)
+            if exact is not None and buffer.dtype != exact.dtype:
+                buffer.data = exact.to(buffer.device)
 
 
 class LineCallback(TrainerCallback):

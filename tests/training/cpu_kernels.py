@@ -18,6 +18,7 @@ def varlen_by_the_book(
 ):
     """FlashAttention over sequences, one by one; causal, aligned where both sequences end."""
     assert window_size == (-1, 0)
+    assert query.dtype == key.dtype == value.dtype
     assert queries.dtype == keys.dtype == torch.int32
     assert queries[-1] == len(query)
     assert keys[-1] == len(key) == len(value)

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+import yaml
 from accelerate import PartialState
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, GradientState
@@ -242,6 +243,11 @@ def run_process(
         if name == "fsdp2":
             assert self.accelerator.is_fsdp2
             assert all(isinstance(p, DTensor) for p in self.model.parameters())
+            if self.args.bf16 and self._sums.any():  # sums keep more than products have
+                assert self._sums[:, 0].ne(self._sums[:, 0].bfloat16()).any()
+                policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy
+                assert policy.param_dtype == torch.bfloat16
+                assert policy.reduce_dtype == torch.float32
         elif name.startswith("zero"):
             assert self.model_wrapped.zero_optimization_stage() == int(name[-1])
         log(self, *arguments, **options)
@@ -300,6 +306,49 @@ def test_a_run_of_two_processes_is_that_of_one(name, alone, tmp_path):
     assert found.keys() == expected.keys()
     for tensor, value in expected.items():
         torch.testing.assert_close(found[tensor], value, rtol=0.0, atol=2e-5, msg=tensor)
+
+
+@pytest.mark.slow
+def test_fsdp2_in_bfloat16_adds_up_in_float32(alone, tmp_path):
+    recipe = yaml.safe_load(Path(alone[0]).read_text())
+    recipe["stages"] = recipe["stages"][:2]
+    for stage in recipe["stages"]:
+        stage["args"]["bf16"] = True
+    path = str(write(recipe, tmp_path / "r.yaml"))
+    one, two = train(path, output_dir=str(tmp_path / "one")), tmp_path / "two"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(
+        run_process, args=("fsdp2", path, str(two), port, None), nprocs=2, start_method="fork"
+    )
+    for stage in ("pretrain", "finetune"):
+        assert losses(two / stage) == pytest.approx(losses(one / stage), rel=5e-3)
+
+
+def test_buffers_keep_their_precision():
+    """DeepSpeed casts a model with its buffers before training begins."""
+    model = make("finetune")
+    exact = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    keep = trainer.ExactBuffers(model)
+    model.bfloat16()
+    assert any(b.dtype != exact[n].dtype for n, b in model.named_buffers())
+    keep.on_train_begin(None, None, None, model=model)
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == exact[name].dtype
+        assert torch.equal(buffer, exact[name]), name
+    assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_run_keeps_its_buffers(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        trainer.ExactBuffers, "on_train_begin", lambda *_, model, **__: begun.append(model)
+    )
+    recipe = make_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    train(str(write(recipe, tmp_path / "r.yaml")))
+    assert [type(model).__name__ for model in begun] == ["MayaForConditionalGeneration"]
 
 
 # ------------------------------------------------------------------------------ the command

@@ -185,7 +185,7 @@ def test_on_a_gpu(layout, dtype, row):
 def test_a_run_on_a_gpu(tmp_path, monkeypatch, attention, compiled):
     """With gradient checkpointing, as segments, within bfloat16."""
     cohere, fields = DECODERS["cohere"]
-    monkeypatch.setitem(DECODERS, "cohere", (cohere, {**fields, "hidden_size": 64}))
+    monkeypatch.setitem(DECODERS, "cohere", (cohere, {**fields, "hidden_size": 64, "head_dim": 16}))
     recipe = make_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]
     recipe["stages"][0]["args"] |= {"gradient_checkpointing": True, "torch_compile": compiled}

@@ -110,6 +110,8 @@ def test_what_the_recipe_asks_for():
         compile_layers(decoder, {"torch_compile_backend": "fast"})
     with pytest.raises(ValueError, match=r"torch_compile_mode: expected one of .*, found 'fast'"):
         compile_layers(decoder, {"torch_compile_mode": "fast"})
+    with pytest.raises(ValueError, match=r"'max-autotune' .*; remove tf32, or"):
+        compile_layers(decoder, {"torch_compile_mode": "max-autotune", "tf32": True})
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -299,6 +299,22 @@ def test_other_decoders(decoder, layout):
     assert difference(expected_grads, grads) < 1e-4
 
 
+@pytest.mark.parametrize("decoder", ["llama", "qwen3"])
+def test_varlen_under_autocast(decoder):
+    """Norms that learn are float32 there; the kernel takes one precision."""
+    sample = groups()
+    pixels = tiny_images(len(sample))
+    model = tiny_model(decoder).train()
+    add_pair_loss(model)
+    packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
+    losses = []
+    for layout in ("dense", "varlen"):
+        set_attention(model.model.language_model, layout)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(run(model, lay_out(packed, layout, LANGUAGES, 0), pixels)[0])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 @pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
 def test_short_attention_window_is_refused(layout):
     sample = groups()
