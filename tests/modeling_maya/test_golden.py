@@ -12,7 +12,9 @@ from modeling_maya.convert_tensors import read_weights
 from tests.modeling_maya import golden
 
 pytestmark = pytest.mark.skipif(not golden.PRESENT, reason=golden.ABSENT)
-TOLERANCE = 1e-5
+# Another processor's sums differ by up to 1.2e-5 (eager); the smallest mistake that was tried, one pixel
+# off by one level of grey, by 7e-5.
+TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 1e-6
 ATTENTION = ["sdpa", "eager"]
 WITH_IMAGE = [case for case in golden.SINGLE if "pixel_values_in" in case]
