@@ -269,11 +269,11 @@ class GroupCollator:
         A row with images has besides `pixel_values` of the distinct ones, and `image_index`, which
         of them each block of image tokens is.
         """
-        if torch.utils.data.get_worker_info() is None:
-            return self._share(items)
         try:
             return self._share(items)
         except (ValueError, OSError) as error:
+            if torch.utils.data.get_worker_info() is None:
+                raise
             # A loader would tell it with the worker's traceback; the trainer raises it as it is, when
             # its step comes.
             return {"error": error}

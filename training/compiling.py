@@ -31,9 +31,10 @@ def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segment
         ValueError: for a backend or mode that torch does not have, and max-autotune with tf32.
     """
     wanted, backend, mode = (args.get(name) for name in ARGUMENTS)
-    if wanted or backend or mode or layout == "flex":
+    asked = wanted or backend or mode
+    if asked or layout == "flex":
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    if not (wanted or backend or mode):
+    if not asked:
         return
     backend = backend or "inductor"
     modes = list(torch._inductor.list_mode_options())

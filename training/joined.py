@@ -174,9 +174,8 @@ class Joined:
         self.image_count = self.conversations = 0
         self._last: set[str] | None = None  # images that the limit leaves of the last block
         self._stop: int | None = None  # the row that it ends before, where images have no names
-        self._rows = self._without = (
-            0  # rows counted; those that it leaves out as they have no image
-        )
+        self._rows = 0  # counted so far
+        self._without = 0  # rows that the limit leaves out as they have no image
         cuts = self._cut(block)
         cursors = [Cursor(table, self._scanned(), order) for table in self.tables]
         starts = [[0] * len(cursors)]

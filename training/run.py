@@ -17,14 +17,12 @@ import contextlib
 import gc
 import json
 import math
-import multiprocessing
 import os
 import platform
 import shutil
 import signal
 import socket
 import tempfile
-import threading
 import time
 import warnings
 from collections import Counter
@@ -46,7 +44,7 @@ from .recipe import (
     write_recipe,
 )
 from .schema import build, digest, read_mapping, resolve_paths, to_dict
-from .signals import handling
+from .signals import end_with_parent, handling
 
 WORK = ".work"
 MANIFEST = "manifest.json"
@@ -211,7 +209,9 @@ def _passing_on(processes: Sequence[Any]) -> Iterator[None]:
 def _process(
     rank: int, count: int, port: int, errors: str, recipe: Recipe, trust: bool, restart: bool
 ) -> None:
-    _end_with_parent()
+    # torch sends SIGINT then, which a run in a script's background ignores: it would go on, and hold
+    # the output folder against the command that is to continue.
+    end_with_parent()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -241,22 +241,6 @@ def _process(
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """Have this process end at once when its parent does, however that ended.
-
-    torch sends SIGINT then, which a run in a script's background ignores: it would go on, and hold
-    the output folder against the command that is to continue.
-    """
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 # ------------------------------------------------------------------------------ the run

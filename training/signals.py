@@ -1,8 +1,10 @@
-"""Signals that end a run, handled for a while."""
+"""What ends a run from outside: signals, handled for a while, and the end of its parent."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -31,3 +33,16 @@ def handling(
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def end_with_parent() -> None:
+    """Have this process, which multiprocessing started, end at once when its parent does, however
+    that ended."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

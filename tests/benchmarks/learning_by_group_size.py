@@ -29,7 +29,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -275,22 +274,12 @@ class TimeIsOver(Exception):
     """The time that was given is used up."""
 
 
-def end_with_parent() -> None:
-    """In a worker: no run goes on once the command is gone, however it ended."""
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 class Runner:
     """Does runs in `jobs` processes until `deadline` (time.monotonic), remembering all it did."""
 
     def __init__(self, work: Path, jobs: int, deadline: float, data: Path):
+        from training.signals import end_with_parent
+
         self.work, self.deadline, self.data = work, deadline, data
         self.done: dict[str, dict[str, Any]] = {}
         os.environ["OMP_NUM_THREADS"] = "1"
