@@ -208,7 +208,6 @@ def test_miniature_study(tmp_path, monkeypatch, capsys):
 # ------------------------------------------------------------------------------ gpu_full_size
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(capsys):
     assert gpu_full_size.main([]) == 1
     printed = capsys.readouterr()
@@ -229,16 +228,22 @@ def test_full_size_is_the_published_size():
     assert decoder == 8_028_033_024
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_pretraining_step_on_a_small_model(dtype, checkpointing, monkeypatch):
-    from tests.benchmarks import workload
+def small_config():
     from tests.tiny import tiny_config
 
-    config = tiny_config(
+    return tiny_config(
         text={"vocab_size": 512}, vision={"image_size": 16, "patch_size": 4}, image_token_id=7
     )
-    steppers = []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", gpu_full_size.PRETRAIN)
+def test_pretraining_step_on_a_small_model(dtype, way, monkeypatch):
+    from tests.benchmarks import workload
+
+    # What is compiled is looked at, not run: test_compiling does that.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **_: compiled.append(layer))
+    steppers, compiled = [], []
 
     class Stepper(workload.Stepper):
         def __call__(self):
@@ -247,21 +252,46 @@ def test_pretraining_step_on_a_small_model(dtype, checkpointing, monkeypatch):
 
     monkeypatch.setattr(workload, "Stepper", Stepper)
     found = gpu_full_size.pretrain(
-        config,
+        small_config(),
         torch.device("cpu"),
         dtype,
         images=2,
         steps=2,
-        checkpointing=checkpointing,
         peak=1e12,
+        workers=1,
+        **way,
     )
     assert found["samples_per_step"] == 16
     layers = steppers[0].model.model.language_model.layers
-    assert {layer.gradient_checkpointing for layer in layers} == {checkpointing}
+    assert {layer.gradient_checkpointing for layer in layers} == {"checkpointing" in way}
+    assert len(compiled) == ("compiled" in way) * len(layers)
     assert found["padding_share"] == 0
     assert 0 < found["model_flop_utilisation"] < 1
     step = found["seconds"]["step"]
     assert found["whole_pass_hours"] == pytest.approx(558_128 / 2 * step / 3600)
+
+
+def test_finetune_step_on_a_small_model(monkeypatch):
+    from tests.benchmarks import workload
+
+    dtypes = set()
+
+    class Stepper(workload.Stepper):
+        def __call__(self):
+            timed = super().__call__(keep_gradients=True)
+            dtypes.update((p.dtype, self.gradients[n].dtype) for n, p in self.trained())
+            return timed
+
+        def trained(self):
+            return [(n, p) for n, p in self.trainer.model.named_parameters() if p.requires_grad]
+
+    monkeypatch.setattr(workload, "Stepper", Stepper)
+    found = gpu_full_size.finetune(
+        small_config(), torch.device("cpu"), images=2, steps=1, optimizer="adamw_torch"
+    )
+    assert dtypes == {(torch.bfloat16, torch.bfloat16)}
+    assert found["samples_per_step"] == 16
+    assert found["tokens_per_step"] > 16 * 60
 
 
 def test_real_work_counts_what_is_seen():

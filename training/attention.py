@@ -20,6 +20,9 @@ The idea of training branches on one shared image prefix is Molmo's (message tre
 PrefixGrouper's.
 """
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -45,6 +48,7 @@ IMPLEMENTATIONS: dict[Layout, str] = {
     "flex": "maya_flex",
     "dense": "sdpa",
 }
+COMPILERS = ("gcc", "clang")  # that Triton looks for
 
 
 def choose_attention(
@@ -80,6 +84,10 @@ def _problem(layout: Layout, decoder: Any, device: str, half: bool) -> str:
         return f"has no dropout, the decoder's attention_dropout is {dropout:g}"
     if layout == "flex" and size < 16:
         return f"needs attention heads of 16 or more, the decoder's are {size}"
+    if layout == "flex" and importlib.util.find_spec("triton") is None:
+        return "is compiled by Triton, which is not installed"
+    if layout == "flex" and not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
+        return f"is compiled by Triton, which needs a C compiler: {', '.join(COMPILERS)} or $CC"
     if layout == "varlen" and not half:
         return "computes in half precision only, the run's is float32 (args.bf16)"
     if layout == "varlen" and (size % 8 or size > 256):
@@ -388,8 +396,17 @@ def flex_attention(
         )
     if plan is not None:
         _check_window(plan, kwargs)
+    # Rows under 128 tokens would go to the kernel for decoding, which in torch 2.13 has no form for
+    # many of their lengths with grouped heads.
     out, _ = flex_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=scaling,
+        dropout=dropout,
+        kernel_options={"BACKEND": "TRITON"},
     )
     return out, None
 

@@ -28,7 +28,8 @@ def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segment
         layout: of attention; flex compiles its own part, also where nothing else is.
 
     Raises:
-        ValueError: for a backend or mode that torch does not have, and max-autotune with tf32.
+        ValueError: for a backend or mode that torch does not have, modes that record CUDA graphs, and
+            max-autotune with tf32.
     """
     wanted, backend, mode = (args.get(name) for name in ARGUMENTS)
     asked = wanted or backend or mode
@@ -37,7 +38,7 @@ def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segment
     if not asked:
         return
     backend = backend or "inductor"
-    modes = list(torch._inductor.list_mode_options())
+    modes = torch._inductor.list_mode_options()
     for name, value, known in (
         ("torch_compile_backend", backend, torch._dynamo.list_backends(exclude_tags=())),
         ("torch_compile_mode", mode, modes),
@@ -49,6 +50,13 @@ def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segment
             f"args.torch_compile_mode: {mode!r} reads torch's older setting of tf32, which the newer one "
             "that args.tf32 makes forbids; remove tf32, or leave the mode out"
         )
+    if mode is not None and modes[mode].get("triton.cudagraphs"):
+        raise ValueError(
+            f"args.torch_compile_mode: {mode!r} records a CUDA graph for every length, and rows have many; "
+            "expected max-autotune-no-cudagraphs or default"
+        )
+    # DDP would cut compiled layers where its buckets end, and compile the pieces for every length.
+    torch._dynamo.config.optimize_ddp = False
     layer: nn.Module
     for layer in decoder.layers:
         layer.compile(backend=backend, mode=mode, dynamic=True)

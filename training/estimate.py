@@ -60,7 +60,11 @@ class Device:
     source: str
 
 
-NO_FSDP = "fsdp: without a GPU it is DDP, every process holds the whole model"
+# What `args.fsdp` comes to where nothing can be sharded.
+WITHOUT_FSDP: dict[Sharding, str] = {
+    "none": "fsdp: left out, one process holds the whole model",
+    "ddp": "fsdp: without a GPU it is DDP, every process holds the whole model",
+}
 GPUS = {
     key: Device(label, DATA_SHEET[name], memory, "data sheet, dense bf16")
     for key, label, name, memory in (
@@ -182,8 +186,8 @@ def estimate(
     for stage in loaded.stages:
         notes = ["processes is auto: taken as 1; --set processes=8 for 8"] if auto else []
         shards = sharding(stage.args, processes, found, cuda)
-        if stage.args.get("fsdp") and shards == "ddp":
-            notes.append(NO_FSDP)
+        if stage.args.get("fsdp") and shards in WITHOUT_FSDP:
+            notes.append(WITHOUT_FSDP[shards])
         known = assumed_work(configs / f"{path.stem}.work.json", stage)
         stages.append(
             _estimate(loaded, stage, config, device, cuda, processes, shards, known, notes)

@@ -357,6 +357,7 @@ def _run_stage(
     layout = choose_attention(recipe.model.attention, decoder, state.device.type, half)
     set_attention(decoder, layout)
     compile_layers(decoder, stage.args, layout)
+    _say(state, f"attention: {layout}")
 
     per_step = stage.batch_size
     shuffled = stage.order == "shuffled"
@@ -595,6 +596,9 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
         "use_cpu": not cuda,
     }
     values.update((k, v) for k, v in stage.args.items() if k not in COMPILE)
+    if state.num_processes == 1:  # Trainer refuses what needs no sharding
+        values.pop("fsdp", None)
+        values.pop("fsdp_config", None)
     values.update(
         output_dir=str(folder.parent / WORK / stage.name),
         seed=recipe.seed,
@@ -628,7 +632,7 @@ def check_memory(
     import torch
 
     from .assemble import base_configs
-    from .estimate import NO_FSDP, maya_config, sharding, stage_memory
+    from .estimate import WITHOUT_FSDP, maya_config, sharding, stage_memory
     from .freezing import table
 
     source = recipe.model
@@ -640,8 +644,8 @@ def check_memory(
     dtype, count = getattr(torch, source.dtype), state.num_processes
     mixed = bool(stage.args.get("bf16", torch.cuda.is_available()))
     shards = sharding(stage.args, count, os.environ, torch.cuda.is_available())
-    if stage.args.get("fsdp") and shards == "ddp":
-        _say(state, "  " + NO_FSDP)
+    if stage.args.get("fsdp") and shards in WITHOUT_FSDP:
+        _say(state, "  " + WITHOUT_FSDP[shards])
     model, memory = stage_memory(config, stage, dtype, mixed, shards, count)
     needed, rows = memory.resident, table(model, stage.train, stage.adapter)
     total = sum(row.parameters for row in rows)

@@ -136,7 +136,8 @@ class MayaTrainer(SFTTrainer):
             forward = forward_flops(model.config)
             named = ((n, p.shape, p.requires_grad) for n, p in model.named_parameters())
             self._flops = forward, learning(named, model.config, forward)
-        dtype = torch.bfloat16 if args.bf16 else torch.float32
+        half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        dtype = half or model.model.language_model.dtype
         # FLOP/s of this process's device, and whose number that is.
         self._peak, self.peak_source = device_peak(args.device, dtype)
         self._since = time.perf_counter()

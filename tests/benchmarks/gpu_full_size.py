@@ -6,11 +6,12 @@ Needs a CUDA GPU with 80 GB. Aya-23-8B and SigLIP-base as their configs say, dra
 GPU, trained by our trainer on made-up conversations: nothing is downloaded.
 
 - the GPU's own bf16 matrix-multiply peak, measured;
-- pretrain: whole steps on images with captions in eight languages, with and without gradient
-  checkpointing; model FLOP utilisation counts real tokens only and nothing that is computed twice;
+- pretrain: whole steps on images with captions in eight languages, plain, with gradient checkpointing
+  and with compiled layers, rows made by workers as the recipe does; model FLOP utilisation counts real
+  tokens only and nothing that is computed twice;
 - from that, the time of one pass over LLaVA-Pretrain's 558,128 images in eight languages;
-- finetune: the peak memory of steps that train decoder and projector whole (bf16 weights and
-  gradients, 8-bit paged AdamW), against 80 GB.
+- finetune: the peak memory of steps that train decoder and projector whole, with what
+  maya-8b/finetune says of one 80 GB GPU (bf16 weights and gradients, 8-bit paged AdamW), against 80 GB.
 
 Results go to results/gpu_full_size.json.
 """
@@ -35,6 +36,8 @@ IMAGES, LANGUAGES = 558_128, 8  # of LLaVA-Pretrain; of Maya's translations of i
 TARGET_UTILISATION = 0.45
 TARGET_BYTES = 80e9
 WARM_UP = 2
+WORKERS = 4  # as the recipes' dataloader_num_workers
+PRETRAIN = ({}, {"checkpointing": True}, {"compiled": True})
 
 
 def full_size_config() -> Any:
@@ -74,8 +77,10 @@ def pretrain(
     *,
     images: int,
     steps: int,
-    checkpointing: bool,
     peak: float,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    workers: int = WORKERS,
 ) -> dict[str, Any]:
     """Median step of pretraining on `images` images a step, each with a caption of 15 to 45 tokens
     in eight languages. `peak`: FLOP/s to measure against."""
@@ -97,8 +102,10 @@ def pretrain(
             languages=LANGUAGES,
             folder=folder / "run",
             chat_template="plain",
+            compiled=compiled,
             bf16=dtype == torch.bfloat16,
             gradient_checkpointing=checkpointing,
+            dataloader_num_workers=workers,
         )
         stepper = Stepper(trainer)
         reset_memory()
@@ -119,6 +126,8 @@ def pretrain(
     step = statistics.median(t.step for t in timings)
     return {
         "gradient_checkpointing": checkpointing,
+        "compiled": compiled,
+        "loader_workers": workers,
         "images_per_step": images,
         "samples_per_step": images * LANGUAGES,
         "steps": steps,
@@ -126,7 +135,7 @@ def pretrain(
             "step": step,
             "steps": [t.step for t in timings],
             "forward_backward": statistics.median(t.forward_backward for t in timings),
-            "collate": statistics.median(t.collate for t in timings),
+            "wait_for_rows": statistics.median(t.collate for t in timings),
         },
         "samples_per_second": images * LANGUAGES / step,
         "real_tokens_per_second": tokens / sum(t.step for t in timings),
@@ -152,8 +161,16 @@ def real_work(batch: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def finetune(config: Any, device: torch.device, *, images: int, steps: int) -> dict[str, Any]:
-    """Peak memory and seconds of steps that train all but the tower, in bf16, checkpointed."""
+def finetune(
+    config: Any,
+    device: torch.device,
+    *,
+    images: int,
+    steps: int,
+    optimizer: str = "paged_adamw_8bit",
+) -> dict[str, Any]:
+    """Peak memory and seconds of steps that train all but the tower, checkpointed; weights, gradients
+    and all that is computed are bfloat16, as in a run with `bf16: false` and dtype bfloat16."""
     from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
     from training.recipe import Rule
 
@@ -171,10 +188,9 @@ def finetune(config: Any, device: torch.device, *, images: int, steps: int) -> d
             languages=LANGUAGES,
             folder=folder / "run",
             chat_template="aya",
-            learn_in_float32=False,
-            bf16=True,
+            bf16=False,
             gradient_checkpointing=True,
-            optim="paged_adamw_8bit",
+            optim=optimizer,
         )
         stepper = Stepper(trainer)
         timings = [stepper() for _ in range(WARM_UP + steps)][WARM_UP:]
@@ -184,7 +200,7 @@ def finetune(config: Any, device: torch.device, *, images: int, steps: int) -> d
         "images_per_step": images,
         "samples_per_step": images * LANGUAGES,
         "weights": "bfloat16",
-        "optimizer": "paged_adamw_8bit",
+        "optimizer": optimizer,
         "gradient_checkpointing": True,
         "tokens_per_step": statistics.mean(t.tokens for t in timings),
         "seconds_per_step": statistics.median(t.step for t in timings),
@@ -245,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if args.only != "finetune":
         record["pretrain"] = []
-        for checkpointing in (False, True):
+        for way in PRETRAIN:
             reset_memory()
             try:
                 found = pretrain(
@@ -254,11 +270,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     torch.bfloat16,
                     images=args.images,
                     steps=args.steps,
-                    checkpointing=checkpointing,
                     peak=peak,
+                    **way,
                 )
             except torch.cuda.OutOfMemoryError:
-                found = {"gradient_checkpointing": checkpointing, "out_of_memory": True}
+                found = {**way, "out_of_memory": True}
             record["pretrain"].append(found)
             print(found, flush=True)
         most = max(p.get("model_flop_utilisation", 0.0) for p in record["pretrain"])

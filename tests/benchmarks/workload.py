@@ -23,6 +23,7 @@ from tests.languages import PAPER as LANGUAGES
 from tests.tiny_processing import TEXTS, tiny_tokenizer
 from training.attention import choose_attention, set_attention
 from training.collator import GroupCollator
+from training.compiling import compile_layers
 from training.evaluation import results
 from training.freezing import apply_rules
 from training.groups import GroupData
@@ -135,25 +136,27 @@ def maya_trainer(
     languages: int,
     folder: Path,
     chat_template: str,
-    learn_in_float32: bool = True,
+    compiled: bool = False,
     **changes: Any,
 ) -> MayaTrainer:
     """Our trainer on `rows`, `images` groups of at most `languages` conversations a step.
 
     The groups come in the order of the file, so that step n has the conversations that rows in that
-    order give a trainer of single rows. `learn_in_float32`: as `maya train` does in bf16 runs. Other
-    arguments go to `arguments`.
+    order give a trainer of single rows. `compiled`: as with torch_compile. Other arguments go to
+    `arguments`; with bf16 what learns is float32, as in `maya train`.
     """
     data = GroupData([DataRecipe(path=str(rows), chat_template=chat_template)])
     apply_rules(model, rules)
-    if learn_in_float32:
+    if changes.get("bf16"):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     decoder = model.model.language_model
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    layout = choose_attention("auto", decoder, device, changes.get("bf16", False))
+    half = changes.get("bf16", False) or decoder.dtype != torch.float32
+    layout = choose_attention("auto", decoder, device, half)
     set_attention(decoder, layout)
+    compile_layers(decoder, {"torch_compile": compiled}, layout)
     parts = [np.sort(part) for _, part in data.plan(None, languages, seed=0)]
     plan = [(0, part) for part in sorted(parts, key=min)]
     steps = len(plan) // images
@@ -200,7 +203,7 @@ class Stepper:
     """Runs the steps of a trainer one by one, as its `train` would, and times their parts.
 
     Stopping between steps is what lets two trainers be measured in turns. Collation is that of one
-    batch a step, in this process.
+    batch a step, in this process; where the trainer's loader has workers, it is the wait for them.
     """
 
     def __init__(

@@ -154,11 +154,12 @@ ROWS = {
     "nothing shared": [(150, []), (31, []), (280, [])],
     "one conversation": [(333, [])],
     "short": [(9, [3, 4])],
+    "under 128": [(60, [20, 17])],
 }
 
 
 @gpu
-@pytest.mark.skipif(NO_GPU, reason="flex and varlen attention train on a CUDA GPU only")
+@pytest.mark.skipif(NO_GPU, reason="trains on a CUDA GPU only: `pytest -m gpu`")
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize(
     ("layout", "dtype"),
@@ -179,7 +180,7 @@ def test_on_a_gpu(layout, dtype, row):
 
 
 @gpu
-@pytest.mark.skipif(NO_GPU, reason="flex and varlen attention train on a CUDA GPU only")
+@pytest.mark.skipif(NO_GPU, reason="trains on a CUDA GPU only: `pytest -m gpu`")
 @pytest.mark.parametrize("attention", ["flex", "varlen"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_run_on_a_gpu(tmp_path, monkeypatch, attention, compiled):
@@ -206,13 +207,25 @@ def decoder(dropout: float = 0.0, size: int = 32):
     return SimpleNamespace(config=SimpleNamespace(attention_dropout=dropout, head_dim=size))
 
 
-def test_auto_follows_the_device():
+def test_auto_follows_the_device(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "triton")
+    monkeypatch.setattr("shutil.which", lambda name: name == "clang")
     assert choose_attention("auto", decoder(), "cuda", half=True) == "flex"
     assert choose_attention("auto", decoder(), "cpu", half=True) == "segments"
     assert choose_attention("auto", decoder(0.1), "cuda", half=True) == "segments"
     assert choose_attention("auto", decoder(size=8), "cuda", half=True) == "segments"
     assert choose_attention("varlen", decoder(), "cuda", half=True) == "varlen"
     assert choose_attention("dense", decoder(0.1), "cpu", half=False) == "dense"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert choose_attention("auto", decoder(), "cuda", half=True) == "segments"
+    with pytest.raises(ValueError, match=r"flex is compiled by .* C compiler: gcc, clang or \$CC"):
+        choose_attention("flex", decoder(), "cuda", half=True)
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert choose_attention("auto", decoder(), "cuda", half=True) == "flex"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="flex is compiled by Triton, which is not installed"):
+        choose_attention("flex", decoder(), "cuda", half=True)
 
 
 @pytest.mark.parametrize(
@@ -236,10 +249,9 @@ def test_the_recipe_names_it(tmp_path, monkeypatch):
     recipe = make_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]
     recipe["stages"][0]["args"]["max_steps"] = 2
-    if NO_GPU:
-        recipe["model"]["attention"] = "flex"
-        with pytest.raises(ValueError, match=r"model.attention: flex needs a CUDA GPU"):
-            train(str(write(recipe, tmp_path / "flex.yaml")), output_dir=str(tmp_path / "flex"))
+    recipe["model"]["attention"] = "flex"
+    with pytest.raises(ValueError, match=r"model.attention: flex needs a CUDA GPU"):
+        train(str(write(recipe, tmp_path / "flex.yaml")), output_dir=str(tmp_path / "flex"))
     recipe["model"]["attention"] = "sdpa"
     with pytest.raises(ValueError, match=r"model.attention: expected .*'segments'.*, found .*sdpa"):
         train(str(write(recipe, tmp_path / "sdpa.yaml")))

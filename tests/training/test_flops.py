@@ -207,3 +207,17 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
         share = first["model_flops_per_second"] / first["peak_flops_per_second"]
         assert first["model_flop_utilisation"] == share
         assert whole["peak"] == "a test"
+
+
+@pytest.mark.parametrize(("dtype", "mixed"), [("bfloat16", False), ("float32", True)])
+def test_the_peak_is_of_the_precision_that_is_computed_in(tmp_path, monkeypatch, dtype, mixed):
+    asked = []
+    monkeypatch.setattr(
+        "training.trainer.device_peak", lambda device, kind: asked.append(kind) or (1e3, "a test")
+    )
+    recipe = make_recipe(tmp_path)
+    recipe["model"]["dtype"] = dtype
+    recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0]["args"] |= {"max_steps": 1, "bf16": mixed}
+    train(str(write(recipe, tmp_path / "r.yaml")))
+    assert asked == [torch.bfloat16]

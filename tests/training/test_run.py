@@ -18,7 +18,7 @@ from tests.tiny_processing import tiny_processor
 from training import run as run_module
 from training.collator import GroupCollator
 from training.groups import GroupData
-from training.recipe import load_recipe
+from training.recipe import find_recipe, load_recipe
 from training.run import check_manifest, make_manifest, train
 from training.trainer import MayaTrainer, checkpoints, language_metrics
 
@@ -646,6 +646,19 @@ def test_an_epoch_ends_with_a_shorter_step(tmp_path, capsys):
     assert len(losses(folder)) == 2
     # Six groups: four and two, and none of the next epoch.
     assert "2 steps of 4 groups of at most 3 conversations: 1.00 passes" in capsys.readouterr().out
+
+
+def test_one_process_needs_no_fsdp(tmp_path, capsys):
+    """As the 8B recipe on one GPU; Trainer itself refuses it."""
+    recipe = make_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    sharded = load_recipe(find_recipe("maya-8b/finetune")).stages[0].args
+    recipe["stages"][0]["args"] |= {
+        "max_steps": 1,
+        **{key: sharded[key] for key in ("fsdp", "fsdp_config")},
+    }
+    train(str(write(recipe, tmp_path / "r.yaml")))
+    assert "fsdp: left out, one process holds the whole model" in capsys.readouterr().out
 
 
 def test_accumulation_is_not_for_recipes_to_set(tmp_path):
