@@ -65,6 +65,7 @@ class BadRow:
     """A row that the run did without, or did not learn whole, and why."""
 
     id: str
+    language: str  # an id may be that of a text in every language
     path: str
     reason: str
     action: Literal["skipped", "shortened"]
@@ -321,8 +322,7 @@ class GroupCollator:
             except ValueError as error:
                 if self.on_bad_row == "stop":
                     raise
-                path = self.data.sources[first.source].recipe.path
-                bad += [BadRow(e.id, path, str(error), "skipped") for e in tree.encoded]
+                bad += [self._without_image(e, error) for e in tree.encoded]
                 continue
             packed.append(tree)
             pixels |= new
@@ -338,6 +338,13 @@ class GroupCollator:
             number = {name: n for n, name in enumerate(pixels)}
             batch["image_index"] = torch.tensor([number[name] for name in shown])
         return batch
+
+    def _without_image(self, row: Encoded, error: ValueError) -> BadRow:
+        path, language = (
+            self.data.sources[row.source].recipe.path,
+            self.data.languages[row.language],
+        )
+        return BadRow(row.id, language, path, str(error), "skipped")
 
     def _image_name(self, first: Encoded, key: Any, epoch: int) -> tuple:
         """What tells an image from the others of a row."""
@@ -399,8 +406,8 @@ class GroupCollator:
                 or not kept_images
                 or not trained[: self.max_length].any()
             ):
-                return BadRow(conversation.id, path, reason, "skipped")
-            self._shortened[index] = BadRow(conversation.id, path, reason, "shortened")
+                return BadRow(*self.data.name(index), reason, "skipped")
+            self._shortened[index] = BadRow(*self.data.name(index), reason, "shortened")
             share = trained[: self.max_length].sum() / trained.sum()
             ids, trained = ids[: self.max_length], trained[: self.max_length]
         return Encoded(

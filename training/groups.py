@@ -57,7 +57,8 @@ class _Source:
     row_images: list[tuple[int, ...]] | None = None  # of each conversation, if one has several
     together: list[tuple[int, ...]] = field(default_factory=list)  # distinct ones of row_images
     row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
-    refused: dict[int, str] = field(default_factory=dict)  # index into rows: why it is a bad row
+    # Index into rows: what it has in place of a language, and why it is a bad row.
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 class GroupData:
@@ -110,7 +111,7 @@ class GroupData:
         self._source = np.concatenate(source)
         self._local = np.concatenate(local)
         if not self.languages:
-            raise ValueError(next(iter(self.sources[0].refused.values())))
+            raise ValueError(next(iter(self.sources[0].refused.values()))[1])
 
     def __len__(self) -> int:
         return len(self.image)
@@ -121,7 +122,7 @@ class GroupData:
         source, local = self.sources[number], int(self._local[index])
         place = int(source.row_index[local])
         if place in source.refused:
-            raise ValueError(source.refused[place])
+            raise ValueError(source.refused[place][1])
         row = source.rows[place]
         identity = _row_id(row, place)
         messages = source.read(row, f"row {identity!r} of {source.recipe.path}")
@@ -139,11 +140,14 @@ class GroupData:
             source=number,
         )
 
-    def name(self, index: int) -> tuple[str, str]:
-        """(row id, path of its dataset) of conversation `index`; without an id, the row's number."""
+    def name(self, index: int) -> tuple[str, str, str]:
+        """(row id, language, path of its dataset) of conversation `index`; without an id, the row's
+        number, and where the language is none, what is in its place."""
         source = self.sources[int(self._source[index])]
         place = int(source.row_index[int(self._local[index])])
-        return _row_id(source.rows[place], place), source.recipe.path
+        language = int(self.language[index])
+        name = self.languages[language] if language >= 0 else source.refused[place][0]
+        return _row_id(source.rows[place], place), name, source.recipe.path
 
     def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
         """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
@@ -333,9 +337,10 @@ def _open_source(
         raise ValueError(f"{recipe.path}: no row is left after languages, tasks and limit")
     for i in (i for i in index.tolist() if i in unknown):
         name = f"row {_row_id(rows[i], i)!r} of {recipe.path}"
-        source.refused[i] = f"{no_language(name, named, cells[i])}; repair the row or remove it"
+        reason = f"{no_language(name, named, cells[i])}; repair the row or remove it"
+        source.refused[i] = shown(cells[i]), reason
         if on_bad_row == "stop":
-            raise ValueError(source.refused[i])
+            raise ValueError(reason)
     source.row_index = index
     if source.row_images is not None:
         source.row_images = [source.row_images[i] for i in index]
@@ -373,11 +378,13 @@ def _open_rows(recipe: DataRecipe) -> tuple[Any, list[str]]:
                 raise ValueError(f"{path}: expected a list of rows, found {type(rows).__name__}")
         elif path.suffix == ".jsonl":
             rows = []
-            for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise ValueError(f"{path}: line {i + 1} is not JSON: {error}") from None
+            # Lines of a file, as str.splitlines also cuts at characters that texts have in them.
+            with path.open(encoding="utf-8") as lines:
+                for i, line in enumerate(lines):
+                    try:
+                        rows.append(json.loads(line))
+                    except ValueError as error:
+                        raise ValueError(f"{path}: line {i + 1} is not JSON: {error}") from None
         elif path.suffix == ".parquet":
             import pyarrow.parquet
 

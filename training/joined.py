@@ -31,6 +31,7 @@ from .tables import (
     flat,
     is_content,
     is_language,
+    is_list,
     is_text,
     is_texts,
     no_images,
@@ -267,6 +268,8 @@ class Joined:
         """What names the image of each row, or its images; null: none."""
         column = flat(table[self.key])
         if not self.listed:
+            if is_text(table.schema, str(self.key)):
+                column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
             return column
         # Cast, as large lists cannot be joined.
         joined = pc.binary_join(column.cast(pa.list_(pa.string())), "\0")
@@ -395,7 +398,7 @@ def _pictured(table: pa.Table) -> np.ndarray:
     result: np.ndarray = np.zeros(len(table), bool)
     for name in {"images", "image"} & set(table.column_names):
         column = flat(table[name])
-        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        if is_list(column.type):
             found = pc.greater(pc.list_value_length(column), 0).fill_null(False)
         else:
             found = column.is_valid()

@@ -211,6 +211,7 @@ RESERVED_ARGS = {
     "loss_type": "nothing: the loss is the mean over supervised tokens",
     "label_smoothing_factor": "nothing: the loss is the mean over supervised tokens",
     "average_tokens_across_devices": "nothing: the loss is the mean over the tokens of all processes",
+    "ignore_data_skip": "nothing: a continued run goes on with the rows that are next",
     "save_only_model": "nothing: a checkpoint holds all that an exact continuation needs",
 }
 
@@ -219,9 +220,14 @@ RESERVED_ARGS = {
 
 
 def count_steps(max_steps: int, epochs: float, batch_size: int, groups_per_epoch: int) -> int:
-    """Steps of a stage: `max_steps`, or as many as `epochs` take where that is not positive."""
+    """Steps of a stage: `max_steps`, or as many as `epochs` take where that is not positive.
+
+    Raises ValueError where neither is.
+    """
     if max_steps > 0:
         return max_steps
+    if epochs <= 0:
+        raise ValueError(f"args.num_train_epochs: expected more than 0, found {epochs:g}")
     return max(1, math.ceil(groups_per_epoch * epochs / batch_size))
 
 

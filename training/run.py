@@ -494,15 +494,16 @@ def _finish_stage(
 
 def _merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
     """Merge the ranks' lists into `target`, each row once; returns what was left out, in words."""
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                rows.setdefault((row["path"], row["id"], row["action"]), row)
+                key = (row["path"], row["action"], row["id"], row["language"])
+                rows.setdefault(key, row)
             except ValueError:  # empty, or the last line of a killed run: its row was met again
                 continue
-    counts = Counter((path, action) for path, _, action in rows)
+    counts = Counter((path, action) for path, action, *_ in rows)
     if rows:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows.values()]
         target.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -688,13 +689,15 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
 def _content(path: Path) -> str:
     """A hash of a file or folder; of a Hub repository only its name is known.
 
-    Of a large file, which would take long at every start, SAMPLES pieces over its whole length are
-    hashed, with its size: it may change between them and not be noticed.
+    Of large files, which would take long at every start, SAMPLES pieces over their whole lengths are
+    hashed, with their sizes: one may change between them and not be noticed.
     """
     if not path.exists():
         return "repository"
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     total = sha256()
+    large = sum(file.stat().st_size > SAMPLES * SAMPLE for file in files)
+    pieces = max(2, SAMPLES // max(large, 1))
     for file in files:
         size = file.stat().st_size
         total.update(f"{file.name}:{size}:".encode())
@@ -704,8 +707,8 @@ def _content(path: Path) -> str:
             total.update(sha256(file.read_bytes()).digest())
             continue
         with file.open("rb") as opened:
-            for i in range(SAMPLES):
-                opened.seek(i * (size - SAMPLE) // (SAMPLES - 1))
+            for i in range(pieces):
+                opened.seek(i * (size - SAMPLE) // (pieces - 1))
                 total.update(opened.read(SAMPLE))
     return total.hexdigest()[:16]
 

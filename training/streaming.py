@@ -45,6 +45,7 @@ from .tables import (
     Table,
     find_files,
     is_language,
+    is_list,
     is_text,
     is_texts,
     no_language,
@@ -189,7 +190,7 @@ class StreamedGroups:
         is a bad one."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
-        identity, path = self.name(index)
+        identity, _, path = self.name(index)
         named = source.joined.language
         language = rows.table[named][row].as_py() if named else None
         if language is not None and not is_language(language):
@@ -213,12 +214,14 @@ class StreamedGroups:
             source=number,
         )
 
-    def name(self, index: int) -> tuple[str, str]:
-        """(row id, path of its dataset) of conversation `index`; without an id, the row's number."""
+    def name(self, index: int) -> tuple[str, str, str]:
+        """(row id, language, path of its dataset) of conversation `index`; without an id, the row's
+        number, and where the language is none, what is in its place."""
         window, number, row = self._find(index)
-        source, table = self.sources[number], window.rows[number].table
-        known = table["id"][row].as_py() if "id" in table.column_names else None
-        return str(index - source.first if known is None else known), source.recipe.path
+        source, rows = self.sources[number], window.rows[number]
+        known = rows.table["id"][row].as_py() if "id" in rows.table.column_names else None
+        identity = str(index - source.first if known is None else known)
+        return identity, rows.language[row], source.recipe.path
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
         """The RGB image `key` of a source.
@@ -259,7 +262,7 @@ class StreamedGroups:
             return ()
         if source.joined.images is not None:
             name = table[source.joined.key][row].as_py()
-            return () if name is None else (name,)
+            return (name,) if name else ()
         if not held:
             return ()
         if is_text(table.schema, source.pictures):
@@ -268,8 +271,7 @@ class StreamedGroups:
         if is_texts(table.schema, source.pictures):
             return tuple(table[source.pictures][row].as_py())
         kind = table.schema.field(source.pictures).type
-        many = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        count = len(table[source.pictures][row]) if many else 1
+        count = len(table[source.pictures][row]) if is_list(kind) else 1
         return tuple((index, number) for number in range(count))
 
     def _open(self, number: int, key: Any) -> Image.Image:

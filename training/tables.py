@@ -407,10 +407,16 @@ def is_text(schema: pa.Schema, column: str) -> bool:
     return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of this type are lists, of one length or of any."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(holds(kind) for holds in kinds)
+
+
 def is_texts(schema: pa.Schema, column: str) -> bool:
     """Whether the column is there and holds lists of strings."""
     kind = schema.field(column).type if column in schema.names else None
-    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if kind is None or not is_list(kind):
         return False
     return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
 

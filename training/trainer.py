@@ -34,6 +34,7 @@ from .head import token_losses
 from .recipe import AdapterRecipe, Rule
 
 PARTIAL = ".partial"
+SUMS = "log_sums.json"  # of a checkpoint
 
 
 def add_pair_loss(model: PreTrainedModel) -> None:
@@ -127,6 +128,8 @@ class MayaTrainer(SFTTrainer):
         self._loss_shifts_labels = False
         # (languages, 4): sums of loss, right guesses, tokens, bytes since the last log.
         self._sums = torch.zeros(len(self.languages), 4, dtype=torch.float64)
+        # The same of a run that this one continues, behind its last log.
+        self._sums_before = torch.zeros_like(self._sums)
         # Since the last log: real tokens and padding through the decoder, distinct images; the sum
         # of positions, which with one for each token is what attention looks at.
         self._work = torch.zeros(3, dtype=torch.float64)
@@ -260,7 +263,7 @@ class MayaTrainer(SFTTrainer):
             extra[0, :3] = self._work
             extra[0, 3] = self._positions
             sums = self.accelerator.reduce(torch.cat([self._sums, extra]), reduction="sum").cpu()
-            logs.update(language_metrics(sums[:-1], self.languages))
+            logs.update(language_metrics(sums[:-1] + self._sums_before, self.languages))
             tokens, padding, images, positions = sums[-1].tolist()
             logs["tokens_per_second"] = round(tokens / max(seconds, 1e-9), 1)
             logs["images_per_second"] = round(images / max(seconds, 1e-9), 2)
@@ -281,6 +284,7 @@ class MayaTrainer(SFTTrainer):
                 logs["peak_flops_per_second"] = peak
                 logs["model_flop_utilisation"] = speed / peak
             self._sums.zero_()
+            self._sums_before.zero_()
             self._work.zero_()
             self._positions.zero_()
             self._since = time.perf_counter()
@@ -308,6 +312,13 @@ class MayaTrainer(SFTTrainer):
                 self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint)
             )
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Takes up the sums for the next log line too."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            sums = json.loads((Path(checkpoint) / SUMS).read_text(encoding="utf-8"))
+            self._sums_before = torch.tensor(sums, dtype=torch.float64)
+
     def _get_output_dir(self, trial: Any) -> str:
         return self._run_dir or super()._get_output_dir(trial)
 
@@ -322,6 +333,11 @@ class MayaTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             partial, self._run_dir = Path(self._run_dir) / final.name, None
+        # What the next log line is of.
+        sums = self.accelerator.reduce(self._sums.to(self.args.device), reduction="sum").cpu()
+        if self.is_world_process_zero():
+            text = json.dumps((sums + self._sums_before).tolist())
+            (partial / SUMS).write_text(text, encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             shutil.rmtree(final, ignore_errors=True)
@@ -412,8 +428,8 @@ class LineCallback(TrainerCallback):
         utilisation = "" if share is None else f"{share:.1%} of peak  "
         images = logs["images_per_second"]
         print(
-            f"{self.stage} {state.global_step}/{state.max_steps}  loss {logs['mean_loss']:.4f}  "
-            f"accuracy {logs['mean_accuracy']:.3f}  bits/byte {logs.get('mean_bits_per_byte', 0):.3f}  "
+            f"{self.stage} {state.global_step}/{state.max_steps}  loss {logs.get('mean_loss', math.nan):.4f}  "
+            f"accuracy {logs.get('mean_accuracy', math.nan):.3f}  bits/byte {logs.get('mean_bits_per_byte', 0):.3f}  "
             f"{logs['tokens_per_second']:,.0f} tokens/s  {images:,.{0 if images >= 10 else 1}f} images/s  "
             f"padding {logs['padding_share']:.1%}  {utilisation}"
             f"{_clock(spent)} so far, {_clock(left)} left",

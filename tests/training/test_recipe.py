@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.recipe import RECIPES, find_recipe, load_recipe, write_recipe
+from training.recipe import RECIPES, count_steps, find_recipe, load_recipe, write_recipe
 from training.schema import read_mapping, resolve_path, to_dict
 
 GOOD = {
@@ -161,3 +161,10 @@ def test_find_recipe():
     assert find_recipe("maya-8b/pretrain").is_file()
     with pytest.raises(FileNotFoundError, match=r"did you mean 'mini'\?.*maya-8b/finetune"):
         find_recipe("mini2")
+
+
+def test_a_stage_has_steps():
+    assert count_steps(3, 0.0, 2, 5) == 3
+    assert count_steps(-1, 1.0, 2, 5) == 3
+    with pytest.raises(ValueError, match=r"num_train_epochs: expected more than 0, found 0"):
+        count_steps(-1, 0.0, 2, 5)

@@ -19,7 +19,7 @@ from training import run as run_module
 from training.collator import GroupCollator
 from training.groups import GroupData
 from training.recipe import find_recipe, load_recipe
-from training.run import check_manifest, make_manifest, train
+from training.run import Stopped, check_manifest, make_manifest, train
 from training.trainer import MayaTrainer, checkpoints, language_metrics
 
 from .tiny_run import logged, make_recipe, training_log, write
@@ -331,6 +331,69 @@ def test_bad_rows_are_listed_beside_the_model(tmp_path, capsys):
         recipe["stages"][0]["args"]["dataloader_num_workers"] = workers
         with pytest.raises(ValueError, match=r"^row '2-.*' of .*: its image cannot be read"):
             train(str(write(recipe, tmp_path / "r.yaml")))
+
+
+def test_a_log_line_that_a_stop_divides_is_whole(tmp_path, monkeypatch):
+    recipe = make_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0]["args"] |= {"max_steps": 4, "logging_steps": 4, "save_steps": 9}
+    path = str(write(recipe, tmp_path / "r.yaml"))
+    (straight,) = logged(train(path, output_dir=str(tmp_path / "straight")))
+    step = MayaTrainer.training_step
+
+    def stopped_in_the_third(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            self.ask_to_stop()
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MayaTrainer, "training_step", stopped_in_the_third)
+        with pytest.raises(Stopped):
+            train(path, output_dir=str(tmp_path / "stopped"))
+    (continued,) = logged(train(path, output_dir=str(tmp_path / "stopped")))
+    ours = [key for key in straight if key.startswith("mean_") or "/" in key]
+    assert len(ours) > 8
+    for key in ours:
+        assert continued[key] == pytest.approx(straight[key], rel=1e-12), key
+
+
+def test_bad_rows_with_one_id_are_told_apart(tmp_path, capsys):
+    """One picture in three languages' files, whose texts of it share an id; a step of nothing else."""
+    recipe = make_recipe(tmp_path)
+    data = tmp_path / "data"
+    broken = data / "pictures" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    sources = []
+    for language in ("en", "fr", "hi"):
+        rows = [
+            {
+                "id": f"{i}\u2028",
+                "image": f"{i}.png",
+                "lang": language,
+                "caption": "a\u2028b\u0085c",
+            }
+            for i in (1, 2)
+        ]
+        rows[1]["lang"] = {"hi": "?"}.get(language, language)
+        file = data / f"{language}.jsonl"
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sources.append({"path": str(file), "image_folder": str(data / "pictures")})
+    recipe["stages"] = recipe["stages"][:1]
+    recipe["stages"][0] |= {"data": sources, "on_bad_row": "skip", "batch_size": 1}
+    recipe["stages"][0]["args"]["max_steps"] = 4
+    folder = train(str(write(recipe, tmp_path / "r.yaml")))
+    printed = capsys.readouterr().out
+    assert "loss nan" in printed, "a step without labels has no loss, and stops nothing"
+    for language in ("en", "fr", "hi"):
+        assert f"{data / language}.jsonl: 1 rows skipped" in printed
+    text = (folder / "bad_rows.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    assert {(row["id"], row["language"], Path(row["path"]).stem) for row in rows} == {
+        ("2\u2028", "en", "en"),
+        ("2\u2028", "fr", "fr"),
+        ("2\u2028", "'?'", "hi"),
+    }
 
 
 def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):

@@ -279,6 +279,36 @@ def test_lists_of_paths_are_grouped_as_in_memory(tmp_path, large):
     assert [len(g.rows) for g in several] == [3, 2, 1, 2, 1, 1]
 
 
+def test_an_empty_name_is_no_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "This."}]
+    rows = [
+        {"id": str(i), "image": name, "messages": turns}
+        for i, name in enumerate(["", "", "a.png", "a.png", "", ""])
+    ]
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    memory = GroupData([DataRecipe(str(path))])
+    assert len(stream(path).plan(None, 8, 0)) == len(memory.plan(None, 8, 0)) == 5
+    assert len(stream(path, limit=1)) == len(GroupData([DataRecipe(str(path), limit=1)])) == 2
+
+
+def test_lists_of_one_length_keep_all_their_images(tmp_path):
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "These."}]
+    pictures = [{"bytes": png(n), "path": None} for n in range(2)]
+    table = pa.Table.from_pylist([{"id": "0", "messages": turns, "images": pictures}])
+    kind = pa.list_(table.schema.field("images").type.value_type, 2)
+    table = table.set_column(2, "images", pa.array([pictures], kind))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(table, path)
+    assert pa.types.is_fixed_size_list(pq.read_schema(path).field("images").type)
+    for data in (stream(path), GroupData([DataRecipe(str(path))])):
+        plan = data.plan(None, 1, 0)
+        collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=1)
+        (row,) = share(collator, 0, 0)["rows"]
+        assert len(row["pixel_values"]) == 2
+
+
 def test_limits_count_what_they_can(tmp_path):
     """Images without names by their rows; rows without an image are left out, as in memory."""
     path = make_rows(tmp_path / "rows.parquet")
