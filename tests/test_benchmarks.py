@@ -90,6 +90,13 @@ def test_climbing_does_not_follow_noise():
         assert learning_by_group_size.climb(measure, start) == end
 
 
+def test_climbing_goes_down_a_valley_of_batch_and_rate():
+    def measure(points):  # worse wherever the rate is not the batch's own
+        return [math.log2(b) + 9 * abs(math.log2(r / b)) for b, r in points]
+
+    assert learning_by_group_size.climb(measure, (16, 16.0)) == (1, 1.0)
+
+
 def test_climbing_stays_above_no_images():
     assert (
         learning_by_group_size.climb(lambda points: [b + r for b, r in points], (2, 1e-9))[0] == 1

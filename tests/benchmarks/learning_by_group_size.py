@@ -42,7 +42,7 @@ RESULT = Path(__file__).resolve().parent / "results" / "learning_by_group_size.j
 sys.path.insert(0, str(ROOT))
 
 GROUP_SIZES = (1, 2, 4, 8)
-BUDGETS = (1 / 48, 1 / 24, 1 / 12, 1 / 6)
+BUDGETS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3)
 START = {k: (32 // k, 2e-2) for k in GROUP_SIZES}  # images a step, rate
 TUNING_SEED = 1000
 IMAGE_TOKENS, TEXT_TOKENS = 256, 30
@@ -307,7 +307,8 @@ def climb(
     measure: Callable[[Sequence[tuple[int, float]]], Sequence[float]], start: tuple[int, float]
 ) -> tuple[int, float]:
     """The first (batch size, rate) on the way down that no neighbour betters by WORTH; neighbours are
-    half and double of either.
+    half and double of either, and half of both: smaller batches want smaller rates, and the longer a
+    training, the smaller its best of both.
 
     Args:
         measure: losses of several points.
@@ -319,7 +320,8 @@ def climb(
         near = [best, (round(batch * LOG_STEP), rate), (batch, rate * LOG_STEP)]
         near += [(batch, rate / LOG_STEP)]
         if batch >= LOG_STEP:
-            near.append((round(batch / LOG_STEP), rate))
+            half = round(batch / LOG_STEP)
+            near += [(half, rate), (half, rate / LOG_STEP)]
         new = [point for point in near if point not in known]
         known |= zip(new, measure(new), strict=True)
         better = min(near, key=lambda point: known[point])
