@@ -28,6 +28,7 @@ from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
 from .packing import divide
 from .recipe import AugmentRecipe
+from .signals import end_by_parent_only
 from .streaming import StreamedGroups
 
 # Tokenised conversations kept in memory, about a kilobyte each.
@@ -262,6 +263,7 @@ class GroupCollator:
         self._languages = {name: number for number, name in enumerate(data.languages)}
         self._encoded: dict[int, Encoded | BadRow] = {}
         self._shortened: dict[int, BadRow] = {}
+        self._outlives = False  # as a loader's worker, signals that are for the rank
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """{"rows": a list of tensors as `lay_out` returns, "bad_rows": a list of BadRow}; in a worker
@@ -270,10 +272,14 @@ class GroupCollator:
         A row with images has besides `pixel_values` of the distinct ones, and `image_index`, which
         of them each block of image tokens is.
         """
+        in_worker = torch.utils.data.get_worker_info() is not None
+        if in_worker and not self._outlives:
+            end_by_parent_only()
+            self._outlives = True
         try:
             return self._share(items)
         except (ValueError, OSError) as error:
-            if torch.utils.data.get_worker_info() is None:
+            if not in_worker:
                 raise
             # A loader would tell it with the worker's traceback; the trainer raises it as it is, when
             # its step comes.

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -44,5 +45,25 @@ def end_with_parent() -> None:
         assert parent is not None
         parent.join()
         os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def end_by_parent_only() -> None:
+    """Have this process, a loader's worker, end by a SIGTERM of its parent, and by nobody else's.
+
+    SLURM, systemd and `timeout` send it to all processes of a run, and a rank that is to finish its
+    step and save needs its workers for that. To be called before other threads are started, which
+    would not know of it. Without effect where a signal's sender cannot be told, as on macOS.
+    """
+    parent = multiprocessing.parent_process()
+    if sys.platform != "linux" or parent is None:
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent.pid:
+            pass
+        os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

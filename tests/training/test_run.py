@@ -26,6 +26,7 @@ from .tiny_run import logged, make_recipe, training_log, write
 from .tiny_stream import make_rows
 
 ROOT = Path(__file__).parents[2]
+SLOW = pytest.mark.slow
 
 
 def losses(folder: Path) -> list[list]:
@@ -193,7 +194,7 @@ def test_killed_and_continued_is_the_same_run(finished, tmp_path, capsys):
 
 
 ENDED = """
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 from training import trainer
 from training.cli import main
 original = trainer.LineCallback.on_log
@@ -201,35 +202,47 @@ def on_log(self, args, state, control, **kwargs):
     original(self, args, state, control, **kwargs)
     at = f"{self.stage} {state.global_step}"
     if at == sys.argv[4] and int(os.environ.get("RANK", 0)) == 0:
-        os.kill(int(os.environ["MAYA_PID"]), signal.Signals[sys.argv[5]])
+        how = "os.killpg" if sys.argv[6:] else "os.kill"
+        number = int(signal.Signals[sys.argv[5]])
+        send = f"import os; {how}({os.environ['MAYA_PID']}, {number})"
+        subprocess.run([sys.executable, "-c", send])  # from none of the run's own processes
         if sys.argv[5] == "SIGKILL":
             time.sleep(20)
 trainer.LineCallback.on_log = on_log
 os.environ["MAYA_PID"] = str(os.getpid())
 if sys.argv[5] == "SIGKILL":  # as in a script's background
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-sys.exit(main(["train", sys.argv[1], "--output-dir", sys.argv[2], "--set", "processes=" + sys.argv[3]]))
+changes = ["processes=" + sys.argv[3], *sys.argv[6:]]
+sys.exit(main(["train", sys.argv[1], "--output-dir", sys.argv[2], "--set", *changes]))
 """
 
 
 def ended_at(
-    place: str, by: str, path: Path, output: Path, processes: int
+    place: str, by: str, path: Path, output: Path, processes: int, workers: int = 0
 ) -> subprocess.CompletedProcess:
-    """`maya train`, with the command's process sent the signal `by` behind a step ("finetune 1")."""
+    """`maya train`, with the command's process sent the signal `by` behind a step ("finetune 1");
+    with workers, all processes of its group are."""
+    given = [str(path), str(output), str(processes), place, by]
+    if workers:
+        given.append(f"stages.finetune.args.dataloader_num_workers={workers}")
     return subprocess.run(
-        [sys.executable, "-c", ENDED, str(path), str(output), str(processes), place, by],
+        [sys.executable, "-c", ENDED, *given],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
+        start_new_session=True,
     )
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, processes):
+@pytest.mark.parametrize(
+    ("processes", "workers"),
+    [(1, 0), (1, 1), pytest.param(2, 0, marks=SLOW), pytest.param(2, 1, marks=SLOW)],
+)
+def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, processes, workers):
     path, straight = finished
     output = tmp_path / "terminated"
-    done = ended_at("finetune 1", "SIGTERM", path, output, processes)
+    done = ended_at("finetune 1", "SIGTERM", path, output, processes, workers)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     found = checkpoints(output / ".work" / "finetune")

@@ -1,12 +1,18 @@
-"""Signals are handled inside of a block only, and not where they are ignored from outside."""
+"""Signals are handled inside of a block only, and not where they are ignored from outside; a loader's
+worker ends by its parent's only."""
 
 import contextlib
+import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from training.signals import handling
+from training.signals import end_by_parent_only, handling
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +56,25 @@ def test_another_thread_changes_nothing():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def wait_for_parent(ready):
+    end_by_parent_only()
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a signal's sender cannot be told")
+def test_a_worker_ends_by_its_parent_only():
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    worker = context.Process(target=wait_for_parent, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(60)
+    other = f"import os, signal; os.kill({worker.pid}, signal.SIGTERM)"
+    subprocess.run([sys.executable, "-c", other], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(30)
+    assert worker.exitcode == 0

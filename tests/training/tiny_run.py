@@ -63,7 +63,7 @@ def make_data(
                     "task": "name" if number % 2 else "category",
                     "messages": [
                         {"role": "user", "content": question},
-                        {"role": "assistant", "content": answer + " " * 0 + str(number)},
+                        {"role": "assistant", "content": answer + str(number)},
                     ],
                 }
             )
