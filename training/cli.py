@@ -6,6 +6,7 @@ room when it runs.
 
 import argparse
 import io
+import logging
 import os
 import signal
 import sys
@@ -394,6 +395,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # File names need not be text, nor terminals know every script: say it in escapes, as stderr does.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    # It asks for a package that nothing here needs, on processors with bfloat16, at every import.
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     args = build_parser().parse_args(argv)
     try:
         args.call(args)
