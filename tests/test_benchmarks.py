@@ -90,13 +90,6 @@ def test_climbing_does_not_follow_noise():
         assert learning_by_group_size.climb(measure, start) == end
 
 
-def test_climbing_goes_down_a_valley_of_batch_and_rate():
-    def measure(points):  # worse wherever the rate is not the batch's own
-        return [math.log2(b) + 9 * abs(math.log2(r / b)) for b, r in points]
-
-    assert learning_by_group_size.climb(measure, (16, 16.0)) == (1, 1.0)
-
-
 def test_climbing_stays_above_no_images():
     assert (
         learning_by_group_size.climb(lambda points: [b + r for b, r in points], (2, 1e-9))[0] == 1
@@ -205,7 +198,8 @@ def test_miniature_study(tmp_path, monkeypatch, capsys):
     assert record["held_out"]["captions"] == 8 * record["held_out"]["images"] > 0
     assert record["held_out"]["image_tokens"] == 16
     done = sorted((tmp_path / "work").rglob("*.json"))
-    assert len(done) == len(record["runs"]) == 2 * 2 * 2
+    # And at the largest budget, one tries what the other has found best.
+    assert len(done) == len(record["runs"]) == 2 * 2 * 2 + 1
     before = [path.stat().st_mtime_ns for path in done]
     assert study.main([*arguments, "--minutes", "0"]) == 0
     assert [path.stat().st_mtime_ns for path in done] == before

@@ -7,9 +7,10 @@ A group of K captions of one image costs less than K rows, but its captions are 
 of K images. So the same compute buys more samples that teach less each; which wins is measured here,
 with `maya train` on the mini dataset: the pretrain stage of the `mini` recipe (projector alone, eight
 languages) for every K and several budgets of compute, batch size (in images) and rate tuned for each
-of these by climbing from the last best, with a seed of its own. Held-out loss: nats per token of the
-captions of things that training has no picture and no caption of, in the styles it learns from. (In
-a new style, what the tower misreads decides the loss, whatever the projector has learned.)
+of these by climbing from the last best, with a seed of its own; at the largest budget all K climb once
+more, from the best place that one of them has found. Held-out loss: nats per token of the captions of
+things that training has no picture and no caption of, in the styles it learns from. (In a new style,
+what the tower misreads decides the loss, whatever the projector has learned.)
 
 A mini picture is 16 tokens, which leaves little to share, so compute is that of the same training on
 the full-size model: FLOPs of Aya-23-8B with 256 image tokens and captions of 30
@@ -307,8 +308,7 @@ def climb(
     measure: Callable[[Sequence[tuple[int, float]]], Sequence[float]], start: tuple[int, float]
 ) -> tuple[int, float]:
     """The first (batch size, rate) on the way down that no neighbour betters by WORTH; neighbours are
-    half and double of either, and half of both: smaller batches want smaller rates, and the longer a
-    training, the smaller its best of both.
+    half and double of either.
 
     Args:
         measure: losses of several points.
@@ -320,8 +320,7 @@ def climb(
         near = [best, (round(batch * LOG_STEP), rate), (batch, rate * LOG_STEP)]
         near += [(batch, rate / LOG_STEP)]
         if batch >= LOG_STEP:
-            half = round(batch / LOG_STEP)
-            near += [(half, rate), (half, rate / LOG_STEP)]
+            near.append((round(batch / LOG_STEP), rate))
         new = [point for point in near if point not in known]
         known |= zip(new, measure(new), strict=True)
         better = min(near, key=lambda point: known[point])
@@ -338,25 +337,36 @@ def study(
     curves: dict[int, list[dict[str, Any]]] = {k: [] for k in GROUP_SIZES}
     best = dict(START)
 
-    def point(k: int, budget: float) -> dict[str, Any]:
+    def losses(k: int, budget: float, points: Sequence[tuple[int, float]]) -> list[float]:
         samples = samples_for(budget, k, captions)
+        found = runner([Run(k, batch, rate, samples, TUNING_SEED) for batch, rate in points])
+        return [math.inf if run["loss"] is None else run["loss"] for run in found]
 
-        def losses(points: Sequence[tuple[int, float]]) -> list[float]:
-            runs = [Run(k, batch, rate, samples, TUNING_SEED) for batch, rate in points]
-            found = [result["loss"] for result in runner(runs)]
-            return [math.inf if loss is None else loss for loss in found]
-
-        best[k] = batch, rate = climb(losses, best[k])
+    def point(k: int, budget: float) -> dict[str, Any]:
+        batch, rate = best[k]
+        samples = samples_for(budget, k, captions)
         runs = runner([Run(k, batch, rate, samples, seed) for seed in seeds])
         return {"budget": budget, "batch_size": batch, "rate": rate, "runs": runs}
 
     try:
-        for budget in sorted(budgets):
-            # Side by side, so that the runner's processes are never without work.
-            with ThreadPoolExecutor(len(GROUP_SIZES)) as threads:
+        # Side by side, so that the runner's processes are never without work.
+        with ThreadPoolExecutor(len(GROUP_SIZES)) as threads:
+            for budget in sorted(budgets):
+                measures = {k: partial(losses, k, budget) for k in GROUP_SIZES}
+                ends = threads.map(climb, measures.values(), best.values())
+                best = dict(zip(GROUP_SIZES, ends, strict=True))
+                if budget == max(budgets):
+                    # The conclusion is drawn here, and a climb may have stopped on the way to where
+                    # another K has come: all set out once more from the best of these places.
+                    first = min(GROUP_SIZES, key=lambda k: measures[k]([best[k]])[0])
+                    ends = threads.map(partial(climb, start=best[first]), measures.values())
+                    for (k, measure), end in zip(measures.items(), ends, strict=True):
+                        here, there = measure([best[k], end])
+                        if there < here - WORTH:
+                            best[k] = end
                 found = list(threads.map(partial(point, budget=budget), GROUP_SIZES))
-            for k, entry in zip(GROUP_SIZES, found, strict=True):
-                curves[k].append(entry)
+                for k, entry in zip(GROUP_SIZES, found, strict=True):
+                    curves[k].append(entry)
     except TimeIsOver:
         print("the time is over: the same command goes on from here", flush=True)
     return curves
