@@ -395,14 +395,14 @@ class GroupCollator:
     def _encode(self, index: int) -> Encoded | BadRow:
         conversation = self.data.conversation(index)
         path = self.data.sources[conversation.source].recipe.path
-        ids, trained = self.encoder.encode(
-            conversation, self.templates[conversation.source], f"row {conversation.id!r} of {path}"
-        )
+        name = f"row {conversation.id!r} ({conversation.language}) of {path}"
+        template = self.templates[conversation.source]
+        ids, trained = self.encoder.encode(conversation, template, name)
         share = 1.0  # of the trained text that is kept
         if self.max_length is not None and len(ids) > self.max_length:
             reason = (
-                f"row {conversation.id!r} of {path}: {len(ids)} tokens, more than max_length "
-                f"{self.max_length}; shorten the row or raise max_length"
+                f"{name}: {len(ids)} tokens, more than max_length {self.max_length}; shorten the row "
+                "or raise max_length"
             )
             if self.on_long_row == "stop":
                 raise LongRow(reason)

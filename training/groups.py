@@ -125,7 +125,8 @@ class GroupData:
             raise ValueError(source.refused[place][1])
         row = source.rows[place]
         identity = _row_id(row, place)
-        messages = source.read(row, f"row {identity!r} of {source.recipe.path}")
+        language = self.languages[self.language[index]]
+        messages = source.read(row, f"row {identity!r} ({language}) of {source.recipe.path}")
         if source.row_images is not None:
             images = source.row_images[local]
         else:
@@ -133,7 +134,7 @@ class GroupData:
             images = (int(source.row_image[local]),) if source.row_image[local] >= 0 else ()
         return Conversation(
             id=identity,
-            language=self.languages[self.language[index]],
+            language=language,
             task=self.tasks[self.task[index]],
             messages=messages,
             images=images,

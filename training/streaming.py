@@ -204,7 +204,7 @@ class StreamedGroups:
         images = self._images_of(source, rows.table, row, index)
         if source.pictures in rows.table.column_names:
             values[source.pictures] = list(images)
-        messages = source.read(values, f"row {identity!r} of {path}")
+        messages = source.read(values, f"row {identity!r} ({rows.language[row]}) of {path}")
         return Conversation(
             id=identity,
             language=rows.language[row],

@@ -228,7 +228,7 @@ TEXT = {"type": "text", "text": "a"}
     ],
 )  # fmt: skip
 def test_bad_cells_are_refused_by_row(tmp_path, cells, message):
-    with pytest.raises(ValueError, match=rf"row 'd1' of .*r.jsonl.*{message}") as error:
+    with pytest.raises(ValueError, match=rf"row 'd1' \(und\) of .*r.jsonl.*{message}") as error:
         collate(tmp_path, [{"id": "d1", **cells}])
     assert "\n" not in str(error.value)
 
@@ -243,7 +243,7 @@ def test_bad_cells_are_left_out_where_the_recipe_says_so(tmp_path):
     )
     found = collator([{"step": 0, "rank": 0}])
     assert sorted(row.id for row in found["bad_rows"]) == ["1", "3"]
-    assert all(f"row '{row.id}' of " in row.reason for row in found["bad_rows"])
+    assert all(f"row '{row.id}' (en) of " in row.reason for row in found["bad_rows"])
     assert sum(len(row["labels"]) for row in found["rows"]) > 0
 
 
@@ -288,7 +288,7 @@ def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
     rows = [{"id": f"g{i}", "image": c, "caption": "boat"} for i, c in enumerate(["seen.png", None, "seen.png"])]  # fmt: skip
     if kind == "rows":
         del rows[1]["image"]
-    with pytest.raises(ValueError, match=r"row 'g1' of .*rows.*: image: expected the image of the caption, found nothing; repair"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"row 'g1' \(en\) of .*rows.*: image: expected the image of the caption, found nothing; repair"):  # fmt: skip
         collator_of(rows, "stop")([{"step": 0, "rank": 0}])
     found = collator_of(rows, "skip")([{"step": 0, "rank": 0}])
     assert [row.id for row in found["bad_rows"]] == ["g1"]
