@@ -30,6 +30,7 @@ from .packing import divide
 from .recipe import AugmentRecipe
 from .signals import end_by_parent_only
 from .streaming import StreamedGroups
+from .tables import row_name
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
@@ -346,10 +347,8 @@ class GroupCollator:
         return batch
 
     def _without_image(self, row: Encoded, error: ValueError) -> BadRow:
-        path, language = (
-            self.data.sources[row.source].recipe.path,
-            self.data.languages[row.language],
-        )
+        path = self.data.sources[row.source].recipe.path
+        language = self.data.languages[row.language]
         return BadRow(row.id, language, path, str(error), "skipped")
 
     def _image_name(self, first: Encoded, key: Any, epoch: int) -> tuple:
@@ -395,7 +394,7 @@ class GroupCollator:
     def _encode(self, index: int) -> Encoded | BadRow:
         conversation = self.data.conversation(index)
         path = self.data.sources[conversation.source].recipe.path
-        name = f"row {conversation.id!r} ({conversation.language}) of {path}"
+        name = row_name(conversation.id, conversation.language, path)
         template = self.templates[conversation.source]
         ids, trained = self.encoder.encode(conversation, template, name)
         share = 1.0  # of the trained text that is kept

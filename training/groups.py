@@ -24,7 +24,16 @@ from processing_maya.image_processing_maya import to_rgb
 from .images import load_image
 from .recipe import DataRecipe
 from .schema import convert
-from .tables import card_files, is_content, is_language, is_text, no_images, no_language, shown
+from .tables import (
+    card_files,
+    is_content,
+    is_language,
+    is_text,
+    no_images,
+    no_language,
+    row_name,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ class GroupData:
         row = source.rows[place]
         identity = _row_id(row, place)
         language = self.languages[self.language[index]]
-        messages = source.read(row, f"row {identity!r} ({language}) of {source.recipe.path}")
+        messages = source.read(row, row_name(identity, language, source.recipe.path))
         if source.row_images is not None:
             images = source.row_images[local]
         else:

@@ -49,6 +49,7 @@ from .tables import (
     is_text,
     is_texts,
     no_language,
+    row_name,
 )
 
 # Blocks whose groups are shuffled together.
@@ -204,7 +205,7 @@ class StreamedGroups:
         images = self._images_of(source, rows.table, row, index)
         if source.pictures in rows.table.column_names:
             values[source.pictures] = list(images)
-        messages = source.read(values, f"row {identity!r} ({rows.language[row]}) of {path}")
+        messages = source.read(values, row_name(identity, rows.language[row], path))
         return Conversation(
             id=identity,
             language=rows.language[row],

@@ -432,6 +432,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def row_name(row_id: str, language: str, path: str) -> str:
+    """What errors call a row: an id may be that of a text in every language."""
+    return f"row {row_id!r} ({language}) of {path}"
+
+
 def no_language(name: str, column: str, value: Any) -> str:
     """What is wrong with a row (`name`) or a recipe whose `column` is no language."""
     return f"{name}: {column}: expected a language's BCP-47 code, such as en or pt-BR, found {shown(value)}"

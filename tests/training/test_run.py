@@ -423,7 +423,9 @@ def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
     stage |= {"data": [{"path": str(path), "streaming": True}], "batch_size": 6}
     stage["args"]["max_steps"] = 4  # two passes
     recipe["output_dir"] = str(tmp_path / "stopped")
-    with pytest.raises(ValueError, match=rf"row '[0-2]-[01]'( \(\w+\))? of {path}") as error:
+    with pytest.raises(
+        ValueError, match=rf"row '(0-0' \(\w+\)|1-1' \(\w+\)|2-[01]') of {path}"
+    ) as error:
         train(str(write(recipe, tmp_path / "r.yaml")))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "stopped" / "pretrain").exists()
