@@ -1,30 +1,59 @@
 """Configuration of Maya: a vision tower, a projector and a decoder."""
 
-from typing import Literal
+from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import SubConfigSpec
 
-# Outputs of these towers that come before the first patch: the class token of CLIP. They are
-# also the towers whose unused last layers Maya knows how to leave out.
+# Towers whose unused last layers Maya knows how to leave out, with the number of outputs that come
+# before the first patch: the class token of CLIP.
 CLASS_TOKENS = {"siglip_vision_model": 0, "siglip2_vision_model": 0, "clip_vision_model": 1}
 
-# Decoders with one of these change their logits in a way Maya's head does not reproduce.
+# Decoders with one of these change their logits in a way that Maya's head does not reproduce.
 FOREIGN_LOGIT_RULES = ("final_logit_softcapping", "logits_scaling", "lm_head_multiplier")
 
-# Every Auto class a saved Maya answers to. `save_pretrained` writes only the one it saves from,
-# serving engines build the headless model through AutoModel.
+# Every Auto class that loads a saved Maya. `save_pretrained` would write only the class it saves
+# from; serving engines build the headless model through AutoModel.
 AUTO_MAP = {
     "AutoConfig": "configuration_maya.MayaConfig",
     "AutoModel": "modeling_maya.MayaModel",
     "AutoModelForImageTextToText": "modeling_maya.MayaForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_maya.MayaForConditionalGeneration",
     "AutoModelForCausalLM": "modeling_maya.MayaForConditionalGeneration",
 }
 
+# The type of each of Maya's own fields, as `MayaConfig.validate` checks them.
+FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "image_token_id": (int,),
+    "image_seq_length": (int,),
+    "projector_num_layers": (int,),
+    "projector_hidden_act": (str,),
+    "vision_feature_layer": (int,),
+    "vision_feature_select_strategy": (str,),
+    "vision_keep_unused_weights": (bool,),
+    "tie_word_embeddings": (bool,),
+}
+STRATEGIES = ("full", "default")
 
-@strict
+
+def build_sub_config(given: Any, name: str, default_model_type: str) -> PreTrainedConfig:
+    """Return `given`, a config or a dict of its fields (None: no fields), as a config.
+
+    A dict without `model_type` describes a `default_model_type`. Raises ValueError, naming the field
+    `name`, for another type and for a model type that transformers does not know.
+    """
+    if isinstance(given, PreTrainedConfig):
+        return given
+    if given is not None and not isinstance(given, dict):
+        raise ValueError(f"{name}: expected a dict or a config, found {type(given).__name__}")
+    fields = dict(given or {})
+    model_type = fields.pop("model_type", None) or default_model_type
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except ValueError as error:
+        raise ValueError(f"{name} (model_type {model_type!r}): {error}") from error
+
+
 class MayaConfig(PreTrainedConfig):
     r"""
     vision_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -53,40 +82,50 @@ class MayaConfig(PreTrainedConfig):
         Whether the head shares the decoder's embedding matrix. Default: as `text_config` says. A given
         value is copied into `text_config`, because serving engines read either place.
 
-    Raises: `StrictDataclassError` naming the field, what was found and what was expected.
+    Raises ValueError naming the field, what was expected and what was found.
     """
 
     model_type = "maya"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="cohere"),
-    }
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    image_token_id: int = 255029
-    image_seq_length: int | None = None
-    projector_num_layers: int = 2
-    projector_hidden_act: str = "gelu"
-    vision_feature_layer: int = -2
-    vision_feature_select_strategy: Literal["full", "default"] = "full"
-    vision_keep_unused_weights: bool = False
-    tie_word_embeddings: bool | None = None
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        # A config read from the Hub carries entries that point back to where it came from.
-        self.auto_map = dict(AUTO_MAP)
-        if self.tie_word_embeddings is None:
-            self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        self.text_config.tie_word_embeddings = self.tie_word_embeddings
-        if self.image_seq_length is None:
-            self.image_seq_length = self.expected_image_seq_length()
-            if self.image_seq_length is None:
+    def __init__(
+        self,
+        vision_config: dict | PreTrainedConfig | None = None,
+        text_config: dict | PreTrainedConfig | None = None,
+        image_token_id: int = 255029,
+        image_seq_length: int | None = None,
+        projector_num_layers: int = 2,
+        projector_hidden_act: str = "gelu",
+        vision_feature_layer: int = -2,
+        vision_feature_select_strategy: str = "full",
+        vision_keep_unused_weights: bool = False,
+        tie_word_embeddings: bool | None = None,
+        **kwargs: Any,
+    ):
+        self.vision_config = build_sub_config(vision_config, "vision_config", "siglip_vision_model")
+        self.text_config = build_sub_config(text_config, "text_config", "cohere")
+        self.image_token_id = image_token_id
+        self.projector_num_layers = projector_num_layers
+        self.projector_hidden_act = projector_hidden_act
+        self.vision_feature_layer = vision_feature_layer
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.vision_keep_unused_weights = vision_keep_unused_weights
+        if tie_word_embeddings is None:
+            tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", True)
+        if image_seq_length is None:
+            image_seq_length = self.expected_image_seq_length()
+            if image_seq_length is None:
                 raise ValueError(
-                    f"image_seq_length cannot be derived for vision_config.model_type "
-                    f"{self.vision_config.model_type!r}: give it, or use one of {sorted(CLASS_TOKENS)}."
+                    f"image_seq_length: cannot be derived for vision_config.model_type "
+                    f"{self.vision_config.model_type!r}: give it, or use one of {sorted(CLASS_TOKENS)}"
                 )
+        self.image_seq_length = image_seq_length
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.tie_word_embeddings = tie_word_embeddings
+        self.text_config.tie_word_embeddings = tie_word_embeddings
+        # A config read from the Hub names the repository that it came from in its auto_map.
+        self.auto_map = dict(AUTO_MAP)
+        self.validate()
 
     @property
     def vision_layers_used(self) -> int:
@@ -114,52 +153,91 @@ class MayaConfig(PreTrainedConfig):
         patches = (height // patch_height) * (width // patch_width)
         return patches + CLASS_TOKENS[vision.model_type] - dropped
 
-    def validate_image_seq_length(self):
-        """Refuse a length that the tower and the strategy contradict."""
-        expected = self.expected_image_seq_length()
-        if expected is not None and self.image_seq_length != expected:
-            raise ValueError(
-                f"image_seq_length is {self.image_seq_length}, but vision_config "
-                f"({self.vision_config.model_type}) with vision_feature_select_strategy="
-                f"{self.vision_feature_select_strategy!r} gives {expected}: leave it out to have it derived."
-            )
+    def validate(self) -> None:
+        """Refuse values that no model can be built from. Raises ValueError naming the field.
 
-    def validate_image_token_id(self):
-        """Refuse a placeholder without a row in the decoder's embedding matrix."""
-        if not 0 <= self.image_token_id < self.text_config.vocab_size:
+        Called when a config is made and when a model is built from it; in releases of transformers
+        that validate configs, also when it is saved.
+        """
+        library_checks = getattr(super(), "validate", None)
+        if library_checks is not None:
+            library_checks()
+        for name, types in FIELD_TYPES.items():
+            value = getattr(self, name)
+            # In Python True is an int; no field takes both.
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise ValueError(
+                    f"{name}: expected {types[0].__name__}, found {value!r} ({type(value).__name__})"
+                )
+        if self.vision_feature_select_strategy not in STRATEGIES:
             raise ValueError(
-                f"image_token_id is {self.image_token_id}, but text_config.vocab_size is "
-                f"{self.text_config.vocab_size}: use the id of an existing or spare row."
+                f"vision_feature_select_strategy: expected one of {', '.join(STRATEGIES)}, "
+                f"found {self.vision_feature_select_strategy!r}"
             )
+        self._validate_tower()
+        self._validate_projector()
+        self._validate_decoder()
 
-    def validate_vision_feature_layer(self):
-        """Refuse a layer the tower does not have, and its embeddings."""
+    def _validate_tower(self) -> None:
+        """Refuse a layer that the tower does not have, and a length that contradicts the tower."""
         layers = self.vision_config.num_hidden_layers
         if not -layers <= self.vision_feature_layer <= layers or self.vision_feature_layer == 0:
             raise ValueError(
-                f"vision_feature_layer is {self.vision_feature_layer}, but the tower has {layers} layers: "
-                f"use 1 to {layers}, or -{layers} to -1."
+                f"vision_feature_layer: expected 1 to {layers} or -{layers} to -1, as the tower has "
+                f"{layers} layers, found {self.vision_feature_layer}"
+            )
+        expected = self.expected_image_seq_length()
+        if expected is not None and self.image_seq_length != expected:
+            raise ValueError(
+                f"image_seq_length: expected {expected}, which follows from vision_config "
+                f"({self.vision_config.model_type}) and vision_feature_select_strategy="
+                f"{self.vision_feature_select_strategy!r}, found {self.image_seq_length}: leave it out to "
+                f"have it derived"
             )
 
-    def validate_projector(self):
+    def _validate_projector(self) -> None:
         """Refuse a projector that cannot be built."""
         if self.projector_num_layers < 1:
             raise ValueError(
-                f"projector_num_layers is {self.projector_num_layers}: it must be at least 1."
+                f"projector_num_layers: expected at least 1, found {self.projector_num_layers}"
             )
         if self.projector_hidden_act not in ACT2FN:
             raise ValueError(
-                f"projector_hidden_act is {self.projector_hidden_act!r}: use one of {sorted(ACT2FN)}."
+                f"projector_hidden_act: expected one of {', '.join(sorted(ACT2FN))}, "
+                f"found {self.projector_hidden_act!r}"
             )
 
-    def validate_decoder_head(self):
-        """Refuse a decoder whose own head does more to its logits than scale them by `logit_scale`."""
+    def _validate_decoder(self) -> None:
+        """Refuse a placeholder without an embedding row, and a decoder with another head than Maya's."""
+        rows = self.text_config.vocab_size
+        if not 0 <= self.image_token_id < rows:
+            raise ValueError(
+                f"image_token_id: expected 0 to {rows - 1}, as text_config.vocab_size is {rows}, "
+                f"found {self.image_token_id}: use the id of an existing or spare embedding row"
+            )
         for name in FOREIGN_LOGIT_RULES:
             if getattr(self.text_config, name, None) is not None:
                 raise ValueError(
-                    f"text_config ({self.text_config.model_type}) has {name}={getattr(self.text_config, name)}, "
-                    f"which Maya's head does not apply: use a decoder without it."
+                    f"text_config ({self.text_config.model_type}): expected no {name}, which Maya's head "
+                    f"does not apply, found {getattr(self.text_config, name)}: use another decoder"
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without the places that the two parts were loaded from.
+
+        They may be folders of a user's machine, and no reader needs them.
+        """
+        return self._without_origins(super().to_dict())
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in transformers, without the places that the two parts were loaded from."""
+        return self._without_origins(super().to_diff_dict())
+
+    def _without_origins(self, fields: dict[str, Any]) -> dict[str, Any]:
+        for name in self.sub_configs:
+            if isinstance(fields.get(name), dict):
+                fields[name].pop("_name_or_path", None)
+        return fields
 
 
 __all__ = ["MayaConfig"]

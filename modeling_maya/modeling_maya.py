@@ -7,7 +7,8 @@ Shapes below: B rows, T tokens, I images of S = image_seq_length features, D dec
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,15 +17,16 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
-    ModelOutput,
+    CausalLMOutputWithPast,
 )
-from transformers.modeling_utils import slice_logits_to_keep
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, torch_compilable_check
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import select_hidden_states
 
 from .configuration_maya import CLASS_TOKENS, MayaConfig
+
+# The name of the key-value cache in this release of transformers: `past_key_values` until 5.23,
+# `cache` from 5.24 on. Decoders take it and outputs hold it under that name only.
+CACHE = next(
+    f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values")
+)
 
 
 @dataclass
@@ -35,15 +37,15 @@ class MayaModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class MayaCausalLMOutputWithPast(ModelOutput):
-    """`loss` (), `logits` (B, T, V) already scaled, and what `MayaModelOutputWithPast` holds."""
+class MayaCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """`loss` (), `logits` (B, T, V) already scaled, and the fields of `MayaModelOutputWithPast`."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
+
+
+def _wants_dict(config: MayaConfig, return_dict: bool | None) -> bool:
+    """Whether a forward returns a ModelOutput, not a tuple: as the caller says, else as the config does."""
+    return getattr(config, "return_dict", True) is not False if return_dict is None else return_dict
 
 
 class MayaProjector(nn.Module):
@@ -87,7 +89,7 @@ class MayaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -100,9 +102,9 @@ class MayaPreTrainedModel(PreTrainedModel):
     ):
         """As in transformers, but a checkpoint with missing or unexpected weights raises ValueError.
 
-        A model with freshly initialised parts looks like any other until it answers. Who asks for the
-        report with `output_loading_info=True` gets it, with the model, and judges for himself. So does
-        who names no checkpoint (None) and passes a `state_dict` of his own.
+        A model with newly initialised parts looks like any other until it answers. With
+        `output_loading_info=True` the report is returned with the model and nothing is raised; so it is
+        for a `state_dict` given without a checkpoint (None).
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
@@ -135,6 +137,8 @@ class MayaModel(MayaPreTrainedModel):
 
     def __init__(self, config: MayaConfig):
         super().__init__(config)
+        # A config can be changed after it was made.
+        config.validate()
         self.vision_tower = AutoModel.from_config(config.vision_config)
         whole = set(self.vision_tower.state_dict())
         drop_unused_vision_weights(self.vision_tower, config)
@@ -147,21 +151,37 @@ class MayaModel(MayaPreTrainedModel):
         ]
         self.post_init()
 
-    @merge_with_config_defaults
-    @can_return_tuple
-    @select_hidden_states("vision_feature_layer")
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's embedding matrix."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's embedding matrix."""
+        self.language_model.set_input_embeddings(value)
+
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode and project images, float (I, channels, height, width).
 
         The two `vision_feature_*` default to the config's. Returns the tower's output, with a list of
         I projected features (S, D) as `pooler_output`. Raises ValueError for a layer that is not kept.
         """
+        layer = self.config.vision_feature_layer
+        if vision_feature_layer is not None:
+            layer = vision_feature_layer
+        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
+        index = layer % (self.config.vision_config.num_hidden_layers + 1)
+        # The tower's last kept layer is its output, as no norm comes after it: then the other layers'
+        # outputs need not be held in memory.
+        last_kept = self._vision_layers_kept == index
+        if not last_kept:
+            kwargs["output_hidden_states"] = True
         # Gradient checkpointing makes even a frozen tower's embeddings require grad, and the whole
         # tower would then be recomputed in the backward pass for nothing.
         trained = pixel_values.requires_grad or any(
@@ -171,18 +191,27 @@ class MayaModel(MayaPreTrainedModel):
             outputs = self.vision_tower(
                 **self._tower_inputs(pixel_values), return_dict=True, **kwargs
             )
-        index = vision_feature_layer % (self.config.vision_config.num_hidden_layers + 1)
-        if index >= len(outputs.hidden_states):
+        if last_kept:
+            features = outputs.last_hidden_state
+        elif index < len(outputs.hidden_states):
+            features = outputs.hidden_states[index]
+        else:
             raise ValueError(
-                f"vision_feature_layer={vision_feature_layer} is layer {index} of the vision tower, "
-                f"but only the first {len(outputs.hidden_states) - 1} are kept: load the model with "
-                f"vision_keep_unused_weights=True in its config."
+                f"vision_feature_layer: expected a layer of the vision tower that is kept, the first "
+                f"{len(outputs.hidden_states) - 1}, found {layer} (layer {index}): load the model with "
+                f"vision_keep_unused_weights=True in its config"
             )
-        features = outputs.hidden_states[index]
-        if vision_feature_select_strategy == "default":
+        if strategy == "default":
             features = features[:, 1:]
         outputs.pooler_output = list(self.multi_modal_projector(features))
-        return outputs
+        return outputs if _wants_dict(self.config, return_dict) else outputs.to_tuple()
+
+    @property
+    def _vision_layers_kept(self) -> int | None:
+        """Layers of a tower that ends with the last one used, None for a tower that was kept whole."""
+        if isinstance(getattr(self.vision_tower, "post_layernorm", None), nn.Identity):
+            return len(self.vision_tower.encoder.layers)
+        return None
 
     def _tower_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the tower's forward takes: the images, cut into patches for SigLIP2, which wants them so."""
@@ -208,18 +237,18 @@ class MayaModel(MayaPreTrainedModel):
             mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
         else:
             mask = input_ids == self.config.image_token_id
-        num_tokens = mask.sum()
-        torch_compilable_check(
-            num_tokens == num_features,
-            lambda: (
-                f"Image features and image tokens do not match, tokens: {num_tokens}, features: {num_features}. "
-                f"Each image needs {self.config.image_seq_length} tokens of id {self.config.image_token_id}: check "
-                f"that images and text come from one processor call and that truncation cut no image."
-            ),
-        )
+        # A compiled forward cannot branch on a tensor's value.
+        if not torch.compiler.is_compiling():
+            num_tokens = int(mask.sum())
+            if num_tokens != num_features:
+                raise ValueError(
+                    f"Image features and image tokens do not match, tokens: {num_tokens}, features: "
+                    f"{num_features}. Each image needs {self.config.image_seq_length} tokens of id "
+                    f"{self.config.image_token_id}: check that images and text come from one processor "
+                    f"call and that truncation cut no image."
+                )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -229,13 +258,16 @@ class MayaModel(MayaPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        cache: Cache | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> MayaModelOutputWithPast:
         """One pass over input_ids (B, T) or inputs_embeds (B, T, D).
 
         pixel_values: images as in `get_image_features`, in reading order over all rows; or
         mm_encoder_outputs: {"image": the output of `get_image_features`}.
-        attention_mask: any form the decoder takes (2-D, 4-D, flex block mask).
+        attention_mask: any form that the decoder takes (2-D, 4-D, flex block mask).
+        cache: keys and values of earlier passes; `past_key_values` is its older name.
 
         Raises ValueError when placeholders and image features differ in number.
         """
@@ -244,6 +276,7 @@ class MayaModel(MayaPreTrainedModel):
         encoded = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None and encoded is not None:
             raise ValueError("Give either pixel_values or mm_encoder_outputs['image'], not both.")
+        cache = past_key_values if cache is None else cache
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
@@ -251,16 +284,20 @@ class MayaModel(MayaPreTrainedModel):
 
         image_features = None
         if encoded is not None:
-            image_features = torch.cat(tuple(encoded.pooler_output))
-            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-            mask = self.get_placeholder_mask(input_ids, inputs_embeds, len(image_features))
-            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+            features = list(encoded.pooler_output)
+            if mm_encoder_outputs and not torch.compiler.is_compiling():
+                features = self._features_of_this_step(input_ids, features, cache)
+            if features:
+                image_features = torch.cat(features).to(inputs_embeds.device, inputs_embeds.dtype)
+                mask = self.get_placeholder_mask(input_ids, inputs_embeds, len(image_features))
+                inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
         elif (
             # In training, and in the prompt given to `generate`, a placeholder without an image is a
-            # mistake. Elsewhere it is let be: profilers run random ids, a cached step the model's own.
+            # mistake. Other cases are allowed: profilers pass random ids, and a cached step passes ids
+            # that the model generated.
             input_ids is not None
             and (self.training or mm_encoder_outputs is not None)
-            and (past_key_values is None or past_key_values.get_seq_length() == 0)
+            and (cache is None or cache.get_seq_length() == 0)
         ):
             self.get_placeholder_mask(input_ids, inputs_embeds, 0)
         if encoded is None and self.training and torch.is_grad_enabled():
@@ -274,17 +311,46 @@ class MayaModel(MayaPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **{CACHE: cache},
             **kwargs,
         )
-        return MayaModelOutputWithPast(
+        output = MayaModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
+            **{CACHE: getattr(outputs, CACHE)},
         )
+        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
+
+    def _features_of_this_step(
+        self, input_ids: torch.Tensor | None, features: list[torch.Tensor], cache: Cache | None
+    ) -> list[torch.Tensor]:
+        """The features of the placeholders in `input_ids`, in reading order, in every step of `generate`.
+
+        Until transformers 5.17 `generate` hands the I `features` of the prompt to every step as they
+        are: also to the steps after the prompt, which need none, and to a prompt whose rows beam
+        search has repeated, which needs the features of a row as often. 5.18 repeats them, but each
+        image by itself, which mixes up the images of a row. Later releases repeat them rightly.
+        """
+        if input_ids is None:
+            return features
+        placeholders = (input_ids == self.config.image_token_id).sum(-1)
+        if cache is not None and cache.get_seq_length() > 0 and not placeholders.any():
+            return []
+        per_image = self.config.image_seq_length
+        # A repeated image is the same tensor again.
+        distinct = list({id(image): image for image in features}.values())
+        repeats, rest = divmod(int(placeholders.sum()), len(distinct) * per_image)
+        if repeats < 2 or rest or len(input_ids) % repeats:
+            return features
+        repeated, start = [], 0
+        for count in (placeholders[::repeats] // per_image).tolist():
+            repeated += distinct[start : start + count] * repeats
+            start += count
+        return repeated
 
 
 class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
@@ -301,13 +367,42 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
         )
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's embedding matrix."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's embedding matrix."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the head."""
+        self.lm_head = new_embeddings
+
     def get_image_features(
-        self, pixel_values: torch.Tensor, **kwargs
+        self, pixel_values: torch.Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """See `MayaModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    @can_return_tuple
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """See `GenerationMixin.generate`; images are encoded once, in every release of transformers."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        encoded = dict(kwargs.pop("mm_encoder_outputs", None) or {})
+        if pixel_values is not None:
+            if encoded.get("image") is not None:
+                raise ValueError(
+                    "Give either pixel_values or mm_encoder_outputs['image'], not both."
+                )
+            pixel_values = pixel_values.to(self.device)
+            encoded["image"] = self.get_image_features(pixel_values, return_dict=True)
+        return super().generate(*args, mm_encoder_outputs=encoded, **kwargs)
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -319,7 +414,9 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        cache: Cache | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
     ) -> MayaCausalLMOutputWithPast:
         """As `MayaModel.forward`, plus
 
@@ -331,13 +428,18 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
+            cache=past_key_values if cache is None else cache,
             return_dict=True,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        hidden = outputs.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor):
+            hidden = hidden[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        logits = self.lm_head(hidden)
         # Cohere's decoders are trained with scaled logits; TRL's fused loss reads the same field.
         scale = getattr(self.config.text_config, "logit_scale", None)
         if scale is not None:
@@ -348,14 +450,15 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return MayaCausalLMOutputWithPast(
+        output = MayaCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            **{CACHE: getattr(outputs, CACHE)},
         )
+        return output if _wants_dict(self.config, return_dict) else output.to_tuple()
 
 
 __all__ = ["MayaForConditionalGeneration", "MayaModel", "MayaPreTrainedModel"]

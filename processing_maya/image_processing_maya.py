@@ -1,19 +1,12 @@
-"""Image processor of Maya: any picture to normalised square pixels, with PIL alone."""
+"""Image processor of Maya: any picture to normalised square pixels, with PIL and numpy alone."""
 
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_base import BatchFeature
-from transformers.image_utils import (
-    ChannelDimension,
-    PILImageResampling,
-    SizeDict,
-    infer_channel_dimension_format,
-)
-from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
+from transformers import BaseImageProcessor, BatchFeature
+
+from .image_loading_maya import load_image
 
 ASPECTS = ("pad", "square", "crop")
 
@@ -21,19 +14,22 @@ ASPECTS = ("pad", "square", "crop")
 MAX_PADDED_SIDE = 16384
 
 
-class MayaImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Arguments of `MayaImageProcessor` beside those that every image processor has.
+class MayaImageProcessorKwargs(dict):
+    """Names and types of the arguments of `MayaImageProcessor`; engines read them to sort theirs."""
 
-    image_aspect (`str`): what happens to a picture that is not square, see `MayaImageProcessor`.
-    pad_color (`list[int]`): RGB, 0 to 255, of the border added by `image_aspect="pad"`.
-    apply_exif_rotation (`bool`): turn the picture upright by its EXIF orientation first.
-    transparent_color (`list[int]`): RGB laid under transparent pixels; None drops transparency.
-    """
-
-    image_aspect: str | None
-    pad_color: list[int] | tuple[int, ...] | None
-    apply_exif_rotation: bool | None
-    transparent_color: list[int] | tuple[int, ...] | None
+    do_resize: bool
+    size: dict[str, int]
+    resample: int
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: list[float]
+    image_std: list[float]
+    do_convert_rgb: bool
+    image_aspect: str
+    pad_color: list[int]
+    apply_exif_rotation: bool
+    transparent_color: list[int] | None
 
 
 def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None) -> Image.Image:
@@ -85,156 +81,314 @@ def make_square(image: np.ndarray, aspect: str, pad_color: tuple[float, ...]) ->
     return square
 
 
-class MayaImageProcessor(PilBackend):
+class MayaImageProcessor(BaseImageProcessor):
     r"""Pictures in, `pixel_values` float32 [pictures, 3, height, width] out.
 
     A picture becomes RGB, then a square, then `size` (bicubic, by PIL), then
-    `(value / 255 - image_mean) / image_std`, which is -1 to 1 with the defaults.
+    `(value / 255 - image_mean) / image_std`, which is -1 to 1 with the defaults. One picture gives
+    the same pixels however it comes: path, URL, bytes, PIL image or array.
 
-    `image_aspect` says how it becomes a square:
-      - `"pad"`: a border of `pad_color` around it, the picture at half the difference (rounded
-        down); what the original was finetuned with;
-      - `"square"`: squeezed; what the original was pretrained with;
-      - `"crop"`: the central square is cut out.
+    Args:
+        image_aspect (`str`, defaults to `"pad"`): how a picture becomes a square.
+            `"pad"`: a border of `pad_color` around it, the picture at half the difference (rounded
+            down); what the original was finetuned with.
+            `"square"`: squeezed; what the original was pretrained with.
+            `"crop"`: the central square is cut out.
+        pad_color (`list[int]`): RGB, 0 to 255, of the border.
+        apply_exif_rotation (`bool`, defaults to `False`): turn the picture upright by its EXIF
+            orientation. The original did not.
+        transparent_color (`list[int]`, *optional*): RGB laid under transparent pixels; None drops
+            transparency, as the original did.
+        size, resample, do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std,
+            do_convert_rgb: as in every image processor of transformers.
 
-    Raises ValueError for an unknown `image_aspect` or `pad_color` and for pictures that cannot
-    be read or padded.
+    A server that hands on addresses from strangers can narrow what is read. These three are
+    attributes of the object in memory and are never saved:
+
+        allow_files (`True`): read paths of this machine.
+        allow_urls (`True`): fetch http and https addresses.
+        allow_private_urls (`False`): also those of private and local networks.
+
+    Raises ValueError for an unknown `image_aspect` or a wrong colour and for pictures that cannot be
+    read or padded.
     """
 
     valid_kwargs = MayaImageProcessorKwargs
     model_input_names = ["pixel_values"]
+    # Read by transformers' Auto classes: this processor needs no torchvision.
+    backend = "pil"
+    is_fast = False
 
-    resample = PILImageResampling.BICUBIC
-    image_mean = [0.5, 0.5, 0.5]
-    image_std = [0.5, 0.5, 0.5]
-    size = {"height": 256, "width": 256}
-    default_to_square = True
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
-    image_aspect = "pad"
-    pad_color = [127, 127, 127]
-    apply_exif_rotation = False
-    transparent_color = None
+    allow_files = True
+    allow_urls = True
+    allow_private_urls = False
 
-    def __init__(self, **kwargs: Unpack[MayaImageProcessorKwargs]):
-        super().__init__(**kwargs)
-        self._check_maya_kwargs(self.image_aspect, self.pad_color, self.transparent_color)
-
-    @staticmethod
-    def _check_maya_kwargs(image_aspect, pad_color, transparent_color) -> None:
-        if image_aspect not in ASPECTS:
-            raise ValueError(
-                f"Unknown image_aspect {image_aspect!r}, expected one of {', '.join(ASPECTS)}."
-            )
-        for name, color in (("pad_color", pad_color), ("transparent_color", transparent_color)):
-            if color is None and name == "transparent_color":
-                continue
-            if color is None or len(color) != 3 or not all(0 <= value <= 255 for value in color):
-                raise ValueError(
-                    f"{name} must be three numbers from 0 to 255 (red, green, blue), found {color!r}."
-                )
-
-    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
-        """Flatten nested lists and batches; unlike the base class, grey arrays are pictures too."""
-        images = self.fetch_images(images)
-        if isinstance(images, (list, tuple)):
-            return [image for part in images for image in self._prepare_images_structure(part)]
-        return list(images) if getattr(images, "ndim", 0) == 4 else [images]
-
-    def process_image(
+    def __init__(
         self,
-        image: Any,
-        do_convert_rgb: bool | None = True,
-        input_data_format: str | ChannelDimension | None = None,
-        apply_exif_rotation: bool | None = None,
+        do_resize: bool = True,
+        size: dict[str, int] | None = None,
+        resample: int = Image.Resampling.BICUBIC,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        do_convert_rgb: bool = True,
+        image_aspect: str = "pad",
+        pad_color: list[int] | tuple[int, ...] = (127, 127, 127),
+        apply_exif_rotation: bool = False,
         transparent_color: list[int] | tuple[int, ...] | None = None,
         **kwargs: Any,
-    ) -> np.ndarray:
-        """Turn a PIL image, array or tensor into an array [channels, height, width].
+    ):
+        super().__init__(**kwargs)
+        self.do_resize = do_resize
+        self.size = _side_lengths(size if size is not None else {"height": 256, "width": 256})
+        self.resample = int(resample)
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean = list(image_mean) if image_mean is not None else [0.5, 0.5, 0.5]
+        self.image_std = list(image_std) if image_std is not None else [0.5, 0.5, 0.5]
+        self.do_convert_rgb = do_convert_rgb
+        self.image_aspect = image_aspect
+        self.pad_color = list(pad_color) if pad_color is not None else None
+        self.apply_exif_rotation = apply_exif_rotation
+        self.transparent_color = list(transparent_color) if transparent_color is not None else None
+        _check_aspect(self.image_aspect, self.pad_color, self.transparent_color)
 
-        Arrays may be [height, width], channels first or channels last. With `do_convert_rgb` the
-        result has three channels.
+    # Saving and loading
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers: `kwargs` that are arguments of the class change what was saved."""
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        fields = MayaImageProcessorKwargs.__annotations__
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
+        image_processor = cls(**{**image_processor_dict, **changes})
+        return (image_processor, kwargs) if return_unused else image_processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes: every argument, and where the code is."""
+        fields = MayaImageProcessorKwargs.__annotations__
+        saved = {name: getattr(self, name) for name in fields}
+        if getattr(self, "auto_map", None):
+            saved["auto_map"] = self.auto_map
+        return {**saved, "image_processor_type": type(self).__name__}
+
+    # Reading pictures
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Read what is named by a path, an address, a `data:` URI or bytes; lists keep their shape.
+
+        PIL images, arrays and tensors are returned as they are. Raises ValueError, FileNotFoundError
+        or OSError with one line that names the picture, see `load_image`.
         """
-        if isinstance(image, Image.Image):
-            if apply_exif_rotation:
-                image = ImageOps.exif_transpose(image)
-            if do_convert_rgb:
-                color = tuple(transparent_color) if transparent_color is not None else None
-                image = to_rgb(image, color)
-            array = np.asarray(image)
-            input_data_format = ChannelDimension.LAST
-        else:
-            array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
-        if array.ndim == 2:
-            array = array[None]
-        elif array.ndim == 3:
-            if input_data_format is None:
-                input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
-            if input_data_format == ChannelDimension.LAST:
-                array = array.transpose(2, 0, 1)
-        else:
-            raise ValueError(
-                f"An image array needs two or three dimensions, found the shape {array.shape}."
-            )
-        if do_convert_rgb and len(array) == 1:
-            array = np.repeat(array, 3, axis=0)
-        elif do_convert_rgb and len(array) == 4:
-            array = array[:3]
-        return array
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(one) for one in image_url_or_urls]
+        if isinstance(image_url_or_urls, Image.Image) or hasattr(image_url_or_urls, "ndim"):
+            return image_url_or_urls
+        return load_image(
+            image_url_or_urls,
+            allow_files=self.allow_files,
+            allow_urls=self.allow_urls,
+            allow_private=self.allow_private_urls,
+        )
 
-    def _preprocess(
-        self,
-        images: list[np.ndarray],
-        do_resize: bool,
-        size: SizeDict,
-        resample: Any,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: Any,
-        image_std: Any,
-        return_tensors: str | TensorType | None,
-        image_aspect: str = "pad",
-        pad_color: Any = (127, 127, 127),
-        transparent_color: Any = None,
-        **kwargs: Any,
+    def flatten_images(self, images: Any) -> list[Any]:
+        """A flat list of pictures (PIL images, arrays [height, width] or with channels, tensors).
+
+        Takes one picture, lists of them, nested or not, and batches with four dimensions.
+        """
+        images = self.fetch_images(images)
+        if isinstance(images, (list, tuple)):
+            return [image for part in images for image in self.flatten_images(part)]
+        return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+    # Pixels
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        """See `preprocess`."""
+        return self.preprocess(images, *args, **kwargs)
+
+    def preprocess(
+        self, images: Any, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        self._check_maya_kwargs(image_aspect, pad_color, transparent_color)
-        tables: dict[int, np.ndarray] = {}
-        pixel_values = []
-        for channels_first in images:
-            image = np.ascontiguousarray(channels_first.transpose(1, 2, 0))
-            # Without rescaling a floating-point image is already in 0..1.
-            scale = 1.0 if do_rescale or image.dtype == np.uint8 else rescale_factor
-            image = make_square(image, image_aspect, tuple(value * scale for value in pad_color))
-            channels = image.shape[2]
-            if do_resize and image.shape[:2] != (size.height, size.width):
-                if image.dtype == np.uint8 and channels == 3:
-                    # What self.resize does, without its conversions of the full-size picture.
-                    picture = Image.fromarray(image).resize((size.width, size.height), resample)
-                    image = np.asarray(picture)
-                else:
-                    image = self.resize(image.transpose(2, 0, 1), size=size, resample=resample)
-                    image = image.transpose(1, 2, 0)
-            if image.dtype == np.uint8 and do_rescale and do_normalize:
-                # Only 256 values can occur: look their results up.
-                if channels not in tables:
-                    values = np.broadcast_to(np.arange(256, dtype=np.uint8), (channels, 1, 256))
-                    table = self.normalize(
-                        self.rescale(values, rescale_factor), image_mean, image_std
-                    )
-                    tables[channels] = table.reshape(channels, 256)
-                table = tables[channels]
-                image = np.stack(
-                    [table[channel][image[..., channel]] for channel in range(channels)]
+        """Turn pictures into `pixel_values`.
+
+        Args:
+            images: what `flatten_images` takes.
+            return_tensors: `"pt"` or `"np"`; without it `pixel_values` is a list of arrays.
+            kwargs: arguments of the class, for this call only; `input_data_format` ("channels_first"
+                or "channels_last") for arrays whose shape does not tell. Other names are ignored, as
+                processors hand every argument to all their parts.
+        """
+        fields = MayaImageProcessorKwargs.__annotations__
+        settings = {
+            name: kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
+            for name in fields
+        }
+        settings["size"] = _side_lengths(settings["size"])
+        _check_aspect(
+            settings["image_aspect"], settings["pad_color"], settings["transparent_color"]
+        )
+        input_data_format = kwargs.get("input_data_format")
+        pixel_values = [
+            _to_pixels(_to_array(image, settings, input_data_format), settings)
+            for image in self.flatten_images(images)
+        ]
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+def _side_lengths(size: Any) -> dict[str, int]:
+    """`size` as {"height", "width"}; a number is both. Raises ValueError for anything else."""
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    try:
+        found = {name: size[name] for name in ("height", "width")}
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"size: expected a height and a width in pixels, found {size!r}") from None
+    if not all(isinstance(side, int) and side > 0 for side in found.values()):
+        raise ValueError(f"size: expected two positive whole numbers, found {size!r}")
+    return found
+
+
+def _check_aspect(image_aspect: Any, pad_color: Any, transparent_color: Any) -> None:
+    if image_aspect not in ASPECTS:
+        raise ValueError(
+            f"image_aspect: expected one of {', '.join(ASPECTS)}, found {image_aspect!r}"
+        )
+    for name, color in (("pad_color", pad_color), ("transparent_color", transparent_color)):
+        if color is None and name == "transparent_color":
+            continue
+        if color is None or len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            raise ValueError(
+                f"{name}: expected three numbers from 0 to 255 (red, green, blue), found {color!r}"
+            )
+
+
+def _to_array(image: Any, settings: dict[str, Any], input_data_format: str | None) -> np.ndarray:
+    """A PIL image, array or tensor as an array [height, width, channels].
+
+    Arrays may be [height, width], channels first or channels last. With `do_convert_rgb` the
+    result has three channels.
+    """
+    if isinstance(image, Image.Image):
+        if settings["apply_exif_rotation"]:
+            image = ImageOps.exif_transpose(image)
+        if settings["do_convert_rgb"]:
+            color = settings["transparent_color"]
+            image = to_rgb(image, tuple(color) if color is not None else None)
+        array = np.asarray(image)
+        return array[..., None] if array.ndim == 2 else array
+    array = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim != 3:
+        raise ValueError(
+            f"an image array: expected two or three dimensions, found the shape {array.shape}"
+        )
+    elif _channels_first(array.shape, input_data_format):
+        array = array.transpose(1, 2, 0)
+    if settings["do_rescale"]:
+        array = _to_bytes(array)
+    if settings["do_convert_rgb"] and array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    elif settings["do_convert_rgb"] and array.shape[2] == 4:
+        array = array[..., :3]
+    return array
+
+
+def _channels_first(shape: tuple[int, ...], input_data_format: Any) -> bool:
+    """Whether an array of three dimensions is [channels, height, width]."""
+    if input_data_format is not None:
+        return str(getattr(input_data_format, "value", input_data_format)) == "channels_first"
+    first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
+    if not first and not last:
+        raise ValueError(
+            f"an image array: expected 1, 3 or 4 channels first or last, found the shape {shape}"
+        )
+    return first
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    """Values of any array as 0 to 255, as a file with the same picture would give them.
+
+    Floating-point values are 0 to 1 or 0 to 255, 16-bit ones 0 to 65535, truth values 0 or 1. Raises
+    ValueError for values outside of these ranges.
+    """
+    if array.dtype == np.uint8 or not array.size:
+        return array.astype(np.uint8)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 255):
+            raise ValueError(
+                f"an image array of {array.dtype}: expected values from 0 to 1 or from 0 to 255, found "
+                f"{low:g} to {high:g}: scale them, or pass do_rescale=False for values that need none"
+            )
+        scale = 255.0 if high <= 1 else 1.0
+        return np.rint(array.astype(np.float64) * scale).astype(np.uint8)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"an image array of {array.dtype}: expected values from 0 to 255 or from 0 to 65535, found "
+            f"{low} to {high}"
+        )
+    if array.dtype == np.uint16 or high > 255:
+        array = (array.astype(np.int64) + 128) // 257
+    return array.astype(np.uint8)
+
+
+def _to_pixels(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    """[height, width, channels] to normalised [channels, size height, size width], float32."""
+    height, width = settings["size"]["height"], settings["size"]["width"]
+    as_bytes = image.dtype == np.uint8
+    # Without rescaling a floating-point image is already in 0..1.
+    scale = 1.0 if as_bytes else settings["rescale_factor"]
+    color = tuple(value * scale for value in settings["pad_color"])
+    image = make_square(np.ascontiguousarray(image), settings["image_aspect"], color)
+    if settings["do_resize"] and image.shape[:2] != (height, width):
+        image = _resize(image, (width, height), settings["resample"])
+    channels = image.shape[2]
+    if as_bytes:
+        # Only 256 values can occur: look their results up.
+        values = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, channels))
+        table = _normalize(values, settings)
+        return np.stack([table[:, channel][image[..., channel]] for channel in range(channels)])
+    return _normalize(image, settings).transpose(2, 0, 1)
+
+
+def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """Resize [height, width, channels] to `size`, (width, height), by PIL."""
+    if image.dtype == np.uint8 and image.shape[2] in (3, 4):
+        return np.asarray(Image.fromarray(image).resize(size, resample))
+    # PIL resizes other kinds of pictures one channel at a time.
+    kind = np.uint8 if image.dtype == np.uint8 else np.float32
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(np.ascontiguousarray(image[..., channel], dtype=kind)).resize(
+                    size, resample
                 )
-            else:
-                image = image.transpose(2, 0, 1)
-                if do_rescale:
-                    image = self.rescale(image, rescale_factor)
-                if do_normalize:
-                    image = self.normalize(image, image_mean, image_std)
-            pixel_values.append(image)
-        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+            )
+            for channel in range(image.shape[2])
+        ],
+        axis=2,
+    )
+
+
+def _normalize(values: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    """Rescale and normalise an array whose last axis are the channels; float32, or bytes as they are."""
+    if settings["do_rescale"]:
+        values = (values.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
+    if settings["do_normalize"]:
+        if not np.issubdtype(values.dtype, np.floating):
+            values = values.astype(np.float32)
+        mean = np.asarray(settings["image_mean"], dtype=values.dtype)
+        std = np.asarray(settings["image_std"], dtype=values.dtype)
+        values = (values - mean) / std
+    return values
+
+
+__all__ = ["MayaImageProcessor"]

@@ -65,7 +65,7 @@ def read_image_processor(
             fields = ("size", "resample", "image_mean", "image_std", "rescale_factor")
             settings |= {field: tower[field] for field in fields if tower.get(field) is not None}
             break
-    mean = settings.get("image_mean", MayaImageProcessor.image_mean)
+    mean = settings.get("image_mean", MayaImageProcessor().image_mean)
     pad_color = [int(255 * value) for value in mean]
     return MayaImageProcessor(image_aspect=IMAGE_ASPECTS[aspect], pad_color=pad_color, **settings)
 

@@ -3,11 +3,12 @@
 import re
 from typing import Any
 
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
-from .image_processing_maya import MayaImageProcessor
+# transformers before 5.10 copies only the modules that a processor imports itself.
+from .image_loading_maya import ImageSource
+from .image_processing_maya import MayaImageProcessor, MayaImageProcessorKwargs
 
 # A private-use character put inside a control token that somebody typed: `<` BREAK `image>`. The
 # processor cuts the text there before tokenising and drops the character, so the model reads
@@ -15,7 +16,28 @@ from .image_processing_maya import MayaImageProcessor
 # find a control token in it either.
 BREAK = "\U000f0002"
 
+# Private-use characters that mark, in a rendered template, where an assistant's words begin and end.
+SPAN_START, SPAN_END = "\U000f0003", "\U000f0004"
+
 ROLES = ("system", "user", "assistant")
+
+# Where an image part may hold its picture; exactly one of them.
+IMAGE_KEYS = ("image", "url", "path", "base64")
+
+# Arguments of a tokenizer call that `apply_chat_template` accepts among the template's variables.
+TOKENIZER_KWARGS = (
+    "add_special_tokens",
+    "max_length",
+    "pad_to_multiple_of",
+    "padding",
+    "padding_side",
+    "return_attention_mask",
+    "return_mm_token_type_ids",
+    "return_offsets_mapping",
+    "return_text_replacement_offsets",
+    "truncation",
+    "truncation_side",
+)
 
 
 def add_image_token(
@@ -123,6 +145,11 @@ def _check_messages(messages: Any, name: str, allow_empty_last: bool = False) ->
                     if role != "user":
                         raise ValueError(
                             f"{where}: an image in the {role}'s turn; images belong to user turns."
+                        )
+                    keys = [key for key in IMAGE_KEYS if part.get(key) is not None]
+                    if len(keys) > 1:
+                        raise ValueError(
+                            f"{where}: expected one picture in an image part, found {' and '.join(keys)}."
                         )
                 else:
                     raise ValueError(
@@ -249,8 +276,8 @@ class MayaProcessor(ProcessorMixin):
 
     def neutralize(self, text: str) -> str:
         """Return `text` with the control tokens in it broken up, so that they are read as text."""
-        if BREAK in text:
-            text = text.replace(BREAK, "")
+        for mark in (BREAK, SPAN_START, SPAN_END):
+            text = text.replace(mark, "")
         pattern = self.control_token_pattern
         # Breaking one token can leave another, shorter one intact in it.
         while pattern.search(text):
@@ -265,8 +292,32 @@ class MayaProcessor(ProcessorMixin):
     # Placeholders
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """The text that one `<image>` becomes: the placeholder, `image_seq_length` times."""
+        """The text that one `<image>` becomes: the placeholder, `image_seq_length` times.
+
+        Serving engines ask for it.
+        """
         return self.image_token * self.image_seq_length
+
+    def _expand_placeholders(self, rows: list[str]) -> tuple[list[str], list[list[dict]]]:
+        """Repeat every placeholder; also where each was (`span`) and is now (`new_span`), in characters."""
+        replacement = self.image_token * self.image_seq_length
+        growth = len(replacement) - len(self.image_token)
+        offsets = []
+        for row in rows:
+            found = []
+            for index, match in enumerate(re.finditer(re.escape(self.image_token), row)):
+                start = match.start() + index * growth
+                found.append(
+                    {
+                        "type": "image",
+                        "span": match.span(),
+                        "new_span": (start, start + len(replacement)),
+                        "text": self.image_token,
+                        "replacement": replacement,
+                    }
+                )
+            offsets.append(found)
+        return [row.replace(self.image_token, replacement) for row in rows], offsets
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         if image_sizes is None:
@@ -300,65 +351,51 @@ class MayaProcessor(ProcessorMixin):
                 raise ValueError(f"{type(self).__name__} takes text and images, found {other}.")
         if images is None and text is None:
             raise ValueError(f"{type(self).__name__} needs text, images or both.")
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        return_tensors = merged["text_kwargs"].pop("return_tensors", None)
+        text_kwargs, images_kwargs, return_tensors = _sort_kwargs(kwargs)
         data: dict[str, Any] = {}
 
-        per_row = None
-        if images is not None:
-            images = self.image_processor.fetch_images(images)
-            if isinstance(images, (list, tuple)) and any(
-                isinstance(row, (list, tuple)) for row in images
-            ):
-                per_row = [len(row) if isinstance(row, (list, tuple)) else 1 for row in images]
-                images = [
-                    image
-                    for row in images
-                    for image in (row if isinstance(row, (list, tuple)) else [row])
-                ]
-            elif isinstance(images, (list, tuple)):
-                images = list(images)
-            else:
-                images = [images] if getattr(images, "ndim", 3) != 4 else list(images)
-        num_images = len(images) if images is not None else 0
-
-        replacements: list[str] = []
+        pictures, per_row = self._read_images(images)
+        rows: list[str] = []
         if text is not None:
             rows = [text] if isinstance(text, str) else list(text)
             if not rows or not all(isinstance(row, str) for row in rows):
                 raise ValueError("`text` must be a string or a list of at least one string.")
-            self._check_counts(rows, num_images, per_row)
-        if num_images:
-            processed = self.image_processor(
-                images, **{**merged["images_kwargs"], "return_tensors": None}
-            )
-            data.update(processed)
-            replacements = [
-                self.replace_image_token(processed, index) for index in range(num_images)
-            ]
+            self._check_counts(rows, len(pictures), per_row)
+        if pictures:
+            data.update(self.image_processor(pictures, **images_kwargs))
 
+        replacement_offsets = None
         if text is not None:
-            text_kwargs = merged["text_kwargs"]
-            return_types = text_kwargs.pop(
-                "return_mm_token_type_ids", merged["return_mm_token_type_ids"]
-            )
-            return_offsets = text_kwargs.pop(
-                "return_text_replacement_offsets", merged["return_text_replacement_offsets"]
-            )
+            return_types = text_kwargs.pop("return_mm_token_type_ids", False)
+            return_offsets = text_kwargs.pop("return_text_replacement_offsets", False)
             rows = self._with_one_bos(rows, text_kwargs)
-            rows, replacement_offsets = self.get_text_with_replacements(rows, replacements)
+            if pictures:
+                rows, replacement_offsets = self._expand_placeholders(rows)
             text_inputs = self._tokenize(rows, text_kwargs)
             self._check_truncation(rows, text_inputs["input_ids"], text_kwargs)
-            if return_offsets:
-                text_inputs["text_replacement_offsets"] = replacement_offsets
             if return_types:
-                text_inputs["mm_token_type_ids"] = self.create_mm_token_type_ids(
-                    text_inputs["input_ids"]
-                )
+                text_inputs["mm_token_type_ids"] = [
+                    [int(token == self.image_token_id) for token in ids]
+                    for ids in text_inputs["input_ids"]
+                ]
             data = {**text_inputs, **data}
-        return BatchFeature(
-            data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
-        )
+            if not return_offsets:
+                replacement_offsets = None
+        output = BatchFeature(data, tensor_type=return_tensors)
+        if replacement_offsets is not None:
+            output["text_replacement_offsets"] = replacement_offsets
+        return output
+
+    def _read_images(self, images: Any) -> tuple[list[Any], list[int] | None]:
+        """A flat list of pictures, and how many each row has if `images` is a list of lists."""
+        if images is None:
+            return [], None
+        if not isinstance(images, (list, tuple)):
+            return self.image_processor.flatten_images(images), None
+        rows = [self.image_processor.flatten_images(row) for row in images]
+        nested = any(isinstance(row, (list, tuple)) for row in images)
+        pictures = [picture for row in rows for picture in row]
+        return pictures, [len(row) for row in rows] if nested else None
 
     def _check_counts(self, rows: list[str], num_images: int, per_row: list[int] | None) -> None:
         counts = [row.count(self.image_token) for row in rows]
@@ -482,60 +519,134 @@ class MayaProcessor(ProcessorMixin):
         self,
         conversation: Any,
         chat_template: str | None = None,
-        *args: Any,
+        tools: list[Any] | None = None,
+        documents: list[dict[str, str]] | None = None,
+        add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: Any = None,
+        return_dict: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
         sanitize_control_tokens: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Render one conversation or a list of them; see `ProcessorMixin.apply_chat_template`.
 
-        Unlike there, control tokens in the text of messages are ordinary text by default, also
-        with `tokenize=False` and with `return_assistant_tokens_mask=True`. In the string that
-        `tokenize=False` returns they hold one invisible private-use character (U+F0002) that the
-        processor removes again. `sanitize_control_tokens=False` switches this off.
+        Args:
+            conversation: messages with `role` and `content`, text or parts; or a list of such lists.
+                A part is {"type": "text", "text"}, {"type": "image"} with the picture under one of
+                `image`, `url`, `path` and `base64`, or OpenAI's {"type": "image_url"}.
+            chat_template: another template than the processor's: its text, or the name of one of
+                several that the processor has.
+            tokenize: return `input_ids`, not text; with `return_dict=True` everything that the model
+                takes, images included.
+            processor_kwargs: arguments of the processor's call, such as `padding`. They may also be
+                given directly.
+            sanitize_control_tokens: read control tokens in the text of messages as ordinary text. In
+                the string that `tokenize=False` returns they hold one invisible private-use character
+                (U+F0002), which the processor removes again.
+            kwargs: variables of the template.
 
-        Raises ValueError, naming conversation and turn, for unknown roles or parts, an image
-        outside user turns, and an assistant turn without text.
+        Returns a string, `input_ids`, or a `BatchFeature`; lists of them for a list of conversations.
+        `assistant_masks` (with `return_assistant_tokens_mask=True`) marks the tokens of
+        `{% generation %}` blocks.
+
+        Raises ValueError, naming conversation and turn, for unknown roles or parts, an image outside
+        user turns, an image part with several pictures, and an assistant turn without text.
         """
+        if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):
+            raise ValueError(
+                "continue_final_message: expected neither add_generation_prompt nor "
+                "return_assistant_tokens_mask with it"
+            )
         if not isinstance(conversation, (list, tuple)) or not conversation:
             _check_messages(conversation, "the conversation")
-        conversations, is_batched = self._normalize_conversations(conversation)
-        prepared = [
+        is_batched = isinstance(conversation[0], (list, tuple))
+        conversations = [
             self._prepare_messages(
-                messages,
+                [_plain_message(message) for message in messages]
+                if isinstance(messages, (list, tuple))
+                else messages,
                 f"conversation {index}" if is_batched else "the conversation",
                 sanitize_control_tokens,
                 allow_empty_last=bool(continue_final_message),
             )
-            for index, messages in enumerate(conversations)
+            for index, messages in enumerate(conversation if is_batched else [conversation])
         ]
-        return super().apply_chat_template(
-            prepared if is_batched else prepared[0],
-            chat_template,
-            *args,
-            continue_final_message=continue_final_message,
-            processor_kwargs=dict(processor_kwargs or {}),
-            sanitize_control_tokens=False,
-            **kwargs,
-        )
-
-    def _adjust_assistant_masks_indices(
-        self, processed_dict: dict[str, Any], generation_indices: list[list[tuple[int, int]]]
-    ) -> dict[str, Any]:
-        offset_mapping = processed_dict.pop("offset_mapping")
-        if hasattr(offset_mapping, "tolist"):
-            offset_mapping = offset_mapping.tolist()
-        replaced = processed_dict.pop("text_replacement_offsets", None) or [[]] * len(
-            offset_mapping
-        )
-        processed_dict["assistant_masks"] = [
-            _assistant_mask(offsets, [_shift(span, row_replaced) for span in spans])
-            for offsets, spans, row_replaced in zip(
-                offset_mapping, generation_indices, replaced, strict=True
+        call = {name: kwargs.pop(name) for name in TOKENIZER_KWARGS if name in kwargs}
+        for name in MayaImageProcessorKwargs.__annotations__:
+            if name in kwargs:
+                call[name] = kwargs.pop(name)
+        call.update(processor_kwargs or {})
+        rendered = [
+            self._render(
+                messages,
+                chat_template,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **kwargs,
             )
+            for messages in conversations
         ]
-        return processed_dict
+        texts = [text for text, _ in rendered]
+        if not tokenize:
+            return texts if is_batched else texts[0]
+
+        # "auto" is how callers of newer releases say that they leave it to the processor.
+        if return_tensors is None or return_tensors == "auto":
+            return_tensors = call.get("return_tensors")
+        call.pop("return_tensors", None)
+        images = call.pop("images", None) or [_pictures(messages) for messages in conversations]
+        if self.tokenizer.bos_token and texts[0].startswith(self.tokenizer.bos_token):
+            call["add_special_tokens"] = False
+        if return_assistant_tokens_mask:
+            call |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+        has_images = any(not isinstance(row, (list, tuple)) or row for row in images)
+        output = self(images=images if has_images else None, text=texts, **call)
+        if return_assistant_tokens_mask:
+            replaced = output.pop("text_replacement_offsets", None) or [[]] * len(texts)
+            output["assistant_masks"] = [
+                _assistant_mask(offsets, [_shift(span, row) for span in spans])
+                for offsets, (_, spans), row in zip(
+                    output.pop("offset_mapping"), rendered, replaced, strict=True
+                )
+            ]
+        kept = {name: output.pop(name) for name in ("text_replacement_offsets",) if name in output}
+        output = BatchFeature(dict(output), tensor_type=return_tensors)
+        output.update(kept)
+        return output if return_dict else output["input_ids"]
+
+    def _render(
+        self, messages: list[dict[str, Any]], chat_template: str | None, **kwargs: Any
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text of one conversation, and the spans of it in characters that the assistant speaks."""
+        template = chat_template
+        if isinstance(self.chat_template, dict):
+            name = "default" if chat_template is None else chat_template
+            template = self.chat_template.get(name, chat_template)
+        elif chat_template is None:
+            template = self.chat_template
+        if template is None:
+            raise ValueError(
+                f"{type(self).__name__} has no chat template: give it one, chat_template=..."
+            )
+        text = self.tokenizer.apply_chat_template(
+            messages, chat_template=_marking_template(template), tokenize=False, **kwargs
+        )
+        if SPAN_START not in text:
+            return text, []
+        spans, pieces, length = [], [], 0
+        for piece in text.split(SPAN_START):
+            spoken, _, rest = piece.partition(SPAN_END)
+            # The text before the first span has no end of its own.
+            if pieces:
+                spans.append((length, length + len(spoken)))
+            pieces.append(spoken + rest)
+            length += len(spoken) + len(rest)
+        return "".join(pieces), spans
 
     def encode_conversation(
         self,
@@ -563,18 +674,11 @@ class MayaProcessor(ProcessorMixin):
         Raises ValueError for everything that could not be learned as meant, see
         `apply_chat_template`, and if nothing is learned at all.
         """
-        template = self._resolve_chat_template(chat_template)
         prepared = self._prepare_messages(messages, name, sanitize=True, num_images=num_images)
         try:
-            texts, spans = render_jinja_template(
-                conversations=[prepared],
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
+            text, row_spans = self._render(prepared, chat_template)
         except Exception as error:
             raise ValueError(f"{name}: {error}") from error
-        text, row_spans = texts[0], spans[0]
         ids, offsets = self._encode(text)
         mask = _assistant_mask(offsets, row_spans)
         found, expected = ids.count(self.image_token_id), _count_images(prepared)
@@ -593,6 +697,84 @@ class MayaProcessor(ProcessorMixin):
                 expanded_mask += [flag] * repeat
             ids, mask = expanded_ids, expanded_mask
         return {"input_ids": ids, "assistant_mask": mask}
+
+
+def _sort_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Arguments of a processor call as (the tokenizer's, the image processor's, return_tensors).
+
+    They may be flat or nested (`text_kwargs`, `images_kwargs`, `common_kwargs`), as in every processor
+    of transformers.
+    """
+    text_kwargs: dict[str, Any] = {}
+    images_kwargs: dict[str, Any] = {}
+    image_names = (*MayaImageProcessorKwargs.__annotations__, "input_data_format")
+    nested = {
+        name: dict(kwargs.pop(name, None) or {})
+        for name in (
+            "common_kwargs",
+            "text_kwargs",
+            "images_kwargs",
+            "videos_kwargs",
+            "audio_kwargs",
+        )
+    }
+    for name, value in {**nested["common_kwargs"], **kwargs}.items():
+        (images_kwargs if name in image_names else text_kwargs)[name] = value
+    text_kwargs.update(nested["text_kwargs"])
+    images_kwargs.update(nested["images_kwargs"])
+    tensors = [part.pop("return_tensors", None) for part in (text_kwargs, images_kwargs)]
+    return text_kwargs, images_kwargs, tensors[0] or tensors[1]
+
+
+def _marking_template(template: str) -> str:
+    """`template` with its `{% generation %}` blocks written out as marks around what they hold.
+
+    The tags become an `if` with the same white-space control around a mark, so that the text is the
+    same otherwise. Rendering with marks needs nothing but a plain Jinja renderer.
+    """
+    for tag, mark in (("generation", SPAN_START), ("endgeneration", SPAN_END)):
+        template = re.sub(
+            r"\{%([-+]?)\s*" + tag + r"\s*([-+]?)%\}",
+            rf'{{%\1 if true %}}{{{{ "{mark}" }}}}{{% endif \2%}}',
+            template,
+        )
+    return template
+
+
+def _plain_message(message: Any) -> Any:
+    """A message as a dict of plain parts: OpenAI's `image_url` parts become image parts, None fields go."""
+    if not isinstance(message, dict):
+        # Clients' message objects know how to become dicts.
+        if not hasattr(message, "model_dump"):
+            return message
+        message = message.model_dump()
+    message = {name: value for name, value in message.items() if value is not None}
+    content = message.get("content")
+    if not isinstance(content, (list, tuple)):
+        return message
+    parts = []
+    for part in content:
+        if isinstance(part, dict):
+            part = {name: value for name, value in part.items() if value is not None}
+            if part.get("type") == "image_url" and "image_url" in part:
+                address = part["image_url"]
+                url = address.get("url", "") if isinstance(address, dict) else address
+                part = {"type": "image", "url": url}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def _pictures(messages: list[dict[str, Any]]) -> list[ImageSource]:
+    """The pictures of a conversation's image parts, in reading order."""
+    return [
+        part[key]
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == "image"
+        for key in IMAGE_KEYS
+        if part.get(key) is not None
+    ]
 
 
 def _shift(span: tuple[int, int], replaced: list[dict[str, Any]]) -> tuple[int, int]:

@@ -156,7 +156,7 @@ def test_processor(folder, aspect, expected):
     config = AutoConfig.from_pretrained(folder)
     assert type(processor).__name__ == "MayaProcessor"
     assert processor.image_processor.image_aspect == expected
-    assert processor.image_processor.size.height == original.V_IMAGE
+    assert processor.image_processor.size["height"] == original.V_IMAGE
     assert processor.image_token_id == config.image_token_id < original.ROWS
     assert processor.image_seq_length == config.image_seq_length
     assert processor.tokenizer.model_max_length == 2048

@@ -1,0 +1,411 @@
+"""One guarded way to read a picture from anywhere: memory, file, data URI or the web."""
+
+import base64
+import binascii
+import http.client
+import io
+import ipaddress
+import os
+import re
+import socket
+import ssl
+import stat
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
+
+from PIL import Image, UnidentifiedImageError
+
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 64_000_000
+TIMEOUT = 20.0
+MAX_REDIRECTS = 5
+
+# Raster formats only: PIL's EPS reader, for one, runs an external program.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+# How the files of these formats begin, as base64: PNG, JPEG, GIF, WEBP, BMP, TIFF.
+BASE64_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0AKg")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+
+ImageSource: TypeAlias = Image.Image | bytes | bytearray | memoryview | str | os.PathLike
+
+
+def load_image(
+    source: ImageSource,
+    *,
+    root: str | os.PathLike | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    timeout: float = TIMEOUT,
+    allow_files: bool = True,
+    allow_urls: bool = True,
+    allow_private: bool = False,
+) -> Image.Image:
+    """Return the decoded picture that `source` names, in its own PIL mode.
+
+    Args:
+        source: a PIL image, the bytes of a file, a path, an `http(s)://` URL, a `data:` URI, or the
+            bytes of a file as base64 text. Of an animation the first frame is taken.
+        root: if given, files are looked for in this folder and must lie in it, links resolved.
+        max_bytes: largest file or download, in bytes.
+        max_pixels: largest width times height, checked in the header before decoding.
+        timeout: seconds for a whole download, redirects and name resolution included.
+        allow_files: read files of this machine.
+        allow_urls: fetch from the web.
+        allow_private: also fetch from loopback, private and link-local addresses. Otherwise
+            every name, after every redirect too, must resolve to public addresses only, and the
+            connection goes to the very address that was checked. Proxy settings are not used.
+
+    Raises ValueError (refused, not a picture, broken, too large), FileNotFoundError, or another
+    OSError (network), each with one line that names the source.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, _describe(source), max_pixels)
+    name = _describe(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        _check_size(len(data), max_bytes, name)
+    elif isinstance(source, os.PathLike):
+        data = _read_file(Path(source), root, max_bytes, name, allow_files)
+    elif isinstance(source, str):
+        scheme = source.split(":", 1)[0].lower() if ":" in source else ""
+        if scheme == "data":
+            data = _read_data_uri(source, max_bytes, name)
+        elif scheme in ("http", "https"):
+            if not allow_urls:
+                raise ValueError(f"Cannot read {name}: addresses are switched off (allow_urls).")
+            data = _download(
+                source, max_bytes, time.monotonic() + timeout, timeout, allow_private, name
+            )
+        elif "://" in source:
+            raise ValueError(
+                f"Cannot read {name}: scheme {scheme!r} is not allowed, only http, https and data."
+            )
+        elif is_base64_picture(source):
+            data = _read_base64(source, max_bytes, name)
+        else:
+            data = _read_file(Path(source), root, max_bytes, name, allow_files)
+    else:
+        raise ValueError(
+            f"Cannot read an image from {type(source).__name__}: expected a PIL image, bytes, a path or a URL."
+        )
+    return _decode(data, name, max_pixels)
+
+
+def _describe(source: Any) -> str:
+    if isinstance(source, Image.Image):
+        return (
+            getattr(source, "filename", "")
+            or f"a PIL image ({source.mode}, {source.width}x{source.height})"
+        )
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"image bytes ({len(source)} bytes)"
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        return f"a data: URI ({len(source)} characters)"
+    if isinstance(source, str) and is_base64_picture(source):
+        return f"base64 text ({len(source)} characters)"
+    text = repr(str(source))
+    return text if len(text) <= 200 else f"{text[:200]}...'"
+
+
+def _check_size(size: int, max_bytes: int, name: str) -> None:
+    if size == 0:
+        raise ValueError(f"Cannot read {name}: it is empty.")
+    if size > max_bytes:
+        raise ValueError(f"Cannot read {name}: {size} bytes, more than the {max_bytes} allowed.")
+
+
+# Decoding
+
+
+def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # PIL's own limit is ours to enforce, as an error and before decoding.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if isinstance(source, bytes):
+                Image.init()
+                image = Image.open(
+                    io.BytesIO(source), formats=[f for f in FORMATS if f in Image.OPEN]
+                )
+            else:
+                image = source
+            if image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"Cannot read {name}: {image.width}x{image.height} is more than the {max_pixels} pixels allowed."
+                )
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"Cannot read {name}: {error}") from None
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"Cannot read {name}: not a picture in a known format ({', '.join(FORMATS)})."
+        ) from None
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(
+            text if text.startswith("Cannot read") else f"Cannot read {name}: {text}"
+        ) from None
+    except Exception as error:
+        # PIL's readers raise many kinds (OSError, SyntaxError, struct.error, ...) for broken files.
+        raise ValueError(f"Cannot read {name}: broken or cut off ({error}).") from None
+    return image
+
+
+# Files and data URIs
+
+
+def _read_file(
+    path: Path, root: str | os.PathLike | None, max_bytes: int, name: str, allowed: bool
+) -> bytes:
+    if not allowed:
+        raise ValueError(f"Cannot read {name}: files are switched off (allow_files).")
+    try:
+        if root is not None:
+            folder = Path(root).resolve()
+            path = (folder / path).resolve()
+            if not path.is_relative_to(folder):
+                raise ValueError(f"Cannot read {name}: it lies outside of {str(folder)!r}.")
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise ValueError(f"Cannot read {name}: not a regular file.")
+        _check_size(info.st_size, max_bytes, name)
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        where = f" in {str(root)!r}" if root is not None else ""
+        raise FileNotFoundError(f"No such image file{where}: {name}.") from None
+    except OSError as error:
+        raise OSError(f"Cannot read {name}: {error.strerror or error}.") from None
+    except ValueError as error:
+        text = str(error)  # pathlib's own, such as an embedded null character
+        raise ValueError(
+            text if text.startswith("Cannot read") else f"Cannot read {name}: {text}."
+        ) from None
+    _check_size(len(data), max_bytes, name)
+    return data
+
+
+def is_base64_picture(text: str) -> bool:
+    """Whether `text` is a picture's bytes as base64, told from a path by how picture files begin."""
+    return len(text) >= 40 and text.startswith(BASE64_BEGINNINGS) and bool(_BASE64.fullmatch(text))
+
+
+def _read_base64(text: str, max_bytes: int, name: str) -> bytes:
+    # Four characters hold three bytes.
+    if len(text) > max_bytes * 4 // 3 + 4:
+        _check_size(len(text) * 3 // 4, max_bytes, name)
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"Cannot read {name}: not valid base64 ({error}).") from None
+
+
+def _read_data_uri(uri: str, max_bytes: int, name: str) -> bytes:
+    header, comma, payload = uri[5:].partition(",")
+    if not comma:
+        raise ValueError(f"Cannot read {name}: no comma between its header and its data.")
+    if header.lower().endswith(";base64"):
+        data = _read_base64(unquote(payload), max_bytes, name)
+    else:
+        data = unquote_to_bytes(payload)
+    _check_size(len(data), max_bytes, name)
+    return data
+
+
+# The web
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.split("%", 1)[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # Addresses that carry an IPv4 address lead there.
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None and not _is_public(str(inner)):
+            return False
+        if ip.ipv4_mapped is not None:
+            return True
+    return ip.is_global and not ip.is_multicast
+
+
+def _look_up(host: str, port: int) -> list[str]:
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+
+
+def _resolve(host: str, port: int, deadline: float, name: str) -> list[str]:
+    """Addresses of `host`; the resolver has no time limit of its own, so it runs beside us."""
+    answer: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            answer.append(_look_up(host, port))
+        except (OSError, UnicodeError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    if not answer:
+        raise TimeoutError(f"Cannot fetch {name}: looking up {host!r} took too long.")
+    if isinstance(answer[0], Exception):
+        raise ConnectionError(f"Cannot fetch {name}: no address for {host!r} ({answer[0]}).")
+    return answer[0]
+
+
+class _DeadlineStream(io.RawIOBase):
+    """Reads from a socket until a deadline for all reads together."""
+
+    def __init__(self, sock: socket.socket, remaining: Callable[[], float]):
+        self._sock = sock
+        self._remaining = remaining
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(self._remaining())
+        return self._sock.recv_into(buffer)
+
+
+class _DeadlineSocket:
+    """What http.client needs of a socket, with every step bounded by one deadline."""
+
+    def __init__(self, sock: socket.socket, remaining: Callable[[], float]):
+        self._sock = sock
+        self._remaining = remaining
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_DeadlineStream(self._sock, self._remaining))
+
+    def sendall(self, data: bytes) -> None:
+        self._sock.settimeout(self._remaining())
+        self._sock.sendall(data)
+
+    def close(self) -> None:
+        """Leave closing to the caller: http.client closes before the body is read."""
+
+
+def _download(
+    url: str, max_bytes: int, deadline: float, timeout: float, allow_private: bool, name: str
+) -> bytes:
+    def remaining() -> float:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    try:
+        for _ in range(MAX_REDIRECTS + 1):
+            answer = _fetch_once(url, max_bytes, deadline, remaining, allow_private, name)
+            if isinstance(answer, bytes):
+                return answer
+            url = urljoin(url, answer)
+    except TimeoutError as error:
+        raise TimeoutError(
+            str(error)
+            if str(error).startswith("Cannot")
+            else f"Cannot fetch {name}: not done after {timeout:g} seconds."
+        ) from None
+    except http.client.HTTPException as error:
+        raise ConnectionError(
+            f"Cannot fetch {name}: broken HTTP answer ({type(error).__name__} {error})."
+        ) from None
+    except OSError as error:
+        raise ConnectionError(
+            str(error) if str(error).startswith("Cannot") else f"Cannot fetch {name}: {error}."
+        ) from None
+    raise ValueError(f"Cannot fetch {name}: more than {MAX_REDIRECTS} redirects.")
+
+
+def _fetch_once(
+    url: str,
+    max_bytes: int,
+    deadline: float,
+    remaining: Callable[[], float],
+    allow_private: bool,
+    name: str,
+) -> bytes | str:
+    """One request: the body, or where the answer redirects to."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(
+            f"Cannot fetch {name}: redirected to scheme {parts.scheme!r}, only http and https are allowed."
+        )
+    if not parts.hostname or parts.username is not None:
+        raise ValueError(
+            f"Cannot fetch {name}: the URL needs a host name and no user name or password."
+        )
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise ValueError(f"Cannot fetch {name}: {error}.") from None
+    addresses = _resolve(parts.hostname, port, deadline, name)
+    private = [address for address in addresses if not _is_public(address)]
+    if private and not allow_private:
+        raise ValueError(
+            f"Cannot fetch {name}: {parts.hostname!r} is the private or local address {private[0]}; "
+            "only public addresses are allowed (allow_private=True lifts this)."
+        )
+    sock = _connect(addresses, port, remaining)
+    try:
+        if parts.scheme == "https":
+            sock.settimeout(remaining())
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)
+        connection = http.client.HTTPConnection(parts.hostname, port)
+        connection.sock = _DeadlineSocket(sock, remaining)  # type: ignore[assignment]
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+        connection.request(
+            "GET",
+            target,
+            headers={"User-Agent": "maya-vlm", "Accept": "image/*", "Accept-Encoding": "identity"},
+        )
+        response = connection.getresponse()
+        if response.status in (301, 302, 303, 307, 308):
+            location = response.getheader("Location")
+            if not location:
+                raise ValueError(
+                    f"Cannot fetch {name}: a redirect ({response.status}) that leads nowhere."
+                )
+            return location
+        if response.status != 200:
+            raise ConnectionError(
+                f"Cannot fetch {name}: the server answered {response.status} {response.reason}."
+            )
+        if response.getheader("Content-Encoding", "identity").lower() != "identity":
+            raise ValueError(f"Cannot fetch {name}: compressed transfer, which was not asked for.")
+        if response.length is not None:
+            _check_size(response.length, max_bytes, name)
+        body = bytearray()
+        while chunk := response.read1(65536):
+            body += chunk
+            if len(body) > max_bytes:
+                raise ValueError(f"Cannot fetch {name}: more than the {max_bytes} bytes allowed.")
+        if response.length:
+            raise ConnectionError(
+                f"Cannot fetch {name}: cut off, {response.length} bytes are missing."
+            )
+        _check_size(len(body), max_bytes, name)
+        return bytes(body)
+    finally:
+        sock.close()
+
+
+def _connect(addresses: list[str], port: int, remaining: Callable[[], float]) -> socket.socket:
+    """Connect to the first of these addresses that answers; names are not looked up again."""
+    for index, address in enumerate(addresses):
+        try:
+            return socket.create_connection((address, port), timeout=remaining())
+        except OSError:
+            if index == len(addresses) - 1:
+                raise
+    raise ConnectionError("no address")

@@ -1,0 +1,333 @@
+"""What a saved Maya folder must do in an environment that has torch, transformers and pillow only.
+
+    python checks.py FOLDER OUTPUT.json [CHECK ...]
+
+Nothing of this repository is imported: the folder brings its own code. Every check returns values
+(tokens, logits, texts) that the matrix compares between releases of transformers. A check whose
+ability a release does not have says so (`Absent`). `trainers` need TRL, peft and datasets; they are
+run only when they are named.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+
+TRUST = {"trust_remote_code": True}
+QUESTIONS = ("What is shown in the picture?", "Que voit-on sur l'image ?")
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
+
+
+class Absent(Exception):
+    """The installed release does not have what a check is about."""
+
+
+class Folder:
+    """The folder under test, with its model and processor, loaded once."""
+
+    def __init__(self, path: Path, scratch: Path):
+        self.path, self.scratch = str(path), scratch
+        self.pictures = [picture(0), picture(1), picture(2)]
+        self.files = []
+        for index, image in enumerate(self.pictures):
+            self.files.append(str(scratch / f"{index}.png"))
+            image.save(self.files[-1])
+        auto = transformers.AutoModelForImageTextToText
+        self.model = auto.from_pretrained(self.path, **TRUST).eval()
+        self.processor = AutoProcessor.from_pretrained(self.path, **TRUST)
+
+    def messages(self, images: list[Any], text: str, key: str = "path") -> list[dict]:
+        parts: list[dict] = [{"type": "image", key: image} for image in images]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+    def inputs(self, *conversations: list[dict], **kwargs: Any) -> Any:
+        """Model inputs of one conversation, or of several, padded."""
+        several = len(conversations) > 1
+        if several:
+            kwargs["processor_kwargs"] = {"padding": True}
+        return self.processor.apply_chat_template(
+            list(conversations) if several else conversations[0],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **kwargs,
+        )
+
+    def answer(self, inputs: Any, model: Any = None, **options: Any) -> list[list[int]]:
+        """New tokens of every row."""
+        with torch.no_grad():
+            tokens = (model or self.model).generate(**inputs, **{**GREEDY, **options})
+        return tokens[:, inputs["input_ids"].shape[1] :].tolist()
+
+    def logits(self, inputs: Any, model: Any = None) -> list[float]:
+        with torch.no_grad():
+            return (model or self.model)(**inputs).logits[0, -1].double().tolist()
+
+
+def picture(seed: int) -> Image.Image:
+    image = Image.new("RGB", (20, 16), ((seed * 70) % 256, (seed * 130 + 60) % 256, 200))
+    image.paste((255, (seed * 40) % 256, 0), (4, 4, 8 + seed % 9, 14))
+    return image
+
+
+# Loading
+
+
+def auto_classes(f: Folder) -> dict:
+    """Every Auto class loads the folder, and all of them the same weights."""
+    inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
+    found: dict[str, Any] = {"config": type(AutoConfig.from_pretrained(f.path, **TRUST)).__name__}
+    for name in (
+        "AutoModelForImageTextToText",
+        "AutoModelForMultimodalLM",
+        "AutoModelForCausalLM",
+    ):
+        if hasattr(transformers, name):
+            model = getattr(transformers, name).from_pretrained(f.path, **TRUST)
+            found[name] = [type(model).__name__, f.logits(inputs, model)]
+    headless = AutoModel.from_pretrained(f.path, **TRUST)
+    with torch.no_grad():
+        hidden = headless(**inputs).last_hidden_state[0, -1].double().tolist()
+    found["AutoModel"] = [type(headless).__name__, hidden]
+    found["AutoTokenizer"] = AutoTokenizer.from_pretrained(f.path, **TRUST)("a b")["input_ids"]
+    from_config = AutoModel.from_config(headless.config, **TRUST)
+    found["from_config"] = sum(parameter.numel() for parameter in from_config.parameters())
+    return found
+
+
+def image_processor(f: Folder) -> dict:
+    """AutoImageProcessor loads the image processor alone."""
+    try:
+        loaded = transformers.AutoImageProcessor.from_pretrained(f.path, **TRUST)
+    except ImportError as error:
+        raise Absent("AutoImageProcessor needs torchvision in this release") from error
+    pixels = loaded(f.pictures[0], return_tensors="pt")["pixel_values"]
+    return {"pixels": pixels.double().mean(dim=(2, 3))[0].tolist()}
+
+
+def chat_template(f: Folder) -> dict:
+    """The picture as path, PIL image, data URI, base64 and OpenAI part; text only; a system turn."""
+    buffer = io.BytesIO()
+    f.pictures[0].save(buffer, format="PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    ways = {
+        "path": f.messages(f.files[:1], QUESTIONS[0]),
+        "image": f.messages(f.files[:1], QUESTIONS[0], "image"),
+        "PIL": f.messages(f.pictures[:1], QUESTIONS[0], "image"),
+        "data": f.messages([f"data:image/png;base64,{text}"], QUESTIONS[0], "url"),
+        "base64": f.messages([text], QUESTIONS[0], "base64"),
+    }
+    ways["openai"] = json.loads(json.dumps(ways["data"]))
+    part = ways["openai"][0]["content"][0]
+    ways["openai"][0]["content"][0] = {"type": "image_url", "image_url": {"url": part["url"]}}
+    found: dict[str, Any] = {}
+    for name, messages in ways.items():
+        inputs = f.inputs(messages)
+        found[name] = [inputs["input_ids"].tolist(), inputs["pixel_values"].double().sum().item()]
+    first = found["path"]
+    assert all(found[name] == first for name in ways), "one picture, several pixel values"
+    plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTIONS[1]}]
+    found["text"] = f.answer(f.inputs(plain))
+    learned = f.processor.apply_chat_template(
+        [*ways["path"], {"role": "assistant", "content": "A boat."}],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    found["assistant_mask"] = learned["assistant_masks"]
+    assert 0 < sum(learned["assistant_masks"][0]) < 20
+    return found
+
+
+# Generation
+
+
+def generation(f: Folder) -> dict:
+    """Batched = single, two pictures, no cache, streaming, sampling of one token."""
+    first = f.messages(f.files[:2], QUESTIONS[0])
+    second = f.messages(f.files[2:], QUESTIONS[1])
+    batch, one, two = f.inputs(first, second), f.inputs(first), f.inputs(second)
+    found: dict[str, Any] = {"batch": f.answer(batch), "logits": f.logits(one)}
+    assert found["batch"] == f.answer(one) + f.answer(two), (
+        "batched answers differ from single ones"
+    )
+    assert f.answer(one, use_cache=False) == f.answer(one), "the cache changes the answer"
+    sampled = f.answer(batch, do_sample=True, top_k=1, num_return_sequences=2)
+    rows = [row for row in found["batch"] for _ in range(2)]
+    assert sampled == rows, "two sequences of one row differ from its greedy answer"
+    other = {**one, "pixel_values": -one["pixel_values"]}
+    assert f.logits(other) != found["logits"], "the picture changes nothing"
+    return found
+
+
+def beams(f: Folder) -> dict:
+    """Beam search of rows with one and two pictures is that of each row alone."""
+    first = f.messages(f.files[:2], QUESTIONS[0])
+    second = f.messages(f.files[2:], QUESTIONS[1])
+    found = f.answer(f.inputs(first, second), num_beams=3)
+    alone = f.answer(f.inputs(first), num_beams=3) + f.answer(f.inputs(second), num_beams=3)
+    assert found == alone, "beam search of a batch differs from that of its rows"
+    return {"beams": found}
+
+
+def streaming(f: Folder) -> dict:
+    """What a streamer is given is the answer."""
+    inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
+    said = io.StringIO()
+    streamer = transformers.TextStreamer(f.processor.tokenizer, skip_prompt=True)
+    with contextlib.redirect_stdout(said), torch.no_grad():
+        f.model.generate(**inputs, **GREEDY, streamer=streamer)
+    expected = f.processor.decode(f.answer(inputs)[0])
+    assert said.getvalue().strip() == expected.strip(), "streamed text differs from the answer"
+    return {"streamed": said.getvalue()}
+
+
+def lookup(f: Folder) -> dict:
+    """Prompt lookup gives the greedy answer."""
+    inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
+    found = f.answer(inputs, prompt_lookup_num_tokens=3)
+    assert found == f.answer(inputs), "prompt lookup changes the answer"
+    return {"lookup": found}
+
+
+def pipelines(f: Folder) -> dict:
+    """`pipeline` with a chat, a batch of chats, and images with texts."""
+    pipe = transformers.pipeline("image-text-to-text", model=f.path, **TRUST)
+    chat = f.messages(f.files[:1], QUESTIONS[0])
+    said = pipe(text=chat, max_new_tokens=8, do_sample=False, return_full_text=False)
+    prompt = f.processor.apply_chat_template(chat, add_generation_prompt=True)
+    plain = pipe(
+        images=f.pictures[0],
+        text=prompt,
+        max_new_tokens=8,
+        do_sample=False,
+        return_full_text=False,
+    )
+    found = [said[0]["generated_text"], plain[0]["generated_text"]]
+    new = f.answer(f.inputs(chat))[0]
+    expected = f.processor.decode(new, skip_special_tokens=True)
+    assert found == [expected, expected], f"found {found}, expected {expected!r} twice"
+    return {"said": found}
+
+
+# Saving
+
+
+def saving(f: Folder) -> dict:
+    """Saved from here the folder answers the same, and carries the same code."""
+    again = f.scratch / "again"
+    f.model.save_pretrained(again)
+    f.processor.save_pretrained(again)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(str(again), **TRUST)
+    processor = AutoProcessor.from_pretrained(str(again), **TRUST)
+    here = {path.name for path in Path(f.path).glob("*.py")}
+    assert {path.name for path in again.glob("*.py")} == here, "code files differ"
+    inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
+    assert f.logits(inputs, model.eval()) == f.logits(inputs), "saved and loaded logits differ"
+    text = processor.apply_chat_template(f.messages(f.files[:1], QUESTIONS[0]))
+    assert text == f.processor.apply_chat_template(f.messages(f.files[:1], QUESTIONS[0]))
+    saved = json.loads((again / "config.json").read_text())
+    assert str(f.scratch) not in json.dumps(saved), "a path of this machine in config.json"
+    return {"auto_map": saved["auto_map"]}
+
+
+def training(f: Folder) -> dict:
+    """Loss and gradients, with and without gradient checkpointing."""
+    model = transformers.AutoModelForImageTextToText.from_pretrained(f.path, **TRUST).train()
+    inputs = f.inputs(f.messages(f.files[:2], QUESTIONS[0]))
+    labels = inputs["input_ids"].clone()
+    labels[labels == model.config.image_token_id] = -100
+    found = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        output = model(**inputs, labels=labels, use_cache=False)
+        output.loss.backward()
+        norm = sum(
+            float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None
+        )
+        found.append([float(output.loss), norm])
+    assert abs(found[0][1] - found[1][1]) < 1e-4 * found[0][1], "checkpointing changes gradients"
+    return {"loss": found[0][0], "gradient": found[0][1]}
+
+
+def static_cache(f: Folder) -> dict:
+    """A static cache gives the greedy answer, also with a decoder compiled in one graph."""
+    inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
+    expected = f.answer(inputs)
+    assert f.answer(inputs, cache_implementation="static") == expected, "a static cache differs"
+    return {"static": expected}
+
+
+CHECKS: dict[str, Callable[[Folder], dict]] = {
+    check.__name__: check
+    for check in (
+        auto_classes,
+        image_processor,
+        chat_template,
+        generation,
+        beams,
+        streaming,
+        lookup,
+        pipelines,
+        saving,
+        training,
+        static_cache,
+    )
+}
+
+
+def main(folder: str, output: str, *names: str) -> None:
+    """Run the checks named (all, where none is) and write their results to `output`."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    said: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage()[:300])
+
+    transformers.utils.logging.add_handler(Collect(logging.WARNING))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            opened = Folder(Path(folder).resolve(), Path(scratch))
+        except Exception:
+            results = {name: {"error": traceback.format_exc()[-2000:]} for name in names or CHECKS}
+        for name in names or CHECKS:
+            if name in results:
+                continue
+            try:
+                results[name] = {"values": CHECKS[name](opened)}
+            except Absent as absent:
+                results[name] = {"absent": str(absent)}
+            except Exception:
+                results[name] = {"error": traceback.format_exc()[-2000:]}
+    report = {
+        "python": sys.version.split()[0],
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "warnings": sorted({str(w.message)[:300] for w in caught} | set(said)),
+        "checks": results,
+    }
+    Path(output).write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
