@@ -638,7 +638,9 @@ class MayaProcessor(ProcessorMixin):
         )
         if SPAN_START not in text:
             return text, []
-        spans, pieces, length = [], [], 0
+        spans: list[tuple[int, int]] = []
+        pieces: list[str] = []
+        length = 0
         for piece in text.split(SPAN_START):
             spoken, _, rest = piece.partition(SPAN_END)
             # The text before the first span has no end of its own.

@@ -1,7 +1,10 @@
 """For all tests: one thread, since tiny models only lose by more, and workers run side by side."""
 
+import logging
 import os
+import re
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,3 +22,28 @@ def pytest_configure(config: pytest.Config) -> None:
     """GPUs are for `pytest -m gpu`: the other tests compare what a CPU computes, to its last digits."""
     if config.getoption("markexpr").strip() != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+class _Deprecations(logging.Handler):
+    """Collects what libraries log about calls that a later release will not have."""
+
+    said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if re.search(r"deprecated|will be removed|removed in", message):
+            self.said.append(message)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _collect_deprecations() -> None:
+    for library in ("transformers", "trl", "peft", "accelerate", "datasets", "huggingface_hub"):
+        logging.getLogger(library).addHandler(_Deprecations(logging.WARNING))
+
+
+@pytest.fixture(autouse=True)
+def _no_deprecated_calls() -> Iterator[None]:
+    """A call of ours that a library logs as deprecated fails the test, as a warning of it would."""
+    _Deprecations.said.clear()
+    yield
+    assert not _Deprecations.said, "; ".join(_Deprecations.said)

@@ -124,6 +124,12 @@ def tiny_model(
     return enlarge(model, seed).eval()
 
 
+def enable_checkpointing(model: torch.nn.Module, **kwargs) -> None:
+    """Compute activations again in the backward pass; transformers 5.24 renames the method."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)(kwargs or None)
+
+
 def tiny_images(count: int, seed: int = 0) -> torch.Tensor:
     """Pixel values (count, 3, 12, 12)."""
     return torch.randn(

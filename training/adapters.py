@@ -19,6 +19,7 @@ from peft import (
     LoraConfig,
     PeftModel,
     get_peft_model_state_dict,
+    inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -118,15 +119,19 @@ def add_adapter(
     # One line that people and serving engines can read, where it says the same as the list.
     pattern = rf"{re.escape(DECODER)}.*\.({'|'.join(map(re.escape, ends))})"
     whole = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
-    model.add_adapter(
-        LoraConfig(
-            r=adapter.r,
-            lora_alpha=adapter.alpha,
-            lora_dropout=adapter.dropout,
-            target_modules=pattern if whole == set(targets) else list(targets),
-            use_dora=adapter.type == "dora",
-        )
+    config = LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=pattern if whole == set(targets) else list(targets),
+        use_dora=adapter.type == "dora",
+        base_model_name_or_path=model.name_or_path,
     )
+    # `model.add_adapter` does the same, but refuses releases of peft by a number of its own:
+    # transformers 5.24 asks for a peft that was not released with it.
+    inject_adapter_in_model(config, model)
+    # So that Trainer takes a quantized base, and checkpointing reaches the adapters' inputs.
+    model._hf_peft_config_loaded = True
     return model
 
 

@@ -38,7 +38,14 @@ from .flops import (
 )
 from .freezing import Row, decided, format_table, table
 from .head import TILE
-from .recipe import Recipe, StageRecipe, count_steps, find_recipe, load_recipe
+from .recipe import (
+    Recipe,
+    StageRecipe,
+    activation_checkpointing,
+    count_steps,
+    find_recipe,
+    load_recipe,
+)
 from .schema import build, read_mapping
 
 GIB = 2**30
@@ -208,7 +215,7 @@ def _estimate(
 ) -> StageEstimate:
     dtype = getattr(torch, recipe.model.dtype)
     mixed = bool(stage.args.get("bf16", cuda))
-    checkpointing = bool(stage.args.get("gradient_checkpointing", False))
+    checkpointing, _ = activation_checkpointing(stage.args)
     if "paged" in str(stage.args.get("optim", "")):
         notes.append("paged optimizer: its state may move to main memory when room is short")
     model, memory = stage_memory(config, stage, dtype, mixed, shards, processes)
@@ -352,13 +359,17 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
     """The config of a Maya that a recipe builds from bases with these configs."""
+    model = recipe.model
+    assert model.projector_num_layers is not None
+    assert model.vision_feature_layer is not None
+    assert model.vision_feature_select_strategy is not None
     return MayaConfig(
         vision_config=getattr(vision, "vision_config", vision),
         text_config=text,
         image_token_id=0,
-        projector_num_layers=recipe.model.projector_num_layers,
-        vision_feature_layer=recipe.model.vision_feature_layer,
-        vision_feature_select_strategy=recipe.model.vision_feature_select_strategy,
+        projector_num_layers=model.projector_num_layers,
+        vision_feature_layer=model.vision_feature_layer,
+        vision_feature_select_strategy=model.vision_feature_select_strategy,
     )
 
 

@@ -216,6 +216,43 @@ RESERVED_ARGS = {
 }
 
 
+# transformers 5.24 renames the older two; a recipe may use either name with every release.
+CHECKPOINTING = {
+    "gradient_checkpointing": bool | None,
+    "gradient_checkpointing_kwargs": dict | None,
+    "activation_checkpointing": bool | None,
+    "activation_checkpointing_kwargs": dict | None,
+}
+
+
+def activation_checkpointing(args: dict[str, Any]) -> tuple[bool, dict[str, Any] | None]:
+    """Whether a stage's args ask to compute activations again in the backward pass, and how.
+
+    TRL does so where nothing is said; a recipe has to ask for it.
+    """
+    on, how = (
+        args.get(f"activation_checkpointing{end}", args.get(f"gradient_checkpointing{end}"))
+        for end in ("", "_kwargs")
+    )
+    return bool(on), how
+
+
+def checkpointing_fields(args: dict[str, Any]) -> dict[str, Any]:
+    """What `args` say of activation checkpointing, under the names that the installed transformers has.
+
+    The older names warn in releases that have the newer ones, and TRL sets the older ones itself.
+    """
+    from trl import SFTConfig
+
+    new = "activation_checkpointing" in SFTConfig.__dataclass_fields__
+    fields: dict[str, Any] = {}
+    for end, value in zip(("", "_kwargs"), activation_checkpointing(args), strict=True):
+        fields[f"gradient_checkpointing{end}"] = None if new else value
+        if new:
+            fields[f"activation_checkpointing{end}"] = value
+    return fields
+
+
 # ------------------------------------------------------------------------------ reading
 
 
@@ -380,7 +417,9 @@ def _check_args(args: dict[str, Any], where: str, key: str) -> None:
     from trl import SFTConfig
 
     hints = typing.get_type_hints(SFTConfig)
+    hints = {**CHECKPOINTING, **hints}
     known = [f.name for f in dataclasses.fields(SFTConfig) if f.init]
+    known += [name for name in CHECKPOINTING if name not in known]
     for name, value in args.items():
         if name in RESERVED_ARGS:
             raise ValueError(f"{where}: {key}.{name}: set by maya; use {RESERVED_ARGS[name]}")

@@ -34,10 +34,12 @@ from typing import Any
 
 from .bad_input import in_one_line, is_bad_input
 from .recipe import (
+    CHECKPOINTING,
     EPOCHS,
     KINDS,
     Recipe,
     StageRecipe,
+    checkpointing_fields,
     count_steps,
     find_recipe,
     load_recipe,
@@ -585,7 +587,6 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
         "num_train_epochs": EPOCHS,
         "lr_scheduler_type": "cosine",
         "bf16": cuda,
-        "gradient_checkpointing": False,
         "max_length": None,
         "logging_steps": 20,
         "save_steps": 500,
@@ -596,7 +597,10 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
     }
-    values.update((k, v) for k, v in stage.args.items() if k not in COMPILE)
+    values.update(
+        (k, v) for k, v in stage.args.items() if k not in COMPILE and k not in CHECKPOINTING
+    )
+    values.update(checkpointing_fields(stage.args))
     if state.num_processes == 1:  # Trainer refuses what needs no sharding
         values.pop("fsdp", None)
         values.pop("fsdp_config", None)

@@ -27,7 +27,7 @@ from training.compiling import compile_layers
 from training.evaluation import results
 from training.freezing import apply_rules
 from training.groups import GroupData
-from training.recipe import DataRecipe, Rule
+from training.recipe import CHECKPOINTING, DataRecipe, Rule, checkpointing_fields
 from training.trainer import MayaTrainer
 
 # So small that AdamW, which computes all the same, leaves the weights where they are: every step of
@@ -113,7 +113,6 @@ def arguments(folder: Path, samples: int, **changes: Any) -> SFTConfig:
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential",
-        "gradient_checkpointing": False,
         "max_length": None,
         "bf16": False,
         "use_cpu": not cuda,
@@ -123,7 +122,9 @@ def arguments(folder: Path, samples: int, **changes: Any) -> SFTConfig:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    return SFTConfig(**{**values, **changes})
+    values = {**values, **changes}
+    plain = {name: value for name, value in values.items() if name not in CHECKPOINTING}
+    return SFTConfig(**plain, **checkpointing_fields(values))
 
 
 def maya_trainer(

@@ -255,7 +255,8 @@ def training(f: Folder) -> dict:
     for checkpointing in (False, True):
         model.zero_grad()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)()
         output = model(**inputs, labels=labels, use_cache=False)
         output.loss.backward()
         norm = sum(

@@ -18,6 +18,7 @@ from tests.tiny import (
     DECODERS,
     IMAGE_TOKEN,
     TOWERS,
+    enable_checkpointing,
     enlarge,
     tiny_config,
     tiny_images,
@@ -372,7 +373,7 @@ def test_gradient_checkpointing_leaves_a_frozen_tower_alone(tower, reentrant):
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    enable_checkpointing(model, use_reentrant=reentrant)
     tower_calls = count_calls(model.model.vision_tower.encoder.layers[0].self_attn)
     decoder_calls = count_calls(model.model.language_model.layers[0].self_attn)
     output = model(**inputs, labels=masked_labels(inputs))
@@ -393,7 +394,7 @@ def test_gradient_checkpointing_leaves_a_frozen_tower_alone(tower, reentrant):
 
 def test_gradient_checkpointing_recomputes_a_trained_tower():
     model = tiny_model().train()
-    model.gradient_checkpointing_enable()
+    enable_checkpointing(model)
     calls = count_calls(model.model.vision_tower.encoder.layers[0].self_attn)
     inputs = tiny_inputs(model.config, images=[1])
     model(**inputs, labels=inputs["input_ids"]).loss.backward()

@@ -420,7 +420,7 @@ class TestControlTokens:
 class TestOtherTokenizers:
     """Byte-level tokenizers as Qwen's and GPT's: no BOS, and offsets without leading spaces."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def tokenizer(self):
         plain = tiny_tokenizer().backend_tokenizer
         plain.post_processor = post_processors.ByteLevel(trim_offsets=True)

@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from tests.tiny import IMAGE_TOKEN, VOCAB, tiny_images, tiny_model
+from tests.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model
 from training import head, trainer
 from training.freezing import apply_rules
 from training.launch import CONFIGS, environment, find_config, launch
@@ -128,7 +128,7 @@ def test_other_files(tmp_path):
 def make(stage: str):
     model = tiny_model(text={"attention_dropout": 0.0}).train()
     apply_rules(model, RULES[stage])
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(model, use_reentrant=False)
     add_pair_loss(model)
     return model
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, CohereConfig, SiglipVision
 from transformers.utils import is_bitsandbytes_available
 
 from modeling_maya import MayaConfig, MayaForConditionalGeneration
-from tests.tiny import tiny_inputs, tiny_model
+from tests.tiny import enable_checkpointing, tiny_inputs, tiny_model
 from training import adapters
 from training.adapters import (
     ADAPTER,
@@ -101,7 +101,7 @@ def test_the_table_shows_adapters_apart():
 def test_only_adapter_and_projector_get_gradients(adapter, checkpointing):
     model = adapted(tiny_model(), adapter, noise=0.1).train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     inputs = tiny_inputs(model.config, [1, 2])
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     learned = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from tests.tiny import IMAGE_TOKEN, tiny_images, tiny_model
+from tests.tiny import IMAGE_TOKEN, enable_checkpointing, tiny_images, tiny_model
 from training.attention import set_attention
 from training.collator import Encoded, lay_out, pack_group
 from training.compiling import compile_layers
@@ -61,7 +61,7 @@ def make(layout: str, checkpointing: bool):
     set_attention(model.model.language_model, layout)
     add_pair_loss(model)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model, use_reentrant=False)
     return model
 
 

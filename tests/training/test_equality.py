@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers.models.cohere import modeling_cohere
 
-from tests.tiny import IMAGE_TOKEN, VOCAB, tiny_images, tiny_model
+from tests.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model
 from training.attention import block_mask, dense_mask, row_plan, set_attention
 from training.collator import Encoded, lay_out, pack_group, shared_prefix
 from training.trainer import add_pair_loss
@@ -131,7 +131,7 @@ def test_shared_equals_separate(layout, trained):
     pixels = tiny_images(len(sample)).double()
     model = make(layout)
     if "checkpointed" in trained:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model, use_reentrant=False)
     if trained == "projector":
         model.model.language_model.requires_grad_(False)
         model.lm_head.requires_grad_(False)

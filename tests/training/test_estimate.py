@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_maya import MayaConfig
-from tests.tiny import tiny_config, tiny_inputs, tiny_model
+from tests.tiny import enable_checkpointing, tiny_config, tiny_inputs, tiny_model
 from training import cli
 from training.assemble import build_maya
 from training.estimate import (
@@ -232,7 +232,7 @@ def test_activations_are_not_more_than_estimated(decoder, rules):
     whole = activation_bytes(model.config, learns, checkpointing=False, **options)
     found = saved_bytes(model, inputs)
     assert found <= whole <= 4 * found
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(model, use_reentrant=False)
     less = activation_bytes(model.config, learns, checkpointing=True, **options)
     assert saved_bytes(model, inputs) <= less < whole
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from processing_maya import MayaProcessor
-from tests.tiny import TOWERS, tiny_config, tiny_inputs, tiny_model
+from tests.tiny import TOWERS, enable_checkpointing, tiny_config, tiny_inputs, tiny_model
 from training.adapters import add_adapter
 from training.attention import dense_mask
 from training.collator import GroupCollator, pack_group
@@ -105,7 +105,7 @@ def test_training(decoder, rules, checkpointing):
     model = make(decoder)
     apply_rules(model, RULES[rules])
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model, use_reentrant=False)
     expected = formula(model, checkpointing=checkpointing)
     assert counted(model, backward=True) == pytest.approx(expected, rel=TOLERANCE)
 
