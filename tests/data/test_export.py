@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from maya_vlm.training.data.export import REQUESTS, export_llava, llava_row
+from maya_vlm.training.data.layout import assemble
+from maya_vlm.training.data.records import Record
+from maya_vlm.training.data.sources import SourcePlan, read_source
 from tests.data.tiny_build import make_plan, read, rows_of, translate, write_source
-from training.data.export import REQUESTS, export_llava, llava_row
-from training.data.layout import assemble
-from training.data.records import Record
-from training.data.sources import SourcePlan, read_source
 
 
 @pytest.fixture(scope="module")

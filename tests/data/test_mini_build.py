@@ -19,14 +19,14 @@ import pytest
 
 pytest.importorskip("resvg_py", reason="drawing needs the `data` extra")
 
-from training.data.mini_dataset import concepts as concepts_module
-from training.data.mini_dataset import sources as sources_module
-from training.data.mini_dataset.build import build_mini
-from training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, Concept
-from training.data.mini_dataset.negatives import choose_negatives, confusable
-from training.data.mini_dataset.questions import load_prompts
-from training.data.mini_dataset.render import icon_candidates
-from training.data.mini_dataset.sources import SOURCES, SourceError
+from maya_vlm.training.data.mini_dataset import concepts as concepts_module
+from maya_vlm.training.data.mini_dataset import sources as sources_module
+from maya_vlm.training.data.mini_dataset.build import build_mini
+from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, Concept
+from maya_vlm.training.data.mini_dataset.negatives import choose_negatives, confusable
+from maya_vlm.training.data.mini_dataset.questions import load_prompts
+from maya_vlm.training.data.mini_dataset.render import icon_candidates
+from maya_vlm.training.data.mini_dataset.sources import SOURCES, SourceError
 
 STYLES = ("noto", "openmoji", "twemoji")
 PER_CATEGORY = 6

@@ -440,6 +440,8 @@ def test_text_only_batches_do_not_run_the_tower_outside_training():
 
 
 @torch.no_grad()
+# The compiler of torch calls what it deprecates itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("decoder", "implementation"),
     # Flex attention is compiled before its first use, which on a CPU takes longest of all.

@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.schema import read_mapping
-
+from ..schema import read_mapping
 from .files import atomic
 from .manifest import matching, read_manifest
 from .records import IMAGE_MARK, Row

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.images import load_image
+from ..images import load_image
 
 # What a damaged zip raises (its readers are zlib's and lzma's), and a name that no file can have.
 _BROKEN = (

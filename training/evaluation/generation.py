@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from modeling_maya import CACHE
 from processing_maya.processing_maya import BREAK
 
 
@@ -253,7 +254,7 @@ def _image_cache(model: Any, processor: Any, prefix: tuple[int, ...], images: li
         use_cache=True,
         logits_to_keep=1,
     )
-    return output.past_key_values
+    return output[CACHE]
 
 
 def _greedy(
@@ -293,11 +294,11 @@ def _greedy(
             input_ids=ids,
             attention_mask=seen,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
+        cache = output[CACHE]
         following = output.logits[:, -1].argmax(-1)
         keep = []
         for place, (row, token) in enumerate(zip(alive, following.tolist(), strict=True)):
