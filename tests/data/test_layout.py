@@ -89,7 +89,7 @@ def test_configs_load_streaming_and_not_with_the_counts_of_the_manifest(tmp_path
     manifest = assemble(plan)
     root = plan.folder / "dataset"
     write_dataset_card(root)
-    names = {"all", "en", "fr", "hi", "rejected", "images"}
+    names = {"all", "en", "fr", "hi", "rejected", "images", "messages"}
     if judged:
         names |= {"toxicity_audit", "toxicity_free"}
         names |= {f"{lang}_toxicity_free" for lang in ("en", "fr", "hi")}
@@ -278,7 +278,7 @@ def test_configs_are_globs_over_one_copy():
         "rejected": 5,
     }
     assert matching(files, "data/*") == []
-    assert set(FOLDERS) == {"data", "rejected", "images", "audit"}
+    assert set(FOLDERS) == {"data", "rejected", "images", "messages", "audit"}
 
 
 def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
