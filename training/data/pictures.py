@@ -125,10 +125,10 @@ class Pictures:
         return data
 
     def read_checked(self, name: str) -> bytes:
-        """As `read`, opened and decoded under the rules of `training.images`.
+        """Bytes of a picture that is copied for others: opened and decoded as `load_image` does it.
 
-        For pictures that are handed on: what cannot be decoded, is too large, or is a link out of the
-        folder, raises ValueError.
+        Raises as `read`, and ValueError for a picture that cannot be decoded, is too large, or is a
+        link out of the folder.
         """
         if self._zip is None and self._tables is None:
             try:
