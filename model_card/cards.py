@@ -280,7 +280,7 @@ def _is_mini(recipe: dict[str, Any]) -> bool:
 def _mini_works(recipe: dict[str, Any]) -> list[Any]:
     """The works that a model of the mini bases has learned from: the texts, and every style of the
     splits that its recipe names; train, which the bases have learned from, always."""
-    from training.data.mini_dataset.sources import SOURCES
+    from maya_vlm.training.data.mini_dataset.sources import SOURCES
 
     styles = read_json(MINI_DATA / "manifest.json")["styles"]
     splits = {source.get("split") or "train" for source in _all_data(recipe)} | {"train"}
@@ -372,7 +372,7 @@ def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[
 
 
 def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    from training.recipe import EPOCHS
+    from maya_vlm.training.recipe import EPOCHS
 
     stages = []
     for stage in recipe.get("stages") or []:

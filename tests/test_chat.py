@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.chat import ANSWER_IN, QUESTIONS, chat, question_in
+from maya_vlm.training.chat import ANSWER_IN, QUESTIONS, chat, question_in
 
 from .tiny_maya import save_tiny_maya, tiny_maya, tiny_picture
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from training import cli
+from maya_vlm.training import cli
 
 
 def output_of_light(code: str) -> str:
@@ -24,14 +24,14 @@ def output_of_light(code: str) -> str:
 
 def test_help_imports_nothing_heavy():
     output = output_of_light(
-        "import training.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass"
+        "import maya_vlm.training.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass"
     )
     for command in ("train", "data", "evaluate", "chat", "convert", "publish"):
         assert command in output
 
 
 def test_what_starts_a_training_imports_nothing_heavy():
-    output_of_light("import training.run")
+    output_of_light("import maya_vlm.training.run")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_file_whose_name_is_not_text_is_named_in_escapes(tmp_path):
     row = {"id": "1", "image": "1.jpg", "conversations": []}
     with open(path, "w") as file:
         json.dump([row], file)
-    command = [sys.executable, "-m", "training.cli", "data", "validate", path]
+    command = [sys.executable, "-m", "maya_vlm.training.cli", "data", "validate", path]
     run = subprocess.run(command, capture_output=True, check=False)
     said = (run.stdout + run.stderr).decode("ascii")
     assert run.returncode == 1

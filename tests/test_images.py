@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from training import images
-from training.images import load_image
+from maya_vlm.training import images
+from maya_vlm.training.images import load_image
 
 
 def png(size=(7, 5), color=(200, 30, 40), mode="RGB"):

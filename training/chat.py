@@ -33,7 +33,7 @@ def chat(
 
     Args:
         model: a folder or Hub repository.
-        image: a file, an http(s) address or a data URI; see `training.images.load_image`.
+        image: a file, an http(s) address or a data URI; see `maya_vlm.training.images.load_image`.
         question: default: "What is this?" in `language`.
         language: BCP-47 code of the language to answer in; default: the question's own.
             See `question_in`.

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.bad_input import in_one_line, is_bad_input
+from .bad_input import in_one_line, is_bad_input
 
 
 def _train(args: argparse.Namespace) -> None:
     if args.estimate:
-        from training.estimate import estimate, format_estimate
+        from .estimate import estimate, format_estimate
 
         stages = estimate(
             args.recipe,
@@ -32,7 +32,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.gpu is not None:
         raise ValueError("--gpu: only with --estimate; a run takes the GPUs of its machine")
     if args.accelerate is not None and "WORLD_SIZE" not in os.environ:
-        from training.launch import relaunch
+        from .launch import relaunch
 
         options = ["--output-dir", args.output_dir] if args.output_dir else []
         options += ["--trust-remote-code"] if args.trust_remote_code else []
@@ -40,7 +40,7 @@ def _train(args: argparse.Namespace) -> None:
         if code := relaunch(args.accelerate, args.recipe, args.overrides, options):
             sys.exit(code)
         return
-    from training.run import train
+    from .run import train
 
     folder = train(
         args.recipe,
@@ -53,14 +53,14 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _data_mini(args: argparse.Namespace) -> None:
-    from training.data.mini_dataset.build import build_mini
+    from .data.mini_dataset.build import build_mini
 
     manifest = build_mini(args.output, sources=args.sources, styles=args.styles)
     print(f"built {len(manifest['files'])} files in {args.output}")
 
 
 def _data_build(args: argparse.Namespace) -> None:
-    from training.data.build import build_dataset
+    from .data.build import build_dataset
 
     folder = build_dataset(
         args.plan,
@@ -70,20 +70,20 @@ def _data_build(args: argparse.Namespace) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     if (folder / "dataset" / "manifest.json").is_file():
-        from model_card.dataset_cards import write_dataset_card
+        from maya_vlm.model_card.dataset_cards import write_dataset_card
 
         print(f"its card is {write_dataset_card(folder / 'dataset')}")
     print(f"built in {folder}")
 
 
 def _data_status(args: argparse.Namespace) -> None:
-    from training.data.status import format_status, survey
+    from .data.status import format_status, survey
 
     print("\n".join(format_status(survey(args.folder))))
 
 
 def _data_review(args: argparse.Namespace) -> None:
-    from training.data.review_sheets import format_read_back, read_review, write_reviews
+    from .data.review_sheets import format_read_back, read_review, write_reviews
 
     if args.read is not None:
         for path in args.read:
@@ -96,8 +96,8 @@ def _data_review(args: argparse.Namespace) -> None:
 
 
 def _data_policy(args: argparse.Namespace) -> None:
-    from training.data.toxicity.decisions import format_summary
-    from training.data.toxicity.sheets import apply_policy
+    from .data.toxicity.decisions import format_summary
+    from .data.toxicity.sheets import apply_policy
 
     summary, sheets = apply_policy(args.folder, args.policy, sheets=args.sheets)
     print(format_summary(summary))
@@ -106,7 +106,7 @@ def _data_policy(args: argparse.Namespace) -> None:
 
 
 def _data_export(args: argparse.Namespace) -> None:
-    from training.data.export import export_llava, export_messages
+    from .data.export import export_llava, export_messages
 
     common = {
         "languages": args.languages,
@@ -129,14 +129,14 @@ def _data_export(args: argparse.Namespace) -> None:
 
 
 def _data_validate(args: argparse.Namespace) -> None:
-    from training.data.validate import validate_sources
+    from .data.validate import validate_sources
 
     if validate_sources(args.sources, images=args.images, language=args.language):
         sys.exit(1)
 
 
 def _data_preambles(args: argparse.Namespace) -> None:
-    from training.data.preamble_study import run_study
+    from .data.preamble_study import run_study
 
     report, record = run_study(args.plan, args.overrides, trust_remote_code=args.trust_remote_code)
     for lang, found in record["languages"].items():
@@ -149,7 +149,7 @@ def _data_preambles(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from training.evaluation.run import evaluate
+    from .evaluation.run import evaluate
 
     evaluate(
         args.model,
@@ -165,7 +165,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from training.chat import chat
+    from .chat import chat
 
     chat(
         args.model,
@@ -196,7 +196,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from model_card.publish import publish
+    from maya_vlm.model_card.publish import publish
 
     url = publish(
         args.folder,

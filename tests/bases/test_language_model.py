@@ -11,14 +11,14 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereForCausalLM
 
-from training.bases.context_tasks import (
+from maya_vlm.training.bases.context_tasks import (
     Corpus,
     concepts_from_rows,
     read_concepts,
     read_prompts,
     tokenizer_texts,
 )
-from training.bases.language_model import (
+from maya_vlm.training.bases.language_model import (
     PROMPTS,
     LanguageModelRecipe,
     _Learner,
@@ -30,7 +30,7 @@ from training.bases.language_model import (
     score,
     train_language_model,
 )
-from training.bases.tokenizer import (
+from maya_vlm.training.bases.tokenizer import (
     CHATBOT,
     CONTROL_TOKENS,
     END_OF_TURN,

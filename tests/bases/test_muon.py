@@ -2,7 +2,7 @@
 
 import torch
 
-from training.bases.muon import Muon
+from maya_vlm.training.bases.muon import Muon
 
 
 def test_muon_moves_matrices_by_orthogonal_steps():

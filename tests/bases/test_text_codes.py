@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.bases.text_codes import concept_codes, ngram_buckets
+from maya_vlm.training.bases.text_codes import concept_codes, ngram_buckets
 
 NAMES = [
     [f"{thing} {state}", f"{thing[::-1]} {state[::-1]}"]

@@ -17,10 +17,10 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 from transformers import AutoImageProcessor, AutoModel, SiglipVisionModel
 
-from training.bases import vision_tower
-from training.bases.augmentation import AugmentationRecipe, augment
-from training.bases.text_codes import ngram_buckets
-from training.bases.vision_tower import (
+from maya_vlm.training.bases import vision_tower
+from maya_vlm.training.bases.augmentation import AugmentationRecipe, augment
+from maya_vlm.training.bases.text_codes import ngram_buckets
+from maya_vlm.training.bases.vision_tower import (
     CaptionEncoder,
     TowerTrainer,
     VisionTowerRecipe,

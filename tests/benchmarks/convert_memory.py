@@ -114,7 +114,7 @@ def main() -> int:
         "--at", help="where to make the files (default: the system's temporary folder)"
     )
     args = parser.parse_args()
-    from training.evaluation import results
+    from maya_vlm.training.evaluation import results
 
     with tempfile.TemporaryDirectory(dir=args.at) as place:
         source = Path(place) / "original"

@@ -71,7 +71,7 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def measure_sources(folder: Path) -> dict:
-    from training.data.sources import SourcePlan, build_sources
+    from maya_vlm.training.data.sources import SourcePlan, build_sources
 
     plan = SourcePlan("llava", str(folder / "rows.json"), language="en", task="caption")
     imports, begun = bytes_of("VmHWM"), time.perf_counter()
@@ -80,8 +80,8 @@ def measure_sources(folder: Path) -> dict:
 
 
 def measure_units(folder: Path) -> dict:
-    from training.data.translation import TRANSLATED
-    from training.data.units import run_units
+    from maya_vlm.training.data.translation import TRANSLATED
+    from maya_vlm.training.data.units import run_units
 
     class Echo:
         """Answers with the text itself, in a translated row's columns."""
@@ -153,7 +153,7 @@ def main() -> int:
     if args.rows <= SMALL:
         parser.error(f"--rows: expected more than {SMALL}, found {args.rows}")
 
-    from training.evaluation import results
+    from maya_vlm.training.evaluation import results
 
     few, many = measure(SMALL, args.at), measure(args.rows, args.at)
     ratios = {

@@ -42,8 +42,8 @@ PRETRAIN = ({}, {"checkpointing": True}, {"compiled": True})
 
 def full_size_config() -> Any:
     """Config of the full-size Maya that the shipped recipes train: Aya-23-8B with SigLIP-base-256."""
+    from maya_vlm.training.recipe import RECIPES
     from modeling_maya import MayaConfig
-    from training.recipe import RECIPES
 
     file = RECIPES / "maya-8b" / "configs" / "maya-8b.json"
     return MayaConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
@@ -84,9 +84,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Median step of pretraining on `images` images a step, each with a caption of 15 to 45 tokens
     in eight languages. `peak`: FLOP/s to measure against."""
+    from maya_vlm.training.flops import forward_flops, learning, training_flops
+    from maya_vlm.training.recipe import Rule
     from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
-    from training.flops import forward_flops, learning, training_flops
-    from training.recipe import Rule
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -171,8 +171,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Peak memory and seconds of steps that train all but the tower, checkpointed; weights, gradients
     and all that is computed are bfloat16, as in a run with `bf16: false` and dtype bfloat16."""
+    from maya_vlm.training.recipe import Rule
     from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
-    from training.recipe import Rule
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -246,9 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import transformers
 
+    from maya_vlm.training.evaluation.results import write_json
+    from maya_vlm.training.flops import measure_peak
     from tests.benchmarks.workload import environment
-    from training.evaluation.results import write_json
-    from training.flops import measure_peak
 
     transformers.logging.set_verbosity_error()
     device = torch.device("cuda")

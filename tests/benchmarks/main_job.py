@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from model_card.cards import TASKS, results_tables
-from training.evaluation.results import write_json
+from maya_vlm.model_card.cards import TASKS, results_tables
+from maya_vlm.training.evaluation.results import write_json
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
@@ -34,7 +34,7 @@ def results_file(recipe: str) -> Path:
 def run_once(recipe: str, seed: int, work: Path) -> dict[str, Any]:
     """Train and evaluate in fresh processes; the seconds of each and the evaluation's results."""
     folder = work / f"seed-{seed}"
-    maya = [sys.executable, "-m", "training.cli"]
+    maya = [sys.executable, "-m", "maya_vlm.training.cli"]
     seconds = {}
     for name, command in {
         "train": ["train", recipe, "--output-dir", str(folder), "--set", f"seed={seed}"],

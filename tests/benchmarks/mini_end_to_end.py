@@ -30,12 +30,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model_card.dataset_cards import write_dataset_card
+from maya_vlm.model_card.dataset_cards import write_dataset_card
+from maya_vlm.training.data.build import build_dataset
+from maya_vlm.training.data.review_sheets import read_review, write_reviews
 from tests.data.endpoint_server import Faults, endpoint_process, stats
 from tests.hub_server import HubServer
 from tests.languages import MINI
-from training.data.build import build_dataset
-from training.data.review_sheets import read_review, write_reviews
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -197,7 +197,7 @@ def train(
         steps=steps,
     )
     recipe.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "training.cli", "train", str(recipe)]
+    command = [sys.executable, "-m", "maya_vlm.training.cli", "train", str(recipe)]
     done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     logged = json.loads(next(output.rglob("training_log.json")).read_text(encoding="utf-8"))
@@ -264,7 +264,7 @@ def publish_and_train(dataset: Path, steps: int, work: Path) -> dict[str, Any]:
     with HubServer() as hub:
         env = {**os.environ, **hub.environment(work / "hf"), "PYTHONPATH": str(ROOT)}
         env |= {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "training.cli", "publish", str(dataset), NAME]
+        command = [sys.executable, "-m", "maya_vlm.training.cli", "publish", str(dataset), NAME]
         command += ["--kind", "dataset"]
         done = subprocess.run(command, env=env, cwd=work, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -302,7 +302,7 @@ def main() -> None:
         work = (args.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         result = run(args, work)
-    from training.evaluation import results
+    from maya_vlm.training.evaluation import results
 
     result |= {
         "machine": results.machine(),

@@ -55,6 +55,8 @@ from transformers import (  # noqa: E402
 )
 from trl import SFTTrainer  # noqa: E402
 
+from maya_vlm.training.evaluation.results import write_json  # noqa: E402
+from maya_vlm.training.recipe import Rule  # noqa: E402
 from modeling_maya import MayaConfig, MayaForConditionalGeneration  # noqa: E402
 from processing_maya import (  # noqa: E402
     MayaImageProcessor,
@@ -75,8 +77,6 @@ from tests.benchmarks.workload import (  # noqa: E402
 )
 from tests.tiny import enlarge  # noqa: E402
 from tests.tiny_processing import tiny_tokenizer  # noqa: E402
-from training.evaluation.results import write_json  # noqa: E402
-from training.recipe import Rule  # noqa: E402
 
 TRAINERS = ("maya", "trl", "trl_supervised")
 # Relative; the same sums in another order differ by less than a hundredth of these.

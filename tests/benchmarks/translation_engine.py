@@ -69,9 +69,9 @@ def captions(rows: int) -> list[tuple[str, str]]:
 
 def run_maya(url: str, folder: Path, slots: int) -> None:
     """Units through the step of `maya data build`."""
-    from training.data.endpoint import EndpointPlan
-    from training.data.translation import TranslateWorker, TranslatorPlan
-    from training.data.units import run_units
+    from maya_vlm.training.data.endpoint import EndpointPlan
+    from maya_vlm.training.data.translation import TranslateWorker, TranslatorPlan
+    from maya_vlm.training.data.units import run_units
 
     plan = TranslatorPlan(
         endpoint=EndpointPlan(base_url=url, model="truth", concurrency=slots),
@@ -145,7 +145,7 @@ def run_datasets(url: str, folder: Path, processes: int) -> None:
 
 
 def _messages() -> Any:
-    from training.data.prompts import read_prompt
+    from maya_vlm.training.data.prompts import read_prompt
 
     return read_prompt("rules", "en", "fr", ("〘", "〙")).messages
 
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{found['rows_per_second']:.1f} rows/s",
                 flush=True,
             )
-    from training.evaluation.results import write_json
+    from maya_vlm.training.evaluation.results import write_json
 
     record = summarise(runs, rows, loads, args)
     write_json(record, args.output)
@@ -254,7 +254,7 @@ def summarise(
     loads: list[float],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    from training.evaluation import results
+    from maya_vlm.training.evaluation import results
 
     engines = {
         engine: {

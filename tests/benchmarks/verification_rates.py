@@ -40,11 +40,11 @@ RESULT = Path(__file__).parent / "results" / "verification_rates.json"
 PHRASES = Path(__file__).parent / "verification_phrases.yaml"
 sys.path.insert(0, str(ROOT))
 
+from maya_vlm.training.data.checks import HARD, CheckPlan, RowChecker  # noqa: E402
+from maya_vlm.training.data.survey import LengthHistogram, Miner, shares_start  # noqa: E402
+from maya_vlm.training.data.translation import TRANSLATED  # noqa: E402
+from maya_vlm.training.data.verification import VerificationPlan  # noqa: E402
 from tests.languages import MINI  # noqa: E402
-from training.data.checks import HARD, CheckPlan, RowChecker  # noqa: E402
-from training.data.survey import LengthHistogram, Miner, shares_start  # noqa: E402
-from training.data.translation import TRANSLATED  # noqa: E402
-from training.data.verification import VerificationPlan  # noqa: E402
 
 LANGUAGES = MINI[1:]  # English is what is translated
 # Folders of the languages in the packages' catalogues.
@@ -325,7 +325,7 @@ def measure_miner(
 
 def _work(folder: str, rounds: int) -> list[tuple[float, float]]:
     """CPU seconds of the survey and of the rest of the step, language models loaded before."""
-    from training.data.verification import VerificationStep
+    from maya_vlm.training.data.verification import VerificationStep
 
     languages = sorted(path.name for path in Path(folder, "translate").iterdir())
     checker = RowChecker("en", languages)
@@ -452,7 +452,9 @@ def run(
 
 def environment(packages: Path) -> dict[str, Any]:
     """Machine, its load, versions and commit."""
-    from training.evaluation import results  # here: the processes that are measured need no torch
+    from maya_vlm.training.evaluation import (
+        results,  # here: the processes that are measured need no torch
+    )
 
     versions = results.versions()
     for name in ("lingua-language-detector", "pyarrow"):
@@ -519,7 +521,7 @@ def main() -> None:
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    from training.evaluation.results import write_json
+    from maya_vlm.training.evaluation.results import write_json
 
     write_json(record, output)
     print(table(record))

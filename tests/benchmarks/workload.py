@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 from trl import SFTConfig
 
+from maya_vlm.training.attention import choose_attention, set_attention
+from maya_vlm.training.collator import GroupCollator
+from maya_vlm.training.compiling import compile_layers
+from maya_vlm.training.evaluation import results
+from maya_vlm.training.freezing import apply_rules
+from maya_vlm.training.groups import GroupData
+from maya_vlm.training.recipe import DataRecipe, Rule
+from maya_vlm.training.trainer import MayaTrainer
 from tests.languages import PAPER as LANGUAGES
 from tests.tiny_processing import TEXTS, tiny_tokenizer
-from training.attention import choose_attention, set_attention
-from training.collator import GroupCollator
-from training.compiling import compile_layers
-from training.evaluation import results
-from training.freezing import apply_rules
-from training.groups import GroupData
-from training.recipe import DataRecipe, Rule
-from training.trainer import MayaTrainer
 
 # So small that AdamW, which computes all the same, leaves the weights where they are: every step of
 # every trainer then has the same loss on the same samples.

@@ -15,13 +15,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from maya_vlm.training.data.build import build_dataset
+from maya_vlm.training.data.files import sha256_file
+from maya_vlm.training.data.journal import read_journal
+from maya_vlm.training.data.plan import load_plan
+from maya_vlm.training.data.units import UnitManifest, manifest_path
 from tests.data.crash_points import forked
 from tests.data.endpoint_server import stats
-from training.data.build import build_dataset
-from training.data.files import sha256_file
-from training.data.journal import read_journal
-from training.data.plan import load_plan
-from training.data.units import UnitManifest, manifest_path
 
 STEPS = ("source", "translate")
 

@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+from maya_vlm.training.data.journal import read_journal
+from maya_vlm.training.data.units import UnitManifest, check_unit, manifest_path, run_unit
 from tests.data.tiny_worker import TinyWorker, read, sources
-from training.data.journal import read_journal
-from training.data.units import UnitManifest, check_unit, manifest_path, run_unit
 
 CALLS = ("write", "fsync", "ftruncate", "replace", "rename", "unlink")
 ROWS = 5

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from maya_vlm.training.cli import main
+from maya_vlm.training.data.plan import load_plan, make_worker, write_plan
+from maya_vlm.training.data.sources import SourcePlan
+from maya_vlm.training.schema import build as from_mapping
 from tests.data.endpoint_server import EndpointServer
-from training.cli import main
-from training.data.plan import load_plan, make_worker, write_plan
-from training.data.sources import SourcePlan
-from training.schema import build as from_mapping
 
 CAPTIONS = {
     "a dog in the garden in the morning": "un chien dans le jardin le matin",
@@ -201,7 +201,7 @@ def test_second_build_in_the_same_folder_is_refused(write, tmp_path, capsys):
 def test_signal_between_units_is_no_traceback(write, monkeypatch, number, capsys):
     before = signal.getsignal(number)
     monkeypatch.setattr(
-        "training.data.build.build_sources", lambda *args: os.kill(os.getpid(), number)
+        "maya_vlm.training.data.build.build_sources", lambda *args: os.kill(os.getpid(), number)
     )
     assert build(write()) == 128 + signal.SIGTERM
     assert f"stopped by {number.name}; the same command continues" in capsys.readouterr().err

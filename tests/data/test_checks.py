@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from training.data.check_plan import LengthBin
-from training.data.checks import CHECKS, HARD, CheckPlan, RowChecker
-from training.data.comments import read_phrases
-from training.data.identify import Identifier, code_of, language_name
-from training.data.repetition import find_repetition
+from maya_vlm.training.data.check_plan import LengthBin
+from maya_vlm.training.data.checks import CHECKS, HARD, CheckPlan, RowChecker
+from maya_vlm.training.data.comments import read_phrases
+from maya_vlm.training.data.identify import Identifier, code_of, language_name
+from maya_vlm.training.data.repetition import find_repetition
 
 SOURCE = "A woman in a blue dress standing in front of a wooden house near the river"
 GOOD = {
@@ -331,7 +331,7 @@ def test_norwegian_has_two_codes(lang):
 
 
 def test_plan_is_plain_data():
-    from training.schema import build, to_dict
+    from maya_vlm.training.schema import build, to_dict
 
     plan = CheckPlan(lengths={"fr": [LengthBin(0, 0.1, 0.1, 5)]})
     assert build(CheckPlan, to_dict(plan), "plan.yaml") == plan

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from maya_vlm.training.data import endpoint as module
+from maya_vlm.training.data.endpoint import Answer, Endpoint, EndpointError, EndpointPlan
 from tests.data.endpoint_server import EndpointServer, Faults, endpoint_process, stats
-from training.data import endpoint as module
-from training.data.endpoint import Answer, Endpoint, EndpointError, EndpointPlan
 
 TRUTHS = {"fr": {f"cat {i}": f"chat {i}" for i in range(40)}}
 ONE = "cat 0"

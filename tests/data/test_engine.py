@@ -10,13 +10,19 @@ import textwrap
 
 import pytest
 
+from maya_vlm.training.data import engine
+from maya_vlm.training.data.engine import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.files import write_json
+from maya_vlm.training.data.journal import Journal
+from maya_vlm.training.data.status import UNITS, survey
+from maya_vlm.training.data.units import (
+    Stopped,
+    UnitManifest,
+    check_unit,
+    manifest_path,
+    reopen_unit,
+)
 from tests.data.tiny_worker import TinyWorker, make, make_faulty, read, sources, write_source
-from training.data import engine
-from training.data.engine import ExecutorPlan, Job, run_jobs
-from training.data.files import write_json
-from training.data.journal import Journal
-from training.data.status import UNITS, survey
-from training.data.units import Stopped, UnitManifest, check_unit, manifest_path, reopen_unit
 
 TWO = ExecutorPlan(workers=2)
 
@@ -129,7 +135,7 @@ SCRIPT = """
 import functools, sys
 from pathlib import Path
 from tests.data.tiny_worker import make, sources
-from training.data.engine import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.engine import ExecutorPlan, Job, run_jobs
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -231,7 +237,7 @@ class Failing(TinyWorker):
 
 
 def test_failed_rows_and_only_these_are_done_again(jobs, tmp_path):
-    from training.data.units import run_unit
+    from maya_vlm.training.data.units import run_unit
 
     job = jobs[0]
     assert run_unit(Failing(job.worker), *job[1:]).counts == {"failed": 1, "ok": 9}
@@ -245,7 +251,7 @@ def test_failed_rows_and_only_these_are_done_again(jobs, tmp_path):
 
 
 def test_unit_that_cannot_be_reopened_keeps_no_file_open(jobs, monkeypatch):
-    from training.data.units import run_unit
+    from maya_vlm.training.data.units import run_unit
 
     job, closed = jobs[0], []
     run_unit(Failing(job.worker), *job[1:])

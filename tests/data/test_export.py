@@ -15,16 +15,22 @@ from datasets import Image as ImageFeature
 from datasets import List, get_dataset_config_names, load_dataset
 from PIL import Image
 
+from maya_vlm.training.cli import main
+from maya_vlm.training.data import export
+from maya_vlm.training.data.dataset_folder import open_dataset
+from maya_vlm.training.data.export import (
+    REQUESTS,
+    export_llava,
+    export_messages,
+    llava_row,
+    safe_name,
+)
+from maya_vlm.training.data.layout import LayoutPlan, assemble
+from maya_vlm.training.data.messages import MESSAGES_SCHEMA
+from maya_vlm.training.data.records import Record
+from maya_vlm.training.data.requests import KNOWN
+from maya_vlm.training.data.sources import SourcePlan, read_source
 from tests.data.tiny_build import make_plan, read, rows_of, translate, write_source
-from training.cli import main
-from training.data import export
-from training.data.dataset_folder import open_dataset
-from training.data.export import REQUESTS, export_llava, export_messages, llava_row, safe_name
-from training.data.layout import LayoutPlan, assemble
-from training.data.messages import MESSAGES_SCHEMA
-from training.data.records import Record
-from training.data.requests import KNOWN
-from training.data.sources import SourcePlan, read_source
 
 MINI = Path(__file__).parents[2] / "training" / "data" / "mini"
 

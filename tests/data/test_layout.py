@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from maya_vlm.training.data import build, layout, shards
+from maya_vlm.training.data.endpoint import EndpointPlan
+from maya_vlm.training.data.layout import LayoutPlan, assemble
+from maya_vlm.training.data.manifest import FOLDERS, configs, matching
+from maya_vlm.training.data.plan import Plan
+from maya_vlm.training.data.shards import Shards
+from maya_vlm.training.data.sources import SourcePlan
+from maya_vlm.training.data.translator import TranslatorPlan
 from tests.data.tiny_build import make_plan, read, rows_of, translate, write_source
 from tests.data.toxicity_judges import picture
-from training.data import build, layout, shards
-from training.data.endpoint import EndpointPlan
-from training.data.layout import LayoutPlan, assemble
-from training.data.manifest import FOLDERS, configs, matching
-from training.data.plan import Plan
-from training.data.shards import Shards
-from training.data.sources import SourcePlan
-from training.data.translator import TranslatorPlan
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_files_are_sorted_sharded_and_as_the_manifest_says(plan):
 
 @pytest.mark.parametrize("judged", [True, False])
 def test_configs_load_streaming_and_not_with_the_counts_of_the_manifest(tmp_path, judged):
-    from model_card.dataset_cards import write_dataset_card
+    from maya_vlm.model_card.dataset_cards import write_dataset_card
 
     write_source(tmp_path / "in", rows_of(25))
     plan = make_plan(tmp_path, judged=judged, layout=LayoutPlan(images="bytes", shard_rows=9))
@@ -249,7 +249,7 @@ def test_a_row_without_a_decision_is_no_clean_row(plan):
 
 
 def test_a_changed_source_is_not_mixed_with_old_translations(plan, tmp_path):
-    from training.data.sources import build_sources
+    from maya_vlm.training.data.sources import build_sources
 
     assemble(plan)
     rows = json.loads((tmp_path / "in" / "rows.json").read_text())
@@ -290,7 +290,7 @@ def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
         Plan(source=source, layout=LayoutPlan(licence="mit"), **common)
     with pytest.raises(ValueError, match=r"layout.images: bytes: the source names no place"):
         Plan(source=source, layout=LayoutPlan(images="bytes"), **common)
-    from training.data.manifest import licence_of
+    from maya_vlm.training.data.manifest import licence_of
 
     assert licence_of(Plan(source=source, **common))[0] == "cc-by-nc-4.0"
     own = LayoutPlan(licence="cc-by-nc-sa-4.0", licence_note="Ours.")
@@ -301,7 +301,7 @@ def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
 
 def test_the_command_builds_a_folder_with_a_card_and_exports_it(tmp_path, capsys):
     """Without a translator and judges: a source, laid out."""
-    from training.cli import main
+    from maya_vlm.training.cli import main
 
     write_source(tmp_path / "in", rows_of(4))
     plan = tmp_path / "plan.yaml"

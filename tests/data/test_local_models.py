@@ -15,12 +15,12 @@ from transformers import (
     NllbTokenizer,
 )
 
+from maya_vlm.training.data.local_models import LocalModel
+from maya_vlm.training.data.prompts import read_prompt
+from maya_vlm.training.data.translation import TranslateWorker, TranslatorPlan
+from maya_vlm.training.data.translator import LocalPlan
+from maya_vlm.training.schema import build
 from tests.tiny_processing import tiny_tokenizer
-from training.data.local_models import LocalModel
-from training.data.prompts import read_prompt
-from training.data.translation import TranslateWorker, TranslatorPlan
-from training.data.translator import LocalPlan
-from training.schema import build
 
 TRUTHS = {
     "fr": {

@@ -11,7 +11,18 @@ from datasets import Image as ImageFeature
 from datasets import List, Value, load_dataset
 from PIL import Image
 
-from model_card.dataset_cards import write_dataset_card
+from maya_vlm.model_card.dataset_cards import write_dataset_card
+from maya_vlm.training.data import layout, messages_config
+from maya_vlm.training.data.layout import LayoutPlan, assemble
+from maya_vlm.training.data.messages import (
+    MESSAGES_SCHEMA,
+    as_messages,
+    messages_schema,
+    share_languages,
+)
+from maya_vlm.training.data.messages_config import choose_rows
+from maya_vlm.training.data.plan import load_plan, write_plan
+from maya_vlm.training.data.requests import KNOWN, REQUESTS, known_requests
 from tests.data.tiny_build import (
     TinyTranslator,
     make_plan,
@@ -20,12 +31,6 @@ from tests.data.tiny_build import (
     translate,
     write_source,
 )
-from training.data import layout, messages_config
-from training.data.layout import LayoutPlan, assemble
-from training.data.messages import MESSAGES_SCHEMA, as_messages, messages_schema, share_languages
-from training.data.messages_config import choose_rows
-from training.data.plan import load_plan, write_plan
-from training.data.requests import KNOWN, REQUESTS, known_requests
 
 LANGUAGES = ("en", "fr", "hi")
 
@@ -295,8 +300,8 @@ def test_datasets_reads_pictures_whole_and_streamed(plan, tmp_path):
 
 
 def test_our_own_trainer_reads_it_too(plan):
-    from training.groups import GroupData
-    from training.recipe import DataRecipe
+    from maya_vlm.training.groups import GroupData
+    from maya_vlm.training.recipe import DataRecipe
 
     manifest = assemble(plan)
     root = plan.folder / "dataset"

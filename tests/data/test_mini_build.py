@@ -19,15 +19,15 @@ import pytest
 
 pytest.importorskip("resvg_py", reason="drawing needs the `data` extra")
 
-from training.data.mini_dataset import concepts as concepts_module
-from training.data.mini_dataset import sources as sources_module
-from training.data.mini_dataset.build import build_mini
-from training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, Concept
-from training.data.mini_dataset.messages import message_rows
-from training.data.mini_dataset.negatives import choose_negatives, confusable
-from training.data.mini_dataset.questions import load_prompts
-from training.data.mini_dataset.render import icon_candidates
-from training.data.mini_dataset.sources import SOURCES, SourceError
+from maya_vlm.training.data.mini_dataset import concepts as concepts_module
+from maya_vlm.training.data.mini_dataset import sources as sources_module
+from maya_vlm.training.data.mini_dataset.build import build_mini
+from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, Concept
+from maya_vlm.training.data.mini_dataset.messages import message_rows
+from maya_vlm.training.data.mini_dataset.negatives import choose_negatives, confusable
+from maya_vlm.training.data.mini_dataset.questions import load_prompts
+from maya_vlm.training.data.mini_dataset.render import icon_candidates
+from maya_vlm.training.data.mini_dataset.sources import SOURCES, SourceError
 
 STYLES = ("noto", "openmoji", "twemoji")
 PER_CATEGORY = 6
@@ -267,7 +267,7 @@ def test_messages_are_clean_questions_with_their_pictures(
     assert manifest["messages"] == {
         lang: sum(row["lang"] == lang for row in rows) for lang in LANGUAGES
     }
-    monkeypatch.setattr("training.data.mini_dataset.messages.PICTURES", 7)
+    monkeypatch.setattr("maya_vlm.training.data.mini_dataset.messages.PICTURES", 7)
     fewer = message_rows(built, "noto")
     assert len(fewer) == len({row["lang"] for row in fewer}) == 7
 

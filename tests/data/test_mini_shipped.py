@@ -18,14 +18,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from training.data.mini_dataset.card import configs, write_attribution
-from training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
-from training.data.mini_dataset.messages import PICTURES, message_rows
-from training.data.mini_dataset.questions import load_prompts
-from training.data.mini_dataset.render import SPLITS, load_refused
-from training.data.mini_dataset.sources import SOURCES
-from training.evaluation.mini import files
-from training.evaluation.results import files_sha256
+from maya_vlm.training.data.mini_dataset.card import configs, write_attribution
+from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
+from maya_vlm.training.data.mini_dataset.messages import PICTURES, message_rows
+from maya_vlm.training.data.mini_dataset.questions import load_prompts
+from maya_vlm.training.data.mini_dataset.render import SPLITS, load_refused
+from maya_vlm.training.data.mini_dataset.sources import SOURCES
+from maya_vlm.training.evaluation.mini import files
+from maya_vlm.training.evaluation.results import files_sha256
 
 ROOT = Path(__file__).parents[2] / "training" / "data" / "mini"
 TOXIC = {reason for reason, entry in load_sensitive().items() if entry["toxic"]}
@@ -318,8 +318,8 @@ def test_questions_have_every_language_and_task() -> None:
 
 def test_the_data_room_needs_neither_torch_nor_the_trainer() -> None:
     code = (
-        "import sys; import training.data.mini_dataset.build; "
-        "bad = [m for m in ('torch', 'transformers', 'training.trainer') if m in sys.modules]; "
+        "import sys; import maya_vlm.training.data.mini_dataset.build; "
+        "bad = [m for m in ('torch', 'transformers', 'maya_vlm.training.trainer') if m in sys.modules]; "
         "sys.exit(str(bad) if bad else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

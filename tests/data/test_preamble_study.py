@@ -12,18 +12,18 @@ import pytest
 import sacrebleu
 import yaml
 
-from tests.data.endpoint_server import EndpointServer
-from training.cli import main
-from training.data.endpoint import EndpointError
-from training.data.preamble_study import load_study, run_study
-from training.data.references import SHEET, read_sheet, read_table, write_sheet
-from training.data.sampling import (
+from maya_vlm.training.cli import main
+from maya_vlm.training.data.endpoint import EndpointError
+from maya_vlm.training.data.preamble_study import load_study, run_study
+from maya_vlm.training.data.references import SHEET, read_sheet, read_table, write_sheet
+from maya_vlm.training.data.sampling import (
     readability,
     repeats_words,
     stratified_sample,
     syllables,
 )
-from training.data.scoring import compare, metric
+from maya_vlm.training.data.scoring import compare, metric
+from tests.data.endpoint_server import EndpointServer
 
 ENGLISH = [
     ["a red", "a small", "an old", "a black", "a white"],

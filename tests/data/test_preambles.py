@@ -5,11 +5,17 @@ import unicodedata
 import pytest
 import yaml
 
+from maya_vlm.training.data.checks import RowChecker
+from maya_vlm.training.data.prompts import (
+    FOLDER,
+    Prompt,
+    read_prompt,
+    translategemma_prompt,
+    variants,
+)
+from maya_vlm.training.data.translator import presets, read_preset
 from tests.data.endpoint_server import asked
 from tests.languages import MINI, PAPER
-from training.data.checks import RowChecker
-from training.data.prompts import FOLDER, Prompt, read_prompt, translategemma_prompt, variants
-from training.data.translator import presets, read_preset
 
 LANGUAGES = MINI[1:]
 PAIR = ("〘", "〙")

@@ -7,9 +7,9 @@ import re
 import pytest
 from PIL import Image
 
-from training.data.files import sha256_text
-from training.data.pictures import Pictures
-from training.data.review import (
+from maya_vlm.training.data.files import sha256_text
+from maya_vlm.training.data.pictures import Pictures
+from maya_vlm.training.data.review import (
     COLUMNS,
     ReviewRow,
     direction,

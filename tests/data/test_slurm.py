@@ -17,9 +17,9 @@ import time
 
 import pytest
 
+from maya_vlm.training.data.engine import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.journal import read_journal
 from tests.data.tiny_worker import TinyWorker, make, read, sources
-from training.data.engine import ExecutorPlan, Job, run_jobs
-from training.data.journal import read_journal
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 pytestmark = [

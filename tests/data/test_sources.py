@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data.tiny_worker import read
-from training.data.external_sort import ExternalSort
-from training.data.files import sha256_file
-from training.data.pictures import Pictures, PictureTables
-from training.data.readers import language_of_file
-from training.data.records import SOURCE_SCHEMA, Record
-from training.data.sources import (
+from maya_vlm.training.data.external_sort import ExternalSort
+from maya_vlm.training.data.files import sha256_file
+from maya_vlm.training.data.pictures import Pictures, PictureTables
+from maya_vlm.training.data.readers import language_of_file
+from maya_vlm.training.data.records import SOURCE_SCHEMA, Record
+from maya_vlm.training.data.sources import (
     SourcePlan,
     Tally,
     build_sources,
@@ -31,7 +30,8 @@ from training.data.sources import (
     sorted_rows,
     source_key,
 )
-from training.data.validate import infer_source, validate, validate_sources
+from maya_vlm.training.data.validate import infer_source, validate, validate_sources
+from tests.data.tiny_worker import read
 
 
 def picture(color=(255, 0, 0)) -> bytes:
@@ -377,7 +377,7 @@ def test_external_sort_sorts(tmp_path_factory, keys, run_bytes):
 
 
 def test_external_sort_merges_runs_when_there_are_many(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.data.external_sort.MOST_RUNS", 3)
+    monkeypatch.setattr("maya_vlm.training.data.external_sort.MOST_RUNS", 3)
     sort = ExternalSort(tmp_path, run_bytes=1)
     for n in range(20, 0, -1):
         sort.add({"id": f"{n:02d}", "lang": "en"}, "")
@@ -534,7 +534,7 @@ def test_pictures_to_hand_on_are_decoded_within_limits(pictures, place, monkeypa
         store.read_checked("4.png")
     with pytest.raises(FileNotFoundError, match=r"'6.png': no such picture in"):
         store.read_checked("6.png")
-    for module in ("training.images", "training.data.pictures"):
+    for module in ("maya_vlm.training.images", "maya_vlm.training.data.pictures"):
         monkeypatch.setattr(f"{module}.MAX_BYTES", 5000)
     if place != "tables":
         with pytest.raises(ValueError, match=r"5,?0\d\d"):
@@ -674,7 +674,7 @@ def test_mini_dataset(tmp_path):
 def test_finished_sources_are_not_read_again(tmp_path, monkeypatch):
     plan = write_json(tmp_path / "x.json", [llava("1"), llava("2")])
     first, _ = build(plan, tmp_path)
-    monkeypatch.setattr("training.data.sources.read_source", None)
+    monkeypatch.setattr("maya_vlm.training.data.sources.read_source", None)
     assert build(plan, tmp_path)[0] == first
 
 

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
+from maya_vlm.training.cli import main
+from maya_vlm.training.data.engine import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.files import write_json
+from maya_vlm.training.data.journal import Journal
+from maya_vlm.training.data.status import Progress, format_status, survey
+from maya_vlm.training.data.units import run_unit
 from tests.data.tiny_worker import SCHEMA, TinyWorker, make, sources
-from training.cli import main
-from training.data.engine import ExecutorPlan, Job, run_jobs
-from training.data.files import write_json
-from training.data.journal import Journal
-from training.data.status import Progress, format_status, survey
-from training.data.units import run_unit
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from model_card.dataset_cards import write_dataset_card
+from maya_vlm.model_card.dataset_cards import write_dataset_card
+from maya_vlm.training.data.export import export_messages
+from maya_vlm.training.data.layout import LayoutPlan, assemble
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.tiny_llava import IMAGE_SIZE, save_tiny_llava
-from training.data.export import export_messages
-from training.data.layout import LayoutPlan, assemble
 
 MINI = Path(__file__).parents[2] / "training" / "data" / "mini"
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from training.cli import main
-from training.data.build import build_dataset
+from maya_vlm.training.cli import main
+from maya_vlm.training.data.build import build_dataset
 
 DATA = Path(__file__).resolve().parents[2] / "training" / "data"
 LISTED = json.loads((DATA / "mini_dataset" / "sensitive.json").read_text(encoding="utf-8"))

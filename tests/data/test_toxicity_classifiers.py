@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from training.data.toxicity.classifiers import ClassifierJudge, FunctionJudge
-from training.data.toxicity.verdicts import ImageRef
+from maya_vlm.training.data.toxicity.classifiers import ClassifierJudge, FunctionJudge
+from maya_vlm.training.data.toxicity.verdicts import ImageRef
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "scum", "kill", "you"]
 DETOXIFY = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]

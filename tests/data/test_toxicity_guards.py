@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from maya_vlm.training.data.endpoint import EndpointError
+from maya_vlm.training.data.toxicity.decisions import decide_build, format_summary
+from maya_vlm.training.data.toxicity.guards import GuardJudge, LocalChat
+from maya_vlm.training.data.toxicity.plan import JudgePlan, ToxicityPlan
+from maya_vlm.training.data.toxicity.protocols import PROTOCOLS
+from maya_vlm.training.data.toxicity.step import ToxicityStep
+from maya_vlm.training.data.toxicity.verdicts import ImageRef
+from maya_vlm.training.schema import build
 from tests.data.toxicity_judges import GuardServer, picture, source_row, write_build
 from tests.languages import PAPER
 from tests.tiny_maya import save_tiny_maya, tiny_picture
 from tests.tiny_processing import tiny_tokenizer
-from training.data.endpoint import EndpointError
-from training.data.toxicity.decisions import decide_build, format_summary
-from training.data.toxicity.guards import GuardJudge, LocalChat
-from training.data.toxicity.plan import JudgePlan, ToxicityPlan
-from training.data.toxicity.protocols import PROTOCOLS
-from training.data.toxicity.step import ToxicityStep
-from training.data.toxicity.verdicts import ImageRef
-from training.schema import build
 
 
 def judged(judge, items):

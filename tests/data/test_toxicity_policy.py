@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.languages import PAPER
-from training.data.toxicity.policy import (
+from maya_vlm.training.data.toxicity.policy import (
     JudgeRule,
     Outcome,
     Policy,
@@ -18,6 +17,7 @@ from training.data.toxicity.policy import (
     decide,
     outcome,
 )
+from tests.languages import PAPER
 
 CLEAN, REVIEW, DROP = (
     Outcome("clean", "c", None, frozenset(["safe"])),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.toxicity.protocols import PROTOCOLS, unsafe_probability
+from maya_vlm.training.data.toxicity.protocols import PROTOCOLS, unsafe_probability
 
 V12 = {"rating": "Unsafe", "category": "O3: Sexual Content", "rationale": "It shows ..."}
 V10 = {

@@ -8,17 +8,17 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
+from maya_vlm.training.data.files import sha256_text
+from maya_vlm.training.data.review import read_sheet
+from maya_vlm.training.data.toxicity.decisions import decide_build, format_summary
+from maya_vlm.training.data.toxicity.plan import ToxicityPlan
+from maya_vlm.training.data.toxicity.policy import JudgeRule, Policy
+from maya_vlm.training.data.toxicity.sheets import to_review, write_sheets
+from maya_vlm.training.data.toxicity.step import ToxicityStep
+from maya_vlm.training.schema import build
 from tests.data import toxicity_judges
 from tests.data.toxicity_judges import picture, source_row, write_build
 from tests.languages import MINI, PAPER
-from training.data.files import sha256_text
-from training.data.review import read_sheet
-from training.data.toxicity.decisions import decide_build, format_summary
-from training.data.toxicity.plan import ToxicityPlan
-from training.data.toxicity.policy import JudgeRule, Policy
-from training.data.toxicity.sheets import to_review, write_sheets
-from training.data.toxicity.step import ToxicityStep
-from training.schema import build
 
 WORDS = {
     "name": "words",

@@ -7,13 +7,13 @@ import pickle
 import pyarrow as pa
 import pytest
 
+from maya_vlm.training.data.checks import CheckPlan
+from maya_vlm.training.data.endpoint import EndpointError
+from maya_vlm.training.data.segments import Piece, lost_code, split
+from maya_vlm.training.data.translation import TRANSLATED, TranslateWorker, TranslatorPlan
+from maya_vlm.training.data.translator import LocalPlan
+from maya_vlm.training.schema import build
 from tests.data.endpoint_server import EndpointServer, Faults
-from training.data.checks import CheckPlan
-from training.data.endpoint import EndpointError
-from training.data.segments import Piece, lost_code, split
-from training.data.translation import TRANSLATED, TranslateWorker, TranslatorPlan
-from training.data.translator import LocalPlan
-from training.schema import build
 
 FRENCH = {
     "a black cat sits on a wooden chair": "un chat noir est assis sur une chaise en bois",

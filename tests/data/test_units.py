@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.tiny_worker import TinyWorker, read, rows, sources, write_source
-from training.data.files import atomic, sha256_file, write_json, write_parquet
-from training.data.fitting import Fitting
-from training.data.journal import Journal, read_journal
-from training.data.units import (
+from maya_vlm.training.data.files import atomic, sha256_file, write_json, write_parquet
+from maya_vlm.training.data.fitting import Fitting
+from maya_vlm.training.data.journal import Journal, read_journal
+from maya_vlm.training.data.units import (
     Stopped,
     UnitManifest,
     check_unit,
@@ -25,6 +24,7 @@ from training.data.units import (
     run_unit,
     run_units,
 )
+from tests.data.tiny_worker import TinyWorker, read, rows, sources, write_source
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def test_output_that_does_not_match_its_manifest_is_made_again(unit, damage, say
 
 def test_parquet_without_manifest_is_completed_from_its_journal(unit, monkeypatch):
     """What a kill between the two renames leaves costs no answer."""
-    monkeypatch.setattr("training.data.units.write_json", _raise)
+    monkeypatch.setattr("maya_vlm.training.data.units.write_json", _raise)
     with pytest.raises(OSError, match="no space"):
         run_unit(TinyWorker(), *unit)
     monkeypatch.undo()
@@ -461,7 +461,7 @@ SCRIPT = """
 import sys, resource
 from pathlib import Path
 from tests.data.tiny_worker import TinyWorker
-from training.data.units import run_unit
+from maya_vlm.training.data.units import run_unit
 {before}
 run_unit(TinyWorker(pause={pause}, concurrency=4), Path(sys.argv[1]), Path(sys.argv[2]))
 """

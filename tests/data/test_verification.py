@@ -13,24 +13,24 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.data.endpoint_server import EndpointServer
-from training.cli import main
-from training.data.back_translation import BackTranslationPlan
-from training.data.check_plan import CheckPlan
-from training.data.endpoint import EndpointPlan
-from training.data.quality import QualityPlan, QualityScorer
-from training.data.review import read_sheet, write_sheet
-from training.data.survey import LengthHistogram, Miner, shares_start, starts
-from training.data.translation import TRANSLATED
-from training.data.units import check_unit, run_units
-from training.data.verification import (
+from maya_vlm.training.cli import main
+from maya_vlm.training.data.back_translation import BackTranslationPlan
+from maya_vlm.training.data.check_plan import CheckPlan
+from maya_vlm.training.data.endpoint import EndpointPlan
+from maya_vlm.training.data.quality import QualityPlan, QualityScorer
+from maya_vlm.training.data.review import read_sheet, write_sheet
+from maya_vlm.training.data.survey import LengthHistogram, Miner, shares_start, starts
+from maya_vlm.training.data.translation import TRANSLATED
+from maya_vlm.training.data.units import check_unit, run_units
+from maya_vlm.training.data.verification import (
     VERIFIED,
     VerificationPlan,
     VerificationStep,
     VerifyWorker,
     final_rows,
 )
-from training.data.verify_report import format_report, rows_to_review
+from maya_vlm.training.data.verify_report import format_report, rows_to_review
+from tests.data.endpoint_server import EndpointServer
 
 THINGS = {
     "dog": "chien", "house": "maison", "tree": "arbre", "garden": "jardin", "boat": "bateau",
@@ -445,9 +445,9 @@ class TestQuality:
                 """
             )
         )
-        import training.data
+        import maya_vlm.training.data
 
-        program = Path(training.data.__file__).parent / "scorers/cometkiwi.py"
+        program = Path(maya_vlm.training.data.__file__).parent / "scorers/cometkiwi.py"
         plan = QualityPlan(
             [sys.executable, str(program), "--gpus", "0"],
             "Unbabel/wmt22-cometkiwi-da",

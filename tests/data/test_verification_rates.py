@@ -5,9 +5,9 @@ from collections import defaultdict
 
 import pytest
 
+from maya_vlm.training.data.checks import RowChecker
 from tests.benchmarks import verification_rates as study
 from tests.data.test_checks import GOOD, SOURCE
-from training.data.checks import RowChecker
 
 POOLS = {
     lang: [(SOURCE, text), (SOURCE.replace("woman", "child"), text[::-1])]
@@ -45,7 +45,7 @@ def test_intervals():
 
 def test_the_studys_phrases_are_not_the_lists():
     """A phrase copied into a list would measure itself."""
-    from training.data.comments import read_phrases
+    from maya_vlm.training.data.comments import read_phrases
 
     for lang, kinds in study._COMMENTS.items():
         lists = (study.ROOT / f"training/data/phrases/{lang}.yaml").read_text()

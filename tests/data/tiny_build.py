@@ -4,16 +4,16 @@ import json
 
 import pyarrow.parquet as pq
 
+from maya_vlm.training.data import translation
+from maya_vlm.training.data.endpoint import EndpointPlan
+from maya_vlm.training.data.layout import LayoutPlan
+from maya_vlm.training.data.plan import Plan, toxicity_step
+from maya_vlm.training.data.sources import SourcePlan, build_sources
+from maya_vlm.training.data.toxicity.decisions import decide_build
+from maya_vlm.training.data.toxicity.plan import JudgePlan, ToxicityPlan
+from maya_vlm.training.data.translator import TranslatorPlan
+from maya_vlm.training.data.units import run_units
 from tests.data.toxicity_judges import picture
-from training.data import translation
-from training.data.endpoint import EndpointPlan
-from training.data.layout import LayoutPlan
-from training.data.plan import Plan, toxicity_step
-from training.data.sources import SourcePlan, build_sources
-from training.data.toxicity.decisions import decide_build
-from training.data.toxicity.plan import JudgePlan, ToxicityPlan
-from training.data.translator import TranslatorPlan
-from training.data.units import run_units
 
 
 class TinyTranslator:

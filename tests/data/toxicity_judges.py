@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from training.data.files import write_parquet
-from training.data.records import SOURCE_SCHEMA
-from training.data.translation import TRANSLATED
+from maya_vlm.training.data.files import write_parquet
+from maya_vlm.training.data.records import SOURCE_SCHEMA
+from maya_vlm.training.data.translation import TRANSLATED
 
 WORDS = {"scum": "insult", "salaud": "insult", "kusoyaro": "insult", "kill": "threat"}
 asked_texts: list[str] = []

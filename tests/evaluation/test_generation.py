@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from maya_vlm.training.evaluation.generation import Question, answer
 from tests.tiny_maya import tiny_maya, tiny_picture
-from training.evaluation.generation import Question, answer
 
 TEXTS = [
     "What is this?",

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from training.evaluation.metrics import (
+from maya_vlm.training.evaluation.metrics import (
     in_script,
     mean_of_languages,
     normalise,

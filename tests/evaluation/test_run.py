@@ -6,11 +6,11 @@ import re
 import pytest
 from PIL import Image
 
+from maya_vlm.training.evaluation import mini
+from maya_vlm.training.evaluation.generation import Answer
+from maya_vlm.training.evaluation.results import FORMAT, Results, read_results, write_json
+from maya_vlm.training.evaluation.run import MINI, evaluate, language_groups, table
 from tests.tiny_maya import save_tiny_maya
-from training.evaluation import mini
-from training.evaluation.generation import Answer
-from training.evaluation.results import FORMAT, Results, read_results, write_json
-from training.evaluation.run import MINI, evaluate, language_groups, table
 
 pytest.importorskip("datasets")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.evaluation import lettering, mini, sheet
-from training.evaluation.generation import Answer
+from maya_vlm.training.evaluation import lettering, mini, sheet
+from maya_vlm.training.evaluation.generation import Answer
 
 LINES = {
     "en": "hatching chick (OK)!",

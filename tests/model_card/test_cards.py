@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_card.cards import MARKER, MINI_DATA, licence_texts, model_card, weaknesses
-from model_card.content import weights_sha256 as card_hash
-from model_card.dataset_cards import dataset_card
+from maya_vlm.model_card.cards import MARKER, MINI_DATA, licence_texts, model_card, weaknesses
+from maya_vlm.model_card.content import weights_sha256 as card_hash
+from maya_vlm.model_card.dataset_cards import dataset_card
+from maya_vlm.training.data.mini_dataset.sources import SOURCES
+from maya_vlm.training.evaluation import metrics
+from maya_vlm.training.evaluation.results import FORMAT, files_sha256
 from modeling_maya.convert_llava_cohere import convert
 from tests.modeling_maya import tiny_original as original
 from tests.tiny_maya import save_tiny_maya
-from training.data.mini_dataset.sources import SOURCES
-from training.evaluation import metrics
-from training.evaluation.results import FORMAT, files_sha256
 
 RECIPE = {
     "model": {

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_card.cards import MARKER
-from model_card.dataset_cards import dataset_card, read_manifest, write_dataset_card
-from model_card.publish_dataset import check_configs, check_files
+from maya_vlm.model_card.cards import MARKER
+from maya_vlm.model_card.dataset_cards import dataset_card, read_manifest, write_dataset_card
+from maya_vlm.model_card.publish_dataset import check_configs, check_files
+from maya_vlm.training.data.layout import LayoutPlan, assemble
+from maya_vlm.training.data.manifest import FORMAT
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
-from training.data.layout import LayoutPlan, assemble
-from training.data.manifest import FORMAT
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_card.publish import check_model, chosen_files, publish
+from maya_vlm.model_card.publish import check_model, chosen_files, publish
 from tests.bare_python import make_site, run_bare
 from tests.hub_server import HubServer, Repository
 from tests.tiny_maya import save_tiny_maya, tiny_maya, tiny_picture
@@ -37,7 +37,7 @@ SESSION = """
 import json
 from pathlib import Path
 from datasets import Dataset, load_dataset
-from model_card.publish import publish
+from maya_vlm.model_card.publish import publish
 from tests.tiny_maya import tiny_maya
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -171,7 +171,7 @@ def test_lines_of_the_card_answer_by_name(hub, told, tmp_path):
 
 
 def test_a_card_of_ones_own_is_kept(tmp_path):
-    from model_card.publish import _write_card
+    from maya_vlm.model_card.publish import _write_card
 
     folder = save_tiny_maya(tmp_path / "tiny")
     _write_card(folder, "user/tiny")

@@ -12,9 +12,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._http import default_client_factory
 
-from model_card import publish_dataset
-from model_card.content import Content
-from model_card.publish_dataset import push_dataset
+from maya_vlm.model_card import publish_dataset
+from maya_vlm.model_card.content import Content
+from maya_vlm.model_card.publish_dataset import push_dataset
 from tests.hub_server import TOKEN, HubServer, Repository
 
 OLD = {"data/old.parquet": b"old rows", "README.md": b"old card", "notes.txt": b"kept"}

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from maya_vlm.training.data.export import export_messages
+from maya_vlm.training.data.layout import LayoutPlan, assemble
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.hub_server import HubServer
-from training.data.export import export_messages
-from training.data.layout import LayoutPlan, assemble
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ SESSION = """
 import json
 from datasets import load_dataset
 from PIL import Image
-from model_card.publish import publish
+from maya_vlm.model_card.publish import publish
 
 told = {}
 for name, folder in FOLDERS.items():

@@ -10,7 +10,7 @@ import torch
 import transformers.integrations.flex_attention as transformers_flex
 from torch.nn.attention import flex_attention as torch_flex
 
-import training.attention
+import maya_vlm.training.attention
 
 
 def varlen_by_the_book(
@@ -40,7 +40,7 @@ def varlen_by_the_book(
 
 def use_cpu_kernels(monkeypatch) -> None:
     """torch's own unfused flex attention, whose gradients it only refuses on a CPU; varlen as above."""
-    monkeypatch.setattr(training.attention, "varlen_attn", varlen_by_the_book)
+    monkeypatch.setattr(maya_vlm.training.attention, "varlen_attn", varlen_by_the_book)
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(

@@ -34,14 +34,14 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from maya_vlm.training import head, trainer
+from maya_vlm.training.freezing import apply_rules
+from maya_vlm.training.launch import CONFIGS, environment, find_config, launch
+from maya_vlm.training.recipe import RECIPES, Rule, load_recipe
+from maya_vlm.training.run import _run as run_recipe
+from maya_vlm.training.run import train
+from maya_vlm.training.trainer import add_pair_loss, checkpoints
 from tests.tiny import IMAGE_TOKEN, VOCAB, tiny_images, tiny_model
-from training import head, trainer
-from training.freezing import apply_rules
-from training.launch import CONFIGS, environment, find_config, launch
-from training.recipe import RECIPES, Rule, load_recipe
-from training.run import _run as run_recipe
-from training.run import train
-from training.trainer import add_pair_loss, checkpoints
 
 from .tiny_run import logged, make_recipe, training_log, write
 
@@ -57,7 +57,7 @@ RULES = {
     "finetune": [Rule("vision_tower", "frozen"), Rule(".*", 1.0)],
 }
 # What the console script `maya` is.
-MAYA = "import sys; from training.cli import main; sys.exit(main())"
+MAYA = "import sys; from maya_vlm.training.cli import main; sys.exit(main())"
 
 
 def test_every_shipped_config_is_tested():
@@ -382,8 +382,8 @@ def test_the_command_starts_as_many_processes_as_the_recipe_says(tmp_path):
 
 TERMINATED = """
 import os, signal, sys
-from training import trainer
-from training.cli import main
+from maya_vlm.training import trainer
+from maya_vlm.training.cli import main
 original = trainer.LineCallback.on_log
 def on_log(self, args, state, control, **kwargs):
     original(self, args, state, control, **kwargs)

@@ -12,10 +12,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, CohereConfig, SiglipVisionConfig
 from transformers.utils import is_bitsandbytes_available
 
-from modeling_maya import MayaConfig, MayaForConditionalGeneration
-from tests.tiny import tiny_inputs, tiny_model
-from training import adapters
-from training.adapters import (
+from maya_vlm.training import adapters
+from maya_vlm.training.adapters import (
     ADAPTER,
     WEIGHTS,
     add_adapter,
@@ -28,11 +26,20 @@ from training.adapters import (
     target_layers,
     trained_modules,
 )
-from training.estimate import stage_memory
-from training.freezing import apply_rules, format_table, parameter_groups
-from training.recipe import RECIPES, AdapterRecipe, DataRecipe, Rule, StageRecipe, load_recipe
-from training.run import train
-from training.trainer import LineCallback, MayaTrainer
+from maya_vlm.training.estimate import stage_memory
+from maya_vlm.training.freezing import apply_rules, format_table, parameter_groups
+from maya_vlm.training.recipe import (
+    RECIPES,
+    AdapterRecipe,
+    DataRecipe,
+    Rule,
+    StageRecipe,
+    load_recipe,
+)
+from maya_vlm.training.run import train
+from maya_vlm.training.trainer import LineCallback, MayaTrainer
+from modeling_maya import MayaConfig, MayaForConditionalGeneration
+from tests.tiny import tiny_inputs, tiny_model
 
 from .tiny_run import logged, make_recipe, training_log, write
 

@@ -12,9 +12,8 @@ import torch
 from torch.nn.attention.flex_attention import create_mask
 from torch.nn.functional import scaled_dot_product_attention
 
-import training.attention
-from tests.tiny import DECODERS
-from training.attention import (
+import maya_vlm.training.attention
+from maya_vlm.training.attention import (
     block_mask,
     choose_attention,
     dense_mask,
@@ -24,7 +23,8 @@ from training.attention import (
     segment_attention,
     varlen_attention,
 )
-from training.run import train
+from maya_vlm.training.run import train
+from tests.tiny import DECODERS
 
 from .cpu_kernels import use_cpu_kernels
 from .tiny_run import logged, make_recipe, write
@@ -256,9 +256,11 @@ def test_the_recipe_names_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"model.attention: expected .*'segments'.*, found .*sdpa"):
         train(str(write(recipe, tmp_path / "sdpa.yaml")))
     planned = []
-    original = training.attention._check_window
+    original = maya_vlm.training.attention._check_window
     monkeypatch.setattr(
-        training.attention, "_check_window", lambda *a: planned.append(name) or original(*a)
+        maya_vlm.training.attention,
+        "_check_window",
+        lambda *a: planned.append(name) or original(*a),
     )
     logs = {}
     for name in ("segments", "dense"):

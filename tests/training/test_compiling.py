@@ -8,12 +8,12 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
+from maya_vlm.training.attention import set_attention
+from maya_vlm.training.collator import Encoded, lay_out, pack_group
+from maya_vlm.training.compiling import compile_layers
+from maya_vlm.training.run import train
+from maya_vlm.training.trainer import add_pair_loss
 from tests.tiny import IMAGE_TOKEN, tiny_images, tiny_model
-from training.attention import set_attention
-from training.collator import Encoded, lay_out, pack_group
-from training.compiling import compile_layers
-from training.run import train
-from training.trainer import add_pair_loss
 
 from .cpu_kernels import use_cpu_kernels
 from .tiny_run import logged, make_recipe, write

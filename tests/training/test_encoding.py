@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from maya_vlm.training.encoding import ConversationEncoder
+from maya_vlm.training.groups import Conversation
 from processing_maya import load_chat_template
 from tests.tiny_processing import TEXTS, tiny_processor
-from training.encoding import ConversationEncoder
-from training.groups import Conversation
 
 
 def conversation(messages, images=1):

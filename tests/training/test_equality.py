@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers.models.cohere import modeling_cohere
 
+from maya_vlm.training.attention import block_mask, dense_mask, row_plan, set_attention
+from maya_vlm.training.collator import Encoded, lay_out, pack_group, shared_prefix
+from maya_vlm.training.trainer import add_pair_loss
 from tests.tiny import IMAGE_TOKEN, VOCAB, tiny_images, tiny_model
-from training.attention import block_mask, dense_mask, row_plan, set_attention
-from training.collator import Encoded, lay_out, pack_group, shared_prefix
-from training.trainer import add_pair_loss
 
 from .cpu_kernels import use_cpu_kernels
 

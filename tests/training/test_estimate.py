@@ -6,11 +6,9 @@ import math
 import pytest
 import torch
 
-from modeling_maya import MayaConfig
-from tests.tiny import tiny_config, tiny_inputs, tiny_model
-from training import cli
-from training.assemble import build_maya
-from training.estimate import (
+from maya_vlm.training import cli
+from maya_vlm.training.assemble import build_maya
+from maya_vlm.training.estimate import (
     GIB,
     GPUS,
     Device,
@@ -23,9 +21,11 @@ from training.estimate import (
     sharding,
     stage_memory,
 )
-from training.flops import forward_flops, learning, visible_pairs
-from training.freezing import apply_rules, parameter_groups
-from training.recipe import RECIPES, AdapterRecipe, Rule, StageRecipe
+from maya_vlm.training.flops import forward_flops, learning, visible_pairs
+from maya_vlm.training.freezing import apply_rules, parameter_groups
+from maya_vlm.training.recipe import RECIPES, AdapterRecipe, Rule, StageRecipe
+from modeling_maya import MayaConfig
+from tests.tiny import tiny_config, tiny_inputs, tiny_model
 
 from .tiny_run import make_recipe, write
 
@@ -40,7 +40,7 @@ def offline(monkeypatch):
     """No network, and no time for measuring a peak."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
-        "training.estimate.this_device", lambda cuda: Device("CPU", 1e11, 4 * GIB, "given")
+        "maya_vlm.training.estimate.this_device", lambda cuda: Device("CPU", 1e11, 4 * GIB, "given")
     )
 
 
@@ -299,7 +299,7 @@ def test_the_8b_recipes_without_a_network(name, overrides, trained, monkeypatch,
     def asked(*args):
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("training.assemble._load", asked)
+    monkeypatch.setattr("maya_vlm.training.assemble._load", asked)
     (found,) = estimate(name, overrides, gpu="h100")
     assert sum(row.parameters for row in found.rows if row.rate is not None) == trained
     assert sum(row.parameters for row in found.rows) == 8_028_033_024 + 19_931_136 + 78_753_792
@@ -333,7 +333,7 @@ def test_the_8b_recipes_without_a_network(name, overrides, trained, monkeypatch,
 
 
 def test_data_that_are_not_here_and_of_which_nothing_is_said(monkeypatch):
-    monkeypatch.setattr("training.estimate.assumed_work", lambda *_: None)
+    monkeypatch.setattr("maya_vlm.training.estimate.assumed_work", lambda *_: None)
     (found,) = estimate("maya-8b/finetune", ["processes=8"], gpu="h100")
     assert found.work is None
     assert found.seconds is None

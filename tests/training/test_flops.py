@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from processing_maya import MayaProcessor
-from tests.tiny import TOWERS, tiny_config, tiny_inputs, tiny_model
-from training.adapters import add_adapter
-from training.attention import dense_mask
-from training.collator import GroupCollator, pack_group
-from training.flops import (
+from maya_vlm.training.adapters import add_adapter
+from maya_vlm.training.attention import dense_mask
+from maya_vlm.training.collator import GroupCollator, pack_group
+from maya_vlm.training.flops import (
     DECODERS,
     device_peak,
     forward_flops,
@@ -18,10 +16,12 @@ from training.flops import (
     training_flops,
     visible_pairs,
 )
-from training.freezing import apply_rules
-from training.groups import GroupData
-from training.recipe import AdapterRecipe, Rule, load_recipe
-from training.run import train
+from maya_vlm.training.freezing import apply_rules
+from maya_vlm.training.groups import GroupData
+from maya_vlm.training.recipe import AdapterRecipe, Rule, load_recipe
+from maya_vlm.training.run import train
+from processing_maya import MayaProcessor
+from tests.tiny import TOWERS, tiny_config, tiny_inputs, tiny_model
 
 from .tiny_run import make_recipe, training_log, write
 
@@ -157,7 +157,7 @@ def test_a_peak_is_measured():
 
 def test_a_known_gpu_has_its_data_sheet(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    monkeypatch.setattr("training.flops.measure_peak", lambda *_, **__: 7.0)
+    monkeypatch.setattr("maya_vlm.training.flops.measure_peak", lambda *_, **__: 7.0)
     peak, source = device_peak(torch.device("cuda", 0), torch.bfloat16)
     assert peak == 989.4e12
     assert source == "NVIDIA H200, data sheet, dense bfloat16"
@@ -176,8 +176,8 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
         given.append(arguments)
         return training_flops(*arguments, **work)
 
-    monkeypatch.setattr("training.trainer.training_flops", spy)
-    monkeypatch.setattr("training.trainer.device_peak", lambda *_: (1e3, "a test"))
+    monkeypatch.setattr("maya_vlm.training.trainer.training_flops", spy)
+    monkeypatch.setattr("maya_vlm.training.trainer.device_peak", lambda *_: (1e3, "a test"))
     path = write(make_recipe(tmp_path), tmp_path / "r.yaml")
     folder = train(str(path), ["stages.0.args.max_steps=1", "stages.1.args.max_steps=1"])
     recipe = load_recipe(path)
@@ -213,7 +213,8 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
 def test_the_peak_is_of_the_precision_that_is_computed_in(tmp_path, monkeypatch, dtype, mixed):
     asked = []
     monkeypatch.setattr(
-        "training.trainer.device_peak", lambda device, kind: asked.append(kind) or (1e3, "a test")
+        "maya_vlm.training.trainer.device_peak",
+        lambda device, kind: asked.append(kind) or (1e3, "a test"),
     )
     recipe = make_recipe(tmp_path)
     recipe["model"]["dtype"] = dtype

@@ -2,9 +2,9 @@
 
 import pytest
 
+from maya_vlm.training.freezing import apply_rules, format_table, parameter_groups
+from maya_vlm.training.recipe import Rule
 from tests.tiny import tiny_model
-from training.freezing import apply_rules, format_table, parameter_groups
-from training.recipe import Rule
 
 
 def test_first_rule_decides_and_the_table_says_so():

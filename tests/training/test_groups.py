@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from maya_vlm.training.collator import GroupCollator
+from maya_vlm.training.groups import GroupData
+from maya_vlm.training.recipe import AugmentRecipe, DataRecipe, Rule, StageRecipe
+from maya_vlm.training.streaming import open_groups
 from tests.tiny_processing import tiny_processor
-from training.collator import GroupCollator
-from training.groups import GroupData
-from training.recipe import AugmentRecipe, DataRecipe, Rule, StageRecipe
-from training.streaming import open_groups
 
 from .tiny_run import make_data, one_row
 

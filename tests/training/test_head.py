@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import training.head
+import maya_vlm.training.head
+from maya_vlm.training.head import token_losses
+from maya_vlm.training.trainer import add_pair_loss
 from tests.tiny import tiny_inputs, tiny_model
-from training.head import token_losses
-from training.trainer import add_pair_loss
 
 WIDTH, VOCAB = 12, 50
 
@@ -32,7 +32,7 @@ def gradients(loss, hidden, head):
 @pytest.mark.parametrize("scale", [1.0, 0.0625])
 @pytest.mark.parametrize("tile", [1, 10 * VOCAB, 37 * VOCAB, 1 << 25])
 def test_tiles_equal_the_whole(monkeypatch, tile, scale, bias):
-    monkeypatch.setitem(training.head.TILE, "cpu", tile)
+    monkeypatch.setitem(maya_vlm.training.head.TILE, "cpu", tile)
     hidden, head, labels = parts(bias=bias)
     expected, right = whole(hidden, head, labels, scale)
     total, losses, correct = token_losses(hidden, head, labels, scale)
@@ -47,7 +47,7 @@ def test_tiles_equal_the_whole(monkeypatch, tile, scale, bias):
 
 
 def test_what_is_frozen_gets_no_gradient(monkeypatch):
-    monkeypatch.setitem(training.head.TILE, "cpu", 10 * VOCAB)
+    monkeypatch.setitem(maya_vlm.training.head.TILE, "cpu", 10 * VOCAB)
     hidden, head, labels = parts()
     head.requires_grad_(False)
     total, losses, correct = token_losses(hidden, head, labels, 1.0)
@@ -82,7 +82,7 @@ def test_backward_runs_once():
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_half_precision_is_as_good_as_autograd(monkeypatch, weights):
     """In bfloat16, by autocast or by weights: no further from float64 than the whole logits are."""
-    monkeypatch.setitem(training.head.TILE, "cpu", 10 * VOCAB)
+    monkeypatch.setitem(maya_vlm.training.head.TILE, "cpu", 10 * VOCAB)
     hidden, head, labels = parts(dtype=weights)
     exact = torch.nn.Linear(WIDTH, VOCAB, bias=False, dtype=torch.float64)
     exact.weight.data.copy_(head.weight)
@@ -113,7 +113,7 @@ def test_only_supervised_positions_are_scored(monkeypatch):
     expected = model(**inputs, labels=labels).loss
     scored = []
     monkeypatch.setattr(
-        training.head,
+        maya_vlm.training.head,
         "linear",
         lambda x, *rest: scored.append(len(x)) or torch.nn.functional.linear(x, *rest),
     )

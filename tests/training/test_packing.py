@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from maya_vlm.training.collator import GroupCollator, pack_group
+from maya_vlm.training.groups import GroupData
+from maya_vlm.training.packing import divide
+from maya_vlm.training.recipe import DataRecipe
 from tests.tiny import IMAGE_TOKEN
 from tests.tiny_processing import tiny_processor
-from training.collator import GroupCollator, pack_group
-from training.groups import GroupData
-from training.packing import divide
-from training.recipe import DataRecipe
 
 from .test_equality import conversations
 from .tiny_run import make_data, one_row

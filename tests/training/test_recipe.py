@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.recipe import RECIPES, count_steps, find_recipe, load_recipe, write_recipe
-from training.schema import read_mapping, resolve_path, to_dict
+from maya_vlm.training.recipe import RECIPES, count_steps, find_recipe, load_recipe, write_recipe
+from maya_vlm.training.schema import read_mapping, resolve_path, to_dict
 
 GOOD = {
     "output_dir": "runs/x",

@@ -11,8 +11,8 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessException
 
-from training import trainer
-from training.run import train
+from maya_vlm.training import trainer
+from maya_vlm.training.run import train
 
 from .tiny_run import logged, make_recipe, write
 from .tiny_stream import make_rows, make_tables

@@ -13,14 +13,14 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from maya_vlm.training import run as run_module
+from maya_vlm.training.collator import GroupCollator
+from maya_vlm.training.groups import GroupData
+from maya_vlm.training.recipe import find_recipe, load_recipe
+from maya_vlm.training.run import Stopped, check_manifest, make_manifest, train
+from maya_vlm.training.trainer import MayaTrainer, checkpoints, language_metrics
 from tests.tiny import DECODERS
 from tests.tiny_processing import tiny_processor
-from training import run as run_module
-from training.collator import GroupCollator
-from training.groups import GroupData
-from training.recipe import find_recipe, load_recipe
-from training.run import Stopped, check_manifest, make_manifest, train
-from training.trainer import MayaTrainer, checkpoints, language_metrics
 
 from .tiny_run import logged, make_recipe, training_log, write
 from .tiny_stream import make_rows
@@ -154,8 +154,8 @@ def test_the_folder_loads_in_a_fresh_process(finished, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from training import trainer
-from training.run import train
+from maya_vlm.training import trainer
+from maya_vlm.training.run import train
 stage, step = sys.argv[2], int(sys.argv[3])
 original = trainer.LineCallback.on_log
 def on_log(self, args, state, control, **kwargs):
@@ -195,8 +195,8 @@ def test_killed_and_continued_is_the_same_run(finished, tmp_path, capsys):
 
 ENDED = """
 import os, signal, subprocess, sys, time
-from training import trainer
-from training.cli import main
+from maya_vlm.training import trainer
+from maya_vlm.training.cli import main
 original = trainer.LineCallback.on_log
 def on_log(self, args, state, control, **kwargs):
     original(self, args, state, control, **kwargs)
@@ -537,7 +537,7 @@ def test_bad_input_of_a_process_is_one_line(error, message, tmp_path, monkeypatc
 def test_two_processes_equal_one(finished, tmp_path):
     path, straight = finished
     output = tmp_path / "two"
-    code = "import sys; from training.run import train; train(sys.argv[1], ['processes=2'], output_dir=sys.argv[2])"
+    code = "import sys; from maya_vlm.training.run import train; train(sys.argv[1], ['processes=2'], output_dir=sys.argv[2])"
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(path), str(output)],
@@ -613,10 +613,10 @@ def test_logged_numbers_equal_a_plain_forward(finished):
     """The first log line of finetune, recomputed row by row with the model's own forward."""
     import math
 
+    from maya_vlm.training.collator import GroupCollator
+    from maya_vlm.training.groups import GroupData
     from modeling_maya import MayaForConditionalGeneration
     from processing_maya import MayaProcessor
-    from training.collator import GroupCollator
-    from training.groups import GroupData
 
     path, folder = finished
     recipe = load_recipe(path)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from training.signals import end_by_parent_only, handling
+from maya_vlm.training.signals import end_by_parent_only, handling
 
 
 @pytest.fixture(autouse=True)

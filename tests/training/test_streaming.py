@@ -16,14 +16,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from maya_vlm.training.collator import GroupCollator
+from maya_vlm.training.groups import GroupData
+from maya_vlm.training.joined import Filters, Joined, image_groups
+from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe, load_recipe
+from maya_vlm.training.streaming import StreamedGroups, open_groups
+from maya_vlm.training.tables import StorageError, Table, find_files
 from tests.hub_server import HubServer
 from tests.tiny_processing import tiny_processor
-from training.collator import GroupCollator
-from training.groups import GroupData
-from training.joined import Filters, Joined, image_groups
-from training.recipe import DataRecipe, Rule, StageRecipe, load_recipe
-from training.streaming import StreamedGroups, open_groups
-from training.tables import StorageError, Table, find_files
 
 from .test_packing import share, targets
 from .tiny_run import make_recipe, write
@@ -93,7 +93,7 @@ def test_captions_come_with_their_image(tmp_path, built):
 
 
 def load(content: bytes):
-    from training.images import load_image
+    from maya_vlm.training.images import load_image
 
     return load_image(content)
 
@@ -638,8 +638,8 @@ FROM_HUB = """
 import json, sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from training.recipe import DataRecipe, Rule, StageRecipe
-from training.streaming import open_groups
+from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe
+from maya_vlm.training.streaming import open_groups
 folder, pinned = Path(sys.argv[1]), Path(sys.argv[2])
 api = HfApi()
 api.create_repo("user/captions", repo_type="dataset")

@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 from transformers import CohereForCausalLM, SiglipImageProcessorPil, SiglipVisionModel
 
+from maya_vlm.training.collator import GroupCollator
+from maya_vlm.training.groups import GroupData
 from tests.tiny import DECODERS, IMAGE_SIZE, TOWERS, enlarge
 from tests.tiny_processing import tiny_processor, tiny_tokenizer
-from training.collator import GroupCollator
-from training.groups import GroupData
 
 WORDS = {
     "en": ("What is shown?", "a small red boat"),

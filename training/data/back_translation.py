@@ -14,8 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from training.schema import digest
-
+from ..schema import digest
 from .endpoint import Endpoint, EndpointPlan
 from .identify import language_name
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.signals import handling
-
+from ..signals import handling
 from .engine import Job, run_jobs
 from .plan import (
     Plan,

@@ -18,8 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.schema import digest, to_dict
-
+from ..schema import digest, to_dict
 from .check_plan import CHECKS, DEFAULTS, HARD, LENGTHS, CheckPlan, Flag, LengthBin
 from .comments import excused, read_phrases
 from .identify import Identified, Identifier, code_of, primary, scripts

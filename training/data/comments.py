@@ -12,8 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from training.schema import digest
-
+from ..schema import digest
 from .identify import primary
 
 

@@ -15,7 +15,7 @@ import os
 import random
 import time
 from dataclasses import dataclass, field
-from datetime import timezone
+from datetime import UTC
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -224,7 +224,7 @@ class Endpoint:
                 status, headers = response.status, response.headers
         except aiohttp.ClientConnectorError as error:
             return _Fault(self._line(str(error)), unreachable=True)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return _Fault(f"no answer within {self.plan.timeout:g} s")
         except (aiohttp.ClientError, OSError) as error:
             return _Fault(self._line(f"{type(error).__name__}: {error}"))
@@ -301,6 +301,6 @@ def _seconds(retry_after: str | None) -> float:
         except ValueError:
             return 0.0
         if when.tzinfo is None:
-            when = when.replace(tzinfo=timezone.utc)
+            when = when.replace(tzinfo=UTC)
         seconds = when.timestamp() - time.time()
     return seconds if 0 < seconds < float("inf") else 0.0

@@ -27,8 +27,7 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
-from training.signals import handling
-
+from ..signals import handling
 from .files import write_bytes, write_json
 from .status import UNITS, Progress
 from .units import Stopped, UnitManifest, Worker, check_unit, run_units
@@ -201,7 +200,7 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         # What takes seconds to import is imported once for all ranks.
-        context.set_forkserver_preload(["training.data.plan"])
+        context.set_forkserver_preload(["maya_vlm.training.data.plan"])
         waiting = list(range(self.tasks))
         running: dict[Any, tuple[Any, Connection, int]] = {}
         error: Exception | None = None

@@ -32,8 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from training.schema import digest
-
+from ..schema import digest
 from . import messages_config
 from .external_sort import ExternalSort
 from .files import sha256_file, write_json

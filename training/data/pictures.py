@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.images import MAX_BYTES, load_image, read_picture
+from ..images import MAX_BYTES, load_image, read_picture
 
 # What a damaged zip raises (its readers are zlib's and lzma's), and a name that no file can have.
 _BROKEN = (

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from training.schema import build, digest, read_mapping, resolve_paths, to_dict
-
+from ..schema import build, digest, read_mapping, resolve_paths, to_dict
 from .check_plan import CheckPlan
 from .checks import RowChecker
 from .engine import ExecutorPlan

@@ -20,8 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.schema import build, digest, read_mapping, resolve_paths, to_dict
-
+from ..schema import build, digest, read_mapping, resolve_paths, to_dict
 from .files import write_json, write_parquet
 from .preamble_report import write_report
 from .prompts import variants

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from training.schema import build, digest, read_mapping
+from ..schema import build, digest, read_mapping
 
 FOLDER = Path(__file__).parent / "preambles"
 _PLACE = re.compile(r"\{(\w+)\}")

@@ -106,7 +106,7 @@ class QualityScorer:
             process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), 10)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
@@ -164,7 +164,7 @@ class QualityScorer:
         assert self._process.stdout is not None
         try:
             line = await asyncio.wait_for(self._process.stdout.readline(), self.plan.timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise OSError(f"{self._name}: no answer within {self.plan.timeout:g} s") from None
         except ValueError:
             raise ValueError(f"{self._name}: a line longer than {_LINE_LIMIT} bytes") from None

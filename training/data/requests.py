@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.schema import read_mapping
+from ..schema import read_mapping
 
 # LLaVA's eleven requests for a brief description (arXiv 2304.08485, table 11).
 REQUESTS = (

@@ -32,8 +32,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.images import load_image
-
+from ..images import load_image
 from .files import sha256_text, write_bytes, write_json, write_parquet
 from .identify import SCRIPTS, primary
 from .pictures import Pictures

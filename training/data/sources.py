@@ -23,9 +23,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from training.images import load_image
-from training.schema import digest, to_dict
-
+from ..images import load_image
+from ..schema import digest, to_dict
 from .external_sort import ExternalSort
 from .files import atomic, sha256_file, write_bytes, write_json, write_parquet
 from .pictures import Pictures

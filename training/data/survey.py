@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from training.schema import digest
-
+from ..schema import digest
 from .check_plan import LengthBin
 from .files import sha256_file, write_json
 from .identify import scripts

@@ -20,8 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from training.schema import digest
-
+from ..schema import digest
 from .checks import CheckPlan, Flag, RowChecker
 from .endpoint import Answer
 from .prompts import Prompt, examples

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from training.schema import build, read_mapping
-
+from ..schema import build, read_mapping
 from .endpoint import Answer, Endpoint, EndpointPlan
 from .prompts import Brackets, Prompt, read_prompt, translategemma_prompt
 

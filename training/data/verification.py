@@ -26,8 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.schema import digest
-
+from ..schema import digest
 from .back_translation import (
     SAMPLE,
     BackTranslationPlan,

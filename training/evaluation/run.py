@@ -7,7 +7,7 @@ another concept: what remains there was learned from the texts alone.
 import os
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def evaluate(
     own, given = asked["model"], answers["model"]
     results: Results = {
         "format": FORMAT,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "package": package(),
         "settings": {
             "benchmark": "mini",
