@@ -90,6 +90,10 @@ def dataset_card(folder: Path, repo_id: str) -> str:
     configs.append(
         {"config_name": "images", "data_files": [{"split": "train", "path": "images/*.parquet"}]}
     )
+    embedded = sorted({f.stem.split("-")[0] for f in (folder / "messages").glob("*.parquet")})
+    if embedded:
+        data_files = [{"split": s, "path": f"messages/{s}-*.parquet"} for s in embedded]
+        configs.append({"config_name": "messages", "data_files": data_files})
     metadata = {
         "language": languages,
         "license": "unknown",
@@ -146,6 +150,7 @@ def _built_card(folder: Path, manifest: dict[str, Any], repo_id: str) -> str:
         "default": next(iter(manifest["configs"])),
         "found": _found(manifest["toxicity"]),
         "column": "messages" if conversations else "caption",
+        "messages": manifest["messages"] if "messages" in manifest["configs"] else None,
     }
     return render("dataset_built.md.jinja", metadata, values)
 

@@ -142,9 +142,12 @@ def _rows(data: Any) -> int:
 
     if isinstance(data, datasets.Dataset):
         return len(data)
+    undecoded = datasets.Image(decode=False)
     for name, feature in (data.features or {}).items():
         if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
+            data = data.cast_column(name, undecoded)
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            data = data.cast_column(name, datasets.List(undecoded))
     return sum(len(table) for table in data.with_format("arrow").iter(batch_size=1000))
 
 

@@ -97,6 +97,17 @@ def load_image(
     return _decode(data, name, max_pixels)
 
 
+def read_picture(path: str | os.PathLike, *, root: str | os.PathLike | None = None) -> bytes:
+    """Return the bytes of a picture file, opened as `load_image` opens it and decoded once.
+
+    For copying a picture unchanged. Raises as `load_image` does.
+    """
+    name = _describe(path)
+    data = _read_file(Path(path), root, MAX_BYTES, name, True)
+    _decode(data, name, MAX_PIXELS)
+    return data
+
+
 def _describe(source: Any) -> str:
     if isinstance(source, Image.Image):
         return (

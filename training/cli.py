@@ -106,16 +106,26 @@ def _data_policy(args: argparse.Namespace) -> None:
 
 
 def _data_export(args: argparse.Namespace) -> None:
-    from .data.export import export_llava
+    from .data.export import export_llava, export_messages
 
-    for path, rows in export_llava(
-        args.folder,
-        args.output,
-        languages=args.languages,
-        toxicity_free=args.toxicity_free,
-        requests=args.requests,
-    ).items():
+    common = {
+        "languages": args.languages,
+        "toxicity_free": args.toxicity_free,
+        "requests": args.requests,
+        "images": args.images,
+    }
+    if args.format == "llava":
+        done = export_llava(args.folder, args.output, **common, with_images=not args.no_images)
+    elif args.no_images:
+        raise ValueError(
+            "--no-images: expected --format llava, found messages, which embeds the pictures: leave "
+            "the option out"
+        )
+    else:
+        done = export_messages(args.folder, args.output, **common)
+    for path, rows in done.files.items():
         print(f"{path}: {rows:,} rows")
+    print(f"{done.pictures:,} different pictures")
 
 
 def _data_validate(args: argparse.Namespace) -> None:
@@ -306,14 +316,32 @@ def build_parser() -> argparse.ArgumentParser:
         "--sheets", action="store_true", help="write review sheets, pictures blurred"
     )
     export = _subcommand(
-        datasets, "export", _data_export, "a built dataset as JSON of others", loads_code=False
+        datasets, "export", _data_export, "a dataset as other trainers read it", loads_code=False
     )
-    export.add_argument("folder", type=Path, help="a build's output_dir, or its dataset folder")
+    export.add_argument(
+        "folder", type=Path, help="a build's output_dir, its dataset folder, or the mini dataset's"
+    )
     export.add_argument("--output", type=Path, required=True, help="the folder to write")
-    export.add_argument("--format", choices=["llava"], default="llava")
+    export.add_argument(
+        "--format",
+        choices=["llava", "messages"],
+        default="llava",
+        help="LLaVA's JSON with the pictures beside it (default), or parquet of `messages` + `images` "
+        "with the pictures embedded, for TRL",
+    )
     export.add_argument("--languages", nargs="+", metavar="LANG", help="only these")
     export.add_argument(
-        "--requests", type=Path, help="YAML: language -> what is asked for a caption (English)"
+        "--images",
+        type=Path,
+        metavar="FOLDER_OR_ZIP",
+        help="where the pictures are, if the dataset does not hold them",
+    )
+    export.add_argument("--no-images", action="store_true", help="only the texts (--format llava)")
+    export.add_argument(
+        "--requests",
+        type=Path,
+        help="YAML: language -> list of what is asked for a caption (default: English for llava, "
+        "the row's language for messages)",
     )
     export.add_argument("--toxicity-free", action="store_true", help="only clean rows")
     validate = _subcommand(

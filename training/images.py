@@ -1,4 +1,4 @@
-"""The guarded reader of pictures, `load_image`: the one that every saved Maya carries as its own code.
+"""The guarded reader of pictures, the one that every saved Maya carries as its own code.
 
 The file is taken out of its package, `processing_maya`, because importing the package imports torch
 and transformers: seconds and memory that building a dataset does not need.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from processing_maya.image_loading_maya import load_image
+    from processing_maya.image_loading_maya import MAX_BYTES, load_image, read_picture
 else:
     _package = importlib.util.find_spec("processing_maya")
     _spec = importlib.util.spec_from_file_location(
@@ -19,6 +19,7 @@ else:
     )
     _module = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_module)
-    load_image = _module.load_image
+    MAX_BYTES = _module.MAX_BYTES
+    load_image, read_picture = _module.load_image, _module.read_picture
 
-__all__ = ["load_image"]
+__all__ = ["MAX_BYTES", "load_image", "read_picture"]

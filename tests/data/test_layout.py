@@ -89,7 +89,7 @@ def test_configs_load_streaming_and_not_with_the_counts_of_the_manifest(tmp_path
     manifest = assemble(plan)
     root = plan.folder / "dataset"
     write_dataset_card(root)
-    names = {"all", "en", "fr", "hi", "rejected", "images"}
+    names = {"all", "en", "fr", "hi", "rejected", "images", "messages"}
     if judged:
         names |= {"toxicity_audit", "toxicity_free"}
         names |= {f"{lang}_toxicity_free" for lang in ("en", "fr", "hi")}
@@ -278,7 +278,7 @@ def test_configs_are_globs_over_one_copy():
         "rejected": 5,
     }
     assert matching(files, "data/*") == []
-    assert set(FOLDERS) == {"data", "rejected", "images", "audit"}
+    assert set(FOLDERS) == {"data", "rejected", "images", "messages", "audit"}
 
 
 def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
@@ -314,7 +314,14 @@ def test_the_command_builds_a_folder_with_a_card_and_exports_it(tmp_path, capsys
     assert "4 captions in 1 language (English `en`)." in (dataset / "README.md").read_text()
     assert "No judge has looked" in (dataset / "README.md").read_text()
     out = tmp_path / "out"
-    assert main(["data", "export", str(tmp_path / "build"), "--output", str(out)]) == 0
+    export = ["data", "export", str(tmp_path / "build"), "--output", str(out)]
+    assert main(export) == 2
+    assert "say where they are with --images FOLDER_OR_ZIP" in capsys.readouterr().err
+    assert main([*export, "--images", str(tmp_path / "in" / "pictures")]) == 0
+    assert capsys.readouterr().out == f"{out}/plain.en.json: 4 rows\n4 different pictures\n"
+    assert main([*export, "--no-images"]) == 0
     assert f"{out}/plain.en.json: 4 rows" in capsys.readouterr().out
     assert main(["data", "export", str(dataset), "--output", str(out), "--toxicity-free"]) == 2
     assert "no judge has read it" in capsys.readouterr().err
+    assert main([*export, "--no-images", "--format", "messages"]) == 2
+    assert "--no-images: expected --format llava, found messages" in capsys.readouterr().err

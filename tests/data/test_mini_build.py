@@ -23,6 +23,7 @@ from maya_vlm.training.data.mini_dataset import concepts as concepts_module
 from maya_vlm.training.data.mini_dataset import sources as sources_module
 from maya_vlm.training.data.mini_dataset.build import build_mini
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, Concept
+from maya_vlm.training.data.mini_dataset.messages import message_rows
 from maya_vlm.training.data.mini_dataset.negatives import choose_negatives, confusable
 from maya_vlm.training.data.mini_dataset.questions import load_prompts
 from maya_vlm.training.data.mini_dataset.render import icon_candidates
@@ -246,6 +247,29 @@ def test_rows(built: Path, manifest: dict) -> None:
         assert row["messages"][-1]["content"] == row["answer"]
         if row["task"] == "yesno":
             assert row["answer"] == wording["yes" if row["about"] == row["concept"] else "no"]
+
+
+def test_messages_are_clean_questions_with_their_pictures(
+    built: Path, manifest: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = {row["image"]: row["picture"] for row in _rows(built, "images/*.parquet")}
+    rows = _rows(built, "messages/*.parquet")
+    assert {row["images"][0]["path"] for row in rows}.isdisjoint(
+        row["image"] for row in _rows(built, "texts/en/*-flagged.parquet")
+    )
+    clean = {(r["id"], r["lang"]): r for r in _rows(built, "instruct/*/*-clean.parquet")}
+    assert len(rows) == len({r["image"] for r in clean.values()})
+    for row in rows:
+        question = clean[row["id"], row["lang"]]
+        assert row["messages"] == question["messages"]
+        assert row["images"] == [pictures[question["image"]]]
+        assert row["licence"] == SOURCES[row["style"]].licence
+    assert manifest["messages"] == {
+        lang: sum(row["lang"] == lang for row in rows) for lang in LANGUAGES
+    }
+    monkeypatch.setattr("maya_vlm.training.data.mini_dataset.messages.PICTURES", 7)
+    fewer = message_rows(built, "noto")
+    assert len(fewer) == len({row["lang"] for row in fewer}) == 7
 
 
 def test_a_wrong_package_is_named_with_both_digests(packages: Path, tmp_path: Path) -> None:

@@ -20,9 +20,12 @@ from PIL import Image
 
 from maya_vlm.training.data.mini_dataset.card import configs, write_attribution
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
+from maya_vlm.training.data.mini_dataset.messages import PICTURES, message_rows
 from maya_vlm.training.data.mini_dataset.questions import load_prompts
 from maya_vlm.training.data.mini_dataset.render import SPLITS, load_refused
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
+from maya_vlm.training.evaluation.mini import files
+from maya_vlm.training.evaluation.results import files_sha256
 
 ROOT = Path(__file__).parents[2] / "training" / "data" / "mini"
 TOXIC = {reason for reason, entry in load_sensitive().items() if entry["toxic"]}
@@ -91,7 +94,7 @@ def test_every_config_of_the_card_has_the_rows_of_the_manifest(manifest: dict[st
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("config", ["bn", "instruct_ur_toxicity_free", "images"])
+@pytest.mark.parametrize("config", ["bn", "instruct_ur_toxicity_free", "images", "messages"])
 def test_datasets_loads_it(
     config: str, streaming: bool, manifest: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -103,6 +106,9 @@ def test_datasets_loads_it(
     row = next(iter(loaded["test"]))
     if config == "images":
         assert row["picture"].size == (64, 64)
+    elif config == "messages":
+        assert [picture.size for picture in row["images"]] == [(64, 64)]
+        assert [turn["role"] for turn in row["messages"]][:2] == ["user", "assistant"]
     else:
         assert row["lang"] == config.removeprefix("instruct_")[:2]
         assert row["style"] == "twemoji"
@@ -186,6 +192,43 @@ def test_toxicity_free_has_no_flagged_concept() -> None:
         reason for (row,) in _columns("texts/en/*-clean.parquet", "sensitive") for reason in row
     }
     assert kept == {"religion-politics"}
+
+
+def test_messages_are_clean_rows_of_other_tables_each_picture_once() -> None:
+    names = ("id", "images", "messages", "concept", "style", "licence", "seen", "lang")
+    for style, split in SPLITS.items():
+        pattern = f"messages/{split}-{style}.parquet"
+        rows = {row[0]: dict(zip(names, row, strict=True)) for row in _columns(pattern, *names)}
+        assert list(rows) == sorted(rows)
+        assert Counter(row["lang"] for row in rows.values()) == dict.fromkeys(LANGUAGES, 15)
+        assert len({row["concept"] for row in rows.values()}) == len(rows) == PICTURES
+        pictures = dict(_columns(f"images/{style}.parquet", "concept", "picture"))
+        for row in rows.values():
+            assert row["images"] == [pictures[row["concept"]]]
+            assert (row["style"], row["licence"]) == (style, SOURCES[style].licence)
+        for language in LANGUAGES:
+            own = ("id", "messages", "concept", "style", "seen", "lang")
+            kept = 0
+            for row in _columns(f"instruct/{language}/{split}-clean.parquet", *own):
+                found = rows.get(row[0])
+                if found is not None and found["lang"] == language:
+                    assert row == tuple(found[name] for name in own)
+                    kept += 1
+            assert kept == 15
+
+
+def test_messages_are_what_the_builder_makes_of_the_other_tables() -> None:
+    for style in ("openmoji", "streamline"):
+        path = ROOT / f"messages/{SPLITS[style]}-{style}.parquet"
+        assert message_rows(ROOT, style) == pq.read_table(path).to_pylist()
+
+
+def test_messages_add_two_megabytes_and_change_no_file_that_was_evaluated() -> None:
+    assert sum(path.stat().st_size for path in ROOT.glob("messages/*")) < 2_000_000
+    recorded = ROOT.parents[2] / "tests" / "benchmarks" / "results" / "main_job_mini.json"
+    text = recorded.read_text(encoding="utf-8")
+    (digest,) = set(re.findall(r'"files_sha256": "(\w+)"', text))
+    assert files_sha256(files(str(ROOT))) == digest
 
 
 def test_the_list_of_flagged_names_is_what_is_flagged() -> None:

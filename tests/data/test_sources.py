@@ -18,7 +18,7 @@ from PIL import Image
 
 from maya_vlm.training.data.external_sort import ExternalSort
 from maya_vlm.training.data.files import sha256_file
-from maya_vlm.training.data.pictures import Pictures
+from maya_vlm.training.data.pictures import Pictures, PictureTables
 from maya_vlm.training.data.readers import language_of_file
 from maya_vlm.training.data.records import SOURCE_SCHEMA, Record
 from maya_vlm.training.data.sources import (
@@ -484,6 +484,68 @@ def test_validation_decodes_pictures_and_a_build_does_not(pictures, dataset):
 def test_pictures_stay_inside_their_folder(pictures):
     with pytest.raises(ValueError, match="expected a path inside"):
         Pictures(pictures / "images").read("../images.zip")
+
+
+def test_tables_of_pictures_are_read_by_row_group(pictures, monkeypatch):
+    folder = pictures / "tables" / "images"
+    folder.mkdir(parents=True)
+    rows = [{"image": f"{n}.png", "picture": {"bytes": b"%d" % n}} for n in range(10)]
+    for part in (0, 1):
+        table = pa.Table.from_pylist(rows[part * 5 : part * 5 + 5])
+        pq.write_table(table, folder / f"{part}.parquet", row_group_size=2)
+    read = []
+    original = PictureTables._read_group
+    monkeypatch.setattr(
+        PictureTables,
+        "_read_group",
+        staticmethod(lambda *place: read.append((place[0].stem, place[1])) or original(*place)),
+    )
+    store = Pictures(pictures / "tables")
+    assert [store.read(f"{n}.png") for n in range(10)] == [b"%d" % n for n in range(10)]
+    assert read == [("0", 0), ("0", 1), ("0", 2), ("1", 0), ("1", 1), ("1", 2)]
+    some = PictureTables(sorted(folder.glob("*")), {"3.png", "8.png", "99.png"})
+    assert len(some) == 2
+    assert some.read("8.png") == b"8"
+    with pytest.raises(KeyError):
+        some.read("1.png")
+
+
+@pytest.mark.parametrize("place", ["images", "images.zip", "tables"])
+def test_pictures_to_hand_on_are_decoded_within_limits(pictures, place, monkeypatch):
+    (pictures / "images" / "4.png").write_text("no picture")
+    big = picture() + b"x" * 5000
+    (pictures / "images" / "5.png").write_bytes(big)
+    with zipfile.ZipFile(pictures / "images.zip", "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("4.png", "no picture")
+        file.writestr("5.png", big)
+    rows = [
+        {
+            "image": str(path.relative_to(pictures / "images")),
+            "picture": {"bytes": path.read_bytes()},
+        }
+        for path in (pictures / "images").rglob("*.png")
+    ]
+    (pictures / "tables" / "images").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), pictures / "tables" / "images" / "0.parquet")
+    store = Pictures(pictures / place)
+    assert store.read_checked("a/2.png") == picture((0, 9, 0))
+    assert store.read_checked("5.png") == big
+    with pytest.raises(ValueError, match="not a picture in a known format"):
+        store.read_checked("4.png")
+    with pytest.raises(FileNotFoundError, match=r"'6.png': no such picture in"):
+        store.read_checked("6.png")
+    for module in ("maya_vlm.training.images", "maya_vlm.training.data.pictures"):
+        monkeypatch.setattr(f"{module}.MAX_BYTES", 5000)
+    if place != "tables":
+        with pytest.raises(ValueError, match=r"5,?0\d\d"):
+            store.read_checked("5.png")
+
+
+def test_a_link_out_of_the_folder_is_no_picture_to_hand_on(pictures):
+    (pictures / "secret.png").write_bytes(picture())
+    (pictures / "images" / "link.png").symlink_to(pictures / "secret.png")
+    with pytest.raises(ValueError, match="it lies outside of"):
+        Pictures(pictures / "images").read_checked("link.png")
 
 
 # Folders with captions

@@ -1,6 +1,8 @@
 """The card of a built dataset says what its manifest says; a folder that is not whole is not published."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -56,11 +58,55 @@ def test_the_card_says_what_the_manifest_says(dataset):
         "About squares.",
         "25 rows with `{}`",
         'load_dataset("user/tiny", "toxicity_free"',
+        "Every config is a choice of the same files.",
+        "`maya data export FOLDER --format messages --images PICTURES --output OUTPUT`",
     ):
         assert line in card
     assert str(dataset.parent) not in card
     assert str(dataset.parent.parent) not in json.dumps(manifest)
     assert "127.0.0.1" not in json.dumps(manifest)
+
+
+def test_the_card_shows_how_others_train_on_the_pictures(tmp_path):
+    write_source(tmp_path / "in", rows_of(25))
+    plan = make_plan(tmp_path, layout=LayoutPlan(images="bytes"))
+    translate(plan)
+    manifest = assemble(plan, progress=False)
+    card = dataset_card(plan.folder / "dataset", "user/tiny")
+    rows = manifest["messages"]["rows"]
+    assert {
+        "config_name": "messages",
+        "data_files": [{"split": "train", "path": "messages/*.parquet"}],
+    } in (front_matter(card)["configs"])
+    counts = ", ".join(f"{lang} {n}" for lang, n in manifest["messages"]["languages"].items())
+    for line in (
+        f"| `messages` | {rows} | `messages/*.parquet` |",
+        f"The config `messages` embeds {rows} pictures, each with one clean text",
+        f"({counts})",
+        "Every config but `messages` is a choice of the same files.",
+        'rows = load_dataset("user/tiny", "messages", split="train")',
+        "`maya data export FOLDER --format messages --output OUTPUT` writes all rows",
+    ):
+        assert line in card
+    # A dataset that was laid out before there was such a config.
+    older = read_manifest(plan.folder / "dataset")
+    del older["messages"], older["configs"]["messages"]
+    (plan.folder / "dataset" / "manifest.json").write_text(json.dumps(older))
+    card = dataset_card(plan.folder / "dataset", "user/tiny")
+    assert "`maya data export FOLDER --format messages --output OUTPUT` writes the rows" in card
+    assert "SFTTrainer" not in card
+
+
+def test_a_folder_laid_out_as_mini_is_gets_its_configs(tmp_path):
+    mini = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
+    for name in ("texts/hi", "images", "messages"):
+        shutil.copytree(mini / name, tmp_path / name)
+    configs = {
+        c["config_name"]: c["data_files"]
+        for c in front_matter(dataset_card(tmp_path, "user/x"))["configs"]
+    }
+    assert list(configs) == ["all", "hi", "images", "messages"]
+    assert [each["split"] for each in configs["messages"]] == ["test", "train", "validation"]
 
 
 def test_a_card_of_ones_own_is_kept_and_ours_is_written_anew(dataset):

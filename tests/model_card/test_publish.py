@@ -63,6 +63,9 @@ told["data url"] = publish(MINI, "user/mini", kind="dataset")
 told["hindi"] = next(iter(load_dataset("user/mini", "instruct_hi", split="test", streaming=True)))
 pictures = load_dataset("user/mini", "images", split="test", streaming=True)
 told["picture"] = next(iter(pictures))["picture"].size
+for streaming in (False, True):
+    rows = load_dataset("user/mini", "messages", split="test", streaming=streaming)
+    told[f"messages, streaming {streaming}"] = [p.size for p in next(iter(rows))["images"]]
 urdu = load_dataset("user/mini", "ur", split="validation")
 told["urdu"] = [len(urdu), urdu[0]["lang"]]
 Dataset.from_list([{"a": 1}]).push_to_hub("user/rows", "one")
@@ -132,6 +135,7 @@ def test_datasets_load_by_config_and_stream(hub, told):
     assert told["data url"] == f"{hub.url}/datasets/user/mini"
     assert told["hindi"]["lang"] == "hi"
     assert told["picture"] == [64, 64]
+    assert told["messages, streaming False"] == told["messages, streaming True"] == [[64, 64]]
     assert told["urdu"] == [1445, "ur"]
     assert told["two"] == {"a": 2}
     card = hub.files("dataset", "user/mini")["README.md"]

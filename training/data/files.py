@@ -84,7 +84,7 @@ def remove_temporaries(path: Path) -> None:
 
 def disk_error(path: Path, error: OSError) -> OSError:
     """`error` as one line that names the file and says what to do."""
-    if str(path) in str(error) and error.errno is None:
+    if error.errno is None and (str(path) in str(error) or ": cannot be written: " in str(error)):
         return error
     text = f"{path}: cannot be written: {error.strerror or error}"
     return OSError(f"{text}; when that is mended, run the same command again")

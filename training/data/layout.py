@@ -5,12 +5,13 @@
     data/<lang>/flagged-00000.parquet   toxic
     rejected/<lang>-00000.parquet       rows without a text, and why; in no config to train on
     images/part-00000.parquet           pictures, if the plan publishes them: once each
+    messages/part-00000.parquet         some of them beside a clean text, as TRL trains on them
     audit/<judge>-00000.parquet         every verdict of every judge
     manifest.json                       sha256, rows and bytes of every file, counts, configs, provenance
 
 All files are sorted by id. Rows flow from the build's units through to the files, so memory holds a
-unit or two. Each part (a language, the images, the audit) is made anew only if what it is made from
-has changed; the manifest is written last, so a folder that has one is whole.
+unit or two. Each part (a language, the images, the config `messages`, the audit) is made anew only if
+what it is made from has changed; the manifest is written last, so a folder that has one is whole.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..schema import digest
+from . import messages_config
 from .external_sort import ExternalSort
 from .files import sha256_file, write_json
+from .messages import MESSAGES_SCHEMA
 from .pictures import Pictures
 from .records import SOURCE_SCHEMA, Row
+from .requests import KNOWN
 from .shards import IMAGE_SCHEMA, Shards
 from .toxicity.step import ShaTable
 from .toxicity.step import read as stream
@@ -44,7 +48,8 @@ from .units import UnitManifest, manifest_path
 if TYPE_CHECKING:
     from .plan import Plan
 
-# Raised by one when the same build gives other files.
+# Raised by one when the same build gives other files. The config `messages` has a number of its own:
+# a dataset that was laid out without it gets it, and keeps its other files.
 VERSION = 1
 _MESSAGES = SOURCE_SCHEMA.field("turns").type
 _ABOUT = [
@@ -77,6 +82,9 @@ class LayoutPlan:
         `images/`. Pictures of the web are other people's: see what their licence lets you do.
     shard_rows: rows a file at most.
     image_shard_mb: MiB of pictures a file.
+    messages_images: pictures at most in the config `messages`, which embeds each beside one clean text
+        as `messages` + `images`, for TRL and the Hub's viewer; 0 leaves the config out. There is none
+        either where `images` is `paths`.
     licence: of the dataset, as the Hub writes it (cc-by-4.0). By default that of the translator's
         texts where it binds what is made with it (Aya: cc-by-nc-4.0), else `unknown`.
     licence_note: what the card says beside it: whose the pictures and texts are.
@@ -86,6 +94,7 @@ class LayoutPlan:
     images: Literal["paths", "bytes"] = "paths"
     shard_rows: int = 100_000
     image_shard_mb: int = 500
+    messages_images: int = 2000
     licence: str | None = None
     licence_note: str | None = None
     description: str | None = None
@@ -94,6 +103,10 @@ class LayoutPlan:
         for name in ("shard_rows", "image_shard_mb"):
             if getattr(self, name) < 1:
                 raise ValueError(f"layout.{name}: expected at least 1, found {getattr(self, name)}")
+        if self.messages_images < 0:
+            raise ValueError(
+                f"layout.messages_images: expected 0 or more, found {self.messages_images}"
+            )
 
 
 def text_schema(conversations: bool) -> pa.Schema:
@@ -163,6 +176,13 @@ def assemble(plan: Plan, progress: bool = True) -> dict[str, Any]:
             counts.check(lang)
             if progress:
                 print(f"assemble/{lang}: {_line(counts)}", flush=True)
+    if "images" in parts and plan.layout.messages_images:
+        key = build.messages_key(parts)
+        parts["messages"] = build.part("messages", key, partial(build.write_messages, parts))
+        if progress:
+            print(
+                f"assemble/messages: {parts['messages']['counts']['rows']:,} pictures", flush=True
+            )
     if plan.toxicity is not None:
         parts["audit"] = build.part("audit", build.audit_key(), build.write_audit)
     return write_manifest(plan, build.root, build.source, parts, build.conversations)
@@ -429,6 +449,40 @@ class _Build:
             self._first_paths = table
             yield
             self._first_paths = None
+
+    # The config `messages`
+
+    def _clean_files(self, parts: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+        return {
+            lang: [n for n in parts[lang]["files"] if n.startswith(f"data/{lang}/clean-")]
+            for lang in self.languages
+        }
+
+    def messages_key(self, parts: dict[str, dict[str, Any]]) -> str:
+        """Of the finished files that the config is made from, and of how."""
+        layout = self.plan.layout
+        content = {
+            name: parts[lang]["files"][name]["sha256"]
+            for lang, files in self._clean_files(parts).items()
+            for name in files
+        }
+        content |= {name: about["sha256"] for name, about in parts["images"]["files"].items()}
+        form = [layout.messages_images, layout.image_shard_mb, self.languages]
+        return digest([messages_config.VERSION, form, KNOWN, content])
+
+    def write_messages(self, parts: dict[str, dict[str, Any]], shards: Shards) -> Row:
+        """The config's files; returns its rows, all and by language, and the pictures' bytes."""
+        clean = self._clean_files(parts)
+        images = list(parts["images"]["files"])
+        chosen = messages_config.choose_rows(self.root, clean, self.plan.layout.messages_images)
+        size = 0
+        for row in messages_config.config_rows(self.root, clean, images, chosen):
+            data = len(row["images"][0]["bytes"])
+            most = self.plan.layout.image_shard_mb << 20
+            shards.add("messages/part", MESSAGES_SCHEMA, row, most, data)
+            size += data
+        languages = {lang: len(rows) for lang, rows in chosen.items()}
+        return {"rows": sum(languages.values()), "languages": languages, "bytes": size}
 
     # Audit
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = "maya-dataset-1"
 # Folders of data files, and only those.
-FOLDERS = ("data", "rejected", "images", "audit")
+FOLDERS = ("data", "rejected", "images", "messages", "audit")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -48,8 +48,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[str, Row]:
     """Config name -> {"path": its files as one glob, "rows"}, of configs that have rows.
 
-    Every config is a glob over the same files, so nothing is stored twice. Without judges there is
-    no config that is called toxicity-free. The first one is the default.
+    Every config is a glob over the same files. Nothing is stored twice but what `messages` holds: texts
+    and pictures of other configs, side by side. Without judges there is no config that is called
+    toxicity-free. The first one is the default.
     """
     wanted = {"toxicity_free": "data/*/clean-*.parquet"} if judged else {}
     wanted["all"] = "data/*/*.parquet"
@@ -59,6 +60,7 @@ def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[s
             wanted[f"{lang}_toxicity_free"] = f"data/{lang}/clean-*.parquet"
     wanted |= {
         "images": "images/*.parquet",
+        "messages": "messages/*.parquet",
         "toxicity_audit": "audit/*.parquet",
         "rejected": "rejected/*.parquet",
     }
@@ -86,7 +88,7 @@ def write_manifest(
 
     Args:
         source: the manifest of the source step.
-        parts: "images", "audit" and languages -> {"files", "counts"}.
+        parts: "images", "messages", "audit" and languages -> {"files", "counts"}.
     """
     files = {
         name: about for part in parts.values() for name, about in sorted(part["files"].items())
@@ -116,6 +118,7 @@ def write_manifest(
         "licence_note": note,
         "counts": {"all": totals, "languages": languages},
         "images": parts["images"]["counts"] if "images" in parts else None,
+        "messages": parts["messages"]["counts"] if "messages" in parts else None,
         "configs": configs(files, list(languages), plan.toxicity is not None),
         "source": _source(plan, source),
         "translation": _translation(plan, languages),

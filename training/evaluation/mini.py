@@ -366,6 +366,11 @@ def failures(
 
 
 def files(data: str) -> list[Path]:
-    """The parquet files of a local dataset folder; empty for a Hub repository."""
+    """The parquet files of a local dataset folder; empty for a Hub repository.
+
+    Those of the config `messages` are left out: it repeats some of the other files' rows, and no
+    question is read from it.
+    """
     folder = Path(data)
-    return sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+    found = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+    return [path for path in found if path.relative_to(folder).parts[0] != "messages"]

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import card, instruct, texts
+from . import card, instruct, messages, texts
 from .concepts import LANGUAGES, Selection, load_sensitive, select
 from .draw import SEED
 from .instruct import instruct_rows
@@ -116,6 +116,7 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
                     name = f"{kind}/{language}/{split}-{'flagged' if flagged else 'clean'}.parquet"
                     part = [row for row in rows if is_flagged(row["sensitive"]) == flagged]
                     _write(output, name, part, schema, files)
+    embedded = write_messages(output, styles, files)
 
     manifest = {
         "seed": SEED,
@@ -146,6 +147,7 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
         "held_out": sorted(concept.id for concept in selection.concepts if not concept.seen),
         "configs": card.count_configs(files, styles),
         "balance": balance,
+        "messages": embedded,
         "files": dict(sorted(files.items())),
     }
     _copy_licences(output, styles)
@@ -161,6 +163,23 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
     (output / "README.md").write_text(text, encoding="utf-8")
     (output / "ATTRIBUTION.md").write_text(card.write_attribution(styles), encoding="utf-8")
     return manifest
+
+
+def write_messages(
+    output: Path, styles: Sequence[str], files: dict[str, dict[str, Any]]
+) -> dict[str, int]:
+    """Write the config `messages` from the other tables in `output`; returns rows by language.
+
+    Args:
+        files: of the manifest; those written are added.
+    """
+    counts = dict.fromkeys(LANGUAGES, 0)
+    for style in styles:
+        rows = messages.message_rows(output, style)
+        for row in rows:
+            counts[row["lang"]] += 1
+        _write(output, f"messages/{SPLITS[style]}-{style}.parquet", rows, messages.SCHEMA, files)
+    return counts
 
 
 def is_flagged(reasons: Sequence[str]) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..messages import trl_snippet
 from .concepts import LANGUAGES, Selection, load_sensitive
+from .messages import PICTURES
 from .render import NAMED_AFTER, SIZE, SPLITS
 from .sources import SOURCES, needed_sources
 
@@ -45,6 +47,7 @@ def configs(styles: Iterable[str]) -> dict[str, dict[str, list[str]]]:
         split: [f"images/{style}.parquet" for style in styles if SPLITS[style] == split]
         for split in splits
     }
+    found["messages"] = {split: [f"messages/{split}-*.parquet"] for split in splits}
     return found
 
 
@@ -127,6 +130,7 @@ def write_card(manifest: dict[str, Any], selection: Selection, picture: str | No
         _yaml(manifest["styles"]),
         _about(manifest, picture),
         _usage(),
+        _messages(manifest),
         _counts(manifest),
         _columns(),
         _sources(manifest),
@@ -177,10 +181,28 @@ def _usage() -> str:
         "| `<language>`, `<language>_toxicity_free` | captions of one language |\n"
         "| `instruct`, `instruct_toxicity_free` | instructions of all languages |\n"
         "| `instruct_<language>`, `instruct_<language>_toxicity_free` | instructions of one |\n"
-        "| `images` | the pictures, once each |\n\n"
+        "| `images` | the pictures, once each |\n"
+        "| `messages` | some pictures, embedded, each with one question |\n\n"
         "`maya data mini --output DIR` builds it again from the packages below; the same versions "
         "of Pillow, resvg-py and pyarrow give the same bytes. `manifest.json` has the SHA-256, "
         "rows and bytes of every data file."
+    )
+
+
+def _messages(manifest: dict[str, Any]) -> str:
+    counts = manifest["configs"]["messages"]
+    splits = list(counts)
+    numbers = ", ".join(f"{counts[split]:,} in {split}" for split in splits)
+    languages = ", ".join(f"{lang} {n:,}" for lang, n in manifest["messages"].items())
+    return (
+        "## For other trainers\n\n"
+        f"The config `messages` embeds {sum(counts.values()):,} pictures ({numbers}; at most {PICTURES} "
+        "of a style), each with one question of `instruct_toxicity_free`. Every picture is there once, in "
+        f"one language; the languages are spread evenly ({languages}). Yes and no are not balanced in "
+        "it, as it is a sample. The Hub's viewer shows the pictures, and TRL trains on them as they are:"
+        f"\n\n{trl_snippet('path', 'messages', splits[0])}\n\n"
+        "`maya data export FOLDER --format messages --output OUTPUT` writes every row in this form; "
+        "FOLDER is a copy of this dataset."
     )
 
 
@@ -260,7 +282,9 @@ def _columns() -> str:
         "(the concept a yes/no question names).\n\n"
         "`images/<style>.parquet`: `image`, `image_sha256`, `picture` (PNG), `style`, `concept`. "
         "`image_sha256` is the SHA-256 of the PNG's bytes; the far larger instruction table leaves "
-        "it out and is joined by `image`."
+        "it out and is joined by `image`.\n\n"
+        "`messages/<split>-<style>.parquet`: `id` and `messages` (as in `instruct/`), `lang`, `images` "
+        "(a list of one picture), `concept`, `style`, `licence` (the picture's), `seen`."
     )
 
 
@@ -357,10 +381,15 @@ def _defects(manifest: dict[str, Any]) -> str:
 
 def _licences(styles: Iterable[str]) -> str:
     rows = [
-        (f"`images/{style}.parquet`", SOURCES[style].licence, SOURCES[style].author)
+        (
+            f"pictures in `images/{style}.parquet`, `messages/{SPLITS[style]}-{style}.parquet`",
+            SOURCES[style].licence,
+            SOURCES[style].author,
+        )
         for style in styles
     ]
-    rows.append(("names and keywords in `texts/`, `instruct/`", "Unicode-3.0", "Unicode, Inc."))
+    words = "names and keywords in `texts/`, `instruct/`, `messages/`"
+    rows.append((words, "Unicode-3.0", "Unicode, Inc."))
     return (
         "## Licences\n\n"
         f"{_table(['file', 'licence', 'by'], rows)}\n\n"
@@ -391,10 +420,11 @@ def write_attribution(styles: Iterable[str]) -> str:
         + f"Changes: every picture was rasterised from vector art at {SIZE} x {SIZE} pixels on "
         "white, padded to a square where it was not one, and reduced to a palette of 64 colours. "
         "Names and keywords are CLDR's; the repairs are listed in README.md.\n\n"
-        "The pictures of each style are in a file of their own, `images/<style>.parquet`, and keep "
-        "the licence of their style.\n"
+        "The pictures of each style are in files of their own, `images/<style>.parquet` and "
+        "`messages/<split>-<style>.parquet`, and keep the licence of their style.\n"
         + "".join(
-            f"`images/{style}.parquet` is an adaptation of {SOURCES[style].title} and is offered under "
+            f"`images/{style}.parquet` and the pictures in `messages/{SPLITS[style]}-{style}.parquet` "
+            f"are adaptations of {SOURCES[style].title} and are offered under "
             f"{SOURCES[style].licence}, as its licence asks.\n"
             for style in styles
             if SOURCES[style].licence.startswith("CC-BY-SA")
