@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
+
+from processing_maya.processing_llava_cohere import find_file
 
 from .configuration_maya import MayaConfig
 from .convert_tensors import TensorRef, read_json, read_weights
@@ -379,19 +380,9 @@ def tokenizer_files(
     location: str | os.PathLike, hub_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Path]:
     """Paths of the tokenizer's JSON files in a folder or repository, as far as they exist."""
-    found = {}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        path = cached_file(
-            str(location),
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-            **(hub_kwargs or {}),
-        )
-        if path is not None:
-            found[name] = Path(path)
-    return found
+    names = ("tokenizer.json", "tokenizer_config.json")
+    paths = {name: find_file(location, name, quiet=True, **(hub_kwargs or {})) for name in names}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def to_maya(

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
-from transformers.core_model_loading import WeightRenaming
-from transformers.utils import cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
+
+from processing_maya.processing_llava_cohere import find_file
 
 from .configuration_maya import MayaConfig
 from .convert_config import (
@@ -168,17 +168,10 @@ def _checkpoint_folder(location: str | os.PathLike, hub_kwargs: dict[str, Any]) 
     if Path(location).is_dir():
         return Path(location) / hub_kwargs.get("subfolder", "")
     name = str(location)
-    single = cached_file(
-        name, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub_kwargs
-    )
+    single = find_file(name, "model.safetensors", **hub_kwargs)
     if single is not None:
-        return Path(single).parent
-    index = cached_file(
-        name,
-        "model.safetensors.index.json",
-        _raise_exceptions_for_missing_entries=False,
-        **hub_kwargs,
-    )
+        return single.parent
+    index = find_file(name, "model.safetensors.index.json", **hub_kwargs)
     if index is None:
         raise FileNotFoundError(
             f"{location}: no model.safetensors and no model.safetensors.index.json."
@@ -188,15 +181,8 @@ def _checkpoint_folder(location: str | os.PathLike, hub_kwargs: dict[str, Any]) 
 
 
 def _is_llava_cohere(location: str | os.PathLike, hub_kwargs: dict[str, Any]) -> bool:
-    path = cached_file(
-        str(location),
-        "config.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **hub_kwargs,
-    )
-    return path is not None and f'"{MODEL_TYPE}"' in Path(path).read_text(
+    path = find_file(location, "config.json", quiet=True, **hub_kwargs)
+    return path is not None and f'"{MODEL_TYPE}"' in path.read_text(
         encoding="utf-8", errors="replace"
     )
 
@@ -247,22 +233,11 @@ def register() -> None:
         kwargs["use_safetensors"] = True
         loaded = native_load(cls, location, *args, key_mapping=mapping, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        _forget_renamings(model)
         _check_tie(model, str(folder))
         return loaded
 
     MayaConfig.get_config_dict = classmethod(get_config_dict)  # type: ignore[method-assign,assignment]
     MayaPreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
-
-
-def _forget_renamings(model: MayaPreTrainedModel) -> None:
-    """transformers writes a model back under the names it was read by; Maya is saved under its own."""
-    kept = [
-        entry
-        for entry in getattr(model, "_weight_conversions", None) or []
-        if not (isinstance(entry, WeightRenaming) and set(entry.source_patterns) & set(RENAMINGS))
-    ]
-    model._weight_conversions = kept
 
 
 def _check_tie(model: MayaPreTrainedModel, where: str) -> None:

@@ -6,8 +6,10 @@
 Shapes below: B rows, T tokens, I images of S = image_seq_length features, D decoder width, V vocabulary.
 """
 
+import os
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +123,20 @@ class MayaPreTrainedModel(PreTrainedModel):
                     f"weights and its config.json do not belong together, or it is not a Maya checkpoint."
                 )
         return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with weights that others may read where they may read config.json.
+
+        safetensors creates files that only their owner can read, whatever the umask says: a server
+        under another user could not load the folder.
+        """
+        # Weights are saved under Maya's names, also those that were read under the original's.
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        config = Path(save_directory) / "config.json"
+        if config.is_file():
+            for weights in config.parent.glob("*.safetensors"):
+                weights.chmod(config.stat().st_mode & 0o777)
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
-from transformers.utils import cached_file
 
 from .image_processing_maya import MayaImageProcessor
 from .processing_maya import MayaProcessor, add_image_token
@@ -19,6 +20,32 @@ from .processing_maya import MayaProcessor, add_image_token
 MODEL_TYPE = "llava_cohere"
 IMAGE_ASPECTS = {"pad": "pad", "square": "square", None: "square"}
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def find_file(
+    location: str | os.PathLike, name: str, quiet: bool = False, **hub_kwargs: Any
+) -> Path | None:
+    """The path of a file in a folder or repository; None if the folder or repository has no such file.
+
+    With `quiet` also None for a repository that cannot be reached or read. Otherwise raises what
+    `huggingface_hub.hf_hub_download` raises.
+    """
+    if Path(location).is_dir():
+        path = Path(location) / (hub_kwargs.get("subfolder") or "") / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(str(location), name, **hub_kwargs))
+    except LocalEntryNotFoundError:
+        if quiet:
+            return None
+        raise
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError):
+        # Not found, gated, no connection, or no name of a repository.
+        if quiet:
+            return None
+        raise
 
 
 def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: Any) -> Any:
@@ -29,13 +56,8 @@ def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: A
     taken for what was meant, none. Raises `ValueError` if no embedding row is spare.
     """
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-    path = cached_file(
-        str(location),
-        "tokenizer_config.json",
-        _raise_exceptions_for_missing_entries=False,
-        **hub_kwargs,
-    )
-    saved = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    path = find_file(location, "tokenizer_config.json", **hub_kwargs)
+    saved = json.loads(path.read_text(encoding="utf-8")) if path else {}
     declared = {token["content"] for token in saved.get("added_tokens_decoder", {}).values()}
     fixes = (
         {"unk_token": None} if saved.get("unk_token") == "null" and "null" not in declared else {}
@@ -115,8 +137,9 @@ def register() -> None:
         cls: type[MayaProcessor], location: str | os.PathLike, *args: Any, **kwargs: Any
     ):
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
-        if _has(location, "processor_config.json", hub_kwargs) or not _has(
-            location, "config.json", hub_kwargs
+        if (
+            find_file(location, "processor_config.json", quiet=True, **hub_kwargs) is not None
+            or find_file(location, "config.json", quiet=True, **hub_kwargs) is None
         ):
             return native(cls, location, *args, **kwargs)
         raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
@@ -141,12 +164,3 @@ def register() -> None:
         return processor
 
     MayaProcessor.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
-
-
-def _has(location: str | os.PathLike, name: str, hub_kwargs: dict[str, Any]) -> bool:
-    quiet = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-        "_raise_exceptions_for_gated_repo": False,
-    }
-    return cached_file(str(location), name, **quiet, **hub_kwargs) is not None

@@ -31,6 +31,7 @@ from transformers.utils import is_bitsandbytes_available
 from modeling_maya import MayaForConditionalGeneration
 
 from .freezing import rates
+from .permissions import ordinary_permissions
 from .recipe import AdapterRecipe, Rule, StageRecipe
 
 # The folder inside a stage's, and peft's names in it.
@@ -238,6 +239,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: v.cpu().contiguous() for n, v in adapter_state(model, state).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    ordinary_permissions(folder / WEIGHTS)
     config = copy.copy(model.peft_config["default"])
     config.modules_to_save = trained_modules(model) or None
     config.inference_mode = True

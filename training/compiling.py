@@ -40,7 +40,7 @@ def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segment
     backend = backend or "inductor"
     modes = torch._inductor.list_mode_options()
     for name, value, known in (
-        ("torch_compile_backend", backend, torch._dynamo.list_backends(exclude_tags=())),
+        ("torch_compile_backend", backend, torch.compiler.list_backends(exclude_tags=())),
         ("torch_compile_mode", mode, modes),
     ):
         if value is not None and value not in known:

@@ -441,7 +441,7 @@ def _load_table(path: str, config: str | None, split: str) -> Any:
     finally:
         if shown:
             datasets.enable_progress_bars()
-    if data._indices is not None:
+    if len(data) != data.data.num_rows:
         data = data.flatten_indices()
     return data.data.table
 

@@ -31,6 +31,7 @@ from maya_vlm.training.data.sources import (
     source_key,
 )
 from maya_vlm.training.data.validate import infer_source, validate, validate_sources
+from maya_vlm.training.images import read_picture
 from tests.data.tiny_worker import read
 
 
@@ -534,8 +535,8 @@ def test_pictures_to_hand_on_are_decoded_within_limits(pictures, place, monkeypa
         store.read_checked("4.png")
     with pytest.raises(FileNotFoundError, match=r"'6.png': no such picture in"):
         store.read_checked("6.png")
-    for module in ("maya_vlm.training.images", "maya_vlm.training.data.pictures"):
-        monkeypatch.setattr(f"{module}.MAX_BYTES", 5000)
+    monkeypatch.setitem(read_picture.__globals__, "MAX_BYTES", 5000)
+    monkeypatch.setattr("maya_vlm.training.data.pictures.MAX_BYTES", 5000)
     if place != "tables":
         with pytest.raises(ValueError, match=r"5,?0\d\d"):
             store.read_checked("5.png")

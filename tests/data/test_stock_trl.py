@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from maya_vlm.model_card.dataset_cards import write_dataset_card
 from maya_vlm.training.data.export import export_messages
 from maya_vlm.training.data.layout import LayoutPlan, assemble
+from maya_vlm.training.recipe import checkpointing_fields
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.tiny_llava import IMAGE_SIZE, save_tiny_llava
 
@@ -56,6 +57,7 @@ def trained(code, llava, tmp_path, path):
         assert code.count(old) == 1
         code = code.replace(old, new)
     settings = {
+        **checkpointing_fields({}),
         "max_steps": 2,
         "per_device_train_batch_size": 3,
         "report_to": "none",

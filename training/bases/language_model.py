@@ -44,6 +44,7 @@ from transformers import CohereConfig, CohereForCausalLM, GenerationConfig, PreT
 
 from processing_maya import load_chat_template
 
+from ..permissions import ordinary_permissions
 from .context_tasks import (
     Batch,
     Concepts,
@@ -627,6 +628,7 @@ def _save(
         pad_token_id=model.config.pad_token_id,
     )
     model.to(dtype).save_pretrained(part)
+    ordinary_permissions(part / "model.safetensors")
     tokenizer.save_pretrained(part)
     (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     for file in sorted(part.iterdir(), key=lambda f: f.name == "config.json"):

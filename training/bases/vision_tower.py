@@ -51,6 +51,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from ..permissions import ordinary_permissions
 from .augmentation import AugmentationRecipe, augment
 from .muon import Muon
 from .text_codes import BUCKETS, concept_codes, ngram_buckets
@@ -1084,6 +1085,7 @@ class _Run:
         partial = self.output_dir / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         tower.save_pretrained(partial)
+        ordinary_permissions(partial / "model.safetensors")
         side = self.recipe.image_size
         SiglipImageProcessorPil(
             size={"height": side, "width": side},
