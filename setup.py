@@ -17,13 +17,13 @@ DATASETS = ["datasets>=4.7", "pyarrow>=21.0", "pyyaml>=6.0.1"]
 TRAIN = [
     *DATASETS,
     # Steps of Trainer and SFTTrainer are replaced by private names.
-    "transformers>=5.15,<5.25",
-    "trl>=1.9,<1.17",
+    "transformers>=5.6,<5.25",
+    "trl>=1.0,<1.17",
     "accelerate>=1.12,<1.16",
     # transformers 5.24 asks for peft 0.22 in methods that are not used here.
     "peft>=0.18,<0.22",
-    "safetensors>=0.6",
-    "bitsandbytes>=0.48",
+    "safetensors>=0.4.3",
+    "bitsandbytes>=0.50",
     "psutil>=5.9",
 ]
 DATA = [
@@ -37,7 +37,7 @@ DATA = [
     # Its executors are subclassed.
     "datatrove[io]>=0.10.1,<0.11",
     "filelock>=3.15",
-    "ijson>=3.3",
+    "ijson>=3.4",
     "tqdm>=4.66",
 ]
 # The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg.

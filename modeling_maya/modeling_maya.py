@@ -161,9 +161,10 @@ class MayaModel(MayaPreTrainedModel):
         self.multi_modal_projector = MayaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         # A checkpoint may have a head, and the tower whole, and still be right for this model.
-        self._keys_to_ignore_on_load_unexpected = [r"^lm_head\."] + [
-            rf"vision_tower\.(vision_model\.)?{re.escape(name)}$"
-            for name in whole - set(self.vision_tower.state_dict())
+        unused = sorted(whole - set(self.vision_tower.state_dict()))
+        self._keys_to_ignore_on_load_unexpected = [
+            r"^lm_head\.",
+            *(rf"vision_tower\.(vision_model\.)?{re.escape(name)}$" for name in unused),
         ]
         self.post_init()
 
@@ -354,12 +355,16 @@ class MayaModel(MayaPreTrainedModel):
         if input_ids is None:
             return features
         placeholders = (input_ids == self.config.image_token_id).sum(-1)
-        if cache is not None and cache.get_seq_length() > 0 and not placeholders.any():
-            return []
-        per_image = self.config.image_seq_length
+        total, per_image = int(placeholders.sum()), self.config.image_seq_length
         # A repeated image is the same tensor again.
         distinct = list({id(image): image for image in features}.values())
-        repeats, rest = divmod(int(placeholders.sum()), len(distinct) * per_image)
+        if len(distinct) == len(features) and total == sum(map(len, features)):
+            return features
+        # A model may say the placeholder itself.
+        after_the_prompt = cache is not None and cache.get_seq_length() > 0
+        if after_the_prompt and (total == 0 or input_ids.shape[1] < per_image):
+            return []
+        repeats, rest = divmod(total, len(distinct) * per_image)
         if repeats < 2 or rest or len(input_ids) % repeats:
             return features
         repeated, start = [], 0
@@ -381,6 +386,12 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(
             config.text_config.hidden_size, config.text_config.vocab_size, bias=False
         )
+        # Older releases of transformers ask the outermost model only.
+        self._keys_to_ignore_on_load_unexpected = [
+            pattern
+            for pattern in self.model._keys_to_ignore_on_load_unexpected
+            if "lm_head" not in pattern
+        ]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

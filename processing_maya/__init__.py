@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedConfig
+from transformers import AutoProcessor, PreTrainedConfig
+
+# Before 5.18 the name that `transformers` itself exports wants torchvision, which Maya does not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from . import processing_llava_cohere
 from .image_processing_maya import MayaImageProcessor

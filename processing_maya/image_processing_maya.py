@@ -52,7 +52,8 @@ def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None)
         if image.mode != "I" or values.max(initial=0) > 255:
             values = (values + 128) // 257
         return Image.fromarray(values.clip(0, 255).astype(np.uint8), mode="L").convert("RGB")
-    if transparent_color is not None and image.has_transparency_data:
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    if transparent_color is not None and transparent:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (*transparent_color, 255))
         image = Image.alpha_composite(ground, image)
@@ -360,22 +361,26 @@ def _to_pixels(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """Resize [height, width, channels] to `size`, (width, height), by PIL."""
-    if image.dtype == np.uint8 and image.shape[2] in (3, 4):
-        return np.asarray(Image.fromarray(image).resize(size, resample))
-    # PIL resizes other kinds of pictures one channel at a time.
-    kind = np.uint8 if image.dtype == np.uint8 else np.float32
-    return np.stack(
-        [
-            np.asarray(
-                Image.fromarray(np.ascontiguousarray(image[..., channel], dtype=kind)).resize(
-                    size, resample
-                )
-            )
-            for channel in range(image.shape[2])
-        ],
-        axis=2,
+    """Resize [height, width, channels] to `size`, (width, height), by PIL, one axis after the other.
+
+    PIL rounds after each axis, and its releases choose different axes to be first: until 12 always the
+    horizontal one. Here it is the choice of Pillow 13, which takes the vertical one for tall pictures.
+    """
+    (width, height), (target_width, target_height) = image.shape[1::-1], size
+    vertical_first = (
+        height > target_height
+        and target_width * (height + target_height) > 2 * width * target_height
     )
+    between = (width, target_height) if vertical_first else (target_width, height)
+    if image.dtype == np.uint8 and image.shape[2] in (3, 4):
+        parts = [Image.fromarray(image)]
+    else:
+        # PIL resizes other kinds of pictures one channel at a time.
+        kind = np.uint8 if image.dtype == np.uint8 else np.float32
+        channels = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=kind)
+        parts = [Image.fromarray(channel) for channel in channels]
+    resized = [np.asarray(part.resize(between, resample).resize(size, resample)) for part in parts]
+    return resized[0] if resized[0].ndim == 3 else np.stack(resized, axis=2)
 
 
 def _normalize(values: np.ndarray, settings: dict[str, Any]) -> np.ndarray:

@@ -72,7 +72,7 @@ def test_missing_package_names_the_extra(capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "_train", call)
     assert cli.main(["train", "mini"]) == 2
-    assert "maya-vlm[train]" in capsys.readouterr().err
+    assert "[train]" in capsys.readouterr().err
 
 
 def test_traceback_is_shown_when_asked():

@@ -1,5 +1,6 @@
-"""What is bad input, and how it is told in one line. Anything else is a fault of ours and keeps its
-traceback."""
+"""Which exceptions are user errors, and their one-line message. Others keep their traceback."""
+
+from .versions import how_to_install, warn_of_versions
 
 USER_ERRORS = (ValueError, OSError, MemoryError)
 
@@ -8,8 +9,7 @@ def is_bad_input(error: BaseException) -> bool:
     """Whether an error is told without its traceback; a package that is not installed is one too."""
     if isinstance(error, ModuleNotFoundError):
         return error.name is not None
-    # A config's field of the wrong type or value; it is no ValueError, and its module need not be
-    # loaded to know its name.
+    # A field of a config of transformers; it is no ValueError, and its module need not be loaded.
     names = {cls.__name__ for cls in type(error).__mro__}
     return isinstance(error, USER_ERRORS) or "StrictDataclassError" in names
 
@@ -17,5 +17,8 @@ def is_bad_input(error: BaseException) -> bool:
 def in_one_line(error: BaseException, extra: str) -> str:
     """The message of bad input. extra: of setup.py, which brings a package that is missing."""
     if isinstance(error, ModuleNotFoundError):
-        return f"the package {error.name!r} is not installed; pip install 'maya-vlm[{extra}]'"
+        told = warn_of_versions()
+        missing = f"the package {error.name!r} is not installed"
+        # A module that a library has moved is missing too.
+        return f"{missing}; {told or how_to_install(extra)}"
     return " ".join(str(error).split()) or type(error).__name__

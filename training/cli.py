@@ -8,12 +8,14 @@ import argparse
 import io
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .bad_input import in_one_line, is_bad_input
+from .versions import installed, own_version, report, warn_of_versions
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -195,6 +197,10 @@ def _convert(args: argparse.Namespace) -> None:
     )
 
 
+def _env(args: argparse.Namespace) -> None:
+    print(report())
+
+
 def _publish(args: argparse.Namespace) -> None:
     from maya_vlm.model_card.publish import publish
 
@@ -228,10 +234,26 @@ def _subcommand(
     return parser
 
 
+class _Version(argparse.Action):
+    """Look the versions up only when they are asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        names = ("torch", "transformers", "trl")
+        known = {package.name: package for package in installed()}
+        print(f"maya-vlm {own_version()}, python {platform.python_version()}", end="")
+        print("".join(f", {name} {known[name].version or 'not installed'}" for name in names))
+        if told := warn_of_versions():
+            print(told)
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, without importing any room."""
     parser = argparse.ArgumentParser(prog="maya", description=__doc__.split("\n")[0])
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the versions that matter, and end"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = _subcommand(commands, "train", _train, "run the stages of a recipe")
@@ -415,6 +437,10 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--private", action="store_true")
     publish.add_argument("--revision", help="branch to push to")
     publish.add_argument("--tag", help="of a dataset's commit (default: build-HASH of its content)")
+
+    _subcommand(
+        commands, "env", _env, "print the versions that matter, for a bug report", loads_code=False
+    )
     return parser
 
 
@@ -432,9 +458,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "Stopped":
             print(f"maya {args.command}: {error}", file=sys.stderr)
             return 128 + signal.SIGTERM
-        if args.traceback or not is_bad_input(error):
+        bad_input = is_bad_input(error)
+        versions = None if bad_input else warn_of_versions()
+        if args.traceback or not (bad_input or versions):
             raise
         message = in_one_line(error, _extra(args.command))
+        if versions:
+            message = (
+                f"{type(error).__name__}: {message[:200]}; {versions}; maya --traceback shows more"
+            )
         print(f"maya {args.command}: error: {message}", file=sys.stderr)
         return 2
     return 0

@@ -518,7 +518,7 @@ def test_restart_takes_nothing_from_a_run_in_progress(tmp_path, monkeypatch):
     ("error", "message"),
     [
         (StrictDataclassError("hidden_size: expected\nint"), "hidden_size: expected int"),
-        (ModuleNotFoundError("No module named 'b'", name="b"), r"'b' is not .*maya-vlm\[train\]"),
+        (ModuleNotFoundError("No module named 'b'", name="b"), r"'b' is not .*\[train\]"),
     ],
 )
 def test_bad_input_of_a_process_is_one_line(error, message, tmp_path, monkeypatch):
