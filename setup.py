@@ -76,7 +76,7 @@ for name, folder in OWN.items():
 
 setup(
     name="maya-vlm",
-    version="0.1.0",
+    version="0.2.0",
     description="Maya, a multilingual vision-language model: load it, train it, publish it.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -303,16 +303,15 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._fail(400, "", f"unknown commit entry {entry['key']!r}")
         repository = self.hub.repositories[KINDS[match["kind"]], unquote(match["name"])]
         branch = unquote(match["revision"])
-        oid = repository.commit(branch, files, message)
         url = f"{self.hub.url}/{'' if match['kind'] == 'models' else match['kind'] + '/'}"
-        self._send(
-            200,
-            {
-                "success": True,
-                "commitOid": oid,
-                "commitUrl": f"{url}{repository.name}/commit/{oid}",
-            },
-        )
+        answer: dict[str, Any] = {"success": True}
+        if query.get("create_pr", ["0"])[0].lower() in ("1", "true"):
+            number = 1 + sum(name.startswith("refs/pr/") for name in repository.branches)
+            branch = f"refs/pr/{number}"
+            answer["pullRequestUrl"] = f"{url}{repository.name}/discussions/{number}"
+        oid = repository.commit(branch, files, message)
+        answer |= {"commitOid": oid, "commitUrl": f"{url}{repository.name}/commit/{oid}"}
+        self._send(200, answer)
 
     def info(self, match: re.Match, query: dict, body: bytes) -> None:
         found = self._files(match["kind"], match["name"], match["revision"] or "main")

@@ -1,5 +1,9 @@
 """`maya chat`: what is asked, what is streamed, what is refused."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from maya_vlm.training.chat import ANSWER_IN, QUESTIONS, chat, question_in
@@ -81,3 +85,12 @@ def test_refuses_a_broken_picture(folder, tmp_path):
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     with pytest.raises(ValueError, match=r"broken\.png"):
         chat(str(folder), str(broken))
+
+
+def test_a_command_prints_its_answer_and_no_librarys_words(folder, picture):
+    maya = Path(sys.executable).with_name("maya")
+    command = [str(maya), "chat", picture, "What is this?", "--model", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.strip()

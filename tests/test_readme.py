@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import learning_by_group_size, main_job
+from tests.compatibility import matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,13 +22,15 @@ def test_a_set_up_command_is_one_line(name):
 
 def test_figures_are_those_of_the_results_files():
     study = learning_by_group_size
+    others = {
+        study.RESULT.stem: (study.RESULT, study.render),
+        matrix.RESULTS.stem: (matrix.RESULTS, matrix.render),
+    }
     sections = re.findall(r"<!-- ([\w-]+):begin -->", README)
-    assert study.RESULT.stem in sections
+    assert set(others) < set(sections)
     for name in sections:
-        of_study = name == study.RESULT.stem
-        file = study.RESULT if of_study else main_job.results_file(name)
-        record = json.loads(file.read_text(encoding="utf-8"))
-        section = study.render(record) if of_study else main_job.render(record)
+        file, render = others.get(name) or (main_job.results_file(name), main_job.render)
+        section = render(json.loads(file.read_text(encoding="utf-8")))
         assert main_job.readme_with(section, name, README) == README
 
 

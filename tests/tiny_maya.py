@@ -12,13 +12,15 @@ from .tiny_processing import tiny_processor, tiny_tokenizer
 
 
 def tiny_maya(
-    decoder: str = "cohere", chat_template: str = "aya"
+    decoder: str = "cohere", chat_template: str = "aya", tower: str = "siglip"
 ) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
     """A random model and the processor that fits it."""
     tokenizer = tiny_tokenizer()
-    processor = tiny_processor(IMAGE_SIZE, 9, chat_template, tokenizer)
+    length = tiny_config(tower=tower).image_seq_length
+    processor = tiny_processor(IMAGE_SIZE, length, chat_template, tokenizer)
     config = tiny_config(
         decoder,
+        tower,
         text={
             "vocab_size": len(tokenizer),
             "pad_token_id": tokenizer.pad_token_id,
@@ -30,9 +32,9 @@ def tiny_maya(
     return enlarge(MayaForConditionalGeneration(config)).eval(), processor
 
 
-def save_tiny_maya(folder: Path, decoder: str = "cohere") -> Path:
+def save_tiny_maya(folder: Path, decoder: str = "cohere", tower: str = "siglip") -> Path:
     """Write model and processor as `maya train` does."""
-    model, processor = tiny_maya(decoder)
+    model, processor = tiny_maya(decoder, tower=tower)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -30,7 +30,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.flex_attention import flex_attention_forward
@@ -38,6 +37,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .flops import head_size
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # an older torch
+    varlen_attn = None
 
 Layout = Literal["segments", "varlen", "flex", "dense"]
 
@@ -88,6 +92,8 @@ def _problem(layout: Layout, decoder: Any, device: str, half: bool) -> str:
         return "is compiled by Triton, which is not installed"
     if layout == "flex" and not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
         return f"is compiled by Triton, which needs a C compiler: {', '.join(COMPILERS)} or $CC"
+    if layout == "varlen" and varlen_attn is None:
+        return f"needs torch.nn.attention.varlen, which torch {torch.__version__} does not have"
     if layout == "varlen" and not half:
         return "computes in half precision only, the run's is float32 (args.bf16)"
     if layout == "varlen" and (size % 8 or size > 256):

@@ -197,6 +197,27 @@ def _convert(args: argparse.Namespace) -> None:
     )
 
 
+def _renew(args: argparse.Namespace) -> None:
+    from maya_vlm.model_card.renew import renew
+
+    done = renew(
+        args.source,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+        check=not args.no_check,
+        dry_run=args.dry_run,
+        create_pr=args.create_pr,
+    )
+    for line in done.checks:
+        print(line)
+    if not done.files:
+        print("nothing to renew")
+        return
+    print(f"{'would renew' if args.dry_run else 'renewed'}: {', '.join(done.files)}")
+    if done.address:
+        print(done.address)
+
+
 def _env(args: argparse.Namespace) -> None:
     print(report())
 
@@ -438,6 +459,17 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", help="branch to push to")
     publish.add_argument("--tag", help="of a dataset's commit (default: build-HASH of its content)")
 
+    renew = _subcommand(
+        commands, "renew", _renew, "give a saved or published Maya the code of this package"
+    )
+    renew.add_argument("source", help="a model folder, or user/name")
+    renew.add_argument("--revision", help="branch of a repository")
+    renew.add_argument("--create-pr", action="store_true", help="open a pull request")
+    renew.add_argument("--dry-run", action="store_true", help="say what would change")
+    renew.add_argument(
+        "--no-check", action="store_true", help="do not compare logits before and after"
+    )
+
     _subcommand(
         commands, "env", _env, "print the versions that matter, for a bug report", loads_code=False
     )
@@ -473,7 +505,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _extra(command: str) -> str:
-    return {"train": "train", "data": "data", "publish": "train"}.get(command, "eval")
+    extras = {"train": "train", "data": "data", "publish": "train", "renew": "train"}
+    return extras.get(command, "eval")
 
 
 if __name__ == "__main__":

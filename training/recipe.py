@@ -20,7 +20,16 @@ from typing import Any, Literal
 
 import yaml
 
-from .schema import build, convert, join_key, read_mapping, resolve_path, to_dict, unknown_key
+from .schema import (
+    build,
+    convert,
+    join_key,
+    portable_paths,
+    read_mapping,
+    resolve_path,
+    to_dict,
+    unknown_key,
+)
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
@@ -452,9 +461,13 @@ def _resolve(recipe: Recipe, folder: Path) -> None:
 # ------------------------------------------------------------------------------ writing
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe; reading it again from the same directory gives the same run."""
-    text = yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+def write_recipe(recipe: Recipe, path: Path, folder: Path | None = None) -> None:
+    """Write the resolved recipe; reading it again from the same directory gives the same run.
+
+    folder: where the file will lie in the end, if not where it is written.
+    """
+    values = portable_paths(to_dict(recipe), folder or path.parent)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
     path.write_text(
         "# The recipe of this run, with every default written out (maya train).\n" + text,
         encoding="utf-8",

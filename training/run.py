@@ -462,7 +462,7 @@ def _finish_stage(
             processor.save_pretrained(place)
     if state.is_main_process:
         (temporary / "training_args.bin").unlink(missing_ok=True)
-        write_recipe(recipe, temporary / "recipe.yaml")
+        write_recipe(recipe, temporary / "recipe.yaml", folder)
         lists = sorted((folder.parent / WORK).glob(f"{stage.name}.bad_rows.*.jsonl"))
         bad = _merge_bad_rows(lists, temporary / BAD_ROWS)
         for line in bad:
@@ -794,7 +794,8 @@ def _publish(stage: Path, output: Path) -> None:
     """Give `output` the files of the last stage, config.json last: before it, nothing loads."""
     if (output / "config.json").is_file():
         return
-    names = sorted(p.name for p in stage.iterdir() if p.is_file())
+    # Paths in recipe.yaml are relative to the folder it is in, and `output` has its own.
+    names = sorted(p.name for p in stage.iterdir() if p.is_file() and p.name != "recipe.yaml")
     for name in [n for n in names if n != "config.json"] + ["config.json"]:
         temporary = output / WORK / name
         temporary.unlink(missing_ok=True)

@@ -215,8 +215,18 @@ def _override(data: dict[str, Any], override: str) -> None:
             raise ValueError(f"override {override!r}: {here} is {_describe(node)}, not a mapping")
 
 
+# What ships with the package is named without the place that it is installed in.
+SHIPPED = "maya_vlm://"
+PACKAGE = Path(__file__).parent
+
+
 def resolve_path(value: str, folder: Path) -> str:
-    """`value` as a path from the working directory; what starts with "." starts at `folder`."""
+    """`value` as a path from the working directory.
+
+    What starts with "." starts at `folder`, what starts with "maya_vlm://" in the installed package.
+    """
+    if value.startswith(SHIPPED):
+        folder, value = PACKAGE, f"./{value.removeprefix(SHIPPED)}"
     if not value.startswith("."):
         return value
     path = os.path.normpath(folder / value)
@@ -233,8 +243,28 @@ def resolve_paths(value: Any, folder: Path) -> Any:
         return {key: resolve_paths(each, folder) for key, each in value.items()}
     if isinstance(value, list):
         return [resolve_paths(each, folder) for each in value]
-    if isinstance(value, str) and value.startswith(("./", "../")):
+    if isinstance(value, str) and value.startswith(("./", "../", SHIPPED)):
         return resolve_path(value, folder)
+    return value
+
+
+def portable_paths(value: Any, folder: Path) -> Any:
+    """Plain values for a file in `folder`, which `resolve_path` reads back.
+
+    Paths into the installed package become "maya_vlm://...", other absolute paths of this machine
+    become relative to `folder`.
+    """
+    if isinstance(value, dict):
+        return {key: portable_paths(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [portable_paths(each, folder) for each in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    path = Path(os.path.abspath(value))
+    if path.is_relative_to(PACKAGE) and path.exists():
+        return SHIPPED + path.relative_to(PACKAGE).as_posix()
+    if os.path.isabs(value):
+        return "./" + os.path.relpath(path, folder.resolve())
     return value
 
 

@@ -4,12 +4,12 @@
 
 Nothing of this repository is imported: the folder brings its own code. Every check returns values
 (tokens, logits, texts) that the matrix compares between releases of transformers. A check whose
-ability a release does not have says so (`Absent`). `trainers` need TRL, peft and datasets; they are
-run only when they are named.
+ability an environment does not have says so (`Absent`): an older release, or one without peft or TRL.
 """
 
 import base64
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -275,6 +275,145 @@ def static_cache(f: Folder) -> dict:
     return {"static": expected}
 
 
+# With peft and TRL
+
+
+def adapters(f: Folder) -> dict:
+    """peft puts an adapter on, saves it, and every way of loading it gives the same logits."""
+    peft = wanted("peft")
+    inputs = f.inputs(f.messages(f.files[:2], QUESTIONS[0]))
+    auto = transformers.AutoModelForImageTextToText
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        target_modules=r".*language_model.*\.(q|v)_proj", init_lora_weights=False, r=4
+    )
+    adapted = peft.get_peft_model(auto.from_pretrained(f.path, **TRUST), config).eval()
+    folder = str(f.scratch / "adapter")
+    adapted.save_pretrained(folder)
+    expected = f.logits(inputs, adapted)
+    assert expected != f.logits(inputs), "the adapter changes nothing"
+    loaded = peft.PeftModel.from_pretrained(auto.from_pretrained(f.path, **TRUST), folder).eval()
+    assert close(f.logits(inputs, loaded), expected), "loaded by peft the logits differ"
+    assert f.answer(inputs, loaded) == f.answer(inputs, adapted)
+    merged = loaded.merge_and_unload()
+    assert close(f.logits(inputs, merged), expected), "merged the logits differ"
+    found: dict[str, Any] = {"logits": expected}
+    try:
+        direct = auto.from_pretrained(folder, **TRUST).eval()
+    except (ImportError, AttributeError) as error:
+        # 5.6 has no loading report for it, 5.15 imports a name that no released peft has.
+        found["not loaded by transformers itself"] = str(error)[:100]
+    else:
+        assert close(f.logits(inputs, direct), expected), "loaded by transformers the logits differ"
+    return found
+
+
+def trainers(f: Folder) -> dict:
+    """TRL's SFT, DPO, GRPO and RLOO trainers take steps on messages with embedded pictures."""
+    trl, datasets = wanted("trl"), wanted("datasets")
+    buffers = []
+    for image in f.pictures:
+        buffers.append(io.BytesIO())
+        image.save(buffers[-1], format="PNG")
+    pictures = [{"bytes": buffer.getvalue(), "path": None} for buffer in buffers]
+
+    def say(role: str, text: str, images: int = 0) -> list[dict]:
+        parts: list[dict] = [{"type": "image"}] * images
+        return [{"role": role, "content": [*parts, {"type": "text", "text": text}]}]
+
+    def rows(*columns: dict) -> Any:
+        made = datasets.Dataset.from_list(list(columns))
+        return made.cast_column("images", [datasets.Image()])
+
+    ask, answer = say("user", QUESTIONS[0], 1), say("assistant", "A boat.")
+    told = rows(*({"images": [p], "messages": [*ask, *answer]} for p in pictures))
+    pairs = rows(
+        *(
+            {"images": [p], "prompt": ask, "chosen": answer, "rejected": say("assistant", "No.")}
+            for p in pictures
+        )
+    )
+    plain = [{"role": "user", "content": QUESTIONS[0]}]
+    asked = rows(*({"images": [p], "prompt": plain} for p in pictures))
+
+    def reward(completions: list, **_: Any) -> list[float]:
+        return [float(len(str(completion))) for completion in completions]
+
+    def run(kind: str, data: Any, **settings: Any) -> list[float]:
+        extra = {"reward_funcs": reward} if kind in ("GRPO", "RLOO") else {}
+        config = getattr(trl, f"{kind}Config")
+        known = config.__dataclass_fields__
+        arguments = {
+            "output_dir": str(f.scratch / kind),
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "trust_remote_code": True,
+            "max_length": None,
+            "bf16": False,
+            "gradient_checkpointing": None,
+            "activation_checkpointing": False,
+            "seed": 0,
+            **settings,
+        }
+        if "activation_checkpointing" not in known:
+            arguments["gradient_checkpointing"] = False
+        arguments = {name: value for name, value in arguments.items() if name in known}
+        model = transformers.AutoModelForImageTextToText.from_pretrained(f.path, **TRUST)
+        torch.manual_seed(0)
+        try:
+            trainer = getattr(trl, f"{kind}Trainer")(
+                model=model,
+                args=config(**arguments),
+                train_dataset=data,
+                processing_class=AutoProcessor.from_pretrained(f.path, **TRUST),
+                **extra,
+            )
+        except ValueError as error:
+            if "requires transformers" not in str(error):
+                raise
+            raise Absent(str(error)) from error
+        trainer.train()
+        before = dict(f.model.named_parameters())
+        changed = any(
+            not torch.equal(parameter.detach(), before[name])
+            for name, parameter in trainer.model.named_parameters()
+        )
+        assert changed, f"{kind}: nothing was learned"
+        return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+    generated = {"num_generations": 2, "max_completion_length": 6, "temperature": 1.0}
+    found = {
+        "SFT": run("SFT", told),
+        "DPO": run("DPO", pairs),
+    }
+    with contextlib.suppress(Absent):
+        found["SFT on answers only"] = run("SFT", told, assistant_only_loss=True)
+    assert abs(found["DPO"][0] - 0.6931) < 1e-2, f"DPO's first loss is ln 2, found {found['DPO']}"
+    # What these two learn from is sampled: that they ran is all that can be compared.
+    for kind in ("GRPO", "RLOO"):
+        assert len(run(kind, asked, **generated)) == 2
+    return found
+
+
+def wanted(name: str) -> Any:
+    """A package that only some environments have. Raises Absent without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Absent(f"{name} is not installed") from error
+
+
+def close(one: list[float], other: list[float]) -> bool:
+    """Whether logits are equal but for the rounding of float32."""
+    return all(abs(a - b) <= 1e-4 * (1 + abs(a)) for a, b in zip(one, other, strict=True))
+
+
 CHECKS: dict[str, Callable[[Folder], dict]] = {
     check.__name__: check
     for check in (
@@ -289,6 +428,8 @@ CHECKS: dict[str, Callable[[Folder], dict]] = {
         saving,
         training,
         static_cache,
+        adapters,
+        trainers,
     )
 }
 

@@ -3,6 +3,7 @@
     python tests/compatibility/constraints.py              # raise everything to the newest releases
     python tests/compatibility/constraints.py --keep       # only what setup.py's bounds now ask for
     python tests/compatibility/constraints.py --torch 2.14.1
+    python tests/compatibility/constraints.py --installed  # what is installed in another version
 
 The versions are resolved by uv for every extra of setup.py together, for Python 3.11 and newer on every
 system, so that one file serves all. Nothing is installed. torch stays at the version in the file unless
@@ -10,6 +11,7 @@ system, so that one file serves all. Nothing is installed. torch stays at the ve
 """
 
 import argparse
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -66,9 +68,30 @@ def make(torch: str | None = None, keep: bool = False) -> list[str]:
     ]
 
 
+def differences() -> list[str]:
+    """Installed packages whose version is not the one in constraints.txt."""
+    pinned = versions(CONSTRAINTS.read_text().splitlines())
+    found = []
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"].lower().replace("_", "-")
+        # A build of torch for a CPU or a CUDA release has that behind its version.
+        version = distribution.version.partition("+")[0]
+        if name in pinned and version not in pinned[name] and name != "setuptools":
+            wanted = " or ".join(sorted(pinned[name]))
+            found.append(
+                f"{name}: {distribution.version} is installed, constraints.txt says {wanted}"
+            )
+    return sorted(found)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch", help="version of torch")
     parser.add_argument("--keep", action="store_true", help="keep every version that still fits")
+    parser.add_argument("--installed", action="store_true", help="only compare with what is here")
     options = parser.parse_args()
+    if options.installed:
+        if found := differences():
+            sys.exit("\n".join(found))
+        sys.exit()
     print("\n".join(make(options.torch, options.keep)) or "nothing changed")

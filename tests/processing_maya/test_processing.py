@@ -6,6 +6,8 @@ import itertools
 import random
 import unicodedata
 
+import jinja2
+import jinja2.nodes
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from processing_maya import (
     load_chat_template,
     messages_from_conversations,
 )
-from processing_maya.processing_maya import BREAK
+from processing_maya.processing_maya import BREAK, _marking_template
 from tests.tiny_processing import TEXTS, TURN_TOKENS, tiny_processor, tiny_tokenizer
 
 IMAGE = {"type": "image"}
@@ -245,6 +247,47 @@ class TestTemplates:
     def test_unknown_template(self):
         with pytest.raises(ValueError, match="'vicuna', expected one of maya, aya, plain"):
             load_chat_template("vicuna")
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_serving_engines_see_that_content_may_be_a_list_of_parts(name):
+    """vLLM and SGLang look for a loop over a message's `content`: in `for message in messages`, or in
+    a macro that is given `message.content` itself. Otherwise they flatten images away."""
+    tree = jinja2.Environment().parse(_marking_template(load_chat_template(name)))
+    lists = {"messages"}
+    for assign in tree.find_all(jinja2.nodes.Assign):
+        base = assign.node.node if isinstance(assign.node, jinja2.nodes.Getitem) else assign.node
+        if isinstance(base, jinja2.nodes.Name) and base.name in lists:
+            lists.add(assign.target.name)
+    loops = list(tree.find_all(jinja2.nodes.For))
+    messages = {
+        loop.target.name
+        for loop in loops
+        if isinstance(loop.iter, jinja2.nodes.Name) and loop.iter.name in lists
+    }
+
+    def is_content(node):
+        return (
+            isinstance(node, jinja2.nodes.Getattr)
+            and node.attr == "content"
+            and isinstance(node.node, jinja2.nodes.Name)
+            and node.node.name in messages
+        )
+
+    given = {
+        call.node.name
+        for call in tree.find_all(jinja2.nodes.Call)
+        if isinstance(call.node, jinja2.nodes.Name) and any(map(is_content, call.args))
+    }
+    looping = {
+        macro.name
+        for macro in tree.find_all(jinja2.nodes.Macro)
+        if any(
+            isinstance(loop.iter, jinja2.nodes.Name) and loop.iter.name == macro.args[0].name
+            for loop in macro.find_all(jinja2.nodes.For)
+        )
+    }
+    assert given & looping or any(is_content(loop.iter) for loop in loops)
 
 
 class TestEncodeConversation:

@@ -141,6 +141,34 @@ def test_paths(tmp_path, monkeypatch):
     assert resolve_path("../../data", tmp_path / "recipes") == str(tmp_path.parent / "data")
 
 
+def test_what_ships_is_written_without_the_place_it_is_installed_in(tmp_path, monkeypatch):
+    recipe = load_recipe(find_recipe("mini"))
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "vision_tower: maya_vlm://bases/mini/vision_tower" in text
+    assert "path: maya_vlm://data/mini" in text
+    assert str(RECIPES.parent) not in text
+    monkeypatch.chdir(tmp_path)
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert Path(again.model.vision_tower).is_dir()
+    assert to_dict(again) == to_dict(load_recipe(find_recipe("mini")))
+
+
+def test_a_saved_recipe_names_no_place_of_the_machine_and_runs_again(tmp_path):
+    """Wherever the command was started: other absolute paths become relative to the file."""
+    (tmp_path / "data").mkdir()
+    rows = tmp_path / "data" / "rows.jsonl"
+    rows.write_text("")
+    overrides = [f"stages.0.data.0.path={rows}"]
+    recipe = load_recipe(find_recipe("mini"), overrides, str(tmp_path / "run"))
+    (tmp_path / "run" / "pretrain").mkdir(parents=True)
+    for folder in (tmp_path / "run", tmp_path / "run" / "pretrain"):
+        write_recipe(recipe, folder / "recipe.yaml")
+        assert str(tmp_path) not in (folder / "recipe.yaml").read_text()
+        again = load_recipe(folder / "recipe.yaml")
+        assert to_dict(again) == to_dict(recipe)
+
+
 def test_resolved_recipe_reads_back(tmp_path):
     recipe = load_recipe(changed("seed", 4, tmp_path))
     assert recipe.model.vision_feature_layer == -2

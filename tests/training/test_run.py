@@ -471,7 +471,7 @@ def test_half_a_model_folder_does_not_load(finished, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_recipe", lambda recipe, path: cut(None, path) if path.parent.name.endswith(".model") else None)  # fmt: skip
+        patch.setattr(run_module, "write_recipe", lambda recipe, path, folder=None: cut(None, path) if path.parent.name.endswith(".model") else None)  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             train(str(path), output_dir=str(output))
     assert not (output / "pretrain").exists()

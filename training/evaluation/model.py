@@ -15,12 +15,14 @@ def load(model: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     not take images and text, MemoryError where its weights cannot fit.
     """
     # Registers Maya with transformers' Auto classes.
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
     import modeling_maya  # noqa: F401
     import processing_maya  # noqa: F401
 
     check(model)
+    # Loading takes seconds; what a command prints is its own.
+    logging.disable_progress_bar()
     folder = Path(model).expanduser()
     model = str(folder) if folder.is_dir() else model
     gpu = torch.cuda.is_available()
