@@ -208,7 +208,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def key(row: dict[str, Any]) -> tuple:
     python = re.match(r"\d+\.\d+", row["python"])
-    return (Version(row["transformers"]), python and python[0], row["training"])
+    torch = row["torch"].partition("+")[0]
+    return (Version(row["transformers"]), python and python[0], torch, row["training"])
 
 
 def write(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
@@ -230,39 +231,49 @@ def write(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
     write_readme()
 
 
+# What `absent` in a row means, for the README.
+ABSENT = {
+    "image_processor": "AutoImageProcessor alone (needs torchvision there)",
+    "trainers": "TRL's loss on answers only",
+}
+
+
 def table(content: dict[str, Any]) -> str:
-    """The README's table: a line a release."""
-    rows = content["rows"]
-    releases = list(dict.fromkeys(row["transformers"] for row in rows))
+    """The README's table: a line for neighbouring releases that do the same."""
     lines = [
         "| transformers | Python | torch | loads and answers | peft and TRL | not there |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
+    rows = content["rows"]
+    releases = list(dict.fromkeys(row["transformers"] for row in rows))
+    groups: list[tuple[list[str], tuple[str, ...]]] = []
     for release in releases:
-        mine = [row for row in rows if row["transformers"] == release]
-        loading = [row for row in mine if not row["training"]]
-        training = [row for row in mine if row["training"]]
-
-        def verdict(part: list[dict[str, Any]]) -> str:
-            if not part:
-                return "not run"
-            wrong = sorted({name for row in part for name in row["failed"]})
-            return f"fails: {', '.join(wrong)}" if wrong else "same"
-
-        def told(name: str, part: list[dict[str, Any]]) -> str:
-            return ", ".join(sorted({re.sub(r"\+.*", "", row[name]) for row in part}))
-
-        absent = {
-            name.partition(": ")[2]
-            for row in mine
-            for name in row["absent"]
-            if row["training"] or not name.endswith(("adapters", "trainers"))
-        }
-        lines.append(
-            f"| {release} | {told('python', mine)} | {told('torch', mine)} | {verdict(loading)} | "
-            f"{verdict(training)} | {', '.join(sorted(absent)).replace('_', ' ') or '-'} |"
-        )
+        cells = _cells([row for row in rows if row["transformers"] == release])
+        if groups and groups[-1][1] == cells:
+            groups[-1][0].append(release)
+        else:
+            groups.append(([release], cells))
+    lines += [f"| {', '.join(names)} | {' | '.join(cells)} |" for names, cells in groups]
     return "\n".join(lines)
+
+
+def _cells(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    def told(name: str) -> str:
+        return ", ".join(sorted({row[name].partition("+")[0] for row in rows}, key=Version))
+
+    def verdict(training: bool) -> str:
+        part = [row for row in rows if row["training"] == training]
+        wrong = sorted({name for row in part for name in row["failed"]})
+        return f"fails: {', '.join(wrong)}" if wrong else "same" if part else "not run"
+
+    absent = {
+        name.partition(": ")[2]
+        for row in rows
+        for name in row["absent"]
+        if row["training"] or not name.endswith(("adapters", "trainers"))
+    }
+    told_absent = ", ".join(sorted(ABSENT.get(name, name.replace("_", " ")) for name in absent))
+    return (told("python"), told("torch"), verdict(False), verdict(True), told_absent or "-")
 
 
 def render(content: dict[str, Any]) -> str:
