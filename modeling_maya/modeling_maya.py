@@ -21,6 +21,8 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 
 from .configuration_maya import CLASS_TOKENS, MayaConfig
 
@@ -33,9 +35,15 @@ CACHE = next(
 
 @dataclass
 class MayaModelOutputWithPast(BaseModelOutputWithPast):
-    """Decoder output, with `image_hidden_states` (I * S, D): the projected features, None without images."""
+    """Decoder output, and what the images became; both are None without images.
+
+    image_hidden_states (I * S, D): the projected features.
+    image_outputs: the output of `get_image_features`, with the tower's hidden states and attentions
+    where the caller asked for them. Stock multimodal models name it so from transformers 5.24 on.
+    """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
@@ -43,6 +51,7 @@ class MayaCausalLMOutputWithPast(CausalLMOutputWithPast):
     """`loss` (), `logits` (B, T, V) already scaled, and the fields of `MayaModelOutputWithPast`."""
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 def _wants_dict(config: MayaConfig, return_dict: bool | None) -> bool:
@@ -277,7 +286,7 @@ class MayaModel(MayaPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         cache: Cache | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MayaModelOutputWithPast:
         """One pass over input_ids (B, T) or inputs_embeds (B, T, D).
 
@@ -297,7 +306,13 @@ class MayaModel(MayaPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
-            encoded = self.get_image_features(pixel_values, return_dict=True)
+            # Other arguments are the decoder's, such as the lengths of packed rows.
+            asked = {
+                name: kwargs[name]
+                for name in ("output_attentions", "output_hidden_states")
+                if kwargs.get(name) is not None
+            }
+            encoded = self.get_image_features(pixel_values, return_dict=True, **asked)
 
         image_features = None
         if encoded is not None:
@@ -338,6 +353,7 @@ class MayaModel(MayaPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
+            image_outputs=encoded,
             **{CACHE: getattr(outputs, CACHE)},
         )
         return output if _wants_dict(self.config, return_dict) else output.to_tuple()
@@ -443,7 +459,7 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         cache: Cache | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MayaCausalLMOutputWithPast:
         """As `MayaModel.forward`, plus
 
@@ -483,6 +499,7 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
             **{CACHE: getattr(outputs, CACHE)},
         )
         return output if _wants_dict(self.config, return_dict) else output.to_tuple()

@@ -30,6 +30,12 @@ NOT_APPLICABLE = {
     "test_reverse_loading_mapping": "about renamed weights of LLaVA's old checkpoints; Maya has none",
 }
 
+# Failed by Maya on purpose.
+ON_PURPOSE = {
+    "test_bc_cache_name_forward": "wants a warning for `past_key_values`, the only name of the cache "
+    "before transformers 5.24; Maya takes both names in every release",
+}
+
 # A few seconds each at most, and together they touch everything a model class declares.
 QUICK = [
     "test_attention_outputs",
@@ -126,9 +132,10 @@ def outcomes(common_tests: Path, report: Path, only: list[str] | None) -> dict[s
 
 def compare(found: dict[str, dict[str, str]]) -> set[str]:
     """Assert that Maya passes what LLaVA passes, and fails nothing; returns what LLaVA passes."""
-    maya, llava = found["MayaCommonTest"], found["LlavaCommonTest"]
+    llava = found["LlavaCommonTest"]
+    maya = {name: o for name, o in found["MayaCommonTest"].items() if name not in ON_PURPOSE}
     passed = {name for name, outcome in llava.items() if outcome == "passed"}
-    behind = {name: maya[name] for name in passed if maya[name] != "passed"}
+    behind = {name: o for name, o in maya.items() if name in passed and o != "passed"}
     assert {name: o for name, o in behind.items() if (name, o) not in not_applicable()} == {}
     assert [name for name, outcome in maya.items() if outcome == "failed"] == []
     return passed

@@ -185,6 +185,19 @@ def test_features_land_on_their_placeholders_in_reading_order():
     torch.testing.assert_close(seen["inputs_embeds"][places], features, rtol=0, atol=0)
     torch.testing.assert_close(seen["inputs_embeds"][~places], embeddings[~places], rtol=0, atol=0)
     torch.testing.assert_close(output.image_hidden_states, features, rtol=0, atol=0)
+    assert torch.equal(torch.cat(output.image_outputs.pooler_output), features)
+
+
+@torch.no_grad()
+def test_the_towers_states_are_returned_where_they_are_asked_for():
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    inputs = tiny_inputs(model.config, images=[1])
+    assert model(**inputs).image_outputs.hidden_states is None
+    asked = model(**inputs, output_hidden_states=True, output_attentions=True).image_outputs
+    layers = model.config.vision_layers_used
+    assert (len(asked.hidden_states), len(asked.attentions)) == (layers + 1, layers)
+    assert model(input_ids=inputs["input_ids"][:, -1:]).image_outputs is None
 
 
 @pytest.mark.parametrize(
