@@ -55,9 +55,13 @@ def run(*command: str | Path, timeout: int = 3600, **kwargs: Any) -> subprocess.
 
 def known_releases() -> list[str]:
     """The releases of transformers on the package index from the floor on, oldest first."""
-    told = run(sys.executable, "-m", "pip", "index", "versions", "transformers").stdout
-    line = next(line for line in told.splitlines() if line.startswith("Available versions:"))
-    found = [text.strip() for text in line.partition(":")[2].split(",")]
+    # With PIP_QUIET, which scripts set, pip would print nothing.
+    loud = {name: value for name, value in os.environ.items() if name != "PIP_QUIET"}
+    told = run(sys.executable, "-m", "pip", "index", "versions", "transformers", env=loud).stdout
+    lines = [line for line in told.splitlines() if line.startswith("Available versions:")]
+    if not lines:
+        raise RuntimeError(f"pip index versions transformers: expected versions, found {told!r}")
+    found = [text.strip() for text in lines[0].partition(":")[2].split(",")]
     floor = Version(FLOOR)
     return sorted((text for text in found if Version(text) >= floor), key=Version)
 
