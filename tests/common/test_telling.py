@@ -1,5 +1,7 @@
 """Text of strangers in messages."""
 
+import time
+
 import pytest
 
 from maya_vlm.training.common.telling import LONGEST, one_line, printable
@@ -27,3 +29,10 @@ def test_one_line_is_short_and_keeps_beginning_and_end():
     assert line.startswith("file.json: x")
     assert line.endswith(": do this")
     assert one_line(" a\n b\t c ") == "a b c"
+
+
+def test_megabytes_take_no_time():
+    begun = time.monotonic()
+    assert len(one_line("\x1b" * 50_000_000 + "end")) == LONGEST
+    assert one_line("a" * 50_000_000 + "end").endswith("end")
+    assert time.monotonic() - begun < 2
