@@ -1,7 +1,5 @@
 """Text of strangers in messages."""
 
-import time
-
 import pytest
 
 from maya_vlm.training.common.telling import LONGEST, one_line, printable
@@ -31,8 +29,6 @@ def test_one_line_is_short_and_keeps_beginning_and_end():
     assert one_line(" a\n b\t c ") == "a b c"
 
 
-def test_megabytes_take_no_time():
-    begun = time.monotonic()
-    assert len(one_line("\x1b" * 50_000_000 + "end")) == LONGEST
-    assert one_line("a" * 50_000_000 + "end").endswith("end")
-    assert time.monotonic() - begun < 2
+def test_of_megabytes_only_both_ends_are_looked_at():
+    assert len(one_line("\x1b" * 5_000_000 + "end")) == LONGEST
+    assert one_line("start" + " a" * 5_000_000 + " end").endswith("a a end")

@@ -17,6 +17,7 @@ import pyarrow as pa
 from ..schema import digest
 from .endpoint import Endpoint, EndpointPlan
 from .identify import language_name
+from .thoughts import without_thought
 
 VERSION = 1
 Row = dict[str, Any]
@@ -123,9 +124,12 @@ class BackTranslationWorker:
             [{"role": "system", "content": system}, {"role": "user", "content": row["text"]}],
             **self.plan.parameters,
         )
-        back = answer.text.strip() if answer.text is not None else None
-        chrf = None
+        error, back, chrf = answer.error, None, None
+        if answer.text is not None:
+            back = without_thought(answer.text, row["text"])
+            error = "a thought without an answer" if back is None else None
         if back is not None:
+            back = back.strip()
             chrf = round(self._chrf(back, row["source_text"]), 3)
         return {
             "id": row["id"],
@@ -134,7 +138,7 @@ class BackTranslationWorker:
             "back": back,
             "chrf": chrf,
             "finish_reason": answer.finish_reason,
-            "error": answer.error,
+            "error": error,
             "model": answer.model,
             "model_revision": self.plan.endpoint.model_revision,
             "attempts": answer.attempts,

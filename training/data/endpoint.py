@@ -39,7 +39,7 @@ _EXCERPT = 300  # characters of a server's message that are quoted
 # Bytes of a body; one with the log probabilities of 2,000 tokens and 20 rivals of each has 5 MB.
 MAX_BODY = 16 * 2**20
 # Characters of an answer, more than any model writes; the checks of a longer one would take minutes.
-MAX_TEXT = 200_000
+MAX_TEXT = 100_000
 
 
 class EndpointError(OSError):
