@@ -361,9 +361,10 @@ def _logprobs(found: Any) -> list[dict] | str | None:
 
 def _is_token(item: dict[str, Any]) -> bool:
     token, logprob = item.get("token"), item.get("logprob")
-    number = isinstance(logprob, (int, float)) and not isinstance(logprob, bool)
+    if not isinstance(logprob, (int, float)) or isinstance(logprob, bool):
+        return False
     # A whole number may have any number of digits.
-    return isinstance(token, str) and number and abs(logprob) < 1e9
+    return isinstance(token, str) and abs(logprob) < 1e9
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -21,8 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from ...common.reading import read_text, read_yaml
 from ..endpoint import Endpoint, EndpointPlan
 from .classifiers import ClassifierJudge, FunctionJudge
 from .guards import EndpointChat, GuardJudge, LocalChat
@@ -45,8 +44,7 @@ _FIELDS = {
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    path = Path(__file__).with_name("presets.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_name("presets.yaml"))
 
 
 @dataclass
@@ -344,6 +342,6 @@ def _prompt_file(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path).strip()
+    except (OSError, ValueError) as error:
         raise ValueError(f"toxicity: prompt: cannot read {path}: {error}") from None
