@@ -331,7 +331,9 @@ def test_names_of_languages_and_datasets_stay_names(built, tmp_path):
     manifest["counts"]["languages"]["../fr"] = manifest["counts"]["languages"].pop("fr")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     for write in (export_llava, export_messages):
-        with pytest.raises(ValueError, match=r"language: expected a BCP-47 code, found '../fr'"):
+        with pytest.raises(
+            ValueError, match=r"language.*: expected a .*BCP-47 code.*, found '../fr'"
+        ):
             write(folder, tmp_path / "out" / "in")
 
 
@@ -529,7 +531,7 @@ def test_a_folder_in_the_layout_of_mini_need_not_be_judged_but_needs_its_columns
         export_messages(mini, tmp_path / "out", toxicity_free=True)
     assert export_messages(mini, tmp_path / "out", languages=["en"]).pictures > 0
     write_table(mini / "texts" / "en" / "train-1.parquet", pa.table({"id": ["1"], "image": ["1"]}))
-    with pytest.raises(ValueError, match=r"train-1.parquet: columns: expected .* none called text"):
+    with pytest.raises(ValueError, match=r"train-1.parquet: expected one column 'text', found"):
         export_messages(mini, tmp_path / "out")
 
 

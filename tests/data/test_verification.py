@@ -158,13 +158,13 @@ class TestStep:
         one = step(folder)
         one.run()
         seen = []
-        read_table = pq.read_table
+        opened = pq.ParquetFile
 
         def counted(path, **options):
             seen.append(path)
-            return read_table(path, **options)
+            return opened(path, **options)
 
-        monkeypatch.setattr(pq, "read_table", counted)
+        monkeypatch.setattr(pq, "ParquetFile", counted)
         one.report()
         assert len(seen) == len(set(seen)) == 6
 

@@ -1,7 +1,7 @@
 """Values of strangers held against a shape: manifests, notes, results, cards.
 
-A shape is a type or a tuple of types (None among them for null); a list of one shape, for a list of such
-values; a mapping of names to shapes, whose names must be there (others may be, too); or `{...: shape}`
+A shape is a type (dict and list for any of them), None for null, or a tuple of shapes of which one must
+fit; a list of one shape, for a list of such values; a mapping of names to shapes, whose names must be there (others may be, too); or `{...: shape}`
 for a mapping of any names to values of one shape. `float` takes whole numbers, `int` no truth values.
 """
 
@@ -11,7 +11,14 @@ from typing import Any
 
 from .telling import one_line
 
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+}
 
 
 def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
@@ -33,7 +40,11 @@ def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
             check_shape(each, shape[0], where, f"{key}[{number}]")
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
-        told = " or ".join("null" if kind is None else _NAMES[kind] for kind in kinds)
+        for kind in kinds:
+            if isinstance(kind, (dict, list)) and isinstance(value, type(kind)):
+                check_shape(value, kind, where, key)
+                return
+        told = " or ".join("null" if kind is None else _name(kind) for kind in kinds)
         _expect(any(_is(value, kind) for kind in kinds), value, told, where, key)
 
 
@@ -46,9 +57,13 @@ def has_shape(value: Any, shape: Any) -> bool:
     return True
 
 
-def _is(value: Any, kind: type | None) -> bool:
-    if kind is None:
-        return value is None
+def _name(kind: Any) -> str:
+    return _NAMES[kind if isinstance(kind, type) else type(kind)]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if not isinstance(kind, type):
+        return kind is None and value is None
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

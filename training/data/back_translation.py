@@ -8,8 +8,9 @@ the source. It finds what no cheap check can, a fluent text about something else
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow as pa
 from ..schema import digest
 from .endpoint import Endpoint, EndpointPlan
 from .identify import language_name
+from .parquet import check_columns, read_rows
 from .thoughts import without_thought
 
 VERSION = 1
@@ -143,6 +145,12 @@ class BackTranslationWorker:
             "model_revision": self.plan.endpoint.model_revision,
             "attempts": answer.attempts,
         }
+
+
+def back_translations(path: Path) -> Iterator[Row]:
+    """`id` and `chrf` of a unit's rows. Raises ValueError for another table."""
+    check_columns(path, {"id": pa.string(), "chrf": pa.float64()})
+    yield from read_rows(path, ["id", "chrf"])
 
 
 def plain_text(turns: Sequence[Row]) -> str:

@@ -22,13 +22,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pyarrow.parquet as pq
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
 from ..signals import handling
 from .files import write_bytes, write_json
+from .parquet import count_rows
 from .status import UNITS, Progress
 from .units import Stopped, UnitManifest, Worker, check_unit, run_units
 
@@ -124,10 +124,7 @@ def run_jobs(
     """
     keys = {name: make(name).key for name in dict.fromkeys(job.worker for job in jobs)}
     # Each worker reads the same sources.
-    rows = {
-        source: pq.read_metadata(source).num_rows
-        for source in dict.fromkeys(job.source for job in jobs)
-    }
+    rows = {source: count_rows(source) for source in dict.fromkeys(job.source for job in jobs)}
     for name, key in keys.items():
         mine = [job for job in jobs if job.worker == name]
         units = {job.target.stem: rows[job.source] for job in mine}

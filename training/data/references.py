@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import write_bytes, write_parquet
+from .parquet import read_rows
 from .records import SOURCE_SCHEMA
 from .scoring import sentence_chrf
 from .translation import TranslateWorker, TranslatorPlan
@@ -124,7 +125,7 @@ def made_references(
     there, back = folder / f"{lang}.parquet", folder / f"{lang}-back.parquet"
     first = TranslateWorker(plan, lang, source_language, trust_remote_code=trust_remote_code)
     run_again(first, sample, there)
-    made = pq.read_table(there).to_pylist()
+    made = list(read_rows(there))
     empty = dict.fromkeys(SOURCE_SCHEMA.names)
     rows = [
         {**empty, "id": row["id"], "lang": lang, "task": "caption", "text": row["text"]}
@@ -137,7 +138,7 @@ def made_references(
     own = plan.for_language(lang)
     second = TranslateWorker(own, source_language, lang, trust_remote_code=trust_remote_code)
     run_again(second, source, back)
-    returned = {row["id"]: row["text"] or "" for row in pq.read_table(back).to_pylist()}
+    returned = {row["id"]: row["text"] or "" for row in read_rows(back)}
     sheet = []
     for row in made:
         again = returned.get(row["id"], "")

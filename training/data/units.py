@@ -41,6 +41,7 @@ from .unit_files import (
     Key,
     UnitManifest,
     check_unit,
+    count_failures,
     input_sha,
     journal_path,
     journals,
@@ -351,6 +352,7 @@ class _Unit:
             seconds=round(self.journal.seconds + now - self.journal.opened, 3),
             sessions=self.journal.sessions,
             finished=round(now, 3),
+            failures=count_failures(answers),
         )
         write_json(manifest_path(self.target), dataclasses.asdict(manifest))
         self._clear()
