@@ -232,6 +232,7 @@ def _publish(args: argparse.Namespace) -> None:
         private=args.private,
         revision=args.revision,
         tag=args.tag,
+        overwrite_card=args.overwrite_card,
     )
     print(f"published to {url}")
 
@@ -455,7 +456,16 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", type=Path)
     publish.add_argument("repo_id", help="user/name")
     publish.add_argument("--kind", choices=["model", "dataset"], default="model")
-    publish.add_argument("--private", action="store_true")
+    publish.add_argument(
+        "--private",
+        action="store_true",
+        help="only into a private repository; a new one is private",
+    )
+    publish.add_argument(
+        "--overwrite-card",
+        action="store_true",
+        help="replace a README.md that somebody wrote on the Hub",
+    )
     publish.add_argument("--revision", help="branch to push to")
     publish.add_argument("--tag", help="of a dataset's commit (default: build-HASH of its content)")
 
