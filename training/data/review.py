@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ..common.telling import one_line
 from ..images import load_image
 from .files import sha256_text, write_bytes, write_json, write_parquet
 from .identify import SCRIPTS, primary
+from .parquet import check_columns, is_text, read_rows
 from .pictures import Pictures
 
 # What people may decide, by kind of sheet.
@@ -400,10 +401,12 @@ def _overrides(folder: Path) -> list[dict[str, Any]]:
     path = folder / "review" / "overrides.parquet"
     if not path.is_file():
         return []
-    try:
-        return pq.read_table(path).select(OVERRIDES.names).to_pylist()
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path}: not a file of overrides: {error}") from None
+    check_columns(path, dict.fromkeys(OVERRIDES.names, is_text))
+    rows = list(read_rows(path, OVERRIDES.names))
+    for row in rows:
+        if any(row[name] is None for name in ("kind", "id", "lang", "decision", "text_sha256")):
+            raise ValueError(f"{path}: expected decisions, found {one_line(str(row), 200)}")
+    return rows
 
 
 def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -23,11 +23,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import atomic, sha256_text, write_parquet
+from ..files import atomic, sha256_file, sha256_text, write_parquet
 from ..parquet import check_columns, read_rows
 from ..pictures import Pictures
 from ..translation import check_translated
-from ..units import Row, run_units
+from ..units import Row, UnitManifest, manifest_path, run_units
 from .plan import JudgePlan, ToxicityPlan
 from .verdicts import JudgeWorker, image_sha, text_of
 
@@ -166,8 +166,14 @@ class ToxicityStep:
         """Write what the judge has not been given yet, as further units."""
         failed = self._failed(judge, part) if retry_failed else set()
         with ShaTable() as known:
-            for source, _ in self.units(judge, part):
+            for source, target in self.units(judge, part):
                 check_columns(source, {name: pa.string() for name in INPUT_SCHEMA.names})
+                judged = UnitManifest.read(manifest_path(target))
+                if judged is not None and judged.source_sha256 != sha256_file(source):
+                    raise ValueError(
+                        f"{source}: changed since {judge.name!r} judged it: delete {source.parent} and "
+                        f"{target.parent}, and run the step toxicity again"
+                    )
                 for row in read_rows(source, ["input_sha256"]):
                     if row["input_sha256"] not in failed:
                         known.add(row["input_sha256"])
