@@ -70,6 +70,7 @@ def _data_build(args: argparse.Namespace) -> None:
         steps=args.steps,
         retry_failed=args.retry_failed,
         trust_remote_code=args.trust_remote_code,
+        allow_code=args.allow_code,
     )
     if (folder / "dataset" / "manifest.json").is_file():
         from maya_vlm.model_card.dataset_cards import write_dataset_card
@@ -332,6 +333,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     build.add_argument(
         "--retry-failed", action="store_true", help="ask again for rows whose requests failed"
+    )
+    build.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="let functions and programs that the plan names run",
     )
     status = _subcommand(
         datasets, "status", _data_status, "how far a build is, running or not", loads_code=False

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..schema import digest
-from .endpoint import Endpoint, EndpointPlan
+from .endpoint import Endpoint, EndpointPlan, check_parameters
 from .identify import language_name
 from .parquet import check_columns, read_rows
 from .thoughts import without_thought
@@ -78,6 +78,7 @@ class BackTranslationPlan:
             raise ValueError(
                 f"verification.back_translation.rows: expected at least 1, found {self.rows}"
             )
+        check_parameters(self.parameters, "verification.back_translation.parameters")
 
 
 def drawn(seed: int, row_id: str, lang: str) -> float:

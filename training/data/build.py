@@ -47,6 +47,7 @@ def build_dataset(
     retry_failed: bool = False,
     progress: bool = True,
     trust_remote_code: bool = False,
+    allow_code: bool = False,
 ) -> Path:
     """Build the dataset of a plan; returns its folder. The same call continues a stopped one.
 
@@ -54,6 +55,7 @@ def build_dataset(
         steps: only these; default: all that the plan has a section for.
         retry_failed: ask again for rows whose requests failed for good.
         trust_remote_code: let code that comes with a model run.
+        allow_code: let functions and programs that the plan names run.
 
     Raises:
         Stopped: after SIGTERM or SIGINT; nothing that was finished is lost.
@@ -62,6 +64,11 @@ def build_dataset(
     """
     options = _Options(retry_failed, progress, trust_remote_code)
     plan = load_plan(path, overrides)
+    if not allow_code:
+        try:
+            plan.check_code()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     wanted = [step for step in STEPS if _has(plan, step)]
     if steps is not None:
         for step in steps:

@@ -10,6 +10,7 @@ pointless (a wrong key, an unknown model, nobody there) raises EndpointError.
 """
 
 import asyncio
+import difflib
 import email.utils
 import math
 import os
@@ -40,6 +41,138 @@ _EXCERPT = 300  # characters of a server's message that are quoted
 MAX_BODY = 16 * 2**20
 # Characters of an answer, more than any model writes; the checks of a longer one would take minutes.
 MAX_TEXT = 100_000
+
+# Parameters of a request: OpenAI's, and those that vLLM, SGLang, llama.cpp, Ollama and gateways add.
+PARAMETERS = frozenset(
+    [
+        "add_generation_prompt",
+        "add_special_tokens",
+        "allowed_token_ids",
+        "bad_words",
+        "best_of",
+        "cache_prompt",
+        "cache_salt",
+        "chat_template",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "documents",
+        "dry_allowed_length",
+        "dry_base",
+        "dry_multiplier",
+        "dry_penalty_last_n",
+        "dynatemp_exponent",
+        "dynatemp_range",
+        "early_stopping",
+        "ebnf",
+        "echo",
+        "enable_thinking",
+        "frequency_penalty",
+        "grammar",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "ignore_eos",
+        "include_reasoning",
+        "include_stop_str_in_output",
+        "json_schema",
+        "keep_alive",
+        "length_penalty",
+        "logit_bias",
+        "logits_processors",
+        "logprobs",
+        "lora_path",
+        "max_completion_tokens",
+        "max_tokens",
+        "metadata",
+        "min_p",
+        "min_tokens",
+        "mirostat",
+        "mirostat_eta",
+        "mirostat_tau",
+        "mm_processor_kwargs",
+        "modalities",
+        "n_predict",
+        "n_probs",
+        "no_repeat_ngram_size",
+        "no_stop_trim",
+        "num_beams",
+        "options",
+        "plugins",
+        "prediction",
+        "presence_penalty",
+        "priority",
+        "prompt_cache_key",
+        "prompt_logprobs",
+        "provider",
+        "random_seed",
+        "reasoning",
+        "reasoning_effort",
+        "reasoning_format",
+        "regex",
+        "repeat_last_n",
+        "repeat_penalty",
+        "repetition_penalty",
+        "response_format",
+        "return_token_ids",
+        "route",
+        "safe_prompt",
+        "safety_identifier",
+        "safety_settings",
+        "samplers",
+        "seed",
+        "separate_reasoning",
+        "service_tier",
+        "session_params",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "stop",
+        "stop_regex",
+        "stop_token_ids",
+        "store",
+        "structured_outputs",
+        "temperature",
+        "tfs_z",
+        "think",
+        "thinking",
+        "thinking_budget",
+        "top_a",
+        "top_k",
+        "top_logprobs",
+        "top_n_sigma",
+        "top_p",
+        "transforms",
+        "truncate_prompt_tokens",
+        "typical_p",
+        "use_beam_search",
+        "user",
+        "verbosity",
+        "xtc_probability",
+        "xtc_threshold",
+    ]
+)
+
+
+def check_parameters(parameters: dict[str, Any], where: str) -> None:
+    """Raise ValueError, naming the key, for parameters that no server knows, and for NaN and infinity.
+
+    Servers pass over what they do not know, so a slip of the pen would change nothing in silence.
+    """
+    for name, value in parameters.items():
+        if name not in PARAMETERS:
+            close = difflib.get_close_matches(str(name), PARAMETERS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            told = one_line(repr(name), 60)
+            raise ValueError(
+                f"{where}: expected a parameter of chat completions, found {told}{hint}"
+            )
+        waiting = [value]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"{where}.{name}: expected a finite number, found {each}")
+            if isinstance(each, (dict, list)):
+                waiting += each.values() if isinstance(each, dict) else each
 
 
 class EndpointError(OSError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,22 @@ from .units import Stopped, UnitManifest, Worker, check_unit, run_units
 # What a rank may raise in another process; everything else goes through as a RuntimeError with its
 # traceback, because many exceptions cannot be unpickled, and a pool that meets one waits for ever.
 _PLAIN = (Stopped, ValueError, OSError)
+
+# Options of datatrove's executors that hold a word or a number.
+_PLAIN_OPTIONS = (
+    "partition",
+    "time",
+    "qos",
+    "job_name",
+    "cpus_per_task",
+    "mem_per_cpu_gb",
+    "memory_bytes_per_task",
+    "max_array_size",
+    "max_array_launch_parallel",
+    "randomize_start_duration",
+    "requeue",
+)
+_WORD = re.compile(r"[\w.:,-]*", re.ASCII)
 
 
 @dataclass
@@ -63,6 +80,15 @@ class ExecutorPlan:
             raise ValueError("executor.options: only for slurm and ray")
         if self.kind == "slurm" and not {"partition", "time"} <= self.options.keys():
             raise ValueError("executor.options: slurm needs at least partition and time")
+
+    def shell(self) -> dict[str, str]:
+        """Options that become part of a script for the shell, as text: all but plain words and numbers."""
+        words = {name: str(value) for name, value in self.options.items()}
+        return {
+            name: told
+            for name, told in words.items()
+            if name not in _PLAIN_OPTIONS or not _WORD.fullmatch(told)
+        }
 
 
 class Job(NamedTuple):

@@ -34,7 +34,8 @@ _LINE_LIMIT = 16 * 2**20
 class QualityPlan:
     """Section `verification.quality`.
 
-    command: the program and its arguments, such as [/opt/comet/bin/python, cometkiwi.py].
+    command: the program and its arguments, such as [/opt/comet/bin/python, cometkiwi.py]. It is started
+        when the plan is built, which asks for --allow-code.
     model, model_revision: what it runs; stored, and a change of them scores anew.
     batch_rows: rows it is given at once.
     share: of the rows that are scored, drawn by their id; 1 for all.
