@@ -502,10 +502,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.call(args)
+    except KeyboardInterrupt:
+        print(f"maya {args.command}: stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         if type(error).__name__ == "Stopped":
             print(f"maya {args.command}: {error}", file=sys.stderr)
-            return 128 + signal.SIGTERM
+            return 128 + getattr(error, "number", signal.SIGTERM)
         bad_input = is_bad_input(error)
         versions = None if bad_input else warn_of_versions()
         if args.traceback or not (bad_input or versions):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.cards import card_metadata
-from ..common.names import check_component, file_name
+from ..common.names import check_component, file_name, folded
 from ..common.reading import read_text
 from ..common.telling import one_line
 from .manifest import matching, read_manifest
@@ -110,8 +110,14 @@ def open_dataset(folder: Path) -> DatasetFolder:
     found = _open_mini(folder) if mini else _open_built(folder)
     # They become parts of paths, and whoever made the dataset wrote them.
     check_languages(found.languages, f"{folder}: language")
+    seen: dict[str, str] = {}
     for split in found.splits:
         check_component(split, f"{folder}: split")
+        if (other := seen.setdefault(folded(split), split)) != split:
+            raise ValueError(
+                f"{folder}: split: expected names that differ in more than case, found {other!r} and "
+                f"{split!r}: rename one"
+            )
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import re
 import signal
@@ -36,7 +37,9 @@ from .units import Stopped, UnitManifest, Worker, check_unit, run_units
 # What a rank may raise in another process; everything else goes through as a RuntimeError with its
 # traceback, because many exceptions cannot be unpickled, and a pool that meets one waits for ever.
 _PLAIN = (Stopped, ValueError, OSError)
-
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+# What a rank whose parent is gone may take to write down what it has.
+_ORPHAN_SECONDS = 5.0
 # Options of datatrove's executors that hold a word or a number.
 _PLAIN_OPTIONS = (
     "partition",
@@ -224,6 +227,8 @@ class LocalExecutor(LocalPipelineExecutor):
         context = multiprocessing.get_context("forkserver")
         # What takes seconds to import is imported once for all ranks.
         context.set_forkserver_preload(["maya_vlm.training.data.plan"])
+        with without_signals():
+            multiprocessing.forkserver.ensure_running()
         waiting = list(range(self.tasks))
         running: dict[Any, tuple[Any, Connection, int]] = {}
         error: Exception | None = None
@@ -264,23 +269,47 @@ class LocalExecutor(LocalPipelineExecutor):
             setup_default_logger()
 
 
+@contextlib.contextmanager
+def without_signals() -> Iterator[None]:
+    """Signals that end a run wait meanwhile, and for ever in processes that are started.
+
+    The server of forks must outlive its ranks, as they are waited for through it; a signal to the whole
+    group would end it first.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_ctrl_c() -> None:
+    """In a process that was started `without_signals`: SIGTERM ends it again, SIGINT is for its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
 def _rank(executor: LocalExecutor, rank: int, connection: Connection) -> None:
     # Ctrl-C reaches the whole group: the parent hears it and sends each rank one SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_ctrl_c()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         executor.run_rank(rank)
     except Exception as error:
-        connection.send(error)
+        with contextlib.suppress(OSError):
+            # The parent may be gone.
+            connection.send(error)
         sys.exit(1)
 
 
 def _follow_parent() -> None:
-    """Drain and stop when the parent is gone."""
+    """Drain and stop when the parent is gone: soon, as nobody knows of this process any more."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_SECONDS)
+        os._exit(1)
 
 
 def _outcome(process: Any, connection: Connection, rank: int) -> Exception | None:

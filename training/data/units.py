@@ -96,7 +96,15 @@ class Worker(Protocol):
 
 
 class Stopped(Exception):
-    """The run was asked to stop; everything answered so far is in the journals."""
+    """The run was asked to stop; everything answered so far is in the journals.
+
+    Its text says "stopped by " and the signal's name, as it comes from other processes too.
+    """
+
+    @property
+    def number(self) -> signal.Signals:
+        """The signal that stopped the run."""
+        return signal.SIGINT if "stopped by SIGINT" in str(self) else signal.SIGTERM
 
 
 # Running

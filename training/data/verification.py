@@ -17,6 +17,7 @@ import asyncio
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..schema import digest
+from ..signals import end_with_parent
 from .back_translation import (
     SAMPLE,
     BackTranslationPlan,
@@ -34,6 +36,7 @@ from .back_translation import (
     plain_text,
 )
 from .checks import CheckPlan, Examination, Flag, LengthBin, RowChecker
+from .engine import leave_ctrl_c, without_signals
 from .files import sha256_text, write_json, write_parquet
 from .parquet import parquet_file
 from .quality import QualityPlan, QualityScorer
@@ -327,8 +330,17 @@ class VerificationStep:
             return {
                 lang: survey_language(*job) for lang, job in zip(self.languages, jobs, strict=True)
             }
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            found = list(pool.map(survey_language, *zip(*jobs, strict=True)))
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool:
+            with without_signals():
+                asked = pool.map(survey_language, *zip(*jobs, strict=True))
+            try:
+                found = list(asked)
+            except BrokenProcessPool:
+                raise OSError("verify: a process was killed; the same command continues") from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return dict(zip(self.languages, found, strict=True))
 
     def worker(self, name: str) -> Worker:
@@ -395,6 +407,12 @@ class VerificationStep:
 
 
 # ------------------------------------------------------------------------------- what came out
+
+
+def _follow() -> None:
+    """In a process of the survey: end with the parent, and leave Ctrl-C to it."""
+    leave_ctrl_c()
+    end_with_parent()
 
 
 def verified_rows(folder: Path, lang: str) -> Iterator[Row]:
