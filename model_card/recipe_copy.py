@@ -38,9 +38,9 @@ def _shown(text: str) -> str:
     """A path that leads out of the run's folder as its last component; other texts as they are."""
     place = text.removeprefix("file://")
     windows = PureWindowsPath(place)
-    leads_out = place.startswith(("/", "\\\\")) or windows.drive or _HOME.match(place)
-    leads_out = leads_out or (".." in windows.parts and "\n" not in place)
-    if not leads_out:
+    is_elsewhere = place.startswith(("/", "\\\\")) or windows.drive or _HOME.match(place)
+    climbs = ".." in windows.parts and "\n" not in place
+    if not is_elsewhere and not climbs:
         # Somebody's note may name the home folder as well.
         return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
     # Parts of both kinds of paths: a run may have been on another system.
