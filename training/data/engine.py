@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import re
 import signal
@@ -276,6 +277,8 @@ def without_signals() -> Iterator[None]:
     The server of forks must outlive its ranks, as they are waited for through it; a signal to the whole
     group would end it first.
     """
+    # Where it has to be started first, it lets signals through again.
+    multiprocessing.resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
