@@ -1,8 +1,9 @@
 """Values of strangers held against a shape: manifests, notes, results, cards.
 
 A shape is a type (dict and list for any of them), None for null, or a tuple of shapes of which one must
-fit; a list of one shape, for a list of such values; a mapping of names to shapes, whose names must be there (others may be, too); or `{...: shape}`
-for a mapping of any names to values of one shape. `float` takes whole numbers, `int` no truth values.
+fit; a list of one shape, for a list of such values; a mapping of names to shapes, whose names must be there
+(others may be, too); or `{...: shape}` for a mapping of any names to values of one shape. `float` takes
+whole numbers, `int` no truth values.
 """
 
 from __future__ import annotations
