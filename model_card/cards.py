@@ -3,17 +3,23 @@
 A card is made from the model's config, the resolved `recipe.yaml` and `results.json`.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
+from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
+from maya_vlm.training.common.shapes import check_shape
+from maya_vlm.training.common.telling import one_line, printable
+
 from .content import weights_sha256
 
 TEMPLATES = Path(__file__).parent / "templates"
-MARKER = "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
+MARKER = Markdown(
+    "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
+)
 RESULTS_FORMAT = "maya-results-1"
 NAMES = {
     "en": "English",
@@ -31,6 +37,33 @@ TASKS = {"name": "naming", "yesno": "yes or no", "category": "category"}
 MINI_DATA = Path(__file__).resolve().parents[1] / "training" / "data" / "mini"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
+
+# What cards are made from; `maya train`, `maya evaluate` and `maya convert` write more.
+_RECIPE = {
+    "stages": [
+        {
+            "name": str,
+            "data": [{"path": str}],
+            "train": [{"pattern": str, "rate": float}],
+        }
+    ],
+    "model": dict,
+}
+_NAMED = {"name": str}
+_ORIGIN = {"name": str, "commit": (str, None), "kind": str}
+_RESULTS = {
+    "settings": {"languages": [str], "baselines": list},
+    "model": {"weights_sha256": str, "parameters": int},
+    "data": {
+        "name": str,
+        "split": str,
+        "styles": [str],
+        "images": int,
+        "questions": int,
+        "concepts": {"seen": int, "held_out": int},
+    },
+    "failures": {...: {...: {...: int}}},
+}
 
 
 def model_card(folder: Path, repo_id: str) -> str:
@@ -79,7 +112,8 @@ def model_card(folder: Path, repo_id: str) -> str:
         "results": results,
         "has_sheet": (folder / "sheet.png").is_file(),
         "stages": _stages(recipe),
-        "bases": " and ".join(f"`{_short(base)}`" for base in _bases(recipe)) or "a checkpoint",
+        "bases": Markdown(" and ".join(code(_short(base)) for base in _bases(recipe)))
+        or "a checkpoint",
         "licence": licence,
         "conversion": conversion,
     }
@@ -172,15 +206,39 @@ def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> s
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
+        # Names are text, whoever chose them; what is Markdown already says so by its type.
+        finalize=_text,
     )
-    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    filters = {"code": code, "literal": literal, "prose": prose}
+    for name, write in filters.items():
+        environment.filters[name] = lambda value, write=write: write(str(value))
+    # Readers of cards look for lines of hyphens before they read the YAML.
+    plain = _in_lines(metadata)
+    head = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
     return f"---\n{head}---\n\n{environment.get_template(template).render(values)}"
+
+
+def _text(value: Any) -> Any:
+    """What a template writes; the spaces around its own words stay."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    before, after = (" " if edge == " " else "" for edge in (value[0], value[-1]))
+    return f"{before}{escaped(value)}{after}" if not isinstance(value, Markdown) else value
+
+
+def _in_lines(value: Any) -> Any:
+    """Metadata whose texts have one printable line each."""
+    if isinstance(value, dict):
+        return {_in_lines(name): _in_lines(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_in_lines(each) for each in value]
+    return printable(" ".join(value.split())) if isinstance(value, str) else value
 
 
 def write_card(folder: Path, made: Callable[[], str]) -> bool:
     """Write README.md as `made` gives it; False where the folder has one of its owner's, left as it is."""
     card = folder / "README.md"
-    if card.is_file() and MARKER not in card.read_text(encoding="utf-8"):
+    if card.is_file() and MARKER not in read_text(card):
         return False
     temporary = card.with_name(".README.md.tmp")
     temporary.write_text(made(), encoding="utf-8")
@@ -191,24 +249,20 @@ def write_card(folder: Path, made: Callable[[], str]) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+    return read_json_mapping(path)
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.yaml"
     if not path.is_file():
         return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return content if isinstance(content, dict) else {}
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        return {}
+    for name in ("stages", "model"):
+        if content.get(name) is not None:
+            check_shape(content[name], _RECIPE[name], str(path), name)
+    return content
 
 
 def _conversion(folder: Path) -> dict[str, Any] | None:
@@ -220,9 +274,14 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     origin = record.get("converted_from")
     if not isinstance(origin, dict) or not {"name", "commit", "kind"} <= set(origin):
         raise ValueError(
-            f"{path}: expected `converted_from` with name, commit and kind, found {origin!r}: "
-            "convert again"
+            f"{path}: expected `converted_from` with name, commit and kind, found "
+            f"{one_line(repr(origin), 60)}: convert again"
         )
+    parts = [part for part in ("base_model", "vision_tower") if origin.get(part)]
+    check_shape(origin, _ORIGIN | dict.fromkeys(parts, _NAMED), str(path), "converted_from")
+    if "files" in origin:
+        files = [{"name": str, "bytes": int, "sha256": str}]
+        check_shape(origin["files"], files, str(path), "converted_from.files")
     return record
 
 
@@ -233,8 +292,9 @@ def _read_results(folder: Path) -> dict[str, Any] | None:
     results = read_json(path)
     if results.get("format") != RESULTS_FORMAT:
         raise ValueError(
-            f"{path} has format {results.get('format')!r}, expected {RESULTS_FORMAT!r}: evaluate again"
+            f"{path} has format {one_line(repr(results.get('format')), 60)}, expected {RESULTS_FORMAT!r}: evaluate again"
         )
+    check_shape(results, _RESULTS, str(path))
     if results["model"]["weights_sha256"] != weights_sha256(folder):
         raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
     return results
@@ -328,10 +388,13 @@ def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[
     ) or any(base.lower().startswith(("coherelabs/", "cohereforai/")) for base in _bases(recipe))
     if cohere:
         return (
-            "The decoder is CohereLabs' Aya-23, whose weights are CC-BY-NC-4.0: non-commercial use "
-            "only, under [Cohere's acceptable-use policy]"
-            "(https://docs.cohere.com/docs/c4ai-acceptable-use-policy). That holds for weights "
-            "derived from them, adapters and projectors included. Training data keep their own terms.",
+            Markdown(
+                "The decoder is CohereLabs' Aya-23, whose weights are CC-BY-NC-4.0: non-commercial use "
+                "only, under [Cohere's acceptable-use policy]"
+                "(https://docs.cohere.com/docs/c4ai-acceptable-use-policy). That holds for weights "
+                "derived from them, adapters and projectors included. Training data keep their own "
+                "terms."
+            ),
             {
                 "license": "cc-by-nc-4.0",
                 "extra_gated_prompt": "By submitting this form, you agree to the CC-BY-NC-4.0 licence "
@@ -348,25 +411,29 @@ def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[
         works = _mini_works(recipe)
         alike = [work for work in works if "-SA-" in work.licence]
         return (
-            "The weights were made from nothing but openly licensed art and texts: "
-            + "; ".join(f"{work.title} ({work.licence})" for work in works)
-            + ". "
-            + "".join(
-                f"{work.title} is share-alike: what is an adaptation of it is to be shared under "
-                f"{work.licence} too. "
-                for work in alike
-            )
-            + "Credits and the licences' texts are in [LICENSES.md](LICENSES.md). The code is "
-            "Apache-2.0.",
+            Markdown(
+                "The weights were made from nothing but openly licensed art and texts: "
+                + "; ".join(f"{work.title} ({work.licence})" for work in works)
+                + ". "
+                + "".join(
+                    f"{work.title} is share-alike: what is an adaptation of it is to be shared under "
+                    f"{work.licence} too. "
+                    for work in alike
+                )
+                + "Credits and the licences' texts are in [LICENSES.md](LICENSES.md). The code is "
+                "Apache-2.0."
+            ),
             {
                 "license": "other",
                 "license_name": "-and-".join(sorted({work.licence.lower() for work in works})),
                 "license_link": "LICENSES.md",
             },
         )
-    bases = ", ".join(f"`{_short(base)}`" for base in _bases(recipe)) or "unknown bases"
+    bases = ", ".join(code(_short(base)) for base in _bases(recipe)) or "unknown bases"
     return (
-        f"Not known. The weights derive from {bases} and from the data above: their licences hold.",
+        Markdown(
+            f"Not known. The weights derive from {bases} and from the data above: their licences hold."
+        ),
         {"license": "unknown"},
     )
 
@@ -384,22 +451,25 @@ def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
         languages = dict.fromkeys(
             lang for source in stage["data"] for lang in _source_languages(source)
         )
-        trained = [f"`{rule['pattern']}` {rule['rate']}" for rule in stage["train"]]
+        trained = [f"{code(rule['pattern'])} {rule['rate']}" for rule in stage["train"]]
         if stage.get("adapter"):
-            trained.append(_adapter(stage["adapter"]))
+            trained.append(escaped(_adapter(stage["adapter"])))
         stages.append(
             {
                 "name": stage["name"],
                 "steps": steps,
                 "batch": stage.get("batch_size", "?"),
                 "languages": " ".join(languages) or "all",
-                "data": ", ".join(
-                    dict.fromkeys(
-                        f"{_short(source['path'])} `{source.get('config') or 'default'}`"
-                        for source in stage["data"]
+                "data": Markdown(
+                    ", ".join(
+                        dict.fromkeys(
+                            f"{escaped(_short(source['path']))} "
+                            f"{code(str(source.get('config') or 'default'))}"
+                            for source in stage["data"]
+                        )
                     )
                 ),
-                "trained": ", ".join(trained),
+                "trained": Markdown(", ".join(trained)),
             }
         )
     return stages
@@ -412,15 +482,16 @@ def _adapter(adapter: dict[str, Any]) -> str:
         parts.append(f"B learns {adapter['lora_plus_ratio']:g} times as fast")
     if adapter.get("quantize"):
         parts.append(f"weights in {adapter['quantize']}")
-    kind = {"lora": "LoRA", "dora": "DoRA"}[adapter.get("type", "lora")]
-    return f"{kind} on the decoder ({', '.join(parts)}) {adapter['rate']}"
+    kind = {"lora": "LoRA", "dora": "DoRA"}.get(adapter.get("type", "lora"), "an adapter")
+    return f"{kind} on the decoder ({', '.join(parts)}) {adapter.get('rate', '?')}"
 
 
 def _intro(results: dict[str, Any]) -> str:
     data, settings = results["data"], results["settings"]
-    return (
+    styles = ", ".join(escaped(style) for style in data["styles"])
+    return Markdown(
         f"{data['questions']:,} questions about {data['images']:,} pictures of the split "
-        f"`{data['split']}` ({', '.join(data['styles'])}) of `{data['name']}`, answered greedily; "
+        f"{code(data['split'])} ({styles}) of {code(data['name'])}, answered greedily; "
         f"{data['concepts']['seen']:,} concepts were seen in training in other pictures, "
         f"{data['concepts']['held_out']:,} were held out. Naming is exact match."
         + (
@@ -448,10 +519,12 @@ def results_tables(results: dict[str, Any]) -> list[dict[str, str]]:
         first = runs["model"][tasks[0]][subset]
         for kind in ("languages", "means"):
             for key in first[kind]:
-                label = f"`{key}` (n = {first[kind][key]['n']:,})" if kind == "languages" else ""
+                label = (
+                    f"{code(key)} (n = {first[kind][key]['n']:,})" if kind == "languages" else ""
+                )
                 if kind == "means":
                     count = len(first[kind][key]["languages"])
-                    label = f"**mean of {'all' if key == 'all' else key} ({count})**"
+                    label = f"**mean of {'all' if key == 'all' else escaped(key)} ({count})**"
                 cells = [label]
                 for task in tasks:
                     score = runs["model"][task][subset][kind].get(key)
@@ -464,7 +537,7 @@ def results_tables(results: dict[str, Any]) -> list[dict[str, str]]:
                         other = runs[run].get(task, {}).get(subset, {}).get(kind, {}).get(key)
                         cells.append("-" if other is None else f"{100 * other['value']:.1f}")
                 lines.append(_row(cells))
-        tables.append({"title": title, "text": "\n".join(lines)})
+        tables.append({"title": title, "text": Markdown("\n".join(lines))})
     return tables
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from maya_vlm.training.data.manifest_shape import FORMAT, check_manifest
+
 from .cards import MARKER, NAMES, read_json, render, write_card
 
-MANIFEST_FORMAT = "maya-dataset-1"
 SIZES = (
     (1_000, "n<1K"),
     (10_000, "1K<n<10K"),
@@ -28,7 +29,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             )
         return None
     manifest = read_json(folder / "manifest.json")
-    return manifest if manifest.get("format") == MANIFEST_FORMAT else None
+    if manifest.get("format") != FORMAT:
+        return None
+    return check_manifest(manifest, folder / "manifest.json")
 
 
 def write_dataset_card(folder: Path, repo_id: str | None = None) -> Path:

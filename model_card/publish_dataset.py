@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 import pyarrow.parquet
 
+from maya_vlm.training.common.telling import one_line
+
 from .content import Content
 from .dataset_cards import read_manifest
 
@@ -46,8 +48,10 @@ def check_files(folder: Path) -> dict[str, Content]:
     for file in files:
         try:
             rows = pyarrow.parquet.read_metadata(file).num_rows
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} is not a whole parquet file: {error}") from error
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{file} is not a whole parquet file: {one_line(str(error))}"
+            ) from error
         if rows == 0:
             raise ValueError(f"{file} has no rows: leave it out or build the dataset again")
     found = {file.relative_to(folder).as_posix(): Content(file) for file in files}
@@ -71,7 +75,7 @@ def check_configs(folder: Path) -> None:
             for config in get_dataset_config_names(str(folder)):
                 get_dataset_split_names(str(folder), config)
         except Exception as error:  # whatever datasets finds wrong with the card
-            message = " ".join(str(error).split())
+            message = one_line(str(error))
             raise ValueError(f"{folder}: datasets cannot read it: {message}") from error
         return
     for config in manifest["configs"]:
@@ -128,7 +132,7 @@ def count_config(
         )
         return {str(split): _rows(data) for split, data in found.items()}
     except Exception as error:  # whatever datasets finds wrong with the card or the files
-        message = " ".join(str(error).split())
+        message = one_line(str(error))
         raise ValueError(
             f"{path}: config {config!r}: datasets cannot read it: {message}"
         ) from error
@@ -157,10 +161,9 @@ def push_dataset(
     contents: dict[str, Content],
     repo_id: str,
     branch: str,
-    private: bool = False,
     tag: str | None = None,
 ) -> str:
-    """Steps 2 to 4; returns the tag.
+    """Steps 2 to 4 in a repository that exists; returns the tag.
 
     Args:
         contents: path in the repository -> file.
@@ -178,7 +181,6 @@ def push_dataset(
     content = hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
     staging, tag = f"publish-{content}", tag or f"build-{content}"
     title = f"Publish {repo_id.rsplit('/', 1)[-1]}"
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     refs = api.list_repo_refs(repo_id, repo_type="dataset")
     heads = {ref.name: ref.target_commit for ref in refs.branches}
     if left := sorted(n for n in heads if n.startswith("publish-") and n != staging):

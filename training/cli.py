@@ -70,6 +70,7 @@ def _data_build(args: argparse.Namespace) -> None:
         steps=args.steps,
         retry_failed=args.retry_failed,
         trust_remote_code=args.trust_remote_code,
+        allow_code=args.allow_code,
     )
     if (folder / "dataset" / "manifest.json").is_file():
         from maya_vlm.model_card.dataset_cards import write_dataset_card
@@ -232,6 +233,7 @@ def _publish(args: argparse.Namespace) -> None:
         private=args.private,
         revision=args.revision,
         tag=args.tag,
+        overwrite_card=args.overwrite_card,
     )
     print(f"published to {url}")
 
@@ -331,6 +333,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     build.add_argument(
         "--retry-failed", action="store_true", help="ask again for rows whose requests failed"
+    )
+    build.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="let functions and programs that the plan names run",
     )
     status = _subcommand(
         datasets, "status", _data_status, "how far a build is, running or not", loads_code=False
@@ -455,7 +462,16 @@ def build_parser() -> argparse.ArgumentParser:
     publish.add_argument("folder", type=Path)
     publish.add_argument("repo_id", help="user/name")
     publish.add_argument("--kind", choices=["model", "dataset"], default="model")
-    publish.add_argument("--private", action="store_true")
+    publish.add_argument(
+        "--private",
+        action="store_true",
+        help="only into a private repository; a new one is private",
+    )
+    publish.add_argument(
+        "--overwrite-card",
+        action="store_true",
+        help="replace a README.md that somebody wrote on the Hub",
+    )
     publish.add_argument("--revision", help="branch to push to")
     publish.add_argument("--tag", help="of a dataset's commit (default: build-HASH of its content)")
 
@@ -486,10 +502,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.call(args)
+    except KeyboardInterrupt:
+        print(f"maya {args.command}: stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
         if type(error).__name__ == "Stopped":
             print(f"maya {args.command}: {error}", file=sys.stderr)
-            return 128 + signal.SIGTERM
+            return 128 + getattr(error, "number", signal.SIGTERM)
         bad_input = is_bad_input(error)
         versions = None if bad_input else warn_of_versions()
         if args.traceback or not (bad_input or versions):

@@ -14,12 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
+
+from .common.cards import card_metadata, check_cards
+from .common.names import is_language
+from .common.reading import read_text
+
+__all__ = ["is_language"]
 
 HUB = "hf://"
 # Read ahead when a remote file is read from its start to its end, in bytes.
 AHEAD = 8 << 20
-_LANGUAGE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
 
     Raises ValueError, FileNotFoundError: a broken card, or one without that config, split or file.
     """
+    check_cards(folder)
     card = folder / "README.md"
     if not card.is_file():
         return []
@@ -118,20 +123,8 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
 
 def _card_configs(card: Path) -> list[dict[str, Any]]:
     """The configs in a dataset card's YAML; none without YAML. Raises ValueError naming the card."""
-    try:
-        parts = card.read_text(encoding="utf-8").split("---\n", 2)
-        header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{card}: the dataset card's YAML cannot be read: {reason}; correct it"
-        ) from None
-    if header is not None and not isinstance(header, dict):
-        raise ValueError(
-            f"{card}: expected the dataset card's YAML to be a mapping, found "
-            f"{type(header).__name__}; correct it"
-        )
-    configs = (header or {}).get("configs") or []
+    header = card_metadata(read_text(card), str(card))
+    configs = header.get("configs") or []
     named = isinstance(configs, list) and all(
         isinstance(c, dict) and "config_name" in c for c in configs
     )
@@ -419,11 +412,6 @@ def is_texts(schema: pa.Schema, column: str) -> bool:
     if kind is None or not is_list(kind):
         return False
     return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
-
-
-def is_language(value: Any) -> bool:
-    """Whether a value is shaped like a BCP-47 code: en, pt-BR, zh-Hant. Any language is known."""
-    return isinstance(value, str) and _LANGUAGE.fullmatch(value) is not None
 
 
 def shown(value: Any) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from maya_vlm.training.common.reading import (
     MAX_DEPTH,
+    NotJSON,
     decode,
     parse_json,
     parse_yaml,
@@ -160,3 +161,11 @@ def test_deep_json_takes_no_memory(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert "nested deeper than 64 levels" in done.stdout, done.stderr[-500:]
+
+
+def test_what_is_cut_off_is_told_from_what_is_refused():
+    with pytest.raises(NotJSON):
+        parse_json('{"a": ', "x")
+    with pytest.raises(ValueError) as caught:
+        parse_json(r'"\ud83d"', "x")
+    assert not isinstance(caught.value, NotJSON)

@@ -134,6 +134,39 @@ def test_failed_rows_stay_failed_until_asked_again(write, tmp_path, capsys):
     assert "1 failed rows are asked for again" in capsys.readouterr().out
 
 
+def test_a_build_whose_every_request_fails_says_why(write, tmp_path, capsys):
+    always = dict.fromkeys(CAPTIONS, "bad_request")
+    with EndpointServer({"fr": CAPTIONS}, always=always) as server:
+        plan = write(server.url)
+        for _ in range(2):
+            assert build(plan) == 2
+            told = capsys.readouterr()
+            assert "translate/fr: 3 without an answer: HTTP 400: this text is refused" in told.out
+            assert (
+                "error: translate: all 3 rows failed: HTTP 400: this text is refused (3)"
+                in told.err
+            )
+            assert "--retry-failed" in told.err
+        assert main(["data", "status", str(tmp_path / "build")]) == 0
+        assert "3 without an answer: HTTP 400: this text is refused" in capsys.readouterr().out
+        server.always = {}
+        assert build(plan, "--retry-failed") == 0
+    assert "without an answer" not in capsys.readouterr().out
+
+
+def test_reasons_of_single_rows_are_counted(write, tmp_path, capsys):
+    texts = list(CAPTIONS)
+    always = {texts[0]: "bad_request", texts[1]: "no_text"}
+    with EndpointServer({"fr": CAPTIONS}, always=always) as server:
+        assert build(write(server.url)) == 0
+    capsys.readouterr()
+    built, status = build(write(server.url)), main(["data", "status", str(tmp_path / "build")])
+    out = capsys.readouterr().out
+    assert (built, status) == (0, 0)
+    assert out.count("1 without an answer: HTTP 400: this text is refused") == 2
+    assert out.count("1 without an answer: an answer without text") == 2
+
+
 def test_refused_key_is_one_line(write, capsys):
     with EndpointServer({"fr": CAPTIONS}, api_key="secret") as server:
         assert build(write(server.url)) == 2
@@ -203,7 +236,7 @@ def test_signal_between_units_is_no_traceback(write, monkeypatch, number, capsys
     monkeypatch.setattr(
         "maya_vlm.training.data.build.build_sources", lambda *args: os.kill(os.getpid(), number)
     )
-    assert build(write()) == 128 + signal.SIGTERM
+    assert build(write()) == 128 + number
     assert f"stopped by {number.name}; the same command continues" in capsys.readouterr().err
     assert signal.getsignal(number) == before
 

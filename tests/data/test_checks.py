@@ -344,3 +344,11 @@ def test_a_few_letters_of_a_third_script_are_no_words_kept_from_the_source(text,
     lang = "ar" if text == "OK" else "fr"
     flags = checker.check("OK" if text == "OK" else "typhoon", text, lang)
     assert any(flag.hard for flag in flags) == hard
+
+
+def test_long_rows_of_marks_are_checked_too():
+    """A check that took the square of their length would be seen here: it would take minutes."""
+    checker = RowChecker("en", ["fr", "ar"])
+    for unit in ("(", "*", "-", "[[", ". ", "a'", "(\n"):
+        for lang in ("fr", "ar"):
+            assert checker.check("a black cat sits on a chair", unit * 30_000, lang)

@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import pickle
 import socket
 import time
@@ -11,6 +12,7 @@ import pytest
 from maya_vlm.training.data import endpoint as module
 from maya_vlm.training.data.endpoint import Answer, Endpoint, EndpointError, EndpointPlan
 from tests.data.endpoint_server import EndpointServer, Faults, endpoint_process, stats
+from tests.data.raw_server import completion, raw_server, reply
 
 TRUTHS = {"fr": {f"cat {i}": f"chat {i}" for i in range(40)}}
 ONE = "cat 0"
@@ -335,3 +337,136 @@ def test_faults_do_not_hang_on_the_order_of_arrival():
 
     texts = list(TRUTHS["fr"])
     assert met(texts) == met(texts[::-1])
+
+
+# ------------------------------------------------------------------------------ answers are data
+
+
+ODD = [None, 0, 1.5, True, [], {}, [[]], {"a": {}}, "\x1b[2J", "x" * 10_000]
+
+
+def is_one_line(text: str) -> bool:
+    return text.isprintable() and 0 < len(text) <= 500
+
+
+def check(answer: Answer) -> None:
+    """An answer that a row can hold: a text or a reason, nothing that moves a terminal."""
+    assert (answer.text is None) == (answer.error is not None)
+    for told in (answer.error, answer.finish_reason, answer.model):
+        assert told is None or is_one_line(told)
+    json.dumps([answer.text, answer.logprobs], allow_nan=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("field", "fails"),
+    [
+        ("model", ()),
+        ("usage", ()),
+        ("id", ()),
+        ("choice__finish_reason", (0, 1.5, True, [], {}, [[]], {"a": {}})),
+        ("choice__logprobs", (0, 1.5, True, [[]], "\x1b[2J", "x" * 10_000)),
+        ("message__content", tuple(value for value in ODD if not isinstance(value, str))),
+    ],
+)
+def test_fields_of_any_type(field, fails):
+    odd = [
+        value for value in ODD if not (field == "choice__logprobs" and value in ([], {}, {"a": {}}))
+    ]
+    for value in odd:
+        with raw_server(reply(completion(**{field: value}))) as url:
+            (answer,) = ask(url, ONE, logprobs=True)
+        check(answer)
+        assert (answer.error is not None) == (value in fails), value
+        assert answer.attempts == 1
+
+
+@pytest.mark.parametrize("value", [*ODD[1:], [{"token": "x"}], [{"token": 3, "logprob": -1.0}],
+    [{"token": "x", "logprob": -(10**400)}], [{"token": "x", "logprob": True}],
+    [{"token": "x", "logprob": -1.0, "top_logprobs": [None]}],
+    [{"token": "x", "logprob": -1.0, "top_logprobs": {"a": 1}}]])  # fmt: skip
+def test_log_probabilities_of_any_shape(value):
+    with raw_server(reply(completion(choice__logprobs={"content": value}))) as url:
+        (answer,) = ask(url, ONE, logprobs=True)
+        (not_asked,) = ask(url, ONE)
+    check(answer)
+    assert (answer.error is None) == (value == [])
+    assert not_asked.text == "chat"
+
+
+@pytest.mark.parametrize(
+    "field", ["model", "usage", "choices", "choice__finish_reason", "message__content"]
+)
+@pytest.mark.parametrize("value", ["half \ud83d", {"a": "\ud83d"}], ids=["text", "inside"])
+def test_half_of_a_surrogate_pair_fails_the_row(field, value):
+    with raw_server(reply(completion(**{field: value}))) as url:
+        (answer,) = ask(url, ONE)
+    check(answer)
+    assert "half of a surrogate pair" in answer.error
+    assert answer.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[" * 100_000, "nested deeper than 64 levels"),
+        (b'{"choices":' * 100_000, "nested deeper than 64 levels"),
+        (completion().replace(b'"chat"', b'"\xff"'), "expected UTF-8 text"),
+        (completion().replace(b"1}", b"NaN}"), "expected a number, found NaN"),
+        (completion().replace(b"1}", b"9" * 10_000 + b"}"), "digits"),
+        (b" " * (module.MAX_BODY + 1), "more than 16,777,216 bytes"),
+        (completion(message__content="x" * 300_000), "an answer of 300,000 characters"),
+    ],
+)
+def test_bodies_that_no_row_could_hold_are_not_asked_for_again(body, said):
+    with raw_server(reply(body)) as url:
+        (answer,) = ask(plan(url, max_attempts=2), ONE)
+    check(answer)
+    assert said in answer.error
+    assert answer.attempts == 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HTTP/1.1 \x00\xff\xfe\x1b[2J\r\n\r\n",
+        bytes(range(256)),
+        reply(b"{}", b"500 \x1b[2J\x1b]0;owned\x07"),
+        reply(b"", b"500 " + b"A" * 60_000),
+        reply(b"\x1b[2J" * 100, b"500 x"),
+        reply(json.dumps({"error": {"message": "\ud800\x1b[2J"}}).encode(), b"500 x"),
+        reply(b'{"error":' * 100_000, b"500 x"),
+        reply(b"", b"503 x", b"Retry-After: \x1b\xff nan"),
+        reply(b"", b"503 x", b"Retry-After: Thu, 99 Foo 0001 99:99:99 +9999"),
+        reply(completion(), b"200 OK", b"X: " + b"A" * 100_000),
+        reply(b"no", b"200 OK", b"Content-Encoding: gzip"),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nabc\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabc",
+        b"",
+    ],
+)
+def test_nonsense_in_http_is_asked_again_and_told_in_one_line(sent):
+    with raw_server(sent) as url:
+        (answer,) = ask(plan(url, max_attempts=2), ONE)
+    check(answer)
+    assert answer.text is None
+    assert answer.attempts == 2
+
+
+@pytest.mark.parametrize(
+    "header", [b"Set-Cookie: \x01\x1b[2J;=;a=b; \xff", b"Content-Type: image/png"]
+)
+def test_headers_say_nothing_about_the_answer(header, capfd):
+    with raw_server(reply(completion(), b"200 OK", header)) as url:
+        assert ask(url, ONE)[0].text == "chat"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("status", [b"401 \x1b[2J", b"404 x", b"302 x\r\nLocation: \x1b[2J"])
+def test_what_ends_a_run_is_one_line_too(status):
+    with (
+        raw_server(reply(b"\x1b[2J" * 1000, status)) as url,
+        pytest.raises(EndpointError) as raised,
+    ):
+        ask(url, ONE)
+    assert is_one_line(str(raised.value))

@@ -67,13 +67,11 @@ def test_finished_units_start_no_rank(jobs, tmp_path, monkeypatch):
 def test_what_is_known_is_read_once(jobs, tmp_path, monkeypatch):
     run(jobs[:3], tmp_path)
     checked, counted = [], []
-    read_metadata = engine.pq.read_metadata
+    count_rows = engine.count_rows
     monkeypatch.setattr(
         engine, "check_unit", lambda *unit: checked.append(unit[2]) or check_unit(*unit)
     )
-    monkeypatch.setattr(
-        engine.pq, "read_metadata", lambda path: counted.append(path) or read_metadata(path)
-    )
+    monkeypatch.setattr(engine, "count_rows", lambda path: counted.append(path) or count_rows(path))
     run(jobs, tmp_path)
     assert_all(jobs)
     assert checked == [job.target for job in jobs] + [job.target for job in jobs[3:]]

@@ -441,9 +441,9 @@ def test_plans_are_checked(tmp_path, changes, message):
     ("name", "content", "message"),
     [
         ("x.txt", "", "expected a .csv, .jsonl, .json or .parquet file"),
-        ("x.jsonl", "{\n", "x.jsonl: row 1: "),
+        ("x.jsonl", "{\n", "x.jsonl: line 1: not JSON: "),
         ("x.jsonl", "[1]\n", "x.jsonl: row 1: expected a mapping of fields"),
-        ("x.json", "5", "x.json: row 1: expected a list of rows, found 5"),
+        ("x.json", "5", "x.json: expected a list of rows, found 5"),
         ("x.json", '[{"id": 7, "text": "a"}]', "row 1: id: expected text, found 7"),
         ("x.csv", "id,text\n1,a cat\n1,a dog\n", "row 2: id '1' stands twice"),
     ],

@@ -233,3 +233,63 @@ def test_a_stratified_sample():
     assert sum(n % 2 for n in numbers) == 5
     assert numbers != stratified(range(100), 10, lambda n: n % 2, seed=2)
     assert stratified([1, 2], 10, lambda n: 0) == [1, 2]
+
+
+HOSTILE = [
+    "=1+1", "＝1+1", " \"=cmd|' /C calc'!A1", "'=1", "\t@x", "\x1b[2J\x00\x07", "\u202eabc", "</script>\u2028",
+    "line\r\nline", "$$x ${title}", "‘＋1", "𝒳\U000e0041",
+]  # fmt: skip
+
+
+def test_texts_of_strangers_are_inert_and_come_back(tmp_path):
+    rows = [ReviewRow(str(n), "fr", text, text, "en", None, text) for n, text in enumerate(HOSTILE)]
+    sheet = write_sheet(tmp_path, "translation", rows, title=HOSTILE[5])
+    page = sheet.html.read_bytes().decode()
+    assert all(line.isprintable() for line in page.split("\n"))
+    assert len(re.findall("</script", page)) == 1
+    with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
+        cells = [value for row in csv.DictReader(file) for value in row.values()]
+    dangerous = re.compile(r"[\s\"‘]*[=+\-@＝＋\t]")
+    assert not [cell for cell in cells if dangerous.match(cell)]
+    assert read_sheet(tmp_path, fill(sheet, ["accept"] * len(rows))).decisions == {
+        "accept": len(rows)
+    }
+
+
+@pytest.mark.parametrize(
+    "about",
+    [b"", b"{", b"[]", b'{"kind": "x", "rows": []}', b'{"kind": "translation", "rows": [1]}'],
+)
+def test_a_damaged_list_of_a_sheet_is_one_line(tmp_path, sheet, about):
+    (tmp_path / "review" / "translation-1.json").write_bytes(about)
+    with pytest.raises(ValueError, match=r"translation-1\.json") as caught:
+        read_sheet(tmp_path, sheet.csv)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00" * 100, b"\xff\xfe\x00", b"sheet," * 50_000, b'"' * 200_000, b"\xff" * 50],
+)
+def test_a_damaged_sheet_is_one_short_line(tmp_path, sheet, content):
+    (tmp_path / "filled.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"filled\.csv: ") as caught:
+        read_sheet(tmp_path, tmp_path / "filled.csv")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_sheet_of_references_is_inert_and_comes_back(tmp_path):
+    from maya_vlm.training.data import references
+
+    rows = [
+        dict.fromkeys(references.SHEET, "")
+        | {"id": str(n), "source": text, "reference": text, "accept": "yes"}
+        for n, text in enumerate(HOSTILE)
+    ]
+    references.write_sheet(tmp_path / "sheet.csv", rows)
+    assert '"＝1' not in (tmp_path / "sheet.csv").read_text()
+    found = references.read_sheet(
+        tmp_path / "sheet.csv", {r["id"]: r["source"] for r in rows}, False
+    )
+    assert found == {row["id"]: row["source"] for row in rows}

@@ -60,7 +60,7 @@ def built(tmp_path_factory):
     }
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(plan))
-    build_dataset(path, steps=["source", "toxicity"], progress=False)
+    build_dataset(path, steps=["source", "toxicity"], progress=False, allow_code=True)
     return path, folder / "out"
 
 

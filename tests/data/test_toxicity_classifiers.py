@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from maya_vlm.training.data.toxicity import classifiers
 from maya_vlm.training.data.toxicity.classifiers import ClassifierJudge, FunctionJudge
 from maya_vlm.training.data.toxicity.verdicts import ImageRef
 
@@ -200,6 +201,18 @@ def wrong_value(texts):
     return [{"a": 2.0} for _ in texts]
 
 
+def odd_values(texts):
+    odd = {
+        "nan": float("nan"),
+        "two": 2.0,
+        "text": "toxic",
+        "huge": 10**400,
+        "list": [1],
+        "half": {"\ud800": 3},
+    }
+    return [odd.get(text, 0.1) for text in texts]
+
+
 def no_numbers(texts):
     return ["toxic" for _ in texts]
 
@@ -221,6 +234,32 @@ def test_functions_that_do_not_fit(function, message):
             ["a", "b"],
         )
     assert message in str(error.value)
+
+
+def test_an_odd_answer_of_a_function_is_that_of_one_text():
+    judge = FunctionJudge("tests.data.test_toxicity_classifiers:odd_values", stage="text")
+    texts = ["good", "nan", "two", "text", "huge", "list", "half"]
+    good, *odd = judged(judge, texts)
+    assert good.label == "safe"
+    for each in odd:
+        assert each.label == "review"
+        assert "expected a probability from 0 to 1" in each.error
+
+
+def test_a_classifier_that_gives_no_number(tmp_path):
+    folder = save_model(tmp_path, ["neutral", "toxic"])
+    judge = ClassifierJudge(model=folder, toxic=[1], activation="softmax")
+
+    async def run():
+        async with judge:
+            bad = judge._read({"neutral": float("nan"), "toxic": float("nan")})
+            good, toxic = (judge._read({"neutral": 1 - p, "toxic": p}) for p in (0.1, 0.9))
+            assert bad.label == "review"
+            # Of the pieces of a text: unsafe, else not read, else the highest score.
+            assert max([good, bad], key=classifiers._badness) is bad
+            assert max([bad, toxic], key=classifiers._badness) is toxic
+
+    asyncio.run(run())
 
 
 def test_a_function_that_is_not_installed():

@@ -21,6 +21,7 @@ from maya_vlm.training.data.toxicity.protocols import PROTOCOLS
 from maya_vlm.training.data.toxicity.step import ToxicityStep
 from maya_vlm.training.data.toxicity.verdicts import ImageRef
 from maya_vlm.training.schema import build
+from tests.data.raw_server import completion, raw_server, reply
 from tests.data.toxicity_judges import GuardServer, picture, source_row, write_build
 from tests.languages import PAPER
 from tests.tiny_maya import save_tiny_maya, tiny_picture
@@ -371,3 +372,93 @@ def test_an_image_guard_through_transformers(tmp_path):
     for ref, each in zip(refs, together, strict=True):
         assert judged(judge, [ref])[0].raw == each.raw
         assert each.raw
+
+
+# ------------------------------------------------------------------------------ odd answers
+
+SAFE = {
+    "qwen3guard": "Safety: Safe\nCategories: None",
+    "polyguard": "Harmful request: no\nResponse refusal: n/a\nHarmful response: n/a",
+    "llavaguard-v1.2": '{"rating": "Safe", "category": "NA: None applying", "rationale": "a"}',
+}
+
+
+def sent(protocol, *bodies, **more):
+    """What a guard makes of the bytes of a server."""
+    found = []
+    for body in bodies:
+        with raw_server(reply(body)) as url:
+            endpoint = {"base_url": url, "model": "guard", "max_attempts": 1}
+            judge = make({"preset": protocol, "endpoint": endpoint, **more})
+            item = image_ref(9) if protocol.startswith("llava") else ("a dog", "en")
+            found += judged(judge, [item])
+    return found
+
+
+@pytest.mark.parametrize("protocol", SAFE)
+def test_a_verdict_that_was_cut_off_is_not_clean(protocol):
+    for reason, label in (
+        ("stop", "safe"),
+        (None, "safe"),
+        ("length", "review"),
+        ("content_filter", "review"),
+    ):
+        said = {"message__content": SAFE[protocol], "choice__finish_reason": reason}
+        (found,) = sent(protocol, completion(**said))
+        assert found.label == label, reason
+        assert found.raw == SAFE[protocol]
+        assert (found.error is None) == (label == "safe")
+
+
+ODD = [0, True, "x", [], {}, {"content": True}, {"content": [3]}, {"content": [{}]},
+       {"content": [{"token": None, "logprob": -1}]}, {"content": [{"token": "Safe", "logprob": "x"}]},
+       {"content": [{"token": "Safe", "logprob": -1, "top_logprobs": [{"token": 3}]}]},
+       {"content": [{"token": "Safety: Safe", "logprob": -(10**400)}]}]  # fmt: skip
+
+
+def test_log_probabilities_of_any_shape_are_for_people():
+    bodies = [completion(message__content=SAFE["qwen3guard"], choice__logprobs=odd) for odd in ODD]
+    found = sent("qwen3guard", *bodies)
+    # Neither an empty list nor an empty mapping says anything.
+    assert [each.label for each in found] == ["review"] * 3 + ["safe"] * 2 + ["review"] * 7
+    for each in found:
+        assert each.error is None or each.error.isprintable()
+    # Who does not ask for them does not read them.
+    assert {each.label for each in sent("qwen3guard", *bodies, logprobs=False)} == {"safe"}
+
+
+@pytest.mark.parametrize("protocol", SAFE)
+def test_answers_of_any_text_are_for_people(protocol):
+    texts = [
+        "", "[" * 50_000, '{"rating": ' * 5_000, '{"rating": ' + "[" * 900 + "]" * 900 + "}", "\x1b[2J",
+        '{"rating": ["Safe"], "category": "NA: x", "rationale": "a"}', '{"rating": null}', "Safety: Safe",
+        "Harmful request: no\nHarmful request: yes\nHarmful response: n/a", "x" * 90_000,
+    ]  # fmt: skip
+    found = sent(protocol, *(completion(message__content=text) for text in texts))
+    assert {each.label for each in found} == {"review"}
+
+
+def test_odd_answers_do_not_end_a_build(tmp_path):
+    odd = [
+        completion(message__content=SAFE["qwen3guard"] + " half \ud83d"),
+        b"[" * 100_000,
+        completion(choice__finish_reason=0),
+        completion(message__content="Safety: Unsafe\nCategories: \x1b[2J\u202e"),
+        completion(message__content=SAFE["qwen3guard"]),
+    ]
+    rows = [source_row(str(n), f"a dog {n}") for n in range(len(odd))]
+    write_build(tmp_path, rows, {})
+    with raw_server(*map(reply, odd)) as url:
+        endpoint = {"base_url": url, "model": "guard", "max_attempts": 1, "concurrency": 1}
+        judges = {"judges": [{"preset": "qwen3guard", "endpoint": endpoint}]}
+        plan = build(ToxicityPlan, judges, "plan", "")
+        step = ToxicityStep(plan, tmp_path, source_language="en", languages=[], images=None)
+        step.run()
+    summary = decide_build(step)
+    assert summary.decisions["en", "review"] == 3
+    assert summary.failures["qwen3guard"] == 3
+    for line in format_summary(summary).splitlines():
+        assert line.isprintable()
+    decisions = pq.read_table(tmp_path / "toxicity" / "decisions.parquet").to_pylist()
+    assert all(row["reason"].isprintable() for row in decisions)
+    assert all(row["category"] is None or row["category"].isprintable() for row in decisions)

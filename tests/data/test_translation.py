@@ -424,3 +424,49 @@ def test_worker_travels_between_processes():
     local = TranslatorPlan(local=LocalPlan(model="m", batch_size=4), prompt="none")
     assert TranslateWorker(local, "fr").batch_rows == 4
     assert TranslateWorker(local, "fr").concurrency == 1
+
+
+# ------------------------------------------------------------------------------ odd answers
+
+
+def answered(write, *rows: dict, **changes) -> list[dict]:
+    """Rows of a model that writes `write(truth)` in its brackets' stead."""
+    with EndpointServer(TRUTHS, rewrite=lambda _, truth: write(truth)) as server:
+        return translate(plan(server.url, brackets="", retries=0, **changes), *rows)
+
+
+@pytest.mark.parametrize("thought", ["I shall translate this.", "Between 〘 and 〙, so 〘...〙."])
+def test_a_thought_is_no_part_of_the_translation(thought):
+    def write(truth: str) -> str:
+        return f"<think>\n{thought}\n</think>\n\n〘{truth}〙"
+
+    with EndpointServer(TRUTHS, rewrite=lambda _, truth: write(truth)) as server:
+        settings = plan(server.url, preamble="bare", brackets="〘〙")
+        server._content = lambda fault, text, lang, truth, bracketed: truth
+        found = translate(settings, row(CAT), row(BOWL))
+    assert [r["text"] for r in found] == [FRENCH[CAT], FRENCH[BOWL]]
+    assert {r["attempts"] for r in found} == {1}
+
+
+def test_a_thought_without_an_answer_is_rejected():
+    (found,) = answered(lambda truth: f"<think>{truth}", row(CAT))
+    assert (found["status"], found["flags"]) == ("rejected", ["empty"])
+
+
+@pytest.mark.parametrize("mark", ["</im_end/>", "<|im_end|>", "\x1b[2J", "\x00"])
+def test_marks_of_a_template_and_control_characters_are_rejected(mark):
+    (found,) = answered(lambda truth: truth + mark, row(CAT))
+    assert found["status"] == "rejected"
+    assert "markup" in found["flags"]
+    assert found["reasons"].isprintable()
+    off = CheckPlan(off=("markup",))
+    with EndpointServer(TRUTHS, rewrite=lambda _, truth: truth + "</im_end/>") as server:
+        (kept,) = translate(plan(server.url, brackets="", retries=0), row(CAT), checks=off)
+    assert kept["status"] == "ok"
+
+
+def test_reasons_are_one_short_line():
+    (found,) = answered(lambda truth: "\x1b[2J\u202e" + "Here is " * 10_000, row(CAT))
+    assert found["status"] == "rejected"
+    assert found["reasons"].isprintable()
+    assert len(found["reasons"]) <= 500

@@ -158,13 +158,13 @@ class TestStep:
         one = step(folder)
         one.run()
         seen = []
-        read_table = pq.read_table
+        opened = pq.ParquetFile
 
         def counted(path, **options):
             seen.append(path)
-            return read_table(path, **options)
+            return opened(path, **options)
 
-        monkeypatch.setattr(pq, "read_table", counted)
+        monkeypatch.setattr(pq, "ParquetFile", counted)
         one.report()
         assert len(seen) == len(set(seen)) == 6
 
@@ -374,6 +374,40 @@ class TestQuality:
         with pytest.raises((OSError, ValueError), match=message) as error:
             asyncio.run(score(scorer(tmp_path, broken, timeout=1), ROWS))
         assert "scorer.py" in str(error.value)
+
+    @pytest.mark.parametrize(
+        "odd",
+        ['"x\x1b[2J"', "None", '{"id": row["id"], "score": float("nan")}', '{"id": row["id"]}',
+         '{"id": row["id"], "score": 10**400}', '{"id": row["id"], "score": True}',
+         r'{"id": row["id"], "score": "\ud800"}', '[[[[' * 20 + ']]]]' * 20],
+    )  # fmt: skip
+    def test_an_odd_answer_is_that_of_one_row(self, tmp_path, odd):
+        broken = f'{odd} if row["id"] == "3" else answer'
+        _, scores = asyncio.run(score(scorer(tmp_path, broken), ROWS))
+        assert [n for n, each in enumerate(scores, 1) if each is None] == [3]
+
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            ("print('[' * 200_000, flush=True)", "expected .*ready.* first.*nested deeper"),
+            (
+                "sys.stdout.write('x' * 30_000_000); sys.stdout.flush(); time.sleep(60)",
+                "a line longer",
+            ),
+            (
+                "import os; os.fork(); print('x' * 30_000_000, flush=True); time.sleep(60)",
+                "a line longer",
+            ),
+            ("print('null', flush=True); time.sleep(60)", "expected .*ready.* first"),
+            ("print('\x1b[2J', flush=True)", "expected .*ready.* first"),
+            ("time.sleep(60)", "no answer within 1 s"),
+        ],
+    )
+    def test_a_program_that_begins_with_nonsense_is_ended(self, code, message):
+        plan = QualityPlan([sys.executable, "-c", f"import sys, time; {code}"], "tiny", timeout=1)
+        with pytest.raises((OSError, ValueError), match=message) as error:
+            asyncio.run(score(plan, ROWS))
+        assert str(error.value).isprintable()
 
     def test_a_program_that_is_not_there(self, tmp_path):
         with pytest.raises(OSError, match="'/no/such' cannot be started"):

@@ -288,9 +288,9 @@ def test_mini_licence_needs_nothing_but_mini_data(tmp_path):
     ("name", "content", "error", "words"),
     [
         ("config.json", None, FileNotFoundError, "has no config.json"),
-        ("config.json", "{", ValueError, "is not JSON"),
+        ("config.json", "{", ValueError, ": not JSON: "),
         ("results.json", '{"format": "x"}', ValueError, "has format 'x'"),
-        ("recipe.yaml", "a: [", ValueError, "is not YAML"),
+        ("recipe.yaml", "a: [", ValueError, ": not YAML: "),
     ],
 )
 def test_refuses_broken_files_in_one_line(folder, name, content, error, words):
@@ -325,3 +325,63 @@ def test_dataset_card_lists_what_is_there(tmp_path):
     from datasets import load_dataset
 
     assert load_dataset(str(tmp_path), "hi", split="train", streaming=True).take(1)
+
+
+HOSTILE = [
+    "[x](javascript:alert(1))",
+    "a\n---\nlicense: mit\n---\n# Other",
+    "<script>alert(1)</script>",
+    "a | b",
+    "`tick` **bold**",
+    "\x1b[2J\u202eabc",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_in_every_place_of_a_card(tmp_path, name):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["model"]["language_model"] = f"org/{name}"
+    for stage in recipe["stages"]:
+        stage["name"] = name
+        stage["data"][0] |= {"path": f"org/{name}", "config": name, "languages": [name]}
+        stage["train"][0]["pattern"] = name
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    results = results_of(folder)
+    results["data"] |= {"name": name, "split": name, "styles": [name]}
+    (folder / "results.json").write_text(json.dumps(results))
+    card = model_card(folder, "user/tiny")
+    check_card(card, name)
+    assert card.count("\n---\n") == 1
+
+
+def check_card(card, name):
+    _, head, body = card.split("---\n", 2)
+    assert all(line.isprintable() for line in card.split("\n"))
+    assert isinstance(yaml.safe_load(head), dict)
+    for markup in ("[x](javascript", "<script", "\nlicense: mit", "**bold**", "\n# Other"):
+        assert markup not in body.replace("`**bold**`", "")
+    assert "a | b" not in body or name != "a | b"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.yaml", {"stages": [{}]}),
+        ("recipe.yaml", {"stages": {"a": 1}}),
+        ("recipe.yaml", {"model": []}),
+        ("results.json", {"format": FORMAT}),
+        ("results.json", {"format": FORMAT, "model": None}),
+        ("conversion.json", {"converted_from": {"name": 1, "commit": None, "kind": "x"}}),
+        (
+            "conversion.json",
+            {"converted_from": {"name": "a/b", "commit": None, "kind": "x", "files": [3]}},
+        ),
+    ],
+)
+def test_files_of_another_shape_are_one_line(tmp_path, name, content):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=name) as caught:
+        model_card(folder, "user/tiny")
+    assert str(caught.value).isprintable()

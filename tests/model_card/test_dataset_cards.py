@@ -13,6 +13,7 @@ from maya_vlm.model_card.publish_dataset import check_configs, check_files
 from maya_vlm.training.data.layout import LayoutPlan, assemble
 from maya_vlm.training.data.manifest import FORMAT
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
+from tests.model_card.test_cards import HOSTILE, check_card
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +138,8 @@ def test_a_card_of_ones_own_is_kept_and_ours_is_written_anew(dataset):
             "has other bytes",
         ),
         (lambda d: (d / "manifest.json").unlink(), "it is not finished; run `maya data build`"),
-        (lambda d: (d / "manifest.json").write_text("{"), "is not JSON"),
-        (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json: expected a JSON object"),
+        (lambda d: (d / "manifest.json").write_text("{"), ": not JSON: "),
+        (lambda d: (d / "manifest.json").write_text("[]"), "manifest.json: expected a mapping"),
     ],
 )
 def test_what_is_not_as_the_manifest_says_is_refused(dataset, damage, words):
@@ -162,3 +163,25 @@ def test_configs_are_loaded_and_counted(dataset):
 def test_a_folder_of_something_else_has_no_card(tmp_path):
     with pytest.raises(ValueError, match=r"expected the manifest.json of `maya data build`"):
         dataset_card(tmp_path, "user/x")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_of_a_manifest_are_text(dataset, name):
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    manifest |= {"name": name, "description": name, "licence": name, "licence_note": name}
+    manifest["source"] |= {"name": name, "revision": name, "config": name, "split": name}
+    for model in manifest["translation"]["models"]:
+        model |= {"model": name, "revision": name, "parameters": {name: 3}}
+    for judge in manifest["toxicity"]["judges"]:
+        judge |= {"name": name, "model": name, "revision": name, "stage": name}
+    manifest["toxicity"] |= {"policy": name, "policy_sha": name}
+    (dataset / "copy").mkdir(exist_ok=True)
+    (dataset / "copy" / "manifest.json").write_text(json.dumps(manifest))
+    # What the owner wrote as paragraphs keeps its Markdown, but for HTML and the head of a card.
+    own = {"description": None, "licence_note": None}
+    card = dataset_card(dataset / "copy", "user/tiny")
+    assert card.count("\n---\n") == 1
+    assert "<script" not in card.split("---\n", 2)[2]
+    (dataset / "copy" / "manifest.json").write_text(json.dumps(manifest | own))
+    check_card(dataset_card(dataset / "copy", "user/tiny"), name)
+    shutil.rmtree(dataset / "copy")

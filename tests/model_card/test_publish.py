@@ -256,7 +256,7 @@ def other_processor(folder):
             r"lacks its code \(modeling_maya.py\)",
         ),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), ": not JSON: "),
     ],
 )
 def test_refuses_what_does_not_load(tmp_path, damage, words):

@@ -493,8 +493,8 @@ def test_cards_that_leave_splits_to_datasets(tmp_path, monkeypatch, files, strea
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\nconfigs: [\n---\n", "YAML cannot be read: while parsing"),
-        ("---\nconfigs\n---\n", "expected the dataset card's YAML to be a mapping, found str"),
+        ("---\nconfigs: [\n---\n", "the YAML at its head: not YAML: while parsing"),
+        ("---\nconfigs\n---\n", "the YAML at its head: expected a mapping, found str"),
         ("---\nconfigs: all\n---\n", "configs: expected a list of mappings with config_name"),
         ("---\nconfigs:\n- data_files: x\n---\n", "configs: expected a list of mappings"),
         (card("  data_files:", "  - split: train"), "config 'all': data_files: expected items with"),

@@ -84,10 +84,14 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
 # ------------------------------------------------------------------------------ JSON
 
 
+class NotJSON(ValueError):
+    """A text that is cut off, or no JSON at all."""
+
+
 def parse_json(text: str | bytes, where: str) -> Any:
     """The value of a JSON text.
 
-    Raises ValueError, in one line that names `where`, for what is not JSON, for NaN and infinities,
+    Raises ValueError, in one line that names `where`: NotJSON for what is not JSON; for NaN and infinities,
     for a key that stands twice in one mapping, for nesting deeper than MAX_DEPTH, and for half of a
     surrogate pair, which no file could hold again.
     """
@@ -99,7 +103,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise ValueError(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"{where}: not JSON: {error.msg} ({place})") from None
+        raise NotJSON(f"{where}: not JSON: {error.msg} ({place})") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     check_value(value, where)

@@ -8,15 +8,18 @@ the source. It finds what no cheap check can, a fluent text about something else
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ..schema import digest
-from .endpoint import Endpoint, EndpointPlan
+from .endpoint import Endpoint, EndpointPlan, check_parameters
 from .identify import language_name
+from .parquet import check_columns, read_rows
+from .thoughts import without_thought
 
 VERSION = 1
 Row = dict[str, Any]
@@ -75,6 +78,7 @@ class BackTranslationPlan:
             raise ValueError(
                 f"verification.back_translation.rows: expected at least 1, found {self.rows}"
             )
+        check_parameters(self.parameters, "verification.back_translation.parameters")
 
 
 def drawn(seed: int, row_id: str, lang: str) -> float:
@@ -123,9 +127,12 @@ class BackTranslationWorker:
             [{"role": "system", "content": system}, {"role": "user", "content": row["text"]}],
             **self.plan.parameters,
         )
-        back = answer.text.strip() if answer.text is not None else None
-        chrf = None
+        error, back, chrf = answer.error, None, None
+        if answer.text is not None:
+            back = without_thought(answer.text, row["text"])
+            error = "a thought without an answer" if back is None else None
         if back is not None:
+            back = back.strip()
             chrf = round(self._chrf(back, row["source_text"]), 3)
         return {
             "id": row["id"],
@@ -134,11 +141,17 @@ class BackTranslationWorker:
             "back": back,
             "chrf": chrf,
             "finish_reason": answer.finish_reason,
-            "error": answer.error,
+            "error": error,
             "model": answer.model,
             "model_revision": self.plan.endpoint.model_revision,
             "attempts": answer.attempts,
         }
+
+
+def back_translations(path: Path) -> Iterator[Row]:
+    """`id` and `chrf` of a unit's rows. Raises ValueError for another table."""
+    check_columns(path, {"id": pa.string(), "chrf": pa.float64()})
+    yield from read_rows(path, ["id", "chrf"])
 
 
 def plain_text(turns: Sequence[Row]) -> str:

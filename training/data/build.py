@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.telling import one_line
 from ..signals import handling
 from .engine import Job, run_jobs
 from .plan import (
@@ -22,6 +23,7 @@ from .plan import (
     write_plan,
 )
 from .sources import build_sources, finished_sources
+from .status import failure_lines
 from .unit_files import only_one
 from .units import Stopped, UnitManifest, reopen_unit
 
@@ -45,6 +47,7 @@ def build_dataset(
     retry_failed: bool = False,
     progress: bool = True,
     trust_remote_code: bool = False,
+    allow_code: bool = False,
 ) -> Path:
     """Build the dataset of a plan; returns its folder. The same call continues a stopped one.
 
@@ -52,6 +55,7 @@ def build_dataset(
         steps: only these; default: all that the plan has a section for.
         retry_failed: ask again for rows whose requests failed for good.
         trust_remote_code: let code that comes with a model run.
+        allow_code: let functions and programs that the plan names run.
 
     Raises:
         Stopped: after SIGTERM or SIGINT; nothing that was finished is lost.
@@ -60,6 +64,11 @@ def build_dataset(
     """
     options = _Options(retry_failed, progress, trust_remote_code)
     plan = load_plan(path, overrides)
+    if not allow_code:
+        try:
+            plan.check_code()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     wanted = [step for step in STEPS if _has(plan, step)]
     if steps is not None:
         for step in steps:
@@ -161,20 +170,39 @@ def _run(plan: Plan, jobs: Sequence[Job], options: _Options) -> None:
     manifests = run_jobs(make, jobs, plan.executor, logs, progress=options.progress)
     for line in summary(manifests):
         print(line, flush=True)
+    check_answers(manifests)
 
 
 def summary(manifests: Sequence[UnitManifest]) -> list[str]:
-    """One line a worker: rows, and how many of each status or label."""
+    """A line a worker: rows, and how many of each status or label; and why rows have no answer."""
     rows: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {}
+    failures: dict[str, Counter[str]] = {}
     for manifest in manifests:
         rows[manifest.worker] += manifest.rows
         counts.setdefault(manifest.worker, Counter()).update(manifest.counts)
-    return [
-        f"{name}: {n:,} rows"
-        + "".join(f", {label} {number:,}" for label, number in sorted(counts[name].items()))
-        for name, n in rows.items()
-    ]
+        failures.setdefault(manifest.worker, Counter()).update(manifest.failures)
+    lines = []
+    for name, n in rows.items():
+        listed = "".join(f", {label} {number:,}" for label, number in sorted(counts[name].items()))
+        lines.append(f"{name}: {n:,} rows{listed}")
+        lines += failure_lines(name, failures[name])
+    return lines
+
+
+def check_answers(manifests: Sequence[UnitManifest]) -> None:
+    """Raise OSError where not one row of a step has an answer."""
+    rows, failed = sum(m.rows for m in manifests), sum(m.failed for m in manifests)
+    if rows and failed == rows:
+        reasons: Counter[str] = Counter()
+        for manifest in manifests:
+            reasons.update(manifest.failures)
+        told = "; ".join(f"{reason} ({n:,})" for reason, n in reasons.most_common(3))
+        step = manifests[0].worker.partition("/")[0]
+        raise OSError(
+            f"{step}: all {rows:,} rows failed: {one_line(told, 300)}: mend that, then run the same "
+            "command with --retry-failed"
+        )
 
 
 @contextlib.contextmanager

@@ -50,8 +50,7 @@ class Examination:
 _KEPT = re.compile(r"<image>|```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _COLON = re.compile(r"[:：](?!\d)")
 _ASIDE = re.compile(r"[(（〔【]")
-# An end mark with a letter somewhere behind it.
-_SENTENCE = re.compile(r"(?:[.!?](?=\s)|[。！？।۔؟])(?=.*\w)", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|[。！？।۔؟]")
 _MARKUP = re.compile(
     r"<\|?/?[a-zA-Z_][\w |/=\"'-]*>|```|\*\*|\[/?INST\]|^#{1,4} |\\n|&(?:amp|lt|gt|quot|nbsp);|\[\[|\]\]"
 )
@@ -59,7 +58,7 @@ _END = re.compile(r"[.!?…。！？।॥۔؟][\"'”’»」』）)\]]*\s*$")
 _QUOTED = re.compile(r"\s*[\"“”«„「『'‘].*[\"”“»」』'’]\s*$", re.S)
 _LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f0-9]+(?:[-._/'’@+][A-Za-z\u00c0-\u024f0-9]+)*")
 # Four words in small letters, in a language that is not written so.
-_LATIN_RUN = re.compile(r"(?:\b[a-z][a-z'’]*[ ,;]+){3,}[a-z]+")
+_LATIN_RUN = re.compile(r"(?:\b[a-z][a-z'’]{0,40}[ ,;]{1,20}){3,}[a-z]+")
 _DIGITS = re.compile(r"\d+")
 _EDGES = "\"'“”‘’«»„()[]{}<>（）【】「」『』.,;:!?…。，、；：！？।۔؟،؛*_-–—·/\\|"
 
@@ -373,9 +372,9 @@ class RowChecker:
         expected = max(1, sum(1 for line in source.split("\n") if line.strip()))
         if lines > expected:
             found.append(("extra_lines", f"{lines} lines, {expected} in the source"))
-        for name, pattern in (("colon", _COLON), ("aside", _ASIDE), ("extra_sentence", _SENTENCE)):
-            places = [m.start() for m in pattern.finditer(text)]
-            if places and len(places) > len(pattern.findall(source)):
+        for name, find in (("colon", _colons), ("aside", _asides), ("extra_sentence", _sentences)):
+            places = find(text)
+            if places and len(places) > len(find(source)):
                 found.append((name, text[max(0, places[-1] - 20) : places[-1] + 20]))
         if _QUOTED.match(text) and not _QUOTED.match(source):
             found.append(("quoted", text[:1] + text[-1:]))
@@ -413,6 +412,24 @@ class RowChecker:
                 if before and (ord(word[0]) > 0x2E7F or word[0] in "、，" or before[-1].isspace()):
                     return word
         return ""
+
+
+def _colons(text: str) -> list[int]:
+    return [m.start() for m in _COLON.finditer(text)]
+
+
+def _asides(text: str) -> list[int]:
+    return [m.start() for m in _ASIDE.finditer(text)]
+
+
+def _sentences(text: str) -> list[int]:
+    """Places of end marks with a letter or digit somewhere behind them."""
+    last = next((i for i in range(len(text) - 1, -1, -1) if _is_word(text[i])), -1)
+    return [m.start() for m in _SENTENCE_END.finditer(text) if m.end() <= last]
+
+
+def _is_word(letter: str) -> bool:
+    return letter == "_" or letter.isalnum()
 
 
 def str_digits(number: str) -> str:

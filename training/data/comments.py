@@ -66,10 +66,14 @@ def read_phrases(lang: str, path: str | None = None) -> Phrases:
                 raise ValueError(f"{file}: {key}: expected texts, found {item!r} (quote it)")
     return Phrases(
         _alternatives(file, "about", data["about"], ""),
-        _alternatives(file, "prefaces", data["prefaces"], r"[\W_]*"),
-        _alternatives(file, "refusals", data["refusals"], r"[\W_]*"),
+        # Runs are bounded: else a row of hyphens or brackets takes the square of its length.
+        _alternatives(file, "prefaces", data["prefaces"], r"[\W_]{0,40}"),
+        _alternatives(file, "refusals", data["refusals"], r"[\W_]{0,40}"),
         _alternatives(
-            file, "notes", data["notes"], r"(?:[\n(（\[【*]|[.!?。！？।۔؟]\s)[\s*_(（\[【-]*"
+            file,
+            "notes",
+            data["notes"],
+            r"(?:[\n(（\[【*]|[.!?。！？।۔؟]\s)[\s*_(（\[【-]{0,20}",
         ),
         {
             key.removesuffix("s"): pattern

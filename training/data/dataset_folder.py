@@ -9,21 +9,28 @@ Both give their rows in the same form, by language and split.
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import yaml
-
+from ..common.cards import card_metadata
+from ..common.names import check_component, file_name, folded
+from ..common.reading import read_text
+from ..common.telling import one_line
 from .manifest import matching, read_manifest
+from .manifest_shape import check_languages
+from .parquet import check_columns, is_list, is_text, read_rows
 from .records import Row
-from .toxicity.step import read as stream
 
 # Folders of a dataset in the layout of the mini dataset -> columns of their tables.
 MINI_KINDS = {"texts": ("id", "image", "prompt", "text"), "instruct": ("id", "image", "messages")}
+TYPES: dict[str, Any] = {
+    "id": is_text,
+    "image": is_text,
+    "text": is_text,
+    "messages": is_list,
+}
 SPLIT_ORDER = ("train", "validation", "test")
 
 
@@ -62,21 +69,33 @@ class DatasetFolder:
         chosen = [names for names, is_clean in self.files[lang, split] if is_clean or not clean]
         for row in heapq.merge(*map(self._series, chosen), key=lambda row: row["id"]):
             turns = row.get("messages")
-            said = [row["caption"]] if turns is None else [turn["content"] for turn in turns]
+            said = [row.get("caption")] if turns is None else _said(turns)
             if not said or not all(isinstance(text, str) for text in said):
                 raise ValueError(
-                    f"{self.folder}: row {row['id']!r} ({lang}): expected texts, found {said!s:.60}: "
-                    "correct the dataset"
+                    f"{self.folder}: row {row['id']!r} ({lang}): expected texts, found "
+                    f"{one_line(str(said), 60)}: correct the dataset"
                 )
             yield row
 
     def _series(self, names: Sequence[str]) -> Iterator[Row]:
+        last = ""
+        for row in self._rows_of(names):
+            if row["id"] is None or row["id"] < last:
+                raise ValueError(
+                    f"{self.folder}: {names[0]}: expected rows in the order of their ids, found "
+                    f"{row['id']!r} after {last!r}: correct the dataset"
+                )
+            last = row["id"]
+            yield row
+
+    def _rows_of(self, names: Sequence[str]) -> Iterator[Row]:
         for name in names:
             kind = name.split("/")[0]
             if kind not in MINI_KINDS:
-                yield from stream(self.folder / name, ["id", "image", "caption", "messages"])
+                check_columns(self.folder / name, {n: TYPES[n] for n in ("id", "image")})
+                yield from read_rows(self.folder / name, ["id", "image", "caption", "messages"])
                 continue
-            for row in stream(self.folder / name, list(MINI_KINDS[kind])):
+            for row in read_rows(self.folder / name, list(MINI_KINDS[kind])):
                 yield row if kind == "instruct" else _question_and_answer(row)
 
 
@@ -89,18 +108,27 @@ def open_dataset(folder: Path) -> DatasetFolder:
         folder = folder / "dataset"
     mini = any((folder / kind).is_dir() for kind in MINI_KINDS)
     found = _open_mini(folder) if mini else _open_built(folder)
-    for lang in found.languages:
-        # It becomes a part of paths, and whoever made the dataset wrote it.
-        if not lang.replace("-", "").isalnum():
+    # They become parts of paths, and whoever made the dataset wrote them.
+    check_languages(found.languages, f"{folder}: language")
+    seen: dict[str, str] = {}
+    for split in found.splits:
+        check_component(split, f"{folder}: split")
+        if (other := seen.setdefault(folded(split), split)) != split:
             raise ValueError(
-                f"{folder}: language: expected a BCP-47 code, found {lang!r}: correct the dataset"
+                f"{folder}: split: expected names that differ in more than case, found {other!r} and "
+                f"{split!r}: rename one"
             )
     return found
 
 
-def _file_name(name: str) -> str:
-    """A dataset's name without what leads to another folder."""
-    return re.sub(r"[/\\:\0]+", "-", name).lstrip(".-") or "dataset"
+def _said(turns: Any) -> list[Any]:
+    """What is said in each turn of a conversation, whatever its form is."""
+    return [
+        turn.get("content")
+        if isinstance(turn, dict) and isinstance(turn.get("role"), str)
+        else None
+        for turn in (turns if isinstance(turns, list) else [None])
+    ]
 
 
 def _question_and_answer(row: Row) -> Row:
@@ -120,7 +148,7 @@ def _open_built(folder: Path) -> DatasetFolder:
         files[lang, "train"] = [(n, s.endswith("/clean")) for s, n in series.items()]
     return DatasetFolder(
         folder=folder,
-        name=_file_name(manifest["name"]),
+        name=file_name(manifest["name"], "dataset"),
         languages=languages,
         splits=["train"],
         files=files,
@@ -137,12 +165,7 @@ def _open_mini(folder: Path) -> DatasetFolder:
         kind, lang, file = path.relative_to(folder).parts
         if kind not in MINI_KINDS:
             continue
-        absent = {"id", "image", MINI_KINDS[kind][-1]} - set(pq.read_schema(path).names)
-        if absent:
-            raise ValueError(
-                f"{path}: columns: expected {', '.join(MINI_KINDS[kind])}, found none called "
-                f"{', '.join(sorted(absent))}: write the table with them"
-            )
+        check_columns(path, {name: TYPES[name] for name in ("id", "image", MINI_KINDS[kind][-1])})
         split, _, state = path.stem.partition("-")
         judged = judged and state in ("clean", "flagged")
         files.setdefault((lang, split), []).append(([f"{kind}/{lang}/{file}"], state == "clean"))
@@ -156,7 +179,7 @@ def _open_mini(folder: Path) -> DatasetFolder:
     for key in ((lang, split) for lang in languages for split in splits):
         files.setdefault(key, [])
     licence = {k: v for k, v in _card(folder).items() if k.startswith("license")}
-    name = _file_name(folder.resolve().name)
+    name = file_name(folder.resolve().name, "dataset")
     return DatasetFolder(folder, name, languages, splits, files, licence, judged)
 
 
@@ -168,9 +191,4 @@ def _split_place(split: str) -> tuple[int, str]:
 def _card(folder: Path) -> dict[str, Any]:
     """The YAML of README.md; empty where there is none."""
     path = folder / "README.md"
-    parts = path.read_text(encoding="utf-8").split("---\n", 2) if path.is_file() else []
-    try:
-        found = yaml.safe_load(parts[1]) if len(parts) == 3 else None
-    except yaml.YAMLError:
-        found = None
-    return found if isinstance(found, dict) else {}
+    return card_metadata(read_text(path), str(path)) if path.is_file() else {}

@@ -4,13 +4,15 @@
         answer = await endpoint.complete([{"role": "user", "content": "Hello"}], temperature=0)
 
 What may pass is tried again: overload, time-outs, connections cut, answers that are no answers.
-What is the request's fault (400, 413, 422 ...) comes back as an `Answer` with `error`. What makes
-every further request pointless (a wrong key, an unknown model, nobody there) raises EndpointError.
+What is the request's fault (400, 413, 422 ...) comes back as an `Answer` with `error`, and so does an
+answer that no row could hold: whatever a server sends is data. What makes every further request
+pointless (a wrong key, an unknown model, nobody there) raises EndpointError.
 """
 
 import asyncio
+import difflib
 import email.utils
-import json
+import math
 import os
 import random
 import time
@@ -20,6 +22,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+
+from ..common.reading import NotJSON, parse_json
+from ..common.telling import one_line
 
 # Worth another try: the server or the network may do better.
 RETRIED = (408, 409, 425, 429)
@@ -32,6 +37,142 @@ FATAL = {
     405: "has no chat completions at this address",
 }
 _EXCERPT = 300  # characters of a server's message that are quoted
+# Bytes of a body; one with the log probabilities of 2,000 tokens and 20 rivals of each has 5 MB.
+MAX_BODY = 16 * 2**20
+# Characters of an answer, more than any model writes; the checks of a longer one would take minutes.
+MAX_TEXT = 100_000
+
+# Parameters of a request: OpenAI's, and those that vLLM, SGLang, llama.cpp, Ollama and gateways add.
+PARAMETERS = frozenset(
+    [
+        "add_generation_prompt",
+        "add_special_tokens",
+        "allowed_token_ids",
+        "bad_words",
+        "best_of",
+        "cache_prompt",
+        "cache_salt",
+        "chat_template",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "documents",
+        "dry_allowed_length",
+        "dry_base",
+        "dry_multiplier",
+        "dry_penalty_last_n",
+        "dynatemp_exponent",
+        "dynatemp_range",
+        "early_stopping",
+        "ebnf",
+        "echo",
+        "enable_thinking",
+        "frequency_penalty",
+        "grammar",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "ignore_eos",
+        "include_reasoning",
+        "include_stop_str_in_output",
+        "json_schema",
+        "keep_alive",
+        "length_penalty",
+        "logit_bias",
+        "logits_processors",
+        "logprobs",
+        "lora_path",
+        "max_completion_tokens",
+        "max_tokens",
+        "metadata",
+        "min_p",
+        "min_tokens",
+        "mirostat",
+        "mirostat_eta",
+        "mirostat_tau",
+        "mm_processor_kwargs",
+        "modalities",
+        "n_predict",
+        "n_probs",
+        "no_repeat_ngram_size",
+        "no_stop_trim",
+        "num_beams",
+        "options",
+        "plugins",
+        "prediction",
+        "presence_penalty",
+        "priority",
+        "prompt_cache_key",
+        "prompt_logprobs",
+        "provider",
+        "random_seed",
+        "reasoning",
+        "reasoning_effort",
+        "reasoning_format",
+        "regex",
+        "repeat_last_n",
+        "repeat_penalty",
+        "repetition_penalty",
+        "response_format",
+        "return_token_ids",
+        "route",
+        "safe_prompt",
+        "safety_identifier",
+        "safety_settings",
+        "samplers",
+        "seed",
+        "separate_reasoning",
+        "service_tier",
+        "session_params",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "stop",
+        "stop_regex",
+        "stop_token_ids",
+        "store",
+        "structured_outputs",
+        "temperature",
+        "tfs_z",
+        "think",
+        "thinking",
+        "thinking_budget",
+        "top_a",
+        "top_k",
+        "top_logprobs",
+        "top_n_sigma",
+        "top_p",
+        "transforms",
+        "truncate_prompt_tokens",
+        "typical_p",
+        "use_beam_search",
+        "user",
+        "verbosity",
+        "xtc_probability",
+        "xtc_threshold",
+    ]
+)
+
+
+def check_parameters(parameters: dict[str, Any], where: str) -> None:
+    """Raise ValueError, naming the key, for parameters that no server knows, and for NaN and infinity.
+
+    Servers pass over what they do not know, so a slip of the pen would change nothing in silence.
+    """
+    for name, value in parameters.items():
+        if name not in PARAMETERS:
+            close = difflib.get_close_matches(str(name), PARAMETERS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            told = one_line(repr(name), 60)
+            raise ValueError(
+                f"{where}: expected a parameter of chat completions, found {told}{hint}"
+            )
+        waiting = [value]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"{where}.{name}: expected a finite number, found {each}")
+            if isinstance(each, (dict, list)):
+                waiting += each.values() if isinstance(each, dict) else each
 
 
 class EndpointError(OSError):
@@ -82,10 +223,10 @@ class EndpointPlan:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         for name in ("timeout", "connect_timeout"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected seconds above 0, found {getattr(self, name)}")
         for name in ("backoff", "max_backoff"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected seconds, found {getattr(self, name)}")
 
     @property
@@ -113,11 +254,12 @@ class Answer:
     """What came back for one request.
 
     text: the assistant's message; None where there is none, and then `error` says why.
-    finish_reason: as the server gave it ("stop", "length", "content_filter", ...).
+    finish_reason: as the server gave it ("stop", "length", "content_filter", ...), in one line.
     attempts: requests that were sent for it.
     error: one line; None for an answer.
-    model: as the server names itself, else as the plan does.
-    logprobs: `choices[0].logprobs.content` where asked for with `logprobs=True`.
+    model: as the server names itself, else as the plan does, in one line.
+    logprobs: `choices[0].logprobs.content` where asked for with `logprobs=True`: every token, and every
+        one of its `top_logprobs`, has a text and a finite number.
     usage: the server's token counts.
     """
 
@@ -220,17 +362,25 @@ class Endpoint:
             async with self._session.post(
                 self.plan.url, json=body, allow_redirects=False
             ) as response:
-                content = await response.read()
+                content = await _body(response)
                 status, headers = response.status, response.headers
         except aiohttp.ClientConnectorError as error:
             return _Fault(self._line(str(error)), unreachable=True)
         except TimeoutError:
             return _Fault(f"no answer within {self.plan.timeout:g} s")
-        except (aiohttp.ClientError, OSError) as error:
+        except (
+            aiohttp.ClientError,
+            aiohttp.http.HttpProcessingError,
+            OSError,
+            ValueError,
+        ) as error:
+            # ValueError: what aiohttp's parsers make of nonsense.
             return _Fault(self._line(f"{type(error).__name__}: {error}"))
+        if content is None:
+            return _Fault(f"HTTP {status}: an answer of more than {MAX_BODY:,} bytes", again=False)
         if status != 200:
             return self._refused(status, headers, content)
-        return self._read(content, attempt)
+        return self._read(content, attempt, with_logprobs=bool(body.get("logprobs")))
 
     def _refused(self, status: int, headers: Any, content: bytes) -> _Fault:
         said = self._line(_message(content))
@@ -246,47 +396,108 @@ class Endpoint:
         again = status in RETRIED or status >= 500
         return _Fault(error, again, retry_after=_seconds(headers.get("Retry-After")))
 
-    def _read(self, content: bytes, attempt: int) -> Answer | _Fault:
+    def _read(self, content: bytes, attempt: int, with_logprobs: bool) -> Answer | _Fault:
         try:
-            data = json.loads(content)
-            choices = data["choices"]
-            choice = choices[0]
-            text = choice["message"]["content"]
-        except (ValueError, KeyError, TypeError, IndexError):
+            data = parse_json(content.decode("utf-8-sig"), "the answer")
+        except NotJSON:
+            data = None
+        except UnicodeDecodeError:
+            return self._unreadable(attempt, "the answer: expected UTF-8 text, found other bytes")
+        except ValueError as error:
+            # It is whole, and would come again.
+            return self._unreadable(attempt, str(error))
+        choices = data.get("choices") if isinstance(data, dict) else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(message, dict) or "content" not in message:
             said = self._line(_message(content)) or "an empty body"
             return _Fault(f"an answer without choices: {said}")
-        reason = choice.get("finish_reason")
-        error = None
+        assert isinstance(choice, dict)
+        text, reason = message["content"], choice.get("finish_reason")
+        if not isinstance(reason, (str, type(None))):
+            return self._unreadable(attempt, f"finish_reason: expected text, found {reason!r}")
+        reason = reason and self._line(reason)
         if not isinstance(text, str):
-            text, error = None, f"an answer without text (finish_reason {reason!r})"
-        logprobs = choice.get("logprobs")
+            return self._unreadable(
+                attempt, f"an answer without text (finish_reason {reason!r})", reason
+            )
+        if len(text) > MAX_TEXT:
+            told = f"an answer of {len(text):,} characters, expected at most {MAX_TEXT:,}"
+            return self._unreadable(attempt, told, reason)
+        logprobs = _logprobs(choice.get("logprobs")) if with_logprobs else None
+        if isinstance(logprobs, str):
+            return self._unreadable(attempt, logprobs, reason)
+        if self._key and len(self._key) >= 8:
+            text = text.replace(self._key, "[key]")
+        model, usage = data.get("model"), data.get("usage")
         return Answer(
             text=text,
             finish_reason=reason,
             attempts=attempt,
-            error=error,
-            model=data.get("model") or self.plan.model,
-            logprobs=logprobs.get("content") if isinstance(logprobs, dict) else None,
-            usage=data.get("usage") or {},
+            error=None,
+            model=(self._line(model) if isinstance(model, str) else "") or self.plan.model,
+            logprobs=logprobs,
+            usage=usage if isinstance(usage, dict) else {},
         )
+
+    def _unreadable(self, attempt: int, why: str, reason: str | None = None) -> Answer:
+        return Answer(None, reason, attempt, self._line(why), self.plan.model)
 
     def _line(self, text: str) -> str:
         """One short line for messages and rows, without the key: servers repeat what they got."""
         if self._key:
             text = text.replace(self._key, "[key]")
-        text = " ".join(text.split())
-        return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "..."
+        return one_line(text, _EXCERPT)
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body of a response; None for one of more than MAX_BODY bytes."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_BODY:
+            response.close()
+            return None
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _message(content: bytes) -> str:
     """What a server says is wrong: OpenAI's `error.message`, vLLM's `message`, or the body."""
     text = content.decode("utf-8", errors="replace")
     try:
-        data = json.loads(text)
-        error = data.get("error", data)
-        return str(error.get("message", text)) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
+        data = parse_json(text, "the answer")
+    except ValueError:
         return text
+    error = data.get("error", data) if isinstance(data, dict) else text
+    said = error.get("message", text) if isinstance(error, dict) else error
+    return str(said)
+
+
+def _logprobs(found: Any) -> list[dict] | str | None:
+    """`content` of an answer's `logprobs`: None where there is none, or what is wrong with it."""
+    content = found.get("content") if isinstance(found, dict) else found
+    if content is None:
+        return None
+    wrong = "logprobs: expected a list of tokens with their log probabilities"
+    if not isinstance(content, list):
+        return f"{wrong}, found {one_line(repr(content), 60)}"
+    for item in content:
+        rivals = item.get("top_logprobs") if isinstance(item, dict) else None
+        for each in [item, *(rivals if isinstance(rivals, list) else [])]:
+            if not isinstance(each, dict) or not _is_token(each):
+                return f"{wrong}, found {one_line(repr(each), 60)}"
+        if not isinstance(rivals, (list, type(None))):
+            return f"{wrong}, found top_logprobs {one_line(repr(rivals), 60)}"
+    return content
+
+
+def _is_token(item: dict[str, Any]) -> bool:
+    token, logprob = item.get("token"), item.get("logprob")
+    if not isinstance(logprob, (int, float)) or isinstance(logprob, bool):
+        return False
+    # A whole number may have any number of digits.
+    return isinstance(token, str) and abs(logprob) < 1e9
 
 
 def _seconds(retry_after: str | None) -> float:
@@ -298,9 +509,9 @@ def _seconds(retry_after: str | None) -> float:
     except ValueError:
         try:
             when = email.utils.parsedate_to_datetime(retry_after)
-        except ValueError:
+            if when.tzinfo is None:
+                when = when.replace(tzinfo=UTC)
+            seconds = when.timestamp() - time.time()
+        except (ValueError, TypeError, IndexError, OverflowError):  # as the parser finds it
             return 0.0
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=UTC)
-        seconds = when.timestamp() - time.time()
     return seconds if 0 < seconds < float("inf") else 0.0

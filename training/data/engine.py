@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,19 +25,37 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pyarrow.parquet as pq
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
 from ..signals import handling
 from .files import write_bytes, write_json
+from .parquet import count_rows
 from .status import UNITS, Progress
 from .units import Stopped, UnitManifest, Worker, check_unit, run_units
 
 # What a rank may raise in another process; everything else goes through as a RuntimeError with its
 # traceback, because many exceptions cannot be unpickled, and a pool that meets one waits for ever.
 _PLAIN = (Stopped, ValueError, OSError)
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+# What a rank whose parent is gone may take to write down what it has.
+_ORPHAN_SECONDS = 5.0
+# Options of datatrove's executors that hold a word or a number.
+_PLAIN_OPTIONS = (
+    "partition",
+    "time",
+    "qos",
+    "job_name",
+    "cpus_per_task",
+    "mem_per_cpu_gb",
+    "memory_bytes_per_task",
+    "max_array_size",
+    "max_array_launch_parallel",
+    "randomize_start_duration",
+    "requeue",
+)
+_WORD = re.compile(r"[\w.:,-]*", re.ASCII)
 
 
 @dataclass
@@ -63,6 +84,15 @@ class ExecutorPlan:
             raise ValueError("executor.options: only for slurm and ray")
         if self.kind == "slurm" and not {"partition", "time"} <= self.options.keys():
             raise ValueError("executor.options: slurm needs at least partition and time")
+
+    def shell(self) -> dict[str, str]:
+        """Options that become part of a script for the shell, as text: all but plain words and numbers."""
+        words = {name: str(value) for name, value in self.options.items()}
+        return {
+            name: told
+            for name, told in words.items()
+            if name not in _PLAIN_OPTIONS or not _WORD.fullmatch(told)
+        }
 
 
 class Job(NamedTuple):
@@ -124,10 +154,7 @@ def run_jobs(
     """
     keys = {name: make(name).key for name in dict.fromkeys(job.worker for job in jobs)}
     # Each worker reads the same sources.
-    rows = {
-        source: pq.read_metadata(source).num_rows
-        for source in dict.fromkeys(job.source for job in jobs)
-    }
+    rows = {source: count_rows(source) for source in dict.fromkeys(job.source for job in jobs)}
     for name, key in keys.items():
         mine = [job for job in jobs if job.worker == name]
         units = {job.target.stem: rows[job.source] for job in mine}
@@ -201,6 +228,8 @@ class LocalExecutor(LocalPipelineExecutor):
         context = multiprocessing.get_context("forkserver")
         # What takes seconds to import is imported once for all ranks.
         context.set_forkserver_preload(["maya_vlm.training.data.plan"])
+        with without_signals():
+            multiprocessing.forkserver.ensure_running()
         waiting = list(range(self.tasks))
         running: dict[Any, tuple[Any, Connection, int]] = {}
         error: Exception | None = None
@@ -241,23 +270,49 @@ class LocalExecutor(LocalPipelineExecutor):
             setup_default_logger()
 
 
+@contextlib.contextmanager
+def without_signals() -> Iterator[None]:
+    """Signals that end a run wait meanwhile, and for ever in processes that are started.
+
+    The server of forks must outlive its ranks, as they are waited for through it; a signal to the whole
+    group would end it first.
+    """
+    # Where it has to be started first, it lets signals through again.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_ctrl_c() -> None:
+    """In a process that was started `without_signals`: SIGTERM ends it again, SIGINT is for its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
 def _rank(executor: LocalExecutor, rank: int, connection: Connection) -> None:
     # Ctrl-C reaches the whole group: the parent hears it and sends each rank one SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_ctrl_c()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         executor.run_rank(rank)
     except Exception as error:
-        connection.send(error)
+        with contextlib.suppress(OSError):
+            # The parent may be gone.
+            connection.send(error)
         sys.exit(1)
 
 
 def _follow_parent() -> None:
-    """Drain and stop when the parent is gone."""
+    """Drain and stop when the parent is gone: soon, as nobody knows of this process any more."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_SECONDS)
+        os._exit(1)
 
 
 def _outcome(process: Any, connection: Connection, rank: int) -> Exception | None:

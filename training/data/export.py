@@ -27,11 +27,14 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from ..common.markdown import code, escaped
+from ..common.names import folded, stays_inside
+from ..common.telling import one_line
 from .dataset_folder import DatasetFolder, open_dataset
 from .files import atomic, write_bytes
 from .messages import MESSAGES_SCHEMA, as_messages, trl_snippet
@@ -87,7 +90,7 @@ def export_llava(
         for split in dataset.splits:
             of = f"{dataset.name}-{split}" if len(dataset.splits) > 1 else dataset.name
             parts[output / f"{of}.{lang}.json"] = (lang, split)
-    copies = _Copies(dataset, images, output, {path.name for path in parts}, with_images)
+    copies = _Copies(dataset, images, output, {folded(path.name) for path in parts}, with_images)
     if with_images:
         _copy_credits(dataset.folder, output)
     written = {}
@@ -156,13 +159,6 @@ def _open(folder: Path, languages: Sequence[str] | None, toxicity_free: bool) ->
 # Pictures
 
 
-def safe_name(name: str) -> bool:
-    """Whether a path stays inside of the folder that it is joined to, on any system."""
-    path, windows = PurePosixPath(name), PureWindowsPath(name)
-    outside = path.is_absolute() or windows.drive or windows.root or "\0" in name
-    return bool(path.parts) and not outside and ".." not in (*path.parts, *windows.parts)
-
-
 class _Gallery:
     """The pictures of an export, from the dataset's own table, or from a folder or zip.
 
@@ -206,17 +202,17 @@ class _Gallery:
 
 
 def _check_name(name: str, where: str) -> None:
-    if not safe_name(name):
+    if not stays_inside(name):
         raise ValueError(
-            f"{where}: expected a path inside of the folder of pictures, found {name!r}: correct the "
-            "dataset"
+            f"{where}: expected a path inside of the folder of pictures, found "
+            f"{one_line(repr(name), 100)}: correct the dataset"
         )
 
 
 class _Copies:
     """Writes each picture once under the name that rows give it.
 
-    done: names of those written. taken: names of the export's other files.
+    done: names of those written. taken: names of the export's other files, as `folded` gives them.
     """
 
     def __init__(
@@ -251,7 +247,7 @@ class _Copies:
                 f"{where}: expected a path inside of {self.output}, found {path.resolve()}: choose an "
                 "empty --output"
             )
-        if PurePosixPath(name).as_posix() in self.taken:
+        if folded(PurePosixPath(name).as_posix()) in self.taken:
             raise ValueError(
                 f"{where}: expected the name of a picture, found {name!r}, which the JSON file has: "
                 "rename it in the dataset"
@@ -269,7 +265,7 @@ class _Copies:
 def _copy_credits(folder: Path, output: Path) -> None:
     """Pictures that are passed on keep their credits and licence texts."""
     for path in [folder / "ATTRIBUTION.md", *sorted((folder / "LICENSES").glob("*.txt"))]:
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
             write_bytes(output / path.relative_to(folder), path.read_bytes())
 
 
@@ -359,24 +355,25 @@ def _readme(dataset: DatasetFolder, rows: dict[str, int]) -> str:
     named = [split for split in dataset.splits if any(split in of for of in splits.values())]
     configs = [_config("all", list(splits), splits, named) | {"default": True}]
     configs += [_config(lang, [lang], splits, named) for lang in splits]
-    head = {"language": list(splits), **dataset.licence, "configs": configs}
+    licence = {name: one_line(str(text)) for name, text in dataset.licence.items()}
+    head = {"language": list(splits), **licence, "configs": configs}
     table = [
         f"| `{lang}` | " + " | ".join(f"{of.get(split, 0):,}" for split in named) + " |"
         for lang, of in splits.items()
     ]
     lines = [
         "---",
-        yaml.safe_dump(head, sort_keys=False, allow_unicode=True) + "---",
+        yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000) + "---",
         MARKER,
         "",
-        f"# {dataset.name}, as messages and images",
+        f"# {escaped(dataset.name)}, as messages and images",
         "",
-        f"Rows of the dataset `{dataset.name}` as `id`, `lang`, `images` (the embedded picture) and "
+        f"Rows of the dataset {code(dataset.name)} as `id`, `lang`, `images` (the embedded picture) and "
         "`messages` (role and content). TRL trains on them as they are:",
         "",
         trl_snippet('"path/to/this/folder"', "all", named[0]),
         "",
-        f"| config | {' | '.join(named)} |",
+        f"| config | {' | '.join(map(escaped, named))} |",
         f"| --- |{' ---: |' * len(named)}",
         *table,
         "",

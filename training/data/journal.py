@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..common.reading import parse_json
+from ..common.shapes import has_shape
 from .files import disk_error, sync
 
 Row = dict[str, Any]
+_OPENED = {"open": {"time": float}}
+_ANSWERED = {"n": int, "time": float, "row": dict}
 
 
 class Journal:
@@ -119,4 +123,10 @@ def read_journal(path: Path) -> Iterator[tuple[int, Row]]:
             text = line[9:-1]
             if line[:8] != b"%08x" % zlib.crc32(text):
                 return
-            yield offset, json.loads(text)
+            try:
+                record = parse_json(text, str(path))
+            except ValueError:
+                return
+            if not has_shape(record, _OPENED if b'"open"' in text[:9] else _ANSWERED):
+                return
+            yield offset, record

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,19 +29,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from ..common.names import stays_inside
+from ..common.reading import read_json
+from ..common.shapes import has_shape
 from ..schema import digest
 from . import messages_config
 from .external_sort import ExternalSort
 from .files import sha256_file, write_json
+from .manifest_shape import AUDIT, FILES, IMAGES, LANGUAGE, MESSAGES, check_languages
 from .messages import MESSAGES_SCHEMA
+from .parquet import check_columns, parquet_file, read_columns, read_rows
 from .pictures import Pictures
 from .records import SOURCE_SCHEMA, Row
 from .requests import KNOWN
 from .shards import IMAGE_SCHEMA, Shards
 from .toxicity.step import ShaTable
-from .toxicity.step import read as stream
 from .units import UnitManifest, manifest_path
 
 if TYPE_CHECKING:
@@ -208,8 +210,9 @@ class _Build:
         self.units: list[str] = [unit["unit"] for unit in source["units"]]
         self.source_sha = {unit["unit"]: unit["sha256"] for unit in source["units"]}
         self.languages = list(dict.fromkeys([*source["languages"], *plan.languages]))
+        check_languages(self.languages, f"{self.folder}: language")
         self.conversations = any(
-            pq.read_table(self.folder / "source" / f"{u}.parquet", columns=["text"])[0].null_count
+            read_columns(self.folder / "source" / f"{u}.parquet", ["text"])[0].null_count
             for u in self.units
         )
         self._first_paths: ShaTable | None = None
@@ -219,10 +222,7 @@ class _Build:
     def part(self, name: str, key: str, write: Callable[[Shards], Row]) -> dict[str, Any]:
         """{"key", "files", "counts"} of a part, made now or as it was left."""
         note = self.folder / "assemble" / f"{name}.json"
-        try:
-            known = json.loads(note.read_bytes())
-        except (FileNotFoundError, ValueError):
-            known = None
+        known = _read_note(note)
         if known is not None and known["key"] == key and self._whole(known["files"]):
             return known
         note.unlink(missing_ok=True)
@@ -236,7 +236,11 @@ class _Build:
     def _whole(self, files: dict[str, Row]) -> bool:
         for name, about in files.items():
             path = self.root / name
-            if not path.is_file() or path.stat().st_size != about["bytes"]:
+            if (
+                not stays_inside(name)
+                or not path.is_file()
+                or path.stat().st_size != about["bytes"]
+            ):
                 return False
             if sha256_file(path) != about["sha256"]:
                 return False
@@ -357,7 +361,7 @@ class _Build:
         empty |= {"source_text": None, "source_messages": None}
         empty |= {"reasons": None, "status": "ok", "flags": []}
         for unit in self.units:
-            for row in stream(self.folder / "source" / f"{unit}.parquet"):
+            for row in read_rows(self.folder / "source" / f"{unit}.parquet"):
                 if row["lang"] == lang:
                     yield {**empty, **row, "source_lang": lang, "run_id": self.run_id}
 
@@ -370,12 +374,12 @@ class _Build:
         else:
             paths = (self.folder / "translate" / lang / f"{unit}.parquet" for unit in self.units)
             added: Row = {"lid_confidence": None, "quality": None, "reviewed": None}
-            rows = ({**row, **added} for path in paths for row in stream(path))
+            rows = ({**row, **added} for path in paths for row in read_rows(path))
         if not self.conversations:
             yield from rows
             return
         paths = (self.folder / "source" / f"{unit}.parquet" for unit in self.units)
-        sources = (row for path in paths for row in stream(path, ["id", "text", "turns"]))
+        sources = (row for path in paths for row in read_rows(path, ["id", "text", "turns"]))
         for row, source in zip(rows, sources, strict=True):
             yield {**row, "source_messages": _messages(source)}
 
@@ -418,7 +422,7 @@ class _Build:
         with ShaTable() as seen:
             for unit in self.units:
                 path = self.folder / "source" / f"{unit}.parquet"
-                for row in stream(path, ["id", "image", "image_sha256"]):
+                for row in read_rows(path, ["id", "image", "image_sha256"]):
                     if row["image"] is None:
                         continue
                     pictured += 1
@@ -444,7 +448,7 @@ class _Build:
         """Rows whose pictures have the same bytes name the one path that `images/` has them under."""
         with ShaTable() as table:
             for name in files:
-                for row in stream(self.root / name, ["image", "image_sha256"]):
+                for row in read_rows(self.root / name, ["image", "image_sha256"]):
                     table.set(row["image_sha256"], "", row["image"])
             self._first_paths = table
             yield
@@ -495,7 +499,7 @@ class _Build:
         for judge in self.plan.toxicity.judges:
             with tempfile.TemporaryDirectory(prefix=".sort-", dir=self.folder) as scratch:
                 sort = ExternalSort(Path(scratch))
-                for row in stream(self.folder / "toxicity" / "audit.parquet"):
+                for row in read_rows(self.folder / "toxicity" / "audit.parquet"):
                     if row["judge"] == judge.name:
                         sort.add(row, "")
                 for _, row, _ in sort.rows():
@@ -503,6 +507,18 @@ class _Build:
                     shards.add(f"audit/{judge.name}", AUDIT_SCHEMA, row, most)
                     verdicts += 1
         return {"verdicts": verdicts}
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """What was noted of a part; None where nothing is, or it is no note of this form."""
+    try:
+        note = read_json(path)
+    except (OSError, ValueError):
+        return None
+    shapes: dict[str, dict[str, Any]] = {"images": IMAGES, "messages": MESSAGES, "audit": AUDIT}
+    shape = shapes.get(path.stem, LANGUAGE)
+    fits = has_shape(note, {"key": str, "files": FILES, "counts": shape})
+    return note if fits and note["counts"].keys() == shape.keys() else None
 
 
 def _messages(row: Row) -> list[Row] | None:
@@ -515,6 +531,7 @@ def _messages(row: Row) -> list[Row] | None:
 def _of_language(path: Path, lang: str) -> Iterator[Row]:
     """Decisions about rows of one language."""
     columns = ["id", "lang", "decision", "category", "reason"]
-    with pq.ParquetFile(path) as file:
+    check_columns(path, dict.fromkeys(columns, pa.string()))
+    with parquet_file(path) as file:
         for batch in file.iter_batches(50_000, columns=columns):
             yield from batch.filter(pc.equal(batch["lang"], lang)).to_pylist()

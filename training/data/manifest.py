@@ -5,20 +5,22 @@ The dataset card is made from this file, and publishing holds the folder against
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.reading import read_json, read_json_mapping
+from ..common.shapes import check_shape
+from ..common.telling import one_line
 from .files import write_json
+from .manifest_shape import FORMAT, SUMMARY, check_manifest
 from .records import Row
 from .translator import read_preset
 
 if TYPE_CHECKING:
     from .plan import Plan
 
-FORMAT = "maya-dataset-1"
 # Folders of data files, and only those.
 FOLDERS = ("data", "rejected", "images", "messages", "audit")
 
@@ -30,19 +32,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except FileNotFoundError:
         raise ValueError(
             f"{folder}: no finished dataset: expected the manifest.json of `maya data build`"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path}: expected the manifest of `maya data build` (format {FORMAT}), found "
-            f"{manifest!s:.60}"
+            f"{one_line(repr(manifest), 60)}"
         )
-    return manifest
+    return check_manifest(manifest, path)
 
 
 def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[str, Row]:
@@ -211,7 +211,12 @@ def _verification(plan: Plan) -> Row | None:
 def _toxicity(plan: Plan) -> Row | None:
     if plan.toxicity is None:
         return None
-    summary = json.loads((plan.folder / "toxicity" / "summary.json").read_bytes())
+    path = plan.folder / "toxicity" / "summary.json"
+    try:
+        summary = read_json_mapping(path)
+        check_shape(summary, SUMMARY, str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; run the step toxicity again") from None
     judges = [
         {
             "name": judge.name,

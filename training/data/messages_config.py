@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from .messages import as_messages, share_languages
+from .parquet import parquet_file
 from .pictures import PictureTables
 from .records import Row
 from .requests import known_requests
@@ -64,7 +64,7 @@ def choose_rows(root: Path, clean: Files, most: int) -> dict[str, dict[str, str]
 
 def _pictured(path: Path, limit: str | None) -> Iterator[pa.RecordBatch]:
     """Rows with a picture whose SHA-256 is at most `limit`."""
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         for batch in file.iter_batches(20_000, columns=["id", "image", "image_sha256"]):
             sha256 = batch["image_sha256"]
             # A row without a picture has no SHA-256, which is no more than the limit either.
@@ -102,6 +102,6 @@ def _chosen(root: Path, files: Sequence[str], ids: set[str]) -> Iterator[Row]:
     wanted = pa.array(sorted(ids), pa.string())
     columns = ["id", "image", "lang", "caption", "messages"]
     for name in files:
-        with pq.ParquetFile(root / name) as file:
+        with parquet_file(root / name) as file:
             for batch in file.iter_batches(10_000, columns=columns):
                 yield from batch.filter(pc.is_in(batch["id"], value_set=wanted)).to_pylist()

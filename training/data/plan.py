@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from ..common.names import check_component, check_language
+from ..common.telling import one_line
 from ..schema import build, digest, read_mapping, resolve_paths, to_dict
 from .check_plan import CheckPlan
 from .checks import RowChecker
@@ -45,6 +47,10 @@ class Plan:
         made. The translator asks again by the checks of `verification`.
     layout: of the dataset's folder, and its licence.
     executor: where they run.
+
+    A plan may name code to run: a judge's `function`, `verification.quality.command`, and what
+    `executor.options` gives to Slurm's shell. Reading a plan runs nothing; building it runs them, and
+    asks for `--allow-code`, so that nobody runs a stranger's plan unread.
     """
 
     name: str
@@ -59,6 +65,9 @@ class Plan:
     executor: ExecutorPlan = field(default_factory=ExecutorPlan)
 
     def __post_init__(self) -> None:
+        check_component(self.name, "name")
+        for place, lang in self._named_languages().items():
+            check_language(lang, place)
         if self.unit_rows < 1:
             raise ValueError(f"unit_rows: expected at least 1, found {self.unit_rows}")
         if len(set(self.languages)) < len(self.languages):
@@ -86,16 +95,34 @@ class Plan:
         if self.toxicity is not None:
             toxicity_step(self)  # judges, languages and policy are held against each other
 
+    def _named_languages(self) -> dict[str, str]:
+        """Key of the plan -> language."""
+        places = {f"languages[{number}]": lang for number, lang in enumerate(self.languages)}
+        return {"source.language": self.source_language, **places}
+
     def _check_identified(self) -> None:
         """Raises ValueError for a language in which a translation could not be checked."""
         checks = self.verification.checks if self.verification is not None else CheckPlan()
-        places = {f"languages[{number}]": lang for number, lang in enumerate(self.languages)}
-        for place, lang in {"source.language": self.source_language, **places}.items():
+        for place, lang in self._named_languages().items():
             try:
                 Identifier([lang], scripts=checks.scripts)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}; or leave it out") from None
         RowChecker(self.source_language, self.languages, checks)  # are they told from each other?
+
+    def check_code(self) -> None:
+        """Raise ValueError, naming the key, for a plan whose building runs code that the plan names."""
+        found = {f"executor.options.{name}": told for name, told in self.executor.shell().items()}
+        if self.verification is not None and self.verification.quality is not None:
+            found["verification.quality.command"] = " ".join(self.verification.quality.command)
+        for number, judge in enumerate(self.toxicity.judges if self.toxicity is not None else ()):
+            if judge.function is not None:
+                found[f"toxicity.judges[{number}].function"] = judge.function
+        for place, told in found.items():
+            raise ValueError(
+                f"{place}: expected a plan that runs no code of its own, found {one_line(told, 100)!r}: "
+                "read it, and say --allow-code where it may run"
+            )
 
     @property
     def folder(self) -> Path:

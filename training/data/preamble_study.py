@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..schema import build, digest, read_mapping, resolve_paths, to_dict
 from .files import write_json, write_parquet
+from .parquet import read_rows
 from .preamble_report import write_report
 from .prompts import variants
 from .records import SOURCE_SCHEMA
@@ -225,7 +225,7 @@ def run_study(
             worker = StudyWorker(plan, preamble, lang, trust_remote_code)
             print(f"{lang}: {_short(preamble)}", flush=True)
             run_again(worker, source, target)
-            answers[_short(preamble)] = (worker, pq.read_table(target).to_pylist())
+            answers[_short(preamble)] = (worker, list(read_rows(target)))
         languages[lang] = _scored(plan, lang, answers, references[lang])
     record = {
         "format": FORMAT,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..schema import build, digest, read_mapping
+from .thoughts import without_thought
 
 FOLDER = Path(__file__).parent / "preambles"
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -104,16 +105,19 @@ class Prompt:
     def unwrap(self, answer: str, text: str = "") -> str | None:
         """What stands in the brackets of an answer; None where they are missing or ambiguous.
 
+        A thought before the answer is cut off; a thought alone is no answer.
+
         Args:
             text: what was translated; brackets of its own may come again.
         """
-        if self.brackets is None:
-            return answer.strip()
+        said = without_thought(answer, text)
+        if said is None or self.brackets is None:
+            return said and said.strip()
         opened, closed = self.brackets
-        start, end = answer.find(opened), answer.rfind(closed)
+        start, end = said.find(opened), said.rfind(closed)
         if start < 0 or end < start:
             return None
-        inside = answer[start + len(opened) : end]
+        inside = said[start + len(opened) : end]
         if (opened in inside or closed in inside) and not (opened in text or closed in text):
             return None
         return inside.strip()

@@ -5,15 +5,17 @@ language: people accept or correct every row, and the same command reads the she
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ..common.cells import inert, original
+from ..common.reading import parse_json, read_json
+from ..common.telling import one_line
 from .files import write_bytes, write_parquet
+from .parquet import read_rows
 from .records import SOURCE_SCHEMA
 from .scoring import sentence_chrf
 from .translation import TranslateWorker, TranslatorPlan
@@ -46,34 +48,42 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
             yield from read_table(part)
         return
     if path.suffix == ".parquet":
-        number = 0
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
+        for number, row in enumerate(read_rows(path), 1):
+            yield f"{path}: row {number}", row
         return
     if path.suffix not in (".csv", ".jsonl", ".json"):
         raise ValueError(f"{path}: expected a .csv, .jsonl, .json or .parquet file")
+    if path.exists() and not path.is_file():
+        # Opening a pipe would wait for somebody who writes.
+        raise ValueError(f"{path}: expected an ordinary file, found another kind")
+    number = 0
+    try:
+        for row in _rows_of(path):
+            number += 1
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{path}: row {number}: expected a mapping of fields, found "
+                    f"{one_line(repr(row), 60)}"
+                )
+            yield f"{path}: row {number}", row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: after row {number}: {one_line(str(error), 200)}") from None
+
+
+def _rows_of(path: Path) -> Iterator[Any]:
+    if path.suffix == ".json":
+        found = read_json(path)
+        if not isinstance(found, list):
+            raise ValueError(f"{path}: expected a list of rows, found {one_line(repr(found), 60)}")
+        yield from found
+        return
     with path.open(encoding="utf-8-sig", newline="") as file:
-        number = 0
-        try:
-            if path.suffix == ".csv":
-                rows: Iterator[Any] = iter(csv.DictReader(file))
-            elif path.suffix == ".json":
-                found = json.load(file)
-                if not isinstance(found, list):
-                    raise ValueError(f"expected a list of rows, found {found!r:.60}")
-                rows = iter(found)
-            else:
-                rows = (json.loads(line) for line in file if line.strip())
-            for row in rows:
-                number += 1
-                if not isinstance(row, dict):
-                    raise ValueError(f"expected a mapping of fields, found {row!r:.60}")
-                yield f"{path}: row {number}", row
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path}: row {max(number, 1)}: {error}") from None
+        if path.suffix == ".csv":
+            yield from csv.DictReader(file)
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield parse_json(line, f"{path}: line {number}")
 
 
 def given_references(path: Path, languages: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -84,14 +94,18 @@ def given_references(path: Path, languages: Sequence[str]) -> dict[str, dict[str
     found: dict[str, dict[str, str]] = {lang: {} for lang in languages}
     for where, row in read_table(path):
         if not isinstance(row.get("id"), str):
-            raise ValueError(f"{where}: id: expected text, found {row.get('id')!r}")
+            raise ValueError(
+                f"{where}: id: expected text, found {one_line(repr(row.get('id')), 60)}"
+            )
         pairs = {row["lang"]: row.get("text")} if "lang" in row else row
         for lang in languages:
             text = pairs.get(lang)
             if text is None or text == "":
                 continue
             if not isinstance(text, str):
-                raise ValueError(f"{where}: {lang}: expected text, found {text!r:.60}")
+                raise ValueError(
+                    f"{where}: {lang}: expected text, found {one_line(repr(text), 60)}"
+                )
             if row["id"] in found[lang]:
                 raise ValueError(f"{where}: id {row['id']!r} has a second {lang} reference")
             found[lang][row["id"]] = text
@@ -124,7 +138,7 @@ def made_references(
     there, back = folder / f"{lang}.parquet", folder / f"{lang}-back.parquet"
     first = TranslateWorker(plan, lang, source_language, trust_remote_code=trust_remote_code)
     run_again(first, sample, there)
-    made = pq.read_table(there).to_pylist()
+    made = list(read_rows(there))
     empty = dict.fromkeys(SOURCE_SCHEMA.names)
     rows = [
         {**empty, "id": row["id"], "lang": lang, "task": "caption", "text": row["text"]}
@@ -137,7 +151,7 @@ def made_references(
     own = plan.for_language(lang)
     second = TranslateWorker(own, source_language, lang, trust_remote_code=trust_remote_code)
     run_again(second, source, back)
-    returned = {row["id"]: row["text"] or "" for row in pq.read_table(back).to_pylist()}
+    returned = {row["id"]: row["text"] or "" for row in read_rows(back)}
     sheet = []
     for row in made:
         again = returned.get(row["id"], "")
@@ -159,7 +173,7 @@ def made_references(
 
 def write_sheet(path: Path, rows: Sequence[Row]) -> None:
     """A sheet for people: `accept` takes yes or no, `corrected` a better translation."""
-    lines = [SHEET, *(tuple(row[name] for name in SHEET) for row in rows)]
+    lines = [SHEET, *(tuple(inert(row[name]) for name in SHEET) for row in rows)]
     text = "".join(_csv_line(line) for line in lines)
     write_bytes(path, b"\xef\xbb\xbf" + text.encode())  # Excel reads UTF-8 by this mark only
 
@@ -185,21 +199,23 @@ def read_sheet(path: Path, sources: dict[str, str], unreviewed: bool) -> dict[st
         missing = [name for name in SHEET if row.get(name) is None]
         if missing:
             raise ValueError(f"{where}: no column or value {', '.join(missing)}")
-        number = row["id"]
-        if sources.get(number) != row["source"] or number in seen:
+        number, source = original(row["id"]), original(row["source"])
+        if sources.get(number) not in (source, row["source"]) or number in seen:
             raise ValueError(
-                f"{where}: id {number!r} is not a caption of this sample, or stands twice; move the "
+                f"{where}: id {one_line(repr(number), 60)} is not a caption of this sample, or stands twice; move the "
                 "sheet away and run the same command to have a new one"
             )
         seen.add(number)
-        accept, corrected = row["accept"].strip().lower(), row["corrected"].strip()
+        accept, corrected = row["accept"].strip().lower(), original(row["corrected"].strip())
         if accept not in ("", "yes", "no"):
-            raise ValueError(f"{where}: accept: expected yes or no, found {row['accept']!r}")
+            raise ValueError(
+                f"{where}: accept: expected yes or no, found {one_line(repr(row['accept']), 60)}"
+            )
         if corrected:
             found[number] = corrected
         elif accept == "yes" or (accept == "" and unreviewed):
             if row["reference"]:
-                found[number] = row["reference"]
+                found[number] = original(row["reference"])
         elif accept == "":
             open_rows += 1
     if seen != sources.keys():

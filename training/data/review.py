@@ -30,11 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ..common.cells import inert, original
+from ..common.reading import read_bytes, read_json
+from ..common.shapes import check_shape
+from ..common.telling import one_line, printable
 from ..images import load_image
 from .files import sha256_text, write_bytes, write_json, write_parquet
 from .identify import SCRIPTS, primary
+from .parquet import check_columns, is_text, read_rows
 from .pictures import Pictures
 
 # What people may decide, by kind of sheet.
@@ -53,8 +57,11 @@ OVERRIDES = pa.schema(
         ("read_at", pa.string()),
     ]
 )
-# A spreadsheet would run a cell that begins so.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What the JSON beside a sheet says.
+_ABOUT = {
+    "kind": str,
+    "rows": [{"id": str, "lang": str, "text_sha256": str, "decidable": [str]}],
+}
 _THUMBNAIL = 160
 _SHOWN_ERRORS = 5
 
@@ -183,11 +190,11 @@ def write_sheet(
         {
             "sheet": name,
             "row": str(number),
-            "id": _safe(row.id),
-            "lang": row.lang,
-            "source": _safe(row.source),
-            "text": _safe(row.text),
-            "reason": _safe(row.reason),
+            "id": inert(row.id),
+            "lang": inert(row.lang),
+            "source": inert(row.source),
+            "text": inert(row.text),
+            "reason": inert(row.reason),
             "decision": "",
             "reviewer": "",
             "note": "",
@@ -229,11 +236,8 @@ def _pictured(row: ReviewRow, pictures: Pictures | None) -> tuple[ReviewRow, str
     try:
         return row, _thumbnail(pictures.read(row.image))
     except (ValueError, OSError) as error:
-        return replace(row, reason=f"{row.reason}; no picture: {error}"), None
-
-
-def _safe(text: str) -> str:
-    return "'" + text if text.startswith(_FORMULA) else text
+        told = one_line(f"{row.reason}; no picture: {error}")
+        return replace(row, reason=told), None
 
 
 def direction(lang: str) -> str:
@@ -263,14 +267,14 @@ def _page(
         )
         articles.append(
             f'<article class="{"" if picture else "plain"}">{picture}<div>'
-            f'<p class="id">{number}. {html.escape(row.id)} {html.escape(row.lang)}</p>'
+            f'<p class="id">{number}. {_shown(row.id)} {_shown(row.lang)}</p>'
             + _paragraph("source", row.source, row.source_lang)
             + _paragraph("text", row.text, row.lang)
             + _paragraph("reason", row.reason, "en")
             + f'<p>{choices}<input class="note" placeholder="note"></p></div></article>'
         )
     return string.Template(template).substitute(
-        title=html.escape(title),
+        title=_shown(title),
         count=f"{len(rows):,}",
         rows="\n".join(articles),
         columns=_script(list(COLUMNS)),
@@ -282,16 +286,26 @@ def _page(
 def _paragraph(name: str, text: str, lang: str) -> str:
     if not text:
         return ""
-    code = html.escape(lang, quote=True)
-    return f'<p class="{name}" lang="{code}" dir="{direction(lang)}">{html.escape(text)}</p>'
+    code = _shown(lang)
+    return f'<p class="{name}" lang="{code}" dir="{direction(lang)}">{_shown(text)}</p>'
+
+
+def _shown(text: str) -> str:
+    """Text of a page: without markup, control characters as escapes."""
+    return html.escape("\n".join(printable(line.expandtabs()) for line in text.split("\n")))
 
 
 def _script(value: Any) -> str:
-    """JSON that cannot end its script element."""
+    """JSON that cannot end its script element, without raw control characters."""
     text = json.dumps(value, ensure_ascii=False)
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
+    return "".join(
+        char if char not in "<>&" and printable(char) == char else _escape(char) for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    # As JSON writes it: two halves for what is beyond 16 bits.
+    return json.dumps(char)[1:-1] if ord(char) > 126 else f"\\u{ord(char):04x}"
 
 
 def _thumbnail(data: bytes) -> str:
@@ -327,7 +341,12 @@ def read_sheet(folder: Path, path: Path) -> ReadBack:
         raise ValueError(
             f"{path}: sheet: {name!r} is none of this build's sheets ({_listed(known)})"
         )
-    sheet = json.loads(about.read_text(encoding="utf-8"))
+    sheet = read_json(about)
+    check_shape(sheet, _ABOUT, str(about))
+    if sheet["kind"] not in DECISIONS:
+        raise ValueError(
+            f"{about}: kind: expected {' or '.join(DECISIONS)}, found {one_line(sheet['kind'], 60)!r}"
+        )
     kind, asked = sheet["kind"], sheet["rows"]
     errors: list[str] = []
     decided: dict[int, dict[str, Any]] = {}
@@ -361,17 +380,16 @@ def read_sheet(folder: Path, path: Path) -> ReadBack:
             "id": item["id"],
             "lang": item["lang"],
             "decision": decision,
-            "reviewer": row["reviewer"].strip(),
-            "note": row["note"].strip(),
+            "reviewer": original(row["reviewer"].strip()),
+            "note": original(row["note"].strip()),
             "text_sha256": item["text_sha256"],
             "sheet": name,
             "read_at": now,
         }
     if errors:
         more = f"; and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
-        raise ValueError(
-            f"{path}: {'; '.join(errors[:_SHOWN_ERRORS])}{more}; nothing of the sheet was taken"
-        )
+        told = one_line("; ".join(one_line(error, 200) for error in errors[:_SHOWN_ERRORS]), 1000)
+        raise ValueError(f"{path}: {told}{more}; nothing of the sheet was taken")
     kept = {(o["kind"], o["id"], o["lang"]): o for o in _overrides(folder)}
     changed = 0
     for override in decided.values():
@@ -400,15 +418,17 @@ def _overrides(folder: Path) -> list[dict[str, Any]]:
     path = folder / "review" / "overrides.parquet"
     if not path.is_file():
         return []
-    try:
-        return pq.read_table(path).select(OVERRIDES.names).to_pylist()
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path}: not a file of overrides: {error}") from None
+    check_columns(path, dict.fromkeys(OVERRIDES.names, is_text))
+    rows = list(read_rows(path, OVERRIDES.names))
+    for row in rows:
+        if any(row[name] is None for name in ("kind", "id", "lang", "decision", "text_sha256")):
+            raise ValueError(f"{path}: expected decisions, found {one_line(str(row), 200)}")
+    return rows
 
 
 def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Rows with the line they begin on."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"  # what Excel calls Unicode text
     else:
@@ -417,7 +437,7 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not UTF-8 (byte {error.start}); in the spreadsheet save it as 'CSV UTF-8'"
+            f"{path}: not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'} (byte {error.start}); in the spreadsheet save it as 'CSV UTF-8'"
         ) from None
     first, _, rest = text.partition("\n")
     offset = 0
@@ -460,15 +480,16 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _altered(row: dict[str, str], item: dict[str, Any]) -> str | None:
     """What of a row does not agree with what was asked; None if all does."""
     found = row["id"].strip()
-    accepted = {item["id"], _safe(item["id"])}
+    accepted = {item["id"], inert(item["id"])}
     # A spreadsheet reads 000042 as a number.
     if found not in accepted and not (item["id"].isdecimal() and _number(found) == int(item["id"])):
         return f"id: expected {item['id']!r} in row {row['row']}, found {found!r}; was the sheet sorted by one column only?"
-    if row["lang"].strip() != item["lang"]:
+    if row["lang"].strip() not in (item["lang"], inert(item["lang"])):
         return f"lang: expected {item['lang']!r} for {item['id']!r}, found {row['lang']!r}"
     # A spreadsheet may write other line ends, and our apostrophe may still be there: or both.
-    texts = {row["text"], row["text"].removeprefix("'")}
+    texts = {row["text"], original(row["text"]), row["text"].removeprefix("'")}
     texts |= {text.replace("\r\n", "\n") for text in texts}
+    texts |= {text.replace("\n", "\r\n") for text in texts if "\r" not in text}
     if item["text_sha256"] not in {sha256_text(text) for text in texts}:
         return f"text: that of {item['id']!r} was changed; leave it, and put a better one into the note"
     return None
@@ -484,4 +505,4 @@ def _number(text: str) -> int | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    return one_line(", ".join(names), 200) or "none"

@@ -23,6 +23,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from ..common.reading import read_json as read_json_file
+from ..common.shapes import has_shape
 from ..images import load_image
 from ..schema import digest, to_dict
 from .external_sort import ExternalSort
@@ -43,6 +45,13 @@ from .records import COLUMNS, SOURCE_SCHEMA, Problem, Record, Row, to_row
 MINI = Path(__file__).resolve().parent / "mini"
 # Rows of a form of ours that others would not know; a change of it makes source units anew.
 _VERSION = 1
+_COUNTS = {...: int}
+_MANIFEST = {
+    "key": str,
+    **dict.fromkeys(("read", "rows", "refused"), int),
+    **dict.fromkeys(("refused_for", "notes", "languages", "tasks"), _COUNTS),
+    "units": [{"unit": str, "rows": int, "sha256": str}],
+}
 
 
 @dataclass
@@ -354,12 +363,16 @@ def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
         key: what `source_key` gives now; None to hold only the files against the manifest.
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+        manifest = read_json_file(folder / "manifest.json")
+    except (OSError, ValueError):
+        return "not read yet"
+    if not has_shape(manifest, _MANIFEST):
         return "not read yet"
     if key is not None and manifest["key"] != key:
         return "the plan or the source has changed"
     for unit in manifest["units"]:
+        if not unit["unit"].isdecimal():
+            return "not read yet"
         path = folder / f"{unit['unit']}.parquet"
         if not path.is_file() or sha256_file(path) != unit["sha256"]:
             return f"{path.name} is gone or was changed"

@@ -6,7 +6,6 @@ for line in format_status(survey(Path("runs/data/my-captions"))):
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -19,8 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from ..common.names import check_component
+from ..common.reading import read_json
+from ..common.shapes import check_shape, has_shape
+from ..common.telling import one_line, printable
 from .journal import read_journal
-from .unit_files import COUNTED, UnitManifest, journals, manifest_path
+from .unit_files import COUNTED, UnitManifest, count_failures, journals, manifest_path
 
 if TYPE_CHECKING:
     from .engine import Job
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 UNITS = "units.json"
 # Seconds back over which rates are taken.
 WINDOW = 300.0
+_SHOWN_FAILURES = 5
 
 
 @dataclass
@@ -47,6 +51,8 @@ class WorkerStatus:
     """Requests beyond one a row."""
     restarts: int = 0
     """Sessions beyond one a unit: kills and stops."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Why answered rows have no answer."""
     rate: float = 0.0
 
     @property
@@ -67,20 +73,26 @@ class BuildStatus:
 
 
 def survey(folder: Path, now: float | None = None) -> BuildStatus:
-    """Raises FileNotFoundError when there is no build in this folder."""
+    """Raises FileNotFoundError when there is no build in this folder, ValueError for damaged lists."""
     if not (folder / "plan.yaml").is_file() and not (folder / "source").is_dir():
         raise FileNotFoundError(f"{folder}: no build here; expected the plan's output_dir")
     now = time.time() if now is None else now
     lists = sorted([*folder.glob(f"*/*/{UNITS}"), *folder.glob(f"*/*/*/{UNITS}")])
     try:
-        source = json.loads((folder / "source" / "manifest.json").read_bytes())
-    except (FileNotFoundError, ValueError):
+        source = read_json(folder / "source" / "manifest.json")
+    except (OSError, ValueError):
+        source = None
+    if not has_shape(source, {"rows": int, "refused": int, "units": list}):
         source = None
     return BuildStatus(folder, source, [_worker(path, now) for path in lists], _disk(folder))
 
 
 def _worker(path: Path, now: float) -> WorkerStatus:
-    listed = json.loads(path.read_bytes())
+    listed = read_json(path)
+    check_shape(listed, {"worker": str, "key": str, "units": {...: int}}, str(path))
+    for unit in listed["units"]:
+        check_component(unit, f"{path}: units")
+    listed["worker"] = one_line(listed["worker"], 100)
     status = WorkerStatus(listed["worker"], len(listed["units"]), sum(listed["units"].values()))
     recent, earliest = 0.0, now
     for unit in listed["units"]:
@@ -89,6 +101,7 @@ def _worker(path: Path, now: float) -> WorkerStatus:
             status.units_done += 1
             status.rows_done += manifest.rows
             status.counts.update(manifest.counts)
+            status.failures.update(manifest.failures)
             status.retries += manifest.attempts - manifest.rows
             status.restarts += manifest.sessions - 1
             begun = manifest.finished - manifest.seconds
@@ -100,11 +113,13 @@ def _worker(path: Path, now: float) -> WorkerStatus:
         answers, sessions = _newest_journal(path.parent / f"{unit}.parquet")
         status.rows_done += len(answers)
         status.restarts += max(0, sessions - 1)
+        status.failures.update(count_failures(answer for _, answer in answers))
         for at, answer in answers:
             counted = next((name for name in COUNTED if name in answer), None)
             if counted is not None:
-                status.counts[str(answer[counted])] += 1
-            status.retries += (answer.get("attempts") or 1) - 1
+                status.counts[one_line(str(answer[counted]), 40)] += 1
+            attempts = answer.get("attempts")
+            status.retries += attempts - 1 if isinstance(attempts, int) and attempts else 0
             if at > now - WINDOW:
                 recent += 1
                 earliest = min(earliest, at)
@@ -188,10 +203,23 @@ def format_status(status: BuildStatus) -> list[str]:
         for row in table:
             cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
             lines.append("  ".join(cells).rstrip())
+        for worker in status.workers:
+            lines += failure_lines(worker.name, worker.failures)
         left = sum(worker.rows - worker.rows_done for worker in status.workers)
         rate = sum(worker.rate for worker in status.workers)
         if left and rate:
             lines.append(f"{left:,} rows left, {_duration(left / rate)} at {rate:.1f} rows/s")
+    # Names and counts stand in files that anybody may have written.
+    return [printable(line) for line in lines]
+
+
+def failure_lines(name: str, failures: Counter[str]) -> list[str]:
+    """The most frequent reasons why rows of a worker have no answer, a line each."""
+    listed = failures.most_common(_SHOWN_FAILURES)
+    lines = [f"  {name}: {n:,} without an answer: {reason}" for reason, n in listed]
+    if len(failures) > _SHOWN_FAILURES:
+        rest = failures.total() - sum(n for _, n in listed)
+        lines.append(f"  {name}: {rest:,} without an answer for other reasons")
     return lines
 
 

@@ -22,17 +22,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from ..common.reading import read_json
+from ..common.shapes import has_shape
 from ..schema import digest
 from .check_plan import LengthBin
 from .files import sha256_file, write_json
 from .identify import scripts
+from .parquet import count_rows, read_columns
 from .units import UnitManifest, manifest_path
 
 # Raised by one when the same rows give another survey.
 VERSION = 1
 Row = dict[str, Any]
+_FOUND = [{"text": str, "rows": int, "independence": float, "ids": [str]}]
+_SURVEY = {
+    "inputs": str,
+    "lengths": [{"least": int, "median": float, "spread": float, "rows": int}],
+    "starts": _FOUND,
+    "ends": _FOUND,
+}
 # Least characters of the source; a bin with too few rows is joined to the one before.
 LENGTH_BINS = (0, 16, 32, 64, 128, 256)
 _GRID_WIDTH, _GRID_LIMIT = 0.02, 4.0
@@ -264,13 +273,12 @@ def survey_language(
     """
     units = sorted((folder / "translate" / lang).glob("*.parquet"))
     inputs = digest([VERSION, least_rows, mine, most_rows, *map(unit_sha256, units)])
-    path = folder / "verify" / "surveys" / f"{lang}.json"
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known.get("inputs") == inputs:
-            return known
+    path = survey_path(folder, lang)
+    known = read_survey(folder, lang)
+    if known is not None and known["inputs"] == inputs:
+        return known
     histogram, starts, ends = LengthHistogram(), Miner(), Miner(end=True)
-    step = -(-sum(pq.read_metadata(unit).num_rows for unit in units) // most_rows)
+    step = -(-sum(count_rows(unit) for unit in units) // most_rows)
     rows = 0
     for row in _accepted(units, step):
         rows += 1
@@ -297,6 +305,20 @@ def survey_language(
     return found
 
 
+def survey_path(folder: Path, lang: str) -> Path:
+    """The file of a language's survey."""
+    return folder / "verify" / "surveys" / f"{lang}.json"
+
+
+def read_survey(folder: Path, lang: str) -> Row | None:
+    """A language's survey; None where there is none that can be read."""
+    try:
+        found = read_json(survey_path(folder, lang))
+    except (OSError, ValueError):
+        return None
+    return found if has_shape(found, _SURVEY) else None
+
+
 def unit_sha256(unit: Path) -> str:
     """SHA-256 of a unit, by its manifest where it has one."""
     manifest = UnitManifest.read(manifest_path(unit))
@@ -307,7 +329,7 @@ def _accepted(units: Sequence[Path], step: int) -> Iterator[Row]:
     """Every `step`-th row, of those that are ok."""
     columns = ["id", "text", "turns", "source_text", "status"]
     for unit in units:
-        table = pq.read_table(unit, columns=columns)
+        table = read_columns(unit, columns)
         for row in table.take(np.arange(0, len(table), step)).to_pylist():
             if row["status"] == "ok":
                 yield row

@@ -20,12 +20,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..common.telling import one_line
 from ..schema import digest
 from .checks import CheckPlan, Flag, RowChecker
 from .endpoint import Answer
 from .prompts import Prompt, examples
 from .records import SOURCE_SCHEMA
 from .segments import Piece, lost_code, split
+from .thoughts import foreign_marks
 from .translator import TranslatorPlan, make_translator
 
 __all__ = [
@@ -205,14 +207,20 @@ class TranslateWorker:
         text = prompt.unwrap(answer.text, each.source) if prompt else answer.text.strip()
         if text is None:
             assert prompt is not None
-            assert prompt.brackets is not None
-            detail = f"expected one pair of {''.join(prompt.brackets)} around the answer"
-            each.flags = [Flag("brackets", True, detail)]
+            if prompt.brackets is None:
+                each.flags = [Flag("empty", True, "a thought without an answer")]
+            else:
+                detail = f"expected one pair of {''.join(prompt.brackets)} around the answer"
+                each.flags = [Flag("brackets", True, detail)]
             if answer.finish_reason == "length":
                 each.flags.insert(0, Flag("finish_reason", True, "length"))
             return
         each.text = text
         each.flags = self.checker.check(each.source, text, self.lang, answer.finish_reason)
+        mark = foreign_marks(text, each.source)
+        if mark and "markup" not in self.checker.plan.off:
+            each.flags = [flag for flag in each.flags if flag.name != "markup"]
+            each.flags.append(Flag("markup", True, mark))
         if lost := lost_code(each.source, text):
             each.flags.append(Flag("code", True, f"{', '.join(lost)} missing"))
 
@@ -249,7 +257,7 @@ class TranslateWorker:
             "source_lang": row["lang"],
             "status": status,
             "flags": sorted({flag.name for each in tries for flag in each.flags}),
-            "reasons": " ".join("; ".join(dict.fromkeys(reasons)).split()) or None,
+            "reasons": one_line("; ".join(dict.fromkeys(reasons))) or None,
             "finish_reason": next((s for s in stops if s != "stop"), stops[0] if stops else None),
             "model": answer.model if answer else self.plan.model,
             "model_revision": self.plan.model_revision,

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..common.names import check_language
 from ..schema import build, read_mapping
-from .endpoint import Answer, Endpoint, EndpointPlan
+from .endpoint import Answer, Endpoint, EndpointPlan, check_parameters
 from .prompts import Brackets, Prompt, read_prompt, translategemma_prompt
 
 PRESETS = Path(__file__).parent / "presets"
@@ -137,6 +138,11 @@ class TranslatorPlan:
             raise ValueError(
                 f"translator: brackets: expected two characters or none, found {self.brackets!r}"
             )
+        for key in ("parameters", "retry_parameters") if self.endpoint is not None else ():
+            check_parameters(getattr(self, key), f"translator: {key}")
+        for key in ("languages", "per_language", "preamble_parts"):
+            for lang in getattr(self, key) or ():
+                check_language(lang, f"translator: {key}")
         self.parameters = {"temperature": 0.0, "max_tokens": 2048, **self.parameters}
         if not self.model:
             place = "endpoint" if self.endpoint else "local"

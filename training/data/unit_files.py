@@ -6,22 +6,27 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ..common.reading import read_json
+from ..common.telling import one_line
+from ..schema import build
 from .files import sha256_file
 from .journal import Journal, Row
+from .parquet import read_rows as read_parquet
 
 Key = tuple[str, str]
 
 # The columns whose values a manifest counts; a worker's schema has one of them at most.
 COUNTED = ("status", "label")
+# Different reasons that a manifest counts.
+_REASONS = 20
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,40 @@ class UnitManifest:
     """How often the unit was begun or continued."""
     finished: float
     """Seconds since the epoch."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """Why rows have no answer: reason -> rows."""
 
     @classmethod
     def read(cls, path: Path) -> UnitManifest | None:
         """The manifest in this file; None when there is none or it is no manifest."""
         try:
-            return cls(**json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            return build(cls, read_json(path), str(path))
+        except (OSError, ValueError):
             return None
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer."""
+        return max(sum(self.failures.values()), self.counts.get("failed", 0))
+
+
+def failure(row: Row) -> str | None:
+    """Why a row has no answer, in one line; None for a row with one."""
+    if row.get("status") not in (None, "failed"):
+        return None
+    told = row.get("reasons") or row.get("error")
+    if told is None and row.get("status") is None:
+        return None
+    return one_line(str(told or "no reason"), 200)
+
+
+def count_failures(rows: Iterable[Row]) -> dict[str, int]:
+    """Reason -> rows without an answer; the rarest reasons are added up."""
+    found = Counter(reason for row in rows if (reason := failure(row)) is not None)
+    counted = dict(found.most_common(_REASONS))
+    if rest := found.total() - sum(counted.values()):
+        counted["other reasons"] = counted.get("other reasons", 0) + rest
+    return counted
 
 
 def manifest_path(target: Path) -> Path:
@@ -87,11 +118,7 @@ def read_rows(source: Path) -> list[Row]:
     Raises ValueError for a file that is no parquet, for a row without id or lang, and for two rows
     with the same (id, lang).
     """
-    try:
-        with pq.ParquetFile(source) as file:
-            rows = file.read().to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{source}: not a readable parquet file: {error}") from None
+    rows = list(read_parquet(source))
     seen: dict[Key, int] = {}
     for number, row in enumerate(rows):
         for name in ("id", "lang"):
@@ -134,8 +161,7 @@ def reopen_unit(target: Path, statuses: Collection[str]) -> int:
     with locked(target):
         if not target.is_file() or sha256_file(target) != manifest.parquet_sha256:
             return 0
-        with pq.ParquetFile(target) as file:
-            rows = file.read().to_pylist()
+        rows = list(read_parquet(target))
         path = journal_path(target, manifest.input_sha)
         with contextlib.closing(Journal(path, len(rows))) as journal:
             for n, row in enumerate(rows):

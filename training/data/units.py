@@ -41,6 +41,7 @@ from .unit_files import (
     Key,
     UnitManifest,
     check_unit,
+    count_failures,
     input_sha,
     journal_path,
     journals,
@@ -95,7 +96,15 @@ class Worker(Protocol):
 
 
 class Stopped(Exception):
-    """The run was asked to stop; everything answered so far is in the journals."""
+    """The run was asked to stop; everything answered so far is in the journals.
+
+    Its text says "stopped by " and the signal's name, as it comes from other processes too.
+    """
+
+    @property
+    def number(self) -> signal.Signals:
+        """The signal that stopped the run."""
+        return signal.SIGINT if "stopped by SIGINT" in str(self) else signal.SIGTERM
 
 
 # Running
@@ -351,6 +360,7 @@ class _Unit:
             seconds=round(self.journal.seconds + now - self.journal.opened, 3),
             sessions=self.journal.sessions,
             finished=round(now, 3),
+            failures=count_failures(answers),
         )
         write_json(manifest_path(self.target), dataclasses.asdict(manifest))
         self._clear()

@@ -15,18 +15,18 @@ flags and rejects. Decisions of people (review.py) win over it, in `final_rows`.
 
 import asyncio
 import heapq
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..schema import digest
+from ..signals import end_with_parent
 from .back_translation import (
     SAMPLE,
     BackTranslationPlan,
@@ -36,12 +36,21 @@ from .back_translation import (
     plain_text,
 )
 from .checks import CheckPlan, Examination, Flag, LengthBin, RowChecker
+from .engine import leave_ctrl_c, without_signals
 from .files import sha256_text, write_json, write_parquet
+from .parquet import parquet_file
 from .quality import QualityPlan, QualityScorer
 from .records import Row
 from .review import read_overrides
-from .survey import row_pairs, shares_start, survey_language, unit_sha256
-from .translation import check_translated
+from .survey import (
+    read_survey,
+    row_pairs,
+    shares_start,
+    survey_language,
+    survey_path,
+    unit_sha256,
+)
+from .translation import TRANSLATED, check_translated
 from .units import UnitManifest, Worker, manifest_path, run_units
 
 # Raised by one when the same plan decides differently on the same rows.
@@ -321,8 +330,17 @@ class VerificationStep:
             return {
                 lang: survey_language(*job) for lang, job in zip(self.languages, jobs, strict=True)
             }
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            found = list(pool.map(survey_language, *zip(*jobs, strict=True)))
+        context = get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool:
+            with without_signals():
+                asked = pool.map(survey_language, *zip(*jobs, strict=True))
+            try:
+                found = list(asked)
+            except BrokenProcessPool:
+                raise OSError("verify: a process was killed; the same command continues") from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         return dict(zip(self.languages, found, strict=True))
 
     def worker(self, name: str) -> Worker:
@@ -334,15 +352,16 @@ class VerificationStep:
         if step == "back_translation":
             assert self.plan.back_translation is not None
             return BackTranslationWorker(self.plan.back_translation, lang)
-        path = self.folder / "verify" / "surveys" / f"{lang}.json"
-        if not path.is_file():
+        survey = read_survey(self.folder, lang)
+        if survey is None:
+            path = survey_path(self.folder, lang)
             raise ValueError(f"{path}: {lang} was not surveyed; run the step verify")
         return VerifyWorker(
             self.plan,
             lang,
             self.source_language,
             self.languages,
-            json.loads(path.read_text(encoding="utf-8")),
+            survey,
             self.run_id,
         )
 
@@ -390,6 +409,12 @@ class VerificationStep:
 # ------------------------------------------------------------------------------- what came out
 
 
+def _follow() -> None:
+    """In a process of the survey: end with the parent, and leave Ctrl-C to it."""
+    leave_ctrl_c()
+    end_with_parent()
+
+
 def verified_rows(folder: Path, lang: str) -> Iterator[Row]:
     """Translated rows with `verified`, their row of `VERIFIED`; text as translated, `status` as verified.
 
@@ -407,11 +432,19 @@ def verified_rows(folder: Path, lang: str) -> Iterator[Row]:
         manifest = UnitManifest.read(manifest_path(path))
         if manifest is not None and manifest.source_sha256 != unit_sha256(unit):
             raise ValueError(f"{path}: translated again since; run the step verify")
-        rows = pq.read_table(unit).to_pylist()
-        found = pq.read_table(path).to_pylist()
+        rows, found = _rows_of(unit, TRANSLATED), _rows_of(path, VERIFIED)
+        if [row["id"] for row in rows] != [row["id"] for row in found]:
+            raise ValueError(f"{path}: has other rows than {unit}; run the step verify again")
         for row, verified in zip(rows, found, strict=True):
-            assert row["id"] == verified["id"]
             yield {**row, "status": verified["status"], "verified": verified}
+
+
+def _rows_of(unit: Path, schema: pa.Schema) -> list[Row]:
+    """The rows of a finished unit. Raises ValueError for a table of other columns."""
+    with parquet_file(unit) as file:
+        if file.schema_arrow.names == schema.names:
+            return file.read().to_pylist()
+    raise ValueError(f"{unit}: expected the columns {', '.join(schema.names)}, found others")
 
 
 def final_rows(folder: Path, lang: str) -> Iterator[Row]:

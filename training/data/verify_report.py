@@ -1,18 +1,15 @@
 """What verification found, counted and printed; and the sheet of rows for people to look at."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
-import pyarrow.parquet as pq
-
-from .back_translation import plain_source, plain_text
+from .back_translation import back_translations, plain_source, plain_text
 from .identify import code_of
 from .records import Row
 from .review import ReviewRow, read_overrides, stratified
-from .survey import LENGTH_BINS
+from .survey import LENGTH_BINS, read_survey
 from .verification import VerificationPlan, final_row, verified_rows
 
 _SHOWN_STARTS = 20
@@ -57,7 +54,7 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
                 others[verified["lid"]] += 1
         if verified["quality"] is not None:
             scores.append(verified["quality"])
-    survey = _json(folder / "verify" / "surveys" / f"{lang}.json")
+    survey = read_survey(folder, lang) or {}
     found = {
         "rows": status.total(),
         **{name: status[name] for name in ("ok", "rejected", "failed")},
@@ -75,7 +72,7 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
     if plan.back_translation is not None:
         path = folder / "back_translation" / lang / "00000.parquet"
         if path.is_file():
-            rows = pq.read_table(path, columns=["chrf"])["chrf"].to_pylist()
+            rows = [row["chrf"] for row in back_translations(path)]
             values = [value for value in rows if value is not None]
             found["back_translation"] = {
                 "n": len(values),
@@ -85,10 +82,6 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
                 "flag_below": plan.back_translation.flag_below,
             }
     return found
-
-
-def _json(path: Path) -> Row:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def format_report(report: Row) -> str:
@@ -140,8 +133,7 @@ def rows_to_review(folder: Path, lang: str, plan: VerificationPlan) -> list[Revi
     back: dict[str, float | None] = {}
     path = folder / "back_translation" / lang / "00000.parquet"
     if plan.back_translation is not None and path.is_file():
-        table = pq.read_table(path, columns=["id", "chrf"]).to_pylist()
-        back = {row["id"]: row["chrf"] for row in table}
+        back = {row["id"]: row["chrf"] for row in back_translations(path)}
 
     def stratum(row: Row) -> str:
         if row["verified"]["flags"]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..common.cards import check_cards
 from .generation import Answer, Question
 from .metrics import (
     SCRIPTS,
@@ -159,6 +160,8 @@ def _table(data: str, config: str, split: str) -> Any:
     import pyarrow
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
 
+    if Path(data).is_dir():
+        check_cards(Path(data))
     try:
         configs = get_dataset_config_names(data)
         if config not in configs:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ...common.telling import one_line
 from ...schema import digest
 from ..files import sha256_file
 from .verdicts import ImageRef, Judgement
@@ -168,11 +169,14 @@ class ClassifierJudge:
         worst: dict[int, Judgement] = {}
         for (n, _), scores in zip(pieces, answers, strict=True):
             found = self._read({each["label"]: each["score"] for each in scores})
-            if n not in worst or (found.score or 0) > (worst[n].score or 0):
+            if n not in worst or _badness(found) > _badness(worst[n]):
                 worst[n] = found
         return [worst[n] for n in range(len(texts))]
 
     def _read(self, scores: Mapping[str, float]) -> Judgement:
+        if not all(0 <= value <= 1 + 1e-6 for value in scores.values()):
+            # A model in half precision may give no number.
+            return Judgement.unreadable(None, f"no probabilities: {scores}")
         toxic = {label: scores[label] for label in self._toxic}
         score = sum(toxic.values()) if self.activation == "softmax" else max(toxic.values())
         raw = json.dumps({label: round(value, 6) for label, value in sorted(scores.items())})
@@ -199,6 +203,7 @@ class FunctionJudge:
     ) -> None:
         self.function, self.stage, self.batch_rows = function, stage, batch_size
         self._call = self._find()
+        self._has_answered = False
         self.model_revision = revision or self._version()
         self.policy_sha = digest([function])
         self.key = digest({"function": VERSION, "model": [function, stage, self.model_revision]})
@@ -216,7 +221,12 @@ class FunctionJudge:
                 f"{self.function}: {len(given)} inputs were given and {len(answers)} scores came "
                 "back"
             )
-        return [self._read(answer) for answer in answers]
+        found = [self._read(answer) for answer in answers]
+        self._has_answered = self._has_answered or any(each.parse_ok for each in found)
+        if found and not self._has_answered:
+            # Not one of these inputs is to blame.
+            raise ValueError(found[0].error)
+        return found
 
     def _read(self, answer: Any) -> Judgement:
         try:
@@ -229,11 +239,12 @@ class FunctionJudge:
                 category, score = None, float(answer)
                 raw = json.dumps(score)
             return _scored(score, category, raw)
-        except (TypeError, ValueError):
-            raise ValueError(
+        except (TypeError, ValueError, OverflowError):
+            return Judgement.unreadable(
+                None,
                 f"{self.function}: expected a probability from 0 to 1 (or a mapping of categories "
-                f"to them), found {answer!r:.80}"
-            ) from None
+                f"to them), found {one_line(repr(answer), 80)}",
+            )
 
     def _find(self) -> Callable[[list], Any]:
         module, colon, name = self.function.partition(":")
@@ -265,6 +276,11 @@ class FunctionJudge:
 def _distributions() -> Mapping[str, list[str]]:
     """Top-level module -> the installed packages that bring it; looking through all takes a second."""
     return importlib.metadata.packages_distributions()
+
+
+def _badness(found: Judgement) -> tuple[bool, bool, float]:
+    """What one piece of a text says of the whole: unsafe, else not to be read, else its score."""
+    return found.label == "unsafe", not found.parse_ok, found.score or 0.0
 
 
 def _scored(score: float, category: str | None, raw: str) -> Judgement:

@@ -18,10 +18,11 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ...common.reading import parse_json
 from ...schema import build, to_dict
 from ..files import sha256_text, write_json
+from ..parquet import parquet_file
 from ..review import read_overrides
 from ..units import Key, Row
 from .plan import JudgePlan
@@ -174,8 +175,11 @@ def stored_policy(step: ToxicityStep) -> Policy | None:
     path = step.root / "decisions.parquet"
     if not path.is_file():
         return None
-    about = pq.read_schema(path).metadata
-    return build(Policy, json.loads(about[b"policy"]), str(path))
+    with parquet_file(path) as file:
+        about = file.schema_arrow.metadata or {}
+    if b"policy" not in about:
+        raise ValueError(f"{path}: no policy in its metadata; run the step toxicity again")
+    return build(Policy, parse_json(about[b"policy"], f"{path}: policy"), str(path))
 
 
 def _outcomes(

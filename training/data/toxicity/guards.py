@@ -219,6 +219,10 @@ class GuardJudge:
     def _read(self, answer: Answer) -> Judgement:
         if answer.text is None:
             return Judgement.unreadable(None, answer.error or "no answer")
+        if answer.finish_reason not in (None, "stop"):
+            # Whatever it says so far, it was not said to its end.
+            why = f"the verdict was cut off (finish_reason {answer.finish_reason!r})"
+            return Judgement.unreadable(answer.text, why)
         return self.protocol.read(answer.text, answer.logprobs)
 
 

@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from ...common.names import check_language
+from ...common.reading import read_text, read_yaml
 from ..endpoint import Endpoint, EndpointPlan
 from .classifiers import ClassifierJudge, FunctionJudge
 from .guards import EndpointChat, GuardJudge, LocalChat
@@ -45,8 +45,7 @@ _FIELDS = {
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    path = Path(__file__).with_name("presets.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_name("presets.yaml"))
 
 
 @dataclass
@@ -81,7 +80,8 @@ class JudgePlan:
 
     > Functions
 
-    function: "package.module:name".
+    function: "package.module:name". It is imported and called when the plan is built, which asks for
+        --allow-code.
 
     > Running
 
@@ -128,6 +128,9 @@ class JudgePlan:
             )
         if self.name in ("inputs", "audit"):
             raise ValueError(f"name: {self.name!r} is the name of a folder of the step itself")
+        for key in ("languages", "only"):
+            for lang in getattr(self, key) or ():
+                check_language(lang, f"judge {self.name!r}: {key}")
         self._need("kind", "stage")
         assert self.kind is not None
         for item in dataclasses.fields(self):
@@ -262,6 +265,8 @@ class ToxicityPlan:
     unjudged: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for lang in self.unjudged:
+            check_language(lang, "toxicity: unjudged")
         if not self.judges:
             raise ValueError("toxicity: judges: expected at least one")
         names = [judge.name for judge in self.judges]
@@ -344,6 +349,6 @@ def _prompt_file(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path).strip()
+    except (OSError, ValueError) as error:
         raise ValueError(f"toxicity: prompt: cannot read {path}: {error}") from None

@@ -20,8 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ...common.reading import read_yaml
 from .verdicts import Judgement, Label, Stage
 
 LABELS: dict[str, Label] = {"safe": "safe", "unsafe": "unsafe", "controversial": "review"}
@@ -73,8 +72,7 @@ class GuardProtocol:
 
 @cache
 def _prompts() -> dict[str, str]:
-    path = Path(__file__).with_name("prompts.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml(Path(__file__).with_name("prompts.yaml"))
 
 
 # LlavaGuard
@@ -97,9 +95,13 @@ def _json_object(answer: str) -> dict[str, Any] | None:
         return None
     try:
         value, end = json.JSONDecoder(object_pairs_hook=pairs).raw_decode(text, start)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if "{" not in text[end:] else None
+
+
+def _word(value: Any) -> str | None:
+    return value.lower() if isinstance(value, str) else None
 
 
 def _category(value: Any) -> str | None:
@@ -111,7 +113,7 @@ def _category(value: Any) -> str | None:
 def parse_llavaguard_v1_2(answer: str) -> Judgement:
     """{"rating": "Unsafe" | "Safe", "category": "O3: Sexual Content", "rationale": "..."}."""
     data = _json_object(answer) or {}
-    label = LABELS.get(str(data.get("rating")).lower())
+    label = LABELS.get(_word(data.get("rating")) or "")
     category, rationale = _category(data.get("category")), data.get("rationale")
     if label not in ("safe", "unsafe") or category is None or not isinstance(rationale, str):
         return Judgement.unreadable(answer)
@@ -130,7 +132,7 @@ def parse_llavaguard_v1_0(answer: str) -> Judgement:
         ("final-assessment", "policy-category", "explanation"),
         ("assessment", "category", "explanation"),
     ):
-        label = DECISIONS.get(str(data.get(decision)).lower())
+        label = DECISIONS.get(_word(data.get(decision)) or "")
         if label is None:
             continue
         found, why = _category(data.get(category)), data.get(rationale)

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import sha256_text
+from ..parquet import check_columns, read_rows
 from ..pictures import Pictures
 from ..review import ReviewRow, Sheet, write_sheet
 from ..units import Key, Row
-from .decisions import Summary, decide_build, rows_by_id
+from .decisions import DECISION_SCHEMA, Summary, decide_build, rows_by_id
 from .policy import Policy
-from .step import ToxicityStep, read
+from .step import ToxicityStep
 from .verdicts import text_of
 
 SHEET_ROWS = 1000  # pages with more pictures open slowly
@@ -57,10 +58,11 @@ def to_review(
     clean rows of each language, drawn by `seed`. What people have decided is not asked again.
     """
     path = step.root / "decisions.parquet"
-    sizes = Counter(row["category"] for row in read(path) if row["decision"] == "flagged")
+    check_columns(path, {field.name: field.type for field in DECISION_SCHEMA})
+    sizes = Counter(row["category"] for row in read_rows(path) if row["decision"] == "flagged")
     chosen: dict[Key, Row] = {}
     drawn: dict[str, list[tuple[int, str, Row]]] = {lang: [] for lang in step.languages}
-    for row in read(path):
+    for row in read_rows(path):
         id_, lang = row["id"], row["lang"]
         if row["override"]:
             continue

@@ -23,10 +23,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import atomic, sha256_text, write_parquet
+from ..files import atomic, sha256_file, sha256_text, write_parquet
+from ..parquet import check_columns, read_rows
 from ..pictures import Pictures
 from ..translation import check_translated
-from ..units import Row, run_units
+from ..units import Row, UnitManifest, manifest_path, run_units
 from .plan import JudgePlan, ToxicityPlan
 from .verdicts import JudgeWorker, image_sha, text_of
 
@@ -165,10 +166,17 @@ class ToxicityStep:
         """Write what the judge has not been given yet, as further units."""
         failed = self._failed(judge, part) if retry_failed else set()
         with ShaTable() as known:
-            for source, _ in self.units(judge, part):
-                for sha in pq.read_table(source, columns=["input_sha256"])[0].to_pylist():
-                    if sha not in failed:
-                        known.add(sha)
+            for source, target in self.units(judge, part):
+                check_columns(source, {name: pa.string() for name in INPUT_SCHEMA.names})
+                judged = UnitManifest.read(manifest_path(target))
+                if judged is not None and judged.source_sha256 != sha256_file(source):
+                    raise ValueError(
+                        f"{source}: changed since {judge.name!r} judged it: delete {source.parent} and "
+                        f"{target.parent}, and run the step toxicity again"
+                    )
+                for row in read_rows(source, ["input_sha256"]):
+                    if row["input_sha256"] not in failed:
+                        known.add(row["input_sha256"])
             fresh = (row for row in self._inputs(judge, part) if known.add(row["input_sha256"]))
             self._write(judge, part, fresh)
 
@@ -177,8 +185,8 @@ class ToxicityStep:
         failed: set[str] = set()
         for _, target in self.units(judge, part):
             if target.is_file():
-                columns = pq.read_table(target, columns=["input_sha256", "error"]).to_pylist()
-                for row in columns:
+                check_columns(target, {"input_sha256": pa.string(), "error": pa.string()})
+                for row in read_rows(target, ["input_sha256", "error"]):
                     (failed.discard if row["error"] is None else failed.add)(row["input_sha256"])
         return failed
 
@@ -240,24 +248,13 @@ class ToxicityStep:
                         f"{source}: not judged by {judge.name!r} yet; run the step toxicity of "
                         "`maya data build` to its end"
                     )
-                yield from read(target)
+                yield from read_rows(target)
 
 
 def stream(place: Path) -> Iterator[Row]:
     """The rows of all units in a folder, in order, with the columns that judges need."""
     for path in sorted(place.glob("*.parquet")):
-        yield from read(path, _ROW_COLUMNS)
-
-
-def read(path: Path, columns: list[str] | None = None) -> Iterator[Row]:
-    """The rows of a parquet file, few at a time."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a readable parquet file: {error}") from None
-    with file:
-        for batch in file.iter_batches(2000, columns=columns):
-            yield from batch.to_pylist()
+        yield from read_rows(path, _ROW_COLUMNS)
 
 
 class ShaTable:

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import pyarrow as pa
 from PIL import Image
 
+from ...common.telling import one_line
 from ...images import load_image
 from ..files import sha256_text
 from ..pictures import Pictures
@@ -192,13 +193,19 @@ class JudgeWorker:
                     open_image, self.pictures, row["image"], row["image_sha256"]
                 )
             except (ValueError, FileNotFoundError) as error:
-                found[n] = Judgement.unreadable(None, " ".join(str(error).split()))
+                found[n] = Judgement.unreadable(None, str(error))
         if images:
             answers = await self.judge.judge(list(images.values()))  # type: ignore[arg-type]
             found.update(zip(images, answers, strict=True))
         return [found[n] for n in range(len(rows))]
 
     def _verdict(self, row: Row, judgement: Judgement) -> Row:
+        found = asdict(judgement)
+        for name in ("category", "error"):
+            found[name] = found[name] and one_line(found[name])
+        for name in ("rationale", "raw"):
+            # Half of a surrogate pair, which no file can hold, is written out.
+            found[name] = found[name] and found[name].encode("utf-8", "backslashreplace").decode()
         return {
             "id": row["id"],
             "lang": row["lang"],
@@ -206,7 +213,7 @@ class JudgeWorker:
             "judge": self.judge_name,
             "model_revision": self.judge.model_revision,
             "policy_sha": self.judge.policy_sha,
-            **asdict(judgement),
+            **found,
             "input_sha256": row["input_sha256"],
             "run_id": self.run_id,
         }

@@ -1,0 +1,49 @@
+"""The recipe.yaml that is published: without secrets, and without paths of the machine it ran on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from maya_vlm.training.common.reading import read_yaml
+from maya_vlm.training.common.secrets import redact
+
+_HOME = re.compile(r"~[^/\\]*([/\\]|$)|\$\{?\w+\}?[/\\]")
+
+
+def published_recipe(path: Path) -> str | None:
+    """The text to publish in place of a recipe; None where the file can be sent as it is.
+
+    Raises ValueError, naming the file, for what is no YAML.
+    """
+    found = read_yaml(path)
+    cleaned = _without_paths(redact(found))
+    if cleaned == found:
+        return None
+    return yaml.safe_dump(cleaned, sort_keys=False, allow_unicode=True)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_without_paths(name): _without_paths(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(each) for each in value]
+    return _shown(value) if isinstance(value, str) else value
+
+
+def _shown(text: str) -> str:
+    """A path that leads out of the run's folder as its last component; other texts as they are."""
+    place = text.removeprefix("file://")
+    windows = PureWindowsPath(place)
+    is_elsewhere = place.startswith(("/", "\\\\")) or windows.drive or _HOME.match(place)
+    climbs = ".." in windows.parts and "\n" not in place
+    if not is_elsewhere and not climbs:
+        # Somebody's note may name the home folder as well.
+        return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
+    # Parts of both kinds of paths: a run may have been on another system.
+    parts = [part for part in re.split(r"[/\\]", place) if part not in ("", ".", "..")]
+    last = parts[-1] if parts else ""
+    return PurePosixPath(last).name or "."

@@ -1,0 +1,95 @@
+"""Parquet files of builds and of strangers: whatever is wrong with one is told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..common.telling import one_line
+
+Row = dict[str, Any]
+
+
+@contextlib.contextmanager
+def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """An open parquet file.
+
+    Raises ValueError, naming the file, for what is none or is damaged anywhere that the block reads;
+    FileNotFoundError where there is nothing.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            # Opening a pipe would wait for somebody who writes.
+            raise ValueError("no ordinary file")
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        told = str(error)
+        if told.startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: not a readable parquet file: {one_line(told, 300)}") from None
+
+
+def read_rows(
+    path: Path, columns: Sequence[str] | None = None, batch_rows: int = 2000
+) -> Iterator[Row]:
+    """The rows of a parquet file, few at a time.
+
+    Args:
+        columns: only these, of which some may not be there.
+
+    Raises as `parquet_file`.
+    """
+    with parquet_file(path) as file:
+        for batch in file.iter_batches(batch_rows, columns=columns):
+            yield from batch.to_pylist()
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of a parquet file. Raises as `parquet_file`, and for a column that is not there."""
+    with parquet_file(path) as file:
+        return file.read(columns=list(columns)).select(list(columns))
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a parquet file, by its footer. Raises as `parquet_file`."""
+    with parquet_file(path) as file:
+        return file.metadata.num_rows
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of this type are lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def check_columns(path: Path, kinds: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming file and column, for a file without these columns of these types.
+
+    Args:
+        kinds: column -> a type of pyarrow, or a test of one.
+    """
+    with parquet_file(path) as file:
+        schema = file.schema_arrow
+    for name, kind in kinds.items():
+        if schema.names.count(name) != 1:
+            there = one_line(", ".join(schema.names), 200)
+            raise ValueError(f"{path}: expected one column {name!r}, found {there}")
+        found = schema.field(name).type
+        if not (kind(found) if callable(kind) else found == kind):
+            told = getattr(kind, "__name__", str(kind)).removeprefix("is_")
+            raise ValueError(
+                f"{path}: column {name!r}: expected {told}, found {one_line(str(found), 100)}"
+            )
