@@ -160,3 +160,12 @@ def test_deep_json_takes_no_memory(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert "nested deeper than 64 levels" in done.stdout, done.stderr[-500:]
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 2001-13-45", "a: !!timestamp x", "a: !!bool x", "a: !!int x", "a: !!float x"]
+)
+def test_values_that_the_constructors_cannot_make_are_one_line(text):
+    with pytest.raises(ValueError, match=r"^file\.yaml: not YAML: ") as error:
+        parse_yaml(text, "file.yaml")
+    assert "\n" not in str(error.value)
