@@ -2,7 +2,7 @@
 
 import os
 
-from .common.redaction import blot
+from .common.secrets import redact_text
 from .common.telling import one_line
 from .versions import how_to_install, warn_of_versions
 
@@ -32,7 +32,7 @@ def in_one_line(error: BaseException, extra: str) -> str:
         missing = f"the package {error.name!r} is not installed"
         # A module that a library has moved is missing too.
         return one_line(f"{missing}; {told or how_to_install(extra)}")
-    told = blot(str(error)).strip() or type(error).__name__
+    told = redact_text(str(error)).strip() or type(error).__name__
     if _of_network(error):
         place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         told = (

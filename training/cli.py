@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from .bad_input import in_one_line, is_bad_input
 from .common.paths import expand
-from .common.redaction import blot
+from .common.secrets import redact_text
 from .common.telling import one_line
 from .signals import Stopped
 from .versions import installed, own_version, report, warn_of_versions
@@ -255,7 +255,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message += self._meant(message)
-        self.exit(2, f"{self.prog}: error: {one_line(blot(message))}; see {self.prog} --help\n")
+        self.exit(
+            2, f"{self.prog}: error: {one_line(redact_text(message))}; see {self.prog} --help\n"
+        )
 
     def _meant(self, message: str) -> str:
         """A hint at the command or option that is nearest to a mistyped one."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from .common.files import write_json
 from .common.reading import read_json_mapping
-from .common.redaction import without_secrets
+from .common.secrets import without_secrets
 from .common.telling import one_line
 from .recipe import DataRecipe, Recipe, StageRecipe
 from .schema import to_dict, without_defaults

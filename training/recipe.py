@@ -24,7 +24,7 @@ import yaml
 from .arguments import MAX_STEPS, check_values, is_honoured, refusal
 from .common.files import write_text
 from .common.paths import expand
-from .common.redaction import without_secrets
+from .common.secrets import without_secrets
 from .schema import (
     Bounds,
     build,

@@ -38,7 +38,7 @@ from .bad_input import in_one_line, is_bad_input
 from .checkpoints import newest_whole, read_state, writing
 from .common.files import write_json
 from .common.paths import expand
-from .common.redaction import without_secrets
+from .common.secrets import without_secrets
 from .common.telling import one_line, printable
 from .manifest import (
     MANIFEST,

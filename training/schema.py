@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 from .common.paths import expand
 from .common.reading import parse_yaml, read_yaml
-from .common.redaction import LEFT_OUT, blot, is_secret_name
+from .common.secrets import REDACTED, is_secret_name, redact_text
 from .common.telling import one_line
 
 T = TypeVar("T")
@@ -197,7 +197,7 @@ def _in_64_bits(value: Any) -> bool:
 
 
 def _mismatch(hint: Any, value: Any, where: str, key: str) -> ValueError:
-    found = f"text {LEFT_OUT}" if is_secret_name(key) else _describe(value)
+    found = f"text {REDACTED}" if is_secret_name(key) else _describe(value)
     return ValueError(f"{where}: {key}: expected {type_name(hint)}, found {found}")
 
 
@@ -209,7 +209,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}, which is not finite"
     kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value"}
-    text = one_line(blot(json.dumps(value, ensure_ascii=False, default=str)))
+    text = one_line(redact_text(json.dumps(value, ensure_ascii=False, default=str)))
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{kinds.get(type(value), 'a number')} {text}"
 
@@ -232,7 +232,7 @@ KEYS_TOLD = 20
 
 def _override(data: dict[str, Any], override: str) -> None:
     dotted, sep, text = override.partition("=")
-    shown = one_line(blot(override), 100)
+    shown = one_line(redact_text(override), 100)
     if not sep or not dotted:
         raise ValueError(f"override {shown!r}: expected KEY=VALUE, such as seed=1")
     value = parse_yaml(text, f"override {shown!r}")

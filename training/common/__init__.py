@@ -3,6 +3,6 @@
 reading.py: files of strangers (text, JSON, YAML), with bounded size and depth
 files.py: small files that are whole or absent
 paths.py: ~ and $HOME in paths
-redaction.py: secrets that are not written down
+secrets.py: what is left out of files that are written for others
 telling.py: text of strangers in a message or on a terminal
 """
