@@ -160,9 +160,7 @@ def test_a_tracker_that_is_not_installed_is_told_with_the_command(tracker, tmp_p
     if importlib.util.find_spec(tracker) is not None:
         pytest.skip(f"{tracker} is installed")
     package = tracker.replace("_", "-")
-    message = (
-        f"^stage s: args: report_to: {tracker} needs .*: pip install {package}, or leave {tracker} out"
-    )
+    message = f"^stage s: args: report_to: {tracker} needs .*: pip install {package}, or leave {tracker} out"
     with pytest.raises(ValueError, match=message) as error:
         check_packages(config(tmp_path, report_to=[tracker]), "stage s: args")
     assert "\n" not in str(error.value)
