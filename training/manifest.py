@@ -221,8 +221,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 
 
 def _comparable(values: dict[str, Any]) -> dict[str, Any]:
-    # What a manifest leaves out is put back, so that the classes' defaults can be taken away.
-    return without_defaults(Recipe, values)
+    # An earlier version wrote what this one leaves out: values at their defaults, and secrets.
+    return without_defaults(Recipe, without_secrets(values))
 
 
 _MISSING: Any = object()

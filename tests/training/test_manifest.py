@@ -98,6 +98,11 @@ def old_manifest(path: Path) -> dict:
 
 def test_a_run_begun_by_an_earlier_version_continues(begun, tmp_path):
     path, output = begun
+    old = old_manifest(path)
+    old["recipe"]["stages"][0]["args"]["fsdp_config"] = {"api_key": "mysecret"}
+    (output / WORK / MANIFEST).write_text(json.dumps(old))
+    secret = ["stages.0.args.fsdp_config={api_key: mysecret}"]
+    check_manifest(output, make_manifest(load_recipe(path, secret)))
     (output / WORK / MANIFEST).write_text(json.dumps(old_manifest(path)))
     manifest = make_manifest(load_recipe(path))
     check_manifest(output, manifest)
