@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import PREFIX
 from .common.files import write_json
 from .common.reading import read_json_mapping
 from .common.secrets import without_secrets
@@ -158,8 +159,12 @@ def pin(recipe: Recipe, manifest: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------ compared
 
 
-def check_manifest(output: Path, manifest: dict[str, Any]) -> None:
-    """Raise ValueError if `output` holds the work of another recipe, or of something else."""
+def check_manifest(output: Path, manifest: dict[str, Any]) -> bool:
+    """Raise ValueError if `output` holds the work of another recipe, or of something else.
+
+    Returns False where another recipe was begun there and has saved nothing yet, as one that was
+    mistyped: that is to be forgotten.
+    """
     path = output / WORK / MANIFEST
     if not path.is_file():
         if (output / "config.json").exists() or (output.exists() and not output.is_dir()):
@@ -167,14 +172,24 @@ def check_manifest(output: Path, manifest: dict[str, Any]) -> None:
                 f"output_dir {output} holds something that is no run of maya train; "
                 "use another output_dir"
             )
-        return
-    old = read_manifest(output)
-    changed = _difference(old, manifest)
-    if changed is not None:
+        return True
+    changed = _difference(read_manifest(output), manifest)
+    if changed is None:
+        return True
+    if has_work(output):
         raise ValueError(
             f"output_dir {output} holds the work of another recipe ({changed}); "
             "use another output_dir, or --restart to throw that work away"
         )
+    return False
+
+
+def has_work(output: Path) -> bool:
+    """Whether the run in `output` has saved a checkpoint, whole or damaged, or has finished a stage."""
+    return any(
+        next(output.glob(pattern), None) is not None
+        for pattern in (f"{WORK}/*/{PREFIX}*", "*/config.json", "config.json")
+    )
 
 
 def check_stage_inputs(output: Path, stage: StageRecipe) -> None:

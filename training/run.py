@@ -318,7 +318,8 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
             if anew:
                 _clear(output, recipe)
             else:  # another run may have begun and ended before the lock was held
-                check_manifest(output, manifest)
+                if not check_manifest(output, manifest):
+                    _clear_work(output)
                 _check_pictures(recipe, output)
             write_manifest(output, manifest)
         state.wait_for_everyone()
@@ -871,6 +872,10 @@ def _clear(output: Path, recipe: Recipe) -> None:
         (folder / "config.json").unlink(missing_ok=True)
     for folder in stages:
         shutil.rmtree(folder, ignore_errors=True)
+    _clear_work(output)
+
+
+def _clear_work(output: Path) -> None:
     for path in sorted((output / WORK).iterdir(), key=lambda p: p.name == MANIFEST):
         if path.is_dir():
             shutil.rmtree(path)

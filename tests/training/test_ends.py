@@ -272,6 +272,8 @@ def test_a_run_that_ends_before_the_lock_is_seen(tmp_path, monkeypatch):
 
     def lock(file, folder):
         write_manifest(output, other)
+        (output / "finetune").mkdir()
+        (output / "finetune" / "config.json").touch()
         return original(file, folder)
 
     monkeypatch.setattr(run_module, "_lock", lock)

@@ -35,7 +35,7 @@ from .tiny_stream import make_rows
 
 @pytest.fixture
 def begun(tmp_path):
-    """A recipe with paths from its own folder, and the output folder of a run of it."""
+    """A recipe with paths from its own folder, and the output folder of a run of it that has saved."""
     recipe = make_recipe(tmp_path)
     recipe["output_dir"] = "./run"
     recipe["model"] |= {"vision_tower": "./bases/vision", "language_model": "./bases/language"}
@@ -43,7 +43,7 @@ def begun(tmp_path):
         stage["data"][0]["path"] = "./data/rows.jsonl"
     path = write(recipe, tmp_path / "r.yaml")
     output = tmp_path / "run"
-    (output / WORK).mkdir(parents=True)
+    (output / WORK / "pretrain" / "checkpoint-1").mkdir(parents=True)
     write_manifest(output, make_manifest(load_recipe(path)))
     return path, output
 
@@ -82,6 +82,21 @@ def test_other_contents_are_another_run(begun, tmp_path):
     (tmp_path / "data" / "rows.jsonl").unlink()
     with pytest.raises(ValueError, match=r"the files of .*rows.jsonl have changed"):
         check_manifest(output, make_manifest(load_recipe(path)))
+
+
+def test_a_recipe_that_was_mistyped_is_forgotten(tmp_path):
+    """It ended before anything was saved, so there is no work that another recipe would be mixed with."""
+    recipe = make_recipe(tmp_path)
+    recipe["stages"] = recipe["stages"][:1]
+    path = str(write(recipe, tmp_path / "r.yaml"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(path, ["stages.0.data.0.path=./nowhere"])
+    left = tmp_path / "run" / WORK / "left-from-it.json"
+    left.touch()
+    train(path)
+    assert not left.exists()
+    with pytest.raises(ValueError, match=r"holds the work of another recipe \(seed: 3 -> 4\)"):
+        train(path, ["seed=4"])
 
 
 def old_manifest(path: Path) -> dict:
