@@ -246,9 +246,23 @@ def _publish(args: argparse.Namespace) -> None:
 class _Parser(argparse.ArgumentParser):
     """Tells bad arguments in one line, with the name that was meant; without any, prints the help."""
 
+    def __init__(self, *args: Any, **options: Any):
+        self.options: list[str] = []
+        self.commands: Any = None
+        super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> argparse.Action:
+        action = super().add_argument(*args, **options)
+        self.options += action.option_strings
+        return action
+
+    def add_subparsers(self, **options: Any) -> Any:
+        self.commands = super().add_subparsers(**options)
+        return self.commands
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         given = sys.argv[1:] if args is None else args
-        if not given and self._subparsers is not None:
+        if not given and self.commands is not None:
             self.print_help()
             self.exit(2)
         return super().parse_known_args(args, namespace)
@@ -266,21 +280,15 @@ class _Parser(argparse.ArgumentParser):
             known = re.findall(r"[\w-]+", wrong[2])
         else:
             wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-            known = sorted({option for parser in self._all() for option in parser.options()})
+            known = sorted({option for parser in self._all() for option in parser.options})
         close = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
         return f"; did you mean {close[0]!r}?" if close else ""
 
     def _all(self) -> "Iterator[_Parser]":
         yield self
-        for action in self._actions:
-            for inner in (
-                (action.choices or {}).values() if isinstance(action.choices, dict) else ()
-            ):
-                yield from inner._all()
-
-    def options(self) -> list[str]:
-        """The long options of this command."""
-        return [name for action in self._actions for name in action.option_strings]
+        if self.commands is not None:
+            for parser in self.commands.choices.values():
+                yield from parser._all()
 
 
 class _Changes(argparse.Action):
