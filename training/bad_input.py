@@ -2,6 +2,8 @@
 
 import os
 
+from .common.secrets import redact_text
+from .common.telling import one_line
 from .versions import how_to_install, warn_of_versions
 
 USER_ERRORS = (ValueError, OSError, MemoryError)
@@ -21,19 +23,22 @@ def is_bad_input(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException, extra: str) -> str:
-    """The message of bad input. extra: of setup.py, which brings a package that is missing."""
+    """The message of bad input: one printable line, without secrets, of at most 500 characters.
+
+    extra: of setup.py, which brings a package that is missing.
+    """
     if isinstance(error, ModuleNotFoundError):
         told = warn_of_versions()
         missing = f"the package {error.name!r} is not installed"
         # A module that a library has moved is missing too.
-        return f"{missing}; {told or how_to_install(extra)}"
-    told = " ".join(str(error).split()) or type(error).__name__
+        return one_line(f"{missing}; {told or how_to_install(extra)}")
+    told = redact_text(str(error)).strip() or type(error).__name__
     if _of_network(error):
         place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        return (
+        told = (
             f"cannot reach the Hub ({place}): {told}: check the connection, or give a local folder"
         )
-    return told
+    return one_line(told)
 
 
 def _of_network(error: BaseException) -> bool:

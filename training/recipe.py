@@ -10,6 +10,7 @@ own dataclasses.
 
 import dataclasses
 import difflib
+import enum
 import math
 import re
 import typing
@@ -20,7 +21,12 @@ from typing import Any, Literal
 
 import yaml
 
+from .arguments import MAX_STEPS, check_values, is_honoured, refusal
+from .common.files import write_text
+from .common.paths import expand
+from .common.secrets import without_secrets
 from .schema import (
+    Bounds,
     build,
     convert,
     join_key,
@@ -70,7 +76,7 @@ MODEL_DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class AugmentRecipe:
-    """Random changes to a training image; every visit of an image draws anew.
+    """Random changes to a training image; every visit of an image draws anew. Each is 0 to 1 but rotate.
 
     rotate: largest angle in degrees. scale, translate, shear: largest relative change.
     color: largest change of brightness, contrast and saturation. hue: the same for the hue, as a
@@ -103,6 +109,8 @@ class DataRecipe:
     image_folder: where relative image paths of a JSON file start.
     streaming: read parquet files as they are trained on, from a folder or the Hub, see streaming.py;
     then limit takes the first images, and tasks are in or out (1.0).
+    revision: branch, tag or commit of a Hub repository; a run that continues reads the commit that it
+    began with.
     """
 
     path: str
@@ -116,6 +124,7 @@ class DataRecipe:
     chat_template: Literal["maya", "aya", "plain"] | None = None
     augment: AugmentRecipe | None = None
     streaming: bool = False
+    revision: str | None = None
 
 
 @dataclass
@@ -167,6 +176,14 @@ class StageRecipe:
     args.max_length, which may also be shortened at its text's end.
     args.max_length: most tokens of a packed row; a step is computed in as many rows as it needs.
 
+    eval_data: held-out rows, in the form of `data`. Their loss, accuracy and bits per byte, in all and by
+    language, are logged as eval_loss, eval_hi/loss, ...: every args.eval_steps, or, with
+    args.eval_strategy epoch, after each pass over `data`, and at the end. They are packed as training's
+    are. With args.load_best_model_at_end the stage ends with the checkpoint that was best in
+    args.metric_for_best_model (loss, hi/accuracy, ...).
+    early_stopping_patience: end the stage after so many evaluations in a row that are no better than the
+    best one by more than early_stopping_threshold, as transformers' EarlyStoppingCallback.
+
     train: ordered; the first rule that finds a parameter's name decides. adapter: low-rank matrices
     beside frozen layers. args: any field of TRL's SFTConfig, passed on; torch_compile and its
     backend and mode are our own, see compiling.py.
@@ -181,6 +198,9 @@ class StageRecipe:
     shuffle_buffer: int = 2048
     on_bad_row: Literal["stop", "skip"] = "stop"
     on_long_row: Literal["stop", "skip", "shorten"] = "stop"
+    eval_data: list[DataRecipe] = field(default_factory=list)
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
     adapter: AdapterRecipe | None = None
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -189,7 +209,8 @@ class StageRecipe:
 class Recipe:
     """A whole run; the stages follow one another, each from the model the last one left.
 
-    processes: how many share the work ("auto": one per GPU, or on CPU one per core up to four).
+    processes: how many share the work ("auto": one per GPU, or on CPU one per core up to four); no more
+    than there are GPUs, or cores where there is no GPU.
     """
 
     output_dir: str
@@ -200,31 +221,8 @@ class Recipe:
     processes: int | Literal["auto"] = 1
 
 
-# SFTConfig fields that the trainer sets itself, and what to use instead.
 # Passes over the data where a stage's args say neither max_steps nor num_train_epochs.
 EPOCHS = 1.0
-RESERVED_ARGS = {
-    "output_dir": "the recipe's output_dir",
-    "seed": "the recipe's seed",
-    "data_seed": "the recipe's seed",
-    "per_device_train_batch_size": "the stage's batch_size",
-    "gradient_accumulation_steps": "max_length: a step is computed in as many rows as it needs",
-    "remove_unused_columns": "nothing: our collator needs every column",
-    "dataset_kwargs": "nothing: our collator prepares the data",
-    "packing": "nothing: rows are packed to max_length",
-    "padding_free": "nothing: rows have no padding",
-    "assistant_only_loss": "nothing: only assistant turns are trained",
-    "completion_only_loss": "nothing: only assistant turns are trained",
-    "resume_from_checkpoint": "nothing: the same command continues",
-    "train_sampling_strategy": "nothing: the order follows from the seed",
-    "loss_type": "nothing: the loss is the mean over supervised tokens",
-    "label_smoothing_factor": "nothing: the loss is the mean over supervised tokens",
-    "average_tokens_across_devices": "nothing: the loss is the mean over the tokens of all processes",
-    "ignore_data_skip": "nothing: a continued run goes on with the rows that are next",
-    "save_only_model": "nothing: a checkpoint holds all that an exact continuation needs",
-}
-
-
 # transformers 5.24 renames the older two; a recipe may use either name with every release.
 CHECKPOINTING = {
     "gradient_checkpointing": bool | None,
@@ -268,13 +266,19 @@ def checkpointing_fields(args: dict[str, Any]) -> dict[str, Any]:
 def count_steps(max_steps: int, epochs: float, batch_size: int, groups_per_epoch: int) -> int:
     """Steps of a stage: `max_steps`, or as many as `epochs` take where that is not positive.
 
-    Raises ValueError where neither is.
+    Raises ValueError where neither is, and for more than MAX_STEPS.
     """
     if max_steps > 0:
         return max_steps
     if epochs <= 0:
         raise ValueError(f"args.num_train_epochs: expected more than 0, found {epochs:g}")
-    return max(1, math.ceil(groups_per_epoch * epochs / batch_size))
+    steps = groups_per_epoch * epochs / batch_size
+    if steps > MAX_STEPS:
+        raise ValueError(
+            f"args.num_train_epochs: expected at most {MAX_STEPS:,} steps of {batch_size:,} groups, found "
+            f"{steps:.3g}: take fewer epochs or a larger batch_size"
+        )
+    return max(1, math.ceil(steps))
 
 
 def find_recipe(name: str) -> Path:
@@ -282,7 +286,7 @@ def find_recipe(name: str) -> Path:
 
     Raises FileNotFoundError naming the shipped recipes.
     """
-    path = Path(name)
+    path = Path(expand(name))
     if path.is_file():
         return path
     if not name.endswith((".yaml", ".yml")):
@@ -306,12 +310,26 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
     recipe = build(Recipe, data, str(path))
     if output_dir is not None:
         recipe.output_dir = str(output_dir)
+    if not recipe.output_dir.strip():
+        option = "--output-dir" if output_dir is not None else f"{path}: output_dir"
+        raise ValueError(f"{option}: expected a folder, found an empty text")
     _check(recipe, str(path))
-    _resolve(recipe, path.resolve().parent)
+    _resolve(recipe, path.resolve().parent, str(path))
     return recipe
 
 
 # ------------------------------------------------------------------------------ checking
+
+
+# A stage's name is that of a folder.
+_NAME = re.compile(r"(?=.{1,64}\Z)[\w-]*[^\W_][\w-]*")
+STAGE_NUMBERS = {
+    "batch_size": Bounds(least=1, most=2**20),
+    "group_size": Bounds(least=1, most=2**20),
+    "shuffle_buffer": Bounds(least=1, most=2**31),
+    "early_stopping_patience": Bounds(least=1),
+    "early_stopping_threshold": Bounds(least=0),
+}
 
 
 def _check(recipe: Recipe, where: str) -> None:
@@ -335,33 +353,37 @@ def _check(recipe: Recipe, where: str) -> None:
             f"{where}: model.{missing}: missing; expected a folder or Hub repository "
             "(or model.checkpoint, the folder of an earlier stage)"
         )
+    # torch, numpy and Python take seeds of 32 bits.
+    Bounds(least=0, below=2**32).check(recipe.seed, where, "seed")
     if not recipe.stages:
         raise ValueError(f"{where}: stages: expected at least one stage, found none")
-    names = [stage.name for stage in recipe.stages]
+    names = [stage.name.casefold() for stage in recipe.stages]
     for i, stage in enumerate(recipe.stages):
         key = f"stages[{i}]"
-        if names.index(stage.name) != i:
+        if names.index(stage.name.casefold()) != i:
             raise ValueError(f"{where}: {key}.name: {stage.name!r} is used by two stages")
-        if not stage.name.replace("-", "").replace("_", "").isalnum():
+        if not _NAME.fullmatch(stage.name):
             raise ValueError(
-                f"{where}: {key}.name: expected letters, digits, - and _, found {stage.name!r}"
+                f"{where}: {key}.name: expected letters, digits, - and _, at most 64, found {stage.name!r}"
             )
-        for name in ("batch_size", "group_size", "shuffle_buffer"):
-            if getattr(stage, name) < 1:
-                raise ValueError(
-                    f"{where}: {key}.{name}: expected 1 or more, found {getattr(stage, name)}"
-                )
+        for name, bounds in STAGE_NUMBERS.items():
+            bounds.check(getattr(stage, name), where, f"{key}.{name}")
         for name in ("data", "train"):
             if not getattr(stage, name):
                 raise ValueError(f"{where}: {key}.{name}: expected at least one item, found none")
-        for j, source in enumerate(stage.data):
-            _check_source(source, stage.data[0], where, f"{key}.data[{j}]")
+        for part in ("data", "eval_data"):
+            sources = getattr(stage, part)
+            for j, source in enumerate(sources):
+                _check_source(source, sources[0], where, f"{key}.{part}[{j}]")
         for j, rule in enumerate(stage.train):
-            if rule.top_layers is not None and rule.top_layers < 1:
-                raise ValueError(
-                    f"{where}: {key}.train[{j}].top_layers: expected 1 or more, "
-                    f"found {rule.top_layers}"
-                )
+            Bounds(least=1).check(rule.top_layers, where, f"{key}.train[{j}].top_layers")
+            if rule.rate != "frozen":
+                Bounds(above=0).check(rule.rate, where, f"{key}.train[{j}].rate")
+        if stage.early_stopping_patience is not None and not stage.eval_data:
+            raise ValueError(
+                f"{where}: {key}.early_stopping_patience: expected the stage's eval_data, the held-out "
+                "rows, found none: add eval_data, or leave the patience out"
+            )
         if stage.adapter is not None:
             _check_adapter(stage.adapter, stage.args, where, f"{key}.adapter")
             if i == 0 and model.checkpoint is None:
@@ -369,7 +391,7 @@ def _check(recipe: Recipe, where: str) -> None:
                     f"{where}: {key}.adapter: an adapter belongs to a finished Maya that it can be "
                     "loaded onto again; give model.checkpoint, or a stage before this one"
                 )
-        _check_args(stage.args, where, f"{key}.args")
+        _check_args(stage, where, f"{key}.args")
     if isinstance(recipe.processes, int) and recipe.processes < 1:
         raise ValueError(f"{where}: processes: expected 1 or more, found {recipe.processes}")
 
@@ -380,7 +402,12 @@ def _check_source(source: DataRecipe, first: DataRecipe, where: str, key: str) -
             f"{where}: {key}.streaming: expected {str(first.streaming).lower()} as for the stage's first "
             "data, as either all of a stage's data is streamed or none of it"
         )
+    Bounds(least=1).check(source.limit, where, f"{key}.limit")
+    for name, value in dataclasses.asdict(source.augment or AugmentRecipe()).items():
+        most = 180 if name == "rotate" else 1
+        Bounds(least=0, most=most).check(value, where, f"{key}.augment.{name}")
     for task, rate in source.tasks.items():
+        Bounds(least=0, most=1000).check(rate, where, f"{key}.tasks.{task}")
         if source.streaming and rate != 1:
             raise ValueError(
                 f"{where}: {key}.tasks.{task}: expected 1.0, as the rows of a stream are seen once an "
@@ -388,19 +415,19 @@ def _check_source(source: DataRecipe, first: DataRecipe, where: str, key: str) -
             )
 
 
+ADAPTER_NUMBERS = {
+    "rate": Bounds(above=0),
+    "r": Bounds(least=1),
+    "alpha": Bounds(above=0),
+    "dropout": Bounds(least=0, below=1),
+    "lora_plus_ratio": Bounds(above=0),
+}
+
+
 def _check_adapter(adapter: AdapterRecipe, args: dict[str, Any], where: str, key: str) -> None:
     """Values that types do not check: ranges, the pattern, and what goes with quantized weights."""
-    for name, good, expected in (
-        ("rate", adapter.rate > 0, "more than 0"),
-        ("r", adapter.r >= 1, "1 or more"),
-        ("alpha", adapter.alpha > 0, "more than 0"),
-        ("dropout", 0 <= adapter.dropout < 1, "0 or more and less than 1"),
-        ("lora_plus_ratio", adapter.lora_plus_ratio > 0, "more than 0"),
-    ):
-        if not good:
-            raise ValueError(
-                f"{where}: {key}.{name}: expected {expected}, found {getattr(adapter, name):g}"
-            )
+    for name, bounds in ADAPTER_NUMBERS.items():
+        bounds.check(getattr(adapter, name), where, f"{key}.{name}")
     if isinstance(adapter.target_modules, str):
         try:
             re.compile(adapter.target_modules)
@@ -422,53 +449,79 @@ def _check_adapter(adapter: AdapterRecipe, args: dict[str, Any], where: str, key
         )
 
 
-def _check_args(args: dict[str, Any], where: str, key: str) -> None:
+def _check_args(stage: StageRecipe, where: str, key: str) -> None:
     from trl import SFTConfig
 
+    args = stage.args
     hints = typing.get_type_hints(SFTConfig)
     hints = {**CHECKPOINTING, **hints}
-    known = [f.name for f in dataclasses.fields(SFTConfig) if f.init]
-    known += [name for name in CHECKPOINTING if name not in known]
+    fields = {f.name: f for f in dataclasses.fields(SFTConfig) if f.init}
+    known = [*fields, *(name for name in CHECKPOINTING if name not in fields)]
     for name, value in args.items():
-        if name in RESERVED_ARGS:
-            raise ValueError(f"{where}: {key}.{name}: set by maya; use {RESERVED_ARGS[name]}")
+        instead = refusal(name, value, fields[name].default if name in fields else None)
+        if instead is not None:
+            raise ValueError(f"{where}: {join_key(key, name)}: set by maya; use {instead}")
         if name not in known:
             raise ValueError(f"{where}: {unknown_key(join_key(key, name), str(name), known)}")
+        if not is_honoured(name):
+            raise ValueError(
+                f"{where}: {join_key(key, name)}: a field of this release of TRL or transformers that maya "
+                "does not know yet: leave it out"
+            )
         if value is False and name.endswith("_strategy"):
             value = "no"  # which YAML reads as false
         args[name] = convert(hints[name], value, where, join_key(key, name))
+        _check_choice(hints[name], args[name], where, join_key(key, name))
+    check_values(args, bool(stage.eval_data), where, key)
 
 
-def _resolve(recipe: Recipe, folder: Path) -> None:
+def _check_choice(hint: Any, value: Any, where: str, key: str) -> None:
+    """Raise ValueError for a value of a field with choices, an enum, that is none of them."""
+    for kind in (hint, *typing.get_args(hint)):
+        if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            choices = [each.value for each in kind]
+            if value not in choices:
+                raise ValueError(
+                    f"{where}: {key}: expected one of {', '.join(choices)}, found {value!r}"
+                )
+
+
+def _resolve(recipe: Recipe, folder: Path, where: str) -> None:
     """Make paths usable from the working directory, and write out what was left to defaults."""
+
+    def resolve(owner: Any, name: str, key: str) -> None:
+        value = getattr(owner, name)
+        if value is not None:
+            try:
+                setattr(owner, name, resolve_path(value, folder))
+            except ValueError as error:
+                raise ValueError(f"{where}: {join_key(key, name)}: {error}") from None
+
     model = recipe.model
     for name in ("vision_tower", "language_model", "checkpoint"):
-        value = getattr(model, name)
-        if value is not None:
-            setattr(model, name, resolve_path(value, folder))
+        resolve(model, name, "model")
     if model.checkpoint is None:
         for name, default in MODEL_DEFAULTS.items():
             if getattr(model, name) is None:
                 setattr(model, name, default)
-    for stage in recipe.stages:
-        for source in stage.data:
-            source.path = resolve_path(source.path, folder)
-            if source.image_folder is not None:
-                source.image_folder = resolve_path(source.image_folder, folder)
-    recipe.output_dir = resolve_path(recipe.output_dir, folder)
+    for i, stage in enumerate(recipe.stages):
+        for part in ("data", "eval_data"):
+            for j, source in enumerate(getattr(stage, part)):
+                for name in ("path", "image_folder"):
+                    resolve(source, name, f"stages[{i}].{part}[{j}]")
+    resolve(recipe, "output_dir", "")
 
 
 # ------------------------------------------------------------------------------ writing
 
 
 def write_recipe(recipe: Recipe, path: Path, folder: Path | None = None) -> None:
-    """Write the resolved recipe; reading it again from the same directory gives the same run.
+    """Write the resolved recipe, without secrets; reading it again from the same directory gives the
+    same run.
 
     folder: where the file will lie in the end, if not where it is written.
     """
-    values = portable_paths(to_dict(recipe), folder or path.parent)
+    values = portable_paths(without_secrets(to_dict(recipe)), folder or path.parent)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-    path.write_text(
-        "# The recipe of this run, with every default written out (maya train).\n" + text,
-        encoding="utf-8",
-    )
+    head = "# The recipe of this run, with every default written out (maya train).\n"
+    write_text(path, head + text)

@@ -14,8 +14,10 @@ recipe differs is refused rather than mixed with old work.
 """
 
 import contextlib
+import dataclasses
 import gc
 import json
+import logging
 import math
 import os
 import platform
@@ -28,11 +30,26 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .arguments import LOGGING_STEPS
 from .bad_input import in_one_line, is_bad_input
+from .checkpoints import newest_whole, read_state, writing
+from .common.files import write_json
+from .common.paths import expand
+from .common.secrets import without_secrets
+from .common.telling import one_line, printable
+from .manifest import (
+    MANIFEST,
+    WORK,
+    check_manifest,
+    check_stage_inputs,
+    make_manifest,
+    pin,
+    read_manifest,
+    write_manifest,
+)
 from .recipe import (
     CHECKPOINTING,
     EPOCHS,
@@ -45,36 +62,15 @@ from .recipe import (
     load_recipe,
     write_recipe,
 )
-from .schema import build, digest, read_mapping, resolve_paths, to_dict
-from .signals import end_with_parent, handling
+from .schema import build, read_mapping, resolve_paths
+from .signals import LAUNCHER, Interruption, Stopped, end_with_parent, handling, stopping
 
-WORK = ".work"
-MANIFEST = "manifest.json"
 LOCK = "lock"
 LOG = "training_log.json"
 BAD_ROWS = "bad_rows.jsonl"
 STOPPED = "stopped: "
+PICTURES = "pictures.{}.parquet"
 TIMEOUT = 7200  # seconds that processes wait for one another
-# Of a file larger than both together, as many pieces of so many bytes say whether it has changed.
-SAMPLES, SAMPLE = 1024, 1 << 16
-# Arguments that change what is printed or kept, not what is learned.
-NEUTRAL_ARGS = (
-    "logging_",
-    "log_",
-    "report_to",
-    "run_name",
-    "save_",
-    "dataloader_",
-    "disable_tqdm",
-    "push_to_hub",
-    "hub_",
-    "project",
-    "trackio_",
-)
-
-
-class Stopped(Exception):
-    """The run was asked to stop, has saved, and can be continued."""
 
 
 def train(
@@ -118,7 +114,9 @@ def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str 
         {k: v for k, v in mapping.items() if k != "kind"}, path.resolve().parent
     )
     given = mapping.pop("output_dir", None)
-    target = Path(output_dir or given or f"runs/{path.stem}")
+    if output_dir is not None and not output_dir.strip():
+        raise ValueError("--output-dir: expected a folder, found an empty text")
+    target = Path(expand(output_dir or given or f"runs/{path.stem}"))
     if kind == "vision_tower":
         from .bases.vision_tower import VisionTowerRecipe, train_vision_tower
 
@@ -158,62 +156,96 @@ def _processes(recipe: Recipe) -> int:
     return min(count, *(stage.batch_size for stage in recipe.stages))
 
 
+def check_processes(count: int) -> None:
+    """Raise ValueError for more processes than this machine has GPUs, or cores where it has no GPU."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    # Two may always be tried.
+    most = torch.cuda.device_count() if cuda else max(2, available_cores())
+    if count > most:
+        raise ValueError(
+            f"processes: expected at most {most}, one for each {'GPU' if cuda else 'core'} of this "
+            f"machine, found {count}: use auto, or --accelerate CONFIG for several machines"
+        )
+
+
 def _launch(recipe: Recipe, count: int, trust_remote_code: bool, restart: bool) -> Path:
     """Start `count` processes that train together, and wait for them."""
     import torch
     import torch.multiprocessing
 
-    cuda = torch.cuda.is_available()
-    if cuda and torch.cuda.device_count() < count:
-        raise ValueError(
-            f"processes: {count} asked for, but this machine has {torch.cuda.device_count()} GPUs"
-        )
+    check_processes(count)
+    # It says which processes it ends when one has failed; why that failed is said below.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # Forked processes share what is already imported; CUDA and macOS do not survive a fork.
-    method = "fork" if platform.system() == "Linux" and not cuda else "spawn"
-    with tempfile.TemporaryDirectory() as errors:
+    forks = platform.system() == "Linux" and not torch.cuda.is_available()
+    asked: list[int] = []
+    with tempfile.TemporaryDirectory() as errors, _passing_on(asked) as processes:
         try:
             running = torch.multiprocessing.start_processes(
                 _process,
                 args=(count, port, errors, recipe, trust_remote_code, restart),
                 nprocs=count,
                 join=False,
-                start_method=method,
+                start_method="fork" if forks else "spawn",
             )
-            with _passing_on(running.processes):
-                while not running.join():
-                    pass
-        except Exception:
-            found = sorted(Path(errors).glob("rank-*.txt"), key=lambda p: p.stat().st_mtime_ns)
-            if found and found[0].read_text(encoding="utf-8").startswith(STOPPED):
-                raise Stopped(found[0].read_text(encoding="utf-8").removeprefix(STOPPED)) from None
-            if found:
-                raise ValueError(found[0].read_text(encoding="utf-8")) from None
-            raise
+            processes += running.processes
+            while not running.join():
+                pass
+        except Exception as error:
+            raise _failure(error, Path(errors), asked) from None
     return Path(recipe.output_dir)
 
 
+def _failure(error: Exception, errors: Path, asked: Sequence[int]) -> Exception:
+    """What ended processes that train together, from what they left in `errors`."""
+    told = sorted(errors.glob("rank-*.txt"), key=lambda p: p.stat().st_mtime_ns)
+    texts = [file.read_text(encoding="utf-8") for file in told]
+    bad = next((text for text in texts if not text.startswith(STOPPED)), None)
+    if bad is not None:
+        return ValueError(bad)
+    killed = getattr(error, "signal_name", None)
+    if killed is not None and not asked:
+        return OSError(
+            f"the process of rank {getattr(error, 'error_index', '?')} was killed by {killed}, as it is "
+            "when memory runs out; the same command continues"
+        )
+    number = signal.Signals(asked[0] if asked else signal.SIGTERM)
+    if texts:
+        return Stopped(texts[0].removeprefix(STOPPED), number)
+    if asked:
+        return Stopped(f"stopped by {number.name}; the same command continues", number)
+    return error
+
+
 @contextlib.contextmanager
-def _passing_on(processes: Sequence[Any]) -> Iterator[None]:
-    """While inside, a SIGTERM to this process reaches those that train."""
+def _passing_on(asked: list[int]) -> Iterator[list[Any]]:
+    """While inside, SIGTERM and SIGINT reach the processes in the list that it gives as SIGTERM; a
+    second SIGINT kills them. `asked` gets the signals that came."""
+    processes: list[Any] = []
 
     def pass_on(number: int, frame: Any) -> None:
+        asked.append(number)
+        again = number == signal.SIGINT and len(asked) > 1
         for process in processes:
             if process.is_alive():
-                os.kill(process.pid, number)
+                os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)
 
-    with handling(pass_on, [signal.SIGTERM]):
-        yield
+    with handling(pass_on):
+        yield processes
 
 
 def _process(
     rank: int, count: int, port: int, errors: str, recipe: Recipe, trust: bool, restart: bool
 ) -> None:
-    # torch sends SIGINT then, which a run in a script's background ignores: it would go on, and hold
-    # the output folder against the command that is to continue.
     end_with_parent()
+    # A terminal sends it to all processes; the parent makes one SIGTERM of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -249,6 +281,13 @@ def _process(
 
 
 def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
+    if launcher := os.environ.get(LAUNCHER):
+        end_with_parent(int(launcher))
+    with stopping("the same command continues"):
+        return _run_stages(recipe, trust_remote_code, restart)
+
+
+def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     import torch
     import transformers
     from accelerate import PartialState
@@ -265,6 +304,7 @@ def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     if not cuda:
         threads = threads_per_process(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
+    check_stages(recipe, state)
     output = Path(recipe.output_dir)
     work = output / WORK
     with contextlib.ExitStack() as stack:
@@ -277,30 +317,67 @@ def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
             stack.enter_context(_lock(work / LOCK, output))
             if anew:
                 _clear(output, recipe)
-            _write_json(work / MANIFEST, manifest)
-            write_recipe(recipe, output / "recipe.yaml")
+            else:  # another run may have begun and ended before the lock was held
+                if not check_manifest(output, manifest):
+                    _clear_work(output)
+                _check_pictures(recipe, output)
+            write_manifest(output, manifest)
         state.wait_for_everyone()
+        pin(recipe, read_manifest(output))
+        if state.is_main_process:
+            write_recipe(recipe, output / "recipe.yaml")
+        trained = False
         for number, stage in enumerate(recipe.stages):
             folder = output / stage.name
             if (folder / "config.json").is_file():
                 _say(state, f"stage {stage.name}: finished before, in {folder}")
                 continue
+            if trained and state.is_main_process:
+                check_stage_inputs(output, stage)
             previous = output / recipe.stages[number - 1].name if number else None
             stop = _run_stage(recipe, stage, previous, folder, trust_remote_code, state)
-            if stop and stage is not recipe.stages[-1]:
+            trained = True
+            if stop is not None and stage is not recipe.stages[-1]:
                 raise Stopped(
                     f"stage {stage.name}: asked to stop, the stage is finished; the same command "
-                    "continues with the next"
+                    "continues with the next",
+                    stop,
                 )
         if state.is_main_process:
-            _publish(output / recipe.stages[-1].name, output)
+            with writing(output):
+                _publish(output / recipe.stages[-1].name, output)
         state.wait_for_everyone()
     return output
 
 
+def check_stages(recipe: Recipe, state: Any) -> None:
+    """Raise ValueError, in one line, for args that cannot be honoured here, before anything is loaded."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from .adapters import check_bitsandbytes
+    from .arguments import check_optimizer, check_packages
+
+    for stage in recipe.stages:
+        check_bitsandbytes(stage)
+        args = _arguments(recipe, stage, Path(recipe.output_dir) / stage.name, state)
+        # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
+        unset_hf_deepspeed_config()
+        check_optimizer(args, f"stage {stage.name}: args")
+        if state.is_main_process:
+            check_packages(args, f"stage {stage.name}: args")
+
+
+def _check_pictures(recipe: Recipe, output: Path) -> None:
+    from .watched import check
+
+    for stage in recipe.stages:
+        finished = (output / stage.name / "config.json").is_file()
+        check(stage, output / WORK / PICTURES.format(stage.name), finished)
+
+
 def _say(state: Any, text: str) -> None:
     if state.is_main_process:
-        print(text, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 def _run_stage(
@@ -310,8 +387,8 @@ def _run_stage(
     folder: Path,
     trust_remote_code: bool,
     state: Any,
-) -> bool:
-    """Train a stage, or what is left of it; returns whether a signal asked to stop after its end.
+) -> int | None:
+    """Train a stage, or what is left of it; returns the signal that asked to stop after its end, if any.
 
     Raises Stopped when it was asked before that.
     """
@@ -319,28 +396,44 @@ def _run_stage(
     import torch
     from transformers import set_seed
 
-    from .adapters import add_adapter, check_bitsandbytes
+    from .adapters import add_adapter
     from .attention import choose_attention, set_attention
     from .collator import GroupCollator
     from .compiling import compile_layers
     from .freezing import apply_rules, format_table
+    from .held_out import HeldOut
+    from .schedule import Schedule
     from .streaming import open_groups
-    from .trainer import MayaTrainer, checkpoints, quiet_callbacks
+    from .trainer import MayaTrainer, quiet_callbacks
+    from .watched import note
 
     started = time.monotonic()
     _say(state, f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
-    check_bitsandbytes(stage)
     # The model of the stage before is a cycle of references, and its memory kept for reuse.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     check_memory(recipe, stage, previous, state, trust_remote_code)
+    work = folder.parent / WORK
     with state.main_process_first():
-        data = open_groups(
-            stage, recipe.seed, pinned=folder.parent / WORK / f"{stage.name}.files.json"
-        )
+        data = open_groups(stage, recipe.seed, pinned=work / f"{stage.name}.files.json")
+        held = None
+        if stage.eval_data:
+            held = open_groups(
+                dataclasses.replace(stage, data=stage.eval_data),
+                recipe.seed,
+                pinned=work / f"{stage.name}.eval_files.json",
+            )
     for line in [*data.report, data.summary()]:
         _say(state, "  " + line)
+    if held is not None:
+        for line in [*held.report, held.summary()]:
+            _say(state, "  held out: " + line)
+        _check_metric(stage, held.languages)
+    if state.is_main_process:
+        opened = [data] if held is None else [data, held]
+        if told := note(stage, opened, work / PICTURES.format(stage.name)):
+            _say(state, "  " + told)
     set_seed(recipe.seed)
     model, processor = _load(recipe, stage, previous, trust_remote_code)
     if stage.adapter is not None:
@@ -376,6 +469,27 @@ def _run_stage(
         f"{groups / per_epoch:.2f} passes over the data",
     )
     args.num_train_epochs = 1.0
+    schedule = Schedule(
+        save=args.save_strategy.value,
+        per_step=per_step,
+        groups=groups,
+        per_epoch=per_epoch,
+        metric=_metric(args),
+        greater=bool(args.greater_is_better),
+        patience=stage.early_stopping_patience,
+        threshold=stage.early_stopping_threshold,
+    )
+    # The schedule decides; for Trainer any strategy but `no` keeps the best step in its state.
+    args.save_strategy = type(args.save_strategy)(
+        "steps" if schedule.save == "best" else schedule.save
+    )
+    found = _newest_checkpoint(Path(args.output_dir), bool(args.load_best_model_at_end), state)
+    if found is not None:
+        _say(state, f"continuing from {found}")
+        args.eval_on_start = False
+        done = read_state(found)
+        if schedule.stops_early(done["log_history"]):
+            args.max_steps = done["global_step"]
     ranks = state.num_processes
     dataset = datasets.Dataset.from_dict(
         {
@@ -383,47 +497,86 @@ def _run_stage(
             "rank": list(range(ranks)) * args.max_steps,
         }
     )
-    collator = GroupCollator(
-        data,
-        processor,
-        seed=recipe.seed,
-        layout=layout,
-        max_length=stage.args.get("max_length"),
-        plan=plan,
-        batch_size=per_step,
-        ranks=ranks,
-        on_bad_row=stage.on_bad_row,
-        on_long_row=stage.on_long_row,
-    )
+    options: dict[str, Any] = {
+        "seed": recipe.seed,
+        "layout": layout,
+        "max_length": stage.args.get("max_length"),
+        "batch_size": per_step,
+        "ranks": ranks,
+        "on_bad_row": stage.on_bad_row,
+        "on_long_row": stage.on_long_row,
+    }
+    held_out = None
+    if held is not None:
+        pass_over = held.plan(None, stage.group_size, recipe.seed, shuffled=False)
+        held_out = HeldOut(
+            GroupCollator(held, processor, plan=pass_over, **options), held.languages
+        )
     trainer = MayaTrainer(
         model,
         args,
         rules=stage.train,
         languages=data.languages,
+        schedule=schedule,
+        held_out=held_out,
         adapter=stage.adapter,
         train_dataset=dataset,
-        data_collator=collator,
+        eval_dataset=None if held_out is None else dataset,  # asked for, and not read
+        data_collator=GroupCollator(data, processor, plan=plan, **options),
         processing_class=processor,
     )
     quiet_callbacks(trainer, stage.name)
-    found = checkpoints(Path(args.output_dir))
-    if found:
-        _say(state, f"continuing from {found[-1]}")
-    trainer.bad_rows_file = (
-        folder.parent / WORK / f"{stage.name}.bad_rows.{state.process_index}.jsonl"
-    )
-    # SIGTERM: the trainer saves after the step in progress and stops; with no step left, the stage is
-    # finished first.
-    with handling(lambda *_: trainer.ask_to_stop(), [signal.SIGTERM]):
-        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
-        if trainer.state.global_step == args.max_steps:
+    trainer.bad_rows_file = work / f"{stage.name}.bad_rows.{state.process_index}.jsonl"
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and asked and state.num_processes == 1:
+            raise Interruption(number)  # asked for the second time
+        asked.append(number)
+        trainer.ask_to_stop()
+
+    # The trainer saves after the step in progress and stops; with no step left, the stage is finished
+    # first.
+    with handling(ask):
+        trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        stop = signal.Signals(asked[0]) if asked else signal.SIGTERM
+        if trainer.is_finished:
             set_attention(decoder, "dense")
             _finish_stage(recipe, stage, previous, folder, trainer, rows, started, state)
-            return trainer.is_asked_to_stop()
+            return stop if trainer.is_asked_to_stop() else None
     raise Stopped(
         f"stage {stage.name}: asked to stop, saved after step {trainer.state.global_step} of "
-        f"{args.max_steps}; the same command continues"
+        f"{args.max_steps}; the same command continues",
+        stop,
     )
+
+
+def _metric(args: Any) -> str | None:
+    """The logged name of the metric that decides which checkpoint is the best."""
+    name = args.metric_for_best_model
+    return name if name is None or name.startswith("eval_") else f"eval_{name}"
+
+
+def _check_metric(stage: StageRecipe, languages: Sequence[str]) -> None:
+    """Raise ValueError for a metric of a language that no held-out row has."""
+    name = str(stage.args.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    language = name.rpartition("/")[0]
+    if language and language not in languages:
+        raise ValueError(
+            f"stage {stage.name}: args.metric_for_best_model: expected a language of eval_data "
+            f"({', '.join(languages)}), found {language!r}"
+        )
+
+
+def _newest_checkpoint(folder: Path, best: bool, state: Any) -> Path | None:
+    """The checkpoint that all ranks continue from; see `newest_whole`, which the first one asks."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Path | None] = [None]
+    if state.is_main_process:
+        found = [newest_whole(folder, best, lambda line: _say(state, line))]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def _finish_stage(
@@ -451,27 +604,34 @@ def _finish_stage(
     if state.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     state.wait_for_everyone()
-    trainer.save_model(str(temporary / ADAPTER if stage.adapter else temporary))
-    # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
-    unset_hf_deepspeed_config()
-    if stage.adapter is not None and state.is_main_process:
-        base = str(previous or recipe.model.checkpoint)
-        merged = merge_adapter(base, temporary / ADAPTER, getattr(torch, recipe.model.dtype))
-        merged.save_pretrained(temporary)
-        for place in (temporary, temporary / ADAPTER):
-            processor.save_pretrained(place)
+    trainer.check_weights()
+    try:
+        with writing(folder.parent):
+            trainer.save_model(str(temporary / ADAPTER if stage.adapter else temporary))
+            # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
+            unset_hf_deepspeed_config()
+            if stage.adapter is not None and state.is_main_process:
+                base = str(previous or recipe.model.checkpoint)
+                dtype = getattr(torch, recipe.model.dtype)
+                merge_adapter(base, temporary / ADAPTER, dtype).save_pretrained(temporary)
+                for place in (temporary, temporary / ADAPTER):
+                    processor.save_pretrained(place)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if state.is_main_process:
-        (temporary / "training_args.bin").unlink(missing_ok=True)
         write_recipe(recipe, temporary / "recipe.yaml", folder)
         lists = sorted((folder.parent / WORK).glob(f"{stage.name}.bad_rows.*.jsonl"))
         bad = _merge_bad_rows(lists, temporary / BAD_ROWS)
         for line in bad:
-            print("  " + line, flush=True)
-        _write_json(
+            _say(state, "  " + line)
+        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        write_json(
             temporary / LOG,
             {
                 "stage": stage.name,
                 "steps": trainer.state.global_step,
+                **({} if best is None else {"best_step": best}),
                 "seconds": round(time.monotonic() - started, 1),
                 "processes": state.num_processes,
                 "device": str(state.device),
@@ -479,7 +639,7 @@ def _finish_stage(
                 "table": [vars(row) for row in rows],
                 "data": trainer.data_collator.data.summary(),
                 "bad_rows": bad,
-                "log": trainer.state.log_history,
+                "log": without_secrets(trainer.state.log_history),
             },
         )
         shutil.rmtree(folder, ignore_errors=True)
@@ -507,7 +667,7 @@ def _merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
                 continue
     counts = Counter((path, action) for path, action, *_ in rows)
     if rows:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows.values()]
+        lines = [json.dumps(row) for row in rows.values()]
         target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [
         f"{path}: {count:,} rows {action}, listed in {target.name}"
@@ -588,10 +748,13 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
         "lr_scheduler_type": "cosine",
         "bf16": cuda,
         "max_length": None,
-        "logging_steps": 20,
+        "logging_steps": LOGGING_STEPS,
         "save_steps": 500,
         "save_total_limit": 2,
         "report_to": "none",
+        # A loss that is not a number ends the run.
+        "logging_nan_inf_filter": False,
+        "log_level_replica": "error",
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": cuda,
@@ -601,6 +764,15 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
         (k, v) for k, v in stage.args.items() if k not in COMPILE and k not in CHECKPOINTING
     )
     values.update(checkpointing_fields(stage.args))
+    if os.environ.get("HF_TOKEN"):
+        values.pop("hub_token", None)
+    if stage.eval_data:
+        values.setdefault("eval_strategy", "steps")
+        if stage.early_stopping_patience is not None or values.get("save_strategy") == "best":
+            values.setdefault("metric_for_best_model", "loss")
+        if values.get("greater_is_better") is None:
+            metric = str(values.get("metric_for_best_model") or "loss")
+            values["greater_is_better"] = metric.endswith("accuracy")
     if state.num_processes == 1:  # Trainer refuses what needs no sharding
         values.pop("fsdp", None)
         values.pop("fsdp_config", None)
@@ -621,9 +793,8 @@ def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> 
             # One process sees all GPUs and uses one: DataParallel is for nobody.
             args._n_gpu = 1
         return args
-    except (ValueError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"stage {stage.name}: args: {reason}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise ValueError(f"stage {stage.name}: args: {one_line(str(error), 300)}") from None
 
 
 # ------------------------------------------------------------------------------ memory
@@ -669,89 +840,7 @@ def check_memory(
         )
 
 
-# ------------------------------------------------------------------------------ what a run is
-
-
-def make_manifest(recipe: Recipe) -> dict[str, Any]:
-    """What decides the result of a run: the recipe without neutral values, and its inputs."""
-    values = to_dict(recipe)
-    values.pop("output_dir")
-    values.pop("processes")
-    for stage in values["stages"]:
-        stage["args"] = {k: v for k, v in stage["args"].items() if not k.startswith(NEUTRAL_ARGS)}
-        if not any(source["streaming"] for source in stage["data"]):
-            del stage["shuffle_buffer"]
-        for source in stage["data"]:
-            if not source["streaming"]:
-                del source["streaming"]
-    paths = [recipe.model.vision_tower, recipe.model.language_model, recipe.model.checkpoint]
-    paths += [source.path for stage in recipe.stages for source in stage.data]
-    content = {str(p): _content(Path(p)) for p in paths if p is not None}
-    return {"recipe": values, "content": content}
-
-
-def _content(path: Path) -> str:
-    """A hash of a file or folder; of a Hub repository only its name is known.
-
-    Of large files, which would take long at every start, SAMPLES pieces over their whole lengths are
-    hashed, with their sizes: one may change between them and not be noticed.
-    """
-    if not path.exists():
-        return "repository"
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    total = sha256()
-    large = sum(file.stat().st_size > SAMPLES * SAMPLE for file in files)
-    pieces = max(2, SAMPLES // max(large, 1))
-    for file in files:
-        size = file.stat().st_size
-        total.update(f"{file.name}:{size}:".encode())
-        if file.suffix in (".md", ".lock"):
-            continue
-        if size <= SAMPLES * SAMPLE:
-            total.update(sha256(file.read_bytes()).digest())
-            continue
-        with file.open("rb") as opened:
-            for i in range(pieces):
-                opened.seek(i * (size - SAMPLE) // (pieces - 1))
-                total.update(opened.read(SAMPLE))
-    return total.hexdigest()[:16]
-
-
-def check_manifest(output: Path, manifest: dict[str, Any]) -> None:
-    """Raises ValueError if `output` holds the work of another recipe, or of something else."""
-    path = output / WORK / MANIFEST
-    if not path.is_file():
-        if (output / "config.json").exists() or (output.exists() and not output.is_dir()):
-            raise ValueError(
-                f"output_dir {output} holds something that is no run of maya train; "
-                "use another output_dir"
-            )
-        return
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is damaged; use another output_dir or delete {output}") from None
-    if digest(old) != digest(manifest):
-        changed = _difference(old, manifest)
-        raise ValueError(
-            f"output_dir {output} holds the work of another recipe ({changed}); "
-            f"use another output_dir, or delete {output} to start over"
-        )
-
-
-def _difference(old: Any, new: Any, key: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(n for n in new if n not in old)]:
-            if old.get(name) != new.get(name):
-                step = name if not key or key in ("recipe",) else f"{key}.{name}"
-                return _difference(old.get(name), new.get(name), step)
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, (a, b) in enumerate(zip(old, new, strict=True)):
-            if a != b:
-                return _difference(a, b, f"{key}[{i}]")
-    if key.startswith("content."):
-        return f"the files of {key.removeprefix('content.')} have changed"
-    return f"{key}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}"
+# ------------------------------------------------------------------------------ the output folder
 
 
 @contextlib.contextmanager
@@ -783,6 +872,10 @@ def _clear(output: Path, recipe: Recipe) -> None:
         (folder / "config.json").unlink(missing_ok=True)
     for folder in stages:
         shutil.rmtree(folder, ignore_errors=True)
+    _clear_work(output)
+
+
+def _clear_work(output: Path) -> None:
     for path in sorted((output / WORK).iterdir(), key=lambda p: p.name == MANIFEST):
         if path.is_dir():
             shutil.rmtree(path)
@@ -807,9 +900,3 @@ def _publish(stage: Path, output: Path) -> None:
         else:
             shutil.copy2(stage / name, temporary)
         os.replace(temporary, output / name)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

@@ -9,14 +9,19 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
+import re
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, NamedTuple, TypeVar, Union
 
-import yaml
+from .common.paths import expand
+from .common.reading import parse_yaml, read_yaml
+from .common.secrets import REDACTED, is_secret_name, redact_text
+from .common.telling import one_line
 
 T = TypeVar("T")
 
@@ -27,10 +32,7 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     List items are addressed by index or by their `name` (`stages.finetune.args.max_steps=10`).
     Raises ValueError for a file that is not a YAML mapping and for an override that fits nowhere.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, found {_describe(data)}")
     for override in overrides:
@@ -134,15 +136,16 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return tuple(value)
     if hint is float:
         # YAML reads 1e-3 (no dot) as text.
-        if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                raise _mismatch(hint, value, where, key) from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise _mismatch(hint, value, where, key)
-        return float(value)
-    if hint is int and isinstance(value, bool):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise _mismatch(hint, value, where, key) from None
+        if not math.isfinite(number):
+            raise _mismatch(hint, value, where, key)
+        return number
+    if hint is int and (isinstance(value, bool) or not _in_64_bits(value)):
         raise _mismatch(hint, value, where, key)
     if hint is Path and isinstance(value, str):
         return Path(value)
@@ -154,15 +157,59 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
     return value
 
 
+class Bounds(NamedTuple):
+    """The numbers that a key takes; None: no bound on that side."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: object) -> bool:
+        number: Any = value
+        return (
+            (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = None if self.least is None else f"{self.least:,} or more"
+        low = low if self.above is None else f"more than {self.above:,}"
+        high = None if self.most is None else f"at most {self.most:,}"
+        high = high if self.below is None else f"less than {self.below:,}"
+        return " and ".join(filter(None, (low, high)))
+
+    def check(self, value: float | None, where: str, key: str) -> None:
+        """Raise ValueError naming `where` and `key` for a value outside; None is a key left out."""
+        if value is None or value in self:
+            return
+        expected = self
+        if self.least is not None and value < self.least and self.below is None:
+            expected = Bounds(least=self.least)
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        raise ValueError(f"{where}: {key}: expected {expected}, found {shown}")
+
+
+def _in_64_bits(value: Any) -> bool:
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
 def _mismatch(hint: Any, value: Any, where: str, key: str) -> ValueError:
-    return ValueError(f"{where}: {key}: expected {type_name(hint)}, found {_describe(value)}")
+    found = f"text {REDACTED}" if is_secret_name(key) else _describe(value)
+    return ValueError(f"{where}: {key}: expected {type_name(hint)}, found {found}")
 
 
 def _describe(value: Any) -> str:
     if value is None:
         return "nothing"
+    if not _in_64_bits(value):
+        return f"a number of {value.bit_length():,} bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is not finite"
     kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value"}
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = one_line(redact_text(json.dumps(value, ensure_ascii=False, default=str)))
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"{kinds.get(type(value), 'a number')} {text}"
 
@@ -173,18 +220,22 @@ def join_key(key: str, name: Any) -> str:
 
 def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+    some = ", ".join(known[:KEYS_TOLD])
+    more = f" and {len(known) - KEYS_TOLD} more" if len(known) > KEYS_TOLD else ""
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {some}{more}"
     return f"unknown key {path!r}; {hint}"
+
+
+# Of the known keys, in the message about an unknown one.
+KEYS_TOLD = 20
 
 
 def _override(data: dict[str, Any], override: str) -> None:
     dotted, sep, text = override.partition("=")
+    shown = one_line(redact_text(override), 100)
     if not sep or not dotted:
-        raise ValueError(f"override {override!r}: expected KEY=VALUE, such as seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ValueError(f"override {override!r}: the value is not valid YAML") from None
+        raise ValueError(f"override {shown!r}: expected KEY=VALUE, such as seed=1")
+    value = parse_yaml(text, f"override {shown!r}")
     parts = dotted.split(".")
     node: Any = data
     for i, part in enumerate(parts):
@@ -198,7 +249,7 @@ def _override(data: dict[str, Any], override: str) -> None:
             else:
                 known = [n for n in names if n] or "none"
                 raise ValueError(
-                    f"override {override!r}: {here} has {len(node)} items "
+                    f"override {shown!r}: {here} has {len(node)} items "
                     f"(names: {known}), and no {part!r}"
                 )
             if last:
@@ -212,7 +263,7 @@ def _override(data: dict[str, Any], override: str) -> None:
                     node[part] = {}
                 node = node[part]
         else:
-            raise ValueError(f"override {override!r}: {here} is {_describe(node)}, not a mapping")
+            raise ValueError(f"override {shown!r}: {here} is {_describe(node)}, not a mapping")
 
 
 # What ships with the package is named without the place that it is installed in.
@@ -220,11 +271,19 @@ SHIPPED = "maya_vlm://"
 PACKAGE = Path(__file__).parent
 
 
+# A text of a plan that is a path whatever its key: ./x, ../x, ~/x, $NAME/x, ${NAME}/x.
+_PATH = re.compile(r"\.{1,2}/|~(/|$)|\$(\w+|\{\w+\})/" + f"|{SHIPPED}")
+
+
 def resolve_path(value: str, folder: Path) -> str:
     """`value` as a path from the working directory.
 
-    What starts with "." starts at `folder`, what starts with "maya_vlm://" in the installed package.
+    What starts with "." starts at `folder`, what starts with "maya_vlm://" in the installed package;
+    `~` and variables of the environment are written out.
+
+    Raises ValueError as `expand`.
     """
+    value = expand(value)
     if value.startswith(SHIPPED):
         folder, value = PACKAGE, f"./{value.removeprefix(SHIPPED)}"
     if not value.startswith("."):
@@ -238,12 +297,12 @@ def resolve_path(value: str, folder: Path) -> str:
 
 
 def resolve_paths(value: Any, folder: Path) -> Any:
-    """Every text in plain values that starts with ./ or ../, as `resolve_path` makes it."""
+    """Every text in plain values that begins as a path does, as `resolve_path` makes it."""
     if isinstance(value, dict):
         return {key: resolve_paths(each, folder) for key, each in value.items()}
     if isinstance(value, list):
         return [resolve_paths(each, folder) for each in value]
-    if isinstance(value, str) and value.startswith(("./", "../", SHIPPED)):
+    if isinstance(value, str) and _PATH.match(value):
         return resolve_path(value, folder)
     return value
 
@@ -271,6 +330,32 @@ def portable_paths(value: Any, folder: Path) -> Any:
 def to_dict(plan: Any) -> dict[str, Any]:
     """A dataclass as plain values, as it would be written in YAML."""
     return json.loads(json.dumps(dataclasses.asdict(plan), default=str))
+
+
+def without_defaults(hint: Any, value: Any) -> Any:
+    """Plain values of a dataclass, or of lists of them, without the keys that are at their defaults.
+
+    So values written before a key existed equal those written since that leave it at its default.
+    """
+    kinds = [hint, *typing.get_args(hint)]
+    cls: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    if isinstance(value, list):
+        item = next((kind for kind in kinds if typing.get_origin(kind) is list), hint)
+        return [without_defaults(item, each) for each in value]
+    if cls is None or not isinstance(value, dict):
+        return value
+    hints, result = typing.get_type_hints(cls), dict(value)
+    for field in dataclasses.fields(cls):
+        if field.name not in value:
+            continue
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value[field.name] == default:
+            del result[field.name]
+        else:
+            result[field.name] = without_defaults(hints[field.name], value[field.name])
+    return result
 
 
 def digest(value: Any) -> str:

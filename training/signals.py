@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+# The variable that names the process which started ranks by accelerate, and which they end with.
+LAUNCHER = "MAYA_LAUNCHER"
+
+
+class Stopped(Exception):
+    """A command was asked to stop by a signal; what it did is kept, and the same command continues."""
+
+    def __init__(self, text: str, number: int = signal.SIGTERM):
+        super().__init__(text)
+        self.number = number
 
 
 @contextlib.contextmanager
@@ -36,27 +49,74 @@ def handling(
             signal.signal(number, old)
 
 
-def end_with_parent() -> None:
-    """Have this process, which multiprocessing started, end at once when its parent does, however
-    that ended."""
+class Interruption(BaseException):
+    """Raised where a signal arrives; no `except Exception` on the way takes it for another error."""
+
+
+@contextlib.contextmanager
+def stopping(then: str) -> Iterator[None]:
+    """Have SIGTERM and SIGINT end the block as Stopped, which says what stopped it and `then`."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interruption(number)
+
+    try:
+        with handling(stop):
+            yield
+    except Interruption as error:
+        number = signal.Signals(error.args[0])
+        raise Stopped(f"stopped by {number.name}; {then}", number) from None
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Have this process end at once when its parent does, however that ended.
+
+    Args:
+        parent: its process id, where the process was not started by multiprocessing.
+    """
+    started_by = multiprocessing.parent_process()
+    number = parent if started_by is None else started_by.pid
+    if number is None:
+        return
+    if sys.platform == "linux" and os.getppid() == number:
+        # Left to the kernel. A thread would wait for a pipe, whose other end every later child of the
+        # parent holds too.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() == number:
+            return
 
     def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
+        if started_by is not None:
+            started_by.join()
+        while started_by is None and _is_alive(number):
+            time.sleep(1)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def end_by_parent_only() -> None:
-    """Have this process, a loader's worker, end by a SIGTERM of its parent, and by nobody else's.
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
-    SLURM, systemd and `timeout` send it to all processes of a run, and a rank that is to finish its
-    step and save needs its workers for that. To be called before other threads are started, which
-    would not know of it. Without effect where a signal's sender cannot be told, as on macOS.
+
+def end_by_parent_only() -> None:
+    """Have this process, a loader's worker, end with its parent or by a SIGTERM of it, and by no other
+    signal of these.
+
+    SLURM, systemd and `timeout` send SIGTERM to all processes of a run, a terminal's Ctrl-C SIGINT, and a
+    rank that is to finish its step and save needs its workers for that. To be called before other
+    threads are started, which would not know of it. Where a signal's sender cannot be told, as on macOS,
+    SIGTERM ends the worker.
     """
     parent = multiprocessing.parent_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     if sys.platform != "linux" or parent is None:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -70,7 +70,7 @@ def open_groups(
     if pinned is not None and pinned.is_file():
         files = [DatasetFiles(**f) for f in json.loads(pinned.read_text(encoding="utf-8"))]
     else:
-        files = [find_files(r.path, r.config, r.split) for r in stage.data]
+        files = [find_files(r.path, r.config, r.split, r.revision) for r in stage.data]
         if pinned is not None:
             temporary = pinned.with_name(pinned.name + ".tmp")
             temporary.write_text(json.dumps([vars(f) for f in files]), encoding="utf-8")

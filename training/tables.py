@@ -37,7 +37,9 @@ class DatasetFiles:
     images: list[str]
 
 
-def find_files(path: str, config: str | None = None, split: str = "train") -> DatasetFiles:
+def find_files(
+    path: str, config: str | None = None, split: str = "train", revision: str | None = None
+) -> DatasetFiles:
     """Where a dataset's rows are: a folder, a Hub repository or one parquet file.
 
     The dataset card's YAML says which files belong to a config and a split; without a card, the
@@ -58,7 +60,7 @@ def find_files(path: str, config: str | None = None, split: str = "train") -> Da
     else:
         from huggingface_hub import HfFileSystem
 
-        found = _by_datasets(path, config, split)
+        found = _by_datasets(path, config, split, revision)
         root = re.match(rf"{HUB}datasets/[^/]+/[^/]+/", found[0])
         images = sorted(HfFileSystem().glob(f"{root[0]}images/*.parquet")) if root else []
         images = [HUB + name for name in images]
@@ -135,11 +137,13 @@ def _card_configs(card: Path) -> list[dict[str, Any]]:
     return configs
 
 
-def _by_datasets(path: str, config: str | None, split: str) -> list[str]:
+def _by_datasets(
+    path: str, config: str | None, split: str, revision: str | None = None
+) -> list[str]:
     import datasets
 
     try:
-        builder = datasets.load_dataset_builder(path, config)
+        builder = datasets.load_dataset_builder(path, config, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such dataset folder or Hub dataset: {error}") from None
     except (ValueError, OSError) as error:

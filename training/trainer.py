@@ -7,19 +7,24 @@ import os
 import shutil
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_callback import (
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from .adapters import load_adapter, save_adapter
 from .attention import flex_inputs
+from .checkpoints import PREFIX, SUMS, checkpoints, drop_old, read_sums, seal, writing
 from .collator import BadRow
 from .flops import (
     ForwardFlops,
@@ -31,10 +36,11 @@ from .flops import (
 )
 from .freezing import parameter_groups
 from .head import token_losses
+from .held_out import HeldOut
 from .recipe import AdapterRecipe, Rule
+from .schedule import Schedule
 
 PARTIAL = ".partial"
-SUMS = "log_sums.json"  # of a checkpoint
 
 
 def add_pair_loss(model: PreTrainedModel) -> None:
@@ -90,6 +96,10 @@ def add_pair_loss(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
+class NotFinite(ValueError):
+    """The loss or a weight is not a number, so training cannot go on."""
+
+
 class MayaTrainer(SFTTrainer):
     """SFTTrainer over a plan of groups.
 
@@ -99,6 +109,9 @@ class MayaTrainer(SFTTrainer):
     global batch. Per language, the log gets the loss (nats per token), the token accuracy and
     bits per byte of the trained text, from the same forward; of the whole, real tokens and images per
     second, the share of padding, and the model FLOPs of real tokens per second beside the peak.
+
+    With `held_out`, `evaluate` logs the same of its rows. `schedule` says when to log, evaluate, save and
+    stop. A loss or weight that is not a number ends training, and no such weight is saved.
     """
 
     def __init__(
@@ -108,9 +121,14 @@ class MayaTrainer(SFTTrainer):
         *,
         rules: Sequence[Rule],
         languages: Sequence[str],
+        schedule: Schedule | None = None,
+        held_out: HeldOut | None = None,
         adapter: AdapterRecipe | None = None,
         **kwargs: Any,
     ):
+        self.schedule, self.held_out = schedule, held_out
+        # Kept here alone: Trainer would also delete the checkpoint of a run that is asked to stop.
+        self.keep, args.save_total_limit = args.save_total_limit, None
         self.rules = list(rules)
         self.adapter = adapter
         self.languages = list(languages)
@@ -130,6 +148,8 @@ class MayaTrainer(SFTTrainer):
         self._sums = torch.zeros(len(self.languages), 4, dtype=torch.float64)
         # The same of a run that this one continues, behind its last log.
         self._sums_before = torch.zeros_like(self._sums)
+        # Sum and number of the steps' losses, since the last log and since the stage began.
+        self._step_losses = torch.zeros(2, 2, dtype=torch.float64)
         # Since the last log: real tokens and padding through the decoder, distinct images; the sum
         # of positions, which with one for each token is what attention looks at.
         self._work = torch.zeros(3, dtype=torch.float64)
@@ -145,6 +165,9 @@ class MayaTrainer(SFTTrainer):
         self._peak, self.peak_source = device_peak(args.device, dtype)
         self._since = time.perf_counter()
         self.add_callback(ExactBuffers(model))
+        if schedule is not None:
+            self.remove_callback(DefaultFlowCallback)
+            self.add_callback(schedule)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
             plugin.mixed_precision_policy = exact_sums()
@@ -176,7 +199,43 @@ class MayaTrainer(SFTTrainer):
             waits = not last and not self.accelerator.is_fsdp2
             with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
                 total = total + super().training_step(model, row, num_items_in_batch=tokens)
+        self._note_step(total)
         return total
+
+    def _note_step(self, loss: torch.Tensor) -> None:
+        """Add up a step's loss, on every rank the mean over all; raises NotFinite for one that is none."""
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss.detach().clone(), reduction="mean")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NotFinite(
+                f"{self._at_this_step()}: expected a finite loss, found {value} {self._what_is_whole()}"
+            )
+        self._step_losses += torch.tensor([value, 1.0], dtype=torch.float64)
+
+    def _at_this_step(self) -> str:
+        return f"stage {Path(self.args.output_dir).name}: step {self.state.global_step + 1}"
+
+    def _what_is_whole(self) -> str:
+        rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        found = checkpoints(Path(self.args.output_dir))
+        left = f"the last whole checkpoint is {found[-1]}" if found else "no checkpoint was saved"
+        return f"at a rate of {rate:g}: lower the rates of train, or warm up longer; {left}"
+
+    def check_weights(self) -> None:
+        """Raise NotFinite, on all ranks, if a weight that learns is not a number. All must call it."""
+        bad = torch.zeros((), device=self.args.device)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+                bad = bad + (~torch.isfinite(local)).any().to(bad.device)
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, reduction="sum")
+        if bad.item():
+            raise NotFinite(
+                f"stage {Path(self.args.output_dir).name}: after step {self.state.global_step}: expected "
+                f"finite weights, found some that are not {self._what_is_whole()}"
+            )
 
     def _note_bad_rows(self, found: Sequence[BadRow]) -> None:
         """Append rows not noted before to this rank's file; a restart may repeat lines."""
@@ -187,7 +246,8 @@ class MayaTrainer(SFTTrainer):
                 # A killed run may have left half a line.
                 file.write("\n" if file.tell() else "")
                 for row in new:
-                    file.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
+                    # In escapes: a reason may quote half of a surrogate pair.
+                    file.write(json.dumps(vars(row)) + "\n")
 
     def ask_to_stop(self) -> None:
         """Save and stop after the step in progress, on all ranks."""
@@ -240,11 +300,7 @@ class MayaTrainer(SFTTrainer):
             # DDP averages gradients over ranks; `count` is that of all ranks.
             loss = loss * self.accelerator.num_processes
         with torch.no_grad():
-            one = torch.ones_like(losses, dtype=torch.float64)
-            values = torch.stack([losses.detach().double(), correct.double(), one], dim=1)
-            sums = torch.zeros(len(self.languages), 4, dtype=torch.float64, device=losses.device)
-            sums[:, :3].index_add_(0, language, values)
-            sums[:, 3] = text_bytes
+            sums = language_sums(losses, correct, language, text_bytes)
             self._sums = self._sums.to(losses.device) + sums
             work = [inputs["input_ids"].numel() - padding, padding, images]
             self._work += torch.tensor(work, dtype=torch.float64)
@@ -254,9 +310,60 @@ class MayaTrainer(SFTTrainer):
             return loss, {"losses": losses, "correct": correct}
         return loss
 
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss, accuracy and bits per byte of the held-out rows, in all and by language, logged.
+
+        All ranks must call it. Neither gradients nor random numbers nor the sums of the next training
+        log line change by it. The arguments are Trainer's; only the prefix is used.
+        """
+        assert self.held_out is not None
+        began = time.perf_counter()
+        # Sharded weights are gathered by the wrapped model alone.
+        wrapped = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model = self.model_wrapped if wrapped else self.model
+        learning = model.training
+        model.eval()
+        languages = self.held_out.languages
+        sums = torch.zeros(len(languages), 4, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            shares = self.held_out.shares(self.args.process_index, self.args.dataloader_num_workers)
+            for share in shares:
+                self._note_bad_rows(share["bad_rows"])
+                for row in share["rows"]:
+                    inputs = self._prepare_inputs(row)
+                    language, text_bytes = inputs.pop("language"), inputs.pop("text_bytes")
+                    inputs.pop("padding")
+                    _, losses, correct = model(**inputs)
+                    sums += language_sums(losses, correct, language, text_bytes)
+        model.train(learning)
+        sums = self.accelerator.reduce(sums, reduction="sum").cpu()
+        seconds = time.perf_counter() - began
+        metrics = {
+            f"{metric_key_prefix}_{name.removeprefix('mean_')}": value
+            for name, value in language_metrics(sums, languages).items()
+        }
+        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
+        self._since += seconds  # the speed of training is not that of evaluations
+        self.log(metrics)
+        control: Any = self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        return metrics
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds loss, accuracy and bits per byte, in all and per language, to a training log line."""
+        if "train_loss" in logs:
+            total, steps = self._step_losses[1].tolist()
+            logs["train_loss"] = total / max(steps, 1.0)
         if "loss" in logs:
+            # Trainer's own leaves out the steps before a checkpoint that divides a line.
+            total, steps = self._step_losses[0].tolist()
+            logs["loss"] = total / max(steps, 1.0)
+            self._step_losses[0] = 0.0
             seconds = time.perf_counter() - self._since
             # One row more: the work that was done.
             extra = torch.zeros(1, 4, dtype=torch.float64, device=self._sums.device)
@@ -300,6 +407,8 @@ class MayaTrainer(SFTTrainer):
                 tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
                 state_dict = {k: v for k, v in state_dict.items() if tied.get(k) not in state_dict}
             super()._save(output_dir, state_dict)
+            # A pickle that nobody reads, and that holds a hub_token.
+            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
         elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             save_adapter(model, Path(output_dir or self.args.output_dir), state_dict)
@@ -316,37 +425,81 @@ class MayaTrainer(SFTTrainer):
         """Takes up the sums for the next log line too."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            sums = json.loads((Path(checkpoint) / SUMS).read_text(encoding="utf-8"))
-            self._sums_before = torch.tensor(sums, dtype=torch.float64)
+            sums = read_sums(Path(checkpoint))
+            self._sums_before = torch.tensor(sums["languages"], dtype=torch.float64)
+            if "steps" in sums:
+                self._step_losses = torch.tensor(sums["steps"], dtype=torch.float64)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best is one of the checkpoints that the recipe asks for, so that it is there in the end."""
+        if self.schedule is not None and not self.schedule.saves:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _load_best_model(self) -> None:
+        """The best checkpoint's weights, where the stage is at its end and not asked to stop before."""
+        if not self.is_finished:
+            return
+        if self.adapter is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            load_adapter(
+                self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint)
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is done, or the held-out rows have ended the stage before."""
+        early = self.schedule is not None and self.schedule.stops_early(self.state.log_history)
+        return early or self.state.global_step >= self.state.max_steps
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._run_dir or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside its place and rename it when it is whole on all ranks."""
-        final = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self._run_dir = str(Path(self.args.output_dir) / PARTIAL)
+        """Write a checkpoint beside its place, with checksums, and rename it when it is whole on all
+        ranks.
+
+        Raises NotFinite for weights that are not numbers, and OSError for a disk that does not take it.
+        """
+        self.check_weights()
+        output = Path(self.args.output_dir)
+        final = output / f"{PREFIX}{self.state.global_step}"
+        self._run_dir = str(output / PARTIAL)
         if self.is_world_process_zero():
             shutil.rmtree(self._run_dir, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(output):
+                super()._save_checkpoint(model, trial)
+        except OSError:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            raise
         finally:
             partial, self._run_dir = Path(self._run_dir) / final.name, None
         # What the next log line is of.
         sums = self.accelerator.reduce(self._sums.to(self.args.device), reduction="sum").cpu()
-        if self.is_world_process_zero():
-            text = json.dumps((sums + self._sums_before).tolist())
-            (partial / SUMS).write_text(text, encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            keep = self.args.save_total_limit
-            if keep:
-                for old in checkpoints(Path(self.args.output_dir))[:-keep]:
-                    shutil.rmtree(old, ignore_errors=True)
+            with writing(output):
+                text = json.dumps(
+                    {
+                        "languages": (sums + self._sums_before).tolist(),
+                        "steps": self._step_losses.tolist(),
+                    }
+                )
+                (partial / SUMS).write_text(text, encoding="utf-8")
+                seal(partial)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
+            drop_old(output, self.keep, self.state.best_global_step)
         self.accelerator.wait_for_everyone()
+        self.find_best()
+
+    def find_best(self) -> None:
+        """Set where the best checkpoint is; Trainer noted the place that it was written at first."""
+        best = Path(self.args.output_dir) / f"{PREFIX}{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: cards are written when a model is published."""
@@ -370,10 +523,16 @@ def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, 
     return result
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first. Half-written ones have another name."""
-    found = [p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+def language_sums(
+    losses: torch.Tensor, correct: torch.Tensor, language: torch.Tensor, text_bytes: torch.Tensor
+) -> torch.Tensor:
+    """(languages, 4): sums of loss, right guesses, tokens and bytes, from those of each position."""
+    one = torch.ones_like(losses, dtype=torch.float64)
+    values = torch.stack([losses.detach().double(), correct.double(), one], dim=1)
+    sums = torch.zeros(len(text_bytes), 4, dtype=torch.float64, device=losses.device)
+    sums[:, :3].index_add_(0, language, values)
+    sums[:, 3] = text_bytes
+    return sums
 
 
 def exact_sums() -> MixedPrecisionPolicy:
@@ -419,7 +578,17 @@ class LineCallback(TrainerCallback):
         self.start, self.first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs:
+            return
+        at = f"{self.stage} {state.global_step}/{state.max_steps}"
+        if "eval_loss" in logs:
+            print(
+                f"{at}  eval: loss {logs['eval_loss']:.4f}  accuracy {logs['eval_accuracy']:.3f}  "
+                f"bits/byte {logs.get('eval_bits_per_byte', 0):.3f}",
+                flush=True,
+            )
+            _print_languages({k.removeprefix("eval_"): v for k, v in logs.items()})
+        if "loss" not in logs:
             return
         done = state.global_step - self.first
         spent = time.monotonic() - self.start
@@ -428,20 +597,24 @@ class LineCallback(TrainerCallback):
         utilisation = "" if share is None else f"{share:.1%} of peak  "
         images = logs["images_per_second"]
         print(
-            f"{self.stage} {state.global_step}/{state.max_steps}  loss {logs.get('mean_loss', math.nan):.4f}  "
+            f"{at}  loss {logs.get('mean_loss', math.nan):.4f}  "
             f"accuracy {logs.get('mean_accuracy', math.nan):.3f}  bits/byte {logs.get('mean_bits_per_byte', 0):.3f}  "
             f"{logs['tokens_per_second']:,.0f} tokens/s  {images:,.{0 if images >= 10 else 1}f} images/s  "
             f"padding {logs['padding_share']:.1%}  {utilisation}"
             f"{_clock(spent)} so far, {_clock(left)} left",
             flush=True,
         )
-        each = [
-            f"{key.split('/')[0]} {value:.3f} ({logs.get(key.replace('loss', 'accuracy'), 0):.2f})"
-            for key, value in logs.items()
-            if key.endswith("/loss")
-        ]
-        if len(each) > 1:
-            print(f"  loss (accuracy): {'  '.join(each)}", flush=True)
+        _print_languages(logs)
+
+
+def _print_languages(logs: Mapping[str, float]) -> None:
+    each = [
+        f"{key.split('/')[0]} {value:.3f} ({logs.get(key.replace('loss', 'accuracy'), 0):.2f})"
+        for key, value in logs.items()
+        if key.endswith("/loss")
+    ]
+    if len(each) > 1:
+        print(f"  loss (accuracy): {'  '.join(each)}", flush=True)
 
 
 def _clock(seconds: float) -> str:

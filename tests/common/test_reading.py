@@ -169,3 +169,12 @@ def test_what_is_cut_off_is_told_from_what_is_refused():
     with pytest.raises(ValueError) as caught:
         parse_json(r'"\ud83d"', "x")
     assert not isinstance(caught.value, NotJSON)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 2001-13-45", "a: !!timestamp x", "a: !!bool x", "a: !!int x", "a: !!float x"]
+)
+def test_values_that_the_constructors_cannot_make_are_one_line(text):
+    with pytest.raises(ValueError, match=r"^file\.yaml: not YAML: ") as error:
+        parse_yaml(text, "file.yaml")
+    assert "\n" not in str(error.value)

@@ -106,7 +106,7 @@ def test_missing_key(tmp_path):
 
 def test_not_yaml(tmp_path):
     (tmp_path / "a.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="not a YAML file"):
+    with pytest.raises(ValueError, match=r"a\.yaml: not YAML"):
         read_mapping(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("- 1")
     with pytest.raises(ValueError, match="expected a mapping of keys"):

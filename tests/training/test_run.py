@@ -13,12 +13,16 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from maya_vlm.training import manifest as manifest_module
 from maya_vlm.training import run as run_module
+from maya_vlm.training.checkpoints import checkpoints
 from maya_vlm.training.collator import GroupCollator
 from maya_vlm.training.groups import GroupData
+from maya_vlm.training.manifest import check_manifest, make_manifest
 from maya_vlm.training.recipe import find_recipe, load_recipe
-from maya_vlm.training.run import Stopped, check_manifest, make_manifest, train
-from maya_vlm.training.trainer import MayaTrainer, checkpoints, language_metrics
+from maya_vlm.training.run import train
+from maya_vlm.training.signals import Stopped
+from maya_vlm.training.trainer import MayaTrainer, language_metrics
 from tests.tiny import DECODERS
 from tests.tiny_processing import tiny_processor
 
@@ -204,7 +208,8 @@ def on_log(self, args, state, control, **kwargs):
     if at == sys.argv[4] and int(os.environ.get("RANK", 0)) == 0:
         how = "os.killpg" if sys.argv[6:] else "os.kill"
         number = int(signal.Signals[sys.argv[5]])
-        send = f"import os; {how}({os.environ['MAYA_PID']}, {number})"
+        send = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        send += f"{how}({os.environ['MAYA_PID']}, {number})"
         subprocess.run([sys.executable, "-c", send])  # from none of the run's own processes
         if sys.argv[5] == "SIGKILL":
             time.sleep(20)
@@ -296,14 +301,14 @@ def test_the_list_of_bad_rows_outlives_a_kill_at_the_end(tmp_path, monkeypatch):
     picture.write_bytes(picture.read_bytes()[:60])
     path = str(write(recipe, tmp_path / "r.yaml"))
 
-    write_json = run_module._write_json
+    write_json = run_module.write_json
 
     def killed(file, value):
         if file.name == run_module.LOG:
             raise KeyboardInterrupt
         write_json(file, value)
 
-    monkeypatch.setattr(run_module, "_write_json", killed)
+    monkeypatch.setattr(run_module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         train(path)
     monkeypatch.undo()
@@ -313,8 +318,8 @@ def test_the_list_of_bad_rows_outlives_a_kill_at_the_end(tmp_path, monkeypatch):
 
 
 def test_a_large_file_that_changes_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "SAMPLES", 4)
-    monkeypatch.setattr(run_module, "SAMPLE", 10)
+    monkeypatch.setattr(manifest_module, "SAMPLES", 4)
+    monkeypatch.setattr(manifest_module, "SAMPLE", 10)
     file = tmp_path / "rows.json"
     text = bytearray(b"x" * 101)
     hashes = set()
@@ -322,7 +327,7 @@ def test_a_large_file_that_changes_is_noticed(tmp_path, monkeypatch):
         if place is not None:
             text[place] += 1
         file.write_bytes(text)
-        hashes.add(run_module._content(file))
+        hashes.add(manifest_module._content(file))
     assert len(hashes) == 4
 
 

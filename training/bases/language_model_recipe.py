@@ -2,11 +2,25 @@
 
 from dataclasses import dataclass, field
 
+from ..arguments import MAX_STEPS
+from ..schema import Bounds
 from .tokenizer import IMAGE_TOKEN, TURN_TOKENS
 
 LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 TASKS = ("name", "yesno", "category", "keywords", "chat")
 CONTEXTS = ("soft", "pivot", "other", "keywords", "both", "noisy")
+
+
+# Numbers that are not just 0 or more.
+NUMBERS = {
+    "steps": Bounds(least=1, most=MAX_STEPS),
+    "seed": Bounds(least=0, below=2**32),
+    "learning_rate": Bounds(above=0),
+    "muon_learning_rate": Bounds(above=0),
+    "hold": Bounds(least=0, most=1),
+    "ramp": Bounds(least=0, most=1),
+}
+WEIGHT = Bounds(least=0, most=1000)
 
 
 @dataclass
@@ -110,6 +124,11 @@ class LanguageModelRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)):
+                NUMBERS.get(name, Bounds(least=0)).check(value, "language model recipe", name)
+        for name, weight in self.language_weights.items():
+            WEIGHT.check(weight, "language model recipe", f"language_weights.{name}")
         if self.pivot not in self.languages:
             raise ValueError(f"pivot is {self.pivot!r}, which is not in languages {self.languages}")
         for name, known, given in (
@@ -135,6 +154,6 @@ class LanguageModelRecipe:
                 f"match_loss is {self.match_loss:g}, which a decoder of {self.num_hidden_layers} layer "
                 "has no attention half way up for; use at least 2 layers, or 0"
             )
-        for name in ("steps", "rows_per_step", "context_slots", "keyword_count"):
+        for name in ("rows_per_step", "context_slots", "keyword_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -51,6 +51,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from ..arguments import MAX_STEPS
 from ..permissions import ordinary_permissions
 from .augmentation import AugmentationRecipe, augment
 from .muon import Muon
@@ -174,6 +175,10 @@ class VisionTowerRecipe:
                 raise ValueError(f"{where} is {value!r}, expected a whole number")
             if value < (0 if spec.name in MAY_BE_ZERO else 1):
                 raise ValueError(f"{where} is {value}, expected a positive number")
+            if value > MAX_STEPS and spec.name != "seed":
+                raise ValueError(f"{where} is {value}, expected at most {MAX_STEPS:,}")
+            if spec.name == "seed" and value >= 2**32:
+                raise ValueError(f"{where} is {value}, expected less than {2**32:,}")
         elif spec.type is float:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{where} is {value!r}, expected a number")

@@ -188,8 +188,19 @@ def parse_yaml(text: str, where: str) -> Any:
         value = loader.construct_document(node)
     except RecursionError:
         raise ValueError(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        OverflowError,
+    ) as error:
+        # PyYAML's own constructors raise all of these for a date or number that is none.
+        told = str(error)
+        if told.startswith(f"{where}: "):
+            raise ValueError(told) from None
+        raise ValueError(f"{where}: not YAML: {' '.join(told.split())}") from None
     check_value(value, where)
     return value
 

@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords in plain values that are written for others."""
+"""Keys, tokens and passwords in plain values and texts that are written down for others."""
 
 from __future__ import annotations
 
@@ -6,24 +6,39 @@ import re
 from typing import Any
 
 REDACTED = "[redacted]"
-# What ends the name of a key whose value is a secret: hub_token, api_key; but not pad_token or key.
-_SECRET_NAME = re.compile(
-    r"(?i)(^|[_\-.])(secret|password|passwd|passphrase|credentials?|authorization)$|^token$|"
-    r"(access|api|auth|bearer|bot|hf|hub|id|refresh|session|user|wandb)[_\-.]?token$|"
-    r"(access|api|auth|private|secret)[_\-.]?key$"
-)
+# The last word of a name, or any of its words, that makes its value a secret.
+_LAST = {"token", "tokens", "key", "keys", "auth", "pass", "pwd"}
+_ANYWHERE = {"secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential"}
+_ANYWHERE |= {"credentials", "apikey", "authorization"}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+# Words before `token` that make it one of a vocabulary: pad_token, image_token.
+_OF_VOCABULARY = {"pad", "eos", "bos", "unk", "sep", "cls", "mask", "eot", "image", "special"}
+# A token of a text, such as <|end|> or [PAD], and a single letter are no secrets.
+_NO_SECRET = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s*|.")
 # Tokens of Hugging Face, OpenAI and others, GitHub, Amazon, Slack, Google; keys in PEM; bearers.
-_SECRET_TEXT = re.compile(
-    r"\bhf_[A-Za-z0-9_]{8,}|\b(?:api_org|org)_[A-Za-z0-9]{30,}|\bsk-[\w-]{16,}|"
+_VALUE = re.compile(
+    r"\bhf_[A-Za-z0-9]{12,}|\b(?:api_org|org)_[A-Za-z0-9]{30,}|\bsk-[\w-]{16,}|"
     r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{10,}|"
     r"\bAIza[\w-]{30,}|(?i:\bbearer\s+[\w.~+/=-]{8,})|"
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
+# User and password in an address.
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
+# NAME=value inside of a text; the name may be dotted, as in --set.
+_PAIR = re.compile(r"([A-Za-z_][\w.-]*)=([^\s,;'\"]+)")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a key of this name holds a secret: hub_token, WANDB_API_KEY, aws.secretAccessKey."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words or not _OF_VOCABULARY.isdisjoint(words[-2:-1]):
+        return False
+    return words[-1] in _LAST or not _ANYWHERE.isdisjoint(words)
 
 
 def redact(value: Any) -> Any:
-    """Plain values without the secrets in them: by the name of their key, or by what they look like."""
+    """Plain values with REDACTED in place of the secrets in them: by the name of their key, or by what
+    they look like."""
     if isinstance(value, dict):
         return {
             name: REDACTED if _is_secret(name, each) else redact(each)
@@ -31,16 +46,38 @@ def redact(value: Any) -> Any:
         }
     if isinstance(value, (list, tuple)):
         return [redact(each) for each in value]
-    if isinstance(value, str):
-        return redact_text(value)
-    return value
+    return redact_text(value) if isinstance(value, str) else value
+
+
+def without_secrets(value: Any) -> Any:
+    """As `redact`, but without the keys that hold a secret, for values that are read again."""
+    if isinstance(value, dict):
+        return {
+            name: without_secrets(each)
+            for name, each in value.items()
+            if not _is_secret(name, each)
+        }
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(each) for each in value]
+    return redact_text(value) if isinstance(value, str) else value
 
 
 def redact_text(text: str) -> str:
-    """A text without what looks like a token, and without users and passwords in addresses."""
-    return _IN_ADDRESS.sub("", _SECRET_TEXT.sub(REDACTED, text))
+    """A text without what looks like a secret, and without users and passwords in addresses."""
+    text = _IN_ADDRESS.sub("", _VALUE.sub(REDACTED, text))
+    return _PAIR.sub(
+        lambda found: f"{found[1]}={REDACTED}" if is_secret_name(found[1]) else found[0], text
+    )
 
 
 def _is_secret(name: Any, value: Any) -> bool:
     # Names of variables (api_key_env) and numbers (max_tokens) are none.
-    return isinstance(name, str) and isinstance(value, str) and bool(_SECRET_NAME.search(name))
+    return isinstance(name, str) and is_secret_name(name) and _holds_text(value)
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_text, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_text, value))
+    return isinstance(value, str) and not _NO_SECRET.fullmatch(value)

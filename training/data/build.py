@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..common.telling import one_line
-from ..signals import handling
+from ..signals import stopping
 from .engine import Job, run_jobs
 from .plan import (
     Plan,
@@ -25,7 +22,7 @@ from .plan import (
 from .sources import build_sources, finished_sources
 from .status import failure_lines
 from .unit_files import only_one
-from .units import Stopped, UnitManifest, reopen_unit
+from .units import UnitManifest, reopen_unit
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,10 @@ def build_dataset(
         wanted = [step for step in wanted if step in steps]
     plan.folder.mkdir(parents=True, exist_ok=True)
     refusal = f"{plan.folder}: another build is running here; wait for it or stop it"
-    with only_one(plan.folder / ".build.lock", refusal), _stopping():
+    with (
+        only_one(plan.folder / ".build.lock", refusal),
+        stopping("the same command continues"),
+    ):
         write_plan(plan, plan.folder / "plan.yaml")
         for step in wanted:
             if step == "assemble" and plan.toxicity is not None and "toxicity" not in wanted:
@@ -203,14 +203,3 @@ def check_answers(manifests: Sequence[UnitManifest]) -> None:
             f"{step}: all {rows:,} rows failed: {one_line(told, 300)}: mend that, then run the same "
             "command with --retry-failed"
         )
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """SIGTERM and SIGINT as Stopped, wherever a step is that does not handle them itself."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Stopped(f"stopped by {signal.Signals(number).name}; the same command continues")
-
-    with handling(stop):
-        yield

@@ -131,6 +131,8 @@ class UnitStep(PipelineStep):
             plain = next((cls for cls in _PLAIN if isinstance(error, cls)), RuntimeError)
             text = traceback.format_exc() if plain is RuntimeError else str(error)
             write_bytes(self.errors / f"{rank:05d}.txt", text.encode())
+            if isinstance(error, Stopped):
+                raise Stopped(text, error.number) from None
             raise plain(text) from None
 
 
@@ -254,7 +256,7 @@ class LocalExecutor(LocalPipelineExecutor):
                         for other, _, _ in running.values():
                             other.terminate()
         if stopped:
-            raise Stopped(f"stopped by {stopped[0].name}; the same command continues")
+            raise Stopped(f"stopped by {stopped[0].name}; the same command continues", stopped[0])
         if error is not None:
             raise error
 
@@ -375,7 +377,8 @@ def _run_slurm(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
         subprocess.run(["scancel", "--signal=TERM", "--full", str(executor.job_id)], check=False)
         raise Stopped(
             f"stopped by {stopped[0].name}: Slurm job {executor.job_id} was told to finish what is "
-            "in flight; the same command continues"
+            "in flight; the same command continues",
+            stopped[0],
         )
 
 

@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from ..signals import Stopped
 from .files import remove_temporaries, sha256_file, write_json, write_parquet
 from .fitting import Fitting
 from .journal import Journal, Row
@@ -93,18 +94,6 @@ class Worker(Protocol):
         Raises only what makes the whole run pointless (a refused key, a missing model): the run
         then stops with that message.
         """
-
-
-class Stopped(Exception):
-    """The run was asked to stop; everything answered so far is in the journals.
-
-    Its text says "stopped by " and the signal's name, as it comes from other processes too.
-    """
-
-    @property
-    def number(self) -> signal.Signals:
-        """The signal that stopped the run."""
-        return signal.SIGINT if "stopped by SIGINT" in str(self) else signal.SIGTERM
 
 
 # Running
@@ -182,7 +171,8 @@ class _Run:
         if self.stopped_by is not None:
             raise Stopped(
                 f"{self.worker.name}: stopped by {self.stopped_by.name}; what was answered is "
-                "kept, and the same command continues"
+                "kept, and the same command continues",
+                self.stopped_by,
             )
         return [manifest for manifest in manifests if manifest is not None]
 
