@@ -146,8 +146,8 @@ def place_marks(
             article = "an" if role == "assistant" else "a"
             raise ConversationError(
                 name,
-                None,
-                f"an {IMAGE_MARK} marker in {article} {role} turn (turn {turn}); images belong to the human turns.",
+                turn,
+                f"an {IMAGE_MARK} marker in {article} {role} turn; images belong to the human turns.",
             )
     total, parts = sum(marks), count_images(messages)
     marked_turns = sum(count > 0 for count in marks)

@@ -102,6 +102,20 @@ def load_image(
     return _decode(data, name, max_pixels)
 
 
+def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the decoded picture that `data`, the bytes of a file, holds, in its own PIL mode.
+
+    Args:
+        data: at most `MAX_BYTES` bytes.
+        name: what errors call the picture.
+        max_pixels: as in `load_image`.
+
+    Raises ValueError as `load_image` does.
+    """
+    _check_size(len(data), MAX_BYTES, _describe(name))
+    return _decode(bytes(data), _describe(name), max_pixels)
+
+
 def read_picture_file(
     path: str | os.PathLike,
     *,

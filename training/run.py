@@ -496,19 +496,22 @@ def _finish_stage(
 
 def _merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
     """Merge the ranks' lists into `target`, each row once; returns what was left out, in words."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                key = (row["path"], row["action"], row["id"], row["language"])
-                rows.setdefault(key, row)
+                # Ids repeat; a row's number in its file does not, and a file may be several times in the data.
+                place = (row.get("data"), row.get("row"))
+                identity = place if None not in place else (row["id"], row["language"])
+                rows.setdefault((row["path"], row["action"], *identity), row)
             except ValueError:  # empty, or the last line of a killed run: its row was met again
                 continue
     counts = Counter((path, action) for path, action, *_ in rows)
     if rows:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows.values()]
-        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = "\n".join(lines) + "\n"
+        target.write_bytes(text.encode("utf-8", "backslashreplace"))
     return [
         f"{path}: {count:,} rows {action}, listed in {target.name}"
         for (path, action), count in sorted(counts.items())
@@ -682,8 +685,10 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
         if not any(source["streaming"] for source in stage["data"]):
             del stage["shuffle_buffer"]
         for source in stage["data"]:
-            if not source["streaming"]:
-                del source["streaming"]
+            # Keys that recipes had not always: a run that began without them continues.
+            for name in ("streaming", "data_files", "revision", "columns"):
+                if not source[name]:
+                    del source[name]
     paths = [recipe.model.vision_tower, recipe.model.language_model, recipe.model.checkpoint]
     paths += [source.path for stage in recipe.stages for source in stage.data]
     content = {str(p): _content(Path(p)) for p in paths if p is not None}

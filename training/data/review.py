@@ -32,7 +32,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..images import load_image
+from ..common.images import load_image, to_rgb
 from .files import sha256_text, write_bytes, write_json, write_parquet
 from .identify import SCRIPTS, primary
 from .pictures import Pictures
@@ -296,7 +296,7 @@ def _script(value: Any) -> str:
 
 def _thumbnail(data: bytes) -> str:
     """A picture as a small JPEG in a data: URI. Raises ValueError for what is no picture."""
-    small = load_image(data).convert("RGB")
+    small = to_rgb(load_image(data))
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
