@@ -124,7 +124,11 @@ def with_images_first(messages: list[dict[str, Any]], num_images: int) -> list[d
 
 
 def place_marks(
-    messages: list[dict[str, Any]], num_images: int, name: str, first_turn: int = 1
+    messages: list[dict[str, Any]],
+    num_images: int,
+    name: str,
+    first_turn: int = 1,
+    answers_are_text: bool = False,
 ) -> list[dict[str, Any]]:
     """Turn the `<image>` marks in the texts of messages into image parts.
 
@@ -136,13 +140,16 @@ def place_marks(
         messages: roles and contents that `check_messages` takes. They are not changed.
         num_images: of the conversation.
         name, first_turn: as in `check_messages`.
+        answers_are_text: an answer may say `<image>`, and means the word.
 
     Raises ConversationError for a mark outside of user turns, and for marks that do not match `num_images`.
     """
     marks = [sum(text.count(IMAGE_MARK) for text in _texts(message)) for message in messages]
     for turn, (message, count) in enumerate(zip(messages, marks, strict=True), first_turn):
         role = message["role"]
-        if count and role != "user":
+        if role == "assistant" and answers_are_text:
+            marks[turn - first_turn] = 0
+        elif count and role != "user":
             article = "an" if role == "assistant" else "a"
             raise ConversationError(
                 name,
@@ -151,6 +158,8 @@ def place_marks(
             )
     total, parts = sum(marks), count_images(messages)
     marked_turns = sum(count > 0 for count in marks)
+    if not total and answers_are_text:
+        return list(messages)
     one_a_turn = num_images != total + parts
     if one_a_turn and (parts or num_images != marked_turns):
         beside = f" and {parts} image parts" if parts else ""

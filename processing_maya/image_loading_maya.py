@@ -205,6 +205,15 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
     return image
 
 
+def check_padded_side(width: int, height: int) -> None:
+    """Raise ValueError for a picture that is too long to be padded to a square."""
+    if max(width, height) > MAX_PADDED_SIDE:
+        raise ValueError(
+            f"Cannot pad a picture of {width}x{height} pixels to a square: the longer side may have "
+            f"at most {MAX_PADDED_SIDE}. Make it smaller, or use image_aspect='square' or 'crop'."
+        )
+
+
 def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None) -> Image.Image:
     """Return `image` in mode RGB with 8 bits a channel.
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor, BatchFeature
 
-from .image_loading_maya import MAX_PADDED_SIDE, load_image, to_rgb
+from .image_loading_maya import check_padded_side, load_image, to_rgb
 
 ASPECTS = ("pad", "square", "crop")
 
@@ -50,11 +50,7 @@ def _padded_rows(
     """Rows `start` to `stop` of the square that `image` is padded to."""
     height, width, channels = image.shape
     side = max(height, width)
-    if side > MAX_PADDED_SIDE:
-        raise ValueError(
-            f"Cannot pad a picture of {width}x{height} pixels to a square: the longer side may have "
-            f"at most {MAX_PADDED_SIDE}. Make it smaller, or use image_aspect='square' or 'crop'."
-        )
+    check_padded_side(width, height)
     top, left = (side - height) // 2, (side - width) // 2
     rows = np.empty((stop - start, side, channels), dtype=image.dtype)
     rows[:] = np.asarray(pad_color[:channels], dtype=image.dtype)

@@ -380,7 +380,8 @@ class GroupCollator:
         except ValueError as error:
             name = row_name(first.id, self.data.languages[first.language], recipe.path)
             raise ValueError(
-                f"{name}: its image cannot be used: {error}; repair the file or remove the row"
+                f"{name}: its image cannot be used: {str(error).removesuffix('.')}; repair the file or "
+                "remove the row"
             ) from None
 
     def _upright(self, image: Image.Image) -> Image.Image:

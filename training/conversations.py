@@ -10,7 +10,7 @@ conversation in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -318,7 +318,8 @@ def _from_turns(column: str, turns: Any, images: int) -> list[dict[str, Any]]:
             kind = _Unplaced if " images but " in error.reason else RowError
             raise kind(field(error.turn), error.reason) from None
     messages = [_message(turn, field(number)) for number, turn in enumerate(turns, 1)]
-    return _checked(messages, images, field)
+    # The letters in an answer of LLaVA's are a mistake; here a picture has other places.
+    return _checked(messages, images, field, answers_are_text=True)
 
 
 def _either(turn: Mapping[str, Any], first: str, second: str) -> Any:
@@ -351,14 +352,19 @@ def _part(part: Any, field: str) -> dict[str, Any]:
     return {name: value for name, value in part.items() if value is not None}
 
 
-def _checked(messages: list[dict[str, Any]], images: int, field: Any) -> list[dict[str, Any]]:
+def _checked(
+    messages: list[dict[str, Any]],
+    images: int,
+    field: Callable[[int | None], str],
+    answers_are_text: bool = False,
+) -> list[dict[str, Any]]:
     try:
         check_messages(messages, "")
     except ConversationError as error:
         raise RowError(field(error.turn), error.reason) from None
     if any("<image>" in text for message in messages for text in _texts(message)):
         try:
-            messages = place_marks(messages, images, "")
+            messages = place_marks(messages, images, "", answers_are_text=answers_are_text)
         except ConversationError as error:
             kind = _Unplaced if " images but " in error.reason else RowError
             raise kind(field(error.turn), error.reason) from None

@@ -243,8 +243,8 @@ def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: 
         if isinstance(error, ConnectionError) and not is_address(str(picture)):
             raise
         raise ValueError(
-            f"row {printable(repr(row_id))} of {path}: its image cannot be read: {error}; repair the file "
-            "or remove the row"
+            f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
+            f"{str(error).removesuffix('.')}; repair the file or remove the row"
         ) from None
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from processing_maya import MayaImageProcessor
 from processing_maya import image_processing_maya as module
+from processing_maya.image_loading_maya import MAX_PADDED_SIDE
 
 GREY = 127
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
@@ -97,7 +98,7 @@ class TestAspect:
                 processor(pad_color=color)
 
     def test_padding_that_would_fill_the_memory_is_refused(self):
-        image = Image.new("RGB", (module.MAX_PADDED_SIDE + 1, 1))
+        image = Image.new("RGB", (MAX_PADDED_SIDE + 1, 1))
         with pytest.raises(ValueError, match="16385x1 pixels"):
             processor()(image)
         assert processor(image_aspect="crop")(image, return_tensors="np")["pixel_values"].shape == (
@@ -125,7 +126,7 @@ class TestAspect:
     def test_the_widest_picture_that_may_be_padded_takes_little_memory(self):
         code = (
             "import resource\nfrom PIL import Image\nfrom processing_maya import MayaImageProcessor\n"
-            "from processing_maya.image_processing_maya import MAX_PADDED_SIDE\n"
+            "from processing_maya.image_loading_maya import MAX_PADDED_SIDE\n"
             "process = MayaImageProcessor()\nprocess(Image.new('RGB', (9, 1)))\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "process(Image.new('RGB', (MAX_PADDED_SIDE, 1)))\n"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from processing_maya.image_loading_maya import (
         MAX_BYTES,
-        MAX_PADDED_SIDE,
+        check_padded_side,
         decode_picture,
         is_base64_picture,
         load_image,
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     )
 else:
     _loading = processing_module("image_loading_maya")
-    MAX_BYTES, MAX_PADDED_SIDE = _loading.MAX_BYTES, _loading.MAX_PADDED_SIDE
+    MAX_BYTES, check_padded_side = _loading.MAX_BYTES, _loading.check_padded_side
     decode_picture, is_base64_picture = _loading.decode_picture, _loading.is_base64_picture
     load_image, read_picture_file = _loading.load_image, _loading.read_picture_file
     to_rgb = _loading.to_rgb
 
 __all__ = [
     "MAX_BYTES",
-    "MAX_PADDED_SIDE",
     "SUFFIXES",
     "FolderPictures",
     "ImageStore",
     "Place",
     "StorageError",
+    "check_padded_side",
     "decode_picture",
     "is_address",
     "load_image",

@@ -20,7 +20,12 @@ _NAMES = ("image", "path")
 def is_content(kind: pa.DataType) -> bool:
     """Whether values are the bytes of files, or structs with them, as datasets' Image."""
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
+        place = kind.get_field_index("bytes")
+        if place < 0:
+            return False
+        kind = kind.field(place).type
+        if pa.types.is_null(kind):
+            return True
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

@@ -232,7 +232,7 @@ def _with_picture(
     if read.data is not None and (decode or extract_to is not None):
         fault = fault_of(read.data, str(row["image"]))
         if fault is not None:
-            return Problem(_place(read), "image", fault)
+            return Problem(_place(read), "image", fault.removesuffix("."))
     if read.data is not None and extract_to is not None:
         suffix = Path(row["image"]).suffix or ".img"
         name = f"{row['image_sha256'][:2]}/{row['image_sha256']}{suffix}"
@@ -244,7 +244,7 @@ def _with_picture(
     try:
         sha256 = pictures.sha256(row["image"])
     except (OSError, ValueError) as error:
-        return Problem(_place(read), "image", str(error))
+        return Problem(_place(read), "image", str(error).removesuffix("."))
     if row["image_sha256"] not in (None, sha256):
         return Problem(
             _place(read),

@@ -14,7 +14,14 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from ..common.images import MAX_PADDED_SIDE, SUFFIXES, ImageStore, Place, is_address, load_image
+from ..common.images import (
+    SUFFIXES,
+    ImageStore,
+    Place,
+    check_padded_side,
+    is_address,
+    load_image,
+)
 from ..common.json_rows import Unreadable, rows_suffix
 from ..common.languages import as_language, no_language
 from ..common.telling import one_line
@@ -230,15 +237,11 @@ class _Training:
                 if fault is not None:
                     name = f" {picture!r}" if isinstance(picture, str) else ""
                     return f"Cannot read{name}: {fault}"
+            check_padded_side(*size)
         except ConnectionError as error:
             if isinstance(picture, str) and is_address(picture):
                 return str(error)
             raise
         except (ValueError, OSError) as error:
             return str(error)
-        if max(size) > MAX_PADDED_SIDE:
-            return (
-                f"{size[0]}x{size[1]} pixels: expected at most {MAX_PADDED_SIDE} on the longer side, for a "
-                "picture that is padded to a square"
-            )
         return None
