@@ -10,6 +10,7 @@ conversation in silence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -43,6 +44,12 @@ PICTURES = (
     "image", "images", "image_path", "image_paths", "image_file", "image_files", "picture", "pictures",
     "img", "imgs", "img_path", "photo", "photos", "jpg", "jpeg", "png", "webp",
 )  # fmt: skip
+# Numbered ones and other spellings are columns of pictures too: image_2, Image.
+_NUMBER = re.compile(r"_?[0-9]+$")
+# Others that may hold pictures: they are looked at in rows that have none elsewhere.
+_MAY_BE = re.compile(
+    "image|img|pic|photo|screenshot|frame|figure|file|path|media|visual", re.IGNORECASE
+)
 # These hold other things too: a cell is a picture where it is named like one.
 FILE_NAMES = ("file_name", "file_names", "filename", "filenames")
 # Where a picture was found; it is taken from there if the row says no other place.
@@ -53,7 +60,7 @@ NAMED = ("image", "text", "turns")
 
 _PART_KEYS = ("image", "url", "path", "base64", "bytes", "image_url")
 _MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_NOT_LOOKED_AT = ("id", "lang", "language", "task")
+_NOT_LOOKED_AT = ("id", "lang", "language", "task", "image_sha256")
 _LONGEST_NAME = 300
 
 Picture = str | bytes
@@ -99,7 +106,7 @@ class RowReader:
     Attributes:
         task: of rows that name none. texts: the columns of texts. pictured: those of pictures. addresses: those
         that say where a picture was found. parts: whether parts of messages may hold pictures. looked_at: columns that are no
-            columns of pictures by their names and types, and are looked at as there is no other.
+            columns of pictures by their names and types, and are looked at in rows that have no picture elsewhere.
 
     Raises ValueError for columns of no known shape.
     """
@@ -133,16 +140,20 @@ class RowReader:
         self.texts = (*self.turns, *(("prompt", "text") if self._prompted else ()), *self.captions)
         own = [c for c in held if c not in self.texts]
         order = ("images", "image", *PICTURES) if "messages" in self.turns else PICTURES
-        names = dict.fromkeys((*order, *FILE_NAMES, *own))
+        alike = [c for c in sorted(columns) if _NUMBER.sub("", c.lower()) in PICTURES]
+        names = dict.fromkeys((*order, *alike, *FILE_NAMES, *own))
         free = [c for c in names if c in columns and c not in self.texts]
         self._named = "image" in named
         self.pictured = _chosen(named.get("image"), free, columns)
         # A page is the address of a text; of a caption it is that of the picture.
         addresses = ADDRESSES if self.task == "caption" else ADDRESSES[:3]
         self.addresses = () if self._named else _chosen(None, addresses, columns)
-        known = (*self.texts, *_NOT_LOOKED_AT)
-        alone = not (self._named or self.pictured or self.addresses)
-        self.looked_at = tuple(c for c in columns if alone and c not in known)
+        known = (*self.texts, *_NOT_LOOKED_AT, *self.pictured, *self.addresses)
+        others = [c for c in sorted(columns) if c not in known and not self._named]
+        if self.pictured or self.addresses:
+            # A table may have many columns that need not be read.
+            others = [c for c in others if _MAY_BE.search(c)]
+        self.looked_at = tuple(others)
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -175,13 +186,13 @@ class RowReader:
         ]
         if len(filled) > 1:
             filled = [_agreed(filled)]
-        elif not filled:
-            places = (*self.addresses, *self.looked_at)
+        parts = self._in_parts(row) if self.parts else []
+        if not filled:
+            places = self.addresses if any(parts) else (*self.addresses, *self.looked_at)
             filled = [(c, p) for c in places if (p := _alike(row.get(c), c, c in self.addresses))][
                 :1
             ]
         of_columns: tuple[str, list[Found]] = filled[0] if filled else ("", [])
-        parts = self._in_parts(row) if self.parts else []
         if not any(parts):
             return of_columns[1]
         return _joined(self.turn_column(row), parts, *of_columns)

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from .common.hub import HubFiles, dataset_builder
 from .common.images import StorageError
+from .common.json_rows import rows_suffix
 from .common.network import of_network
-from .common.reading import open_file
+from .common.reading import open_file, parse_yaml, read_text
 from .common.telling import one_line, printable, reason
 
 HUB = "hf://"
@@ -60,7 +60,7 @@ def find_files(
     images: list[str] = []
     if data_files is not None and place.is_dir():
         path, place = str(place / data_files), place / data_files
-    if place.is_file() or (data_files is not None and place.exists()):
+    if place.exists() and not place.is_dir():
         check_single(path, config, split)
         found = [path]
     elif place.is_dir():
@@ -68,8 +68,8 @@ def find_files(
             path, config, split, revision
         )
         images = [str(f) for f in sorted(place.glob("images/*.parquet"))]
-    elif path.startswith((".", "/")):
-        raise FileNotFoundError(f"{path}: no such dataset folder")
+    elif path.startswith((".", "/", "~")) or rows_suffix(path):
+        raise FileNotFoundError(f"{path}: no such dataset folder or file")
     elif data_files is not None:
         check_single(path, config, split)
         found = [HubFiles(path, revision).address(data_files)]
@@ -126,6 +126,14 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
             f"{folder}: config: {config!r} is not in the dataset card; found {', '.join(names)}"
         )
     listed = chosen.get("data_files")
+    for pattern in _patterns([listed, chosen.get("data_dir")]):
+        if ".." in Path(pattern).parts or Path(pattern).is_absolute():
+            raise ValueError(
+                one_line(
+                    f"{card}: data_files: expected files inside of the dataset's folder, found {pattern!r}; "
+                    "correct the card"
+                )
+            )
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
         return []  # none, or patterns without a split: by the rules of `datasets`
     for item in listed:
@@ -150,15 +158,24 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
     return files if all(f.suffix == ".parquet" for f in files) else []
 
 
+def _patterns(value: Any) -> list[str]:
+    """All names and patterns of files in a card's `data_files`."""
+    if isinstance(value, dict):
+        return [text for name, each in value.items() if name != "split" for text in _patterns(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in _patterns(each)]
+    return [value] if isinstance(value, str) else []
+
+
 def _card_configs(card: Path) -> list[dict[str, Any]]:
     """The configs in a dataset card's YAML; none without YAML. Raises ValueError naming the card."""
     try:
-        parts = card.read_text(encoding="utf-8").split("---\n", 2)
-        header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        parts = read_text(card).replace("\r\n", "\n").split("---\n", 2)
+        header = parse_yaml(parts[1], str(card)) if len(parts) == 3 and not parts[0] else None
+    except ValueError as error:
+        told = str(error).removeprefix(f"{card}: ").removeprefix("not YAML: ")
         raise ValueError(
-            f"{card}: the dataset card's YAML cannot be read: {reason}; correct it"
+            one_line(f"{card}: the dataset card's YAML cannot be read: {told}; correct it")
         ) from None
     if header is not None and not isinstance(header, dict):
         raise ValueError(

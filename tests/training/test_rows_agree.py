@@ -87,6 +87,8 @@ def good_and_bad() -> Iterator[tuple[dict, str]]:
         "img",
         "photo",
         "image_url",
+        "Image",
+        "img_2",
     ):
         yield llava(**{column: "a.png"}), ""
         yield llava(mark="", **{column: "a.png"}), "conversations: 1 images but 0 <image> markers"
@@ -98,6 +100,10 @@ def good_and_bad() -> Iterator[tuple[dict, str]]:
             {"caption": SAID, column: None},
             "image: expected the image of the caption, found nothing",
         )
+    yield messages(image="a.png", image_2="b.png"), "image, image_2: expected one picture in one"
+    yield messages(image=None, scan_path="b.png"), "scan_path: expected a picture in a column"
+    yield messages(image="a.png", scan_path="b.png"), ""
+    yield messages(part(image="a.png"), scan_path="b.png"), ""
     for one, other in itertools.permutations(("image", "images", "picture", "file_name"), 2):
         yield messages(**{one: "a.png", other: "a.png"}), ""
         yield (

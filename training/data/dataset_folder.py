@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 
+from ..common.reading import parse_yaml, read_text
 from .manifest import matching, read_manifest
 from .records import Row
 from .toxicity.step import read as stream
@@ -166,11 +166,9 @@ def _split_place(split: str) -> tuple[int, str]:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    """The YAML of README.md; empty where there is none."""
+    """The YAML of README.md; empty where there is none. Raises ValueError naming a card that cannot be read."""
     path = folder / "README.md"
-    parts = path.read_text(encoding="utf-8").split("---\n", 2) if path.is_file() else []
-    try:
-        found = yaml.safe_load(parts[1]) if len(parts) == 3 else None
-    except yaml.YAMLError:
-        found = None
+    text = read_text(path).replace("\r\n", "\n") if path.is_file() else ""
+    parts = text.split("---\n", 2)
+    found = parse_yaml(parts[1], str(path)) if len(parts) == 3 else None
     return found if isinstance(found, dict) else {}

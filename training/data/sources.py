@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..common.hub import HubFiles
 from ..common.images import SUFFIXES
+from ..common.json_rows import rows_suffix
 from ..common.reading import read_json_mapping
 from ..conversations import RowReader
 from ..schema import digest, to_dict
@@ -201,7 +202,7 @@ def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, Table]]:
         if not path.exists():
             file = HubFiles(plan.paths[0], plan.revision).fetch(plan.data_files)
         yield plan.data_files, language_of_file(Path(plan.data_files)), open_rows(file)
-    elif plan.kind == "hub" and path.is_file():
+    elif plan.kind == "hub" and rows_suffix(path) and not path.is_dir():
         yield plan.paths[0], language_of_file(path), open_rows(path)
     elif plan.kind == "hub":
         split = plan.split or "train"
