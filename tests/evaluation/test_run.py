@@ -44,7 +44,9 @@ def test_pictures_that_are_none_are_told_in_one_line(monkeypatch, side):
         content = buffer.getvalue()
     rows = [{"image": "a.png", "picture": {"bytes": content, "path": None}}]
     monkeypatch.setattr(mini, "_table", lambda *_: pa.Table.from_pylist(rows))
-    with pytest.raises(ValueError, match=r"x: picture 'a\.png' cannot be decoded: Cannot read") as error:
+    with pytest.raises(
+        ValueError, match=r"x: picture 'a\.png' cannot be decoded: Cannot read"
+    ) as error:
         mini._pictures("x", "test", ["a.png"])
     assert "\n" not in str(error.value)
 

@@ -409,6 +409,21 @@ def test_bad_rows_with_one_id_are_told_apart(tmp_path, capsys):
     }
 
 
+def test_every_bad_row_is_listed_once_whatever_its_id(tmp_path):
+    """LLaVA's files repeat ids, and a run continues that an older version began."""
+    files = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
+    common = {"language": "en", "path": "rows.json", "reason": "r", "action": "skipped"}
+    for file, numbers in zip(files, (range(8), range(4, 10)), strict=True):
+        rows = [{"id": "same", "row": number, "data": 0, **common} for number in numbers]
+        rows += [{"id": "same", "row": 0, "data": 1, **common}, {"id": "old", **common}]
+        file.write_text("\n".join(json.dumps(row) for row in rows) + '\n{"id": "cut')
+    told = run_module._merge_bad_rows(files, tmp_path / "bad_rows.jsonl")
+    listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").open()]
+    assert told == ["rows.json: 12 rows skipped, listed in bad_rows.jsonl"]
+    places = sorted((row.get("data", -1), row.get("row", -1)) for row in listed)
+    assert places == [(-1, -1), *((0, number) for number in range(10)), (1, 0)]
+
+
 def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
     recipe = make_recipe(tmp_path)
     path = make_rows(tmp_path / "data" / "rows.parquet")

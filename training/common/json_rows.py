@@ -329,7 +329,5 @@ class _Text:
         line = self._lines + self._text.count("\n", 0, self.position) + 1
         column = self.position - self._text.rfind("\n", 0, self.position)
         place = f"line {line}, column {column}"
-        where = f"after row {after}" if after >= 0 else "in row 0"
-        return ValueError(
-            f"{self._file.path}: broken JSON {where}: {printable(reason)} ({place})"
-        )
+        where = f"after row {after}" if after >= 0 else "at its start"
+        return ValueError(f"{self._file.path}: broken JSON {where}: {printable(reason)} ({place})")

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -142,7 +142,8 @@ def open_hub(path: str, config: str | None, split: str, revision: str | None) ->
     import datasets
 
     what = f"config {config!r}, split {split!r}"
-    dataset_builder(path, config, revision, what)
+    builder = dataset_builder(path, config, revision, what)
+    of_files = type(builder).__module__.rpartition(".")[2] == "imagefolder"
     with reading_dataset(path, what):
         data = datasets.load_dataset(path, config, split=split, revision=revision, streaming=True)
         features = data.features
@@ -170,9 +171,23 @@ def open_hub(path: str, config: str | None, split: str, revision: str | None) ->
                 with_bytes = {
                     name: _with_bytes(record.get(name), ImageStore(place)) for name in pictured
                 }
-                yield f"{path} {split}[{number}]", {**record, **with_bytes}
+                about = _id_of_file(record, pictured, path) if of_files else {}
+                yield f"{path} {split}[{number}]", {**about, **record, **with_bytes}
 
     return Table(reader, read())
+
+
+def _id_of_file(record: Any, pictured: Sequence[str], path: str) -> dict[str, str]:
+    """The id of a row that is a file of a folder of pictures: its name there, as `open_folder` gives it."""
+    cell = record.get(pictured[0]) if pictured else None
+    name = cell.get("path") if isinstance(cell, dict) else None
+    if not name:
+        return {}
+    if name.startswith(HUB):
+        name = name.removeprefix(f"{HUB}{path}@").partition("/")[2]
+    elif Path(name).is_relative_to(Path(path).absolute()):
+        name = Path(name).relative_to(Path(path).absolute()).as_posix()
+    return {"id": PurePosixPath(name).with_suffix("").as_posix()}
 
 
 def _with_bytes(cell: Any, pictures: ImageStore) -> Any:

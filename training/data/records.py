@@ -234,7 +234,7 @@ def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | No
             "expected a path, found a picture as text: write it to a file that the row names",
         )
     path = PurePosixPath(picture)
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts or picture.lower().startswith("file:"):
         raise RowError("image", f"expected a path inside the image folder, found {picture!r}")
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
         raise RowError("image_sha256", f"expected 64 hex digits, found {found(sha256)}")
