@@ -1,6 +1,7 @@
 """Sources: every row becomes one source row or one line of refused.jsonl, ids as they were."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -731,3 +732,55 @@ def test_kinds_are_told_by_their_paths(pictures, dataset):
         ValueError, match=r"expected a .json or .jsonl file .*, a .parquet file, a folder or a Hub"
     ):
         infer_source(str(pictures / "images.zip"))
+
+
+def test_a_build_takes_no_file_from_outside_of_its_folder_and_nothing_that_is_no_picture(tmp_path):
+    """Whoever made a folder may have linked to any file of this machine, and what is built is published."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture())
+    (tmp_path / "key.png").write_text("PRIVATE KEY")
+    (tmp_path / "out.png").write_bytes(picture())
+    (folder / "key.png").symlink_to(tmp_path / "key.png")
+    (folder / "out.png").symlink_to(tmp_path / "out.png")
+    names = ["a.png", "key.png", "out.png", f"file://{folder}/a.png", "../out.png"]
+    rows = [llava(str(number), image) for number, image in enumerate(names)]
+    plan = dataclasses.replace(write_json(tmp_path / "rows.json", rows), images=str(folder))
+
+    def read_as(plan: SourcePlan) -> list[str]:
+        rows = read_source(plan, decode=True)
+        return [r.row["image"] if isinstance(r, Record) else f"{r.field}: {r.reason}" for r in rows]
+
+    good, key, out, address, above = read_as(plan)
+    assert good == "a.png"
+    assert "lies outside" in key
+    assert "follow_links" in out
+    assert "expected a path inside the image folder" in address
+    assert "expected a path inside the image folder" in above
+    good, key, out, *_ = read_as(dataclasses.replace(plan, follow_links=True))
+    assert (good, out) == ("a.png", "out.png")
+    assert "key.png': not a picture" in key
+
+
+def test_a_caption_is_read_through_no_link_that_leads_out(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("a secret")
+    (folder / "a.png").write_bytes(picture())
+    (folder / "a.txt").symlink_to(tmp_path / "secret")
+    plan = SourcePlan("folder", str(folder), language="en")
+    (row,) = read_source(plan)
+    assert "its caption: Cannot read 'a.txt': it lies outside" in str(row)
+    (row,) = read_source(dataclasses.replace(plan, follow_links=True))
+    assert row.row["text"] == "a secret"
+
+
+def test_a_missing_table_or_a_device_is_told_as_a_file(tmp_path):
+    (tmp_path / "zero.parquet").symlink_to("/dev/zero")
+    for name, reason in (("gone", "no such file"), ("zero", "expected an ordinary file, found a")):
+        path = str(tmp_path / f"{name}.parquet")
+        for plan in (infer_source(path), SourcePlan("llava", path), SourcePlan("hub", path)):
+            with pytest.raises(
+                (ValueError, FileNotFoundError), match=rf"{name}\.parquet: {reason}"
+            ):
+                list(read_source(plan))

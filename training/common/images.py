@@ -206,7 +206,7 @@ class FolderPictures:
 
     def _way_out(self, name: str) -> str:
         if not self._follow_links:
-            return "Copy the picture into it, or allow links that lead out of it"
+            return "Copy the picture into it, or allow such links (follow_links of a plan's source)"
         if os.path.isabs(name):
             return "Name a folder that holds all pictures; / holds every file"
         return "Name a folder that holds all pictures"
