@@ -262,6 +262,13 @@ class RowReader:
 
     def _messages(self, row: Mapping[str, Any], images: int) -> list[dict[str, Any]]:
         column = self.turn_column(row)
+        others = [c for c in self.turns if column and row.get(c) not in (None, [], row[column])]
+        if others:
+            raise RowError(
+                f"{column}, {others[0]}",
+                "expected turns in one of these, found both: remove one, or name the column of turns "
+                "(columns: {turns: NAME})",
+            )
         if column:
             return _from_turns(column, row[column], images)
         if self._is_prompted(row):
@@ -318,6 +325,13 @@ def _from_turns(column: str, turns: Any, images: int) -> list[dict[str, Any]]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
             raise RowError(field(number), f"expected a mapping, found {found(turn)}")
+        for key, value in turn.items():
+            if key not in ("role", "content", "from", "value") and _is_stray_picture(key, value):
+                raise RowError(
+                    f"{field(number)}.{key}",
+                    "expected the pictures of a turn in image parts of its content or in a column, found "
+                    f"{found(value)}",
+                )
     if any(turn.get(key) is not None for turn in turns for key in ("from", "value")):
         said = [
             {"from": _either(turn, "from", "role"), "value": _either(turn, "value", "content")}
@@ -331,6 +345,13 @@ def _from_turns(column: str, turns: Any, images: int) -> list[dict[str, Any]]:
     messages = [_message(turn, field(number)) for number, turn in enumerate(turns, 1)]
     # The letters in an answer of LLaVA's are a mistake; here a picture has other places.
     return _checked(messages, images, field, answers_are_text=True)
+
+
+def _is_stray_picture(key: str, value: Any) -> bool:
+    """Whether a turn or a part of text holds a picture that nothing would read."""
+    if value in (None, "", [], {}):
+        return False
+    return key in ("image", "images", "image_url") or looks_like_picture(value)
 
 
 def _either(turn: Mapping[str, Any], first: str, second: str) -> Any:
@@ -359,6 +380,12 @@ def _part(part: Any, field: str) -> dict[str, Any]:
         return {"type": "image"}
     if part.get("type") == "text" and not isinstance(part.get("text"), str):
         raise RowError(f"{field}.text", f"expected text, found {found(part.get('text'))}")
+    for key, value in part.items():
+        if key != "text" and _is_stray_picture(key, value):
+            raise RowError(
+                f"{field}.{key}",
+                f"expected a picture in a part of type 'image', found {found(value)}",
+            )
     # Arrow gives every part the keys of all parts.
     return {name: value for name, value in part.items() if value is not None}
 

@@ -205,6 +205,18 @@ def good_and_bad() -> Iterator[tuple[dict, str]]:
         yield messages(lang=code), "lang: expected a language's BCP-47 code"
     for code in ("Hindi", "pt-BR", None, "tlh"):
         yield messages(lang=code), ""
+    for key in ("image", "images", "picture", "path"):
+        stray = messages()
+        stray["messages"][0][key] = "a.png"
+        yield stray, f"messages[0].{key}: expected the pictures of a turn in image parts"
+        yield (
+            messages([{"type": "text", "text": "q", key: "a.png"}]),
+            f"messages[0].content[0].{key}: expected a picture in a part of type 'image'",
+        )
+    yield (
+        {**messages(), **llava(mark="")},
+        "conversations, messages: expected turns in one of these",
+    )
     yield {"prompt": None, "text": SAID}, "prompt: expected text, found nothing"
     yield {"prompt": ASKED, "text": None}, "text: expected text, found nothing"
     yield {"prompt": "<image>" + ASKED, "text": SAID, "image": "a.png"}, ""
