@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64_000_000
@@ -203,6 +203,17 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
         # PIL's readers raise many kinds (OSError, SyntaxError, struct.error, ...) for broken files.
         raise ValueError(f"Cannot read {name}: broken or cut off ({_printable(error)}).") from None
     return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return `image` turned by its EXIF orientation; as it is where its EXIF cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image)
+    except Exception:
+        # PIL's reader of EXIF raises many kinds; the pixels are whole.
+        return image
 
 
 def check_padded_side(width: int, height: int) -> None:

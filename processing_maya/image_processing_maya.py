@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
-from .image_loading_maya import check_padded_side, load_image, to_rgb
+from .image_loading_maya import check_padded_side, load_image, to_rgb, upright
 
 ASPECTS = ("pad", "square", "crop")
 
@@ -260,7 +260,7 @@ def _to_array(image: Any, settings: dict[str, Any], input_data_format: str | Non
                 f"a picture: expected at least one pixel, found {image.width}x{image.height}"
             )
         if settings["apply_exif_rotation"]:
-            image = ImageOps.exif_transpose(image)
+            image = upright(image)
         if settings["do_convert_rgb"]:
             color = settings["transparent_color"]
             image = to_rgb(image, tuple(color) if color is not None else None)

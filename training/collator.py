@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter
 
 from processing_maya import load_chat_template
 
 from .attention import Layout, dense_mask, row_plan
 from .bases.augmentation import AugmentationRecipe
 from .bases.augmentation import augment as redraw
-from .common.images import to_rgb
+from .common.images import to_rgb, upright
 from .common.telling import one_line
 from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
@@ -388,7 +388,7 @@ class GroupCollator:
         """The image as the image processor reads it, RGB."""
         settings = self.processor.image_processor
         if settings.apply_exif_rotation:
-            image = ImageOps.exif_transpose(image)
+            image = upright(image)
         color = settings.transparent_color
         return to_rgb(image, tuple(color) if color is not None else None)
 

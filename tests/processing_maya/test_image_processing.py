@@ -295,3 +295,18 @@ class TestArithmetic:
         assert second.apply_exif_rotation is True
         assert second.size == {"height": 8, "width": 8}
         assert second.backend == "pil"
+
+
+def test_a_damaged_exif_is_no_reason_to_refuse_a_whole_picture():
+    """Its orientation is then unknown; nothing is printed or raised."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a text of some length"
+    file = io.BytesIO()
+    noise(12, 8).save(file, "PNG")
+    process = processor(apply_exif_rotation=True)
+    whole = exif.tobytes()
+    for start in range(6, len(whole)):
+        with Image.open(file) as image:
+            image.load()
+        image.info["exif"] = whole[:start] + b"\xff" * 3 + whole[start + 3 :]
+        assert process(image, return_tensors="np")["pixel_values"].shape == (1, 3, 8, 8)

@@ -34,13 +34,14 @@ if TYPE_CHECKING:
         load_image,
         read_picture_file,
         to_rgb,
+        upright,
     )
 else:
     _loading = processing_module("image_loading_maya")
     MAX_BYTES, check_padded_side = _loading.MAX_BYTES, _loading.check_padded_side
     decode_picture, is_base64_picture = _loading.decode_picture, _loading.is_base64_picture
     load_image, read_picture_file = _loading.load_image, _loading.read_picture_file
-    to_rgb = _loading.to_rgb
+    to_rgb, upright = _loading.to_rgb, _loading.upright
 
 __all__ = [
     "MAX_BYTES",
@@ -56,6 +57,7 @@ __all__ = [
     "open_place",
     "read_picture_file",
     "to_rgb",
+    "upright",
 ]
 
 # How the names of picture files end.
