@@ -33,7 +33,7 @@ CODE = (
     ),
     *(
         Path(processing_maya.__file__).with_name(f"{name}_maya.py")
-        for name in ("processing", "image_processing", "image_loading")
+        for name in ("processing", "image_processing", "image_loading", "conversations")
     ),
 )
 # SHA-256 of templates that earlier states of this package shipped -> arguments of load_chat_template.

@@ -8,8 +8,9 @@ from transformers import AutoProcessor, PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from . import processing_llava_cohere
+from .conversations_maya import messages_from_conversations
 from .image_processing_maya import MayaImageProcessor
-from .processing_maya import MayaProcessor, add_image_token, messages_from_conversations
+from .processing_maya import MayaProcessor, add_image_token
 
 CHAT_TEMPLATES = ("maya", "aya", "plain")
 

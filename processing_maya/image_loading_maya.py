@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote, unquote_to_bytes, urljoin, urlsplit
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64_000_000
+# Longest side of a picture that is padded to a square.
+MAX_PADDED_SIDE = 16384
 TIMEOUT = 20.0
 MAX_REDIRECTS = 5
 
@@ -39,6 +42,7 @@ def load_image(
     source: ImageSource,
     *,
     root: str | os.PathLike | None = None,
+    follow_links: bool = False,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     timeout: float = TIMEOUT,
@@ -52,6 +56,7 @@ def load_image(
         source: a PIL image, the bytes of a file, a path, an `http(s)://` URL, a `data:` URI, or the
             bytes of a file as base64 text. Of an animation the first frame is taken.
         root: if given, files are looked for in this folder and must lie in it, links resolved.
+        follow_links: links in `root` may lead out of it; the path itself may not.
         max_bytes: largest file or download, in bytes.
         max_pixels: largest width times height, checked in the header before decoding.
         timeout: seconds for a whole download, redirects and name resolution included.
@@ -71,7 +76,7 @@ def load_image(
         data = bytes(source)
         _check_size(len(data), max_bytes, name)
     elif isinstance(source, os.PathLike):
-        data = _read_file(Path(source), root, max_bytes, name, allow_files)
+        data = _read_file(Path(source), root, max_bytes, name, allow_files, follow_links)
     elif isinstance(source, str):
         scheme = source.split(":", 1)[0].lower() if ":" in source else ""
         if scheme == "data":
@@ -89,7 +94,7 @@ def load_image(
         elif is_base64_picture(source):
             data = _read_base64(source, max_bytes, name)
         else:
-            data = _read_file(Path(source), root, max_bytes, name, allow_files)
+            data = _read_file(Path(source), root, max_bytes, name, allow_files, follow_links)
     else:
         raise ValueError(
             f"Cannot read an image from {type(source).__name__}: expected a PIL image, bytes, a path or a URL."
@@ -97,15 +102,33 @@ def load_image(
     return _decode(data, name, max_pixels)
 
 
-def read_picture(path: str | os.PathLike, *, root: str | os.PathLike | None = None) -> bytes:
-    """Return the bytes of a picture file, opened as `load_image` opens it and decoded once.
+def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the decoded picture that `data`, the bytes of a file, holds, in its own PIL mode.
 
-    For copying a picture unchanged. Raises as `load_image` does.
+    Args:
+        data: at most `MAX_BYTES` bytes.
+        name: what errors call the picture.
+        max_pixels: as in `load_image`.
+
+    Raises ValueError as `load_image` does.
     """
-    name = _describe(path)
-    data = _read_file(Path(path), root, MAX_BYTES, name, True)
-    _decode(data, name, MAX_PIXELS)
-    return data
+    _check_size(len(data), MAX_BYTES, _describe(name))
+    return _decode(bytes(data), _describe(name), max_pixels)
+
+
+def read_picture_file(
+    path: str | os.PathLike,
+    *,
+    root: str | os.PathLike | None = None,
+    follow_links: bool = False,
+    max_bytes: int | None = None,
+) -> bytes:
+    """Return the bytes of a file, opened as `load_image` opens it and not decoded.
+
+    Raises as `load_image` does for what it refuses before decoding.
+    """
+    limit = MAX_BYTES if max_bytes is None else max_bytes
+    return _read_file(Path(path), root, limit, _describe(path), True, follow_links)
 
 
 def _describe(source: Any) -> str:
@@ -124,6 +147,15 @@ def _describe(source: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}...'"
 
 
+def _printable(text: Any) -> str:
+    """What others wrote, such as a server's answer, as one short line without control characters."""
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
 def _check_size(size: int, max_bytes: int, name: str) -> None:
     if size == 0:
         raise ValueError(f"Cannot read {name}: it is empty.")
@@ -137,8 +169,9 @@ def _check_size(size: int, max_bytes: int, name: str) -> None:
 def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # PIL's own limit is ours to enforce, as an error and before decoding.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # PIL's own limit is ours to enforce, as an error and before decoding. What it says of odd
+            # tags would stand beside the one line of an error.
+            warnings.simplefilter("ignore")
             if isinstance(source, bytes):
                 Image.init()
                 image = Image.open(
@@ -146,6 +179,10 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
                 )
             else:
                 image = source
+            if not image.width or not image.height:
+                raise ValueError(
+                    f"Cannot read {name}: {image.width}x{image.height} pixels, there is nothing on it."
+                )
             if image.width * image.height > max_pixels:
                 raise ValueError(
                     f"Cannot read {name}: {image.width}x{image.height} is more than the {max_pixels} pixels allowed."
@@ -164,24 +201,74 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
         ) from None
     except Exception as error:
         # PIL's readers raise many kinds (OSError, SyntaxError, struct.error, ...) for broken files.
-        raise ValueError(f"Cannot read {name}: broken or cut off ({error}).") from None
+        raise ValueError(f"Cannot read {name}: broken or cut off ({_printable(error)}).") from None
     return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return `image` turned by its EXIF orientation; as it is where its EXIF cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image)
+    except Exception:
+        # PIL's reader of EXIF raises many kinds; the pixels are whole.
+        return image
+
+
+def check_padded_side(width: int, height: int) -> None:
+    """Raise ValueError for a picture that is too long to be padded to a square."""
+    if max(width, height) > MAX_PADDED_SIDE:
+        raise ValueError(
+            f"Cannot pad a picture of {width}x{height} pixels to a square: the longer side may have "
+            f"at most {MAX_PADDED_SIDE}. Make it smaller, or use image_aspect='square' or 'crop'."
+        )
+
+
+def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None) -> Image.Image:
+    """Return `image` in mode RGB with 8 bits a channel.
+
+    Transparency is dropped, not blended, as the original does, unless `transparent_color` is
+    given. 16-bit greyscale is scaled from 0..65535 to 0..255 (PIL would clip it to white).
+    Raises ValueError for floating-point pictures, whose range is unknown.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError(
+            "Cannot read a floating-point picture (PIL mode 'F'), its range of values is unknown: "
+            "convert it to 8 bits first, for example with image.point(...).convert('L')."
+        )
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        # Mode I holds both 16-bit files and small integers that someone put there.
+        if image.mode != "I" or values.max(initial=0) > 255:
+            values = (values + 128) // 257
+        return Image.fromarray(values.clip(0, 255).astype(np.uint8), mode="L").convert("RGB")
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    if transparent_color is not None and transparent:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (*transparent_color, 255))
+        image = Image.alpha_composite(ground, image)
+    return image.convert("RGB")
 
 
 # Files and data URIs
 
 
 def _read_file(
-    path: Path, root: str | os.PathLike | None, max_bytes: int, name: str, allowed: bool
+    path: Path,
+    root: str | os.PathLike | None,
+    max_bytes: int,
+    name: str,
+    allowed: bool,
+    follow_links: bool,
 ) -> bytes:
     if not allowed:
         raise ValueError(f"Cannot read {name}: files are switched off (allow_files).")
     try:
         if root is not None:
-            folder = Path(root).resolve()
-            path = (folder / path).resolve()
-            if not path.is_relative_to(folder):
-                raise ValueError(f"Cannot read {name}: it lies outside of {str(folder)!r}.")
+            path = _inside(path, Path(root), name, follow_links)
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             raise ValueError(f"Cannot read {name}: not a regular file.")
@@ -200,6 +287,23 @@ def _read_file(
         ) from None
     _check_size(len(data), max_bytes, name)
     return data
+
+
+def _inside(path: Path, root: Path, name: str, follow_links: bool) -> Path:
+    """Where a path in the folder `root` leads; raises ValueError where that is outside of it."""
+    if follow_links:
+        # The dots are taken out of the text: behind a link they would lead elsewhere.
+        folder = Path(os.path.abspath(root))
+        found = Path(os.path.normpath(folder / path))
+    else:
+        try:
+            folder = root.resolve()
+            found = (folder / path).resolve()
+        except RuntimeError:  # older releases of Python, for a link that leads to itself
+            raise ValueError(f"Cannot read {name}: a link that leads to itself.") from None
+    if not found.is_relative_to(folder):
+        raise ValueError(f"Cannot read {name}: it lies outside of {str(folder)!r}.")
+    return found
 
 
 def is_base64_picture(text: str) -> bool:
@@ -231,10 +335,16 @@ def _read_data_uri(uri: str, max_bytes: int, name: str) -> bytes:
 
 # The web
 
+# IPv6 networks that count as global and lead to this machine or into a private network: site-local
+# addresses, IPv4 addresses in an old notation, and translation to IPv4 inside of one network.
+_LOCAL_IPV6 = tuple(ipaddress.ip_network(n) for n in ("fec0::/10", "::/96", "64:ff9b:1::/48"))
+
 
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _LOCAL_IPV6):
+            return False
         # Addresses that carry an IPv4 address lead there.
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
@@ -318,7 +428,12 @@ def _download(
             answer = _fetch_once(url, max_bytes, deadline, remaining, allow_private, name)
             if isinstance(answer, bytes):
                 return answer
-            url = urljoin(url, answer)
+            try:
+                url = urljoin(url, answer)
+            except ValueError as error:
+                raise ValueError(
+                    f"Cannot fetch {name}: redirected to no address ({_printable(error)})."
+                ) from None
     except TimeoutError as error:
         raise TimeoutError(
             str(error)
@@ -327,7 +442,7 @@ def _download(
         ) from None
     except http.client.HTTPException as error:
         raise ConnectionError(
-            f"Cannot fetch {name}: broken HTTP answer ({type(error).__name__} {error})."
+            f"Cannot fetch {name}: broken HTTP answer ({type(error).__name__} {_printable(error)})."
         ) from None
     except OSError as error:
         raise ConnectionError(
@@ -345,19 +460,19 @@ def _fetch_once(
     name: str,
 ) -> bytes | str:
     """One request: the body, or where the answer redirects to."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise ValueError(f"Cannot fetch {name}: {_printable(error)}.") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(
-            f"Cannot fetch {name}: redirected to scheme {parts.scheme!r}, only http and https are allowed."
+            f"Cannot fetch {name}: redirected to scheme {_printable(parts.scheme)!r}, only http and https are allowed."
         )
     if not parts.hostname or parts.username is not None:
         raise ValueError(
             f"Cannot fetch {name}: the URL needs a host name and no user name or password."
         )
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        raise ValueError(f"Cannot fetch {name}: {error}.") from None
     addresses = _resolve(parts.hostname, port, deadline, name)
     private = [address for address in addresses if not _is_public(address)]
     if private and not allow_private:
@@ -390,10 +505,15 @@ def _fetch_once(
             return location
         if response.status != 200:
             raise ConnectionError(
-                f"Cannot fetch {name}: the server answered {response.status} {response.reason}."
+                f"Cannot fetch {name}: the server answered {response.status} {_printable(response.reason)}."
             )
         if response.getheader("Content-Encoding", "identity").lower() != "identity":
             raise ValueError(f"Cannot fetch {name}: compressed transfer, which was not asked for.")
+        lengths = response.headers.get_all("Content-Length", [])
+        if len(lengths) > 1 or not all(length.strip().isdecimal() for length in lengths):
+            raise ValueError(
+                f"Cannot fetch {name}: expected one Content-Length, found {_printable(', '.join(lengths))}."
+            )
         if response.length is not None:
             _check_size(response.length, max_bytes, name)
         body = bytearray()

@@ -3,15 +3,15 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
-from .image_loading_maya import load_image
+from .image_loading_maya import check_padded_side, load_image, to_rgb, upright
 
 ASPECTS = ("pad", "square", "crop")
 
-# Padding makes a square of the long side; beyond this side it would take gigabytes of memory.
-MAX_PADDED_SIDE = 16384
+# Pixels of a padded square that are in memory at once.
+STRIP_PIXELS = 1 << 24
 
 
 class MayaImageProcessorKwargs(dict):
@@ -32,54 +32,32 @@ class MayaImageProcessorKwargs(dict):
     transparent_color: list[int] | None
 
 
-def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None) -> Image.Image:
-    """Return `image` in mode RGB with 8 bits a channel.
-
-    Transparency is dropped, not blended, as the original does, unless `transparent_color` is
-    given. 16-bit greyscale is scaled from 0..65535 to 0..255 (PIL would clip it to white).
-    Raises ValueError for floating-point pictures, whose range is unknown.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ValueError(
-            "Cannot read a floating-point picture (PIL mode 'F'), its range of values is unknown: "
-            "convert it to 8 bits first, for example with image.point(...).convert('L')."
-        )
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        # Mode I holds both 16-bit files and small integers that someone put there.
-        if image.mode != "I" or values.max(initial=0) > 255:
-            values = (values + 128) // 257
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8), mode="L").convert("RGB")
-    transparent = "A" in image.getbands() or "transparency" in image.info
-    if transparent_color is not None and transparent:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (*transparent_color, 255))
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")
-
-
 def make_square(image: np.ndarray, aspect: str, pad_color: tuple[float, ...]) -> np.ndarray:
     """Pad or crop `image` [height, width, channels] to a square, or leave it for `"square"`."""
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     if height == width or aspect == "square":
         return image
     if aspect == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         return image[top : top + side, left : left + side]
+    return _padded_rows(image, pad_color, 0, max(height, width))
+
+
+def _padded_rows(
+    image: np.ndarray, pad_color: tuple[float, ...], start: int, stop: int
+) -> np.ndarray:
+    """Rows `start` to `stop` of the square that `image` is padded to."""
+    height, width, channels = image.shape
     side = max(height, width)
-    if side > MAX_PADDED_SIDE:
-        raise ValueError(
-            f"Cannot pad a picture of {width}x{height} pixels to a square: the longer side may have "
-            f"at most {MAX_PADDED_SIDE}. Make it smaller, or use image_aspect='square' or 'crop'."
-        )
+    check_padded_side(width, height)
     top, left = (side - height) // 2, (side - width) // 2
-    square = np.empty((side, side, channels), dtype=image.dtype)
-    square[:] = np.asarray(pad_color[:channels], dtype=image.dtype)
-    square[top : top + height, left : left + width] = image
-    return square
+    rows = np.empty((stop - start, side, channels), dtype=image.dtype)
+    rows[:] = np.asarray(pad_color[:channels], dtype=image.dtype)
+    first, last = max(start, top), min(stop, top + height)
+    if first < last:
+        rows[first - start : last - start, left : left + width] = image[first - top : last - top]
+    return rows
 
 
 class MayaImageProcessor(BaseImageProcessor):
@@ -233,9 +211,12 @@ class MayaImageProcessor(BaseImageProcessor):
             settings["image_aspect"], settings["pad_color"], settings["transparent_color"]
         )
         input_data_format = kwargs.get("input_data_format")
+        pictures = self.flatten_images(images)
+        if not pictures:
+            raise ValueError("images: expected at least one picture, found none")
         pixel_values = [
             _to_pixels(_to_array(image, settings, input_data_format), settings)
-            for image in self.flatten_images(images)
+            for image in pictures
         ]
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
@@ -274,14 +255,24 @@ def _to_array(image: Any, settings: dict[str, Any], input_data_format: str | Non
     result has three channels.
     """
     if isinstance(image, Image.Image):
+        if not image.width or not image.height:
+            raise ValueError(
+                f"a picture: expected at least one pixel, found {image.width}x{image.height}"
+            )
         if settings["apply_exif_rotation"]:
-            image = ImageOps.exif_transpose(image)
+            image = upright(image)
         if settings["do_convert_rgb"]:
             color = settings["transparent_color"]
             image = to_rgb(image, tuple(color) if color is not None else None)
         array = np.asarray(image)
         return array[..., None] if array.ndim == 2 else array
     array = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+    if not array.size or not (array.dtype == np.bool_ or np.issubdtype(array.dtype, np.number)):
+        raise ValueError(
+            f"an image array: expected numbers, found {array.dtype} of the shape {array.shape}"
+        )
+    if np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"an image array: expected real numbers, found {array.dtype}")
     if array.ndim == 2:
         array = array[..., None]
     elif array.ndim != 3:
@@ -348,7 +339,13 @@ def _to_pixels(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     # Without rescaling a floating-point image is already in 0..1.
     scale = 1.0 if as_bytes else settings["rescale_factor"]
     color = tuple(value * scale for value in settings["pad_color"])
-    image = make_square(np.ascontiguousarray(image), settings["image_aspect"], color)
+    image = np.ascontiguousarray(image)
+    side = max(image.shape[:2])
+    large = side * side > STRIP_PIXELS and not _vertical_first(side, side, (width, height))
+    if settings["image_aspect"] == "pad" and settings["do_resize"] and large:
+        image = _narrow_square(image, color, width, settings["resample"])
+    else:
+        image = make_square(image, settings["image_aspect"], color)
     if settings["do_resize"] and image.shape[:2] != (height, width):
         image = _resize(image, (width, height), settings["resample"])
     channels = image.shape[2]
@@ -360,6 +357,31 @@ def _to_pixels(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     return _normalize(image, settings).transpose(2, 0, 1)
 
 
+def _narrow_square(
+    image: np.ndarray, color: tuple[float, ...], width: int, resample: int
+) -> np.ndarray:
+    """The square that `image` is padded to, resized to `width`, [side, width, channels].
+
+    A row is resized without its neighbours, so a strip of the square at a time gives the same values.
+    """
+    side = max(image.shape[:2])
+    count = max(1, STRIP_PIXELS // side)
+    strips = []
+    for start in range(0, side, count):
+        strip = _padded_rows(image, color, start, min(start + count, side))
+        strips.append(_resize(strip, (width, len(strip)), resample))
+    return np.concatenate(strips)
+
+
+def _vertical_first(width: int, height: int, size: tuple[int, int]) -> bool:
+    """Whether Pillow 13 resizes the vertical axis first."""
+    target_width, target_height = size
+    return (
+        height > target_height
+        and target_width * (height + target_height) > 2 * width * target_height
+    )
+
+
 def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
     """Resize [height, width, channels] to `size`, (width, height), by PIL, one axis after the other.
 
@@ -367,10 +389,7 @@ def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarr
     horizontal one. Here it is the choice of Pillow 13, which takes the vertical one for tall pictures.
     """
     (width, height), (target_width, target_height) = image.shape[1::-1], size
-    vertical_first = (
-        height > target_height
-        and target_width * (height + target_height) > 2 * width * target_height
-    )
+    vertical_first = _vertical_first(width, height, size)
     between = (width, target_height) if vertical_first else (target_width, height)
     if image.dtype == np.uint8 and image.shape[2] in (3, 4):
         parts = [Image.fromarray(image)]

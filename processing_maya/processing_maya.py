@@ -7,6 +7,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 # transformers before 5.10 copies only the modules that a processor imports itself.
+from .conversations_maya import IMAGE_KEYS, check_messages, count_images, with_images_first
 from .image_loading_maya import ImageSource
 from .image_processing_maya import MayaImageProcessor, MayaImageProcessorKwargs
 
@@ -18,11 +19,6 @@ BREAK = "\U000f0002"
 
 # Private-use characters that mark, in a rendered template, where an assistant's words begin and end.
 SPAN_START, SPAN_END = "\U000f0003", "\U000f0004"
-
-ROLES = ("system", "user", "assistant")
-
-# Where an image part may hold its picture; exactly one of them.
-IMAGE_KEYS = ("image", "url", "path", "base64")
 
 # Arguments of a tokenizer call that `apply_chat_template` accepts among the template's variables.
 TOKENIZER_KWARGS = (
@@ -59,132 +55,6 @@ def add_image_token(
             {"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False
         )
     return tokenizer.convert_tokens_to_ids(image_token)
-
-
-def messages_from_conversations(
-    conversations: list[dict[str, str]], num_images: int, name: str = "the sample"
-) -> list[dict[str, Any]]:
-    """Turn a LLaVA `conversations` list into `messages` with `{"type": "image"}` parts.
-
-    The rules are those of the original: `<image>` markers are taken out of a human turn and its
-    images come first in it; two markers in one turn stand for one image if there are fewer images
-    than markers; a leading gpt turn is dropped (the result is then one turn shorter than the rest
-    of the input would give). What the original silently failed to learn raises ValueError, with
-    `name` in it: an empty answer, a marker in an answer, markers that do not match `num_images`,
-    unknown speakers.
-    """
-    roles = {
-        "human": "user",
-        "gpt": "assistant",
-        "user": "user",
-        "assistant": "assistant",
-        "system": "system",
-    }
-    turns = []
-    for index, turn in enumerate(conversations):
-        speaker, value = turn.get("from"), turn.get("value")
-        if speaker not in roles or not isinstance(value, str):
-            raise ValueError(
-                f"{name}, turn {index + 1}: expected 'from' (human, gpt or system) and a text 'value', "
-                f"found from={speaker!r} and a value of type {type(value).__name__}."
-            )
-        turns.append((roles[speaker], value))
-    if turns and turns[0][0] == "assistant":
-        turns = turns[1:]
-    markers = [value.count("<image>") for _, value in turns]
-    for (role, _), count in zip(turns, markers, strict=True):
-        if count and role != "user":
-            raise ValueError(
-                f"{name}: an <image> marker in {'an' if role == 'assistant' else 'a'} {role} turn; images belong to the human turns."
-            )
-    marked_turns = sum(count > 0 for count in markers)
-    if num_images not in (sum(markers), marked_turns):
-        raise ValueError(
-            f"{name}: {num_images} images but {sum(markers)} <image> markers in {marked_turns} turns; "
-            "give each image one marker."
-        )
-    messages: list[dict[str, Any]] = []
-    for (role, value), count in zip(turns, markers, strict=True):
-        if not count:
-            messages.append({"role": role, "content": value})
-            continue
-        images = count if sum(markers) == num_images else 1
-        text = value.replace("<image>", "")
-        messages.append(
-            {
-                "role": role,
-                "content": [{"type": "image"} for _ in range(images)]
-                + [{"type": "text", "text": text}],
-            }
-        )
-    _check_messages(messages, name)
-    return messages
-
-
-def _check_messages(messages: Any, name: str, allow_empty_last: bool = False) -> None:
-    """Raise ValueError, naming the turn, unless `messages` can be rendered and learned from."""
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError(
-            f"{name}: expected a list of messages with at least one turn, found {messages!r}."
-        )
-    for index, message in enumerate(messages):
-        where = f"{name}, turn {index + 1}"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, dict) else type(message).__name__
-            raise ValueError(f"{where}: expected a role of {', '.join(ROLES)}, found {role!r}.")
-        role, content = message["role"], message.get("content")
-        if isinstance(content, str):
-            empty = not content
-        elif isinstance(content, (list, tuple)):
-            empty = True
-            for part in content:
-                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-                if kind == "text" and isinstance(part.get("text"), str):
-                    empty = empty and not part["text"]
-                elif kind == "image":
-                    if role != "user":
-                        raise ValueError(
-                            f"{where}: an image in the {role}'s turn; images belong to user turns."
-                        )
-                    keys = [key for key in IMAGE_KEYS if part.get(key) is not None]
-                    if len(keys) > 1:
-                        raise ValueError(
-                            f"{where}: expected one picture in an image part, found {' and '.join(keys)}."
-                        )
-                else:
-                    raise ValueError(
-                        f"{where}: expected parts of type 'text' (with 'text') or 'image', found {kind!r}."
-                    )
-        else:
-            raise ValueError(
-                f"{where}: expected 'content' as text or a list of parts, found {type(content).__name__}."
-            )
-        if role == "assistant" and empty and not (allow_empty_last and index == len(messages) - 1):
-            raise ValueError(
-                f"{where}: the assistant's answer is empty, there is nothing to learn or continue from."
-            )
-
-
-def _count_images(messages: list[dict[str, Any]]) -> int:
-    return sum(
-        part.get("type") == "image"
-        for message in messages
-        if not isinstance(message["content"], str)
-        for part in message["content"]
-    )
-
-
-def _with_images_first(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """Put `num_images` image parts at the start of the first user turn."""
-    for index, message in enumerate(messages):
-        if message["role"] == "user":
-            content = message["content"]
-            parts = (
-                [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-            )
-            message = {**message, "content": [{"type": "image"} for _ in range(num_images)] + parts}
-            return [*messages[:index], message, *messages[index + 1 :]]
-    raise ValueError(f"{num_images} images but no user turn to put them in.")
 
 
 def _assistant_mask(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
@@ -483,15 +353,15 @@ class MayaProcessor(ProcessorMixin):
         allow_empty_last: bool = False,
     ) -> list[dict[str, Any]]:
         """Check `messages`, place loose images, break up control tokens; the input is not changed."""
-        _check_messages(messages, name, allow_empty_last)
-        placed = _count_images(messages)
+        check_messages(messages, name, allow_empty_last)
+        placed = count_images(messages)
         if num_images is not None and placed != num_images:
             if placed:
                 raise ValueError(
                     f'{name}: {num_images} images but {placed} {{"type": "image"}} parts in the messages; '
                     "give each image one part, or none to put them all before the first question."
                 )
-            messages = _with_images_first(list(messages), num_images)
+            messages = with_images_first(list(messages), num_images)
         if not sanitize:
             return list(messages)
         prepared = []
@@ -561,7 +431,7 @@ class MayaProcessor(ProcessorMixin):
                 "return_assistant_tokens_mask with it"
             )
         if not isinstance(conversation, (list, tuple)) or not conversation:
-            _check_messages(conversation, "the conversation")
+            check_messages(conversation, "the conversation")
         is_batched = isinstance(conversation[0], (list, tuple))
         conversations = [
             self._prepare_messages(
@@ -683,7 +553,7 @@ class MayaProcessor(ProcessorMixin):
             raise ValueError(f"{name}: {error}") from error
         ids, offsets = self._encode(text)
         mask = _assistant_mask(offsets, row_spans)
-        found, expected = ids.count(self.image_token_id), _count_images(prepared)
+        found, expected = ids.count(self.image_token_id), count_images(prepared)
         if found != expected:
             raise ValueError(
                 f"{name}: {expected} images but {found} {self.image_token} placeholders after the chat template."

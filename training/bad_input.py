@@ -2,20 +2,19 @@
 
 import os
 
+from .common.network import of_network
 from .common.secrets import redact_text
 from .common.telling import one_line
 from .versions import how_to_install, warn_of_versions
 
 USER_ERRORS = (ValueError, OSError, MemoryError)
-# Libraries that talk to the Hub; their errors need be no OSError, and huggingface_hub changes library.
-NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp")
 
 
 def is_bad_input(error: BaseException) -> bool:
     """Whether an error is told without its traceback; a package that is not installed is one too."""
     if isinstance(error, ModuleNotFoundError):
         return error.name is not None
-    if _of_network(error):
+    if of_network(error):
         return True
     # A field of a config of transformers; it is no ValueError, and its module need not be loaded.
     names = {cls.__name__ for cls in type(error).__mro__}
@@ -33,13 +32,9 @@ def in_one_line(error: BaseException, extra: str) -> str:
         # A module that a library has moved is missing too.
         return one_line(f"{missing}; {told or how_to_install(extra)}")
     told = redact_text(str(error)).strip() or type(error).__name__
-    if _of_network(error):
+    if of_network(error):
         place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         told = (
             f"cannot reach the Hub ({place}): {told}: check the connection, or give a local folder"
         )
     return one_line(told)
-
-
-def _of_network(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] in NETWORK

@@ -24,6 +24,8 @@ from processing_maya import load_chat_template
 from .attention import Layout, dense_mask, row_plan
 from .bases.augmentation import AugmentationRecipe
 from .bases.augmentation import augment as redraw
+from .common.images import to_rgb, upright
+from .common.telling import one_line
 from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
 from .packing import divide
@@ -38,7 +40,8 @@ KEPT = 1 << 19
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation in tokens. ids, trained: (n,); trained is True where a token is learned."""
+    """One conversation in tokens. ids, trained: (n,); trained is True where a token is learned. index: its
+    number in the data."""
 
     id: str
     language: int
@@ -47,6 +50,7 @@ class Encoded:
     text_bytes: int
     images: tuple[Any, ...]
     source: int
+    index: int = -1
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,16 @@ class Packed:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that the run did without, or did not learn whole, and why."""
+    """A row that the run did without, or did not learn whole, and why.
+
+    id, language, path, row, data: as in `groups.RowName`.
+    """
 
     id: str
-    language: str  # an id may be that of a text in every language
+    language: str
     path: str
+    row: int
+    data: int
     reason: str
     action: Literal["skipped", "shortened"]
 
@@ -315,14 +324,14 @@ class GroupCollator:
 
     def _row(self, trees: Sequence[tuple[int, Packed]], bad: list[BadRow]) -> dict[str, Any]:
         packed: list[Packed] = []
-        pixels: dict[tuple, Image.Image] = {}
+        pixels: dict[tuple, torch.Tensor] = {}
         shown: list[tuple] = []
         for epoch, tree in trees:
             first = tree.encoded[0]
             names = [self._image_name(first, key, epoch) for key in first.images]
             try:
                 new = {
-                    name: self._image(first, key, epoch)
+                    name: self._pixels(first, key, epoch)
                     for name, key in zip(names, first.images, strict=True)
                     if name not in pixels
                 }
@@ -340,16 +349,18 @@ class GroupCollator:
             assert not pixels
         batch = lay_out(packed, self.layout, len(self.data.languages), self.pad_token)
         if pixels:
-            processed = self.processor.image_processor(list(pixels.values()), return_tensors="pt")
-            batch["pixel_values"] = processed["pixel_values"]
+            batch["pixel_values"] = torch.cat(list(pixels.values()))
             number = {name: n for n, name in enumerate(pixels)}
             batch["image_index"] = torch.tensor([number[name] for name in shown])
         return batch
 
     def _without_image(self, row: Encoded, error: ValueError) -> BadRow:
-        path = self.data.sources[row.source].recipe.path
-        language = self.data.languages[row.language]
-        return BadRow(row.id, language, path, str(error), "skipped")
+        return self._bad_row(row.index, str(error))
+
+    def _bad_row(
+        self, index: int, reason: str, action: Literal["skipped", "shortened"] = "skipped"
+    ) -> BadRow:
+        return BadRow(*self.data.name(index), one_line(reason), action)
 
     def _image_name(self, first: Encoded, key: Any, epoch: int) -> tuple:
         """What tells an image from the others of a row."""
@@ -357,13 +368,29 @@ class GroupCollator:
             return first.source, key
         return first.source, key, epoch, first.id, first.language
 
-    def _image(self, first: Encoded, key: Any, epoch: int) -> Image.Image:
-        """The image as it is trained on."""
+    def _pixels(self, first: Encoded, key: Any, epoch: int) -> torch.Tensor:
+        """The image as it is trained on, (1, 3, height, width). Raises ValueError naming the row."""
         image = self.data.load_image(first.source, key, first.id)
-        augment = self.data.sources[first.source].recipe.augment
-        if augment is None:
-            return image
-        return augment_image(image, augment, self._random(epoch, first.id, first.language))
+        recipe = self.data.sources[first.source].recipe
+        try:
+            if recipe.augment is not None:
+                random = self._random(epoch, first.id, first.language)
+                image = augment_image(self._upright(image), recipe.augment, random)
+            return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        except ValueError as error:
+            name = row_name(first.id, self.data.languages[first.language], recipe.path)
+            raise ValueError(
+                f"{name}: its image cannot be used: {str(error).removesuffix('.')}; repair the file or "
+                "remove the row"
+            ) from None
+
+    def _upright(self, image: Image.Image) -> Image.Image:
+        """The image as the image processor reads it, RGB."""
+        settings = self.processor.image_processor
+        if settings.apply_exif_rotation:
+            image = upright(image)
+        color = settings.transparent_color
+        return to_rgb(image, tuple(color) if color is not None else None)
 
     def _random(self, epoch: int, row_id: str, language: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, zlib.crc32(row_id.encode()), language])
@@ -386,7 +413,7 @@ class GroupCollator:
             except ValueError as error:
                 if self.on_bad_row == "stop":
                     raise
-                known = BadRow(*self.data.name(index), str(error), "skipped")
+                known = self._bad_row(index, str(error))
             if len(self._encoded) < KEPT:
                 self._encoded[index] = known
         return known
@@ -411,8 +438,8 @@ class GroupCollator:
                 or not kept_images
                 or not trained[: self.max_length].any()
             ):
-                return BadRow(*self.data.name(index), reason, "skipped")
-            self._shortened[index] = BadRow(*self.data.name(index), reason, "shortened")
+                return self._bad_row(index, reason)
+            self._shortened[index] = self._bad_row(index, reason, "shortened")
             share = trained[: self.max_length].sum() / trained.sum()
             ids, trained = ids[: self.max_length], trained[: self.max_length]
         return Encoded(
@@ -423,6 +450,7 @@ class GroupCollator:
             text_bytes=round(share * len(_assistant_text(conversation).encode())),
             images=conversation.images,
             source=conversation.source,
+            index=index,
         )
 
 

@@ -1,39 +1,29 @@
 """Rows of any known shape become groups: one image, K conversations, each with its language.
 
-Read are the package's own dataset layout (captions, texts or instructions per language beside one
-table of images), rows of `messages` + `images`, and the LLaVA / PALO `conversations` JSON. Everything after
-this file sees only conversations, images and the plan of groups.
+Rows are opened by rows.py and read by conversations.py. Everything after this file sees only conversations,
+images and the plan of groups.
 
 The plan is drawn from the seed alone, so it is the same on any number of processes and needs no
 state to be resumed.
 """
 
-import json
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from processing_maya import messages_from_conversations
-from processing_maya.image_processing_maya import to_rgb
-
-from .images import load_image
+from .common.images import ImageStore, StorageError, is_address
+from .common.languages import as_language, is_language, no_language
+from .common.telling import printable, shown
+from .conversations import NAMED, RowError, RowReader
 from .recipe import DataRecipe
-from .schema import convert
-from .tables import (
-    card_files,
-    is_content,
-    is_language,
-    is_text,
-    no_images,
-    no_language,
-    row_name,
-    shown,
-)
+from .rows import Rows, open_pictures, open_rows
+from .tables import no_images, row_name
 
 
 @dataclass(frozen=True)
@@ -53,28 +43,42 @@ class Conversation:
     source: int
 
 
+class RowName(NamedTuple):
+    """Which row a conversation is: an id may be that of several rows, its number and its data are not.
+
+    id: without one, the row's number. language: what is in its place, where it is none. row: number in its
+    file or dataset, from 0. data: number of its dataset in the stage.
+    """
+
+    id: str
+    language: str
+    path: str
+    row: int
+    data: int
+
+
 @dataclass
 class _Source:
-    """One dataset: `rows[i]` is a row, `read` gives its messages, `image_keys` what to open."""
+    """One dataset: `rows[i]` is a row, `reader` reads it, `image_keys` are what `pictures` opens."""
 
     recipe: DataRecipe
-    rows: Any
-    read: "Reader"
+    rows: Rows
+    reader: RowReader
     row_index: np.ndarray  # (n,) index into rows of every conversation kept
     image_keys: list[Any] = field(default_factory=list)  # distinct images
-    open_image: Callable[[Any], Image.Image] = load_image
+    pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
     row_images: list[tuple[int, ...]] | None = None  # of each conversation, if one has several
     together: list[tuple[int, ...]] = field(default_factory=list)  # distinct ones of row_images
     row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
-    # Index into rows: what it has in place of a language, and why it is a bad row.
-    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+    no_language: dict[int, str] = field(default_factory=dict)  # what a row has in place of one
+    refused: dict[int, str] = field(default_factory=dict)  # why a row is a bad one
 
 
 class GroupData:
     """All conversations of a stage, from all its sources, addressed by one number each.
 
-    on_bad_row: what a cell that is no image or no language does: stop here with its row, or be refused
-        by `load_image` or `conversation`.
+    on_bad_row: what a row that cannot be read does, or a cell that is no image or no language: stop here
+        with its row, or be refused by `conversation`.
 
     Attributes:
         languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
@@ -120,7 +124,7 @@ class GroupData:
         self._source = np.concatenate(source)
         self._local = np.concatenate(local)
         if not self.languages:
-            raise ValueError(next(iter(self.sources[0].refused.values()))[1])
+            raise ValueError(next(iter(self.sources[0].refused.values())))
 
     def __len__(self) -> int:
         return len(self.image)
@@ -131,16 +135,21 @@ class GroupData:
         source, local = self.sources[number], int(self._local[index])
         place = int(source.row_index[local])
         if place in source.refused:
-            raise ValueError(source.refused[place][1])
+            raise ValueError(source.refused[place])
         row = source.rows[place]
-        identity = _row_id(row, place)
+        identity = _row_id(source, place)
         language = self.languages[self.language[index]]
-        messages = source.read(row, row_name(identity, language, source.recipe.path))
         if source.row_images is not None:
             images = source.row_images[local]
         else:
             assert source.row_image is not None
             images = (int(source.row_image[local]),) if source.row_image[local] >= 0 else ()
+        try:
+            messages = source.reader.messages(row, len(images))
+        except RowError as error:
+            raise ValueError(
+                f"{row_name(identity, language, source.recipe.path)}: {error}; repair the row or remove it"
+            ) from None
         return Conversation(
             id=identity,
             language=language,
@@ -150,28 +159,27 @@ class GroupData:
             source=number,
         )
 
-    def name(self, index: int) -> tuple[str, str, str]:
-        """(row id, language, path of its dataset) of conversation `index`; without an id, the row's
-        number, and where the language is none, what is in its place."""
-        source = self.sources[int(self._source[index])]
+    def name(self, index: int) -> RowName:
+        """Which row conversation `index` is."""
+        number = int(self._source[index])
+        source = self.sources[number]
         place = int(source.row_index[int(self._local[index])])
         language = int(self.language[index])
-        name = self.languages[language] if language >= 0 else source.refused[place][0]
-        return _row_id(source.rows[place], place), name, source.recipe.path
+        return RowName(
+            id=_row_id(source, place),
+            language=self.languages[language] if language >= 0 else source.no_language[place],
+            path=source.recipe.path,
+            row=source.rows.number(place),
+            data=number,
+        )
 
     def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
-        """The RGB image `key` of a source. Raises ValueError naming the row if it cannot be read."""
+        """The image `key` of a source, in its own mode.
+
+        Raises ValueError naming the row if it cannot be read, and OSError naming the place if that cannot.
+        """
         item = self.sources[source]
-        found = item.image_keys[key]
-        try:
-            if isinstance(found, _NoImage):
-                raise ValueError(found.reason)
-            return to_rgb(item.open_image(found))
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"row {row_id!r} of {item.recipe.path}: its image cannot be read: {error}; "
-                "repair the file or remove the row"
-            ) from None
+        return load_picture(item.pictures, item.image_keys[key], row_id, item.recipe.path)
 
     def plan(
         self,
@@ -221,8 +229,23 @@ class GroupData:
             f"{len(self):,} conversations about {images:,} images; languages: "
             + ", ".join(f"{k} {v:,}" for k, v in languages.items())
             + "; tasks: "
-            + ", ".join(f"{k} {v:,}" for k, v in tasks.items())
+            + ", ".join(f"{printable(k)} {v:,}" for k, v in tasks.items())
         )
+
+
+def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: str) -> Image.Image:
+    """A row's picture, in its own mode. Raises as `GroupData.load_image`."""
+    try:
+        return pictures.load(picture)
+    except StorageError:
+        raise
+    except (ValueError, OSError) as error:
+        if isinstance(error, ConnectionError) and not is_address(str(picture)):
+            raise
+        raise ValueError(
+            f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
+            f"{str(error).removesuffix('.')}; repair the file or remove the row"
+        ) from None
 
 
 def split_groups(
@@ -285,22 +308,28 @@ def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
 def _open_source(
     recipe: DataRecipe, seed: int, on_bad_row: Literal["stop", "skip"]
 ) -> tuple[_Source, _Columns]:
-    rows, columns = _open_rows(recipe)
+    check_data(recipe)
+    rows = open_rows(recipe)
     if len(rows) == 0:
         raise ValueError(f"{recipe.path}: split {recipe.split!r} is empty; expected rows")
-    read, picture_column, default = reader(recipe, columns)
+    if len(rows.unreadable) == len(rows):
+        raise ValueError(f"{recipe.path}: no row can be read: {rows.unreadable[0]}")
+    source = _Source(recipe, rows, _row_reader(recipe, rows), np.arange(len(rows)))
+    for i, reason in rows.unreadable.items():
+        _refuse(source, i, reason, on_bad_row)
 
     count = len(rows)
-    check_languages(recipe)
-    named = "lang" if "lang" in columns else "language"
-    cells = _column(rows, named, columns) or [None] * count
-    unknown = {i for i, v in enumerate(cells) if v is not None and not is_language(v)}
+    named = "lang" if "lang" in rows.columns else "language"
+    cells = rows.column(named) if named in rows.columns else [None] * count
+    codes = [as_language(v) for v in cells]
+    unknown = {i for i, v in enumerate(cells) if v is not None and codes[i] is None}
     languages = [
-        shown(v) if i in unknown else recipe.language if v is None else v
+        shown(v) if i in unknown else recipe.language if v is None else str(codes[i])
         for i, v in enumerate(cells)
     ]
-    task = _column(rows, "task", columns)
-    tasks = [str(v or default) for v in task] if task else [default] * count
+    default = source.reader.task
+    task = rows.column("task") if "task" in rows.columns else []
+    tasks = [str(v or default) for v in task] or [default] * count
 
     keep: np.ndarray = np.ones(count, bool)
     report = []
@@ -313,18 +342,17 @@ def _open_source(
             if value not in present:
                 raise ValueError(
                     f"{recipe.path}: {name}: {value!r} is not in split {recipe.split!r}; "
-                    f"found {', '.join(sorted(present))}"
+                    f"found {printable(', '.join(sorted(present)))}"
                 )
         if wanted:
             mask = np.array([v in set(wanted) for v in values])
             dropped = Counter(np.array(values)[~mask & keep].tolist())
             keep &= mask
             if dropped:
-                text = ", ".join(f"{k} {v:,}" for k, v in sorted(dropped.items()))
+                text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(dropped.items()))
                 report.append(f"{recipe.path}: left out, as the recipe's {name} say: {text}")
 
-    source = _Source(recipe=recipe, rows=rows, read=read, row_index=np.arange(count))
-    _find_images(source, picture_column, columns, on_bad_row)
+    _find_images(source, on_bad_row)
     if source.row_images is not None:
         numbers: dict[tuple[int, ...], int] = {(): -1}
         group = np.array([numbers.setdefault(r, len(numbers) - 1) for r in source.row_images])
@@ -342,15 +370,15 @@ def _open_source(
             f"{recipe.path}: limit {recipe.limit}: {len(chosen):,} of {len(images):,} images"
         )
         keep &= mask
+    # Which language, task and image a row would have that cannot be read, nobody knows.
+    keep[list(rows.unreadable)] = True
     index = np.flatnonzero(keep)
     if not len(index):
         raise ValueError(f"{recipe.path}: no row is left after languages, tasks and limit")
     for i in (i for i in index.tolist() if i in unknown):
-        name = f"row {_row_id(rows[i], i)!r} of {recipe.path}"
-        reason = f"{no_language(name, named, cells[i])}; repair the row or remove it"
-        source.refused[i] = shown(cells[i]), reason
-        if on_bad_row == "stop":
-            raise ValueError(reason)
+        source.no_language[i] = shown(cells[i])
+        reason = f"{named}: {no_language(cells[i])}; repair the row or remove it"
+        _refuse(source, i, reason, on_bad_row)
     source.row_index = index
     if source.row_images is not None:
         source.row_images = [source.row_images[i] for i in index]
@@ -365,315 +393,90 @@ def _open_source(
     )
 
 
-def check_languages(recipe: DataRecipe) -> None:
-    """Raises ValueError for a recipe's code that no row can have."""
+def check_data(recipe: DataRecipe) -> None:
+    """Raises ValueError for values of a recipe's data that fit no dataset."""
+    path = recipe.path
     for name, values in (("language", [recipe.language]), ("languages", recipe.languages)):
         for value in values:
             if not is_language(value):
-                raise ValueError(f"{no_language(recipe.path, name, value)}; correct the recipe")
-
-
-def _open_rows(recipe: DataRecipe) -> tuple[Any, list[str]]:
-    """The rows as a sequence of dicts, and the names of their columns."""
-    path = Path(recipe.path)
-    if path.suffix in (".json", ".jsonl") or path.is_file():
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        if path.suffix == ".json":
-            try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path}: not a JSON file: {error}") from None
-            if not isinstance(rows, list):
-                raise ValueError(f"{path}: expected a list of rows, found {type(rows).__name__}")
-        elif path.suffix == ".jsonl":
-            rows = []
-            # Lines of a file, as str.splitlines also cuts at characters that texts have in them.
-            with path.open(encoding="utf-8") as lines:
-                for i, line in enumerate(lines):
-                    try:
-                        rows.append(json.loads(line))
-                    except ValueError as error:
-                        raise ValueError(f"{path}: line {i + 1} is not JSON: {error}") from None
-        elif path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            rows = _ArrowRows(pyarrow.parquet.read_table(path))
-            return rows, rows.column_names
-        else:
+                raise ValueError(f"{path}: {name}: {no_language(value)}; correct the recipe")
+    if recipe.limit is not None and recipe.limit < 1:
+        raise ValueError(f"{path}: limit: expected 1 image or more, found {recipe.limit}")
+    for task, rate in recipe.tasks.items():
+        if not (math.isfinite(rate) and rate >= 0):
             raise ValueError(
-                f"{path}: expected a .json, .jsonl or .parquet file or a dataset folder"
+                f"{path}: tasks.{printable(task)}: expected how often its rows are seen, 0 or more, found "
+                f"{rate:g}"
             )
-        for i, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}: row {i}: expected a mapping, found {type(row).__name__}")
-        return rows, sorted({name for row in rows for name in row})
-    table = _load_table(recipe.path, recipe.config, recipe.split, recipe.revision)
-    rows = _ArrowRows(table)
-    return rows, rows.column_names
+    for name in recipe.columns:
+        if name not in NAMED:
+            raise ValueError(
+                f"{path}: columns: expected some of {', '.join(NAMED)}, found {shown(name)}"
+            )
 
 
-def _load_table(path: str, config: str | None, split: str, revision: str | None = None) -> Any:
-    """One split of a dataset as an Arrow table. Images stay undecoded."""
-    folder = Path(path)
-    if (folder.exists() or path.startswith((".", "/"))) and not folder.is_dir():
-        raise FileNotFoundError(f"{path}: no such dataset folder")
-    if folder.is_dir():
-        files = card_files(folder, config, split)
-        if files:
-            import pyarrow
-            import pyarrow.parquet
-
-            return pyarrow.concat_tables([pyarrow.parquet.read_table(f) for f in files])
-    import datasets
-
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
+def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:
     try:
-        data = datasets.load_dataset(path, config, split=split, revision=revision)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such dataset folder or Hub dataset: {error}") from None
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = " ".join(str(error).split())
+        reader = rows.reader(recipe.columns)
+    except ValueError as error:
+        raise ValueError(f"{recipe.path}: {error}") from None
+    if not reader.pictured and any((Path(recipe.path) / "images").glob("*.parquet")):
         raise ValueError(
-            f"{path}: config {config!r}, split {split!r} cannot be loaded: {reason}"
-        ) from None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-    if len(data) != data.data.num_rows:
-        data = data.flatten_indices()
-    return data.data.table
+            f"{recipe.path}: expected a column image with the names of pictures, as the dataset has a table "
+            f"of them (images/*.parquet), found {', '.join(rows.columns)}: name the column (columns: "
+            "{image: NAME}), or stream the dataset"
+        )
+    return reader
 
 
-# What is read of a row; other columns cost time and memory for nothing.
-READ = ("id", "messages", "conversations", "prompt", "text", "caption", "image", "images")
-
-# From a row and what to call it in errors, its messages. Raises ValueError for cells that are null or
-# of another kind than expected.
-Reader = Callable[[dict[str, Any], str], list[dict[str, Any]]]
-
-
-class _ArrowRows:
-    """Rows of an Arrow table as plain dicts, read one at a time, columns at once."""
-
-    def __init__(self, table: Any):
-        self.table = table.combine_chunks()
-        self.column_names: list[str] = list(self.table.column_names)
-        self._columns = {n: self.table.column(n) for n in self.column_names}
-
-    def __len__(self) -> int:
-        return self.table.num_rows
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {n: c[index].as_py() for n, c in self._columns.items() if n in READ}
-
-    def column(self, name: str) -> list[Any]:
-        return self._columns[name].to_pylist()
+def _refuse(source: _Source, place: int, reason: str, on_bad_row: Literal["stop", "skip"]) -> None:
+    """Note why a row is a bad one, or stop with it."""
+    name = f"row {printable(repr(_row_id(source, place)))} of {source.recipe.path}"
+    if on_bad_row == "stop":
+        raise ValueError(f"{name}: {reason}")
+    source.refused.setdefault(place, f"{name}: {reason}")
 
 
-def _column(rows: Any, name: str, columns: list[str]) -> list[Any] | None:
-    if name not in columns:
-        return None
-    if isinstance(rows, _ArrowRows):
-        return rows.column(name)
-    return [row.get(name) for row in rows]
+def _row_id(source: _Source, place: int) -> str:
+    """The id of a row, or its number where it has none."""
+    identity = source.rows[place].get("id")
+    return str(source.rows.number(place) if identity is None else identity)
 
 
-def image_reference(value: Any) -> str | bytes:
-    """The path or bytes in a row's image cell, or ValueError. Of datasets' Image feature, its bytes
-    come before its path: equal bytes are one image."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if not isinstance(value, (str, bytes)) or not value:
-        raise ValueError(f"expected an image path or bytes, found {type(value).__name__}")
-    return value
+# ------------------------------------------------------------------------------ images
 
 
 @dataclass(frozen=True)
 class _NoImage:
-    """Stands where the path or the bytes of an image should: `load_image` refuses it."""
+    """Stands where the images of a row should that has none that can be read."""
 
     row: int
-    reason: str
 
 
-def _find_images(
-    source: _Source, column: str, columns: list[str], on_bad_row: Literal["stop", "skip"]
-) -> None:
-    """Which images each row has, as numbers of distinct images, and how to open them."""
-    recipe, rows = source.recipe, source.rows
-    values = _column(rows, column, columns)
-    if values is None:
-        source.row_image = np.full(len(rows), -1, np.int64)
-        return
+def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
+    """Which images each row has, as numbers of distinct images, and where they are."""
+    rows, reader = source.rows, source.reader
     known: dict[Any, int] = {}
 
-    def number(value: Any, row: int) -> int:
+    def number(picture: Any) -> int:
+        if picture not in known:
+            known[picture] = len(source.image_keys)
+            source.image_keys.append(picture)
+        return known[picture]
+
+    columns = [c for c in reader.wanted_for_pictures if c in rows.columns]
+    found: list[tuple[int, ...]] = []
+    for i, row in enumerate(rows.cells(columns)):
         try:
-            value = image_reference(value)
-        except ValueError as error:
-            if on_bad_row == "stop":
-                raise ValueError(
-                    f"row {_row_id(rows[row], row)!r} of {recipe.path}: {error}; repair the row or "
-                    "remove it"
-                ) from None
-            value = _NoImage(row, str(error))
-        if value not in known:
-            known[value] = len(source.image_keys)
-            source.image_keys.append(value)
-        return known[value]
-
-    cells = [v if isinstance(v, list) else [v] if v else [] for v in values]
-    if any(len(cell) > 1 for cell in cells):
-        source.row_images = [tuple(number(v, i) for v in cell) for i, cell in enumerate(cells)]
+            pictures = reader.pictures(row)
+        except RowError as error:
+            _refuse(source, i, f"{error}; repair the row or remove it", on_bad_row)
+            found.append((number(_NoImage(i)),))
+        else:
+            found.append(tuple(number(picture) for picture in pictures))
+    if any(len(images) > 1 for images in found):
+        source.row_images = found
     else:
-        source.row_image = np.array(
-            [number(cell[0], i) if cell else -1 for i, cell in enumerate(cells)], np.int64
-        )
-    source.open_image = _opener(source)
-
-
-def _opener(source: _Source) -> Callable[[Any], Image.Image]:
-    recipe = source.recipe
-    folder = Path(recipe.path)
-    strings = any(isinstance(key, str) for key in source.image_keys)
-    if strings and (any((folder / "images").glob("*.parquet")) or not folder.exists()):
-        return _image_table(recipe)
-    if recipe.image_folder is not None:
-        base = Path(recipe.image_folder)
-    else:
-        base = folder if folder.is_dir() else folder.parent
-
-    def open_image(key: Any) -> Image.Image:
-        if isinstance(key, bytes) or key.startswith(("http://", "https://", "data:")):
-            return load_image(key)
-        return load_image(key, root=base)
-
-    return open_image
-
-
-def _image_table(recipe: DataRecipe) -> Callable[[Any], Image.Image]:
-    """Images from the dataset's own table of them (`images/*.parquet`), found by path."""
-    import pyarrow
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    folder = Path(recipe.path)
-    if folder.is_dir():
-        files = sorted((folder / "images").glob("*.parquet"))
-        table = pyarrow.concat_tables(
-            [pyarrow.parquet.read_table(f, columns=_picture_columns(f)) for f in files]
-        )
-    else:
-        table = _load_table(recipe.path, "images", "train", recipe.revision)
-    table = table.combine_chunks()
-    held = next((f.name for f in table.schema if is_content(f.type)), None)
-    names = [name for name in ("image", "path") if is_text(table.schema, name)]
-    if held is not None and names:
-        found = table.column(names[0])
-    elif held is not None and pyarrow.types.is_struct(table.schema.field(held).type):
-        found = pyarrow.compute.struct_field(table.column(held), "path")
-    else:
-        raise ValueError(
-            f"{recipe.path}: images: expected a column of image bytes and one of their paths (image or "
-            f"path), found {', '.join(table.column_names)}"
-        )
-    position = {name: i for i, name in enumerate(found.to_pylist())}
-    content = table.column(held)
-
-    def open_image(key: Any) -> Image.Image:
-        if key not in position:
-            raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
-        value = content[position[key]].as_py()
-        return load_image(value["bytes"] if isinstance(value, dict) else value)
-
-    return open_image
-
-
-def _picture_columns(file: Path) -> list[str]:
-    import pyarrow.parquet
-
-    schema = pyarrow.parquet.read_schema(file)
-    return [f.name for f in schema if is_content(f.type) or f.name in ("image", "path")]
-
-
-# ------------------------------------------------------------------------------ reading rows
-
-
-def reader(recipe: DataRecipe, columns: Sequence[str]) -> tuple[Reader, str, str]:
-    """How rows of these columns are read, which column has their images, and the task of rows that
-    name none. Raises ValueError for columns of no known shape."""
-    if "conversations" in columns:
-        return _read_llava, "image", "chat"
-    if "messages" in columns:
-        return _read_messages, "images" if "images" in columns else "image", "chat"
-    if "prompt" in columns and "text" in columns:
-        return _read_prompted, "image", "caption"
-    if "caption" in columns:
-        return _read_pictured if "image" in columns else _read_caption, "image", "caption"
-    raise ValueError(
-        f"{recipe.path}: expected columns messages, conversations, prompt and text, or caption; "
-        f"found {', '.join(sorted(columns))}"
-    )
-
-
-def _row_id(row: dict[str, Any], number: int) -> str:
-    return str(number if row.get("id") is None else row["id"])
-
-
-def _cell(row: dict[str, Any], column: str, kind: Any, name: str) -> Any:
-    """What a row has in a column, of the kind that is expected there, or ValueError."""
-    try:
-        return convert(kind, row.get(column), name, column)
-    except ValueError as error:
-        raise ValueError(f"{error}; repair the row or remove it") from None
-
-
-def _read_caption(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """A caption alone: the user shows the image and says nothing."""
-    return [
-        {"role": "user", "content": ""},
-        {"role": "assistant", "content": _cell(row, "caption", str, name)},
-    ]
-
-
-def _read_pictured(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """A caption where rows have images: without one, there is nothing that it could be learned from."""
-    if not row.get("image"):
-        raise ValueError(
-            f"{name}: image: expected the image of the caption, found nothing; repair the row or remove it"
-        )
-    return _read_caption(row, name)
-
-
-def _read_prompted(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return [
-        {"role": "user", "content": _cell(row, "prompt", str, name)},
-        {"role": "assistant", "content": _cell(row, "text", str, name)},
-    ]
-
-
-def _read_messages(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """String contents get the images before the first user text (by the processor); lists keep
-    the place of their {"type": "image"} items."""
-    messages = []
-    for number, message in enumerate(_cell(row, "messages", list[dict], name)):
-        turn = f"{name}, turn {number + 1}"
-        role = _cell(message, "role", str, turn)
-        content = _cell(message, "content", str | list[dict], turn)
-        if isinstance(content, list):
-            # Arrow gives every part the keys of all parts.
-            content = [{k: v for k, v in part.items() if v is not None} for part in content]
-            for part in content:
-                if part.get("type") == "text":
-                    _cell(part, "text", str, turn)
-        messages.append({"role": role, "content": content})
-    return messages
-
-
-def _read_llava(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    image = row.get("image")
-    count = len(image) if isinstance(image, list) else int(bool(image))
-    turns = _cell(row, "conversations", list[dict], name)
-    return messages_from_conversations(turns, count, name)
+        source.row_image = np.array([i[0] if i else -1 for i in found], np.int64)
+    names = [k for k in source.image_keys if isinstance(k, str) and not is_address(k)]
+    source.pictures = ImageStore(open_pictures(source.recipe, names))

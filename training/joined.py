@@ -21,6 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .common.languages import as_language
+from .common.picture_tables import is_content
+from .common.telling import shown
 from .tables import (
     Cursor,
     DatasetFiles,
@@ -29,13 +32,10 @@ from .tables import (
     as_tables,
     find_files,
     flat,
-    is_content,
-    is_language,
     is_list,
     is_text,
     is_texts,
     no_images,
-    shown,
 )
 
 # Distinct images of a block, where not said otherwise.
@@ -76,6 +76,9 @@ class Rows:
 class Joined:
     """A dataset in blocks of whole groups.
 
+    Args:
+        pictures: the columns of pictures, the first that names them first.
+
     Attributes:
         columns: of the rows. key: the column that names a row's image, None where none does; a text,
             or a list of texts if `listed`.
@@ -98,14 +101,16 @@ class Joined:
         files: DatasetFiles,
         filters: Filters | None = None,
         block: int = BLOCK,
+        pictures: Sequence[str] = ("image", "images"),
     ):
         self.path = path
         self.filters = filters or Filters()
+        self.pictures = pictures
         self.images = Table(files.images) if files.images else None
         self.tables = as_tables(files.rows)
-        names = [name for name in ("image", "image_sha256") if self._all_have(name)]
+        names = [name for name in (*pictures, "image_sha256") if self._all_have(name)]
         self.listed = not names
-        lists = [name for name in ("images", "image") if name in self.columns]
+        lists = [name for name in pictures if name in self.columns]
         if self.listed and len(lists) == 1:  # of two, the rows' images may be in the other
             names = [c for c in lists if all(is_texts(t.schema, c) for t in self.tables)]
         self.key: str | None = names[0] if names else None
@@ -164,7 +169,7 @@ class Joined:
     def _scanned(self) -> list[str]:
         wanted = (self.key, self.order, "lang", "language", "task")
         # Which rows have an image says its column, where no other does; read only as far as the limit.
-        held = ("images", "image") if self.key is None and self.filters.limit is not None else ()
+        held = self.pictures if self.key is None and self.filters.limit is not None else ()
         return [c for c in dict.fromkeys((*wanted, *held)) if c is not None and c in self.columns]
 
     def _index(self, order: str | None, block: int) -> None:
@@ -221,7 +226,7 @@ class Joined:
         language, task, keep = self._kept(table, self.dropped)
         limit, done = self.filters.limit, False
         if limit is not None and self.key is None:
-            pictured = keep & _pictured(table)
+            pictured = keep & _pictured(table, self.pictures)
             self._without += int((keep & ~pictured).sum())
             numbers, room = np.flatnonzero(pictured), limit - self.conversations
             keep = np.isin(np.arange(len(table)), numbers[:room])
@@ -253,7 +258,7 @@ class Joined:
     ) -> tuple["_Labels", "_Labels", np.ndarray]:
         """Language and task of rows, and which of them the filters keep (but for the limit)."""
         filters = self.filters
-        language = _Labels(table, self.language, filters.language, is_language)
+        language = _Labels(table, self.language, filters.language, as_language)
         task = _Labels(table, "task", filters.task)
         keep: np.ndarray = np.ones(len(table), bool)
         for labels, wanted in ((language, filters.languages), (task, filters.tasks)):
@@ -332,7 +337,7 @@ class Joined:
         language, task, keep = self._kept(table)
         of_block: np.ndarray = np.concatenate(block)
         if self.filters.limit is not None and self.key is None:
-            keep &= _pictured(table)
+            keep &= _pictured(table, self.pictures)
             if self._stop is not None:
                 keep &= np.concatenate(number) < self._stop
         elif self.filters.limit is not None:
@@ -393,10 +398,10 @@ class Joined:
         return result
 
 
-def _pictured(table: pa.Table) -> np.ndarray:
+def _pictured(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
     """(n,) bool: whether a row has something in a column of images."""
     result: np.ndarray = np.zeros(len(table), bool)
-    for name in {"images", "image"} & set(table.column_names):
+    for name in set(columns) & set(table.column_names):
         column = flat(table[name])
         if is_list(column.type):
             found = pc.greater(pc.list_value_length(column), 0).fill_null(False)
@@ -418,7 +423,8 @@ def _changes(key: pa.Array, before: Any) -> np.ndarray:
 class _Labels:
     """A column of few distinct texts: codes (n,) int64 into names; `default` where there is none.
 
-    valid: what a text that is there must be, to be `known`; without it, an empty one is none.
+    valid: gives a text that is there as it is to be read, None for one that is not `known`; without it, an
+    empty one is none.
     """
 
     def __init__(
@@ -426,7 +432,7 @@ class _Labels:
         table: pa.Table,
         column: str | None,
         default: str,
-        valid: Callable[[str], bool] | None = None,
+        valid: Callable[[str], str | None] | None = None,
     ):
         self.codes: np.ndarray = np.zeros(len(table), np.int64)
         self.names, self.unknown = [default], [False]
@@ -445,11 +451,12 @@ class _Labels:
             self.names = [name or default for name in names] + [default]
             self.unknown = [False] * len(self.names)
         else:
-            self.unknown = [not (text and valid(name)) for name in names] + [False]
+            read = [valid(name) if text else None for name in names]
+            self.unknown = [name is None for name in read] + [False]
             self.names = [
-                (shown(name) if text else name) if wrong else name
-                for name, wrong in zip([*names, default], self.unknown, strict=True)
-            ]
+                (shown(name) if text else name) if known is None else known
+                for name, known in zip(names, read, strict=True)
+            ] + [default]
         codes = found.indices.fill_null(len(self.names) - 1)
         self.codes = codes.to_numpy(zero_copy_only=False).astype(np.int64)
 

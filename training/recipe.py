@@ -102,11 +102,16 @@ class AugmentRecipe:
 class DataRecipe:
     """One source of training conversations.
 
-    path: a dataset folder, a .json / .jsonl / .parquet file, or a Hub repository.
+    path: a dataset folder, a .json / .jsonl (also .gz) / .parquet file, or a Hub repository.
+    data_files: the one file of a folder or Hub repository that has the rows, such as LLaVA's JSON.
+    revision: branch, tag or commit of a Hub repository.
     languages: BCP-47 codes to keep (all when empty). tasks: how often a conversation of each task
     is seen per epoch (0.5: half of them, drawn anew each epoch); tasks not named are left out.
     limit: at most this many images, drawn from the seed. language: the code of rows that carry none.
-    image_folder: where relative image paths of a JSON file start.
+    image_folder: where the pictures are that rows name: a folder, a .zip or .tar, here or in the Hub repository
+    of `path`; else the folder of the rows' own file, or the dataset's table of images.
+    columns: which column is which of image, text and turns, where several or none say it by their names; an
+    empty name for image says that rows have no pictures.
     streaming: read parquet files as they are trained on, from a folder or the Hub, see streaming.py;
     then limit takes the first images, and tasks are in or out (1.0).
     revision: branch, tag or commit of a Hub repository; a run that continues reads the commit that it
@@ -124,7 +129,9 @@ class DataRecipe:
     chat_template: Literal["maya", "aya", "plain"] | None = None
     augment: AugmentRecipe | None = None
     streaming: bool = False
+    data_files: str | None = None
     revision: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

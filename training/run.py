@@ -656,19 +656,22 @@ def _finish_stage(
 
 def _merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
     """Merge the ranks' lists into `target`, each row once; returns what was left out, in words."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                key = (row["path"], row["action"], row["id"], row["language"])
-                rows.setdefault(key, row)
+                # Ids repeat; a row's number in its file does not, and a file may be several times in the data.
+                place = (row.get("data"), row.get("row"))
+                identity = place if None not in place else (row["id"], row["language"])
+                rows.setdefault((row["path"], row["action"], *identity), row)
             except ValueError:  # empty, or the last line of a killed run: its row was met again
                 continue
     counts = Counter((path, action) for path, action, *_ in rows)
     if rows:
-        lines = [json.dumps(row) for row in rows.values()]
-        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows.values()]
+        text = "\n".join(lines) + "\n"
+        target.write_bytes(text.encode("utf-8", "backslashreplace"))
     return [
         f"{path}: {count:,} rows {action}, listed in {target.name}"
         for (path, action), count in sorted(counts.items())

@@ -24,33 +24,17 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from processing_maya.image_processing_maya import to_rgb
-
-from .groups import (
-    READ,
-    Conversation,
-    GroupData,
-    Reader,
-    check_languages,
-    image_reference,
-    reader,
-    split_groups,
-)
-from .images import load_image
+from .common.images import ImageStore, StorageError, is_address
+from .common.languages import as_language, no_language
+from .common.picture_tables import is_content
+from .common.reading import read_json
+from .common.telling import one_line, printable
+from .conversations import Picture, RowError, RowReader, picture_of
+from .groups import Conversation, GroupData, RowName, check_data, load_picture, split_groups
 from .joined import Filters, Joined, Rows
 from .recipe import DataRecipe, StageRecipe
-from .tables import (
-    DatasetFiles,
-    StorageError,
-    Table,
-    find_files,
-    is_language,
-    is_list,
-    is_text,
-    is_texts,
-    no_language,
-    row_name,
-)
+from .rows import open_pictures, schema_reader
+from .tables import DatasetFiles, Table, find_files, is_list, item_type, row_name
 
 # Blocks whose groups are shuffled together.
 TOGETHER = 8
@@ -68,9 +52,13 @@ def open_groups(
     if not stage.data[0].streaming:
         return GroupData(stage.data, seed=seed, on_bad_row=stage.on_bad_row)
     if pinned is not None and pinned.is_file():
-        files = [DatasetFiles(**f) for f in json.loads(pinned.read_text(encoding="utf-8"))]
+        files = [DatasetFiles(**f) for f in read_json(pinned)]
     else:
-        files = [find_files(r.path, r.config, r.split, r.revision) for r in stage.data]
+        for recipe in stage.data:
+            check_data(recipe)
+        files = [
+            find_files(r.path, r.config, r.split, r.revision, r.data_files) for r in stage.data
+        ]
         if pinned is not None:
             temporary = pinned.with_name(pinned.name + ".tmp")
             temporary.write_text(json.dumps([vars(f) for f in files]), encoding="utf-8")
@@ -84,13 +72,33 @@ class _Stream:
 
     recipe: DataRecipe
     joined: Joined
-    read: Reader
-    pictures: str  # the column of images
+    reader: RowReader
     first: int
+    number: int  # of the dataset in the stage
+    pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
 
     @property
     def columns(self) -> list[str]:
-        return [c for c in READ if c in self.joined.columns]
+        wanted = dict.fromkeys(("id", *self.reader.wanted))
+        return [c for c in wanted if c in self.joined.columns]
+
+    @property
+    def held(self) -> list[str]:
+        """The columns whose cells hold pictures' bytes."""
+        schema = self.joined.tables[0].schema
+        return [c for c in self.reader.pictured if is_content(item_type(schema.field(c).type))]
+
+    @property
+    def own(self) -> bool:
+        """Whether rows hold their pictures, or name them otherwise than by one column."""
+        reader = self.reader
+        return self.joined.key is None and bool(reader.pictured or reader.addresses or reader.parts)
+
+
+class _Held(bytes):
+    """Stands for the bytes of a picture in a row: (conversation, column, number in its cell)."""
+
+    place: tuple[int, str, int]
 
 
 @dataclass
@@ -124,24 +132,38 @@ class StreamedGroups:
         tasks: Counter[str] = Counter()
         first = 0
         for recipe, found in zip(recipes, files, strict=True):
-            read, pictures, task = reader(recipe, Table(found.rows[:1]).columns)
-            check_languages(recipe)
+            check_data(recipe)
+            try:
+                reader = schema_reader(Table(found.rows[:1]).schema, recipe.columns)
+            except ValueError as error:
+                raise ValueError(f"{recipe.path}: {error}") from None
+            if _own_folder(recipe):
+                found = DatasetFiles(found.rows, [])
             filters = Filters(
-                tuple(recipe.languages), tuple(recipe.tasks), recipe.limit, recipe.language, task
+                tuple(recipe.languages),
+                tuple(recipe.tasks),
+                recipe.limit,
+                recipe.language,
+                reader.task,
             )
-            joined = Joined(recipe.path, found, filters, block=max(1, buffer // TOGETHER))
-            self.sources.append(_Stream(recipe, joined, read, pictures, first))
+            pictures = (*reader.pictured, *reader.addresses)
+            block = max(1, buffer // TOGETHER)
+            joined = Joined(recipe.path, found, filters, block, pictures)
+            stream = _Stream(recipe, joined, reader, first, len(self.sources))
+            if joined.images is None:
+                stream.pictures = ImageStore(open_pictures(recipe, streamed=True))
+            self.sources.append(stream)
             first += int(joined.offsets[-1])
             languages += joined.languages
             tasks += joined.tasks
             if joined.dropped:
-                text = ", ".join(f"{k} {v:,}" for k, v in sorted(joined.dropped.items()))
+                text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(joined.dropped.items()))
                 self.report.append(
                     f"{recipe.path}: left out, as the recipe's languages and tasks say: {text}"
                 )
-            if joined.key is None and pictures in joined.columns:
+            if joined.key is None and stream.held:
                 self.report.append(
-                    f"{recipe.path}: {pictures}: the rows hold their images themselves, so none is shared; "
+                    f"{recipe.path}: {stream.held[0]}: the rows hold their images themselves, so none is shared; "
                     "to share them, stream paths of images (a text, or a list of texts) or leave "
                     "streaming out"
                 )
@@ -169,10 +191,17 @@ class StreamedGroups:
 
     def summary(self) -> str:
         """Conversations per language and task, and images, in a few words."""
-        images = sum(source.joined.image_count for source in self.sources)
-        languages, tasks = (", ".join(f"{k} {v:,}" for k, v in c.items()) for c in self._counts)
+        count = sum(source.joined.image_count for source in self.sources)
+        images = f"{count:,} images"
+        if any(source.own for source in self.sources):
+            # How many these are is known when the rows are read.
+            own = "the images that rows hold themselves"
+            images = f"{images} and {own}" if count else own
+        languages, tasks = (
+            ", ".join(f"{printable(k)} {v:,}" for k, v in c.items()) for c in self._counts
+        )
         return (
-            f"{len(self):,} conversations about {images:,} images, streamed in {len(self.blocks):,} "
+            f"{len(self):,} conversations about {images}, streamed in {len(self.blocks):,} "
             f"blocks; languages: {languages}; tasks: {tasks}"
         )
 
@@ -191,62 +220,75 @@ class StreamedGroups:
         is a bad one."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
-        identity, _, path = self.name(index)
+        name = self.name(index)
         named = source.joined.language
         language = rows.table[named][row].as_py() if named else None
-        if language is not None and not is_language(language):
-            reason = no_language(f"row {identity!r} of {path}", str(named), language)
-            raise ValueError(f"{reason}; repair the row or remove it")
-        values = {
-            name: rows.table[name][row].as_py()
-            for name in rows.table.column_names
-            if name in READ and name != source.pictures
-        }
-        images = self._images_of(source, rows.table, row, index)
-        if source.pictures in rows.table.column_names:
-            values[source.pictures] = list(images)
-        messages = source.read(values, row_name(identity, rows.language[row], path))
+        if language is not None and as_language(language) is None:
+            raise ValueError(
+                f"row {printable(repr(name.id))} of {name.path}: {named}: {no_language(language)}; repair "
+                "the row or remove it"
+            )
+        try:
+            values = self._values(source, rows.table, row, index)
+            images = self._images_of(source, rows.table, row, values)
+            messages = source.reader.messages(values, len(images))
+        except RowError as error:
+            raise ValueError(
+                f"{row_name(name.id, name.language, name.path)}: {error}; repair the row or remove it"
+            ) from None
         return Conversation(
-            id=identity,
-            language=rows.language[row],
+            id=name.id,
+            language=name.language,
             task=rows.task[row],
             messages=messages,
             images=images,
             source=number,
         )
 
-    def name(self, index: int) -> tuple[str, str, str]:
-        """(row id, language, path of its dataset) of conversation `index`; without an id, the row's
-        number, and where the language is none, what is in its place."""
+    def name(self, index: int) -> RowName:
+        """Which row conversation `index` is."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
         known = rows.table["id"][row].as_py() if "id" in rows.table.column_names else None
-        identity = str(index - source.first if known is None else known)
-        return identity, rows.language[row], source.recipe.path
+        place = index - source.first
+        return RowName(
+            id=str(place if known is None else known),
+            language=rows.language[row],
+            path=source.recipe.path,
+            row=place,
+            data=number,
+        )
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
-        """The RGB image `key` of a source.
+        """The image `key` of a source, in its own mode.
 
         Raises ValueError naming the row if it cannot be read, and OSError naming the file if the table
         of images cannot.
         """
-        recipe, table = self.sources[source].recipe, self.sources[source].joined.images
-        if table is not None and isinstance(key, str):
-            # Read first and not below: a broken file or connection must not pass for a bad row.
-            try:
-                self._window_of(source, key)
-            except pa.ArrowException as error:
-                reason = " ".join(str(error).split())
-                raise StorageError(
-                    f"{table.files[0]}: images cannot be read: {reason}; write the table anew"
-                ) from None
+        stream = self.sources[source]
+        path, table = stream.recipe.path, stream.joined.images
+        if table is None or not isinstance(key, _Named):
+            return load_picture(stream.pictures, self._held(key), row_id, path)
         try:
-            return to_rgb(self._open(source, key))
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"row {row_id!r} of {recipe.path}: its image cannot be read: {error}; "
-                "repair the file or remove the row"
+            found = self._in_table(source, key)
+        except pa.ArrowException as error:
+            raise StorageError(
+                one_line(f"{table.files[0]}: images cannot be read: {error}; write the table anew")
             ) from None
+        if found is None:
+            raise ValueError(
+                f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
+                f"{printable(repr(str(key)))} is not in the images of {path}; repair the file or remove the "
+                "row"
+            )
+        try:
+            picture = picture_of(found.as_py(), 0)
+        except RowError as error:
+            raise ValueError(
+                f"row {printable(repr(row_id))} of {path}: its image cannot be read: {error}; repair the "
+                "file or remove the row"
+            ) from None
+        return load_picture(stream.pictures, picture, row_id, path)
 
     # -------------------------------------------------------------------------- inside
 
@@ -256,51 +298,41 @@ class StreamedGroups:
                 return window, *window.place[index]
         raise KeyError(f"conversation {index} is not in the windows read last")
 
-    def _images_of(self, source: _Stream, table: Any, row: int, index: int) -> tuple[Any, ...]:
-        """Keys of a row's images: their names, or (conversation, number) of those that the row holds."""
-        held = source.pictures in table.column_names
-        if held and not table[source.pictures][row].is_valid:
-            return ()
-        if source.joined.images is not None:
-            name = table[source.joined.key][row].as_py()
-            return (name,) if name else ()
-        if not held:
-            return ()
-        if is_text(table.schema, source.pictures):
-            name = table[source.pictures][row].as_py()
-            return (name,) if name else ()
-        if is_texts(table.schema, source.pictures):
-            return tuple(table[source.pictures][row].as_py())
-        kind = table.schema.field(source.pictures).type
-        count = len(table[source.pictures][row]) if is_list(kind) else 1
-        return tuple((index, number) for number in range(count))
+    def _values(self, source: _Stream, table: pa.Table, row: int, index: int) -> dict[str, Any]:
+        """A row's cells; of the only column that holds pictures, without their bytes."""
+        held = source.held
+        alone = held[0] if len(held) == 1 else None
+        values = {c: table[c][row].as_py() for c in table.column_names if c != alone}
+        if alone is not None and alone in table.column_names:
+            values[alone] = _light(table[alone][row], index, alone)
+        return values
 
-    def _open(self, number: int, key: Any) -> Image.Image:
-        source = self.sources[number]
-        recipe, joined = source.recipe, source.joined
-        value: Any = key
-        if isinstance(key, tuple):
-            window, _, row = self._find(key[0])
-            value = window.rows[number].table[source.pictures][row].as_py()
-            value = value[key[1]] if isinstance(value, list) else value
-        elif joined.images is not None:
-            window = self._window_of(number, key)
-            if key not in window.images[number]:
-                raise FileNotFoundError(f"{key!r} is not in the images of {recipe.path}")
-            value = window.images[number][key].as_py()
-        value = image_reference(value)
-        if isinstance(value, bytes) or value.startswith(("http://", "https://", "data:")):
-            return load_image(value)
-        place = Path(recipe.path)
-        folder = recipe.image_folder or (str(place) if place.is_dir() else str(place.parent))
-        if recipe.image_folder is None and joined.tables[0].remote:
-            raise FileNotFoundError(
-                f"{value!r} is a path, and {recipe.path} has no images/*.parquet; give image_folder"
-            )
-        return load_image(value, root=folder)
+    def _images_of(
+        self, source: _Stream, table: pa.Table, row: int, values: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Keys of a row's images: their names, or where in the row they are. Raises RowError."""
+        pictures = source.reader.pictures(values)
+        if source.joined.images is None:
+            return pictures
+        named = [p for p in pictures if isinstance(p, str) and not is_address(p)]
+        if len(named) < len(pictures) or len(named) > 1:
+            return tuple(_Named(p) if p in named else p for p in pictures)
+        # Without a column of names, the table of images is that of the rows' ids.
+        if not pictures and (source.reader.pictured or source.reader.addresses):
+            return ()
+        name = table[source.joined.key][row].as_py()
+        return (_Named(name),) if name else ()
 
-    def _window_of(self, number: int, name: str) -> _Window:
-        """The window with the rows about an image, its images read."""
+    def _held(self, key: Picture) -> Picture:
+        """A picture, where `key` stands for one that a row holds."""
+        if not isinstance(key, _Held):
+            return key
+        index, column, number = key.place
+        window, source, row = self._find(index)
+        return picture_of(window.rows[source].table[column][row].as_py(), number)
+
+    def _in_table(self, number: int, name: str) -> Any:
+        """What the table of images has under a name, None for nothing; those of a window are read at once."""
         joined = self.sources[number].joined
         for window in reversed(self._windows.values()):
             if number not in window.rows:
@@ -311,8 +343,8 @@ class StreamedGroups:
             if name in window.names[number]:
                 if number not in window.images:
                     window.images[number] = joined.read_images(list(window.names[number]))
-                return window
-        raise KeyError(f"no row about image {name!r} is in the windows read last")
+                return window.images[number].get(name)
+        return joined.read_images([name]).get(name)
 
     def _window(self, name: "_Name") -> _Window:
         """Read a window, or find it read."""
@@ -341,6 +373,39 @@ class StreamedGroups:
     def _forget_all_but(self, names: Iterable["_Name"]) -> None:
         for name in set(self._windows) - set(names):
             del self._windows[name]
+
+
+class _Named(str):
+    """The name of a picture in the table of images."""
+
+
+def _own_folder(recipe: DataRecipe) -> bool:
+    """Whether pictures are in a folder that the recipe names, and not in the dataset's own table."""
+    folder = recipe.image_folder
+    return folder is not None and Path(folder).absolute() != Path(recipe.path).absolute()
+
+
+def _light(cell: Any, index: int, column: str) -> Any:
+    """A cell of pictures with placeholders for their bytes, which a row's messages do not need."""
+    if not cell.is_valid:
+        return None
+    if is_list(cell.type):
+        return [_placeholder(v, (index, column, number)) for number, v in enumerate(cell.values)]
+    return _placeholder(cell, (index, column, 0))
+
+
+def _placeholder(value: Any, place: tuple[int, str, int]) -> Any:
+    if not value.is_valid:
+        return None
+    struct = pa.types.is_struct(value.type)
+    content = value["bytes"] if struct else value
+    held = _Held(repr(place).encode()) if content.is_valid and len(content.as_buffer()) else b""
+    if isinstance(held, _Held):
+        held.place = place
+    if not struct:
+        return held
+    others = [value.type.field(i).name for i in range(value.type.num_fields)]
+    return {n: held or None if n == "bytes" else value[n].as_py() for n in others}
 
 
 @dataclass(frozen=True)

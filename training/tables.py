@@ -3,6 +3,7 @@
 What is read at once is a row group: files whose row groups are small need little memory.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .common.cards import card_metadata, check_cards
-from .common.names import is_language
-from .common.reading import read_text
-
-__all__ = ["is_language"]
+from .common.hub import HubFiles, dataset_builder
+from .common.images import StorageError
+from .common.json_rows import rows_suffix
+from .common.network import of_network
+from .common.reading import open_file, read_text
+from .common.telling import one_line, printable, reason
 
 HUB = "hf://"
 # Read ahead when a remote file is read from its start to its end, in bytes.
@@ -38,25 +41,39 @@ class DatasetFiles:
 
 
 def find_files(
-    path: str, config: str | None = None, split: str = "train", revision: str | None = None
+    path: str,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    data_files: str | None = None,
 ) -> DatasetFiles:
     """Where a dataset's rows are: a folder, a Hub repository or one parquet file.
 
     The dataset card's YAML says which files belong to a config and a split; without a card, the
     rules of `datasets` do. The table of images is `images/*.parquet`.
 
+    Args:
+        revision: of a Hub repository. data_files: the one file of a folder or repository to be read.
+
     Raises FileNotFoundError, ValueError: no such dataset, config or split; files of another format.
     """
     place = Path(path)
-    if place.is_file():
-        found, images = [path], []
+    images: list[str] = []
+    if data_files is not None and place.is_dir():
+        path, place = str(place / data_files), place / data_files
+    if place.exists() and not place.is_dir():
+        check_single(path, config, split)
+        found = [path]
     elif place.is_dir():
         found = [str(f) for f in card_files(place, config, split)] or _by_datasets(
-            path, config, split
+            path, config, split, revision
         )
         images = [str(f) for f in sorted(place.glob("images/*.parquet"))]
-    elif path.startswith((".", "/")):
-        raise FileNotFoundError(f"{path}: no such dataset folder")
+    elif path.startswith((".", "/", "~")) or rows_suffix(path):
+        raise FileNotFoundError(f"{path}: no such dataset folder or file")
+    elif data_files is not None:
+        check_single(path, config, split)
+        found = [HubFiles(path, revision).address(data_files)]
     else:
         from huggingface_hub import HfFileSystem
 
@@ -64,6 +81,8 @@ def find_files(
         root = re.match(rf"{HUB}datasets/[^/]+/[^/]+/", found[0])
         images = sorted(HfFileSystem().glob(f"{root[0]}images/*.parquet")) if root else []
         images = [HUB + name for name in images]
+    for name in (f for f in (*found, *images) if not f.startswith(HUB)):
+        open_file(name).close()  # a pipe or a device is no table
     other = [f for f in found if not f.endswith(".parquet")]
     if other:
         raise ValueError(
@@ -72,6 +91,16 @@ def find_files(
             "streaming out"
         )
     return DatasetFiles(found, [f for f in images if f not in found])
+
+
+def check_single(path: str, config: str | None, split: str) -> None:
+    """Raises ValueError where a config or split is named of a dataset that is one file."""
+    for name, value, default in (("split", split, "train"), ("config", config, None)):
+        if value != default:
+            raise ValueError(
+                f"{path}: {name}: expected none, as all rows of a single file are read, found {value!r}: "
+                "leave it out, or name a dataset folder"
+            )
 
 
 def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
@@ -137,18 +166,8 @@ def _card_configs(card: Path) -> list[dict[str, Any]]:
     return configs
 
 
-def _by_datasets(
-    path: str, config: str | None, split: str, revision: str | None = None
-) -> list[str]:
-    import datasets
-
-    try:
-        builder = datasets.load_dataset_builder(path, config, revision=revision)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such dataset folder or Hub dataset: {error}") from None
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: config {config!r} cannot be opened: {reason}") from None
+def _by_datasets(path: str, config: str | None, split: str, revision: str | None) -> list[str]:
+    builder = dataset_builder(path, config, revision, f"config {config!r}")
     splits = builder.config.data_files or {}
     if split not in splits:
         raise ValueError(
@@ -164,10 +183,6 @@ def no_images(path: str) -> str:
         f"{path}: limit: expected rows with images, which it counts, found none of the recipe's languages "
         "and tasks; leave limit out"
     )
-
-
-class StorageError(OSError):
-    """A file of a dataset cannot be read as it should. No ValueError, as no single row is to blame."""
 
 
 class Table:
@@ -210,7 +225,7 @@ class Table:
         key = (os.getpid(), number, ahead)
         if key not in self._open:
             name = self.files[number]
-            try:
+            with _reading(name):
                 if name.startswith(HUB):
                     from huggingface_hub import HfFileSystem
 
@@ -218,20 +233,20 @@ class Table:
                     source = HfFileSystem().open(
                         name, "rb", **(cache if ahead else {"cache_type": "none"})
                     )
-                    self._open[key] = pq.ParquetFile(source, pre_buffer=not ahead)
+                    opened = pq.ParquetFile(source, pre_buffer=not ahead)
                 else:
-                    self._open[key] = pq.ParquetFile(name)
-            except _errors(name) as error:
-                raise _unreadable(name, error) from None
+                    opened = pq.ParquetFile(name)
+                check_columns(opened.schema_arrow.names, name)
+            self._open[key] = opened
         return self._open[key]
 
     def _read(self, group: int, columns: Sequence[str], ahead: bool = False) -> pa.Table:
         number, inside = self.groups[group]
         name = self.files[number]
-        try:
+        with _reading(name):
             found = self._file(number, ahead).read_row_group(inside, columns=list(columns))
-        except _errors(name) as error:
-            raise _unreadable(name, error) from None
+            # Else a text that is not UTF-8 would be found when its row is.
+            found.validate(full=True)
         missing = [c for c in columns if c not in found.column_names]
         if missing:
             raise StorageError(
@@ -367,21 +382,35 @@ def _first_not_before(column: pa.ChunkedArray, cut: str) -> int:
     return low
 
 
-def _errors(name: str) -> tuple[type[Exception], ...]:
-    if not name.startswith(HUB):
-        return OSError, ValueError
-    import httpx
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """What reading a table raises, in one line that names the file."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        remote = name.startswith(HUB)
+        if not (isinstance(error, (OSError, ValueError, pa.ArrowException)) or of_network(error)):
+            raise
+        if isinstance(error, pa.ArrowException) or not remote:
+            raise StorageError(
+                one_line(
+                    f"{name}: cannot be read as a parquet file: {reason(error)}; write or download it anew"
+                )
+            ) from None
+        raise ConnectionError(
+            one_line(f"{name}: cannot be fetched: {reason(error)}; the same command continues")
+        ) from None
 
-    return OSError, ValueError, httpx.HTTPError
 
-
-def _unreadable(name: str, error: Exception) -> Exception:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, pa.ArrowInvalid) or not name.startswith(HUB):
-        return StorageError(
-            f"{name}: cannot be read as a parquet file: {reason}; write or download it anew"
+def check_columns(names: Sequence[str], file: str) -> None:
+    """Raises StorageError for a table of which two columns have one name."""
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise StorageError(
+            f"{file}: the column {printable(twice)!r} stands twice: write the file anew"
         )
-    return ConnectionError(f"{name}: cannot be fetched: {reason}; the same command continues")
 
 
 def as_tables(files: Sequence[str]) -> list[Table]:
@@ -410,6 +439,11 @@ def is_list(kind: pa.DataType) -> bool:
     return any(holds(kind) for holds in kinds)
 
 
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a list's items; another type as it is."""
+    return kind.value_type if is_list(kind) else kind
+
+
 def is_texts(schema: pa.Schema, column: str) -> bool:
     """Whether the column is there and holds lists of strings."""
     kind = schema.field(column).type if column in schema.names else None
@@ -418,27 +452,9 @@ def is_texts(schema: pa.Schema, column: str) -> bool:
     return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
 
 
-def shown(value: Any) -> str:
-    """A cell's value for messages, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def row_name(row_id: str, language: str, path: str) -> str:
     """What errors call a row: an id may be that of a text in every language."""
-    return f"row {row_id!r} ({language}) of {path}"
-
-
-def no_language(name: str, column: str, value: Any) -> str:
-    """What is wrong with a row (`name`) or a recipe whose `column` is no language."""
-    return f"{name}: {column}: expected a language's BCP-47 code, such as en or pt-BR, found {shown(value)}"
-
-
-def is_content(kind: pa.DataType) -> bool:
-    """Whether values are the bytes of files, or structs with them, as datasets' Image."""
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return f"row {printable(repr(row_id))} ({language}) of {path}"
 
 
 def flat(column: pa.ChunkedArray) -> pa.Array:

@@ -242,7 +242,8 @@ class MayaTrainer(SFTTrainer):
         new = [row for row in found if row not in self._bad_rows]
         self._bad_rows.update(new)
         if new and self.bad_rows_file is not None:
-            with self.bad_rows_file.open("a+", encoding="utf-8") as file:
+            # Half of a surrogate pair, which UTF-8 cannot hold, is written as JSON's own escape.
+            with self.bad_rows_file.open("a+", encoding="utf-8", errors="backslashreplace") as file:
                 # A killed run may have left half a line.
                 file.write("\n" if file.tell() else "")
                 for row in new:

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .common.images import is_address
 from .common.telling import one_line
+from .conversations import RowError
 from .groups import GroupData
 from .recipe import DataRecipe, StageRecipe
 from .streaming import StreamedGroups
-from .tables import is_text, is_texts
 
 # Of a source whose pictures are larger together, only sizes and dates are noted.
 HASHED = 16 << 30
@@ -147,20 +148,21 @@ def _names(data: GroupData | StreamedGroups, number: int) -> Iterator[str]:
         yield from (key for key in data.sources[number].image_keys if _is_file(key))
         return
     source = data.sources[number]
-    if source.joined.images is not None:
+    if source.joined.images is not None or source.held:
         return
+    columns = [c for c in source.reader.wanted_for_pictures if c in source.joined.columns]
     for table in source.joined.tables:
-        column, several = source.pictures, is_texts(table.schema, source.pictures)
-        if not several and not is_text(table.schema, column):
-            continue
-        for part in table.scan([column]):
-            cells = part.column(0).to_pylist()
-            keys = [key for cell in cells for key in cell or []] if several else cells
-            yield from filter(_is_file, keys)
+        for part in table.scan(columns):
+            for row in part.to_pylist():
+                try:
+                    pictures = source.reader.pictures(row)
+                except RowError:  # listed, or refused, where the row is read
+                    continue
+                yield from filter(_is_file, pictures)
 
 
 def _is_file(key: object) -> bool:
-    if not isinstance(key, str) or key.startswith(("http://", "https://", "data:")):
+    if not isinstance(key, str) or is_address(key):
         return False
     try:
         key.encode()

@@ -7,11 +7,9 @@ import pytest
 
 from maya_vlm.training.common.names import (
     check_component,
-    check_language,
     file_name,
     folded,
     is_component,
-    is_language,
     stays_inside,
 )
 
@@ -56,24 +54,6 @@ def test_relative_paths_stay_inside(name, inside):
     assert stays_inside(name) is inside
     if inside:
         assert not PureWindowsPath(name).is_absolute()
-
-
-@pytest.mark.parametrize("value", ["en", "pt-BR", "zh-Hant-TW", "yue"])
-def test_languages(value):
-    assert is_language(value)
-    check_language(value, "x")
-
-
-@pytest.mark.parametrize(
-    "value", ["", "e", "english", "..", "en/..", "en\x1b", "en-", "ñü", None, 3, ["en"]]
-)
-def test_what_is_no_language(value):
-    assert not is_language(value)
-    with pytest.raises(
-        ValueError, match="plan: languages: expected a language's BCP-47 code"
-    ) as caught:
-        check_language(value, "plan: languages")
-    assert str(caught.value).isprintable()
 
 
 def test_names_that_a_file_system_takes_for_one():

@@ -199,7 +199,8 @@ def test_a_picture_that_cannot_be_shown_is_said_in_the_reason(tmp_path):
     with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
         first, second = (row["reason"] for row in csv.DictReader(file))
     assert first.startswith("markup; no picture: Cannot read")
-    assert second.startswith("markup; no picture: 'gone.png': no such picture")
+    assert second.startswith("markup; no picture: No such image file in ")
+    assert second.endswith(": 'gone.png'")
     assert read_sheet(tmp_path, fill(sheet, ["accept"] * 2)).decisions == {"accept": 2}
 
 

@@ -1,6 +1,7 @@
 """Sources: every row becomes one source row or one line of refused.jsonl, ids as they were."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -16,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from maya_vlm.training.common import images as loading
+from maya_vlm.training.common.picture_tables import PictureTables
 from maya_vlm.training.data.external_sort import ExternalSort
 from maya_vlm.training.data.files import sha256_file
-from maya_vlm.training.data.pictures import Pictures, PictureTables
+from maya_vlm.training.data.pictures import Pictures
 from maya_vlm.training.data.readers import language_of_file
 from maya_vlm.training.data.records import SOURCE_SCHEMA, Record
 from maya_vlm.training.data.sources import (
@@ -31,7 +34,6 @@ from maya_vlm.training.data.sources import (
     source_key,
 )
 from maya_vlm.training.data.validate import infer_source, validate, validate_sources
-from maya_vlm.training.images import read_picture
 from tests.data.tiny_worker import read
 
 
@@ -208,8 +210,10 @@ def test_bytes_of_a_bom_and_lines(tmp_path):
     plan.path = [str(path), str(lines)]
     assert [row["id"] for row in build(plan, tmp_path)[1]] == ["1", "2", "3"]
     broken, surrogate = problems(plan)
-    assert broken.startswith("b.jsonl[3]: row: broken JSON: Expecting property name")
-    assert surrogate == "b.jsonl[4] (id '4'): text: no valid Unicode at character 0"
+    assert broken.startswith("b.jsonl[3]: row: line 4 is not JSON: Expecting property name")
+    assert surrogate.startswith(
+        "b.jsonl[4] (id '4'): text: expected text, found half of a surrogate"
+    )
 
 
 # Bad rows
@@ -225,33 +229,36 @@ Q, A = ("human", "<image>\nq"), ("gpt", "a")
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        (["no"], 'x.json[0]: row: expected a mapping of fields, found ["no"]'),
+        (["no"], 'x.json[0]: row: expected a mapping of fields, found a list of 1'),
         (llava(None), "x.json[0]: id: missing"),
-        (llava(1.5), "x.json[0]: id: expected text, found 1.5"),
+        (llava(1.5), "x.json[0]: id: expected text, found a number 1.5"),
         (llava(" "), "x.json[0] (id ' '): id: empty"),
-        (llava(image=7), "x.json[0] (id '004539375'): image: expected one path, found 7"),
-        (llava(image=["a", "b"]), '(id \'004539375\'): image: expected one path, found ["a", "b"]'),
+        (llava(image=7), "x.json[0] (id '004539375'): image: expected a picture's path, address or bytes, found a number 7"),
+        (llava(image=["a", "b"]), "(id '004539375'): conversations: 2 images but 1 <image> markers in 1 turns"),
+        (llava(image=["a", "b"], question="<image><image>q"), "image: expected one picture, found 2"),
         (llava(image="../a.jpg"), "image: expected a path inside the image folder, found '../a.jpg'"),
         (llava(image="/a.jpg"), "image: expected a path inside the image folder, found '/a.jpg'"),
-        (llava(image=None), "turns: 1 <image> marks and 0 image"),
-        (llava(conversations=[]), "turns: expected a list of turns, found []"),
-        (llava(conversations=None), "text: missing: no caption and no conversation"),
-        (llava(conversations=turns(Q)), "turns: the last question has no answer"),
-        (llava(conversations=turns(Q, A, A)), "turns: turn 3 should be the user's"),
-        (llava(conversations=turns(Q, Q, A)), "turns: turn 2 should be the assistant's"),
-        (llava(conversations=turns(Q, ("gpt", "  "))), "turns[1]: empty"),
-        (llava(conversations=turns(Q, ("gpt", None))), "turns[1]: expected text, found null"),
-        (llava(conversations=turns(Q, ("gpt", "<image>"))), "turns[1]: <image> in an answer"),
-        (llava(conversations=turns(Q, A, Q, A)), "turns: 2 <image> marks and 1 image"),
-        (llava(conversations=turns(("system", "s"), Q, A)), "turns[0]: expected human or gpt"),
-        (llava(conversations=["q", "a"]), 'turns[0]: expected a mapping, found \'q\''),
-        (llava(lang="Klingon!"), "lang: expected a BCP-47 code, found 'Klingon!'"),
-        (llava(lang=5), "lang: expected a BCP-47 code, found 5"),
-        (llava(image_sha256="abc"), "image_sha256: expected 64 hex digits, found 'abc'"),
-        (llava(image_sha256="z" * 64), "image_sha256: expected 64 hex digits, found 'zzz"),
-        (llava(image={"bytes": "text"}), "image: expected the bytes of a picture, found 'text'"),
-        (llava(image={"path": 7}), "image: expected a path as text, found 7"),
-        (llava(conversations=turns((["human"], "q"), A)), "turns[0]: expected human or gpt"),
+        (llava(image=None), "conversations: 0 images but 1 <image> markers in 1 turns"),
+        (llava(conversations=[]), "conversations: expected a list of messages with at least one turn, found []"),
+        (llava(conversations=None), "conversations: expected a list of turns, found nothing"),
+        (llava(conversations=turns(Q)), "conversations: no assistant turn, there is nothing to learn"),
+        (llava(conversations=turns(Q, A, ("human", "q"))), "conversations: the last question has no answer"),
+        (llava(conversations=turns(Q, A, A)), "conversations: turn 3 should be the user's"),
+        (llava(conversations=turns(Q, ("human", "q"), A)), "conversations: turn 2 should be the assistant's"),
+        (llava(conversations=turns(("human", "<image>"), A)), "conversations[0]: expected text, found none"),
+        (llava(conversations=turns(Q, ("gpt", "  "))), "conversations[1]: the assistant's answer is empty"),
+        (llava(conversations=turns(Q, ("gpt", None))), "conversations[1]: expected 'from' (human, gpt or system) and a text 'value'"),
+        (llava(conversations=turns(Q, ("gpt", "<image>"))), "conversations[1]: an <image> marker in an assistant turn"),
+        (llava(conversations=turns(Q, A, Q, A)), "conversations: 1 images but 2 <image> markers in 2 turns"),
+        (llava(conversations=turns(("system", "s"), Q, A)), "conversations[0]: expected turns of user and assistant, found system"),
+        (llava(conversations=["q", "a"]), "conversations[0]: expected a mapping, found text 'q'"),
+        (llava(lang="Klingon!"), "lang: expected a language's BCP-47 code, such as en or pt-BR, found 'Klingon!'"),
+        (llava(lang=5), "lang: expected a language's BCP-47 code, such as en or pt-BR, found 5"),
+        (llava(image_sha256="abc"), "image_sha256: expected 64 hex digits, found text 'abc'"),
+        (llava(image_sha256="z" * 64), "image_sha256: expected 64 hex digits, found text 'zzz"),
+        (llava(image={"bytes": "text"}), "image: expected the bytes of a picture, found text 'text'"),
+        (llava(image={"path": 7}), "image: expected a picture's path, address or bytes, found a number 7"),
+        (llava(conversations=turns((["human"], "q"), A)), "conversations[0]: expected 'from' (human, gpt or system)"),
     ],
 )  # fmt: skip
 def test_every_bad_row_is_named_with_field_and_reason(tmp_path, row, problem):
@@ -270,7 +277,9 @@ def test_every_bad_row_is_named_with_field_and_reason(tmp_path, row, problem):
 def test_caption_task_wants_one_answer(tmp_path):
     plan = write_json(tmp_path / "x.json", [llava(conversations=turns(Q, A, ("human", "q"), A))])
     plan.task = "caption"
-    assert problems(plan)[0].endswith("turns: a caption has one question and answer, found 4")
+    assert problems(plan)[0].endswith(
+        "conversations: a caption has one question and answer, found 4 turns"
+    )
 
 
 @pytest.mark.parametrize(
@@ -414,8 +423,9 @@ def test_pictures_are_hashed_and_missing_ones_refused(pictures, images):
         None,
     ]
     found = problems(plan)
-    assert f"image: '3.png': an empty file in {plan.images}" in found[0]
-    assert f"image: '4.png': no such picture in {plan.images}" in found[1]
+    assert "image: Cannot read '3.png'" in found[0]
+    assert "empty" in found[0]
+    assert f"image: No such image file in '{plan.images}': '4.png'" in found[1]
 
 
 def test_picture_that_is_not_the_rows(pictures):
@@ -426,9 +436,11 @@ def test_picture_that_is_not_the_rows(pictures):
 
 def test_broken_zip(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK no zip")
-    with pytest.raises(ValueError, match=r"x.zip: not a zip file"):
+    with pytest.raises(
+        ValueError, match=r"x.zip: expected a folder, .zip or .tar of pictures: not a zip file"
+    ):
         Pictures(tmp_path / "x.zip")
-    with pytest.raises(FileNotFoundError, match="no such folder or zip"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder, \.zip or \.tar"):
         Pictures(tmp_path / "y.zip")
 
 
@@ -441,16 +453,16 @@ def test_damaged_pictures_of_a_zip(pictures):
     start = 30 + len("1.png")
     data[start] = 0xFF  # no block of deflate begins so
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"'1.png': cannot be read from {path}: Error -3"):
+    with pytest.raises(ValueError, match=rf"Cannot read '1.png' from {path}: Error -3"):
         Pictures(path).read("1.png")
     # Cut off while it is read: its directory is known already.
     path.write_bytes(data[:start])
-    with pytest.raises(ValueError, match=rf"'1.png': cannot be read from {path}: it is cut off"):
+    with pytest.raises(ValueError, match=rf"Cannot read '1.png' from {path}: it is cut off"):
         store.read("1.png")
 
 
 def test_names_and_tables_that_hold_no_picture(pictures):
-    with pytest.raises(ValueError, match=r"cannot be read from .*null byte"):
+    with pytest.raises(ValueError, match=r"Cannot read 'a.*null byte"):
         Pictures(pictures / "images").read("a\0b")
     folder = pictures / "tables" / "images"
     folder.mkdir(parents=True)
@@ -458,10 +470,12 @@ def test_names_and_tables_that_hold_no_picture(pictures):
     pq.write_table(pa.Table.from_pylist(rows), folder / "0.parquet")
     store = Pictures(pictures / "tables")
     assert store.read("2.png") == b"2"
-    with pytest.raises(ValueError, match=r"'1.png': an empty file"):
+    with pytest.raises(ValueError, match=r"'1.png' in .*: an empty file"):
         store.read("1.png")
     pq.write_table(pa.table({"id": ["1"]}), folder / "1.parquet")
-    with pytest.raises(ValueError, match=r"1.parquet: expected a parquet table with the columns"):
+    with pytest.raises(
+        ValueError, match=r"1.parquet: expected a parquet table with a column of image bytes"
+    ):
         Pictures(pictures / "tables")
 
 
@@ -472,14 +486,14 @@ def test_validation_decodes_pictures_and_a_build_does_not(pictures, dataset):
         (folder / f"{name}.txt").write_text("ein Bild")
     plan = SourcePlan("folder", str(folder), language="de")
     (cut,) = (line for line in problems(plan) if "1.png" in line)
-    assert f"1.png (id '1'): image: '1.png' in {folder}: Cannot read image bytes (50 bytes)" in cut
+    assert "1.png (id '1'): image: Cannot read '1.png': broken or cut off" in cut
     assert [row["id"] for row in build(plan, pictures)[1]] == ["1", "a/2"]
     rows = [{"key": "k", "jpg": {"bytes": picture()[:50], "path": "k.png"}, "caption": "cut"}]
     pq.write_table(
         pa.Table.from_pylist(rows), Path(dataset.paths[0]) / "data" / "train-00000.parquet"
     )
     (cut,) = problems(dataset)
-    assert "(id 'k'): image: 'k.png': Cannot read image bytes (50 bytes)" in cut
+    assert "(id 'k'): image: Cannot read 'k.png': broken or cut off" in cut
 
 
 def test_pictures_stay_inside_their_folder(pictures):
@@ -504,7 +518,7 @@ def test_tables_of_pictures_are_read_by_row_group(pictures, monkeypatch):
     store = Pictures(pictures / "tables")
     assert [store.read(f"{n}.png") for n in range(10)] == [b"%d" % n for n in range(10)]
     assert read == [("0", 0), ("0", 1), ("0", 2), ("1", 0), ("1", 1), ("1", 2)]
-    some = PictureTables(sorted(folder.glob("*")), {"3.png", "8.png", "99.png"})
+    some = PictureTables(sorted(folder.glob("*")), wanted={"3.png", "8.png", "99.png"})
     assert len(some) == 2
     assert some.read("8.png") == b"8"
     with pytest.raises(KeyError):
@@ -533,13 +547,13 @@ def test_pictures_to_hand_on_are_decoded_within_limits(pictures, place, monkeypa
     assert store.read_checked("5.png") == big
     with pytest.raises(ValueError, match="not a picture in a known format"):
         store.read_checked("4.png")
-    with pytest.raises(FileNotFoundError, match=r"'6.png': no such picture in"):
+    with pytest.raises(FileNotFoundError, match=r"No such image file in .*'6.png'"):
         store.read_checked("6.png")
-    monkeypatch.setitem(read_picture.__globals__, "MAX_BYTES", 5000)
-    monkeypatch.setattr("maya_vlm.training.data.pictures.MAX_BYTES", 5000)
-    if place != "tables":
-        with pytest.raises(ValueError, match=r"5,?0\d\d"):
-            store.read_checked("5.png")
+    monkeypatch.setitem(loading.read_picture_file.__globals__, "MAX_BYTES", 5000)
+    monkeypatch.setattr("maya_vlm.training.common.images.MAX_BYTES", 5000)
+    monkeypatch.setattr("maya_vlm.training.common.picture_tables.MAX_BYTES", 5000)
+    with pytest.raises(ValueError, match=r"5,?0\d\d"):
+        store.read_checked("5.png")
 
 
 def test_a_link_out_of_the_folder_is_no_picture_to_hand_on(pictures):
@@ -561,8 +575,9 @@ def test_folder_with_text_files(pictures):
     assert (row["id"], row["text"], row["lang"]) == ("1", "ein Bild", "de")
     assert row["image_sha256"] == hashlib.sha256(picture()).hexdigest()
     assert problems(plan) == [
-        "3.png (id '3'): text: missing: no caption and no conversation",
-        "a/2.png (id 'a/2'): text: no valid Unicode at character 0",
+        "3.png (id '3'): text: expected text, found nothing",
+        "a/2.png (id 'a/2'): text: expected text, found half of a surrogate pair (U+DCFF) after 0 "
+        "characters",
     ]
 
 
@@ -578,7 +593,8 @@ def test_names_that_are_not_utf8_are_refused_and_told(tmp_path):
     (line,) = (tmp_path / "source" / "refused.jsonl").read_text(encoding="utf-8").splitlines()
     refused = json.loads(line)
     assert refused["row"].startswith("\\udcff.png (id ")
-    assert (refused["field"], refused["reason"]) == ("image", "no valid Unicode at character 0")
+    assert refused["field"] == "image"
+    assert refused["reason"].startswith("expected text, found half of a surrogate pair")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -604,7 +620,7 @@ def test_folder_with_metadata(pictures, kind):
         ("a/2", "a/2.png", "green"),
     ]
     missing, empty = problems(plan)
-    assert "image: 'a/3.png': no such picture" in missing
+    assert f"image: No such image file in '{folder}': 'a/3.png'" in missing
     assert f"metadata.{kind}[3] (id '1'): text: " in empty
 
 
@@ -649,7 +665,7 @@ def test_dataset_is_streamed_with_its_pictures_hashes(dataset, tmp_path):
     assert [row["id"] for row in rows] == ["000", "001", "002", "004"]
     assert rows[1]["image"] == "1.png"
     assert rows[1]["image_sha256"] == hashlib.sha256(picture((1, 0, 0))).hexdigest()
-    assert problems(dataset)[0].endswith("text: missing: no caption and no conversation")
+    assert problems(dataset)[0].endswith("caption: expected text, found nothing")
 
 
 def test_pictures_inside_of_rows_can_be_written_out(dataset, tmp_path):
@@ -712,5 +728,59 @@ def test_kinds_are_told_by_their_paths(pictures, dataset):
     for name, kind in kinds.items():
         assert infer_source(str(pictures / name)).kind == kind
     assert infer_source("training/data/mini").kind == "mini"
-    with pytest.raises(ValueError, match=r"expected a .json or .jsonl file, a folder or a Hub"):
+    with pytest.raises(
+        ValueError, match=r"expected a .json or .jsonl file .*, a .parquet file, a folder or a Hub"
+    ):
         infer_source(str(pictures / "images.zip"))
+
+
+def test_a_build_takes_no_file_from_outside_of_its_folder_and_nothing_that_is_no_picture(tmp_path):
+    """Whoever made a folder may have linked to any file of this machine, and what is built is published."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture())
+    (tmp_path / "key.png").write_text("PRIVATE KEY")
+    (tmp_path / "out.png").write_bytes(picture())
+    (folder / "key.png").symlink_to(tmp_path / "key.png")
+    (folder / "out.png").symlink_to(tmp_path / "out.png")
+    names = ["a.png", "key.png", "out.png", f"file://{folder}/a.png", "../out.png"]
+    rows = [llava(str(number), image) for number, image in enumerate(names)]
+    plan = dataclasses.replace(write_json(tmp_path / "rows.json", rows), images=str(folder))
+
+    def read_as(plan: SourcePlan) -> list[str]:
+        rows = read_source(plan, decode=True)
+        return [r.row["image"] if isinstance(r, Record) else f"{r.field}: {r.reason}" for r in rows]
+
+    good, key, out, address, above = read_as(plan)
+    assert good == "a.png"
+    assert "lies outside" in key
+    assert "follow_links" in out
+    assert "expected a path inside the image folder" in address
+    assert "expected a path inside the image folder" in above
+    good, key, out, *_ = read_as(dataclasses.replace(plan, follow_links=True))
+    assert (good, out) == ("a.png", "out.png")
+    assert "key.png': not a picture" in key
+
+
+def test_a_caption_is_read_through_no_link_that_leads_out(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("a secret")
+    (folder / "a.png").write_bytes(picture())
+    (folder / "a.txt").symlink_to(tmp_path / "secret")
+    plan = SourcePlan("folder", str(folder), language="en")
+    (row,) = read_source(plan)
+    assert "its caption: Cannot read 'a.txt': it lies outside" in str(row)
+    (row,) = read_source(dataclasses.replace(plan, follow_links=True))
+    assert row.row["text"] == "a secret"
+
+
+def test_a_missing_table_or_a_device_is_told_as_a_file(tmp_path):
+    (tmp_path / "zero.parquet").symlink_to("/dev/zero")
+    for name, reason in (("gone", "no such file"), ("zero", "expected an ordinary file, found a")):
+        path = str(tmp_path / f"{name}.parquet")
+        for plan in (infer_source(path), SourcePlan("llava", path), SourcePlan("hub", path)):
+            with pytest.raises(
+                (ValueError, FileNotFoundError), match=rf"{name}\.parquet: {reason}"
+            ):
+                list(read_source(plan))

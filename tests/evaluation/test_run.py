@@ -1,8 +1,10 @@
 """`maya evaluate` on the real mini dataset with a tiny model, and what it refuses."""
 
+import io
 import json
 import re
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -30,6 +32,23 @@ def results(folder) -> Results:
 @pytest.fixture(scope="module")
 def benchmark():
     return mini.load(str(MINI), "validation", languages=["en", "ja"], limit=40)
+
+
+@pytest.mark.parametrize("side", [None, 15_000])
+def test_pictures_that_are_none_are_told_in_one_line(monkeypatch, side):
+    """PostScript is never run, and a picture is measured before it is decoded."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+    if side is not None:
+        buffer = io.BytesIO()
+        Image.new("1", (side, side)).save(buffer, "PNG")
+        content = buffer.getvalue()
+    rows = [{"image": "a.png", "picture": {"bytes": content, "path": None}}]
+    monkeypatch.setattr(mini, "_table", lambda *_: pa.Table.from_pylist(rows))
+    with pytest.raises(
+        ValueError, match=r"x: picture 'a\.png' cannot be decoded: Cannot read"
+    ) as error:
+        mini._pictures("x", "test", ["a.png"])
+    assert "\n" not in str(error.value)
 
 
 def test_writes_results_answers_and_sheet_beside_the_model(folder, results):

@@ -1,6 +1,7 @@
 """The guarded image loader: what it reads, and what it refuses with one clear line."""
 
 import base64
+import contextlib
 import io
 import socket
 import struct
@@ -70,6 +71,22 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(b"", 302)
         elif self.path == "/loop":
             self.answer(b"", 302, [("Location", "/loop")])
+        elif self.path.startswith("/redirects/"):
+            left = int(self.path.rpartition("/")[2])
+            place = f"/redirects/{left - 1}" if left > 1 else "/image.png"
+            self.answer(b"", 302, [("Location", place)])
+        elif self.path == "/to-no-address":
+            self.answer(b"", 302, [("Location", "http://[::1")])
+        elif self.path == "/negative-length":
+            self.answer(png(), headers=[("Content-Length", "-1")])
+        elif self.path == "/two-lengths":
+            size = len(png())
+            self.answer(
+                png(), headers=[("Content-Length", str(size - 9)), ("Content-Length", str(size))]
+            )
+        elif self.path == "/escape":
+            self.send_response(403, "\x1b[2J\x07" + "A" * 60_000)
+            self.end_headers()
         elif self.path == "/declared-large":
             self.answer(b"x", headers=[("Content-Length", str(10**9))])
         elif self.path == "/large":
@@ -154,6 +171,25 @@ class TestMemoryAndFiles:
             with pytest.raises(ValueError, match="outside") as error:
                 load_image(outside, root=root)
             assert outside in one_line(error)
+
+    def test_links_may_lead_out_where_the_folder_is_ones_own(self, tmp_path):
+        root = tmp_path / "data"
+        (tmp_path / "other" / "coco").mkdir(parents=True)
+        root.mkdir()
+        (tmp_path / "other" / "coco" / "1.png").write_bytes(png())
+        (root / "coco").symlink_to(tmp_path / "other" / "coco")
+        (root / "loop.png").symlink_to(root / "loop.png")
+        with pytest.raises(ValueError, match="outside"):
+            load_image("coco/1.png", root=root)
+        assert load_image("coco/1.png", root=root, follow_links=True).size == (7, 5)
+        assert load_image(str(root / "coco" / "1.png"), root=root, follow_links=True).size == (7, 5)
+        for outside in ("../other/coco/1.png", "coco/../../other/coco/1.png", str(tmp_path / "x")):
+            with pytest.raises(ValueError, match="outside"):
+                load_image(outside, root=root, follow_links=True)
+        for follow in (True, False):
+            with pytest.raises((ValueError, OSError)) as error:
+                load_image("loop.png", root=root, follow_links=follow)
+            assert "loop.png" in one_line(error)
 
     def test_missing_file_names_it_and_the_root(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no-such\.png") as error:
@@ -242,6 +278,21 @@ class TestDecoding:
         with pytest.raises(ValueError, match=r"cut\.png"):
             load_image(Image.open(tmp_path / "cut.png"))
 
+    def test_a_picture_without_pixels(self):
+        for size in ((0, 5), (5, 0)):
+            with pytest.raises(ValueError, match="there is nothing on it"):
+                load_image(Image.new("RGB", size))
+
+    def test_what_pil_says_of_odd_tags_is_not_printed(self, recwarn):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, format="TIFF")
+        data = bytearray(buffer.getvalue())
+        place = data.index(struct.pack("<HHI", 258, 3, 3))
+        data[place : place + 8] = struct.pack("<HHI", 270, 2, 9_000_000)
+        with contextlib.suppress(ValueError):
+            load_image(bytes(data))
+        assert not recwarn.list
+
     def test_not_a_picture(self):
         with pytest.raises(ValueError, match="not a picture in a known format"):
             load_image(b"hello world, this is text")
@@ -323,6 +374,11 @@ class TestWeb:
             ("::ffff:10.0.0.1", False),
             ("64:ff9b::7f00:1", False),
             ("2002:7f00:0001::", False),
+            ("::127.0.0.1", False),
+            ("::8.8.8.8", False),
+            ("fec0::1", False),
+            ("64:ff9b:1::a9fe:a9fe", False),
+            ("64:ff9b::808:808", True),
         ],
     )
     def test_public_addresses(self, address, public):
@@ -378,6 +434,13 @@ class TestWeb:
             with pytest.raises(ValueError, match=message):
                 load_image(server.url + path, allow_private=True)
         assert server.hits.count("/loop") == 6
+        assert load_image(server.url + "/redirects/5", allow_private=True).size == (7, 5)
+        for path, message in (
+            ("/redirects/6", "more than 5 redirects"),
+            ("/to-no-address", "redirected to no address"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                load_image(server.url + path, allow_private=True)
 
     def test_other_schemes_and_passwords(self):
         for url in ("file:///etc/passwd", "ftp://example.org/a.png", "gopher://x/1"):
@@ -419,10 +482,18 @@ class TestWeb:
             ("/gzip", ValueError, "compressed transfer"),
             ("/text", ValueError, "not a picture"),
             ("/empty", ValueError, "empty"),
+            ("/negative-length", ValueError, "expected one Content-Length, found -1"),
+            ("/two-lengths", ValueError, "expected one Content-Length, found"),
         ):
             with pytest.raises(kind, match=message) as error:
                 load_image(server.url + path, allow_private=True)
             assert path in one_line(error)
+
+    def test_what_a_server_says_is_told_short_and_printable(self, server):
+        with pytest.raises(ConnectionError, match="answered 403") as error:
+            load_image(server.url + "/escape", allow_private=True)
+        assert one_line(error).isprintable()
+        assert len(one_line(error)) < 500
 
     def test_https_to_a_server_without_it(self, server):
         url = server.url.replace("http://", "https://")

@@ -1,6 +1,8 @@
 """Pictures of every kind to pixels."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import PIL
@@ -10,6 +12,7 @@ from PIL import Image
 
 from processing_maya import MayaImageProcessor
 from processing_maya import image_processing_maya as module
+from processing_maya.image_loading_maya import MAX_PADDED_SIDE
 
 GREY = 127
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
@@ -95,7 +98,7 @@ class TestAspect:
                 processor(pad_color=color)
 
     def test_padding_that_would_fill_the_memory_is_refused(self):
-        image = Image.new("RGB", (module.MAX_PADDED_SIDE + 1, 1))
+        image = Image.new("RGB", (MAX_PADDED_SIDE + 1, 1))
         with pytest.raises(ValueError, match="16385x1 pixels"):
             processor()(image)
         assert processor(image_aspect="crop")(image, return_tensors="np")["pixel_values"].shape == (
@@ -104,6 +107,45 @@ class TestAspect:
             8,
             8,
         )
+
+    @pytest.mark.parametrize("size", [(301, 40), (40, 301), (300, 7), (7, 300), (150, 149)])
+    @pytest.mark.parametrize("kind", [np.uint8, np.float32])
+    def test_a_large_square_in_strips_is_the_same(self, monkeypatch, size, kind):
+        """Strips of a few rows, some of padding alone; the picture is resized to less and to more."""
+        image = np.asarray(noise(*size))
+        settings = {}
+        if kind is np.float32:
+            image, settings = image.astype(np.float32) / 255, {"do_rescale": False}
+        for target in (8, 200):
+            whole = processor(target, **settings)(image, return_tensors="np")["pixel_values"]
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "STRIP_PIXELS", 4000)
+                strips = processor(target, **settings)(image, return_tensors="np")["pixel_values"]
+            np.testing.assert_array_equal(whole, strips)
+
+    def test_the_widest_picture_that_may_be_padded_takes_little_memory(self):
+        code = (
+            "import resource\nfrom PIL import Image\nfrom processing_maya import MayaImageProcessor\n"
+            "from processing_maya.image_loading_maya import MAX_PADDED_SIDE\n"
+            "process = MayaImageProcessor()\nprocess(Image.new('RGB', (9, 1)))\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "process(Image.new('RGB', (MAX_PADDED_SIDE, 1)))\n"
+            "process(Image.new('RGB', (1, MAX_PADDED_SIDE)))\n"
+            "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert int(done.stdout) < 300, done.stderr
+
+    def test_nothing_is_no_picture(self):
+        for nothing in ([], np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)):
+            with pytest.raises(ValueError, match="found"):
+                processor()(nothing)
+        with pytest.raises(ValueError, match="at least one pixel, found 5x0"):
+            processor()(Image.new("RGB", (5, 0)))
+        with pytest.raises(ValueError, match="real numbers, found complex64"):
+            processor()(np.zeros((4, 4, 3), np.complex64))
+        with pytest.raises(ValueError, match="expected numbers, found object"):
+            processor()(np.full((4, 4, 3), None))
 
 
 class TestResizing:
@@ -253,3 +295,18 @@ class TestArithmetic:
         assert second.apply_exif_rotation is True
         assert second.size == {"height": 8, "width": 8}
         assert second.backend == "pil"
+
+
+def test_a_damaged_exif_is_no_reason_to_refuse_a_whole_picture():
+    """Its orientation is then unknown; nothing is printed or raised."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a text of some length"
+    file = io.BytesIO()
+    noise(12, 8).save(file, "PNG")
+    process = processor(apply_exif_rotation=True)
+    whole = exif.tobytes()
+    for start in range(6, len(whole)):
+        with Image.open(file) as image:
+            image.load()
+        image.info["exif"] = whole[:start] + b"\xff" * 3 + whole[start + 3 :]
+        assert process(image, return_tensors="np")["pixel_values"].shape == (1, 3, 8, 8)

@@ -845,7 +845,9 @@ class TestConversations:
     def test_refused(self):
         with pytest.raises(ValueError, match="row 2, turn 2: the assistant's answer is empty"):
             self.convert("<image>a", "", name="row 2")
-        with pytest.raises(ValueError, match="row 2: an <image> marker in an assistant turn"):
+        with pytest.raises(
+            ValueError, match="row 2, turn 2: an <image> marker in an assistant turn"
+        ):
             self.convert("a", "<image>b", name="row 2")
         for turn in (
             {"from": "robot", "value": "a"},

@@ -157,7 +157,9 @@ def test_an_image_list_of_nothing_is_a_bad_row(tmp_path):
     for others in ([], [["0.png", "1.png"]]):
         rows = [{"id": str(i), "images": c, "messages": turns()} for i, c in enumerate([[None], *others])]  # fmt: skip
         path = write_rows(tmp_path / "r.jsonl", rows)
-        with pytest.raises(ValueError, match=r"row '0' of .*found NoneType"):
+        with pytest.raises(
+            ValueError, match=r"row '0' of .*images\[0\]: expected a picture's .*found nothing"
+        ):
             GroupData([DataRecipe(str(path))])
 
 
@@ -199,7 +201,9 @@ def test_bad_images_are_refused_by_row(tmp_path):
         collate(tmp_path, [{"id": "b2", "image": "cut.png", "messages": turns()}])
     with pytest.raises(ValueError, match=r"row 'b3' of .*lies outside"):
         collate(tmp_path, [{"id": "b3", "image": "../../x.png", "messages": turns()}])
-    with pytest.raises(ValueError, match=r"row 'b4'.*expected an image path or bytes, found int"):
+    with pytest.raises(
+        ValueError, match=r"row 'b4'.*image: expected a picture's path, .* found a number 3"
+    ):
         collate(tmp_path, [{"id": "b4", "image": 3, "messages": turns()}])
 
 
@@ -209,21 +213,21 @@ TEXT = {"type": "text", "text": "a"}
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"messages": None}, "messages: expected a list of a mapping, found nothing"),
+        ({"messages": None}, "messages: expected a list of turns, found nothing"),
         ({"messages": []}, "expected a list of messages with at least one turn"),
         ({"messages": ["q"]}, r"messages\[0\]: expected a mapping, found text"),
         ({"messages": [None]}, r"messages\[0\]: expected a mapping, found nothing"),
-        ({"messages": [{"content": "q"}]}, "turn 1: role: expected text, found nothing"),
-        ({"messages": [*turns(), {"role": "user"}]}, "turn 3: content: expected text | a list"),
-        ({"messages": [{"role": "user", "content": 3}]}, "turn 1: content: .* found a number 3"),
+        ({"messages": [{"content": "q"}]}, r"messages\[0\].role: expected text, found nothing"),
+        ({"messages": [*turns(), {"role": "user"}]}, r"messages\[2\].content: expected text or a list of parts, found nothing"),
+        ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\].content: .* found a number 3"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, r"content\[0\]: expected a mapping"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 1: text: expected text"),
-        ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "turn 1: expected parts"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, r"messages\[0\].content\[0\].text: expected text"),
+        ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, r"messages\[0\]: expected parts"),
         ({"prompt": None, "text": "a"}, "prompt: expected text, found nothing"),
         ({"prompt": "q", "text": None}, "text: expected text, found nothing"),
         ({"caption": None}, "caption: expected text, found nothing"),
         ({"caption": 3}, "caption: expected text, found a number 3"),
-        ({"conversations": None}, "conversations: expected a list of a mapping, found nothing"),
+        ({"conversations": None}, "conversations: expected a list of turns, found nothing"),
         ({"conversations": [None]}, r"conversations\[0\]: expected a mapping, found nothing"),
     ],
 )  # fmt: skip
@@ -252,7 +256,9 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
     rows[0]["image"], rows[2]["image"] = 3, ["seen.png", {"bytes": None}]
     (tmp_path / "seen.png").write_bytes(png(1))
     path = write_rows(tmp_path / "r.jsonl", rows)
-    with pytest.raises(ValueError, match=r"row 'e0' of .*r.jsonl: expected .* found int; repair"):
+    with pytest.raises(
+        ValueError, match=r"row 'e0' of .*r.jsonl: image: expected .* found a number 3; repair"
+    ):
         GroupData([DataRecipe(str(path))])
     data = GroupData([DataRecipe(str(path))], on_bad_row="skip")
     collator = GroupCollator(
@@ -260,8 +266,8 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
     )
     found = collator([{"step": 0, "rank": 0}])
     assert {row.id: row.reason.split("found ")[1][:8] for row in found["bad_rows"]} == {
-        "e0": "int; rep",
-        "e2": "NoneType",
+        "e0": "a number",
+        "e2": "nothing;",
     }
     assert sum(len(row["image_index"]) for row in found["rows"]) == 2
 
@@ -315,7 +321,7 @@ def test_too_long_is_refused_by_row(tmp_path):
         ({"path": "{}/none.jsonl"}, FileNotFoundError, "no such file"),
         ({"path": "{}/nofolder"}, FileNotFoundError, "no such dataset folder"),
         ({"path": "{}/empty.jsonl"}, ValueError, "is empty; expected rows"),
-        ({"path": "{}/bad.jsonl"}, ValueError, "line 1 is not JSON"),
+        ({"path": "{}/bad.jsonl"}, ValueError, "bad.jsonl: no row can be read: line 1 is not JSON"),
         ({"path": "{}/columns.jsonl"}, ValueError, "expected columns messages, conversations"),
     ],
 )  # fmt: skip

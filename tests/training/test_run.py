@@ -414,6 +414,21 @@ def test_bad_rows_with_one_id_are_told_apart(tmp_path, capsys):
     }
 
 
+def test_every_bad_row_is_listed_once_whatever_its_id(tmp_path):
+    """LLaVA's files repeat ids, and a run continues that an older version began."""
+    files = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
+    common = {"language": "en", "path": "rows.json", "reason": "r", "action": "skipped"}
+    for file, numbers in zip(files, (range(8), range(4, 10)), strict=True):
+        rows = [{"id": "same", "row": number, "data": 0, **common} for number in numbers]
+        rows += [{"id": "same", "row": 0, "data": 1, **common}, {"id": "old", **common}]
+        file.write_text("\n".join(json.dumps(row) for row in rows) + '\n{"id": "cut')
+    told = run_module._merge_bad_rows(files, tmp_path / "bad_rows.jsonl")
+    listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").open()]
+    assert told == ["rows.json: 12 rows skipped, listed in bad_rows.jsonl"]
+    places = sorted((row.get("data", -1), row.get("row", -1)) for row in listed)
+    assert places == [(-1, -1), *((0, number) for number in range(10)), (1, 0)]
+
+
 def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
     recipe = make_recipe(tmp_path)
     path = make_rows(tmp_path / "data" / "rows.parquet")
@@ -429,7 +444,7 @@ def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
     stage["args"]["max_steps"] = 4  # two passes
     recipe["output_dir"] = str(tmp_path / "stopped")
     with pytest.raises(
-        ValueError, match=rf"row '(0-0' \(\w+\)|1-1' \(\w+\)|2-[01]') of {path}"
+        ValueError, match=rf"row '(0-0' \(\w+\)|1-1' \(\w+\)|2-0'|2-1' \(\w+\)) of {path}"
     ) as error:
         train(str(write(recipe, tmp_path / "r.yaml")))
     assert "\n" not in str(error.value)
@@ -441,10 +456,10 @@ def test_bad_rows_of_a_stream_follow_the_policy(tmp_path, capsys):
     found = [json.loads(line) for line in (folder / "bad_rows.jsonl").read_text().splitlines()]
     reasons = {row["id"]: row["reason"] for row in found}
     assert sorted(row["id"] for row in found) == ["0-0", "1-1", "2-0", "2-1"]
-    assert "messages: expected a list of a mapping, found nothing" in reasons["0-0"]
-    assert "turn 2: content: expected text" in reasons["1-1"]
+    assert "messages: expected a list of turns, found nothing" in reasons["0-0"]
+    assert "messages[1].content: expected text" in reasons["1-1"]
     assert "its image cannot be read" in reasons["2-0"]
-    assert "expected an image path or bytes, found NoneType" in reasons["2-1"]
+    assert "images[0]: expected a picture's path, address or bytes, found nothing" in reasons["2-1"]
     assert {(row["path"], row["action"]) for row in found} == {(str(path), "skipped")}
     assert f"{path}: 4 rows skipped, listed in bad_rows.jsonl" in capsys.readouterr().out
     assert training_log(folder)["bad_rows"] == [f"{path}: 4 rows skipped, listed in bad_rows.jsonl"]

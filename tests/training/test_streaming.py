@@ -499,6 +499,9 @@ def test_cards_that_leave_splits_to_datasets(tmp_path, monkeypatch, files, strea
         ("---\nconfigs:\n- data_files: x\n---\n", "configs: expected a list of mappings"),
         (card("  data_files:", "  - split: train"), "config 'all': data_files: expected items with"),
         (card("  data_files:", "  - split: train", "    path: /x.parquet"), "data_files: .*/x.parquet"),
+        (card("  data_files: ../x.parquet"), r"expected files below .*, found '\.\./x"),
+        (card("  data_files:", "  - split: train", "    path: [a.parquet, data/../../x]"), "expected files below"),
+        (card("  data_dir: /x"), "expected files below .*, found '/x'"),
     ],
 )  # fmt: skip
 def test_damaged_cards(tmp_path, text, message):

@@ -26,7 +26,6 @@ Matrices inside the layers are updated with Muon (Jordan et al., 2024), everythi
 
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
@@ -52,6 +51,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from ..arguments import MAX_STEPS
+from ..common.images import decode_picture, to_rgb
 from ..permissions import ordinary_permissions
 from .augmentation import AugmentationRecipe, augment
 from .muon import Muon
@@ -390,10 +390,8 @@ def _read_table(folder: Path, config: str, columns: list[str]) -> list[list[Any]
 
 def _decode(picture: dict[str, Any], where: str, size: int) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(picture["bytes"])) as image:
-            image.load()
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        rgb = to_rgb(decode_picture(picture["bytes"], where))
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: not a readable picture ({error}); rebuild the dataset"
         ) from error

@@ -10,30 +10,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
 
 from .telling import one_line, printable
 
 # Bytes; file systems take 255, and endings are added.
 LONGEST = 150
-_LANGUAGE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _SPECIAL = re.compile(r'[/\\:*?"<>|]')
 # Names of devices on Windows, whatever their ending.
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-
-
-def is_language(value: Any) -> bool:
-    """Whether a value is shaped like a BCP-47 code: en, pt-BR, zh-Hant. Any language is known."""
-    return isinstance(value, str) and _LANGUAGE.fullmatch(value) is not None
-
-
-def check_language(value: Any, where: str) -> None:
-    """Raise ValueError, naming `where`, for what is no BCP-47 code."""
-    if not is_language(value):
-        raise ValueError(
-            f"{where}: expected a language's BCP-47 code, such as en or pt-BR, found "
-            f"{one_line(repr(value), 60)}"
-        )
 
 
 def is_component(name: str) -> bool:

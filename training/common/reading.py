@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -32,21 +32,28 @@ def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
         OSError: as `open` raises it; FileNotFoundError where there is no file.
     """
     path = Path(path)
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise _too_large(path, size, max_bytes)
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise _too_large(path, len(data), max_bytes)
+    return data
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """An ordinary file, opened for reading bytes. Raises as `read_bytes`, whatever the file's size."""
     try:
         # Without O_NONBLOCK opening a pipe waits for somebody who writes.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a null character in the name
         raise ValueError(f"{str(path)!r}: not a file name ({error})") from None
-    with os.fdopen(handle, "rb") as file:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise ValueError(f"{path}: expected an ordinary file, found {_kind(info.st_mode)}")
-        if info.st_size > max_bytes:
-            raise _too_large(path, info.st_size, max_bytes)
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise _too_large(path, len(data), max_bytes)
-    return data
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise ValueError(f"{path}: expected an ordinary file, found {_kind(mode)}")
+    return os.fdopen(handle, "rb")
 
 
 def _kind(mode: int) -> str:

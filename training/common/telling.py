@@ -40,3 +40,39 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     # The beginning names the file, the end what to do.
     head = (longest - 5) * 2 // 3
     return f"{line[:head]} ... {line[head + 5 - longest :]}"
+
+
+def found(value: object) -> str:
+    """A value of others in a few printable words: `a number 7`, `text 'abc'`, `a list of 2`, `nothing`."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"a truth value {value}"
+    if isinstance(value, str):
+        return f"text {printable(repr(value if len(value) <= 60 else f'{value[:57]}...'))}"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value):,} bytes"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value):,}"
+    if isinstance(value, dict):
+        return one_line(f"a mapping of {', '.join(map(str, value)) or 'nothing'}", 80)
+    kind = "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}"
+    return one_line(f"{kind} {value}", 80)
+
+
+def shown(value: object) -> str:
+    """A value of others as Python writes it, printable and cut where it is long."""
+    text = printable(repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def reason(error: BaseException) -> str:
+    """What an error says in one line, with what caused it, which libraries often leave unsaid."""
+    said: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(said) < 8:
+        text = " ".join(str(cause).split()) or type(cause).__name__
+        if not any(text in other for other in said):
+            said.append(text)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return one_line(": ".join(said))

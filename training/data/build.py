@@ -100,7 +100,13 @@ def _has(plan: Plan, step: str) -> bool:
 
 
 def _source(plan: Plan, options: _Options) -> None:
-    build_sources(plan.source, plan.folder / "source", plan.unit_rows, options.progress)
+    build_sources(
+        plan.source,
+        plan.folder / "source",
+        plan.unit_rows,
+        options.progress,
+        plan.layout.images == "bytes",  # a picture that is published is decoded
+    )
 
 
 def _translate(plan: Plan, options: _Options) -> None:

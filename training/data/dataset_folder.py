@@ -189,6 +189,6 @@ def _split_place(split: str) -> tuple[int, str]:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    """The YAML of README.md; empty where there is none."""
+    """The YAML of README.md; empty where there is none. Raises ValueError naming a card that cannot be read."""
     path = folder / "README.md"
     return card_metadata(read_text(path), str(path)) if path.is_file() else {}

@@ -417,7 +417,7 @@ class _Build:
     def write_images(self, shards: Shards) -> Row:
         """Every distinct picture of the source once, under the path of the first row that has it."""
         assert self.plan.images is not None
-        pictures = Pictures(self.plan.images)
+        pictures = Pictures(self.plan.images, follow_links=self.plan.source.follow_links)
         size = pictured = distinct = 0
         with ShaTable() as seen:
             for unit in self.units:
@@ -428,7 +428,13 @@ class _Build:
                     pictured += 1
                     if not seen.add(row["image_sha256"]):
                         continue
-                    data = pictures.read(row["image"])
+                    try:
+                        data = pictures.read_checked(row["image"])
+                    except ValueError as error:
+                        raise ValueError(
+                            f"{error}; what is published must be a picture: remove its row from the "
+                            "source, and run the step source again"
+                        ) from None
                     if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
                         raise ValueError(
                             f"{row['image']!r} in {self.plan.images}: its bytes have changed since "

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..common.names import check_language, folded, stays_inside
+from ..common.languages import check_language
+from ..common.names import folded, stays_inside
 from ..common.shapes import check_shape
 from ..common.telling import one_line
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..common.picture_tables import PictureTables
 from .messages import as_messages, share_languages
 from .parquet import parquet_file
-from .pictures import PictureTables
 from .records import Row
 from .requests import known_requests
 
@@ -87,7 +87,7 @@ def config_rows(
         chosen: what `choose_rows` returned.
     """
     names = {image for rows in chosen.values() for image in rows.values()}
-    pictures = PictureTables([root / name for name in images], names)
+    pictures = PictureTables([root / name for name in images], wanted=names)
     each = [_chosen(root, files, set(chosen[lang])) for lang, files in clean.items()]
     for row in heapq.merge(*each, key=lambda row: row["id"]):
         yield {

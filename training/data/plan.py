@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from ..common.names import check_component, check_language
+from ..common.languages import check_language
+from ..common.names import check_component
 from ..common.telling import one_line
 from ..schema import build, digest, read_mapping, resolve_paths, to_dict
 from .check_plan import CheckPlan
@@ -23,7 +24,7 @@ from .files import write_bytes
 from .identify import Identifier
 from .layout import LayoutPlan
 from .manifest import licence_of
-from .sources import SourcePlan, finished_sources
+from .sources import SourcePlan, finished_sources, plan_for_hash
 from .toxicity.plan import ToxicityPlan
 from .translation import TranslatorPlan
 from .units import Worker
@@ -86,7 +87,7 @@ class Plan:
             if not self.languages:
                 raise ValueError("translator: there are no languages to translate into")
             self._check_identified()
-        if self.layout.images == "bytes" and self.images is None:
+        if self.layout.images == "bytes" and not (self.source.images or self.source.extract_images):
             raise ValueError(
                 "layout.images: bytes: the source names no place of pictures; set source.images, or "
                 "source.extract_images for rows that hold them"
@@ -139,12 +140,12 @@ class Plan:
         """Where the pictures are that rows name; None when nowhere."""
         if self.source.extract_images:
             return self.folder / "images"
-        return Path(self.source.images) if self.source.images else None
+        return self.source.pictures()
 
     @property
     def run_id(self) -> str:
         """Stored with every row: hash of the whole plan."""
-        return digest(to_dict(self))
+        return digest(plan_for_hash(self))
 
 
 def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:

@@ -1,20 +1,27 @@
 """One record of any known shape becomes one source row, or the reasons why it cannot.
 
-Shapes: a caption (`text` or `caption`), `messages` (role, content), LLaVA's and PALO's
-`conversations` (from, value). Keys that are not known are left alone: PALO's files carry several.
+conversations.py reads the record; here is what a dataset that is built asks besides: an id, a language, one
+picture at most, and turns of user and assistant one after the other. Keys that are not known are left
+alone: PALO's files carry several.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+
+from ..common.images import is_address
+from ..common.json_rows import Unreadable
+from ..common.languages import LANGUAGES, as_language, no_language
+from ..common.reading import check_text
+from ..common.telling import found, one_line
+from ..conversations import Found, RowError, RowReader
 
 Row = dict[str, Any]
 
@@ -30,27 +37,15 @@ SOURCE_SCHEMA = pa.schema(
     ]
 )
 
-# Where a field is looked for when the plan's `columns` does not say.
-COLUMNS = {
+# Fields of a row. Those with names are looked for in these columns when the plan's `columns` does not say;
+# the others are found by conversations.py.
+COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "image_id", "key"),
-    "image": ("image", "image_path", "file_name", "picture"),
+    "image": (),
     "image_sha256": ("image_sha256",),
     "lang": ("lang", "language"),
-    "text": ("text", "caption"),
-    "turns": ("conversations", "messages", "turns"),
-}
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-LANGUAGES = {
-    "english": "en",
-    "chinese": "zh",
-    "french": "fr",
-    "spanish": "es",
-    "russian": "ru",
-    "hindi": "hi",
-    "japanese": "ja",
-    "arabic": "ar",
-    "bengali": "bn",
-    "urdu": "ur",
+    "text": (),
+    "turns": (),
 }
 IMAGE_MARK = "<image>"
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
@@ -60,8 +55,8 @@ _SHA256 = re.compile("[0-9a-fA-F]{64}")
 class Problem:
     """Why a row is refused. `row` says where it stands: file, number and id.
 
-    What UTF-8 cannot hold, such as the bytes of an odd file name, is written out (`\\udcff`), so that
-    a problem can always be printed and stored.
+    Each is one printable line. What UTF-8 cannot hold, such as the bytes of an odd file name, is written out
+    (`\\udcff`), so that a problem can always be stored.
     """
 
     row: str
@@ -70,8 +65,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in ("row", "field", "reason"):
-            text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
-            object.__setattr__(self, name, text)
+            object.__setattr__(self, name, one_line(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{self.row}: {self.field}: {self.reason}"
@@ -92,14 +86,10 @@ class Record:
     note: str | None = None
 
 
-class _Bad(Exception):
-    def __init__(self, field: str, reason: str):
-        self.field, self.reason = field, reason
-
-
 def to_row(
     record: Any,
     where: str,
+    reader: RowReader,
     *,
     language: str | None,
     task: str | None,
@@ -109,14 +99,13 @@ def to_row(
 
     Args:
         where: place of the record, for messages.
+        reader: of the table that it is from.
         language: BCP-47, for records that do not say theirs.
         task: "caption" takes the answer of a conversation of one question as `text`.
         columns: which column of the record is which field, where it is not one of `COLUMNS`.
     """
-    if isinstance(record, Problem):
-        return record
-    if not isinstance(record, Mapping):
-        return Problem(where, "row", f"expected a mapping of fields, found {_short(record)}")
+    if isinstance(record, (Problem, Unreadable)):
+        return record if isinstance(record, Problem) else Problem(where, "row", record.reason)
     fields = {
         field: record[name]
         for field, names in COLUMNS.items()
@@ -124,30 +113,43 @@ def to_row(
         if record.get(name) is not None
     }
     try:
-        return _row(record, where, fields, language, task)
-    except _Bad as error:
-        if isinstance(identity := fields.get("id"), (str, int)):
-            where = f"{where} (id {_short(str(identity))})"
-        return Problem(where, error.field, error.reason)
+        return _row(record, where, reader, fields, language, task)
+    except RowError as error:
+        return Problem(place_of(where, fields.get("id")), error.field, error.reason)
+
+
+def place_of(where: str, identity: Any) -> str:
+    """Where a record stands, with its id."""
+    return f"{where} (id {str(identity)!r})" if isinstance(identity, (str, int)) else where
 
 
 def _row(
-    record: Mapping[str, Any], where: str, fields: Row, language: str | None, task: str | None
+    record: Mapping[str, Any],
+    where: str,
+    reader: RowReader,
+    fields: Row,
+    language: str | None,
+    task: str | None,
 ) -> Record:
-    image, sha256, data = _image(fields.get("image"), fields.get("image_sha256"))
+    pictures = reader.found_pictures(record)
+    messages = reader.messages(record, len(pictures))
+    image, sha256, data = _image(pictures, fields.get("image_sha256"))
+    column = reader.turn_column(record)
+    texts = [_content(message) for message in messages]
     text = turns = note = None
-    if "turns" in fields:
-        turns = _turns(fields["turns"], has_image=image is not None)
-        if len(turns) < len(fields["turns"]):
+    if column or texts[0]:
+        turns = _turns(column or "prompt", messages, texts)
+        if column and len(turns) < len(record[column]):
             note = "first turn is an answer: turn left out"
         if task == "caption":
             if len(turns) != 2:
-                raise _Bad("turns", f"a caption has one question and answer, found {len(turns)}")
+                raise RowError(
+                    column or "prompt",
+                    f"a caption has one question and answer, found {len(turns)} turns",
+                )
             text, turns = turns[1]["content"], None
-    elif "text" in fields:
-        text = _text("text", fields["text"])
     else:
-        raise _Bad("text", "missing: no caption and no conversation")
+        text = texts[1]
     row = {
         "id": _id(fields.get("id")),
         "image": image,
@@ -165,90 +167,78 @@ def _id(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None:
-        raise _Bad("id", "missing")
-    return _text("id", value)
-
-
-def _text(field: str, value: Any) -> str:
+        raise RowError("id", "missing")
     if not isinstance(value, str):
-        raise _Bad(field, f"expected text, found {_short(value)}")
+        raise RowError("id", f"expected text, found {found(value)}")
+    _check("id", value)
+    if not value.strip():
+        raise RowError("id", "empty")
+    return value.strip()
+
+
+def _check(field: str, text: str) -> None:
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise _Bad(field, f"no valid Unicode at character {error.start}") from None
-    if not (text := value.strip()):
-        raise _Bad(field, "empty")
-    return text
+        check_text(text, field)
+    except ValueError as error:
+        raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
 
 
-def _turns(value: Any, has_image: bool) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise _Bad("turns", f"expected a list of turns, found {_short(value)}")
-    turns: list[dict[str, str]] = []
-    marks = 0
-    for number, turn in enumerate(value):
-        field = f"turns[{number}]"
-        if not isinstance(turn, Mapping):
-            raise _Bad(field, f"expected a mapping, found {_short(turn)}")
-        speaker = turn.get("from", turn.get("role"))
-        if not isinstance(speaker, str) or speaker not in ROLES:
-            raise _Bad(field, f"expected human or gpt, user or assistant, found {_short(speaker)}")
-        content = turn.get("value", turn.get("content"))
-        if isinstance(content, list):
-            content = "".join(_part(field, part) for part in content)
-        if isinstance(content, str):
-            marks += (here := content.count(IMAGE_MARK))
-            if here and ROLES[speaker] != "user":
-                raise _Bad(field, f"{IMAGE_MARK} in an answer")
-            content = content.replace(IMAGE_MARK, "")
-        turns.append({"role": ROLES[speaker], "content": _text(field, content)})
+def _content(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    if isinstance(content, str):
+        return content.strip()
+    return "".join(part["text"] for part in content if part["type"] == "text").strip()
+
+
+def _turns(
+    column: str, messages: Sequence[Mapping[str, Any]], texts: Sequence[str]
+) -> list[dict[str, str]]:
+    turns = [
+        {"role": message["role"], "content": text}
+        for message, text in zip(messages, texts, strict=True)
+    ]
     if turns[0]["role"] == "assistant":
         # As LLaVA does: an answer to nothing is not learned from.
         turns = turns[1:]
     for number, turn in enumerate(turns):
+        if turn["role"] == "system":
+            raise RowError(
+                f"{column}[{number}]", "expected turns of user and assistant, found system"
+            )
+        if not turn["content"]:
+            raise RowError(f"{column}[{number}]", "expected text, found none")
+    for number, turn in enumerate(turns):
         expected = ("user", "assistant")[number % 2]
         if turn["role"] != expected:
-            raise _Bad("turns", f"turn {number + 1} should be the {expected}'s")
+            raise RowError(column, f"turn {number + 1} should be the {expected}'s")
     if len(turns) < 2 or len(turns) % 2:
-        raise _Bad("turns", "the last question has no answer")
-    if marks > 1 or (marks and not has_image):
-        raise _Bad("turns", f"{marks} {IMAGE_MARK} marks and {int(has_image)} image")
+        raise RowError(column, "the last question has no answer")
     return turns
 
 
-def _part(field: str, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "image":
-        return IMAGE_MARK
-    if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    raise _Bad(field, f"expected parts of text and image, found {_short(part)}")
-
-
-def _image(value: Any, sha256: Any) -> tuple[str | None, str | None, bytes | None]:
-    data = None
-    if isinstance(value, Mapping):
-        data, value = value.get("bytes"), value.get("path")
-        if not isinstance(value, (str, type(None))):
-            raise _Bad("image", f"expected a path as text, found {_short(value)}")
-        if data is not None:
-            if not isinstance(data, bytes) or not data:
-                raise _Bad("image", f"expected the bytes of a picture, found {_short(data)}")
-            sha256 = hashlib.sha256(data).hexdigest()
-            value = PurePosixPath(value).name if value else sha256
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    if value is None:
+def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | None, bytes | None]:
+    """A row's picture: its path, its SHA-256 if it is known, its bytes if the row holds them."""
+    if not pictures:
         return None, None, None
-    if not isinstance(value, str) or not value:
-        raise _Bad("image", f"expected one path, found {_short(value)}")
-    path = PurePosixPath(value)
-    if data is None and (path.is_absolute() or ".." in path.parts):
-        raise _Bad("image", f"expected a path inside the image folder, found {value!r}")
-    _text("image", value)
+    if len(pictures) > 1:
+        raise RowError("image", f"expected one picture, found {len(pictures)}")
+    picture, name = pictures[0]
+    if isinstance(picture, bytes):
+        sha256 = hashlib.sha256(picture).hexdigest()
+        value = (PurePosixPath(name).name if name else "") or sha256
+        _check("image", value)
+        return value, sha256, picture
+    if is_address(picture) and not picture.lower().startswith("http"):
+        raise RowError(
+            "image",
+            "expected a path, found a picture as text: write it to a file that the row names",
+        )
+    path = PurePosixPath(picture)
+    if path.is_absolute() or ".." in path.parts or picture.lower().startswith("file:"):
+        raise RowError("image", f"expected a path inside the image folder, found {picture!r}")
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
-        raise _Bad("image_sha256", f"expected 64 hex digits, found {_short(sha256)}")
-    return value, sha256, data
+        raise RowError("image_sha256", f"expected 64 hex digits, found {found(sha256)}")
+    return picture, sha256, None
 
 
 def _language(record: Mapping[str, Any], value: Any, language: str | None) -> str:
@@ -257,16 +247,10 @@ def _language(record: Mapping[str, Any], value: Any, language: str | None) -> st
         named = [code for name, code in LANGUAGES.items() if record.get(f"{name}_conversation")]
         value = named[0] if len(named) == 1 else language
     if value is None:
-        raise _Bad("lang", "unknown: neither the row nor the file's name says it; set `language`")
-    if not isinstance(value, str) or not value:
-        raise _Bad("lang", f"expected a BCP-47 code, found {_short(value)}")
-    code = LANGUAGES.get(value.lower(), value)
-    if not code.replace("-", "").isalnum() or not 2 <= len(code.split("-")[0]) <= 3:
-        raise _Bad("lang", f"expected a BCP-47 code, found {value!r}")
+        raise RowError(
+            "lang", "unknown: neither the row nor the file's name says it; set `language`"
+        )
+    code = as_language(value)
+    if code is None:
+        raise RowError("lang", no_language(value))
     return code
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return repr(text) if isinstance(value, str) else text

@@ -32,10 +32,10 @@ from typing import Any
 import pyarrow as pa
 
 from ..common.cells import inert, original
+from ..common.images import load_image, to_rgb
 from ..common.reading import read_bytes, read_json
 from ..common.shapes import check_shape
 from ..common.telling import one_line, printable
-from ..images import load_image
 from .files import sha256_text, write_bytes, write_json, write_parquet
 from .identify import SCRIPTS, primary
 from .parquet import check_columns, is_text, read_rows
@@ -310,7 +310,7 @@ def _escape(char: str) -> str:
 
 def _thumbnail(data: bytes) -> str:
     """A picture as a small JPEG in a data: URI. Raises ValueError for what is no picture."""
-    small = load_image(data).convert("RGB")
+    small = to_rgb(load_image(data))
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)

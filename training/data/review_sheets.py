@@ -40,7 +40,8 @@ def write_reviews(
             raise ValueError(
                 f"language {lang!r}: expected one of the plan's, {', '.join(plan.languages)}"
             )
-    pictures = Pictures(plan.images) if plan.images is not None else None
+    images = plan.images
+    pictures = Pictures(images, follow_links=True) if images is not None else None
     sheets = []
     for lang in wanted:
         asked = rows_to_review(folder, lang, verification)

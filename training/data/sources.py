@@ -23,24 +23,26 @@ from typing import Any, Literal
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from ..common.hub import HubFiles
+from ..common.images import SUFFIXES
+from ..common.json_rows import rows_suffix
 from ..common.reading import read_json as read_json_file
 from ..common.shapes import has_shape
-from ..images import load_image
+from ..conversations import RowReader
 from ..schema import digest, to_dict
 from .external_sort import ExternalSort
 from .files import atomic, sha256_file, write_bytes, write_json, write_parquet
-from .pictures import Pictures
+from .pictures import Pictures, fault_of
 from .readers import (
-    IMAGE_SUFFIXES,
-    Place,
+    Table,
     files_in,
     language_of_file,
-    read_folder,
-    read_hub,
-    read_json,
-    read_tables,
+    open_folder,
+    open_hub,
+    open_rows,
+    open_tables,
 )
-from .records import COLUMNS, SOURCE_SCHEMA, Problem, Record, Row, to_row
+from .records import COLUMNS, SOURCE_SCHEMA, Problem, Record, Row, place_of, to_row
 
 MINI = Path(__file__).resolve().parent / "mini"
 # Rows of a form of ours that others would not know; a change of it makes source units anew.
@@ -58,12 +60,16 @@ _MANIFEST = {
 class SourcePlan:
     """Where images and texts come from.
 
-    kind: `llava` for JSON files of `conversations` (LLaVA-Pretrain, LLaVA's 665K, PALO's mix);
-        `hub` for a Hub dataset or a local folder of parquet, JSON lines or CSV; `folder` for
+    kind: `llava` for files of rows: JSON, JSON lines (also .gz) or parquet, such as LLaVA-Pretrain, LLaVA's
+        665K, PALO's mix; `hub` for a Hub dataset or a local folder of parquet, JSON lines or CSV; `folder` for
         pictures with captions (metadata.jsonl, metadata.csv or a .txt beside each); `mini` for the
         mini dataset's captions.
     path: file, files, folder or repository; the mini dataset's default is the one that ships.
-    images: folder or zip of the pictures; without it, pictures are named but not looked at.
+    data_files: of a `hub` source, the one file that has the rows, such as LLaVA's JSON.
+    images: folder, .zip or .tar of the pictures, here or, for a `hub` source, an archive in its repository;
+        without it, pictures are named but not looked at.
+    follow_links: take pictures and captions that links in a folder lead to outside of it. What is built may be
+        published, and whoever made the folder may have linked to any file of this machine.
     language: BCP-47 code of the rows that do not say theirs; `detect` asks each text. Without it a
         file's name may say it (maya_russian_...json).
     detect_among: the languages that `detect` chooses from.
@@ -72,7 +78,7 @@ class SourcePlan:
     config, split, revision: of a Hub dataset. `split` also of the mini dataset: one or more of its
         three, separated by commas.
     columns: which column is which field (id, image, image_sha256, lang, text, turns), where it is
-        not the usual name.
+        not the usual name or several could be it.
     duplicates: rows with the (id, lang) of another: `refuse` the source, `list` all but the first
         in refused.jsonl, or `number` them: the second `x` becomes `x#2`. LLaVA's instruct mixes
         use an image's id for several conversations.
@@ -94,6 +100,8 @@ class SourcePlan:
     columns: dict[str, str] = field(default_factory=dict)
     duplicates: Literal["refuse", "list", "number"] = "refuse"
     extract_images: bool = False
+    data_files: str | None = None
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if self.kind == "mini":
@@ -113,28 +121,68 @@ class SourcePlan:
             raise ValueError(f"source.columns: unknown {unknown}; known fields: {list(COLUMNS)}")
         if self.extract_images and self.kind != "hub":
             raise ValueError("source.extract_images: only rows of kind hub hold their pictures")
+        if self.data_files is not None and self.kind != "hub":
+            raise ValueError("source.data_files: only a source of kind hub has several files")
 
     @property
     def paths(self) -> list[str]:
         return [self.path] if isinstance(self.path, str) else self.path or []
 
+    def pictures(self) -> Path | None:
+        """Where the pictures are that rows name, None when nowhere.
+
+        An archive of a Hub repository is fetched into Hugging Face's cache. Raises FileNotFoundError,
+        ConnectionError.
+        """
+        if self.images is None:
+            return None
+        remote = self.kind == "hub" and not Path(self.paths[0]).exists()
+        if remote and not Path(self.images).exists():
+            return HubFiles(self.paths[0], self.revision).fetch(self.images)
+        return Path(self.images)
+
+
+# Fields that plans had not always are no part of hashes where they say nothing: old work is continued.
+_LATER = ("data_files", "follow_links")
+
+
+def plan_for_hash(plan: Any) -> dict[str, Any]:
+    """A source plan, or a plan with one, as plain values to be hashed."""
+    values = to_dict(plan)
+    source = values.get("source", values)
+    for name in _LATER:
+        if not source[name]:
+            del source[name]
+    return values
+
 
 def read_source(
-    plan: SourcePlan, extract_to: Path | None = None, decode: bool = False
+    plan: SourcePlan,
+    extract_to: Path | None = None,
+    decode: bool = False,
+    look: Callable[[str, Any, RowReader], None] | None = None,
 ) -> Iterator[Record | Problem]:
     """Every row of the source, or why it is refused, in the source's order.
 
     Args:
+        extract_to: folder for the pictures that stand inside of rows.
+        look: is told of every record, before it is read: its place, and the reader of its table.
         decode: refuse rows whose picture cannot be decoded too, at a few milliseconds a picture.
 
     Raises OSError for what is not there, ValueError for files that are broken as a whole.
     """
-    pictures = Pictures(Path(plan.images), decode) if plan.images is not None else None
+    place = plan.pictures()
+    pictures = Pictures(place, decode, plan.follow_links) if place is not None else None
     detect = _detector(plan.detect_among) if plan.language == "detect" else None
-    for file_language, places in _places(plan):
+    for file, file_language, table in _tables(plan):
         language = plan.language or file_language if detect is None else "und"
-        for where, record in places:
-            read = to_row(record, where, language=language, task=plan.task, columns=plan.columns)
+        reader = _reader(file, table, plan)
+        for where, record in table.records:
+            if look is not None:
+                look(where, record, reader)
+            read = to_row(
+                record, where, reader, language=language, task=plan.task, columns=plan.columns
+            )
             if isinstance(read, Record) and detect is not None:
                 read = detect(read)
             if isinstance(read, Record):
@@ -142,21 +190,38 @@ def read_source(
             yield read
 
 
-def _places(plan: SourcePlan) -> Iterator[tuple[str | None, Iterator[Place]]]:
-    """(language that a file's name says, its records) for each file."""
+def _reader(file: str, table: Table, plan: SourcePlan) -> RowReader:
+    try:
+        return table.reader(plan.columns)
+    except ValueError as error:
+        if str(error).startswith(("columns.", "expected columns")):
+            raise ValueError(f"{file}: {error}: name them in source.columns") from None
+        raise
+
+
+def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, Table]]:
+    """(its name, the language that the name says, the records) of each file or dataset."""
+    path = Path(plan.paths[0])
     if plan.kind == "llava":
-        for path in plan.paths:
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"{path}: no such file; expected a LLaVA JSON file")
-            yield language_of_file(Path(path)), read_json(Path(path))
+        for name in plan.paths:
+            yield name, language_of_file(Path(name)), open_rows(Path(name))
+    elif plan.kind == "hub" and plan.data_files is not None:
+        file = path / plan.data_files
+        if not path.exists():
+            file = HubFiles(plan.paths[0], plan.revision).fetch(plan.data_files)
+        yield plan.data_files, language_of_file(Path(plan.data_files)), open_rows(file)
+    elif plan.kind == "hub" and rows_suffix(path) and not path.is_dir():
+        yield plan.paths[0], language_of_file(path), open_rows(path)
     elif plan.kind == "hub":
-        yield None, read_hub(plan.paths[0], plan.config, plan.split or "train", plan.revision)
+        split = plan.split or "train"
+        yield plan.paths[0], None, open_hub(plan.paths[0], plan.config, split, plan.revision)
     elif plan.kind == "folder":
-        if not Path(plan.paths[0]).is_dir():
-            raise FileNotFoundError(f"{plan.paths[0]}: no such folder of pictures")
-        yield None, read_folder(Path(plan.paths[0]))
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder of pictures")
+        yield plan.paths[0], None, open_folder(path, plan.follow_links)
     else:
-        yield None, read_tables(mini_files(plan), ["id", "image", "image_sha256", "lang", "text"])
+        columns = ["id", "image", "image_sha256", "lang", "text"]
+        yield plan.paths[0], None, open_tables(mini_files(plan), columns)
 
 
 def mini_files(plan: SourcePlan) -> list[Path]:
@@ -173,11 +238,10 @@ def _with_picture(
     read: Record, pictures: Pictures | None, extract_to: Path | None, decode: bool
 ) -> Record | Problem:
     row = read.row
-    if read.data is not None and decode:
-        try:
-            load_image(read.data)
-        except ValueError as error:
-            return Problem(_place(read), "image", f"{row['image']!r}: {error}")
+    if read.data is not None and (decode or extract_to is not None):
+        fault = fault_of(read.data, str(row["image"]))
+        if fault is not None:
+            return Problem(_place(read), "image", fault.removesuffix("."))
     if read.data is not None and extract_to is not None:
         suffix = Path(row["image"]).suffix or ".img"
         name = f"{row['image_sha256'][:2]}/{row['image_sha256']}{suffix}"
@@ -189,7 +253,7 @@ def _with_picture(
     try:
         sha256 = pictures.sha256(row["image"])
     except (OSError, ValueError) as error:
-        return Problem(_place(read), "image", str(error))
+        return Problem(_place(read), "image", str(error).removesuffix("."))
     if row["image_sha256"] not in (None, sha256):
         return Problem(
             _place(read),
@@ -200,7 +264,7 @@ def _with_picture(
 
 
 def _place(read: Record) -> str:
-    return f"{read.where} (id {read.row['id']!r})"
+    return place_of(read.where, read.row["id"])
 
 
 def _detector(languages: list[str]) -> Callable[[Record], Record | Problem]:
@@ -322,7 +386,7 @@ def _each_once(sort: ExternalSort, duplicates: str) -> Iterator[tuple[Row, Probl
 
 def _repeated(row: Row, where: str) -> Problem:
     reason = f"another row has this id and the lang {row['lang']!r}"
-    return Problem(f"{where} (id {row['id']!r})", "id, lang", reason)
+    return Problem(place_of(where, row["id"]), "id, lang", reason)
 
 
 def refuse_empty(plan: SourcePlan, tally: Tally) -> None:
@@ -331,7 +395,7 @@ def refuse_empty(plan: SourcePlan, tally: Tally) -> None:
         return
     expected = "rows"
     if plan.kind == "folder":
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        suffixes = ", ".join(sorted(SUFFIXES))
         expected = f"pictures ({suffixes}) or rows of metadata.jsonl or metadata.csv"
     raise ValueError(
         f"{', '.join(plan.paths)}: expected {expected}, found none; add some, or correct source.path"
@@ -347,11 +411,11 @@ def source_key(plan: SourcePlan, unit_rows: int) -> str:
     for place in dict.fromkeys([*plan.paths, *([plan.images] if plan.images else [])]):
         path = Path(place)
         for file in [path] if path.is_file() else files_in(path):
-            stat = file.stat()
+            stat = file.stat() if file.exists() else file.lstat()
             about = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
             # Names of files need not be UTF-8.
             seen.update(about.encode("utf-8", "surrogateescape"))
-    return digest([_VERSION, unit_rows, to_dict(plan), seen.hexdigest()])
+    return digest([_VERSION, unit_rows, plan_for_hash(plan), seen.hexdigest()])
 
 
 def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
@@ -388,9 +452,12 @@ def finished_sources(folder: Path) -> dict[str, Any]:
 
 
 def build_sources(
-    plan: SourcePlan, folder: Path, unit_rows: int, progress: bool = True
+    plan: SourcePlan, folder: Path, unit_rows: int, progress: bool = True, decode: bool = False
 ) -> dict[str, Any]:
     """Write the source units of a plan into `folder`; returns their manifest.
+
+    Args:
+        decode: as in `read_source`; for pictures that are to be published.
 
     Nothing is done when they are there already. What cannot be used is listed in `refused.jsonl`.
 
@@ -413,7 +480,7 @@ def build_sources(
     tally = Tally()
     units: list[dict[str, Any]] = []
     reads: Iterable[Record | Problem] = read_source(
-        plan, folder.parent / "images" if plan.extract_images else None
+        plan, folder.parent / "images" if plan.extract_images else None, decode
     )
     if progress:
         reads = tqdm(reads, desc="source: reading", unit=" rows")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..common.names import check_language
+from ..common.languages import check_language
 from ..schema import build, read_mapping
 from .endpoint import Answer, Endpoint, EndpointPlan, check_parameters
 from .prompts import Brackets, Prompt, read_prompt, translategemma_prompt

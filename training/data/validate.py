@@ -1,28 +1,52 @@
-"""`maya data validate`: every bad row of a source, with its field and the reason."""
+"""`maya data validate`: every bad row of a source, with its field and the reason.
+
+Two findings: which rows `maya train` cannot learn from, and which rows `maya data build` cannot build from. Both
+read a row with the readers of training and building themselves.
+"""
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from .readers import IMAGE_SUFFIXES
-from .records import Problem
+from ..common.images import (
+    SUFFIXES,
+    ImageStore,
+    Place,
+    check_padded_side,
+    is_address,
+    load_image,
+)
+from ..common.json_rows import Unreadable, rows_suffix
+from ..common.languages import as_language, no_language
+from ..common.telling import one_line
+from ..conversations import Picture, RowError, RowReader
+from ..recipe import DataRecipe
+from ..rows import open_pictures
+from .pictures import look_at
+from .records import Problem, place_of
 from .sources import SourcePlan, Tally, read_source, refuse_empty, sorted_rows
+
+_ROUND_TURNS = "turns do not alternate: only the chat template aya takes them"
 
 
 def validate_sources(
     sources: Sequence[str], images: str | None = None, language: str | None = None
 ) -> int:
-    """Print every bad row and the counts of each source; returns how many rows are bad.
+    """Print every bad row and the counts of each source.
 
     Args:
         sources: paths, Hub datasets, or plans of which the `source` section is read.
-        images: folder or zip of the pictures, where the source is no plan.
+        images: folder, .zip or .tar of the pictures, where the source is no plan.
         language: BCP-47 code of rows that do not say theirs, where the source is no plan.
+
+    Returns:
+        How many rows are bad: of plans, for building; of other sources, for training.
 
     Raises OSError for what is not there, ValueError for files that are broken as a whole and for
     sources without a row.
@@ -33,13 +57,29 @@ def validate_sources(
             from .plan import load_plan
 
             plan = load_plan(Path(source)).source
+            tally = validate(plan, lambda problem: tqdm.write(str(problem)))
+            print("\n".join([f"{source}, for building:", *tally.lines()]), flush=True)
+        elif _is_text_beside_pictures(plan := infer_source(source, images, language)):
+            tally = validate(plan, lambda problem: tqdm.write(str(problem)))
+            advice = (
+                "list the pictures in a metadata.jsonl (file_name, caption), or build a dataset"
+            )
+            lines = [f"{source}, for training: text files beside pictures are not read: {advice}"]
+            lines += [f"{source}, for building:", *tally.lines()]
+            print("\n".join(lines), flush=True)
         else:
-            plan = infer_source(source, images, language)
-        tally = validate(plan, lambda problem: tqdm.write(str(problem)))
+            tally, building = validate_data(plan, images, tqdm.write)
+            lines = [f"{source}, for training:", *tally.lines()]
+            lines += [f"{source}, for building:", *building.lines()]
+            print("\n".join(lines), flush=True)
         refuse_empty(plan, tally)
         bad += sum(tally.refused.values())
-        print("\n".join([f"{source}:", *tally.lines()]), flush=True)
     return bad
+
+
+def _is_text_beside_pictures(plan: SourcePlan) -> bool:
+    listed = ("metadata.jsonl", "metadata.csv")
+    return plan.kind == "folder" and not any((Path(plan.paths[0]) / n).exists() for n in listed)
 
 
 def infer_source(path: str, images: str | None = None, language: str | None = None) -> SourcePlan:
@@ -49,15 +89,17 @@ def infer_source(path: str, images: str | None = None, language: str | None = No
     """
     place = Path(path)
     kind: Literal["mini", "llava", "hub", "folder"]
-    if place.suffix in (".json", ".jsonl"):
-        kind = "llava"
-    elif not place.exists():
+    if rows_suffix(place) == ".parquet" or not (place.exists() or rows_suffix(place)):
         kind = "hub"
+    elif rows_suffix(place):
+        kind = "llava"
     elif not place.is_dir():
-        raise ValueError(f"{path}: expected a .json or .jsonl file, a folder or a Hub dataset")
+        raise ValueError(
+            f"{path}: expected a .json or .jsonl file (also .gz), a .parquet file, a folder or a Hub dataset"
+        )
     elif (place / "texts").is_dir():
         kind = "mini"
-    elif any(p.suffix.lower() in IMAGE_SUFFIXES for p in place.rglob("*") if p.is_file()):
+    elif any(p.suffix.lower() in SUFFIXES for p in place.rglob("*") if p.is_file()):
         kind = "folder"
     elif not any(p.is_file() for p in place.rglob("*")):
         raise ValueError(
@@ -66,18 +108,140 @@ def infer_source(path: str, images: str | None = None, language: str | None = No
         )
     else:
         kind = "hub"
+        if images is None and any((place / "images").glob("*.parquet")):
+            images = path
     return SourcePlan(kind, path, images=images, language=language)
 
 
 def validate(plan: SourcePlan, report: Callable[[Problem], None]) -> Tally:
-    """Read a whole source and write nothing; every bad row is reported, repeated ones too.
+    """Read a source as a build does and write nothing; every bad row is reported, repeated ones too.
 
     Pictures are decoded: one that is cut off is a bad row's.
     """
+    reads = tqdm(read_source(plan, decode=True), desc="validating", unit=" rows")
+    return _tally(plan, reads, report)
+
+
+def _tally(plan: SourcePlan, reads: Iterator[Any], report: Callable[[Problem], None]) -> Tally:
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="maya-validate-") as scratch:
         duplicates = "number" if plan.duplicates == "number" else "list"
-        reads = tqdm(read_source(plan, decode=True), desc="validating", unit=" rows")
         for _ in sorted_rows(reads, Path(scratch), duplicates, tally, report):
             pass
     return tally
+
+
+def validate_data(
+    plan: SourcePlan, images: str | None, report: Callable[[str], None]
+) -> tuple[Tally, Tally]:
+    """Read a source as training and as a build does; returns what was found for each.
+
+    Args:
+        images: as training's `image_folder`.
+        report: is told of every bad row, and for which of the two it is bad.
+    """
+    training = _Training(plan, images)
+    told: set[int] = set()
+
+    def read() -> Iterator[Any]:
+        rows = read_source(plan, decode=True, look=training.look)
+        for read in tqdm(rows, desc="validating", unit=" rows"):
+            problem, training.problem = training.problem, None
+            if problem is not None and str(problem) == str(read):
+                told.add(id(read))
+                report(f"{problem} [training and building]")
+            elif problem is not None:
+                report(f"{problem} [training]")
+            yield read
+
+    def for_building(problem: Problem) -> None:
+        if id(problem) in told:
+            told.clear()
+        else:
+            report(f"{problem} [building]")
+
+    building = _tally(plan, read(), for_building)
+    return training.tally, building
+
+
+class _Training:
+    """What training makes of the rows that it is told of.
+
+    problem: of the last row, None where it is good.
+    """
+
+    def __init__(self, plan: SourcePlan, images: str | None):
+        self.tally = Tally()
+        self.problem: Problem | None = None
+        self._language = plan.language or "und"
+        self._recipe = DataRecipe(plan.paths[0], image_folder=images)
+        self._opened: list[ImageStore] = []
+        if images is not None:
+            self._pictures()
+        self._looked = functools.lru_cache(maxsize=4096)(self._look_at)
+
+    def look(self, where: str, record: Any, reader: RowReader) -> None:
+        """Note whether a row can be learned from."""
+        self.problem = None
+        self.tally.read += 1
+        try:
+            if isinstance(record, Unreadable):
+                raise RowError("row", record.reason)
+            language = self._language_of(record)
+            pictures = reader.pictures(record)
+            messages = reader.messages(record, len(pictures))
+            for picture in pictures:
+                self._check(picture)
+        except RowError as error:
+            identity = record.get("id") if isinstance(record, dict) else None
+            self.problem = Problem(place_of(where, identity), error.field, error.reason)
+            self.tally.refuse(self.problem)
+            return
+        roles = [m["role"] for m in messages if m["role"] != "system"]
+        if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"] * (len(roles) % 2):
+            self.tally.notes[_ROUND_TURNS] += 1
+        self.tally.rows += 1
+        self.tally.languages[language] += 1
+        self.tally.tasks[one_line(str(record.get("task") or reader.task), 60)] += 1
+
+    def _language_of(self, record: dict[str, Any]) -> str:
+        column = "lang" if "lang" in record else "language"
+        cell = record.get(column)
+        if cell is None:
+            return self._language
+        language = as_language(cell)
+        if language is None:
+            raise RowError(column, no_language(cell))
+        return language
+
+    def _pictures(self) -> ImageStore:
+        """Opened when the first row names a picture."""
+        if not self._opened:
+            place: Place | None = open_pictures(self._recipe)
+            self._opened.append(ImageStore(place))
+        return self._opened[0]
+
+    def _check(self, picture: Picture) -> None:
+        fault = self._looked(picture) if isinstance(picture, str) else self._look_at(picture)
+        if fault is not None:
+            raise RowError("image", fault)
+
+    def _look_at(self, picture: Picture) -> str | None:
+        """What is wrong with a picture, None for nothing."""
+        try:
+            if isinstance(picture, str) and is_address(picture):
+                size = load_image(picture, allow_files=False).size
+            else:
+                data = self._pictures().read(picture) if isinstance(picture, str) else picture
+                fault, size = look_at(data)
+                if fault is not None:
+                    name = f" {picture!r}" if isinstance(picture, str) else ""
+                    return f"Cannot read{name}: {fault}"
+            check_padded_side(*size)
+        except ConnectionError as error:
+            if isinstance(picture, str) and is_address(picture):
+                return str(error)
+            raise
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None

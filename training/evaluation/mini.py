@@ -13,7 +13,6 @@ Concepts that some other style showed in training ("seen") and concepts that not
 """
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ import numpy as np
 from PIL import Image
 
 from ..common.cards import check_cards
+from ..common.images import decode_picture, to_rgb
+from ..common.telling import one_line
 from .generation import Answer, Question
 from .metrics import (
     SCRIPTS,
@@ -78,7 +79,7 @@ class Benchmark:
 
     def picture(self, image: str) -> Image.Image:
         """One picture as RGB."""
-        return Image.open(io.BytesIO(self.pictures[image])).convert("RGB")
+        return to_rgb(decode_picture(self.pictures[image], image))
 
 
 def load(
@@ -223,9 +224,11 @@ def _pictures(data: str, split: str, images: Sequence[str]) -> dict[str, bytes]:
         raise ValueError(f"{data}: {len(missing)} pictures are missing, e.g. {missing[0]!r}")
     for image, content in pictures.items():
         try:
-            Image.open(io.BytesIO(content)).load()
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{data}: picture {image!r} cannot be decoded: {error}") from error
+            to_rgb(decode_picture(content, image))
+        except ValueError as error:
+            raise ValueError(
+                one_line(f"{data}: picture {image!r} cannot be decoded: {error}")
+            ) from None
     return pictures
 
 

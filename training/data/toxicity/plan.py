@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ...common.names import check_language
+from ...common.languages import check_language
 from ...common.reading import read_text, read_yaml
 from ..endpoint import Endpoint, EndpointPlan
 from .classifiers import ClassifierJudge, FunctionJudge

@@ -135,7 +135,9 @@ class ToxicityStep:
             judge_name=judge_name,
             stage=judge.stage,
             run_id=self.run_id,
-            pictures=Pictures(self.images) if part == IMAGES and self.images else None,
+            pictures=Pictures(self.images, follow_links=True)
+            if part == IMAGES and self.images
+            else None,
         )
 
     # What is read

@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 import pyarrow as pa
 from PIL import Image
 
+from ...common.images import decode_picture, to_rgb
 from ...common.telling import one_line
-from ...images import load_image
 from ..files import sha256_text
 from ..pictures import Pictures
 from ..units import Row
@@ -234,12 +234,9 @@ def open_image(pictures: Pictures, path: str, sha256: str | None = None) -> Imag
             f"{path}: its SHA-256 is {found[:16]}..., the row says {sha256[:16]}...: the file was "
             "changed since the rows were read"
         )
-    try:
-        picture = load_image(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    picture = decode_picture(data, path)
     media_type = SENT.get(picture.format or "")
-    picture = picture.convert("RGB")
+    picture = to_rgb(picture)
     if media_type is None:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")

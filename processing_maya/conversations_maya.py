@@ -1,0 +1,230 @@
+"""The rules of a conversation: roles, parts, answers, and where its images stand."""
+
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+
+# Where an image part may hold its picture; exactly one of them.
+IMAGE_KEYS = ("image", "url", "path", "base64")
+
+IMAGE_MARK = "<image>"
+
+# Who speaks in LLaVA's `conversations`, in the words of messages.
+SPEAKERS = {
+    "human": "user",
+    "gpt": "assistant",
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+
+class ConversationError(ValueError):
+    """What is wrong with a conversation.
+
+    Args:
+        name: what the message calls the conversation.
+        turn: number of the turn, from 1; None where it is no single turn's fault.
+        reason: the message without the name.
+    """
+
+    def __init__(self, name: str, turn: int | None, reason: str):
+        super().__init__(f"{name}: {reason}" if turn is None else f"{name}, turn {turn}: {reason}")
+        self.turn, self.reason = turn, reason
+
+
+def check_messages(
+    messages: Any, name: str, allow_empty_last: bool = False, first_turn: int = 1
+) -> None:
+    """Raise ConversationError, naming the turn, unless `messages` can be rendered and learned from.
+
+    Args:
+        messages: what is to be a list of messages.
+        name: what errors call the conversation.
+        allow_empty_last: the last answer is still to be written.
+        first_turn: number of the first message in errors.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ConversationError(
+            name, None, f"expected a list of messages with at least one turn, found {messages!r}."
+        )
+    for turn, message in enumerate(messages, first_turn):
+        role = message.get("role") if isinstance(message, dict) else type(message).__name__
+        if not isinstance(message, dict) or not isinstance(role, str) or role not in ROLES:
+            raise ConversationError(
+                name, turn, f"expected a role of {', '.join(ROLES)}, found {role!r}."
+            )
+        empty = _is_empty(message.get("content"), role, name, turn)
+        last = turn == first_turn + len(messages) - 1
+        if role == "assistant" and empty and not (allow_empty_last and last):
+            raise ConversationError(
+                name,
+                turn,
+                "the assistant's answer is empty, there is nothing to learn or continue from.",
+            )
+
+
+def _is_empty(content: Any, role: str, name: str, turn: int) -> bool:
+    """Whether a message's content holds no text; raises ConversationError for bad content."""
+    if isinstance(content, str):
+        return not content
+    if not isinstance(content, (list, tuple)):
+        raise ConversationError(
+            name,
+            turn,
+            f"expected 'content' as text or a list of parts, found {type(content).__name__}.",
+        )
+    empty = True
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind == "text" and isinstance(part.get("text"), str):
+            empty = empty and not part["text"]
+        elif kind == "image":
+            if role != "user":
+                raise ConversationError(
+                    name, turn, f"an image in the {role}'s turn; images belong to user turns."
+                )
+            keys = [key for key in IMAGE_KEYS if part.get(key) is not None]
+            if len(keys) > 1:
+                raise ConversationError(
+                    name,
+                    turn,
+                    f"expected one picture in an image part, found {' and '.join(keys)}.",
+                )
+        else:
+            raise ConversationError(
+                name,
+                turn,
+                f"expected parts of type 'text' (with 'text') or 'image', found {kind!r}.",
+            )
+    return empty
+
+
+def count_images(messages: list[dict[str, Any]]) -> int:
+    """How many image parts the messages have."""
+    return sum(
+        part.get("type") == "image"
+        for message in messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+    )
+
+
+def with_images_first(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    """Put `num_images` image parts at the start of the first user turn."""
+    for index, message in enumerate(messages):
+        if message["role"] == "user":
+            content = message["content"]
+            parts = (
+                [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+            )
+            message = {**message, "content": [{"type": "image"} for _ in range(num_images)] + parts}
+            return [*messages[:index], message, *messages[index + 1 :]]
+    raise ValueError(f"{num_images} images but no user turn to put them in.")
+
+
+def place_marks(
+    messages: list[dict[str, Any]],
+    num_images: int,
+    name: str,
+    first_turn: int = 1,
+    answers_are_text: bool = False,
+) -> list[dict[str, Any]]:
+    """Turn the `<image>` marks in the texts of messages into image parts.
+
+    The marks are taken out of a user turn and its images come first in it. Marks and image parts stand for
+    the images in reading order. Several marks in one turn stand for one image if there are fewer images
+    than marks.
+
+    Args:
+        messages: roles and contents that `check_messages` takes. They are not changed.
+        num_images: of the conversation.
+        name, first_turn: as in `check_messages`.
+        answers_are_text: an answer may say `<image>`, and means the word.
+
+    Raises ConversationError for a mark outside of user turns, and for marks that do not match `num_images`.
+    """
+    marks = [sum(text.count(IMAGE_MARK) for text in _texts(message)) for message in messages]
+    for turn, (message, count) in enumerate(zip(messages, marks, strict=True), first_turn):
+        role = message["role"]
+        if role == "assistant" and answers_are_text:
+            marks[turn - first_turn] = 0
+        elif count and role != "user":
+            article = "an" if role == "assistant" else "a"
+            raise ConversationError(
+                name,
+                turn,
+                f"an {IMAGE_MARK} marker in {article} {role} turn; images belong to the human turns.",
+            )
+    total, parts = sum(marks), count_images(messages)
+    marked_turns = sum(count > 0 for count in marks)
+    if not total and answers_are_text:
+        return list(messages)
+    one_a_turn = num_images != total + parts
+    if one_a_turn and (parts or num_images != marked_turns):
+        beside = f" and {parts} image parts" if parts else ""
+        raise ConversationError(
+            name,
+            None,
+            f"{num_images} images but {total} {IMAGE_MARK} markers in {marked_turns} turns{beside}; "
+            "give each image one marker.",
+        )
+    return [
+        _without_marks(message, 1 if one_a_turn else count) if count else message
+        for message, count in zip(messages, marks, strict=True)
+    ]
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    content = message["content"]
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part["type"] == "text"]
+
+
+def _without_marks(message: dict[str, Any], images: int) -> dict[str, Any]:
+    """The message with image parts in place of its marks, as many as it has or one for all of them."""
+    content = message["content"]
+    if isinstance(content, str):
+        text = {"type": "text", "text": content.replace(IMAGE_MARK, "")}
+        return {**message, "content": [{"type": "image"} for _ in range(images)] + [text]}
+    left = images
+    placed = []
+    for part in content:
+        count = part["text"].count(IMAGE_MARK) if part["type"] == "text" else 0
+        placed += [{"type": "image"} for _ in range(min(count, left))]
+        left -= min(count, left)
+        placed.append({**part, "text": part["text"].replace(IMAGE_MARK, "")} if count else part)
+    return {**message, "content": placed}
+
+
+def messages_from_conversations(
+    conversations: list[dict[str, str]], num_images: int, name: str = "the sample"
+) -> list[dict[str, Any]]:
+    """Turn a LLaVA `conversations` list into `messages` with `{"type": "image"}` parts.
+
+    The rules are those of the original: `<image>` markers are taken out of a human turn and its
+    images come first in it; two markers in one turn stand for one image if there are fewer images
+    than markers; a leading gpt turn is dropped (the result is then one turn shorter than the rest
+    of the input would give). What the original silently failed to learn raises ValueError, with
+    `name` in it: an empty answer, a marker in an answer, markers that do not match `num_images`,
+    unknown speakers.
+    """
+    messages: list[dict[str, Any]] = []
+    for turn, said in enumerate(conversations, 1):
+        fields = said if isinstance(said, dict) else {}
+        speaker, value = fields.get("from"), fields.get("value")
+        if not isinstance(speaker, str) or speaker not in SPEAKERS or not isinstance(value, str):
+            raise ConversationError(
+                name,
+                turn,
+                "expected 'from' (human, gpt or system) and a text 'value', "
+                f"found from={speaker!r} and a value of type {type(value).__name__}.",
+            )
+        messages.append({"role": SPEAKERS[speaker], "content": value})
+    first_turn = 1
+    if messages and messages[0]["role"] == "assistant":
+        messages, first_turn = messages[1:], 2
+    messages = place_marks(messages, num_images, name, first_turn)
+    check_messages(messages, name, first_turn=first_turn)
+    return messages

@@ -1,0 +1,46 @@
+"""Codes of languages, BCP-47, and the names that some datasets write in their place."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .telling import shown
+
+LANGUAGES = {
+    "english": "en",
+    "chinese": "zh",
+    "french": "fr",
+    "spanish": "es",
+    "russian": "ru",
+    "hindi": "hi",
+    "japanese": "ja",
+    "arabic": "ar",
+    "bengali": "bn",
+    "urdu": "ur",
+}
+_CODE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+
+
+def is_language(value: Any) -> bool:
+    """Whether a value is shaped like a BCP-47 code: en, pt-BR, zh-Hant. Any language is known."""
+    return isinstance(value, str) and _CODE.fullmatch(value) is not None
+
+
+def as_language(value: Any) -> str | None:
+    """The code of a row's cell, which may hold a name such as Hindi; None for what is no language."""
+    if not isinstance(value, str):
+        return None
+    code = LANGUAGES.get(value.strip().lower(), value)
+    return code if is_language(code) else None
+
+
+def check_language(value: Any, where: str) -> None:
+    """Raise ValueError, naming `where`, for what is no BCP-47 code."""
+    if not is_language(value):
+        raise ValueError(f"{where}: {no_language(value)}")
+
+
+def no_language(value: Any) -> str:
+    """What is wrong with a value that is no language."""
+    return f"expected a language's BCP-47 code, such as en or pt-BR, found {shown(value)}"
