@@ -48,6 +48,7 @@ from .convert_tensors import (
     CHUNK_BYTES,
     TensorRef,
     check_shapes,
+    has_weights,
     max_difference,
     read_json,
     read_pickle,
@@ -286,7 +287,7 @@ def _plan_maya(
         tensors = _merge_lora(folder, read_weights(base.folder, pickles=True), notes)
         tokenizer_at = folder if tokenizer_files(folder) else base.folder
         text = _base_text_config(base, raw, where)
-    elif _has_weights(folder):
+    elif _has_any_weights(folder):
         kind = "full checkpoint"
         if base_model is not None:
             raise ValueError(
@@ -330,7 +331,7 @@ def _plan_maya(
     config = MayaConfig(**fields)
 
     difference: dict[str, Any] | None = None
-    if named is not None and (use_named or _has_weights(named.folder)):
+    if named is not None and (use_named or _has_any_weights(named.folder)):
         other, skipped = _tower_tensors(named.folder)
         if use_named:
             notes.append(f"tower: from {named.name}; {skipped} tensors of its text half left out")
@@ -387,9 +388,8 @@ def _plan_maya(
     return Plan(kind, live, config.to_dict(), record, side, notes, files, finish)
 
 
-def _has_weights(folder: Path) -> bool:
-    names = ("model.safetensors", "pytorch_model.bin")
-    return any((folder / f"{name}{end}").is_file() for name in names for end in ("", ".index.json"))
+def _has_any_weights(folder: Path) -> bool:
+    return has_weights(folder) or has_weights(folder, "pytorch_model.bin")
 
 
 def _optional_json(path: Path) -> dict | None:
