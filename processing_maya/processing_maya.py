@@ -21,6 +21,9 @@ SPAN_START, SPAN_END = "\U000f0003", "\U000f0004"
 
 ROLES = ("system", "user", "assistant")
 
+# Half of a pair: such a "text" has no UTF-8, and no tokenizer takes it.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 # Where an image part may hold its picture; exactly one of them.
 IMAGE_KEYS = ("image", "url", "path", "base64")
 
@@ -82,8 +85,9 @@ def messages_from_conversations(
     }
     turns = []
     for index, turn in enumerate(conversations):
-        speaker, value = turn.get("from"), turn.get("value")
-        if speaker not in roles or not isinstance(value, str):
+        fields = turn if isinstance(turn, dict) else {}
+        speaker, value = fields.get("from"), fields.get("value")
+        if not isinstance(speaker, str) or speaker not in roles or not isinstance(value, str):
             raise ValueError(
                 f"{name}, turn {index + 1}: expected 'from' (human, gpt or system) and a text 'value', "
                 f"found from={speaker!r} and a value of type {type(value).__name__}."
@@ -121,6 +125,16 @@ def messages_from_conversations(
     return messages
 
 
+def _check_text(text: str, where: str) -> None:
+    """Raise ValueError, naming the place, for a text that cannot be written in UTF-8."""
+    half = SURROGATE.search(text)
+    if half:
+        raise ValueError(
+            f"{where}: expected text, found half of a surrogate pair (U+{ord(half[0]):04X}) behind "
+            f"{half.start()} characters."
+        )
+
+
 def _check_messages(messages: Any, name: str, allow_empty_last: bool = False) -> None:
     """Raise ValueError, naming the turn, unless `messages` can be rendered and learned from."""
     if not isinstance(messages, (list, tuple)) or not messages:
@@ -134,12 +148,14 @@ def _check_messages(messages: Any, name: str, allow_empty_last: bool = False) ->
             raise ValueError(f"{where}: expected a role of {', '.join(ROLES)}, found {role!r}.")
         role, content = message["role"], message.get("content")
         if isinstance(content, str):
+            _check_text(content, where)
             empty = not content
         elif isinstance(content, (list, tuple)):
             empty = True
             for part in content:
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 if kind == "text" and isinstance(part.get("text"), str):
+                    _check_text(part["text"], where)
                     empty = empty and not part["text"]
                 elif kind == "image":
                     if role != "user":
@@ -360,6 +376,8 @@ class MayaProcessor(ProcessorMixin):
             rows = [text] if isinstance(text, str) else list(text)
             if not rows or not all(isinstance(row, str) for row in rows):
                 raise ValueError("`text` must be a string or a list of at least one string.")
+            for index, row in enumerate(rows):
+                _check_text(row, f"text {index + 1}")
             self._check_counts(rows, len(pictures), per_row)
         if pictures:
             data.update(self.image_processor(pictures, **images_kwargs))
@@ -426,6 +444,8 @@ class MayaProcessor(ProcessorMixin):
         return [row if row.startswith(bos) else bos + row for row in rows]
 
     def _tokenize(self, rows: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
+        # Some tokenizers would return them, and no decoder of Maya's takes them.
+        text_kwargs = {"return_token_type_ids": False, **text_kwargs}
         if not any(BREAK in row for row in rows):
             return dict(self.tokenizer(rows, **text_kwargs))
         # Pieces between breaks are tokenised alone, so no token reaches across a break.

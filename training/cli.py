@@ -163,6 +163,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         baselines=() if args.no_baselines else ("blind", "shuffled"),
         trust_remote_code=args.trust_remote_code,
         seed=args.seed,
+        revision=args.revision,
     )
 
 
@@ -176,7 +177,24 @@ def _chat(args: argparse.Namespace) -> None:
         language=args.language,
         max_new_tokens=args.max_new_tokens,
         trust_remote_code=args.trust_remote_code,
+        revision=args.revision,
+        allow_private=args.allow_private,
+        further=sys.stdin if args.interactive else (),
     )
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from .merge import merge
+
+    folder = merge(
+        args.adapter,
+        args.output,
+        args.base,
+        revision=args.revision,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+    )
+    print(f"merged into {folder}")
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -412,7 +430,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
-    evaluate.add_argument("model", help="a model folder or Hub repository")
+    evaluate.add_argument(
+        "model", help="a folder or Hub repository, user/name@revision too, of a model or an adapter"
+    )
+    evaluate.add_argument("--revision", help="branch, tag or commit of the model's repository")
     evaluate.add_argument("--data", help="a dataset folder or repository (default: mini)")
     evaluate.add_argument(
         "--output", type=Path, help="where results go (default: beside the model)"
@@ -428,9 +449,31 @@ def build_parser() -> argparse.ArgumentParser:
     chat = _subcommand(commands, "chat", _chat, "ask about an image")
     chat.add_argument("image", help="a file or an http(s) address")
     chat.add_argument("question", nargs="?", help="default: ask for its name in --language")
-    chat.add_argument("--language", help="BCP-47 code of the answer")
-    chat.add_argument("--model", default="runs/mini", help="a model folder or Hub repository")
+    chat.add_argument("--language", help="BCP-47 code of the answer, such as hi or pt-BR")
+    chat.add_argument(
+        "--model",
+        default="runs/mini",
+        help="a folder or Hub repository, user/name@revision too, of a model or an adapter",
+    )
+    chat.add_argument("--revision", help="branch, tag or commit of the model's repository")
     chat.add_argument("--max-new-tokens", type=int, default=128)
+    chat.add_argument(
+        "--interactive",
+        action="store_true",
+        help="go on with further questions, one a line, until the input ends",
+    )
+    chat.add_argument(
+        "--allow-private",
+        action="store_true",
+        help="fetch the image from an address of a private or local network too",
+    )
+
+    merge = _subcommand(commands, "merge", _merge, "merge an adapter of peft into its base")
+    merge.add_argument("adapter", help="a folder or Hub repository with an adapter_config.json")
+    merge.add_argument("output", type=Path, help="the folder to write")
+    merge.add_argument("--base", help="the base, where the adapter does not name one that is here")
+    merge.add_argument("--revision", help="branch, tag or commit of the adapter's repository")
+    merge.add_argument("--dtype", help="e.g. bfloat16 (default: as the base is stored)")
 
     convert = _subcommand(commands, "convert", _convert, "convert the original Maya's weights")
     convert.add_argument("source", help="a llava_cohere checkpoint folder or repository")
@@ -505,7 +548,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _extra(command: str) -> str:
-    extras = {"train": "train", "data": "data", "publish": "train", "renew": "train"}
+    extras = {
+        "train": "train",
+        "data": "data",
+        "publish": "train",
+        "renew": "train",
+        "merge": "train",
+    }
     return extras.get(command, "eval")
 
 
