@@ -325,7 +325,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
                 raise ValueError(f"{file}: not the config.json of a model: {reason}") from None
         try:
             return found()
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(
                 f"{error}; to estimate without it, put its config.json into {configs}, "

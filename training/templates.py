@@ -33,7 +33,10 @@ GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 START, END = "\U000f0005", "\U000f0006"
 
 # What is asked and answered to find out how a template works: words that no template contains.
-ASKED, SAID = "Zebra quilt?", "Velvet walnut."
+ASKED, SAID, SYSTEM = "Zebra quilt?", "Velvet walnut.", "Silver thimble."
+AGAIN = "Amber lantern?"
+# How answers may begin: what a tokenizer could join to the end of a prompt.
+BEGINNINGS = ("a", "The", "I", "1", "é", "एक", "船", "<")
 
 WRAPPER = """\
 {#- The decoder's own chat template, in the macro, renders the conversation. Around it: images come
@@ -89,6 +92,11 @@ WRAPPER = """\
     {%- endgeneration -%}
 {%- endfor -%}
 {{- state.rest -}}
+"""
+NO_SYSTEM = """\
+{%- if messages[0].role == "system" and pieces | length > 1 -%}
+    {{- raise_exception("The decoder's chat template shows no system turn once it is answered; leave it out.") -}}
+{%- endif -%}
 """
 ADD_PROMPT = """\
 {%- if add_generation_prompt -%}
@@ -198,10 +206,10 @@ def _turns(
 
 def _conversations(image: bool = False, parts: bool = False) -> list[list[dict[str, Any]]]:
     """One and two rounds, with and without a system turn."""
-    rounds = ((ASKED, SAID), (ASKED, SAID, "Amber lantern?", "Copper meadow."))
+    rounds = ((ASKED, SAID), (ASKED, SAID, AGAIN, "Copper meadow."))
     return [
         _turns(*texts, system=system, image=image, parts=parts)
-        for system in (None, "Silver thimble.")
+        for system in (None, SYSTEM)
         for texts in rounds
     ]
 
@@ -287,12 +295,14 @@ def _wrap(source: str, tokenizer: Any, image_token: str) -> str:
         "OWN_TEMPLATE": source.removesuffix("\n"),
     }
     wrapped = re.sub("|".join(values), lambda found: values[found[0]], WRAPPER)
+    if not _keeps_system(source, tokenizer, parts):
+        wrapped += NO_SYSTEM
     if adds_opening:
         wrapped += ADD_PROMPT
     # The prompt of a template that knows none is the wrapper's own.
     for turns in _conversations(parts=parts):
         for shown, prompt in ((turns, False), (turns[:-1], not adds_opening)):
-            if _refusal(source, tokenizer, shown):
+            if _refusal(wrapped, tokenizer, shown):
                 continue
             expected = _render(source, tokenizer, shown, prompt)
             found = _render(wrapped, tokenizer, shown, prompt)
@@ -335,21 +345,46 @@ def _opening(source: str, tokenizer: Any, parts: bool) -> tuple[str, bool]:
     return opening, lacks_prompt
 
 
+def _keeps_system(source: str, tokenizer: Any, parts: bool) -> bool:
+    """Whether a system turn stays where it was when an answer follows, or is refused at once.
+
+    Mistral's templates write it into the last question, as long as nothing follows that.
+    """
+    turns = _turns(ASKED, SAID, system=SYSTEM, parts=parts)
+    if _refusal(source, tokenizer, turns):
+        return True
+    asked = _render(source, tokenizer, turns[:-1], prompt=True)
+    return SYSTEM in asked and _render(source, tokenizer, turns).startswith(asked)
+
+
 def _endings(source: str, tokenizer: Any, parts: bool) -> list[str]:
     """The tokens that end an answer: the last one, and one that is followed by another round."""
-    whole, first = [], "Amber lantern?"
-    for turns in (_turns(ASKED, SAID, parts=parts), _turns(ASKED, SAID, first, parts=parts)):
-        if not _refusal(source, tokenizer, turns):
-            whole.append(_render(source, tokenizer, turns).partition(SAID)[2])
-    found = [
-        token for text in whole if (token := _first_token(text.partition(first)[0], tokenizer))
-    ]
-    if not found:
+    answered = _render(source, tokenizer, _turns(ASKED, SAID, parts=parts))
+    before, _, last = answered.partition(SAID)
+    found = [_first_token(last, tokenizer)]
+    again = _turns(ASKED, SAID, AGAIN, parts=parts)
+    if not _refusal(source, tokenizer, again):
+        following = _render(source, tokenizer, again).partition(SAID)[2].partition(AGAIN)[0]
+        # What opens a question is no end of the answer before it; what closes one may be.
+        asked = _render(source, tokenizer, _turns(ASKED, parts=parts)).partition(ASKED)[2]
+        closing = following.removesuffix(_common_end(before.partition(ASKED)[0], following))
+        if _first_token(closing, tokenizer) is None and following.startswith(asked):
+            closing = asked
+        found.append(_first_token(closing, tokenizer))
+    if not any(found):
         raise ValueError(
-            f"its answers end with {one_line(repr(whole[0]), 60)}, which is no token of the tokenizer: a "
-            "model trained on them would never end"
+            f"its answers end with {one_line(repr(last), 60)}, which is no token of the tokenizer: a model "
+            "trained on them would never end"
         )
-    return list(dict.fromkeys(found))
+    return [token for token in dict.fromkeys(found) if token is not None]
+
+
+def _common_end(one: str, other: str) -> str:
+    """The longest text that both end with."""
+    length = 0
+    while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
+        length += 1
+    return one[len(one) - length :]
 
 
 def _first_token(text: str, tokenizer: Any) -> str | None:
@@ -393,13 +428,24 @@ def _try_out(
         for (start, stop), answer in zip(runs, answers, strict=True):
             if (end := _end_of(ids[start:stop], answer, tokenizer, may_go_on)) is not None:
                 ends[end] = None
-        prompt = _encode(_render(text, tokenizer, turns[:-1], prompt=True), tokenizer)
-        if ids[: runs[-1][0]] != prompt:
-            raise ValueError(
-                f"the tokens of its prompt, {one_line(repr(tokenizer.decode(prompt[-8:])), 60)}, are not "
-                f"those before the answer {one_line(repr(tokenizer.decode(ids[runs[-1][0] :])), 60)}"
-            )
+        _check_prompt(probe, turns)
+    for beginning in BEGINNINGS:
+        _check_prompt(probe, _turns(ASKED, beginning, image=True))
     return tuple(ends)
+
+
+def _check_prompt(probe: MayaProcessor, turns: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError unless the tokens of a prompt are those before the last answer of `turns`."""
+    encoded, tokenizer = probe.encode_conversation(list(turns)), probe.tokenizer
+    text = _render(probe.chat_template, tokenizer, turns[:-1], prompt=True)
+    bos = tokenizer.bos_token
+    prompt = tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
+    ids, start = encoded["input_ids"], _runs(encoded["assistant_mask"])[-1][0]
+    if ids[:start] != prompt:
+        raise ValueError(
+            f"the tokens of its prompt, {one_line(repr(tokenizer.decode(prompt[-8:])), 60)}, are not those "
+            f"before the answer {one_line(repr(tokenizer.decode(ids[start:])), 60)}"
+        )
 
 
 def _check_controls(rendered: str, tokenizer: Any) -> None:
@@ -440,12 +486,6 @@ def _runs(mask: Sequence[int]) -> list[tuple[int, int]]:
     padded = [0, *mask, 0]
     edges = [i for i in range(len(mask) + 1) if padded[i] != padded[i + 1]]
     return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _encode(prompt: str, tokenizer: Any) -> list[int]:
-    """Tokens of a rendered text, with one token of the beginning at most."""
-    bos = tokenizer.bos_token
-    return tokenizer.encode(prompt, add_special_tokens=not (bos and prompt.startswith(bos)))
 
 
 # ------------------------------------------------------------------------------ used

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..common.models import Model, find_model, opening
+from ..common.models import Model, check_weights, find_model, opening
 from ..common.reading import read_yaml
 from . import mini
 from .generation import Answer, Question, answer, is_maya
@@ -87,6 +87,8 @@ def evaluate(
     if sheet:
         check_packages()
     found = find_model(model, revision)
+    if found.revision is None and not found.is_adapter:
+        check_weights(found)
     folder = output or (found.folder if found.revision is None else Path(Path(found.name).name))
     check_writable(folder)
     if data is None:
