@@ -1,6 +1,5 @@
 """`maya publish`: check a folder, write its card, push it, and look whether it arrived."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
@@ -155,17 +154,16 @@ def _address(endpoint: str, kind: str, repo_id: str, revision: str | None) -> st
 
 def check_model(folder: Path) -> None:
     """Load the model and the processor; FileNotFoundError or ValueError in one line if they fail."""
-    import modeling_maya  # noqa: F401
-    import processing_maya
-    from modeling_maya import MayaForConditionalGeneration
+    from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
+    from maya_vlm.training.common.reading import read_json_mapping
+    from maya_vlm.training.evaluation.model import open_model
 
     config = folder / "config.json"
     if not config.is_file():
-        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config} is not JSON: {error}") from error
+        adapter = (folder / ADAPTER_CONFIG).is_file()
+        hint = "; it holds an adapter: maya merge makes a model of it" if adapter else ""
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json{hint}")
+    found = read_json_mapping(config)
     if found.get("model_type") != "maya":
         raise ValueError(f"{config}: model_type is {found.get('model_type')!r}, expected 'maya'")
     for needed in ("processor_config.json", "tokenizer.json", "chat_template.jinja"):
@@ -173,7 +171,10 @@ def check_model(folder: Path) -> None:
             raise FileNotFoundError(f"{folder} has no {needed}: save the processor there too")
     if not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} has no .safetensors weights; pickles are not published")
-    modules = {name.split(".")[0] for name in (found.get("auto_map") or {}).values()}
+    auto_map = found.get("auto_map") or {}
+    if not isinstance(auto_map, dict) or not all(isinstance(n, str) for n in auto_map.values()):
+        raise ValueError(f"{config}: auto_map: expected names of classes, found another value")
+    modules = {name.split(".")[0] for name in auto_map.values()}
     missing = sorted(
         f"{name}.py"
         for name in modules | {"processing_maya", "image_processing_maya"}
@@ -185,21 +186,9 @@ def check_model(folder: Path) -> None:
             f"with save_pretrained of this package's classes"
         )
     try:
-        # Raises for missing and unexpected weights.
-        model = MayaForConditionalGeneration.from_pretrained(folder, dtype="auto")
-        processor = processing_maya.MayaProcessor.from_pretrained(folder)
-    except Exception as error:  # whatever transformers finds wrong with the files
-        raise ValueError(f"{folder} does not load: {' '.join(str(error).split())}") from error
-    if processor.image_seq_length != model.config.image_seq_length:
-        raise ValueError(
-            f"{folder}: the processor writes {processor.image_seq_length} image tokens, the model "
-            f"expects {model.config.image_seq_length}"
-        )
-    if processor.image_token_id != model.config.image_token_id:
-        raise ValueError(
-            f"{folder}: the processor's image token is {processor.image_token_id}, the model's "
-            f"{model.config.image_token_id}"
-        )
+        open_model(find_model(str(folder)), dtype="auto")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder} does not load: {error}") from error
 
 
 def chosen_files(

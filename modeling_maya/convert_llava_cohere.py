@@ -54,6 +54,7 @@ from .convert_tensors import (
     read_pickle,
     read_safetensors,
     read_weights,
+    reading,
     same_bytes,
     sha256,
     stored_dtype,
@@ -205,9 +206,15 @@ def _local(folder: Path) -> Origin:
 
 
 def _fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
+    """A folder, or the snapshot of a repository: `user/name`, or `user/name@revision`."""
     path = Path(name).expanduser()
     if path.is_dir():
         return _local(path)
+    if not path.exists():
+        name, _, behind = str(name).partition("@")
+        if revision is not None and behind not in ("", revision):
+            raise ValueError(f"revision: found {revision!r}, but the name says {behind!r}.")
+        revision = revision or behind or None
     if path.is_file():
         if path.name in ("mm_projector.bin", "config.json"):
             return _local(path.parent)
@@ -317,18 +324,23 @@ def _plan_maya(
             f"{where}: mm_vision_tower: found {vision_tower or raw.get('mm_vision_tower')!r}, which could not be "
             "read, expected a folder or repository with the vision tower's weights: name it with --vision-tower."
         )
-    vision = resolve_vision_config(
-        raw,
-        where,
-        config_folder=folder,
-        override=vision_config,
-        tower=str(named.folder) if named is not None else vision_tower,
-    )
-    rows = (text or text_config(raw, where))["vocab_size"]
-    row = spare_row(tokenizer_files(tokenizer_at), rows, str(tokenizer_at))
-    fields = to_maya(raw, where, vision_config=vision, image_token_id=row, text=text)
-    fields.pop("model_type")
-    config = MayaConfig(**fields)
+    with reading(where):
+        vision = resolve_vision_config(
+            raw,
+            where,
+            config_folder=folder,
+            override=vision_config,
+            tower=str(named.folder) if named is not None else vision_tower,
+        )
+        rows = (text or text_config(raw, where))["vocab_size"]
+    with reading(f"{tokenizer_at}: its tokenizer"):
+        row = spare_row(tokenizer_files(tokenizer_at), rows, str(tokenizer_at))
+    with reading(where):
+        fields = to_maya(raw, where, vision_config=vision, image_token_id=row, text=text)
+        fields.pop("model_type")
+        config = MayaConfig(**fields)
+        # A model can be built from it.
+        native_shapes(config)
 
     difference: dict[str, Any] | None = None
     if named is not None and (use_named or _has_any_weights(named.folder)):
@@ -630,15 +642,16 @@ def _write_hub_files(
     from processing_maya.processing_llava_cohere import read_processor
 
     assert config.image_seq_length is not None  # derived when the config was made
-    processor = read_processor(
-        raw,
-        tokenizer=tokenizer_at,
-        image_size=config.vision_config.image_size,
-        image_seq_length=config.image_seq_length,
-        num_embeddings=config.text_config.vocab_size,
-        tower_folders=tower_at,
-        tokenizer_kwargs={"trust_remote_code": trust_remote_code},
-    )
+    with reading(f"{tokenizer_at}: its tokenizer"):
+        processor = read_processor(
+            raw,
+            tokenizer=tokenizer_at,
+            image_size=config.vision_config.image_size,
+            image_seq_length=config.image_seq_length,
+            num_embeddings=config.text_config.vocab_size,
+            tower_folders=tower_at,
+            tokenizer_kwargs={"trust_remote_code": trust_remote_code},
+        )
     if processor.image_token_id != config.image_token_id:
         raise ValueError(
             f"{tokenizer_at}: {processor.image_token}: found id {processor.image_token_id}, "
@@ -673,7 +686,9 @@ def _plan_llava_cohere(origin: Origin, *, vision_tower: str | None) -> Plan:
         )
     if raw.get("model_type") != MayaConfig.model_type:
         raise ValueError(f"{where}: model_type: found {raw.get('model_type')!r}, expected 'maya'.")
-    config = MayaConfig.from_dict(dict(raw))
+    with reading(where):
+        config = MayaConfig.from_dict(dict(raw))
+        native_shapes(config)
     record = _optional_json(folder / RECORD) or {}
     original = record.get("original_config")
     name = vision_tower or (original or {}).get("mm_vision_tower")

@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -361,6 +362,23 @@ def _read_files(folder: Path, name: str, read: Callable[[Path], dict[str, T]]) -
                 f"{folder / shard}: {shown(key)}: not found, but {index_path.name} expects it there."
             )
     return tensors
+
+
+@contextmanager
+def reading(where: str | os.PathLike) -> Iterator[None]:
+    """Tell what the libraries raise about the values in somebody's files in one line, as ValueError.
+
+    Stands around nothing but the reading of such files. A missing package is no fault of theirs.
+    """
+    try:
+        yield
+    except (ValueError, OSError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        told = shown(" ".join(str(error).split()), 200)
+        raise ValueError(
+            f"{where}: cannot be read ({type(error).__name__}: {told}). Download it again."
+        ) from error
 
 
 def read_json(path: Path) -> dict:
