@@ -190,6 +190,9 @@ def _open_config(model: Model, field: str, trust_remote_code: bool) -> Any:
             config = AutoConfig.from_pretrained(
                 model.name, trust_remote_code=trust_remote_code, **model.options
             )
+            # Values that no model can be built from.
+            with torch.device("meta"):
+                AutoModel.from_config(config, trust_remote_code=trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError(
                 f"{model}: its weights are quantized: give the model that they were made from; "
@@ -258,6 +261,7 @@ def open_tokenizer(model: Model, rows: int, trust_remote_code: bool = False) -> 
         tokenizer = AutoTokenizer.from_pretrained(
             model.name, trust_remote_code=trust_remote_code, **model.options
         )
+        tokens = tokenizer.encode("A word or two.", add_special_tokens=False)
     names = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()} - {"tokenizer_config.json"}
     if not any(model.file(name) is not None for name in sorted(names)):
         raise ValueError(
@@ -267,7 +271,6 @@ def open_tokenizer(model: Model, rows: int, trust_remote_code: bool = False) -> 
         raise ValueError(
             f"{model}: {type(tokenizer).__name__}: expected a fast tokenizer, saved as tokenizer.json"
         )
-    tokens = tokenizer.encode("A word or two.", add_special_tokens=False)
     if set(tokens) <= {tokenizer.unk_token_id}:
         raise ValueError(f"{model}: its tokenizer knows no text: download its files again")
     highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values())

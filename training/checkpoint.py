@@ -65,10 +65,16 @@ def base_of(found: Model | Adapter) -> Model:
 
 
 def checkpoint_config(found: Model | Adapter) -> MayaConfig:
-    """The architecture of what a stage starts from. Raises ValueError for a damaged config.json."""
+    """The architecture of what a stage starts from.
+
+    Raises ValueError for a config.json that is damaged, or that no model can be built from.
+    """
     base = base_of(found)
     with opening(f"model.checkpoint: {base}"):
-        return MayaConfig.from_pretrained(base.name, **base.options)
+        config = MayaConfig.from_pretrained(base.name, **base.options)
+        with torch.device("meta"):
+            MayaForConditionalGeneration(config)
+    return config
 
 
 def load_checkpoint(

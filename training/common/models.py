@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from modeling_maya.convert_tensors import HeaderEntry, read_headers, read_index
 
 from ..bad_input import NETWORK
@@ -29,6 +31,8 @@ from .telling import one_line, printable
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Beginnings of switches in generation_config.json.
+SWITCHES = ("do_", "use_", "output_", "return_dict", "remove_invalid", "renormalize")
 
 
 @dataclass(frozen=True)
@@ -228,19 +232,28 @@ def opening(what: object, advice: str = "download it again, or give another") ->
 
 
 def check_generation(model: Model, rows: int) -> None:
-    """Raise ValueError for token ids in generation_config.json that the `rows` embeddings do not have."""
+    """Raise ValueError for values in generation_config.json that `generate` would fail on later.
+
+    These are token ids that the `rows` embeddings do not have, and switches that are none.
+    """
     file = model.file("generation_config.json")
     if file is None:
         return
     for name, value in read_json_mapping(file).items():
-        if not name.endswith("_token_id") or value is None:
-            continue
         several = name == "eos_token_id" and isinstance(value, list) and value
         for each in value if several else [value]:
-            if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < rows:
+            if each is None:
+                continue
+            if name.endswith("_token_id"):
+                expected = f"a token id below {rows:,}"
+                good = isinstance(each, int) and 0 <= each < rows and not isinstance(each, bool)
+            elif name.startswith(SWITCHES):
+                expected, good = "true or false", isinstance(each, bool)
+            else:
+                continue
+            if not good:
                 raise ValueError(
-                    f"{file}: {name}: expected a token id below {rows:,}, found "
-                    f"{one_line(repr(each), 60)}: correct it"
+                    f"{file}: {name}: expected {expected}, found {one_line(repr(each), 60)}: correct it"
                 )
 
 
@@ -317,7 +330,7 @@ def check_fit(model: Model, config: Any, processor: Any) -> None:
         found, expected = getattr(processor, name), getattr(config, name)
         if found != expected:
             raise ValueError(
-                f"{model}: {name}: its processor has {found}, its config.json {expected}: they do not "
+                f"{model}: {name}: its processor has {found}, its {CONFIG} {expected}: they do not "
                 "belong together"
             )
     rows = config.text_config.vocab_size
@@ -326,9 +339,22 @@ def check_fit(model: Model, config: Any, processor: Any) -> None:
     )
     if highest >= rows:
         raise ValueError(
-            f"{model}: its tokenizer has tokens up to {highest}, its config.json {rows} embeddings: they "
-            "do not belong together"
+            f"{model}: its tokenizer has tokens up to {highest}, its {CONFIG} {rows} embeddings: they do "
+            "not belong together"
         )
+    size = check_pictures(model, processor)
+    if size != list(config.vision_image_size):
+        raise ValueError(
+            f"{model}: its processor makes pictures of {size} pixels, its {CONFIG} takes "
+            f"{list(config.vision_image_size)}: they do not belong together"
+        )
+
+
+def check_pictures(model: Model, processor: Any) -> list[int]:
+    """The last two sizes of what a processor makes of a picture. Raises ValueError where it cannot."""
+    with opening(model):
+        pixels = processor.image_processor([Image.new("RGB", (8, 6))], return_tensors="pt")
+        return list(next(iter(pixels.values())).shape[-2:])
 
 
 def check_tokens(model: Model, ids: Sequence[int], network: Any) -> None:

@@ -10,6 +10,7 @@ from ..common.models import (
     Model,
     check_fit,
     check_generation,
+    check_pictures,
     check_report,
     check_tied,
     check_tokens,
@@ -97,6 +98,8 @@ def open_model(
         )
     if maya:
         check_fit(holder, network.config, processor)
+    else:
+        check_pictures(holder, processor)
     with opening(holder):
         content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
         prompt = processor.apply_chat_template(
