@@ -24,8 +24,8 @@ from typing import Any
 import modeling_maya
 import processing_maya
 from maya_vlm.training.common.models import check_weights, find_model
-from maya_vlm.training.common.names import split_revision
 from maya_vlm.training.common.reading import parse_json
+from maya_vlm.training.common.revisions import split_revision
 from maya_vlm.training.common.telling import one_line
 from maya_vlm.training.versions import own_version
 from modeling_maya.configuration_maya import AUTO_MAP

@@ -97,9 +97,9 @@ def test_every_language_of_the_questions_can_be_asked_for():
         (
             {"language": "english"},
             ValueError,
-            "expected a BCP-47 code, such as en or pt-BR, found 'english'",
+            "expected a language's BCP-47 code, such as en or pt-BR, found 'english'",
         ),
-        ({"language": "h\ni"}, ValueError, "expected a BCP-47 code"),
+        ({"language": "h\ni"}, ValueError, "expected a language's BCP-47 code"),
         ({"question": "what \udcff"}, ValueError, r"half of a surrogate pair \(U\+DCFF\)"),
         ({"question": "  "}, ValueError, "question is empty"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),

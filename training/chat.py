@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .common.languages import is_language
+from .common.names import check_language
 from .common.reading import check_text
-from .common.telling import one_line
 
 QUESTIONS = Path(__file__).resolve().parent / "data" / "mini_dataset" / "prompts.json"
 
@@ -146,10 +145,8 @@ def question_in(question: str | None, language: str | None) -> str:
     """
     with QUESTIONS.open(encoding="utf-8") as stream:
         known = json.load(stream)
-    if language is not None and not is_language(language):
-        raise ValueError(
-            f"language: expected a BCP-47 code, such as en or pt-BR, found {one_line(repr(language), 60)}"
-        )
+    if language is not None:
+        check_language(language, "language")
     if question is None:
         if language is None or language in known:
             return known[language or "en"]["name"][0]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .common.names import split_revision
+from .common.revisions import split_revision
 from .common.telling import one_line, printable
 from .schema import (
     build,

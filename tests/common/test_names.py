@@ -1,57 +1,81 @@
-"""`user/name@revision`: one reading of names, for models and datasets."""
+"""Names of strangers as parts of paths."""
+
+import unicodedata
+from pathlib import PureWindowsPath
 
 import pytest
 
-from maya_vlm.training.common.names import is_path, split_revision
+from maya_vlm.training.common.names import (
+    check_component,
+    check_language,
+    file_name,
+    folded,
+    is_component,
+    is_language,
+    stays_inside,
+)
+
+BAD = ["", ".", "..", "../x", "a/b", "a\\b", "C:", "C:x", "a\0b", "a\x1b[2J", "a\nb", "a\u202eb", "nul",
+       "NUL.txt", "com1", "a.", " a", "a ", "x" * 200, "\ud800", "a*b", 'a"b', "..x"]  # fmt: skip
+GOOD = ["a", "my captions", "maya-1.5", "café", "船", ".hidden"]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_component_is_refused_or_cleaned(name):
+    assert not is_component(name)
+    with pytest.raises(ValueError, match="plan: name: expected a name") as caught:
+        check_component(name, "plan: name")
+    assert str(caught.value).isprintable()
+    cleaned = file_name(name, "dataset")
+    assert is_component(cleaned)
+    assert not cleaned.startswith(".")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_ordinary_names_are_components(name):
+    check_component(name, "x")
+    assert file_name(name, "dataset") == name.lstrip(".")
+
+
+def test_names_are_cleaned_to_what_can_be_read():
+    assert file_name("../../escaped", "dataset") == "escaped"
+    assert file_name("a/b: c", "dataset") == "a-b- c"
+    assert file_name("/", "dataset") == "dataset"
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "expected"),
+    ("name", "inside"),
     [
-        ("user/name", None, ("user/name", None)),
-        ("user/name@v1", None, ("user/name", "v1")),
-        ("user/name", "v1", ("user/name", "v1")),
-        ("user/name@v1", "v1", ("user/name", "v1")),
-        ("user/name@refs/pr/3", None, ("user/name", "refs/pr/3")),
-        ("user/name@a@b", None, ("user/name", "a@b")),
-        ("./run@2", None, ("./run@2", None)),
-        ("/data/me@home/run", None, ("/data/me@home/run", None)),
-        ("runs/large/model@2", None, ("runs/large/model@2", None)),
-        ("~/run@2", None, ("~/run@2", None)),
+        ("a.png", True), ("0/a.png", True), ("a b/ç.png", True), ("a..png", True), ("./a", True),
+        ("../a", False), ("a/../../b", False), ("/a", False), ("", False), (".", False),
+        ("C:/a", False), ("C:a", False), ("a\\..\\..\\b", False), ("\\\\host\\a", False),
+        ("a\0", False), ("a\x1b", False), ("a/\u202e", False), ("\ud800", False),
     ],
-)
-def test_where_the_revision_is(name, revision, expected):
-    assert split_revision(name, revision) == expected
+)  # fmt: skip
+def test_relative_paths_stay_inside(name, inside):
+    assert stays_inside(name) is inside
+    if inside:
+        assert not PureWindowsPath(name).is_absolute()
 
 
-def test_a_folder_that_exists_is_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "user" / "name@v1").mkdir(parents=True)
-    assert split_revision("user/name@v1") == ("user/name@v1", None)
-    with pytest.raises(ValueError, match="found a folder, which has no revisions"):
-        split_revision("user/name@v1", "v2")
+@pytest.mark.parametrize("value", ["en", "pt-BR", "zh-Hant-TW", "yue"])
+def test_languages(value):
+    assert is_language(value)
+    check_language(value, "x")
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "words"),
-    [
-        ("", None, "expected the name of a folder or repository"),
-        ("a\x00b", None, "expected the name"),
-        ("a/b\ud800", None, "half of a surrogate pair"),
-        ("user/name@", None, "expected NAME@REVISION"),
-        ("@v1", None, "expected NAME@REVISION"),
-        ("user/name", " ", "expected a branch, tag or commit"),
-        ("user/name", "a\nb", "expected a branch, tag or commit"),
-        ("user/name@v1", "v2", "found 'v1' behind the name and 'v2' beside it"),
-        ("./run", "v1", "found a folder, which has no revisions"),
-    ],
+    "value", ["", "e", "english", "..", "en/..", "en\x1b", "en-", "ñü", None, 3, ["en"]]
 )
-def test_what_names_nothing(name, revision, words):
-    with pytest.raises(ValueError, match=words) as error:
-        split_revision(name, revision)
-    assert str(error.value).isprintable()
+def test_what_is_no_language(value):
+    assert not is_language(value)
+    with pytest.raises(
+        ValueError, match="plan: languages: expected a language's BCP-47 code"
+    ) as caught:
+        check_language(value, "plan: languages")
+    assert str(caught.value).isprintable()
 
 
-def test_what_can_only_be_a_path():
-    assert all(map(is_path, ["./a", "../a", "/a", "~/a", "a/b/c", "a\\b"]))
-    assert not any(map(is_path, ["a", "a/b", "a/b@refs/pr/1"]))
+def test_names_that_a_file_system_takes_for_one():
+    assert folded("Café.PNG") == folded(unicodedata.normalize("NFD", "café.png"))
+    assert folded("a.png") != folded("b.png")

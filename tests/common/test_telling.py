@@ -27,3 +27,8 @@ def test_one_line_is_short_and_keeps_beginning_and_end():
     assert line.startswith("file.json: x")
     assert line.endswith(": do this")
     assert one_line(" a\n b\t c ") == "a b c"
+
+
+def test_of_megabytes_only_both_ends_are_looked_at():
+    assert len(one_line("\x1b" * 5_000_000 + "end")) == LONGEST
+    assert one_line("start" + " a" * 5_000_000 + " end").endswith("a a end")

@@ -24,8 +24,8 @@ from PIL import Image
 from modeling_maya.convert_tensors import HeaderEntry, read_headers, read_index
 
 from ..bad_input import NETWORK
-from .names import REPOSITORY, is_path, split_revision
 from .reading import read_json_mapping
+from .revisions import REPOSITORY, is_path, split_revision
 from .telling import one_line, printable
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"

@@ -1,49 +1,91 @@
-"""Names of models and datasets: a folder, or a repository of the Hub with or without a revision."""
+"""Names of strangers that become parts of paths: of datasets, languages, files, judges, splits.
+
+One component is either cleaned (`file_name`) or refused (`check_component`); a path with folders in it,
+such as a picture's, is refused where it leads out of its folder (`stays_inside`). Names that a file system
+may take for one, because they differ by case or Unicode form only, are told by `folded`.
+"""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import unicodedata
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
-from .reading import check_text
+from .telling import one_line, printable
 
-REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# Bytes; file systems take 255, and endings are added.
+LONGEST = 150
+_LANGUAGE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
+_SPECIAL = re.compile(r'[/\\:*?"<>|]')
+# Names of devices on Windows, whatever their ending.
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
-def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """A name without its revision, and the revision: a branch, tag or commit.
+def is_language(value: Any) -> bool:
+    """Whether a value is shaped like a BCP-47 code: en, pt-BR, zh-Hant. Any language is known."""
+    return isinstance(value, str) and _LANGUAGE.fullmatch(value) is not None
 
-    The revision is behind the name (`user/name@v1`) or beside it. What exists here under the whole
-    name is a file or folder, and so is what only a path can be.
 
-    Raises ValueError for an empty name or revision, for two different revisions, and for a revision
-    of a file or folder.
+def check_language(value: Any, where: str) -> None:
+    """Raise ValueError, naming `where`, for what is no BCP-47 code."""
+    if not is_language(value):
+        raise ValueError(
+            f"{where}: expected a language's BCP-47 code, such as en or pt-BR, found "
+            f"{one_line(repr(value), 60)}"
+        )
+
+
+def is_component(name: str) -> bool:
+    """Whether a name is one component of a path, the same on every system."""
+    return (
+        bool(name)
+        and name == printable(name)
+        and not _SPECIAL.search(name)
+        and not _DEVICES.fullmatch(name)
+        and name.strip(" ") == name
+        and not name.startswith("..")
+        and not name.endswith(".")
+        and len(name.encode()) <= LONGEST
+    )
+
+
+def check_component(name: str, where: str) -> None:
+    """Raise ValueError, naming `where`, for a name that is no component of a path."""
+    if not is_component(name):
+        raise ValueError(
+            f"{where}: expected a name without slashes, colons, control characters or a dot at its end, "
+            f"of at most {LONGEST} bytes, found {one_line(repr(name), 60)}"
+        )
+
+
+def file_name(name: str, otherwise: str) -> str:
+    """A name as one component of a path that is no hidden file.
+
+    Args:
+        otherwise: where nothing of the name is left.
     """
-    check_text(name, "a name of a folder or repository")
-    if not name.strip() or not name.isprintable():
-        raise ValueError(f"expected the name of a folder or repository, found {name!r}")
-    local = is_path(name) or Path(name).exists()
-    inline = None
-    if "@" in name and not local:
-        name, _, inline = name.partition("@")
-        if not name or not inline:
-            raise ValueError(f"expected NAME@REVISION, found {name}@{inline}")
-    if revision is None:
-        return name, inline
-    if not revision.strip() or not revision.isprintable():
-        raise ValueError(f"{name}: revision: expected a branch, tag or commit, found {revision!r}")
-    if local:
-        raise ValueError(
-            f"{name}: revision {revision!r}: expected a repository of the Hub, found a folder, which "
-            "has no revisions: leave the revision out"
-        )
-    if inline not in (None, revision):
-        raise ValueError(
-            f"{name}: expected one revision, found {inline!r} behind the name and {revision!r} beside it"
-        )
-    return name, revision
+    letters = (letter if letter == printable(letter) else "-" for letter in name)
+    cleaned = _SPECIAL.sub("-", "".join(letters))
+    cleaned = re.sub("-{2,}", "-", cleaned)[:LONGEST]
+    while len(cleaned.encode()) > LONGEST:
+        cleaned = cleaned[:-1]
+    cleaned = cleaned.lstrip(".- ").rstrip(". -")
+    if _DEVICES.fullmatch(cleaned):
+        cleaned = f"{otherwise}-{cleaned}"
+    return cleaned or otherwise
 
 
-def is_path(name: str) -> bool:
-    """Whether a name can only be that of a file or folder, existing or not."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.partition("@")[0].count("/") > 1
+def stays_inside(name: str) -> bool:
+    """Whether a relative path with / in it stays in the folder that it is joined to, on any system.
+
+    Links are not looked at.
+    """
+    path, windows = PurePosixPath(name), PureWindowsPath(name)
+    outside = path.is_absolute() or windows.drive or windows.root or name != printable(name)
+    return bool(path.parts) and not outside and ".." not in (*path.parts, *windows.parts)
+
+
+def folded(name: str) -> str:
+    """The same text for names that a file system may take for one: by case, or by Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

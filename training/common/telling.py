@@ -31,6 +31,9 @@ def _harmless(letter: str) -> bool:
 
 def one_line(text: str, longest: int = LONGEST) -> str:
     """`text` as one printable line of at most `longest` characters; what is cut out is the middle."""
+    if len(text) > 20 * longest:
+        # Megabytes are not looked through for what is not shown.
+        text = f"{text[: 10 * longest]} {text[-10 * longest :]}"
     line = printable(" ".join(text.split()))
     if len(line) <= longest:
         return line
