@@ -25,7 +25,9 @@ from processing_maya import MayaImageProcessor, MayaProcessor, add_image_token
 from .common.models import (
     Model,
     check_generation,
+    check_pictures,
     check_report,
+    check_special_tokens,
     check_tied,
     check_weights,
     find_model,
@@ -140,8 +142,10 @@ def build_maya(
     set_ends(model.generation_config, ends)
 
     assert config.image_seq_length is not None  # derived when the config was made
+    with _named("vision_tower"):
+        image_processor = _image_processor(vision, config, image_aspect)
     processor = MayaProcessor(
-        image_processor=_image_processor(vision, config, image_aspect),
+        image_processor=image_processor,
         tokenizer=tokenizer,
         image_seq_length=config.image_seq_length,
         chat_template=template.text,
@@ -279,6 +283,7 @@ def open_tokenizer(model: Model, rows: int, trust_remote_code: bool = False) -> 
             f"{model}: its tokenizer has tokens up to {highest}, but the decoder {rows} embeddings: they "
             "do not belong together"
         )
+    check_special_tokens(model, tokenizer, rows)
     return tokenizer
 
 
@@ -313,8 +318,11 @@ def add_placeholder(tokenizer: Any, token: str, rows: int) -> int:
 
 
 def _add_padding(tokenizer: Any, config: Any) -> None:
-    """Give a tokenizer without padding token one that it has: the config's, one named so, or the end."""
-    if tokenizer.pad_token_id is not None:
+    """Give a tokenizer without padding token one that it has: the config's, one named so, or the end.
+
+    A padding token without a row of the embeddings, as the first LLaMAs have, counts as none.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < config.vocab_size:
         return
     vocabulary, known = tokenizer.get_vocab(), getattr(config, "pad_token_id", None)
     names = [
@@ -351,6 +359,8 @@ def _image_processor(model: Model, config: MayaConfig, image_aspect: str) -> May
                 options[name] = known[name]
     height, width = config.vision_image_size
     with opening(file):
-        return MayaImageProcessor(
+        made = MayaImageProcessor(
             size={"height": height, "width": width}, image_aspect=image_aspect, **options
         )
+    check_pictures(model, made)
+    return made

@@ -129,8 +129,9 @@ def find_template(name: str, tokenizer: Any, image_token: str = IMAGE) -> Templa
             return Template(source, _try_out(source, tokenizer, image_token, name == "plain"))
         return ready(source, tokenizer, image_token)
     except ValueError as error:
+        of = f" of {tokenizer.name_or_path}" if name == OWN and tokenizer.name_or_path else ""
         raise ValueError(
-            f"chat_template {name}: {error}: use {_choices(tokenizer, name)}"
+            f"chat_template {name}{of}: {error}: use {_choices(tokenizer, name)}"
         ) from None
 
 

@@ -14,6 +14,7 @@ from transformers import SiglipConfig, SiglipModel
 from maya_vlm.training.assemble import build_maya
 from maya_vlm.training.run import train
 from tests.tiny import TOWERS, enlarge
+from tests.tiny_decoders import save_decoder
 from tests.tiny_maya import save_tiny_maya
 
 from .tiny_run import make_bases, make_recipe, write
@@ -282,3 +283,25 @@ def test_a_checkpoint_with_a_tensor_missing_or_of_another_shape(tmp_path):
     tensors(maya, without(name))
     with pytest.raises(ValueError, match=f"1 missing, such as {name}"):
         train(path, output_dir=str(tmp_path / "other"))
+
+
+def test_special_tokens_beyond_the_embeddings(bases, tmp_path):
+    decoder = save_decoder(tmp_path / "llama", "llama3")
+    options = {"chat_template": "own", "image_token": "<|reserved_special_token_0|>"}
+    edit(decoder / "tokenizer_config.json", pad_token="[PAD]")
+    model, processor = build_maya(str(bases[0]), str(decoder), **options)
+    # The first LLaMAs come with such a token; the model has no row for it.
+    assert processor.tokenizer.pad_token == "<|end_of_text|>"
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
+    edit(decoder / "tokenizer_config.json", bos_token="<start>")
+    refused(
+        (bases[0], decoder), r"bos_token: expected a token below \d+, .*found '<start>' with id"
+    )
+
+
+@pytest.mark.parametrize(
+    "values", [{"image_mean": [0.5, [1], 0]}, {"image_std": [0.5, 0.5]}, {"image_mean": ["", 0, 0]}]
+)
+def test_normalisation_that_cannot_be_done(bases, values):
+    edit(bases[0] / "preprocessor_config.json", **values)
+    refused(bases, "model.vision_tower: .*cannot be loaded")

@@ -342,7 +342,8 @@ def check_fit(model: Model, config: Any, processor: Any) -> None:
             f"{model}: its tokenizer has tokens up to {highest}, its {CONFIG} {rows} embeddings: they do "
             "not belong together"
         )
-    size = check_pictures(model, processor)
+    check_special_tokens(model, processor.tokenizer, rows)
+    size = check_pictures(model, processor.image_processor)
     if size != list(config.vision_image_size):
         raise ValueError(
             f"{model}: its processor makes pictures of {size} pixels, its {CONFIG} takes "
@@ -350,10 +351,21 @@ def check_fit(model: Model, config: Any, processor: Any) -> None:
         )
 
 
-def check_pictures(model: Model, processor: Any) -> list[int]:
-    """The last two sizes of what a processor makes of a picture. Raises ValueError where it cannot."""
+def check_special_tokens(model: Model, tokenizer: Any, rows: int) -> None:
+    """Raise ValueError for a token of beginning or end that the `rows` embeddings do not have."""
+    for name in ("bos_token", "eos_token"):
+        place = getattr(tokenizer, f"{name}_id")
+        if place is not None and place >= rows:
+            raise ValueError(
+                f"{model}: {name}: expected a token below {rows:,}, the number of embeddings, found "
+                f"{one_line(repr(getattr(tokenizer, name)), 60)} with id {place}: correct its tokenizer_config.json"
+            )
+
+
+def check_pictures(model: Model, image_processor: Any) -> list[int]:
+    """The last two sizes of what is made of a picture. Raises ValueError where nothing can be."""
     with opening(model):
-        pixels = processor.image_processor([Image.new("RGB", (8, 6))], return_tensors="pt")
+        pixels = image_processor([Image.new("RGB", (8, 6))], return_tensors="pt")
         return list(next(iter(pixels.values())).shape[-2:])
 
 

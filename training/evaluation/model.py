@@ -99,13 +99,18 @@ def open_model(
     if maya:
         check_fit(holder, network.config, processor)
     else:
-        check_pictures(holder, processor)
+        check_pictures(holder, processor.image_processor)
     with opening(holder):
         content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
     if maya:
+        if prompt.count(processor.image_token) != 1:
+            raise ValueError(
+                f"{holder}: chat_template.jinja: expected one {processor.image_token} for a picture, found "
+                f"{prompt.count(processor.image_token)}: download it again, or save the processor anew"
+            )
         check_tokens(holder, processor.tokenizer(prompt)["input_ids"], network)
     return network, processor
 
