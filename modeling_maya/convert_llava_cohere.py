@@ -210,35 +210,39 @@ def _fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
     path = Path(name).expanduser()
     if path.is_dir():
         return _local(path)
-    if not path.exists():
-        name, _, behind = str(name).partition("@")
-        if revision is not None and behind not in ("", revision):
-            raise ValueError(f"revision: found {revision!r}, but the name says {behind!r}.")
-        revision = revision or behind or None
     if path.is_file():
         if path.name in ("mm_projector.bin", "config.json"):
             return _local(path.parent)
         raise ValueError(
             f"{name}: found a file, expected a folder or repository (or mm_projector.bin)."
         )
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(name)):
+    named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?", str(name))
+    if named is None:
         raise FileNotFoundError(
             f"{name}: no such folder, and not the name of a Hub repository (user/name)."
         )
+    repository, behind = named.groups()
+    if None not in (revision, behind) and revision != behind:
+        raise ValueError(
+            f"{name}: revision: found {revision!r} beside the name, expected one revision."
+        )
+    revision = revision or behind
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(
             snapshot_download(
-                str(name), revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WEIGHTS
+                repository, revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WEIGHTS
             )
         )
     except Exception as error:  # the Hub's client has many kinds; all of them mean it is not here
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        at = "" if revision is None else f" at revision {revision}"
         raise FileNotFoundError(
-            f"{name}: no such folder, and the repository could not be fetched ({type(error).__name__}: {first})"
+            f"{repository}: no such folder, and the repository could not be fetched{at} "
+            f"({type(error).__name__}: {first})"
         ) from None
-    return Origin(folder, str(name), folder.name)
+    return Origin(folder, repository, folder.name)
 
 
 def _check_output(output: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_base_seen_from_the_adapter_and_one_that_is_named(base, adapter, tmp_p
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     edit(adapter / "adapter_config.json", base_model_name_or_path="/gone/base")
     with pytest.raises(
-        FileNotFoundError, match="base_model_name_or_path: no model at /gone/base: .* --base"
+        FileNotFoundError, match=r"base_model_name_or_path: no model at /gone/base: .* --base"
     ):
         merge(str(adapter), tmp_path / "three")
     found = values(merge(str(adapter), tmp_path / "three", str(base)))
@@ -203,7 +203,7 @@ def test_other_kinds_are_merged_or_refused(base, tmp_path, kind):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=2,
                                 token_dim=32, num_attention_heads=4)  # fmt: skip
     save_adapter(base, tmp_path / "adapter", config)
-    with pytest.raises(ValueError, match="cannot be merged|cannot be loaded"):
+    with pytest.raises(ValueError, match=r"cannot be merged|cannot be loaded"):
         merge(str(tmp_path / "adapter"), tmp_path / "merged")
 
 
@@ -281,7 +281,9 @@ def test_an_adapter_of_a_decoder_is_no_checkpoint(tmp_path):
         AutoModelForCausalLM.from_pretrained(decoder), LoraConfig(target_modules=["q_proj"])
     )
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="model.checkpoint: .*not the folder of a Maya: .*'qwen3'"):
+    with pytest.raises(
+        ValueError, match=r"model.checkpoint: .*not the folder of a Maya: .*'qwen3'"
+    ):
         train(recipe(tmp_path, tmp_path / "adapter"))
     with pytest.raises(ValueError, match="does not take images and text"):
         load(str(tmp_path / "adapter"))

@@ -200,8 +200,11 @@ def _merge(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from modeling_maya.convert_llava_cohere import convert
 
+    from .common.revisions import split_revision
+
+    source, revision = split_revision(args.source, args.revision)
     convert(
-        args.source,
+        source,
         args.output,
         base_model=args.base_model,
         vision_tower=args.vision_tower,
@@ -209,7 +212,7 @@ def _convert(args: argparse.Namespace) -> None:
         to=args.to,
         dry_run=args.dry_run,
         dtype=args.dtype,
-        revision=args.revision,
+        revision=revision,
         max_shard_size=args.max_shard_size,
         trust_remote_code=args.trust_remote_code,
     )
