@@ -74,6 +74,13 @@ def test_a_tensor_of_another_shape(bases):
     refused(bases, rf"1 of another shape, such as {QUERY} \(found \[3, 5\], expected \[32, 32\]\)")
 
 
+def test_whole_numbers_are_no_weights(bases):
+    tensors(bases[1], lambda found: found | {QUERY: found[QUERY].to(torch.int8)})
+    refused(
+        bases, f"{QUERY}: expected floating-point weights, found I8, and no quantization_config"
+    )
+
+
 def test_a_head_that_contradicts_the_tie(bases):
     tensors(bases[1], lambda f: f | {"lm_head.weight": f["model.embed_tokens.weight"] + 1})
     refused(bases, r"head \(lm_head.weight\) .*different values, but its config.json ties them")

@@ -31,6 +31,8 @@ from .telling import one_line, printable
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Beginnings of the dtypes of safetensors that are no floating-point numbers.
+WHOLE = ("I", "U", "BOOL")
 # Beginnings of switches in generation_config.json.
 SWITCHES = ("do_", "use_", "output_", "return_dict", "remove_invalid", "renormalize")
 
@@ -174,7 +176,7 @@ def check_weights(model: Model) -> dict[str, HeaderEntry]:
     """The headers of a model's weights, every one checked; weights of a repository are downloaded.
 
     Raises ValueError or FileNotFoundError, naming file and tensor, for weights that are missing, cut
-    short, damaged or pickled.
+    short, damaged or pickled, and for whole numbers that no quantization_config explains.
     """
     if model.file(WEIGHTS) is None:
         index = model.file(f"{WEIGHTS}.index.json")
@@ -183,7 +185,15 @@ def check_weights(model: Model) -> dict[str, HeaderEntry]:
         for shard in sorted(set(read_index(index).values())):
             # A missing shard is told, with what it should hold, by the reader below.
             model.file(shard)
-    return read_headers(model.folder)
+    headers = read_headers(model.folder)
+    if read_config(model).get("quantization_config") is None:
+        for name, entry in headers.items():
+            if entry.dtype.startswith(WHOLE) and name.endswith((".weight", ".bias")):
+                raise ValueError(
+                    f"{model}: {one_line(name, 120)}: expected floating-point weights, found {entry.dtype}, and "
+                    f"no quantization_config in its {CONFIG}: download it again, or give another"
+                )
+    return headers
 
 
 def _no_weights(model: Model) -> Exception:
