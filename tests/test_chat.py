@@ -127,3 +127,25 @@ def test_a_command_prints_its_answer_and_no_librarys_words(folder, picture):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.strip()
+
+
+def test_a_picture_of_a_local_server_needs_leave(folder, picture, monkeypatch, capsys):
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    place = Path(picture)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=place.parent)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/{place.name}"
+        with pytest.raises(ValueError, match=r"private or local address .*--allow-private"):
+            chat(str(folder), address, max_new_tokens=2)
+        said = chat(str(folder), address, max_new_tokens=2, allow_private=True)
+        server.shutdown()
+    assert said == chat(str(folder), picture, max_new_tokens=2)
+    capsys.readouterr()
