@@ -248,6 +248,20 @@ def test_a_stage_with_an_adapter_continues_it(adapter, tmp_path):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
 
 
+def test_modules_that_were_saved_whole_go_on_learning(base, tmp_path):
+    adapter = save_adapter(base, tmp_path / "adapter", modules_to_save=[PROJECTOR])
+    rules = [{"pattern": PROJECTOR, "rate": 1e-8}, {"pattern": ".*", "rate": "frozen"}]
+    run = train(recipe(tmp_path, adapter, adapter=form(), train=rules))
+    expected = values(merge(str(adapter), tmp_path / "merged"))
+    for name, value in values(run).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+    # Frozen, they would be lost.
+    with pytest.raises(ValueError, match=r"tensors do not fit, such as .*multi_modal_projector"):
+        train(
+            recipe(tmp_path, adapter, adapter=form(), name="other"), output_dir=str(tmp_path / "o")
+        )
+
+
 def test_a_stage_without_one_starts_from_the_merged_model(adapter, tmp_path):
     train_rules = [{"pattern": PROJECTOR, "rate": 1e-8}, {"pattern": ".*", "rate": "frozen"}]
     run = train(recipe(tmp_path, adapter, train=train_rules))

@@ -90,6 +90,7 @@ def test_merge_and_convert_with_a_revision(hub, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_train_from_bases_and_checkpoint_at_a_revision(hub, tmp_path):
     data = make_data(tmp_path / "data", images=2, languages=("en",))
     stage = {
