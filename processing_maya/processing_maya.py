@@ -21,11 +21,11 @@ SPAN_START, SPAN_END = "\U000f0003", "\U000f0004"
 
 ROLES = ("system", "user", "assistant")
 
-# Half of a pair: such a "text" has no UTF-8, and no tokenizer takes it.
-SURROGATE = re.compile("[\ud800-\udfff]")
-
 # Where an image part may hold its picture; exactly one of them.
 IMAGE_KEYS = ("image", "url", "path", "base64")
+
+# Half of a pair: such a "text" has no UTF-8, and no tokenizer takes it.
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Arguments of a tokenizer call that `apply_chat_template` accepts among the template's variables.
 TOKENIZER_KWARGS = (
@@ -85,9 +85,8 @@ def messages_from_conversations(
     }
     turns = []
     for index, turn in enumerate(conversations):
-        fields = turn if isinstance(turn, dict) else {}
-        speaker, value = fields.get("from"), fields.get("value")
-        if not isinstance(speaker, str) or speaker not in roles or not isinstance(value, str):
+        speaker, value = turn.get("from"), turn.get("value")
+        if speaker not in roles or not isinstance(value, str):
             raise ValueError(
                 f"{name}, turn {index + 1}: expected 'from' (human, gpt or system) and a text 'value', "
                 f"found from={speaker!r} and a value of type {type(value).__name__}."
@@ -125,16 +124,6 @@ def messages_from_conversations(
     return messages
 
 
-def _check_text(text: str, where: str) -> None:
-    """Raise ValueError, naming the place, for a text that cannot be written in UTF-8."""
-    half = SURROGATE.search(text)
-    if half:
-        raise ValueError(
-            f"{where}: expected text, found half of a surrogate pair (U+{ord(half[0]):04X}) behind "
-            f"{half.start()} characters."
-        )
-
-
 def _check_messages(messages: Any, name: str, allow_empty_last: bool = False) -> None:
     """Raise ValueError, naming the turn, unless `messages` can be rendered and learned from."""
     if not isinstance(messages, (list, tuple)) or not messages:
@@ -148,14 +137,12 @@ def _check_messages(messages: Any, name: str, allow_empty_last: bool = False) ->
             raise ValueError(f"{where}: expected a role of {', '.join(ROLES)}, found {role!r}.")
         role, content = message["role"], message.get("content")
         if isinstance(content, str):
-            _check_text(content, where)
             empty = not content
         elif isinstance(content, (list, tuple)):
             empty = True
             for part in content:
                 kind = part.get("type") if isinstance(part, dict) else type(part).__name__
                 if kind == "text" and isinstance(part.get("text"), str):
-                    _check_text(part["text"], where)
                     empty = empty and not part["text"]
                 elif kind == "image":
                     if role != "user":
@@ -701,6 +688,7 @@ class MayaProcessor(ProcessorMixin):
             text, row_spans = self._render(prepared, chat_template)
         except Exception as error:
             raise ValueError(f"{name}: {error}") from error
+        _check_text(text, name)
         ids, offsets = self._encode(text)
         mask = _assistant_mask(offsets, row_spans)
         found, expected = ids.count(self.image_token_id), _count_images(prepared)
@@ -719,6 +707,16 @@ class MayaProcessor(ProcessorMixin):
                 expanded_mask += [flag] * repeat
             ids, mask = expanded_ids, expanded_mask
         return {"input_ids": ids, "assistant_mask": mask}
+
+
+def _check_text(text: str, where: str) -> None:
+    """Raise ValueError, naming the place, for a text that cannot be written in UTF-8."""
+    half = SURROGATE.search(text)
+    if half:
+        raise ValueError(
+            f"{where}: expected text, found half of a surrogate pair (U+{ord(half[0]):04X}) behind "
+            f"{half.start()} characters."
+        )
 
 
 def _sort_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:

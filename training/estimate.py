@@ -9,6 +9,7 @@ NAME.json is the config.json of a base or checkpoint whose name ends in NAME (ot
 the Hub), RECIPE.work.json says what the groups of a stage's data are like (see `assumed_work`).
 """
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,6 @@ from transformers import AutoConfig
 from modeling_maya import MayaConfig, MayaForConditionalGeneration
 
 from .adapters import add_adapter, bytes_saved
-from .common.reading import read_json_mapping
-from .common.revisions import split_revision
 from .flops import (
     DATA_SHEET,
     Learning,
@@ -311,6 +310,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     """
     from .assemble import base_config
     from .checkpoint import checkpoint_config, find_checkpoint
+    from .common.revisions import split_revision
 
     model = recipe.model
 
@@ -318,7 +318,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
         """`described` makes the config from what `configs` says of a name, else `found` finds it."""
         file = configs / f"{Path(split_revision(name)[0]).name}.json"
         if file.is_file() and not Path(name).is_dir():
-            values = read_json_mapping(file)
+            values = _read_json(file)
             try:
                 return described(values)
             except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
@@ -345,6 +345,17 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     if checkpoint is None:
         return maya_config(recipe, base("vision_tower"), base("language_model"))
     return read(checkpoint, MayaConfig.from_dict, lambda: checkpoint_config(find_checkpoint(model)))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A mapping. Raises ValueError naming the file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON file: {error}; correct it") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected a mapping, found {type(values).__name__}; correct it")
+    return values
 
 
 def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
@@ -605,7 +616,7 @@ def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
     """
     if not file.is_file():
         return None
-    values = read_json_mapping(file).get(stage.name)
+    values = _read_json(file).get(stage.name)
     if values is None:
         return None
     said = build(_Said, values, str(file), stage.name)

@@ -405,11 +405,11 @@ def test_bases_that_are_not_here(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("decoder.json", "{", "decoder.json: not JSON: "),
-        ("decoder.json", "[]", "decoder.json: expected a mapping"),
+        ("decoder.json", "{", "decoder.json: not a JSON file: .*; correct it"),
+        ("decoder.json", "[]", "decoder.json: expected a mapping, found list"),
         ("decoder.json", "{}", "decoder.json: not the config.json of a model: .*model_type"),
         ("decoder.json", '{"model_type": "horse"}', "decoder.json: not the config.json of a model"),
-        ("r.work.json", "{", "r.work.json: not JSON"),
+        ("r.work.json", "{", "r.work.json: not a JSON file"),
         ("r.work.json", '{"pretrain": {"prefix": 3}}', "r.work.json: pretrain.images_per_epoch: missing"),
         ("r.work.json", '{"pretrain": 3}', "r.work.json: pretrain: expected a mapping, found a number 3"),
     ],
