@@ -24,9 +24,6 @@ ROLES = ("system", "user", "assistant")
 # Where an image part may hold its picture; exactly one of them.
 IMAGE_KEYS = ("image", "url", "path", "base64")
 
-# Half of a pair: such a "text" has no UTF-8, and no tokenizer takes it.
-SURROGATE = re.compile("[\ud800-\udfff]")
-
 # Arguments of a tokenizer call that `apply_chat_template` accepts among the template's variables.
 TOKENIZER_KWARGS = (
     "add_special_tokens",
@@ -41,6 +38,9 @@ TOKENIZER_KWARGS = (
     "truncation",
     "truncation_side",
 )
+
+# Half of a pair: such a "text" has no UTF-8, and no tokenizer takes it.
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def add_image_token(
