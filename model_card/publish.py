@@ -8,7 +8,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from maya_vlm.training.common.reading import read_json
 from maya_vlm.training.common.telling import one_line, printable
 
 from .cards import licence_texts, model_card, write_card
@@ -214,15 +213,17 @@ def _address(endpoint: str, kind: str, repo_id: str, revision: str | None) -> st
 
 def check_model(folder: Path) -> None:
     """Load the model and the processor; FileNotFoundError or ValueError in one line if they fail."""
-    import modeling_maya  # noqa: F401
-    import processing_maya
-    from modeling_maya import MayaForConditionalGeneration
+    from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
+    from maya_vlm.training.common.reading import read_json_mapping
+    from maya_vlm.training.evaluation.model import open_model
 
     config = folder / "config.json"
     if not config.is_file():
-        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
-    found = read_json(config)
-    model_type = found.get("model_type") if isinstance(found, dict) else None
+        adapter = (folder / ADAPTER_CONFIG).is_file()
+        hint = "; it holds an adapter: maya merge makes a model of it" if adapter else ""
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json{hint}")
+    found = read_json_mapping(config)
+    model_type = found.get("model_type")
     if model_type != "maya":
         raise ValueError(
             f"{config}: model_type is {one_line(repr(model_type), 60)}, expected 'maya'"
@@ -249,21 +250,9 @@ def check_model(folder: Path) -> None:
             f"with save_pretrained of this package's classes"
         )
     try:
-        # Raises for missing and unexpected weights.
-        model = MayaForConditionalGeneration.from_pretrained(folder, dtype="auto")
-        processor = processing_maya.MayaProcessor.from_pretrained(folder)
-    except Exception as error:  # whatever transformers finds wrong with the files
-        raise ValueError(f"{folder} does not load: {one_line(str(error))}") from error
-    if processor.image_seq_length != model.config.image_seq_length:
-        raise ValueError(
-            f"{folder}: the processor writes {processor.image_seq_length} image tokens, the model "
-            f"expects {model.config.image_seq_length}"
-        )
-    if processor.image_token_id != model.config.image_token_id:
-        raise ValueError(
-            f"{folder}: the processor's image token is {processor.image_token_id}, the model's "
-            f"{model.config.image_token_id}"
-        )
+        open_model(find_model(str(folder)), dtype="auto")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder} does not load: {error}") from error
 
 
 def chosen_files(

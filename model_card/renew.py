@@ -23,6 +23,10 @@ from typing import Any
 
 import modeling_maya
 import processing_maya
+from maya_vlm.training.common.models import check_weights, find_model
+from maya_vlm.training.common.reading import parse_json
+from maya_vlm.training.common.revisions import split_revision
+from maya_vlm.training.common.telling import one_line
 from maya_vlm.training.versions import own_version
 from modeling_maya.configuration_maya import AUTO_MAP
 
@@ -110,7 +114,8 @@ def renew(
             changed then.
         OSError: in one line, what the Hub answered.
     """
-    folder = Path(source)
+    name, revision = split_revision(str(source), revision)
+    folder = Path(name)
     if folder.is_dir():
         changes = changed_files(_read(folder))
         renewed = Renewed(sorted(changes))
@@ -120,9 +125,7 @@ def renew(
             for name, content in changes.items():
                 _replace(folder / name, content)
         return renewed
-    return _renew_repository(
-        str(source), revision, trust_remote_code, check, dry_run, create_pr, token
-    )
+    return _renew_repository(name, revision, trust_remote_code, check, dry_run, create_pr, token)
 
 
 def changed_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -142,6 +145,8 @@ def changed_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
     before = copy.deepcopy(config)
     config["auto_map"] = dict(AUTO_MAP)
     for part in ("vision_config", "text_config"):
+        if not isinstance(config.get(part, {}), dict):
+            raise ValueError(f"config.json: {part}: expected a mapping, found another value")
         config.get(part, {}).pop("_name_or_path", None)
     if config != before:
         changes["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
@@ -154,10 +159,7 @@ def changed_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _parse(content: bytes, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{name}: not JSON: {error}") from None
+    found = parse_json(content, name)
     if not isinstance(found, dict):
         raise ValueError(f"{name}: expected a mapping, found {type(found).__name__}")
     return found
@@ -187,6 +189,7 @@ def check_folder(folder: Path, changes: Mapping[str, bytes], trust_remote_code: 
 
     Raises ValueError where the answers differ, or the renewed folder does not answer.
     """
+    check_weights(find_model(str(folder)))
     with tempfile.TemporaryDirectory() as temporary:
         after = Path(temporary) / "renewed"
         after.mkdir()
@@ -230,7 +233,7 @@ def _answer(folder: Path, trust: dict[str, bool]) -> tuple[dict[str, Any] | None
             stdin=subprocess.DEVNULL,
         )
         if done.returncode:
-            return None, (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
+            return None, one_line((done.stderr.strip().splitlines() or ["no message"])[-1], 300)
         return json.loads(output.read_text()), ""
 
 

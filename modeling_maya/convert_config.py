@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from processing_maya.processing_llava_cohere import find_file
 
 from .configuration_maya import MayaConfig
-from .convert_tensors import TensorRef, read_json, read_weights
+from .convert_tensors import TensorRef, has_weights, read_json, read_weights
 
 MODEL_TYPE = "llava_cohere"
 IMAGE_TOKEN = "<image>"
@@ -333,9 +333,7 @@ def _tower_elsewhere(
             )
     except OSError:
         pass
-    if folder is not None and any(
-        (folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
-    ):
+    if folder is not None and has_weights(folder):
         tensors = read_weights(folder, pickles=False)
         if vision := _tower_from_shapes(tensors):
             return vision

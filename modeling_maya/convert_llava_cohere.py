@@ -48,11 +48,13 @@ from .convert_tensors import (
     CHUNK_BYTES,
     TensorRef,
     check_shapes,
+    has_weights,
     max_difference,
     read_json,
     read_pickle,
     read_safetensors,
     read_weights,
+    reading,
     same_bytes,
     sha256,
     stored_dtype,
@@ -204,6 +206,7 @@ def _local(folder: Path) -> Origin:
 
 
 def _fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
+    """A folder, or the snapshot of a repository: `user/name`, or `user/name@revision`."""
     path = Path(name).expanduser()
     if path.is_dir():
         return _local(path)
@@ -213,24 +216,33 @@ def _fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
         raise ValueError(
             f"{name}: found a file, expected a folder or repository (or mm_projector.bin)."
         )
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(name)):
+    named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?", str(name))
+    if named is None:
         raise FileNotFoundError(
             f"{name}: no such folder, and not the name of a Hub repository (user/name)."
         )
+    repository, behind = named.groups()
+    if None not in (revision, behind) and revision != behind:
+        raise ValueError(
+            f"{name}: revision: found {revision!r} beside the name, expected one revision."
+        )
+    revision = revision or behind
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(
             snapshot_download(
-                str(name), revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WEIGHTS
+                repository, revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WEIGHTS
             )
         )
     except Exception as error:  # the Hub's client has many kinds; all of them mean it is not here
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        at = "" if revision is None else f" at revision {revision}"
         raise FileNotFoundError(
-            f"{name}: no such folder, and the repository could not be fetched ({type(error).__name__}: {first})"
+            f"{repository}: no such folder, and the repository could not be fetched{at} "
+            f"({type(error).__name__}: {first})"
         ) from None
-    return Origin(folder, str(name), folder.name)
+    return Origin(folder, repository, folder.name)
 
 
 def _check_output(output: Path) -> None:
@@ -286,7 +298,7 @@ def _plan_maya(
         tensors = _merge_lora(folder, read_weights(base.folder, pickles=True), notes)
         tokenizer_at = folder if tokenizer_files(folder) else base.folder
         text = _base_text_config(base, raw, where)
-    elif _has_weights(folder):
+    elif _has_any_weights(folder):
         kind = "full checkpoint"
         if base_model is not None:
             raise ValueError(
@@ -316,21 +328,26 @@ def _plan_maya(
             f"{where}: mm_vision_tower: found {vision_tower or raw.get('mm_vision_tower')!r}, which could not be "
             "read, expected a folder or repository with the vision tower's weights: name it with --vision-tower."
         )
-    vision = resolve_vision_config(
-        raw,
-        where,
-        config_folder=folder,
-        override=vision_config,
-        tower=str(named.folder) if named is not None else vision_tower,
-    )
-    rows = (text or text_config(raw, where))["vocab_size"]
-    row = spare_row(tokenizer_files(tokenizer_at), rows, str(tokenizer_at))
-    fields = to_maya(raw, where, vision_config=vision, image_token_id=row, text=text)
-    fields.pop("model_type")
-    config = MayaConfig(**fields)
+    with reading(where):
+        vision = resolve_vision_config(
+            raw,
+            where,
+            config_folder=folder,
+            override=vision_config,
+            tower=str(named.folder) if named is not None else vision_tower,
+        )
+        rows = (text or text_config(raw, where))["vocab_size"]
+    with reading(f"{tokenizer_at}: its tokenizer"):
+        row = spare_row(tokenizer_files(tokenizer_at), rows, str(tokenizer_at))
+    with reading(where):
+        fields = to_maya(raw, where, vision_config=vision, image_token_id=row, text=text)
+        fields.pop("model_type")
+        config = MayaConfig(**fields)
+        # A model can be built from it.
+        native_shapes(config)
 
     difference: dict[str, Any] | None = None
-    if named is not None and (use_named or _has_weights(named.folder)):
+    if named is not None and (use_named or _has_any_weights(named.folder)):
         other, skipped = _tower_tensors(named.folder)
         if use_named:
             notes.append(f"tower: from {named.name}; {skipped} tensors of its text half left out")
@@ -387,9 +404,8 @@ def _plan_maya(
     return Plan(kind, live, config.to_dict(), record, side, notes, files, finish)
 
 
-def _has_weights(folder: Path) -> bool:
-    names = ("model.safetensors", "pytorch_model.bin")
-    return any((folder / f"{name}{end}").is_file() for name in names for end in ("", ".index.json"))
+def _has_any_weights(folder: Path) -> bool:
+    return has_weights(folder) or has_weights(folder, "pytorch_model.bin")
 
 
 def _optional_json(path: Path) -> dict | None:
@@ -630,15 +646,16 @@ def _write_hub_files(
     from processing_maya.processing_llava_cohere import read_processor
 
     assert config.image_seq_length is not None  # derived when the config was made
-    processor = read_processor(
-        raw,
-        tokenizer=tokenizer_at,
-        image_size=config.vision_config.image_size,
-        image_seq_length=config.image_seq_length,
-        num_embeddings=config.text_config.vocab_size,
-        tower_folders=tower_at,
-        tokenizer_kwargs={"trust_remote_code": trust_remote_code},
-    )
+    with reading(f"{tokenizer_at}: its tokenizer"):
+        processor = read_processor(
+            raw,
+            tokenizer=tokenizer_at,
+            image_size=config.vision_config.image_size,
+            image_seq_length=config.image_seq_length,
+            num_embeddings=config.text_config.vocab_size,
+            tower_folders=tower_at,
+            tokenizer_kwargs={"trust_remote_code": trust_remote_code},
+        )
     if processor.image_token_id != config.image_token_id:
         raise ValueError(
             f"{tokenizer_at}: {processor.image_token}: found id {processor.image_token_id}, "
@@ -673,7 +690,9 @@ def _plan_llava_cohere(origin: Origin, *, vision_tower: str | None) -> Plan:
         )
     if raw.get("model_type") != MayaConfig.model_type:
         raise ValueError(f"{where}: model_type: found {raw.get('model_type')!r}, expected 'maya'.")
-    config = MayaConfig.from_dict(dict(raw))
+    with reading(where):
+        config = MayaConfig.from_dict(dict(raw))
+        native_shapes(config)
     record = _optional_json(folder / RECORD) or {}
     original = record.get("original_config")
     name = vision_tower or (original or {}).get("mm_vision_tower")

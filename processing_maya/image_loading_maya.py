@@ -478,7 +478,7 @@ def _fetch_once(
     if private and not allow_private:
         raise ValueError(
             f"Cannot fetch {name}: {parts.hostname!r} is the private or local address {private[0]}; "
-            "only public addresses are allowed (allow_private=True lifts this)."
+            "only public addresses are allowed, unless allow_private is set (maya chat: --allow-private)."
         )
     sock = _connect(addresses, port, remaining)
     try:

@@ -35,6 +35,9 @@ TOKENIZER_KWARGS = (
     "truncation_side",
 )
 
+# Half of a pair: such a "text" has no UTF-8, and no tokenizer takes it.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def add_image_token(
     tokenizer: Any, num_embeddings: int | None = None, image_token: str = "<image>"
@@ -230,6 +233,8 @@ class MayaProcessor(ProcessorMixin):
             rows = [text] if isinstance(text, str) else list(text)
             if not rows or not all(isinstance(row, str) for row in rows):
                 raise ValueError("`text` must be a string or a list of at least one string.")
+            for index, row in enumerate(rows):
+                _check_text(row, f"text {index + 1}")
             self._check_counts(rows, len(pictures), per_row)
         if pictures:
             data.update(self.image_processor(pictures, **images_kwargs))
@@ -296,6 +301,8 @@ class MayaProcessor(ProcessorMixin):
         return [row if row.startswith(bos) else bos + row for row in rows]
 
     def _tokenize(self, rows: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
+        # Some tokenizers would return them, and no decoder of Maya's takes them.
+        text_kwargs = {"return_token_type_ids": False, **text_kwargs}
         if not any(BREAK in row for row in rows):
             return dict(self.tokenizer(rows, **text_kwargs))
         # Pieces between breaks are tokenised alone, so no token reaches across a break.
@@ -551,6 +558,7 @@ class MayaProcessor(ProcessorMixin):
             text, row_spans = self._render(prepared, chat_template)
         except Exception as error:
             raise ValueError(f"{name}: {error}") from error
+        _check_text(text, name)
         ids, offsets = self._encode(text)
         mask = _assistant_mask(offsets, row_spans)
         found, expected = ids.count(self.image_token_id), count_images(prepared)
@@ -569,6 +577,16 @@ class MayaProcessor(ProcessorMixin):
                 expanded_mask += [flag] * repeat
             ids, mask = expanded_ids, expanded_mask
         return {"input_ids": ids, "assistant_mask": mask}
+
+
+def _check_text(text: str, where: str) -> None:
+    """Raise ValueError, naming the place, for a text that cannot be written in UTF-8."""
+    half = SURROGATE.search(text)
+    if half:
+        raise ValueError(
+            f"{where}: expected text, found half of a surrogate pair (U+{ord(half[0]):04X}) behind "
+            f"{half.start()} characters."
+        )
 
 
 def _sort_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:

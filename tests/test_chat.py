@@ -58,6 +58,33 @@ def test_other_questions_ask_for_the_language():
     )
 
 
+def test_any_language_can_be_asked_for():
+    assert question_in(None, "de") == "What is this? Answer in German."
+    assert question_in("How many legs?", "pt-BR") == "How many legs? Answer in Portuguese (pt-BR)."
+    assert question_in("Why?", "tlh") == "Why? Answer in the language with the code tlh."
+
+
+def test_further_questions_continue_the_conversation(folder, picture, capsys):
+    first = chat(str(folder), picture, "What is this?", max_new_tokens=6)
+    said = chat(
+        str(folder), picture, "What is this?", max_new_tokens=6, further=["", "Which colour?\n"]
+    )
+    model, processor = tiny_maya()
+    turns = [
+        {"role": "user", "content": [{"type": "image", "image": tiny_picture(2)}]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "Which colour?"},
+    ]
+    turns[0]["content"].append({"type": "text", "text": "What is this?"})
+    inputs = processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    expected = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert said == expected.strip()
+    assert capsys.readouterr().out.split() == f"{first} {first} {said}".split()
+
+
 def test_every_language_of_the_questions_can_be_asked_for():
     import json
 
@@ -67,7 +94,13 @@ def test_every_language_of_the_questions_can_be_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"language": "xx"}, ValueError, "unknown language 'xx'; known: en, zh"),
+        (
+            {"language": "english"},
+            ValueError,
+            "expected a language's BCP-47 code, such as en or pt-BR, found 'english'",
+        ),
+        ({"language": "h\ni"}, ValueError, "expected a language's BCP-47 code"),
+        ({"question": "what \udcff"}, ValueError, r"half of a surrogate pair \(U\+DCFF\)"),
         ({"question": "  "}, ValueError, "question is empty"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
         ({"image": "nowhere.png"}, FileNotFoundError, "nowhere"),
@@ -94,3 +127,25 @@ def test_a_command_prints_its_answer_and_no_librarys_words(folder, picture):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.strip()
+
+
+def test_a_picture_of_a_local_server_needs_leave(folder, picture, monkeypatch, capsys):
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    place = Path(picture)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=place.parent)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/{place.name}"
+        with pytest.raises(ValueError, match=r"private or local address .*--allow-private"):
+            chat(str(folder), address, max_new_tokens=2)
+        said = chat(str(folder), address, max_new_tokens=2, allow_private=True)
+        server.shutdown()
+    assert said == chat(str(folder), picture, max_new_tokens=2)
+    capsys.readouterr()

@@ -13,11 +13,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import (
     LoraConfig,
-    PeftModel,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
@@ -30,13 +30,15 @@ from transformers.utils import is_bitsandbytes_available
 
 from modeling_maya import MayaForConditionalGeneration
 
+from .common.adapters import WEIGHTS, Adapter, check_tensors, find_adapter, put_on
+from .common.models import Model, check_report, find_model, load_network, opening
+from .common.telling import one_line
 from .freezing import rates
 from .permissions import ordinary_permissions
 from .recipe import AdapterRecipe, Rule, StageRecipe
 
-# The folder inside a stage's, and peft's names in it.
+# The folder inside a stage's, and what peft puts before the names of tensors.
 ADAPTER = "adapter"
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 DECODER = "model.language_model."
 # What is never quantized: names from the root, since transformers looks for them there.
@@ -127,6 +129,8 @@ def add_adapter(
         target_modules=pattern if whole == set(targets) else list(targets),
         use_dora=adapter.type == "dora",
         base_model_name_or_path=model.name_or_path,
+        # The commit, where the base is a repository's.
+        revision=getattr(model.config, "_commit_hash", None),
     )
     # `model.add_adapter` does the same, but refuses releases of peft by a number of its own:
     # transformers 5.24 asks for a peft that was not released with it.
@@ -246,18 +250,48 @@ def save_adapter(
     config.save_pretrained(str(folder))
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> None:
+def load_adapter(model: PreTrainedModel, folder: Path, more: bool = False) -> None:
     """Put the values of a saved adapter into a model made ready by the same recipe.
+
+    more: whether modules outside of the adapter may learn that did not when it was saved; they keep
+    the values that they have.
 
     Raises ValueError when the two do not hold the same tensors.
     """
-    state = load_file(folder / WEIGHTS)
-    _check_same(folder, state, adapter_state(model))
+    expected = adapter_state(model)
+    whole = tuple(PREFIX + name for name in trained_modules(model)) if more else ()
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    check_tensors(folder / WEIGHTS, shapes, may_lack=whole)
+    with opening(folder / WEIGHTS):
+        state = load_file(folder / WEIGHTS)
     set_peft_model_state_dict(model, {n.removeprefix(PREFIX): v for n, v in state.items()})
 
 
+def check_continued(adapter: Adapter, recipe: AdapterRecipe) -> None:
+    """Raise ValueError unless a stage's adapter has the form of the saved one that it is to continue."""
+    # What the stage asks for, and what peft takes where a saved adapter says nothing.
+    expected: dict[str, tuple[Any, Any]] = {
+        "peft_type": ("LORA", None),
+        "r": (recipe.r, 8),
+        "lora_alpha": (recipe.alpha, 8),
+        "use_dora": (recipe.type == "dora", False),
+        "use_rslora": (False, False),
+        "bias": ("none", "none"),
+        "rank_pattern": ({}, {}),
+        "alpha_pattern": ({}, {}),
+    }
+    for name, (wanted, default) in expected.items():
+        found = adapter.settings.get(name)
+        if (default if found is None else found) != wanted:
+            raise ValueError(
+                f"model.checkpoint: {adapter.model}: the adapter that is to be continued has {name} "
+                f"{one_line(repr(found), 40)}, the stage's {wanted!r}: give the stage's adapter the same, or "
+                "start from the merged model (maya merge)"
+            )
+
+
 def merge_adapter(
-    base: str, folder: Path, dtype: torch.dtype = torch.float32
+    base: str | Model, folder: Path, dtype: torch.dtype = torch.float32
 ) -> MayaForConditionalGeneration:
     """A plain Maya: the base with the adapter in `folder` added into its weights, on the CPU.
 
@@ -268,24 +302,7 @@ def merge_adapter(
 
     Raises ValueError when base and adapter do not fit, or a merged weight is not finite.
     """
-    model = MayaForConditionalGeneration.from_pretrained(base, dtype=dtype)
-    adapted = PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    _check_same(folder, load_file(folder / WEIGHTS), expected)
-    return adapted.merge_and_unload(safe_merge=True)
-
-
-def _check_same(
-    folder: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> None:
-    """Raises ValueError unless both have the same names and shapes."""
-    one = {name: tuple(value.shape) for name, value in found.items()}
-    other = {name: tuple(value.shape) for name, value in expected.items()}
-    wrong = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"{folder / WEIGHTS}: {len(wrong)} tensors do not fit, such as {name}: found "
-            f"{one.get(name, 'none')}, expected {other.get(name, 'none')}; "
-            "use the adapter with the base and the recipe that it was trained with"
-        )
+    adapter = find_adapter(find_model(str(folder)), base)
+    network, report = load_network(MayaForConditionalGeneration, adapter.base, dtype=dtype)
+    check_report(adapter.base, report)
+    return put_on(network, adapter)

@@ -171,6 +171,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         baselines=() if args.no_baselines else ("blind", "shuffled"),
         trust_remote_code=args.trust_remote_code,
         seed=args.seed,
+        revision=args.revision,
     )
 
 
@@ -184,14 +185,34 @@ def _chat(args: argparse.Namespace) -> None:
         language=args.language,
         max_new_tokens=args.max_new_tokens,
         trust_remote_code=args.trust_remote_code,
+        revision=args.revision,
+        allow_private=args.allow_private,
+        further=sys.stdin if args.interactive else (),
     )
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from .merge import merge
+
+    folder = merge(
+        args.adapter,
+        args.output,
+        args.base,
+        revision=args.revision,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+    )
+    print(f"merged into {folder}")
 
 
 def _convert(args: argparse.Namespace) -> None:
     from modeling_maya.convert_llava_cohere import convert
 
+    from .common.revisions import split_revision
+
+    source, revision = split_revision(args.source, args.revision)
     convert(
-        args.source,
+        source,
         args.output,
         base_model=args.base_model,
         vision_tower=args.vision_tower,
@@ -199,7 +220,7 @@ def _convert(args: argparse.Namespace) -> None:
         to=args.to,
         dry_run=args.dry_run,
         dtype=args.dtype,
-        revision=args.revision,
+        revision=revision,
         max_shard_size=args.max_shard_size,
         trust_remote_code=args.trust_remote_code,
     )
@@ -538,7 +559,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
-    evaluate.add_argument("model", type=_place, help="a model folder or Hub repository")
+    evaluate.add_argument(
+        "model",
+        type=_place,
+        help="a folder or Hub repository, user/name@revision too, of a model or an adapter",
+    )
+    evaluate.add_argument("--revision", help="branch, tag or commit of the model's repository")
     evaluate.add_argument(
         "--data", type=_place, help="a dataset folder or repository (default: mini)"
     )
@@ -558,11 +584,32 @@ def build_parser() -> argparse.ArgumentParser:
     chat = _subcommand(commands, "chat", _chat, "ask about an image")
     chat.add_argument("image", type=_place, help="a file or an http(s) address")
     chat.add_argument("question", nargs="?", help="default: ask for its name in --language")
-    chat.add_argument("--language", help="BCP-47 code of the answer")
+    chat.add_argument("--language", help="BCP-47 code of the answer, such as hi or pt-BR")
     chat.add_argument(
-        "--model", type=_place, default="runs/mini", help="a model folder or Hub repository"
+        "--model",
+        type=_place,
+        default="runs/mini",
+        help="a folder or Hub repository, user/name@revision too, of a model or an adapter",
     )
+    chat.add_argument("--revision", help="branch, tag or commit of the model's repository")
     chat.add_argument("--max-new-tokens", type=int, default=128)
+    chat.add_argument(
+        "--interactive",
+        action="store_true",
+        help="go on with further questions, one a line, until the input ends",
+    )
+    chat.add_argument(
+        "--allow-private",
+        action="store_true",
+        help="fetch the image from an address of a private or local network too",
+    )
+
+    merge = _subcommand(commands, "merge", _merge, "merge an adapter of peft into its base")
+    merge.add_argument("adapter", help="a folder or Hub repository with an adapter_config.json")
+    merge.add_argument("output", type=Path, help="the folder to write")
+    merge.add_argument("--base", help="the base, where the adapter does not name one that is here")
+    merge.add_argument("--revision", help="branch, tag or commit of the adapter's repository")
+    merge.add_argument("--dtype", help="e.g. bfloat16 (default: as the base is stored)")
 
     convert = _subcommand(commands, "convert", _convert, "convert the original Maya's weights")
     convert.add_argument(
@@ -668,7 +715,13 @@ def _tell(line: str) -> None:
 
 
 def _extra(command: str) -> str:
-    extras = {"train": "train", "data": "data", "publish": "train", "renew": "train"}
+    extras = {
+        "train": "train",
+        "data": "data",
+        "publish": "train",
+        "renew": "train",
+        "merge": "train",
+    }
     return extras.get(command, "eval")
 
 

@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-from processing_maya import load_chat_template
-
 from .attention import Layout, dense_mask, row_plan
 from .bases.augmentation import AugmentationRecipe
 from .bases.augmentation import augment as redraw
@@ -33,6 +31,7 @@ from .recipe import AugmentRecipe
 from .signals import end_by_parent_only
 from .streaming import StreamedGroups
 from .tables import row_name
+from .templates import find_template
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
@@ -266,7 +265,9 @@ class GroupCollator:
         self.image_token = processor.image_token_id
         self.pad_token = processor.tokenizer.pad_token_id or 0
         self.templates = [
-            load_chat_template(s.recipe.chat_template) if s.recipe.chat_template else None
+            find_template(name, processor.tokenizer, processor.image_token).text
+            if (name := s.recipe.chat_template)
+            else None
             for s in data.sources
         ]
         self.encoder = ConversationEncoder(processor)

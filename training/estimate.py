@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from modeling_maya import MayaConfig, MayaForConditionalGeneration
 
@@ -343,14 +343,15 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     Raises ValueError, FileNotFoundError: one line, for what is neither a folder, nor in `configs`,
     nor on the Hub.
     """
-    from .assemble import _config
-    from .run import _maya_config
+    from .assemble import base_config
+    from .checkpoint import checkpoint_config, find_checkpoint
+    from .common.revisions import split_revision
 
     model = recipe.model
 
     def read(name: str, described: Callable[..., Any], found: Callable[[], Any]) -> Any:
         """`described` makes the config from what `configs` says of a name, else `found` finds it."""
-        file = configs / f"{Path(name).name}.json"
+        file = configs / f"{Path(split_revision(name)[0]).name}.json"
         if file.is_file() and not Path(name).is_dir():
             values = _read_json(file)
             try:
@@ -360,7 +361,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
                 raise ValueError(f"{file}: not the config.json of a model: {reason}") from None
         try:
             return found()
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(
                 f"{error}; to estimate without it, put its config.json into {configs}, "
@@ -372,13 +373,13 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
         return read(
             name,
             lambda values: AutoConfig.for_model(**values),
-            lambda: _config(name, field, trust_remote_code),
+            lambda: base_config(name, field, trust_remote_code),
         )
 
     checkpoint = model.checkpoint
     if checkpoint is None:
         return maya_config(recipe, base("vision_tower"), base("language_model"))
-    return read(checkpoint, MayaConfig.from_dict, lambda: _maya_config(checkpoint))
+    return read(checkpoint, MayaConfig.from_dict, lambda: checkpoint_config(find_checkpoint(model)))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -679,31 +680,31 @@ def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:
 
 def _processor(recipe: Recipe, config: MayaConfig) -> Any:
     """The processor a recipe trains with, from what its bases or checkpoint hold."""
-    from processing_maya import (
-        MayaImageProcessor,
-        MayaProcessor,
-        add_image_token,
-        load_chat_template,
-    )
+    from processing_maya import MayaImageProcessor, MayaProcessor
+
+    from .assemble import IMAGE, add_placeholder, find_base, open_tokenizer
+    from .checkpoint import find_checkpoint, open_processor
+    from .templates import find_template
 
     model = recipe.model
-    name = str(model.checkpoint or model.language_model)
     try:
         if model.checkpoint is not None:
-            processor = MayaProcessor.from_pretrained(name)
-            if model.chat_template is not None:
-                processor.chat_template = load_chat_template(model.chat_template)
-            return processor
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
+            return open_processor(find_checkpoint(model), model)
+        language = find_base(str(model.language_model), "language_model")
+        tokenizer = open_tokenizer(language, config.get_text_config().vocab_size)
+    except OSError:
+        name = model.checkpoint or model.language_model
         raise ValueError(f"no tokenizer of {name} here") from None
-    add_image_token(tokenizer, config.get_text_config().vocab_size)
+    image_token = model.image_token or IMAGE
+    add_placeholder(tokenizer, image_token, config.get_text_config().vocab_size)
     height, width = config.vision_image_size
+    template = find_template(str(model.chat_template), tokenizer, image_token)
     return MayaProcessor(
         image_processor=MayaImageProcessor(size={"height": height, "width": width}),
         tokenizer=tokenizer,
         image_seq_length=config.image_seq_length,
-        chat_template=load_chat_template(str(model.chat_template)),
+        chat_template=template.text,
+        image_token=image_token,
     )
 
 

@@ -14,9 +14,10 @@ from typing import Any
 from .checkpoints import PREFIX
 from .common.files import write_json
 from .common.reading import read_json_mapping
+from .common.revisions import split_revision
 from .common.secrets import without_secrets
 from .common.telling import one_line
-from .recipe import DataRecipe, Recipe, StageRecipe
+from .recipe import TEMPLATES, DataRecipe, Recipe, StageRecipe, template_owners
 from .schema import to_dict, without_defaults
 
 WORK = ".work"
@@ -64,9 +65,13 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
             if not source["streaming"]:
                 del source["streaming"]
     content = {}
-    for path in (recipe.model.vision_tower, recipe.model.language_model, recipe.model.checkpoint):
+    model = recipe.model
+    for path in (model.vision_tower, model.language_model, model.checkpoint):
         if path is not None:
-            content[path] = _content(Path(path)) if is_local(path) else _model_repository(path)
+            local = is_local(path)
+            content[path] = (
+                _content(Path(path)) if local else _model_repository(path, model.revision)
+            )
     for source in _sources(recipe):
         if is_local(source.path):
             content[source.path] = _content(Path(source.path))
@@ -74,6 +79,10 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
             content[_name(source)] = _dataset_repository(source)
         if source.image_folder is not None and Path(source.image_folder).is_file():
             content[source.image_folder] = _content(Path(source.image_folder))
+    for _, owner in template_owners(recipe):
+        template = owner.chat_template
+        if template is not None and template not in TEMPLATES:
+            content[template] = _content(Path(template))
     return {"recipe": values, "content": content}
 
 
@@ -132,12 +141,14 @@ def _dataset_repository(source: DataRecipe) -> str:
     return f"{REPOSITORY}@{found}" if found else REPOSITORY
 
 
-def _model_repository(path: str) -> str:
+def _model_repository(path: str, revision: str | None = None) -> str:
     """A hash over the names and hashes of a Hub model's files, as `repository@HASH`."""
     from huggingface_hub import HfApi
 
     try:
-        files = HfApi().model_info(path, files_metadata=True, timeout=10).siblings or []
+        name, revision = split_revision(path, revision)
+        found = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
+        files = found.siblings or []
     except Exception:  # offline or wrong: whoever loads the model says so
         return REPOSITORY
     names = [
@@ -273,8 +284,8 @@ def _compare(
 
 # Keys that say where an input is.
 _PLACE = re.compile(
-    r"model\.(vision_tower|language_model|checkpoint)"
-    r"|stages\[\d+\]\.(eval_)?data\[\d+\]\.(path|image_folder|revision)"
+    r"model\.(vision_tower|language_model|checkpoint|chat_template)"
+    r"|stages\[\d+\]\.(eval_)?data\[\d+\]\.(path|image_folder|revision|chat_template)"
 )
 
 

@@ -24,7 +24,9 @@ import yaml
 from .arguments import MAX_STEPS, check_values, is_honoured, refusal
 from .common.files import write_text
 from .common.paths import expand
+from .common.revisions import split_revision
 from .common.secrets import without_secrets
+from .common.telling import one_line, printable
 from .schema import (
     Bounds,
     build,
@@ -40,14 +42,25 @@ from .schema import (
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 KINDS = ("maya", "vision_tower", "language_model")
+# Chat templates by name; `own` is the decoder's.
+TEMPLATES = ("maya", "aya", "plain", "own")
 
 
 @dataclass
 class ModelRecipe:
-    """Which model is trained: two base folders, or a `checkpoint` folder of an earlier stage.
+    """Which model is trained: two bases, or the `checkpoint` of an earlier stage.
 
-    With `checkpoint`, the architecture is the checkpoint's and may not be given again.
+    Each is a folder or a repository of the Hub, at a revision where the name says so
+    (`user/name@v1`). revision: the checkpoint's, where its name does not say it. With `checkpoint`, the
+    architecture is the checkpoint's and may not be given again. A checkpoint may be an adapter: a first
+    stage with an `adapter` continues it, another starts from its base with the adapter merged.
 
+    chat_template: `maya`, `aya` and `plain` are Maya's own; `own` is the one that comes with the
+    decoder (or the checkpoint), with the answers marked; or the path of a .jinja file. It must fit the
+    decoder's tokenizer, see templates.py.
+    image_token: the token that stands for a patch of an image. `<image>` takes a spare row of the
+    decoder's embeddings; for a decoder without one, a token that it has and does not need, such as
+    <|image_pad|>, <|reserved_special_token_0|> or <unused0>.
     attention: how the decoder's attention over shared prefixes is computed, see attention.py; the
     same result from each. auto: flex on a GPU, segments elsewhere.
     """
@@ -55,8 +68,10 @@ class ModelRecipe:
     vision_tower: str | None = None
     language_model: str | None = None
     checkpoint: str | None = None
+    revision: str | None = None
     projector_num_layers: int | None = None
-    chat_template: Literal["maya", "aya", "plain"] | None = None
+    chat_template: str | None = None
+    image_token: str | None = None
     image_aspect: Literal["pad", "square", "crop"] | None = None
     vision_feature_layer: int | None = None
     vision_feature_select_strategy: Literal["full", "default"] | None = None
@@ -108,6 +123,7 @@ class DataRecipe:
     languages: BCP-47 codes to keep (all when empty). tasks: how often a conversation of each task
     is seen per epoch (0.5: half of them, drawn anew each epoch); tasks not named are left out.
     limit: at most this many images, drawn from the seed. language: the code of rows that carry none.
+    chat_template: another than the model's, named in the same way.
     image_folder: where the pictures are that rows name: a folder, a .zip or .tar, here or in the Hub repository
     of `path`; else the folder of the rows' own file, or the dataset's table of images.
     columns: which column is which of image, text and turns, where several or none say it by their names; an
@@ -126,7 +142,7 @@ class DataRecipe:
     limit: int | None = None
     language: str = "und"
     image_folder: str | None = None
-    chat_template: Literal["maya", "aya", "plain"] | None = None
+    chat_template: str | None = None
     augment: AugmentRecipe | None = None
     streaming: bool = False
     data_files: str | None = None
@@ -322,6 +338,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
         raise ValueError(f"{option}: expected a folder, found an empty text")
     _check(recipe, str(path))
     _resolve(recipe, path.resolve().parent, str(path))
+    _check_names(recipe, str(path))
     return recipe
 
 
@@ -343,11 +360,11 @@ def _check(recipe: Recipe, where: str) -> None:
     model = recipe.model
     bases = [model.vision_tower, model.language_model]
     if model.checkpoint is not None:
-        given = [n for n in ("vision_tower", "language_model") if getattr(model, n) is not None]
-        given += [
-            n
-            for n in MODEL_DEFAULTS
-            if n not in ("chat_template", "image_aspect") and getattr(model, n) is not None
+        decided = ("vision_tower", "language_model", "image_token", *MODEL_DEFAULTS)
+        given = [
+            name
+            for name in decided
+            if name not in ("chat_template", "image_aspect") and getattr(model, name) is not None
         ]
         if given:
             raise ValueError(
@@ -359,6 +376,11 @@ def _check(recipe: Recipe, where: str) -> None:
         raise ValueError(
             f"{where}: model.{missing}: missing; expected a folder or Hub repository "
             "(or model.checkpoint, the folder of an earlier stage)"
+        )
+    elif model.revision is not None:
+        raise ValueError(
+            f"{where}: model.revision: only for model.checkpoint; write the revision of a base behind its "
+            f"name: {model.language_model}@{model.revision}"
         )
     # torch, numpy and Python take seeds of 32 bits.
     Bounds(least=0, below=2**32).check(recipe.seed, where, "seed")
@@ -401,6 +423,50 @@ def _check(recipe: Recipe, where: str) -> None:
         _check_args(stage, where, f"{key}.args")
     if isinstance(recipe.processes, int) and recipe.processes < 1:
         raise ValueError(f"{where}: processes: expected 1 or more, found {recipe.processes}")
+
+
+def template_owners(recipe: Recipe) -> list[tuple[str, ModelRecipe | DataRecipe]]:
+    """The parts of a recipe that may name a chat template, by key."""
+    found: list[tuple[str, ModelRecipe | DataRecipe]] = [("model", recipe.model)]
+    for i, stage in enumerate(recipe.stages):
+        for part in ("data", "eval_data"):
+            sources = enumerate(getattr(stage, part))
+            found += [(f"stages[{i}].{part}[{j}]", source) for j, source in sources]
+    return found
+
+
+def _check_names(recipe: Recipe, where: str) -> None:
+    """Refuse names of models and templates that name nothing, wherever they would be looked up."""
+    model = recipe.model
+    for field_name in ("vision_tower", "language_model", "checkpoint"):
+        name = getattr(model, field_name)
+        if name is not None:
+            try:
+                split_revision(name, model.revision)
+            except ValueError as error:
+                raise ValueError(f"{where}: model.{field_name}: {error}") from None
+    for key, owner in template_owners(recipe):
+        if isinstance(owner, DataRecipe):
+            try:
+                owner.path, owner.revision = split_revision(owner.path, owner.revision)
+            except ValueError as error:
+                raise ValueError(f"{where}: {key}.path: {error}") from None
+        template = owner.chat_template
+        if template is None:
+            continue
+        if template not in TEMPLATES and not template.endswith(".jinja"):
+            raise ValueError(
+                f"{where}: {key}.chat_template: expected {', '.join(TEMPLATES)} or the path of a .jinja "
+                f"file, found {one_line(repr(template), 80)}"
+            )
+        if template.endswith(".jinja") and not Path(template).is_file():
+            raise ValueError(f"{where}: {key}.chat_template: no file {printable(template)}")
+        if template == "own" and model.checkpoint is None and model.chat_template != "own":
+            # A finished stage keeps one template, the model's.
+            raise ValueError(
+                f"{where}: {key}.chat_template: own: the model's is {model.chat_template}, with which the "
+                "decoder's is not kept: set model.chat_template to own, or name the decoder's as a file"
+            )
 
 
 def _check_source(source: DataRecipe, first: DataRecipe, where: str, key: str) -> None:
@@ -511,6 +577,10 @@ def _resolve(recipe: Recipe, folder: Path, where: str) -> None:
         for name, default in MODEL_DEFAULTS.items():
             if getattr(model, name) is None:
                 setattr(model, name, default)
+    # Templates by name or by file.
+    for key, owner in template_owners(recipe):
+        if owner.chat_template is not None and owner.chat_template.endswith(".jinja"):
+            resolve(owner, "chat_template", key)
     for i, stage in enumerate(recipe.stages):
         for part in ("data", "eval_data"):
             for j, source in enumerate(getattr(stage, part)):

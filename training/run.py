@@ -54,12 +54,14 @@ from .recipe import (
     CHECKPOINTING,
     EPOCHS,
     KINDS,
+    AdapterRecipe,
     Recipe,
     StageRecipe,
     checkpointing_fields,
     count_steps,
     find_recipe,
     load_recipe,
+    template_owners,
     write_recipe,
 )
 from .schema import build, read_mapping, resolve_paths
@@ -439,6 +441,8 @@ def _run_stage(
     if stage.adapter is not None:
         add_adapter(model, stage.adapter, stage.train)
     rows = apply_rules(model, stage.train, stage.adapter)
+    if stage.adapter is not None:
+        _continue_adapter(recipe, stage.adapter, previous, model, state)
     _say(state, format_table(rows))
 
     args = _arguments(recipe, stage, folder, state)
@@ -579,6 +583,21 @@ def _newest_checkpoint(folder: Path, best: bool, state: Any) -> Path | None:
     return found[0]
 
 
+def _continue_adapter(
+    recipe: Recipe, adapter: AdapterRecipe, previous: Path | None, model: Any, state: Any
+) -> None:
+    """Give a fresh adapter the values of the one that the stage starts from, if that is one."""
+    from .adapters import check_continued, load_adapter
+    from .checkpoint import find_checkpoint
+    from .common.adapters import Adapter
+
+    found = find_checkpoint(recipe.model, previous)
+    if isinstance(found, Adapter):
+        check_continued(found, adapter)
+        load_adapter(model, found.weights.parent, more=True)
+        _say(state, f"continues the adapter of {found.model}, on {found.base}")
+
+
 def _finish_stage(
     recipe: Recipe,
     stage: StageRecipe,
@@ -598,6 +617,7 @@ def _finish_stage(
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from .adapters import ADAPTER, merge_adapter
+    from .checkpoint import base_of, find_checkpoint
 
     processor = trainer.processing_class
     temporary = folder.parent / WORK / f"{folder.name}.model"
@@ -611,7 +631,7 @@ def _finish_stage(
             # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
             unset_hf_deepspeed_config()
             if stage.adapter is not None and state.is_main_process:
-                base = str(previous or recipe.model.checkpoint)
+                base = base_of(find_checkpoint(recipe.model, previous))
                 dtype = getattr(torch, recipe.model.dtype)
                 merge_adapter(base, temporary / ADAPTER, dtype).save_pretrained(temporary)
                 for place in (temporary, temporary / ADAPTER):
@@ -684,13 +704,12 @@ def _load(
     """The model and processor a stage starts from, quantized where its adapter says so."""
     import torch
 
-    from modeling_maya import MayaForConditionalGeneration
-    from processing_maya import MayaProcessor, load_chat_template
-
     model = recipe.model
     dtype = getattr(torch, model.dtype)
+    named = dict.fromkeys(owner.chat_template for _, owner in template_owners(recipe))
+    further = [name for name in named if name not in (None, model.chat_template)]
     if previous is None and model.checkpoint is None:
-        from .assemble import build_maya
+        from .assemble import IMAGE, build_maya
 
         assert model.projector_num_layers is not None
         assert model.vision_feature_layer is not None
@@ -699,40 +718,29 @@ def _load(
             str(model.language_model),
             projector_num_layers=model.projector_num_layers,
             chat_template=str(model.chat_template),
+            further_templates=further,
+            image_token=model.image_token or IMAGE,
             image_aspect=str(model.image_aspect),
             vision_feature_layer=model.vision_feature_layer,
             vision_feature_select_strategy=str(model.vision_feature_select_strategy),
             dtype=dtype,
             trust_remote_code=trust_remote_code,
         )
-    folder = str(previous or model.checkpoint)
-    _maya_config(folder)
-    quantized = {}
+    from .checkpoint import find_checkpoint, load_checkpoint
+
+    options = {}
     if stage.adapter is not None and stage.adapter.quantize is not None:
         from .adapters import quantization
 
-        quantized["quantization_config"] = quantization(stage.adapter, dtype)
-    loaded = MayaForConditionalGeneration.from_pretrained(folder, dtype=dtype, **quantized)
-    processor = MayaProcessor.from_pretrained(folder)
-    if model.chat_template is not None:
-        processor.chat_template = load_chat_template(model.chat_template)
-    if model.image_aspect is not None:
-        processor.image_processor.image_aspect = model.image_aspect
-    return loaded, processor
-
-
-def _maya_config(folder: str) -> Any:
-    from modeling_maya import MayaConfig
-
-    if folder.startswith((".", "/")) and not Path(folder).is_dir():
-        raise FileNotFoundError(f"model.checkpoint: no folder {folder}")
-    try:
-        return MayaConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"model.checkpoint: {folder} is not the folder of a Maya: {reason}"
-        ) from None
+        options["quantization_config"] = quantization(stage.adapter, dtype)
+    return load_checkpoint(
+        find_checkpoint(model, previous),
+        model,
+        # A stage with an adapter continues that of the checkpoint.
+        merged=stage.adapter is None,
+        further_templates=further,
+        **options,
+    )
 
 
 def _arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> Any:
@@ -811,6 +819,7 @@ def check_memory(
     import torch
 
     from .assemble import base_configs
+    from .checkpoint import checkpoint_config, find_checkpoint
     from .estimate import WITHOUT_FSDP, maya_config, sharding, stage_memory
     from .freezing import table
 
@@ -819,7 +828,7 @@ def check_memory(
         bases = base_configs(str(source.vision_tower), str(source.language_model), trust)
         config = maya_config(recipe, *bases)
     else:
-        config = _maya_config(str(previous or source.checkpoint))
+        config = checkpoint_config(find_checkpoint(source, previous))
     dtype, count = getattr(torch, source.dtype), state.num_processes
     mixed = bool(stage.args.get("bf16", torch.cuda.is_available()))
     shards = sharding(stage.args, count, os.environ, torch.cuda.is_available())

@@ -250,7 +250,7 @@ def other_processor(folder):
         (damage_weights, "does not load: .*missing"),
         (cut_weights, "does not load"),
         (only_pickle, "no .safetensors weights; pickles are not published"),
-        (other_processor, "processor writes 5 image tokens, the model expects 9"),
+        (other_processor, "image_seq_length: its processor has 5, its config.json 9"),
         (
             lambda folder: (folder / "modeling_maya.py").unlink(),
             r"lacks its code \(modeling_maya.py\)",

@@ -885,3 +885,18 @@ class TestConstruction:
             MayaProcessor(
                 maya.image_processor, maya.tokenizer, image_seq_length=4
             ).apply_chat_template([user("a")])
+
+
+@pytest.mark.parametrize("text", ["a boat \ud83d", "\udcff"])
+def test_half_of_a_surrogate_pair_is_no_text(text):
+    processor = tiny_processor(chat_template="aya")
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "a boat"}]
+    for messages in (turns, [{**turns[0], "content": "What?"}, {**turns[1], "content": text}]):
+        with pytest.raises(
+            ValueError, match=r"row 7: expected text, found half of a surrogate pair"
+        ):
+            processor.encode_conversation(messages, name="row 7")
+        with pytest.raises(ValueError, match=r"half of a surrogate pair \(U\+D"):
+            processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+    with pytest.raises(ValueError, match=r"text 2: expected text"):
+        processor(text=["whole", text])

@@ -415,7 +415,7 @@ def test_what_is_wrong_inside_comes_out(tmp_path):
     path = str(write(recipe, tmp_path / "r.yaml"))
     done = maya(tmp_path, path, "--accelerate", "ddp", "--set", "processes=2")
     assert done.returncode == 2
-    assert "maya train: error: model.language_model: no folder" in done.stderr
+    assert "maya train: error: model.language_model: no model at" in done.stderr
 
 
 @pytest.mark.skipif(is_deepspeed_available(), reason="needs DeepSpeed not to be installed")

@@ -696,9 +696,9 @@ def test_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"vision_tower": "{}/none"}, FileNotFoundError, "model.vision_tower: no folder"),
-        ({"language_model": "{}/data"}, ValueError, "model.language_model: .* is not a folder"),
-        ({"checkpoint": "{}/none"}, FileNotFoundError, "model.checkpoint: no folder"),
+        ({"vision_tower": "{}/none"}, FileNotFoundError, r"model.vision_tower: no model at .*/none"),
+        ({"language_model": "{}/data"}, FileNotFoundError, "model.language_model: .*/data is not a model folder"),
+        ({"checkpoint": "{}/none"}, FileNotFoundError, r"model.checkpoint: no model at .*/none"),
         ({"checkpoint": "{}/bases/language"}, ValueError, "is not the folder of a Maya: .*found 'cohere', expected 'maya'"),
     ],
 )  # fmt: skip
@@ -722,7 +722,10 @@ def test_no_spare_row_for_the_image_token(tmp_path):
     language = tmp_path / "bases" / "language"
     size = len(tiny_tokenizer())
     CohereForCausalLM(config_class(**{**fields, "vocab_size": size})).save_pretrained(language)
-    with pytest.raises(ValueError, match="No spare embedding row for '<image>'"):
+    with pytest.raises(
+        ValueError,
+        match=r"none is spare for <image>: set model.image_token to .*<\|EXTRA_0_TOKEN\|>",
+    ):
         train(str(write(recipe, tmp_path / "r.yaml")))
 
 

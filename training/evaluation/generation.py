@@ -1,5 +1,8 @@
 """Greedy answers to many questions about few images.
 
+Any image-text-to-text model is asked by its own processor, chat template and `generate`, in batches.
+Maya, whose images all take the same number of tokens, is asked faster:
+
 Under causal attention the tokens up to and including the image never see the question, so their
 keys and values are computed once per image and shared by all its questions. Questions of similar
 length run together, padded on the left between the image and the question, and a finished row
@@ -19,6 +22,9 @@ from PIL.Image import Image
 
 from modeling_maya import CACHE
 from processing_maya.processing_maya import BREAK
+
+# Questions that a model of others is asked together: each brings its picture along.
+FOREIGN_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def answer(
     questions at a time. `workers` threads share the work: torch computes outside of Python's lock,
     and on CPU two threads with a batch each do more than one batch on two threads. Equal blind
     questions are answered once. `progress` is called with the number of questions done so far.
+    A model that is no Maya is asked at most FOREIGN_BATCH questions together, by one worker.
     Raises ValueError for a batch size or a number of workers below 1, an image index out of range,
     or a question whose text holds the image placeholder.
     """
@@ -66,6 +73,9 @@ def answer(
             raise ValueError(
                 f"question {number} is about image {question.image}, but there are {len(images)}"
             )
+    if not is_maya(model):
+        batch_size = min(batch_size, FOREIGN_BATCH)
+        return _answer_by_generate(model, processor, images, questions, batch_size, progress)
     prompts = _Prompts(processor, questions)
     ends = _end_tokens(model, processor)
     generated: dict[int, tuple[list[int], bool]] = {}
@@ -101,6 +111,78 @@ def answer(
         Answer(text.strip(), len(generated[row][0]), generated[row][1])
         for text, row in zip(texts, source, strict=True)
     ]
+
+
+def is_maya(model: Any) -> bool:
+    """Whether a model is a Maya, or one of another kind."""
+    return model.config.model_type == "maya"
+
+
+def _answer_by_generate(
+    model: Any,
+    processor: Any,
+    images: Sequence[Image],
+    questions: Sequence[Question],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> list[Answer]:
+    """Answers of any image-text-to-text model, as its own processor and `generate` give them."""
+    tokenizer, ends = processor.tokenizer, _end_tokens(model, processor)
+    # Answers follow the last token of a row.
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    answers: dict[Question, Answer] = {}
+    waiting = sorted(
+        dict.fromkeys(questions), key=lambda q: (q.image is None, q.max_new_tokens, len(q.text))
+    )
+    while waiting:
+        first = waiting[0]
+        batch = [
+            question
+            for question in waiting[:batch_size]
+            if (question.image is None, question.max_new_tokens)
+            == (first.image is None, first.max_new_tokens)
+        ]
+        waiting = waiting[len(batch) :]
+        inputs = _foreign_inputs(processor, images, batch).to(model.device, model.dtype)
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=first.max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        for question, row in zip(batch, output.tolist(), strict=True):
+            new = row[inputs["input_ids"].shape[1] :]
+            stop = next((i for i, token in enumerate(new) if token in ends), None)
+            text = tokenizer.decode(new[:stop], skip_special_tokens=True)
+            length = len(new) if stop is None else stop
+            answers[question] = Answer(text.strip(), length, stop is not None)
+        if progress is not None:
+            progress(sum(question in answers for question in questions))
+    return [answers[question] for question in questions]
+
+
+def _foreign_inputs(processor: Any, images: Sequence[Image], batch: Sequence[Question]) -> Any:
+    """A padded batch in the processor's own format; either every question has its picture or none."""
+    prompts, pictures = [], []
+    for question in batch:
+        content = [{"type": "text", "text": question.text}]
+        if question.image is not None:
+            content.insert(0, {"type": "image"})
+            pictures.append([images[question.image]])
+        turns = [{"role": "user", "content": content}]
+        prompts.append(processor.apply_chat_template(turns, add_generation_prompt=True))
+    bos = processor.tokenizer.bos_token
+    return processor(
+        text=prompts,
+        images=pictures or None,
+        padding=True,
+        return_tensors="pt",
+        # As `apply_chat_template` does: a template that writes the beginning must not get a second one.
+        add_special_tokens=not (bos and prompts[0].startswith(bos)),
+    )
 
 
 def _chunks(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:

@@ -1,38 +1,74 @@
-"""Loading a trained model for questions: one clear line for what is no model."""
+"""Loading a trained model, or an adapter on its base, for questions."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..common.adapters import Adapter, find_adapter, put_on
+from ..common.models import (
+    Model,
+    check_fit,
+    check_generation,
+    check_pictures,
+    check_report,
+    check_tied,
+    check_tokens,
+    check_weights,
+    find_model,
+    load_network,
+    opening,
+    read_config,
+)
 
-def load(model: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def load(
+    model: str, trust_remote_code: bool = False, revision: str | None = None
+) -> tuple[Any, Any]:
     """The model and the processor of a folder or Hub repository, ready to answer.
 
-    On a GPU the saved dtype is kept; on a CPU weights become float32, in which it computes fastest.
-    Maya itself never needs `trust_remote_code`: the installed package's classes are used. Raises
-    FileNotFoundError for a folder that is none or holds no model, ValueError for a model that does
-    not take images and text, MemoryError where its weights cannot fit.
+    An adapter is put on the base that it names and merged into it. On a GPU the saved dtype is kept;
+    on a CPU weights become float32, in which it computes fastest. Maya itself never needs
+    `trust_remote_code`: the installed package's classes are used.
+
+    Raises:
+        FileNotFoundError: for a folder or repository that is none or holds no model.
+        ValueError: for a model that does not take images and text, and for files that are damaged or
+            do not belong together.
+        MemoryError: where its weights cannot fit.
     """
+    found = find_model(model, revision)
+    gpu = torch.cuda.is_available()
+    network, processor = open_model(
+        find_adapter(found) if found.is_adapter else found,
+        dtype="auto" if gpu else torch.float32,
+        trust_remote_code=trust_remote_code,
+    )
+    return network.to("cuda" if gpu else "cpu").eval(), processor
+
+
+def open_model(
+    found: Model | Adapter, *, dtype: Any, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """The network, an adapter merged into it, and the processor; on the CPU. Raises as `load`."""
     # Registers Maya with transformers' Auto classes.
     from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
     import modeling_maya  # noqa: F401
     import processing_maya  # noqa: F401
 
-    check(model)
-    # Loading takes seconds; what a command prints is its own.
+    # Loading takes seconds; what a command prints is its own, and reports are checked here.
     logging.disable_progress_bar()
-    folder = Path(model).expanduser()
-    model = str(folder) if folder.is_dir() else model
-    gpu = torch.cuda.is_available()
+    logging.set_verbosity_error()
+    adapter = found if isinstance(found, Adapter) else None
+    model = found.base if isinstance(found, Adapter) else found
+    kind = read_config(model).get("model_type")
+    _check_memory(model, dtype)
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     try:
-        network = AutoModelForImageTextToText.from_pretrained(
-            model,
-            dtype="auto" if gpu else torch.float32,
-            trust_remote_code=trust_remote_code,
-        )
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+        network, report = load_network(AutoModelForImageTextToText, model, **options)
     except ValueError as error:
         if "Unrecognized configuration class" in str(error):
             raise ValueError(
@@ -40,48 +76,63 @@ def load(model: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
                 f"image-text-to-text model"
             ) from error
         raise
-    except OSError as error:
-        if folder.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"{model!r} is neither a folder nor a Hub repository that can be read "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+    maya = kind in ("maya", "llava_cohere")
+    # Of models of others, files hold what their classes leave out.
+    check_report(model, report, others=r"(?!)" if maya else "")
+    check_tied(model, network)
+    check_generation(model, len(network.get_input_embeddings().weight))
+    if adapter is not None:
+        network = put_on(network, adapter)
+    holder = model
+    if adapter is not None and any(adapter.model.file(name) for name in PROCESSOR_FILES):
+        holder = adapter.model
+    with opening(holder):
+        processor = AutoProcessor.from_pretrained(
+            holder.name, trust_remote_code=trust_remote_code, **holder.options
+        )
     missing = [name for name in ("tokenizer", "image_processor") if not hasattr(processor, name)]
     if missing:
         raise ValueError(
-            f"{model}: its processor has no {' and no '.join(missing)}; expected what "
+            f"{holder}: its processor has no {' and no '.join(missing)}; expected what "
             f"`processor.save_pretrained` of an image-text-to-text model writes"
         )
-    return network.to("cuda" if gpu else "cpu").eval(), processor
-
-
-def check(model: str) -> None:
-    """What can be said without loading: FileNotFoundError or MemoryError, as `load` raises them."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")) or folder.parent.is_dir():
-            raise FileNotFoundError(
-                f"no model at {model}: expected a folder written by `maya train`"
-            )
-        return
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a model folder: it has no config.json; expected what `maya train` "
-            f"writes"
+    if maya:
+        check_fit(holder, network.config, processor)
+    else:
+        check_pictures(holder, processor.image_processor)
+    with opening(holder):
+        content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
         )
-    weights = list(folder.glob("*.safetensors"))
-    if not weights:
-        raise FileNotFoundError(f"{folder} has a config.json but no .safetensors weights")
-    if not torch.cuda.is_available():
-        # 16-bit files grow to float32.
-        needed = 2 * sum(file.stat().st_size for file in weights)
-        available = _available_memory()
-        if available is not None and needed > available:
-            raise MemoryError(
-                f"{folder}: its weights need up to {needed / 2**30:.1f} GiB of memory in float32, "
-                f"{available / 2**30:.1f} GiB are available; use a GPU or a smaller model"
+    if maya:
+        if prompt.count(processor.image_token) != 1:
+            raise ValueError(
+                f"{holder}: chat_template.jinja: expected one {processor.image_token} for a picture, found "
+                f"{prompt.count(processor.image_token)}: download it again, or save the processor anew"
             )
+        check_tokens(holder, processor.tokenizer(prompt)["input_ids"], network)
+    return network, processor
+
+
+def _check_memory(model: Model, dtype: Any) -> None:
+    """Check a model's weights, and raise MemoryError where they cannot fit."""
+    headers = check_weights(model)
+    if torch.cuda.is_available():
+        return
+    numbers = sum(_count(entry.shape) for entry in headers.values())
+    stored = sum(entry.end - entry.start for entry in headers.values())
+    needed = numbers * dtype.itemsize if isinstance(dtype, torch.dtype) else stored
+    available = _available_memory()
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"{model}: its weights need {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are "
+            "available; use a GPU or a smaller model"
+        )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
 
 
 def _available_memory() -> int | None:

@@ -31,7 +31,7 @@ class ModelInfo(TypedDict):
     text_model: str
     vision_model: str
     parameters: int
-    image_tokens: int
+    image_tokens: int | None  # of every picture; None for models whose pictures differ in it
     dtype: str
     device: str
 

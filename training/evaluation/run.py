@@ -5,6 +5,7 @@ another concept: what remains there was learned from the texts alone.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,10 +14,12 @@ from typing import Any
 
 import torch
 
+from ..common.models import Model, check_weights, find_model, opening
+from ..common.reading import read_yaml
 from . import mini
-from .generation import Answer, Question, answer
+from .generation import Answer, Question, answer, is_maya
 from .lettering import check_packages
-from .model import check, load
+from .model import load
 from .results import (
     FORMAT,
     ModelInfo,
@@ -48,11 +51,13 @@ def evaluate(
     seed: int = 0,
     baseline_images: int | None = 300,
     sheet: bool = True,
+    revision: str | None = None,
 ) -> Results:
     """Score a model on the mini benchmark, print the table, write `results.json` and `sheet.png`.
 
     Args:
-        model: a folder or Hub repository.
+        model: a folder or Hub repository (`user/name@revision` too) of a Maya, of an adapter of one, or
+            of another image-text-to-text model.
         data: a folder or Hub repository in the layout of the mini dataset; default: the mini
             dataset itself.
         output: where `results.json`, `answers.parquet` and `sheet.png` go; default: the model's
@@ -66,9 +71,10 @@ def evaluate(
         seed: of the drawing, the shuffling and the bootstrap.
         baseline_images: on how many pictures the baselines are asked; None: on all.
         sheet: whether to draw `sheet.png`.
+        revision: branch, tag or commit of the model's repository.
 
     Raises:
-        ValueError, FileNotFoundError, MemoryError: in one line, before anything is written.
+        ValueError, OSError, MemoryError: in one line, before anything is asked or written.
     """
     began = time.perf_counter()
     unknown = [name for name in baselines if name not in BASELINES]
@@ -77,19 +83,32 @@ def evaluate(
     for name, number in (("batch_size", batch_size), ("baseline_images", baseline_images)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+    # What can fail fails before the model is loaded and asked.
     if sheet:
         check_packages()
-    check(model)
+    found = find_model(model, revision)
+    if found.revision is None and not found.is_adapter:
+        check_weights(found)
+    folder = output or (found.folder if found.revision is None else Path(Path(found.name).name))
+    check_writable(folder)
     if data is None:
         data = str(MINI)
     benchmark = mini.load(data, split, languages, limit, seed)
-    network, processor = load(model, trust_remote_code)
-    folder = output or (Path(model) if Path(model).is_dir() else Path(Path(model).name))
+    images = benchmark.images
+    few = mini.sample(images, baseline_images, seed)
+    shuffled = mini.derangement(benchmark, few, seed) if "shuffled" in baselines else {}
+    groups = language_groups(str(found.folder), benchmark.languages)
+    network, processor = load(model, trust_remote_code, revision)
     loaded = time.perf_counter()
     seconds = {"load": loaded - began}
 
-    images = benchmark.images
     pictures = [benchmark.picture(image) for image in images]
+    if not is_maya(network):
+        with opening(found, "maya evaluate asks models that answer a question about one picture"):
+            trial = [Question(0, "What is this?", 1)]
+            answer(network, processor, pictures[:1], trial)
+            if "blind" in baselines:
+                answer(network, processor, [], [Question(None, "What is this?", 1)])
     # A small model on CPU answers faster as one thread a core than with all cores on one batch.
     small = sum(p.numel() for p in network.parameters()) < 200_000_000
     workers = min(os.cpu_count() or 1, 8) if small and network.device.type == "cpu" else 1
@@ -113,16 +132,12 @@ def evaluate(
         seconds[name] = time.perf_counter() - start
 
     run("model", benchmark.rows, mini.questions(benchmark.rows, images))
-    few = mini.sample(images, baseline_images, seed)
     fewer = [row for row in benchmark.rows if row.image in set(few)]
     if "blind" in baselines:
         run("blind", fewer, mini.blind_questions(fewer))
     if "shuffled" in baselines:
-        run(
-            "shuffled", fewer, mini.questions(fewer, images, mini.derangement(benchmark, few, seed))
-        )
+        run("shuffled", fewer, mini.questions(fewer, images, shuffled))
 
-    groups = language_groups(model, benchmark.languages)
     own, given = asked["model"], answers["model"]
     results: Results = {
         "format": FORMAT,
@@ -142,7 +157,7 @@ def evaluate(
             "seed": seed,
             "bootstrap_resamples": RESAMPLES,
         },
-        "model": _model_info(model, network),
+        "model": _model_info(found, network),
         "data": {
             "name": Path(data).name if Path(data).is_dir() else data,
             "revision": _data_revision(data),
@@ -198,39 +213,64 @@ class Progress:
             print(f"{self.name}: {done:,} answers, {rate:,.0f} a second", flush=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError where results could not be written, without leaving anything behind."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(
+            f"--output {folder}: expected a folder, found that {place} is a file"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--output {folder}: cannot be written ({error.strerror}): name another folder"
+        ) from error
+
+
 def language_groups(model: str, languages: Sequence[str]) -> dict[str, list[str]]:
     """Groups of languages to average over: all, and where the saved recipe says in which languages
     the projector was aligned, those and the rest apart."""
     groups = {"all": list(languages)}
-    recipe = Path(model) / "recipe.yaml"
-    if recipe.is_file():
-        import yaml
-
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        stages = {stage["name"]: stage for stage in content.get("stages", [])}
-        aligned = {
-            lang
-            for source in stages.get("pretrain", {}).get("data", [])
-            for lang in source["languages"]
-        }
-        if aligned:
-            groups["pretrained"] = [lang for lang in languages if lang in aligned]
-            groups["transfer"] = [lang for lang in languages if lang not in aligned]
+    aligned = _aligned_languages(Path(model) / "recipe.yaml")
+    if aligned:
+        groups["pretrained"] = [lang for lang in languages if lang in aligned]
+        groups["transfer"] = [lang for lang in languages if lang not in aligned]
     return {name: group for name, group in groups.items() if group}
 
 
-def _model_info(model: str, network: Any) -> ModelInfo:
-    folder = Path(model)
+def _aligned_languages(recipe: Path) -> set[str]:
+    """The languages of a recipe's stage `pretrain`; none for what is no recipe of ours.
+
+    Other tools leave files of this name beside their models.
+    """
+    try:
+        stages = read_yaml(recipe)["stages"]
+        (data,) = [stage["data"] for stage in stages if stage["name"] == "pretrain"]
+        return {lang for source in data for lang in source["languages"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+
+
+def _model_info(model: Model, network: Any) -> ModelInfo:
     config = network.config
+    parts = {
+        name: getattr(getattr(config, f"{name}_config", None), "model_type", "unknown")
+        for name in ("text", "vision")
+    }
+    local = model.revision is None
     return {
-        "name": folder.resolve().name if folder.is_dir() else model,
-        "revision": None if folder.is_dir() else getattr(config, "_commit_hash", None),
-        "weights_sha256": files_sha256(folder.glob("*.safetensors")) if folder.is_dir() else None,
+        "name": model.folder.resolve().name if local else model.name,
+        "revision": model.revision,
+        "weights_sha256": files_sha256(model.folder.glob("*.safetensors")) if local else None,
         "model_type": config.model_type,
-        "text_model": config.text_config.model_type,
-        "vision_model": config.vision_config.model_type,
+        "text_model": parts["text"],
+        "vision_model": parts["vision"],
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "image_tokens": config.image_seq_length,
+        "image_tokens": config.image_seq_length if is_maya(network) else None,
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": network.device.type,
     }
