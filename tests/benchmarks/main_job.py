@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from maya_vlm.model_card.cards import TASKS, results_tables
-from maya_vlm.training.evaluation.results import write_json
+from maya_vlm.training.data.files import write_json
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
@@ -146,7 +146,7 @@ def main() -> None:
         for run in runs:
             del run["folder"]
         record = {"file": file.name, "recipe": args.recipe, "runs": runs}
-        write_json(record, file)
+        write_json(file, record)
     record = json.loads(file.read_text(encoding="utf-8"))
     text = README.read_text(encoding="utf-8")
     README.write_text(readme_with(render(record), args.recipe, text), encoding="utf-8")

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from maya_vlm.training.common.provenance import files_sha256
 from maya_vlm.training.data.mini_dataset.card import configs, write_attribution
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
 from maya_vlm.training.data.mini_dataset.messages import PICTURES, message_rows
@@ -25,7 +26,6 @@ from maya_vlm.training.data.mini_dataset.questions import load_prompts
 from maya_vlm.training.data.mini_dataset.render import SPLITS, load_refused
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
 from maya_vlm.training.evaluation.mini import files
-from maya_vlm.training.evaluation.results import files_sha256
 
 ROOT = Path(__file__).parents[2] / "training" / "data" / "mini"
 TOXIC = {reason for reason, entry in load_sensitive().items() if entry["toxic"]}

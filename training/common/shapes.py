@@ -1,0 +1,67 @@
+"""Values of strangers held against a shape: manifests, notes, results, cards.
+
+A shape is a type or a tuple of types (None among them for null); a list of one shape, for a list of such
+values; a mapping of names to shapes, whose names must be there (others may be, too); or `{...: shape}`
+for a mapping of any names to values of one shape. `float` takes whole numbers, `int` no truth values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .telling import one_line
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
+    """Raise ValueError, naming `where` and the key, for a value of another shape."""
+    if isinstance(shape, dict) and ... in shape:
+        _expect(isinstance(value, dict), value, "a mapping", where, key)
+        for name, each in value.items():
+            check_shape(each, shape[...], where, _below(key, name))
+    elif isinstance(shape, dict):
+        _expect(isinstance(value, dict), value, "a mapping", where, key)
+        for name, inner in shape.items():
+            place = _below(key, name)
+            if name not in value:
+                raise ValueError(f"{where}: {place}: missing")
+            check_shape(value[name], inner, where, place)
+    elif isinstance(shape, list):
+        _expect(isinstance(value, list), value, "a list", where, key)
+        for number, each in enumerate(value):
+            check_shape(each, shape[0], where, f"{key}[{number}]")
+    else:
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        told = " or ".join("null" if kind is None else _NAMES[kind] for kind in kinds)
+        _expect(any(_is(value, kind) for kind in kinds), value, told, where, key)
+
+
+def has_shape(value: Any, shape: Any) -> bool:
+    """Whether a value has a shape."""
+    try:
+        check_shape(value, shape, "")
+    except ValueError:
+        return False
+    return True
+
+
+def _is(value: Any, kind: type | None) -> bool:
+    if kind is None:
+        return value is None
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _expect(fits: bool, value: Any, told: str, where: str, key: str) -> None:
+    if not fits:
+        raise ValueError(
+            f"{where}: {key or 'the file'}: expected {told}, found {one_line(repr(value), 60)}"
+        )
+
+
+def _below(key: str, name: Any) -> str:
+    # Names are a stranger's as well.
+    told = one_line(str(name), 60)
+    return f"{key}.{told}" if key else told
