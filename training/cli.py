@@ -152,9 +152,17 @@ def _data_preambles(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.run import evaluate
+    from .evaluation.tasks import TASKS
 
+    if args.list:
+        for name, task in TASKS.items():
+            print(f"{name}: {task.title} ({task.source})")
+        return
+    if args.model is None:
+        raise ValueError("expected a model folder or Hub repository, or --list")
     evaluate(
         args.model,
+        args.tasks,
         data=args.data,
         output=args.output,
         split=args.split,
@@ -412,14 +420,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
-    evaluate.add_argument("model", help="a model folder or Hub repository")
-    evaluate.add_argument("--data", help="a dataset folder or repository (default: mini)")
+    evaluate.add_argument("model", nargs="?", help="a model folder or Hub repository")
+    evaluate.add_argument("--list", action="store_true", help="print the tasks and end")
+    evaluate.add_argument("--tasks", nargs="+", default=["mini"], metavar="TASK", help="see --list")
+    evaluate.add_argument("--data", help="a folder or repository with the task's dataset")
     evaluate.add_argument(
         "--output", type=Path, help="where results go (default: beside the model)"
     )
-    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--split", help="default: the task's own")
     evaluate.add_argument("--languages", nargs="+", metavar="LANG", help="BCP-47 codes")
-    evaluate.add_argument("--limit", type=int, help="only this many concepts")
+    evaluate.add_argument("--limit", type=int, help="only this many pictures a task")
     evaluate.add_argument(
         "--no-baselines", action="store_true", help="skip blind and shuffled runs"
     )

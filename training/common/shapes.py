@@ -1,8 +1,8 @@
 """Values of strangers held against a shape: manifests, notes, results, cards.
 
 A shape is a type or a tuple of types (None among them for null); a list of one shape, for a list of such
-values; a mapping of names to shapes, whose names must be there (others may be, too); or `{...: shape}`
-for a mapping of any names to values of one shape. `float` takes whole numbers, `int` no truth values.
+values; a mapping of names to shapes, whose names must be there (others may be, too); `{...: shape}`
+for a mapping of any names to values of one shape; or `object` for anything. `float` takes whole numbers, `int` no truth values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
     """Raise ValueError, naming `where` and the key, for a value of another shape."""
+    if shape is object:
+        return
     if isinstance(shape, dict) and ... in shape:
         _expect(isinstance(value, dict), value, "a mapping", where, key)
         for name, each in value.items():

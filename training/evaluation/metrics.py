@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ def proportion(values: Sequence[float]) -> Interval:
     return Interval(sum(values) / max(1, len(values)), *wilson(int(sum(values)), len(values)))
 
 
-def mean(values: Sequence[tuple[str, float]], *, resamples: int = 2000, seed: int = 0) -> Interval:
+def mean(values: Sequence[tuple[str, float]], seed: int = 0, *, resamples: int = 2000) -> Interval:
     """Mean of (item, value) pairs, with a bootstrap over items.
 
     Where no item has two values and all are 0 or 1, the interval is Wilson's.
@@ -82,9 +83,7 @@ def mean_of_languages(
         for item, value in values[language]:
             total[index[item], column] += value
             asked[index[item], column] += 1
-    rng = np.random.default_rng(seed)
-    # Drawing items with replacement is drawing how often each one is taken: [resamples, items]
-    weights = rng.multinomial(len(items), np.full(len(items), 1 / len(items)), size=resamples)
+    weights = _draws(len(items), resamples, seed)
     drawn = weights @ asked
     with np.errstate(invalid="ignore"):
         means = np.nanmean(np.where(drawn > 0, (weights @ total) / drawn, np.nan), axis=1)
@@ -93,6 +92,13 @@ def mean_of_languages(
     if {value for pairs in values.values() for _, value in pairs} in ({0}, {1}):
         low, high = wilson(len(items) if total.sum() else 0, len(items))
     return Interval(float((total.sum(0) / asked.sum(0)).mean()), low, high)
+
+
+@lru_cache(maxsize=4)
+def _draws(items: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each item is drawn when all are drawn again with replacement: [resamples, items]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
 
 
 def normalise(text: str) -> str:

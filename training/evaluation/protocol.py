@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from PIL.Image import Image
 
+from .generation import Answer
 from .metrics import Interval, mean, mean_of_languages
 from .results import DataInfo, MetricInfo, Row
 
@@ -48,6 +49,7 @@ class Request:
     Args:
         id: unique in its task.
         language: BCP-47 code of the language asked in.
+        answer_language: of the answer that is asked for; None where an answer has none, as a letter.
         content: the user's turn, texts and pictures in their order.
         max_new_tokens: where an answer is cut.
         subset: where its score belongs, `part/column` or one word; a key of `Task.subsets`.
@@ -64,6 +66,7 @@ class Request:
     content: tuple[str | Picture, ...]
     max_new_tokens: int
     item: str
+    answer_language: str | None = None
     subset: str = "all"
     expected: Any = None
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -80,15 +83,6 @@ class Request:
     def text(self) -> str:
         """The texts of the prompt, joined."""
         return "".join(part for part in self.content if isinstance(part, str))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said, how many tokens that took, and whether it ended by itself."""
-
-    text: str
-    tokens: int
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -153,8 +147,12 @@ class Task(ABC):
     # Changes with the prompt, the parser or the metric, so that other numbers are never mixed.
     version: ClassVar[str] = "1"
     source: ClassVar[str]  # the paper or script that the protocol follows
-    # Where scores belong, in the order of tables: subset -> title.
+    # Where scores belong, in the order of tables: subset -> title. A subset `part/column` is a column of
+    # the part's own table.
     subsets: ClassVar[Mapping[str, str]] = {"all": ""}
+    parts: ClassVar[Mapping[str, str]] = {}
+    # Subsets whose answers make a sheet, the first that has any; none for a task without one.
+    sheet: ClassVar[Sequence[str]] = ()
     metrics: ClassVar[Mapping[str, MetricInfo]] = {
         "accuracy": {"title": "accuracy", "higher_is_better": True, "percent": True}
     }
@@ -207,35 +205,77 @@ class Task(ABC):
             failures[language] += value is None or one.score.unparsable
             if value is not None:
                 values.setdefault(language, []).append((one.request.item, value))
-
-        def row(language: str, interval: Interval, languages: Sequence[str]) -> Row:
-            return {
-                "task": self.name,
-                "subset": subset,
-                "run": run,
-                "language": language,
-                "metric": metric,
-                "higher_is_better": self.metrics[metric]["higher_is_better"],
-                "value": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-                "n": sum(len(values[lang]) for lang in languages),
-                "failures": sum(failures[lang] for lang in languages),
-            }
-
-        rows = [
-            row(lang, self.interval(values[lang], seed), [lang]) for lang in in_order(values)
-        ]
-        for group, languages in groups.items():
-            chosen = [lang for lang in languages if lang in values]
-            if chosen:
-                interval = mean_of_languages({lang: values[lang] for lang in chosen}, seed=seed)
-                rows.append(row(group, interval, chosen))
-        return rows
+        place = Place(self.name, subset, run, metric, self.metrics[metric]["higher_is_better"])
+        return mean_rows(place, values, groups, seed, failures, self.interval)
 
     def interval(self, values: Sequence[tuple[str, float]], seed: int) -> Interval:
         """The mean of one language's (item, value) pairs, with its interval."""
-        return mean(values, seed=seed)
+        return mean(values, seed)
+
+
+class Place(NamedTuple):
+    """What several rows share."""
+
+    task: str
+    subset: str
+    run: str
+    metric: str
+    higher_is_better: bool | None
+
+    def row(
+        self,
+        language: str,
+        value: float,
+        low: float | None,
+        high: float | None,
+        n: int,
+        failures: int,
+    ) -> Row:
+        """A row of this place."""
+        return {
+            "task": self.task,
+            "subset": self.subset,
+            "run": self.run,
+            "language": language,
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "value": value,
+            "low": low,
+            "high": high,
+            "n": n,
+            "failures": failures,
+        }
+
+
+def mean_rows(
+    place: Place,
+    values: Mapping[str, Sequence[tuple[str, float]]],
+    groups: Mapping[str, Sequence[str]],
+    seed: int,
+    failures: Mapping[str, int] | None = None,
+    interval: Callable[[Sequence[tuple[str, float]], int], Interval] = mean,
+) -> list[Row]:
+    """A row for each language, then one for each group of languages.
+
+    Args:
+        values: language -> (item, value) of each answer.
+        failures: language -> how many answers could not be judged.
+        interval: of one language's values.
+    """
+    failures = failures or {}
+    rows = [
+        place.row(lang, *interval(values[lang], seed), len(values[lang]), failures.get(lang, 0))
+        for lang in in_order(values)
+    ]
+    for group, languages in groups.items():
+        chosen = {lang: values[lang] for lang in languages if lang in values}
+        if chosen:
+            n, failed = (
+                sum(map(len, chosen.values())),
+                sum(failures.get(lang, 0) for lang in chosen),
+            )
+            rows.append(place.row(group, *mean_of_languages(chosen, seed=seed), n, failed))
+    return rows
 
 
 def in_order(languages: Iterable[str]) -> list[str]:

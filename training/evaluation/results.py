@@ -61,6 +61,7 @@ class TaskInfo(TypedDict):
     version: str
     source: str  # the paper or script that the protocol follows
     subsets: dict[str, str]  # in the order of tables, `part/column` or one word -> title
+    parts: dict[str, str]  # what stands before "/" in subsets -> title
     metrics: dict[str, MetricInfo]
     metric: str  # the one that tables show
     languages: list[str]
@@ -122,7 +123,7 @@ def read_results(path: Path) -> Results:
     check_shape(content, _shape(Results), str(path))
     for number, row in enumerate(content["rows"]):
         task = content["tasks"].get(row["task"])
-        if task is None or row["subset"] not in task["subsets"]:
+        if task is None or row["subset"] not in (*task["subsets"], "all"):
             raise ValueError(
                 f"{path}: rows[{number}]: {row['task']!r} with the subset {row['subset']!r} is no "
                 f"task of this file: run `maya evaluate` again"
