@@ -155,8 +155,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.tasks import TASKS
 
     if args.list:
-        for name, task in TASKS.items():
-            print(f"{name}: {task.title} ({task.source})")
+        for task in TASKS.values():
+            for protocol, source in task.protocols.items():
+                print(f"{task(protocol).key}: {task.title} ({source})")
         return
     if args.model is None:
         raise ValueError("expected a model folder or Hub repository, or --list")

@@ -31,7 +31,7 @@ class Letters(Task):
 
     name = "letters"
     title = "Letters"
-    source = "made up"
+    protocols = {"plain": "made up"}
     parts = {"old": "old pictures", "new": "new pictures"}
     subsets = {"old/choice": "choice", "new/choice": "choice"}
     sheet = ("old/choice",)
@@ -110,7 +110,10 @@ def results_of(runs: dict[str, Sequence[str]], weights_sha256: str | None = None
             "letters": {
                 "title": task.title,
                 "version": task.version,
-                "source": task.source,
+                "protocol": task.protocol,
+                "source": "made up",
+                "asked": task.describe(),
+                "contamination": task.contamination,
                 "subsets": dict(task.subsets),
                 "parts": dict(task.parts),
                 "metrics": {**task.metrics, **MEASURES},

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -59,6 +60,8 @@ class Request:
         chance: the expected score of a random answer, where that can be said.
         avoid: pictures with one of these marks cannot stand for this request's in the shuffled run.
         marks: what this request's picture shows, see `avoid`.
+        system: the system turn.
+        stop: an answer ends before the first of these texts.
     """
 
     id: str
@@ -73,6 +76,8 @@ class Request:
     chance: float | None = None
     avoid: frozenset[str] = frozenset()
     marks: frozenset[str] = frozenset()
+    system: str | None = None
+    stop: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> tuple[str, ...]:
@@ -140,23 +145,47 @@ class Selection:
 
 
 class Task(ABC):
-    """One benchmark. Its class attributes are what results files say of it."""
+    """One benchmark. Its class attributes are what results files say of it.
+
+    Args:
+        protocol: one of `protocols`; None: the first.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     # Changes with the prompt, the parser or the metric, so that other numbers are never mixed.
     version: ClassVar[str] = "1"
-    source: ClassVar[str]  # the paper or script that the protocol follows
+    # Ways of asking and scoring, the default first: name -> the paper or script that it follows.
+    protocols: ClassVar[Mapping[str, str]]
     # Where scores belong, in the order of tables: subset -> title. A subset `part/column` is a column of
     # the part's own table.
-    subsets: ClassVar[Mapping[str, str]] = {"all": ""}
-    parts: ClassVar[Mapping[str, str]] = {}
+    subsets: Mapping[str, str] = {"all": ""}
+    parts: Mapping[str, str] = {}
     # Subsets whose answers make a sheet, the first that has any; none for a task without one.
-    sheet: ClassVar[Sequence[str]] = ()
-    metrics: ClassVar[Mapping[str, MetricInfo]] = {
+    sheet: Sequence[str] = ()
+    metrics: Mapping[str, MetricInfo] = {
         "accuracy": {"title": "accuracy", "higher_is_better": True, "percent": True}
     }
-    metric: ClassVar[str] = "accuracy"  # the one that tables show
+    metric: str = "accuracy"  # the one that tables show
+    # What is known of the benchmark having been seen in training.
+    contamination: ClassVar[str] = ""
+
+    def __init__(self, protocol: str | None = None):
+        if protocol is not None and protocol not in self.protocols:
+            raise ValueError(
+                f"{self.name}: unknown protocol {protocol!r}; known: {', '.join(self.protocols)}"
+            )
+        self.protocol = protocol or next(iter(self.protocols))
+
+    @property
+    def key(self) -> str:
+        """The task in rows and files: its name, and its protocol where that is not the default."""
+        first = next(iter(self.protocols))
+        return self.name if self.protocol == first else f"{self.name}:{self.protocol}"
+
+    def describe(self) -> dict[str, Any]:
+        """How this protocol asks and reads: prompts, parser, stop texts."""
+        return {}
 
     @abstractmethod
     def load(self, selection: Selection) -> Loaded:
@@ -205,8 +234,12 @@ class Task(ABC):
             failures[language] += value is None or one.score.unparsable
             if value is not None:
                 values.setdefault(language, []).append((one.request.item, value))
-        place = Place(self.name, subset, run, metric, self.metrics[metric]["higher_is_better"])
+        place = Place(self.key, subset, run, metric, self.metrics[metric]["higher_is_better"])
         return mean_rows(place, values, groups, seed, failures, self.interval)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """Writes the files that the benchmark's own server or script takes; returns them."""
+        return []
 
     def interval(self, values: Sequence[tuple[str, float]], seed: int) -> Interval:
         """The mean of one language's (item, value) pairs, with its interval."""

@@ -59,7 +59,10 @@ class TaskInfo(TypedDict):
 
     title: str
     version: str
+    protocol: str
     source: str  # the paper or script that the protocol follows
+    asked: dict[str, Any]  # prompts, parser and stop texts of the protocol
+    contamination: str
     subsets: dict[str, str]  # in the order of tables, `part/column` or one word -> title
     parts: dict[str, str]  # what stands before "/" in subsets -> title
     metrics: dict[str, MetricInfo]

@@ -105,20 +105,23 @@ def evaluate(
     undrawn = sheet and missing_packages()
     check(model)
     selection = Selection(data, split, languages, limit, seed)
-    loaded = {task.name: task.load(selection) for task in chosen}
+    loaded = {task.key: task.load(selection) for task in chosen}
     network, processor = load(model, trust_remote_code)
     folder = output or (Path(model) if Path(model).is_dir() else Path(Path(model).name))
     asking = Asking(network, processor, batch_size)
-    results = _results_before(folder, _model_info(model, network), [task.name for task in chosen])
+    results = _results_before(folder, _model_info(model, network), [task.key for task in chosen])
     seconds = {"load": time.perf_counter() - began}
     for task in chosen:
-        part = loaded[task.name]
+        part = loaded[task.key]
         runs = _runs(task, part, asking, baselines, baseline_items, seed, seconds)
         groups = language_groups(model, part.languages)
-        results["tasks"][task.name] = {
+        results["tasks"][task.key] = {
             "title": task.title,
             "version": task.version,
-            "source": task.source,
+            "protocol": task.protocol,
+            "source": task.protocols[task.protocol],
+            "asked": task.describe(),
+            "contamination": task.contamination,
             "subsets": dict(task.subsets),
             "parts": dict(task.parts),
             "metrics": {**task.metrics, **MEASURES},
@@ -145,13 +148,13 @@ def evaluate(
         results["rows"] += chance_rows(task, part.requests)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "answers").mkdir(exist_ok=True)
-        _write_answers(folder / "answers" / f"{task.name}.parquet", runs)
+        _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
         if sheet and task.sheet and not undrawn:
             draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
         seconds["total"] = time.perf_counter() - began
         # Last, so that where results.json stands, the rest stands too.
         write_results(results, folder / "results.json")
-        print(text_table(results, task.name))
+        print(text_table(results, task.key))
         seconds = {}
         began = time.perf_counter()
     if undrawn:
@@ -222,7 +225,7 @@ def _runs(
     runs = {}
     for run, requests in plans.items():
         start = time.perf_counter()
-        answers = asking(requests, part.pictures, Progress(f"{task.name}, {run}", len(requests)))
+        answers = asking(requests, part.pictures, Progress(f"{task.key}, {run}", len(requests)))
         runs[run] = [
             Scored(request, given, task.score(request, given))
             for request, given in zip(requests, answers, strict=True)
@@ -243,7 +246,7 @@ def measures(
             if value is not None:
                 pair = (one.request.item, float(value))
                 values.setdefault(one.request.language, []).append(pair)
-        place = Place(task.name, "all", run, metric, info["higher_is_better"])
+        place = Place(task.key, "all", run, metric, info["higher_is_better"])
         rows += mean_rows(place, values, groups, seed)
     return rows
 
@@ -272,7 +275,7 @@ def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:
             values.setdefault((request.subset, request.language), []).append(request.chance)
     higher = task.metrics[task.metric]["higher_is_better"]
     return [
-        Place(task.name, subset, CHANCE, task.metric, higher).row(
+        Place(task.key, subset, CHANCE, task.metric, higher).row(
             language, sum(found) / len(found), None, None, len(found), 0
         )
         for (subset, language), found in values.items()

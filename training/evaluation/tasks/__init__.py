@@ -7,7 +7,8 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Mini,)}
 
 
 def task(name: str) -> Task:
-    """The task of this name; ValueError, naming the known ones, for another."""
+    """The task `NAME` or `NAME:PROTOCOL`; ValueError, naming the known ones, for another."""
+    name, _, protocol = name.partition(":")
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(sorted(TASKS))}")
-    return TASKS[name]()
+    return TASKS[name](protocol or None)

@@ -37,7 +37,7 @@ class Mini(Task):
 
     name = "mini"
     title = "mini"
-    source = "the mini dataset of this package"
+    protocols = {"mini": "the mini dataset of this package"}
     parts = {"seen": "concepts seen in training", "held_out": "concepts held out"}
     subsets = {
         f"{part}/{kind}": title
