@@ -13,14 +13,15 @@ from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, 
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
 from maya_vlm.training.common.shapes import check_shape
 from maya_vlm.training.common.telling import one_line, printable
+from maya_vlm.training.evaluation.results import Results, read_results
 
 from .content import weights_sha256
+from .scores import languages_of, model_index, sections, weaknesses
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
-RESULTS_FORMAT = "maya-results-1"
 NAMES = {
     "en": "English",
     "zh": "Chinese",
@@ -33,7 +34,6 @@ NAMES = {
     "bn": "Bengali",
     "ur": "Urdu",
 }
-TASKS = {"name": "naming", "yesno": "yes or no", "category": "category"}
 MINI_DATA = Path(__file__).resolve().parents[1] / "training" / "data" / "mini"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
@@ -51,19 +51,6 @@ _RECIPE = {
 }
 _NAMED = {"name": str}
 _ORIGIN = {"name": str, "commit": (str, None), "kind": str}
-_RESULTS = {
-    "settings": {"languages": [str], "baselines": list},
-    "model": {"weights_sha256": str, "parameters": int},
-    "data": {
-        "name": str,
-        "split": str,
-        "styles": [str],
-        "images": int,
-        "questions": int,
-        "concepts": {"seen": int, "held_out": int},
-    },
-    "failures": {...: {...: {...: int}}},
-}
 
 
 def model_card(folder: Path, repo_id: str) -> str:
@@ -95,8 +82,10 @@ def model_card(folder: Path, repo_id: str) -> str:
     if sources:
         metadata["datasets"] = sources
     if results is not None:
-        metadata["metrics"] = ["accuracy"]
-        metadata["model-index"] = _model_index(repo_id, results)
+        metadata["metrics"] = list(
+            dict.fromkeys(task["metric"] for task in results["tasks"].values())
+        )
+        metadata["model-index"] = model_index(results, repo_id.rsplit("/", 1)[-1])
     values = {
         "marker": MARKER,
         "title": repo_id.rsplit("/", 1)[-1],
@@ -118,11 +107,7 @@ def model_card(folder: Path, repo_id: str) -> str:
         "conversion": conversion,
     }
     if results is not None:
-        values |= {
-            "intro": _intro(results),
-            "tables": results_tables(results),
-            "weaknesses": weaknesses(results),
-        }
+        values |= {"sections": sections(results), "weaknesses": weaknesses(results)}
     return render("model.md.jinja", metadata, values)
 
 
@@ -143,59 +128,6 @@ def licence_texts(folder: Path) -> str | None:
         text = (MINI_DATA / "LICENSES" / f"{name}.txt").read_text(encoding="utf-8").strip()
         parts.append(f"## {name}\n\n```\n{text}\n```\n")
     return "\n".join(parts)
-
-
-def weaknesses(results: dict[str, Any]) -> list[str]:
-    """What the numbers say the model cannot do."""
-    lines = []
-    runs = results["runs"]
-    for task, name in TASKS.items():
-        for subset, which in (
-            ("seen", "concepts seen in training"),
-            ("held_out", "held-out concepts"),
-        ):
-            model = runs["model"].get(task, {}).get(subset)
-            if model is None:
-                continue
-            beaten = []
-            for lang, score in model["languages"].items():
-                rivals = [
-                    runs[run][task][subset]["languages"][lang]["high"]
-                    for run in ("blind", "shuffled")
-                    if lang in runs.get(run, {}).get(task, {}).get(subset, {}).get("languages", {})
-                ]
-                if task == "yesno":
-                    rivals.append(results["chance"]["yesno"])
-                if rivals and score["low"] <= max(rivals):
-                    beaten.append(lang)
-            if beaten:
-                who = (
-                    "every language"
-                    if len(beaten) == len(model["languages"])
-                    else ", ".join(beaten)
-                )
-                lines.append(
-                    f"{name.capitalize()}, {which}: in {who} not clearly better than not seeing "
-                    f"the picture."
-                )
-    naming = runs["model"].get("name", {})
-    if "held_out" in naming and "all" in naming["held_out"]["means"]:
-        mean = naming["held_out"]["means"]["all"]
-        lines.append(
-            f"Things it was never taught: it names {100 * mean['value']:.1f} % of them "
-            f"({mean['concepts']} concepts)."
-        )
-    counted = {
-        kind: sum(count[kind] for task in results["failures"].values() for count in task.values())
-        for kind in ("empty", "unfinished", "off_format", "other_script")
-    }
-    total = results["data"]["questions"]
-    lines.append(
-        f"Of {total:,} answers, {counted['empty']:,} were empty, {counted['unfinished']:,} unfinished, "
-        f"{counted['off_format']:,} neither yes nor no nor a category where that was asked, "
-        f"{counted['other_script']:,} in another script than the question's."
-    )
-    return lines
 
 
 def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> str:
@@ -285,16 +217,11 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _read_results(folder: Path) -> dict[str, Any] | None:
+def _read_results(folder: Path) -> Results | None:
     path = folder / "results.json"
     if not path.is_file():
         return None
-    results = read_json(path)
-    if results.get("format") != RESULTS_FORMAT:
-        raise ValueError(
-            f"{path} has format {one_line(repr(results.get('format')), 60)}, expected {RESULTS_FORMAT!r}: evaluate again"
-        )
-    check_shape(results, _RESULTS, str(path))
+    results = read_results(path)
     if results["model"]["weights_sha256"] != weights_sha256(folder):
         raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
     return results
@@ -365,13 +292,13 @@ def _short(name: str) -> str:
     return name if _is_repository(name) else "/".join(Path(name).parts[-3:][-2:])
 
 
-def _languages(recipe: dict[str, Any], results: dict[str, Any] | None) -> list[str]:
+def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
     found: Iterable[str] = (
         lang for source in _all_data(recipe) for lang in _source_languages(source)
     )
     languages = dict.fromkeys(found)
     if not languages and results is not None:
-        languages = dict.fromkeys(results["settings"]["languages"])
+        languages = dict.fromkeys(languages_of(results))
     order = list(NAMES)
     return sorted(
         languages,
@@ -486,90 +413,5 @@ def _adapter(adapter: dict[str, Any]) -> str:
     return f"{kind} on the decoder ({', '.join(parts)}) {adapter.get('rate', '?')}"
 
 
-def _intro(results: dict[str, Any]) -> str:
-    data, settings = results["data"], results["settings"]
-    styles = ", ".join(escaped(style) for style in data["styles"])
-    return Markdown(
-        f"{data['questions']:,} questions about {data['images']:,} pictures of the split "
-        f"{code(data['split'])} ({styles}) of {code(data['name'])}, answered greedily; "
-        f"{data['concepts']['seen']:,} concepts were seen in training in other pictures, "
-        f"{data['concepts']['held_out']:,} were held out. Naming is exact match."
-        + (
-            f" The baselines were asked about {settings['baseline_images']:,} of the pictures."
-            if settings["baselines"]
-            else ""
-        )
-    )
-
-
-def results_tables(results: dict[str, Any]) -> list[dict[str, str]]:
-    """A markdown table for seen and one for held-out concepts: languages by tasks."""
-    tables = []
-    runs = results["runs"]
-    baselines = [run for run in ("blind", "shuffled") if run in runs]
-    for subset, title in (("seen", "Concepts seen in training"), ("held_out", "Concepts held out")):
-        tasks = [task for task in TASKS if subset in runs["model"].get(task, {})]
-        if not tasks:
-            continue
-        heads, rule = ["language"], ["---"]
-        for task in tasks:
-            heads += [TASKS[task], *baselines]
-            rule += ["---"] + ["---:"] * len(baselines)
-        lines = [_row(heads), _row(rule)]
-        first = runs["model"][tasks[0]][subset]
-        for kind in ("languages", "means"):
-            for key in first[kind]:
-                label = (
-                    f"{code(key)} (n = {first[kind][key]['n']:,})" if kind == "languages" else ""
-                )
-                if kind == "means":
-                    count = len(first[kind][key]["languages"])
-                    label = f"**mean of {'all' if key == 'all' else escaped(key)} ({count})**"
-                cells = [label]
-                for task in tasks:
-                    score = runs["model"][task][subset][kind].get(key)
-                    cells.append(
-                        "-"
-                        if score is None
-                        else f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
-                    )
-                    for run in baselines:
-                        other = runs[run].get(task, {}).get(subset, {}).get(kind, {}).get(key)
-                        cells.append("-" if other is None else f"{100 * other['value']:.1f}")
-                lines.append(_row(cells))
-        tables.append({"title": title, "text": Markdown("\n".join(lines))})
-    return tables
-
-
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _model_index(repo_id: str, results: dict[str, Any]) -> list[dict[str, Any]]:
-    data = results["data"]
-    entries = []
-    for task, name in TASKS.items():
-        for subset, scores in results["runs"]["model"].get(task, {}).items():
-            if "all" not in scores["means"]:
-                continue
-            mean = scores["means"]["all"]
-            which = "seen concepts" if subset == "seen" else "held-out concepts"
-            entries.append(
-                {
-                    "task": {"type": "image-text-to-text", "name": name},
-                    "dataset": {
-                        "type": data["name"],
-                        "name": data["name"],
-                        "config": "instruct",
-                        "split": data["split"],
-                    },
-                    "metrics": [
-                        {
-                            "type": "accuracy",
-                            "name": f"{name}, {which}, mean of {len(mean['languages'])} languages",
-                            "value": round(100 * mean["value"], 2),
-                        }
-                    ],
-                }
-            )
-    return [{"name": repo_id.rsplit("/", 1)[-1], "results": entries}]

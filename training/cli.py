@@ -160,9 +160,18 @@ def _data_preambles(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.run import evaluate
+    from .evaluation.tasks import TASKS
 
+    if args.list:
+        for task in TASKS.values():
+            for protocol, source in task.protocols.items():
+                print(f"{task(protocol).key}: {task.title} ({source})")
+        return
+    if args.model is None:
+        raise ValueError("expected a model folder or Hub repository, or --list")
     evaluate(
         args.model,
+        args.tasks or ["mini"],
         data=args.data,
         output=args.output,
         split=args.split,
@@ -561,21 +570,26 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = _subcommand(commands, "evaluate", _evaluate, "score a model per language")
     evaluate.add_argument(
         "model",
+        nargs="?",
         type=_place,
         help="a folder or Hub repository, user/name@revision too, of a model or an adapter",
     )
     evaluate.add_argument("--revision", help="branch, tag or commit of the model's repository")
+    evaluate.add_argument("--list", action="store_true", help="print the tasks and end")
     evaluate.add_argument(
-        "--data", type=_place, help="a dataset folder or repository (default: mini)"
+        "--tasks", nargs="+", action="extend", metavar="TASK", help="see --list (default: mini)"
+    )
+    evaluate.add_argument(
+        "--data", type=_place, help="a folder or repository with the task's dataset"
     )
     evaluate.add_argument(
         "--output", type=_new_folder, help="where results go (default: beside the model)"
     )
-    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--split", help="default: the task's own")
     evaluate.add_argument(
         "--languages", nargs="+", action="extend", metavar="LANG", help="BCP-47 codes"
     )
-    evaluate.add_argument("--limit", type=int, help="only this many concepts")
+    evaluate.add_argument("--limit", type=int, help="only this many pictures a task")
     evaluate.add_argument(
         "--no-baselines", action="store_true", help="skip blind and shuffled runs"
     )

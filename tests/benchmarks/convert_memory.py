@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +113,8 @@ def main() -> int:
         "--at", help="where to make the files (default: the system's temporary folder)"
     )
     args = parser.parse_args()
-    from maya_vlm.training.evaluation import results
+    from maya_vlm.training.common.provenance import provenance
+    from maya_vlm.training.data.files import write_json
 
     with tempfile.TemporaryDirectory(dir=args.at) as place:
         source = Path(place) / "original"
@@ -140,12 +140,9 @@ def main() -> int:
         "limit_bytes": largest + 10**9,
         "within_limit": found["peak"] <= largest + 10**9,
         "seconds": round(found["seconds"], 1),
-        "machine": results.machine(),
-        "versions": results.versions(),
-        "package": results.package(),
-        "date": time.strftime("%Y-%m-%d"),
+        **provenance(),
     }
-    results.write_json(result, RESULT)
+    write_json(RESULT, result)
     print(json.dumps(result, indent=2))
     return 0 if result["within_limit"] else 1
 

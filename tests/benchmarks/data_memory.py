@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +152,8 @@ def main() -> int:
     if args.rows <= SMALL:
         parser.error(f"--rows: expected more than {SMALL}, found {args.rows}")
 
-    from maya_vlm.training.evaluation import results
+    from maya_vlm.training.common.provenance import provenance
+    from maya_vlm.training.data.files import write_json
 
     few, many = measure(SMALL, args.at), measure(args.rows, args.at)
     ratios = {
@@ -167,13 +167,10 @@ def main() -> int:
         "limit": MOST,
         "within_limit": max(ratios.values()) <= MOST,
         "unit_rows": UNIT_ROWS,
-        "machine": results.machine(),
+        **provenance("pyarrow", "datatrove"),
         "load_average": [round(x, 1) for x in os.getloadavg()],
-        "versions": results.versions() | {name: version(name) for name in ("pyarrow", "datatrove")},
-        "package": results.package(),
-        "date": time.strftime("%Y-%m-%d"),
     }
-    results.write_json(result, args.output)
+    write_json(args.output, result)
     print(json.dumps(ratios))
     return 0 if result["within_limit"] else 1
 

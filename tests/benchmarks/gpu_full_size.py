@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import transformers
 
-    from maya_vlm.training.evaluation.results import write_json
+    from maya_vlm.training.data.files import write_json
     from maya_vlm.training.flops import measure_peak
     from tests.benchmarks.workload import environment
 
@@ -293,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except torch.cuda.OutOfMemoryError:
             record["finetune"] = {"out_of_memory": True, "met": False}
         print(record["finetune"], flush=True)
-    write_json({**record, **environment()}, args.output)
+    write_json(args.output, {**record, **environment()})
     return 0
 
 

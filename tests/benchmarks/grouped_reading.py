@@ -163,7 +163,8 @@ def main() -> int:
         print(json.dumps(read(args.read[0], Path(args.read[1]))))
         return 0
 
-    from maya_vlm.training.evaluation import results
+    from maya_vlm.training.common.provenance import provenance
+    from maya_vlm.training.data.files import write_json
 
     with tempfile.TemporaryDirectory() as place:
         whole, part = Path(place) / "whole", Path(place) / "part"
@@ -205,12 +206,9 @@ def main() -> int:
             }
             for other in READERS[1:]
         },
-        "machine": results.machine(),
-        "versions": results.versions(),
-        "package": results.package(),
-        "date": time.strftime("%Y-%m-%d"),
+        **provenance(),
     }
-    results.write_json(record, args.output)
+    write_json(args.output, record)
     print(json.dumps(record, indent=1))
     for other, ratio in record["times_faster"].items():
         print(f"grouped is {ratio['wall']}x as fast as {other} ({ratio['cpu']}x by CPU time)")

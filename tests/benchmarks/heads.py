@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "results" / "heads.json"
 sys.path.insert(0, str(ROOT))
 
-from maya_vlm.training.evaluation.results import write_json  # noqa: E402
+from maya_vlm.training.data.files import write_json  # noqa: E402
 from maya_vlm.training.head import TILE, token_losses  # noqa: E402
 from tests.benchmarks.memory import in_own_processes, memory_of  # noqa: E402
 from tests.benchmarks.workload import environment  # noqa: E402
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(name, flush=True)
         found = {**measure(case, args.rounds), "extra_bytes": memories[name]}
         kept[name] = {**found, "rounds": args.rounds, **environment()}
-        write_json({"what": __doc__.split("\n")[0], "cases": kept}, args.output)
+        write_json(args.output, {"what": __doc__.split("\n")[0], "cases": kept})
         for head in HEADS:
             memory = memories[name]
             print(

@@ -167,7 +167,7 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
     import contextlib
     import shutil
 
-    from maya_vlm.training.evaluation.results import write_json
+    from maya_vlm.training.data.files import write_json
     from maya_vlm.training.recipe import write_recipe
     from maya_vlm.training.run import LOG, train
 
@@ -186,7 +186,7 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
             "seconds": seconds,
             **held_out(model, recipe_of(run, data).stages[0].data[0]),
         }
-    write_json(result, work / f"{run.name}.json")
+    write_json(work / f"{run.name}.json", result)
     shutil.rmtree(folder)
     return result
 
@@ -576,7 +576,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.chdir(ROOT)  # where the resolved recipe's paths begin
 
-    from maya_vlm.training.evaluation.results import write_json
+    from maya_vlm.training.data.files import write_json
     from maya_vlm.training.groups import GroupData
     from tests.benchmarks.workload import environment
 
@@ -611,7 +611,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs": [runner.done[name] for name in sorted(runner.done)],
         **environment(),
     }
-    write_json(record, args.output)
+    write_json(args.output, record)
     report(record, args.output)
     return 0
 

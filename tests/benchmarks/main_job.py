@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from maya_vlm.model_card.cards import TASKS, results_tables
-from maya_vlm.training.evaluation.results import write_json
+from maya_vlm.training.data.files import write_json
+from maya_vlm.training.evaluation.protocol import MODEL
+from maya_vlm.training.evaluation.table import Column, Scores, markdown_tables
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
@@ -57,25 +58,27 @@ def render(record: dict[str, Any]) -> str:
 
 def render_growth(records: list[dict[str, Any]]) -> str:
     """One row a recipe, first seed each: minutes, and the means of all languages."""
+    info = records[0]["runs"][0]["results"]["tasks"]["mini"]
     heads = ["recipe", "training, minutes"]
-    heads += [f"{label}, {kind}" for kind in ("seen", "held out") for label in TASKS.values()]
+    heads += [f"{title}, {_part(subset)}" for subset, title in info["subsets"].items()]
     lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
     for record in records:
         run = record["runs"][0]
+        scores = Scores(run["results"], "mini")
         cells = [f"`{record['recipe']}`", f"{run['seconds']['train'] / 60:.0f}"]
-        for kind in ("seen", "held_out"):
-            for task in TASKS:
-                mean = run["results"]["runs"]["model"][task][kind]["means"]["all"]
-                low, high = 100 * mean["low"], 100 * mean["high"]
-                cells.append(f"{100 * mean['value']:.1f} [{low:.1f}, {high:.1f}]")
+        cells += [scores.shown(Column(subset, MODEL), "all", True) for subset in info["subsets"]]
         lines.append("| " + " | ".join(cells) + " |")
     last = records[-1]
     lines += ["", _source(last)]
     return "\n".join(lines)
 
 
+def _part(subset: str) -> str:
+    return subset.partition("/")[0].replace("_", " ")
+
+
 def _source(record: dict[str, Any]) -> str:
-    first = record["runs"][0]["results"]
+    first = record["runs"][0]["results"]["tasks"]["mini"]
     machine, versions = first["machine"], first["versions"]
     return (
         f"Measured on {machine['cores']} cores of {machine['processor']}, torch {versions['torch']}, "
@@ -87,23 +90,23 @@ def _source(record: dict[str, Any]) -> str:
 def render_languages(record: dict[str, Any]) -> str:
     """The first seed in full, the spread over seeds, the time and machine."""
     first = record["runs"][0]["results"]
-    data = first["data"]
+    info = first["tasks"]["mini"]
     lines = [
-        f"On {', '.join(data['styles'])}, the art style kept for the test: percent right with 95 % "
+        f"On {', '.join(info['data']['styles'])}, the art style kept for the test: percent right with 95 % "
         f"intervals, beside the same model without the image (blind) and with another image (shuffled), "
-        f"both on {first['settings']['baseline_images']} pictures drawn from all.",
+        f"both on {info['settings']['baseline_items']} pictures drawn from all.",
     ]
-    for table in results_tables(first):
-        lines += ["", f"{table['title']}:", "", table["text"]]
+    for title, text in markdown_tables(first, "mini"):
+        lines += ["", f"{title[:1].upper()}{title[1:]}:", "", text]
     if len(record["runs"]) > 1:
         spread = []
-        for task, label in TASKS.items():
-            values = [
-                100 * run["results"]["runs"]["model"][task]["seen"]["means"]["all"]["value"]
-                for run in record["runs"]
-            ]
-            shown = ", ".join(f"{value:.1f}" for value in values)
-            spread.append(f"{label} {shown}")
+        for subset, title in info["subsets"].items():
+            if _part(subset) == "seen":
+                values = [
+                    Scores(run["results"], "mini").rows[subset, MODEL, "all"]["value"]
+                    for run in record["runs"]
+                ]
+                spread.append(f"{title} {', '.join(f'{100 * value:.1f}' for value in values)}")
         seeds = ", ".join(str(run["seed"]) for run in record["runs"])
         lines += ["", f"Mean of all languages for seeds {seeds}: {'; '.join(spread)}."]
     train = statistics.median(run["seconds"]["train"] for run in record["runs"]) / 60
@@ -146,7 +149,7 @@ def main() -> None:
         for run in runs:
             del run["folder"]
         record = {"file": file.name, "recipe": args.recipe, "runs": runs}
-        write_json(record, file)
+        write_json(file, record)
     record = json.loads(file.read_text(encoding="utf-8"))
     text = README.read_text(encoding="utf-8")
     README.write_text(readme_with(render(record), args.recipe, text), encoding="utf-8")

@@ -302,14 +302,13 @@ def main() -> None:
         work = (args.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         result = run(args, work)
-    from maya_vlm.training.evaluation import results
+    from maya_vlm.training.common.provenance import provenance
+    from maya_vlm.training.data.files import write_json
 
     result |= {
-        "machine": results.machine(),
-        "versions": results.versions() | {"pyarrow": pa.__version__},
-        "package": results.package(),
+        **provenance("pyarrow"),
     }
-    results.write_json(result, args.output)
+    write_json(args.output, result)
     print(json.dumps({k: v for k, v in result.items() if k != "differences"}, indent=1))
 
 

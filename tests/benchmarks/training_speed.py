@@ -55,7 +55,7 @@ from transformers import (  # noqa: E402
 )
 from trl import SFTTrainer  # noqa: E402
 
-from maya_vlm.training.evaluation.results import write_json  # noqa: E402
+from maya_vlm.training.data.files import write_json  # noqa: E402
 from maya_vlm.training.recipe import Rule  # noqa: E402
 from modeling_maya import MayaConfig, MayaForConditionalGeneration  # noqa: E402
 from processing_maya import (  # noqa: E402
@@ -487,7 +487,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record["memory"] = memory[name]
         record["targets"] = targets(CASES[name], record)
         kept[name] = {**record, **environment()}
-        write_json({"what": __doc__.split("\n")[0], "cases": kept}, args.output)
+        write_json(args.output, {"what": __doc__.split("\n")[0], "cases": kept})
     print(table({name: kept[name] for name in args.cases}))
     return 0
 

@@ -240,10 +240,10 @@ def main(argv: list[str] | None = None) -> int:
                 f"{found['rows_per_second']:.1f} rows/s",
                 flush=True,
             )
-    from maya_vlm.training.evaluation.results import write_json
+    from maya_vlm.training.data.files import write_json
 
     record = summarise(runs, rows, loads, args)
-    write_json(record, args.output)
+    write_json(args.output, record)
     print(f"saved to {args.output}")
     return 0
 
@@ -254,7 +254,7 @@ def summarise(
     loads: list[float],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    from maya_vlm.training.evaluation import results
+    from maya_vlm.training.common.provenance import provenance
 
     engines = {
         engine: {
@@ -264,13 +264,12 @@ def summarise(
         }
         for engine, found in runs.items()
     }
+    found = provenance()
     record: dict[str, Any] = {
         "benchmark": "translation_engine",
-        "machine": results.machine(),
+        **found,
         "load_average_before_runs": spread(loads),
-        "versions": results.versions() | _installed(),
-        "package": results.package(),
-        "date": time.strftime("%Y-%m-%d"),
+        "versions": found["versions"] | _installed(),
         "settings": {
             "slots": args.slots,
             "latency_seconds": args.latency,

@@ -452,22 +452,16 @@ def run(
 
 def environment(packages: Path) -> dict[str, Any]:
     """Machine, its load, versions and commit."""
-    from maya_vlm.training.evaluation import (
-        results,  # here: the processes that are measured need no torch
-    )
+    # Here: the processes that are measured need no torch.
+    from maya_vlm.training.common.provenance import provenance
 
-    versions = results.versions()
-    for name in ("lingua-language-detector", "pyarrow"):
-        versions[name] = importlib.metadata.version(name)
-    for found in importlib.metadata.distributions(path=[str(packages)]):
-        if found.metadata["Name"].lower() in DISTRIBUTIONS:
-            versions[found.metadata["Name"].lower()] = found.version
+    found = provenance("lingua-language-detector", "pyarrow")
+    for package in importlib.metadata.distributions(path=[str(packages)]):
+        if package.metadata["Name"].lower() in DISTRIBUTIONS:
+            found["versions"][package.metadata["Name"].lower()] = package.version
     return {
-        "machine": results.machine(),
+        **found,
         "load_average": round(os.getloadavg()[0], 1),
-        "versions": versions,
-        "package": results.package(),
-        "date": time.strftime("%Y-%m-%d"),
     }
 
 
@@ -521,9 +515,9 @@ def main() -> None:
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    from maya_vlm.training.evaluation.results import write_json
+    from maya_vlm.training.data.files import write_json
 
-    write_json(record, output)
+    write_json(output, record)
     print(table(record))
 
 

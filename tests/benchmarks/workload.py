@@ -4,7 +4,6 @@ Everything about how this package builds its trainer is in `maya_trainer`, as `m
 """
 
 import contextlib
-import importlib.metadata
 import itertools
 import json
 import time
@@ -21,8 +20,8 @@ from trl import SFTConfig
 
 from maya_vlm.training.attention import choose_attention, set_attention
 from maya_vlm.training.collator import GroupCollator
+from maya_vlm.training.common.provenance import provenance
 from maya_vlm.training.compiling import compile_layers
-from maya_vlm.training.evaluation import results
 from maya_vlm.training.freezing import apply_rules
 from maya_vlm.training.groups import GroupData
 from maya_vlm.training.recipe import CHECKPOINTING, DataRecipe, Rule, checkpointing_fields
@@ -39,15 +38,7 @@ PICTURE = (384, 288)
 
 def environment() -> dict[str, Any]:
     """Machine, threads, versions and commit, as they stand in every result."""
-    found = results.versions()
-    for name in ("trl", "accelerate"):
-        found[name] = importlib.metadata.version(name)
-    return {
-        "machine": results.machine(),
-        "versions": found,
-        "package": results.package(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    return {**provenance("trl", "accelerate")}
 
 
 @dataclass(frozen=True)

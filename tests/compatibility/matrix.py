@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -217,16 +216,13 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def write(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
-    from maya_vlm.training.evaluation.results import machine, package, versions
+    from maya_vlm.training.common.provenance import provenance
 
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     known = {key(row): row for row in [*old, *rows]}
     content = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "package": package(),
-        "machine": machine(),
+        **provenance(),
         "reference": {name: reference[name] for name in ("python", "transformers", "torch")},
-        "versions": versions(),
         "tolerance": TOLERANCE,
         "rows": [known[place] for place in sorted(known, key=str)],
     }

@@ -18,14 +18,14 @@ import pytest
 import yaml
 from PIL import Image
 
+from maya_vlm.training.common.provenance import files_sha256
 from maya_vlm.training.data.mini_dataset.card import configs, write_attribution
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
 from maya_vlm.training.data.mini_dataset.messages import PICTURES, message_rows
 from maya_vlm.training.data.mini_dataset.questions import load_prompts
 from maya_vlm.training.data.mini_dataset.render import SPLITS, load_refused
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
-from maya_vlm.training.evaluation.mini import files
-from maya_vlm.training.evaluation.results import files_sha256
+from maya_vlm.training.evaluation.tasks.mini import data_files
 
 ROOT = Path(__file__).parents[2] / "training" / "data" / "mini"
 TOXIC = {reason for reason, entry in load_sensitive().items() if entry["toxic"]}
@@ -228,7 +228,7 @@ def test_messages_add_two_megabytes_and_change_no_file_that_was_evaluated() -> N
     recorded = ROOT.parents[2] / "tests" / "benchmarks" / "results" / "main_job_mini.json"
     text = recorded.read_text(encoding="utf-8")
     (digest,) = set(re.findall(r'"files_sha256": "(\w+)"', text))
-    assert files_sha256(files(str(ROOT))) == digest
+    assert files_sha256(data_files(str(ROOT))) == digest
 
 
 def test_the_list_of_flagged_names_is_what_is_flagged() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from maya_vlm.training.evaluation.metrics import (
     in_script,
+    mean,
     mean_of_languages,
     normalise,
     proportion,
@@ -37,8 +38,20 @@ def test_wilson_refuses_what_is_no_proportion(correct, n):
 
 
 def test_proportion():
-    score = proportion([True, False, True, True])
-    assert (score["n"], score["correct"], score["value"]) == (4, 3, 0.75)
+    assert proportion([True, False, True, True]) == (0.75, *wilson(3, 4))
+
+
+def test_mean_of_values_that_are_no_shares_is_drawn_over_items():
+    alone = [(f"c{i}", i % 2) for i in range(40)]
+    assert mean(alone) == proportion([value for _, value in alone])
+    # Two values of each item that are always alike are worth no more than one of each.
+    twice = [pair for pair in alone for _ in range(2)]
+    found, once = mean(twice), mean(alone)
+    assert found.value == once.value
+    assert found.high - found.low == pytest.approx(once.high - once.low, rel=0.1)
+    lengths = mean([(f"c{i}", 3.0 + i) for i in range(5)])
+    assert lengths.value == 5
+    assert 3 < lengths.low < 5 < lengths.high < 7
 
 
 def test_mean_is_unweighted_and_its_interval_keeps_the_dependence_of_languages():
@@ -49,19 +62,19 @@ def test_mean_is_unweighted_and_its_interval_keeps_the_dependence_of_languages()
     same = {f"l{j}": list(zip(concepts, known, strict=True)) for j in range(10)}
     apart = {f"l{j}": list(zip(concepts, rng.random(300) < 0.4, strict=True)) for j in range(10)}
     one, ten = mean_of_languages(same), mean_of_languages(apart)
-    assert one["value"] == pytest.approx(known.mean())
-    assert one["high"] - one["low"] == pytest.approx(np.diff(wilson(known.sum(), 300))[0], rel=0.15)
-    assert ten["high"] - ten["low"] < 0.5 * (one["high"] - one["low"])
+    assert one.value == pytest.approx(known.mean())
+    assert one.high - one.low == pytest.approx(np.diff(wilson(known.sum(), 300))[0], rel=0.15)
+    assert ten.high - ten.low < 0.5 * (one.high - one.low)
     uneven = {"a": [("x", True)], "b": [("x", False), ("y", False), ("z", False)]}
-    assert mean_of_languages(uneven)["value"] == 0.5
+    assert mean_of_languages(uneven).value == 0.5
     assert mean_of_languages(uneven) == mean_of_languages(uneven)
 
 
 def test_mean_of_answers_that_are_all_wrong_is_not_certain():
     pairs = [(f"c{i}", False) for i in range(20)]
     found = mean_of_languages({"en": pairs, "hi": pairs})
-    assert (found["value"], found["low"]) == (0, 0)
-    assert found["high"] == pytest.approx(wilson(0, 20)[1])
+    assert (found.value, found.low) == (0, 0)
+    assert found.high == pytest.approx(wilson(0, 20)[1])
 
 
 def test_mean_refuses_a_language_without_answers():

@@ -49,9 +49,10 @@ def test_answers_are_those_of_generate_one_by_one(llava):
 
 def test_it_is_evaluated_as_maya_is(llava, tmp_path):
     results = evaluate(
-        str(llava), output=tmp_path, limit=3, baseline_images=2, languages=["en", "hi"], sheet=False
+        str(llava), output=tmp_path, limit=3, baseline_items=2, languages=["en", "hi"], sheet=False
     )
-    assert set(results["runs"]) == {"model", "blind", "shuffled"}
+    runs = {row["run"] for row in results["rows"]}
+    assert runs == {"model", "blind", "shuffled", "chance"}
     assert results["model"]["model_type"] == "llava"
     assert results["model"]["image_tokens"] is None
     assert (tmp_path / "results.json").is_file()

@@ -8,10 +8,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from maya_vlm.training.evaluation import mini
+from maya_vlm.training.evaluation import lettering
 from maya_vlm.training.evaluation.generation import Answer
-from maya_vlm.training.evaluation.results import FORMAT, Results, read_results, write_json
-from maya_vlm.training.evaluation.run import MINI, evaluate, language_groups, table
+from maya_vlm.training.evaluation.protocol import Selection, shuffled
+from maya_vlm.training.evaluation.results import Results, read_results, write_results
+from maya_vlm.training.evaluation.run import evaluate, language_groups
+from maya_vlm.training.evaluation.table import text_table
+from maya_vlm.training.evaluation.tasks import mini
+from maya_vlm.training.evaluation.tasks.mini import DATA, Mini
+from tests.evaluation.answers import results_of, scored
 from tests.tiny_maya import save_tiny_maya
 
 pytest.importorskip("datasets")
@@ -25,13 +30,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(folder) -> Results:
     return evaluate(
-        str(folder), limit=6, baseline_images=4, languages=["en", "hi", "ur"], batch_size=32
+        str(folder), limit=6, baseline_items=4, languages=["en", "hi", "ur"], batch_size=32
     )
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    return mini.load(str(MINI), "validation", languages=["en", "ja"], limit=40)
+def loaded():
+    return Mini().load(Selection(split="validation", languages=["en", "ja"], limit=40))
 
 
 @pytest.mark.parametrize("side", [None, 15_000])
@@ -47,7 +52,7 @@ def test_pictures_that_are_none_are_told_in_one_line(monkeypatch, side):
     with pytest.raises(
         ValueError, match=r"x: picture 'a\.png' cannot be decoded: Cannot read"
     ) as error:
-        mini._pictures("x", "test", ["a.png"])
+        mini._Pictures("x", "test", {"a.png"})
     assert "\n" not in str(error.value)
 
 
@@ -55,23 +60,28 @@ def test_writes_results_answers_and_sheet_beside_the_model(folder, results):
     import pyarrow.parquet
 
     assert read_results(folder / "results.json") == json.loads(json.dumps(results))
-    assert results["data"]["images"] == 6
-    assert results["data"]["questions"] == 6 * 3 * 4
-    assert results["data"]["styles"] == ["twemoji"]
-    assert set(results["runs"]) == {"model", "blind", "shuffled"}
-    answers = pyarrow.parquet.read_table(folder / "answers.parquet").to_pylist()
+    info = results["tasks"]["mini"]
+    assert info["data"]["images"] == 6
+    assert info["data"]["requests"] == 6 * 3 * 4
+    assert info["data"]["styles"] == ["twemoji"]
+    answers = pyarrow.parquet.read_table(folder / "answers" / "mini.parquet").to_pylist()
     assert len(answers) == 6 * 3 * 4 + 2 * 4 * 3 * 4
-    for task in mini.TASKS:
-        for subset, scores in results["runs"]["model"][task].items():
-            for lang, score in scores["languages"].items():
-                rows = [
-                    row
-                    for row in answers
-                    if (row["run"], row["task"], row["lang"]) == ("model", task, lang)
-                    and row["seen"] == (subset == "seen")
-                ]
-                assert score["n"] == len(rows)
-                assert score["correct"] == sum(row["right"] for row in rows)
+    checked = set()
+    for row in results["rows"]:
+        if row["metric"] == "accuracy" and row["language"] in info["languages"]:
+            own = [
+                answer
+                for answer in answers
+                if (answer["run"], answer["subset"], answer["language"])
+                == (row["run"], row["subset"], row["language"])
+            ]
+            if row["run"] != "chance":
+                assert row["n"] == len(own)
+                assert row["value"] == sum(answer["accuracy"] for answer in own) / len(own)
+                assert row["failures"] == sum(answer["unparsable"] for answer in own)
+            checked.add((row["run"], row["subset"]))
+    assert {run for run, _ in checked} == {"model", "blind", "shuffled", "chance"}
+    assert {"seen/name", "seen/yesno", "seen/category"} <= {subset for _, subset in checked}
     with Image.open(folder / "sheet.png") as sheet:
         assert min(sheet.size) > 300
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
@@ -82,78 +92,124 @@ def test_results_name_no_path_and_no_host(folder, results):
 
     text = (folder / "results.json").read_text(encoding="utf-8")
     assert str(folder) not in text
-    assert str(MINI) not in text
+    assert str(DATA) not in text
     assert socket.gethostname() not in text
     assert results["model"]["name"] == "tiny"
     assert re.fullmatch(r"[0-9a-f]{64}", results["model"]["weights_sha256"])
-    assert re.fullmatch(r"[0-9a-f]{64}", results["data"]["files_sha256"])
+    assert re.fullmatch(r"[0-9a-f]{64}", results["tasks"]["mini"]["data"]["files_sha256"])
 
 
 def test_table_has_every_language_and_baseline(results):
-    lines = table(results).splitlines()
-    for start in ("en ", "hi ", "ur ", "mean all"):
+    lines = text_table(results, "mini").splitlines()
+    for start in ("en ", "hi ", "ur ", "all "):
         assert any(line.startswith(start) for line in lines), start
     assert any("blind" in line and "shuffled" in line for line in lines)
 
 
-def test_same_seed_same_numbers(folder, results, tmp_path):
+def test_same_seed_same_numbers_and_other_tasks_stay(folder, results, tmp_path):
+    other = results_of({"model": "AAAAAA"})
+    other["model"] = results["model"]
+    write_results(other, tmp_path / "results.json")
     again = evaluate(
         str(folder),
         output=tmp_path,
         limit=6,
-        baseline_images=4,
+        baseline_items=4,
         languages=["en", "hi", "ur"],
         batch_size=5,
         sheet=False,
     )
-    assert again["runs"] == results["runs"]
+    assert [row for row in again["rows"] if row["task"] == "mini"] == results["rows"]
+    assert [row for row in again["rows"] if row["task"] != "mini"] == other["rows"]
+    assert list(again["tasks"]) == ["letters", "mini"]
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_right_answers_score_one_and_shifted_ones_do_not(benchmark):
-    rows = benchmark.rows
-    perfect = [Answer(row.expected, 1, True) for row in rows]
-    scores = mini.scores(rows, perfect, {"all": ["en", "ja"]})
-    for task in mini.TASKS:
-        for subset in scores[task].values():
-            assert {score["value"] for score in subset["languages"].values()} == {1.0}
+def test_runs_without_the_font_packages_and_says_so(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lettering, "PACKAGES", ("no_such_fonts",))
+    evaluate(str(folder), output=tmp_path, limit=1, languages=["en"], baselines=())
+    assert "no sheet.png: the answer sheet needs no-such-fonts" in capsys.readouterr().out
+    assert (tmp_path / "results.json").is_file()
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_right_answers_score_one_and_shifted_ones_do_not(loaded):
+    task = Mini()
+    perfect = scored(task, loaded, [request.expected for request in loaded.requests])
+    for row in task.aggregate(perfect, "model", {"all": ["en", "ja"]}, 0):
+        assert row["failures"] == 0
+        if row["metric"] == "accuracy":
+            assert row["value"] == 1.0
     # Saying yes to everything is right half the time, whatever the language.
-    yes = [Answer(benchmark.affirmative[row.lang], 1, True) for row in rows]
-    counted = mini.scores(rows, yes, {})["yesno"]
-    right = sum(s["correct"] for part in counted.values() for s in part["languages"].values())
-    asked = sum(s["n"] for part in counted.values() for s in part["languages"].values())
-    assert right * 2 == asked
-    assert mini.yes_rate(benchmark, rows, yes) == {"en": 1.0, "ja": 1.0}
-
-
-def test_failures_are_counted(benchmark):
-    rows = [row for row in benchmark.rows if row.lang == "en" and row.task == "yesno"][:4]
-    given = [
-        Answer("", 0, True),
-        Answer("maybe", 8, False),
-        Answer("да", 1, True),
-        Answer("Yes.", 1, True),
+    asked = [request for request in loaded.requests if request.subset.endswith("yesno")]
+    yes = [
+        one
+        for one in scored(task, loaded, [r.about["yes"] or "" for r in loaded.requests])
+        if one.request in asked
     ]
-    assert mini.failures(benchmark, rows, given) == {
-        "yesno": {"en": {"empty": 1, "unfinished": 1, "off_format": 3, "other_script": 1}}
+    found = {
+        (row["metric"], row["language"]): row["value"]
+        for row in task.aggregate(yes, "model", {}, 0)
+        if row["subset"] == "seen/yesno"
+    }
+    assert found == {
+        ("accuracy", "en"): 0.5,
+        ("accuracy", "ja"): 0.5,
+        ("yes_rate", "en"): 1.0,
+        ("yes_rate", "ja"): 1.0,
     }
 
 
-def test_shuffled_pictures_never_keep_the_concept_or_show_the_one_asked_about(benchmark):
-    pairs = mini.derangement(benchmark, benchmark.images, seed=3)
-    assert sorted(pairs) == sorted(pairs.values()) == benchmark.images
-    concept = {row.image: row.concept for row in benchmark.rows}
-    for row in benchmark.rows:
-        assert concept[pairs[row.image]] not in (row.concept, row.about)
+@pytest.mark.parametrize(
+    ("kind", "text", "accuracy", "unparsable"),
+    [
+        ("yesno", "", 0, True),
+        ("yesno", "maybe", 0, True),
+        ("yesno", "да", 0, True),
+        ("yesno", "Yes.", 1, False),
+        ("yesno", "no", 0, False),
+        ("category", "a thing", 0, True),
+        ("name", "a thing", 0, False),
+        ("name", " ", 0, True),
+    ],
+)
+def test_what_is_no_answer_is_wrong_and_told_apart(loaded, kind, text, accuracy, unparsable):
+    request = next(
+        request
+        for request in loaded.requests
+        if request.language == "en"
+        and request.subset.endswith(kind)
+        and request.expected in (request.about["yes"], request.expected)
+        and (kind != "yesno" or request.expected == "yes")
+    )
+    score = Mini().score(request, Answer(text.strip(), 1, True))
+    assert (score.values["accuracy"], score.unparsable) == (accuracy, unparsable)
+    assert (score.parsed is None) == (not text.strip())
+
+
+def test_shuffled_pictures_never_keep_the_concept_or_show_the_one_asked_about(loaded):
+    other = shuffled(loaded.requests, seed=3)
+    shown = {request.pictures[0]: request.item for request in loaded.requests}
+    given: dict[str, set[str]] = {}
+    for before, after in zip(loaded.requests, other, strict=True):
+        assert (before.id, before.text) == (after.id, after.text)
+        assert shown[after.pictures[0]] not in before.avoid
+        given.setdefault(before.pictures[0], set()).add(after.pictures[0])
+    # All questions of a picture get the same other one, and every picture is used once.
+    assert {len(pictures) for pictures in given.values()} == {1}
+    assert set.union(*given.values()) == set(given)
     with pytest.raises(ValueError, match="1 pictures cannot be shuffled"):
-        mini.derangement(benchmark, benchmark.images[:1], seed=0)
+        shuffled(loaded.requests[:1], seed=0)
 
 
-def test_limit_takes_the_same_pictures_for_the_same_seed(benchmark):
-    again = mini.load(str(MINI), "validation", languages=["ja"], limit=40)
-    other = mini.load(str(MINI), "validation", languages=["ja"], limit=40, seed=1)
-    assert again.images == benchmark.images != other.images
-    assert {row.seen for row in again.rows} == {True, False}
+def test_limit_takes_the_same_pictures_for_the_same_seed(loaded):
+    def pictures(seed: int, language: str = "ja") -> set[str]:
+        chosen = Selection(split="validation", languages=[language], limit=40, seed=seed)
+        return {request.pictures[0] for request in Mini().load(chosen).requests}
+
+    own = {request.pictures[0] for request in loaded.requests}
+    assert pictures(0) == own != pictures(1)
+    assert {request.subset.partition("/")[0] for request in loaded.requests} == {"seen", "held_out"}
 
 
 def test_languages_of_the_recipe_are_averaged_apart(tmp_path):
@@ -177,7 +233,8 @@ def test_languages_of_the_recipe_are_averaged_apart(tmp_path):
         ({"languages": []}, "no language asked for"),
         ({"baselines": ["deaf"]}, "unknown baseline 'deaf'; known: blind, shuffled"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"baseline_images": 0}, "baseline_images must be at least 1"),
+        ({"baseline_items": 0}, "baseline_items must be at least 1"),
+        ({"tasks": ["mimi"]}, "unknown task 'mimi'; known: mini"),
     ],
 )
 def test_refuses_bad_arguments(folder, tmp_path, arguments, words):
@@ -211,21 +268,39 @@ def test_refuses_what_is_no_dataset(folder, tmp_path):
 
 def test_results_are_never_half_written(tmp_path):
     path = tmp_path / "results.json"
-    write_json({"format": FORMAT}, path)
+    results = results_of({"model": "AABBxx"})
+    write_results(results, path)
+    assert read_results(path) == results
+    # A row a line, so that changes between two files can be read.
+    assert len(path.read_text().splitlines()) > len(results["rows"])
     with pytest.raises((TypeError, ValueError)):
-        write_json({"format": FORMAT, "bad": object()}, path)
-    assert json.loads(path.read_text()) == {"format": FORMAT}
+        write_results({**results, "bad": object()}, path)
+    assert read_results(path) == results
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "is not JSON"), ("[]", "has format None"), ('{"format": "x"}', "'x'")],
+    [
+        ("{", "not JSON"),
+        ("[]", "found None: run `maya evaluate` again"),
+        ('{"format": "maya-results-1"}', "expected the format 'maya-results-2'"),
+        ('{"format": "maya-results-2"}', "model: missing"),
+    ],
 )
 def test_refuses_results_of_another_format(tmp_path, content, words):
     path = tmp_path / "results.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as error:
         read_results(path)
+    assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="maya evaluate"):
         read_results(tmp_path / "none.json")
+
+
+def test_refuses_rows_of_no_task(tmp_path):
+    results = results_of({"model": "AABBxx"})
+    results["rows"][3]["subset"] = "elsewhere"
+    write_results(results, tmp_path / "results.json")
+    with pytest.raises(ValueError, match=r"rows\[3\]: 'letters' with the subset 'elsewhere'"):
+        read_results(tmp_path / "results.json")

@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from maya_vlm.training.evaluation import lettering, mini, sheet
-from maya_vlm.training.evaluation.generation import Answer
+from maya_vlm.training.evaluation import lettering, sheet
+from maya_vlm.training.evaluation.protocol import Selection
+from tests.evaluation.answers import Letters, scored
 
 LINES = {
     "en": "hatching chick (OK)!",
@@ -105,38 +106,26 @@ def test_long_lines_are_cut_to_their_room(language):
 
 
 def test_sheet_shows_pictures_and_marks(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), (0, 0, 255)).save(buffer, "PNG")
-    rows, answers = [], []
-    for number in range(3):
-        for language, text in LINES.items():
-            image = f"style/{number}.png"
-            rows.append(
-                mini.Row(
-                    f"{image}#{language}",
-                    image,
-                    language,
-                    "name",
-                    "?",
-                    text,
-                    str(number),
-                    None,
-                    number != 2,
-                    "style",
-                )
-            )
-            answers.append(Answer(text if number == 0 else "no", 1, True))
-    pictures = {row.image: buffer.getvalue() for row in rows}
-    benchmark = mini.Benchmark(rows, pictures, "test", list(LINES), {}, {}, {}, 3)
-    sheet.draw_sheet(benchmark, rows, answers, tmp_path / "sheet.png")
+    task = Letters()
+    loaded = task.load(Selection())
+    # The picture in the other subset is left out; of the two, one is answered rightly in both languages.
+    given = scored(task, loaded, ["A", "B", "A", "A", "B", "A"])
+    sheet.draw_sheet(task, loaded, given, tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
-    blue = (abs(pixels - (0, 0, 255)).sum(-1) < 30).sum()
-    assert blue == pytest.approx(2 * sheet.PICTURE**2, rel=0.02)  # the held-out one is left out
-    green = (abs(pixels - (0x13, 0x70, 0x3A)).sum(-1) < 30).any(0)
-    red = (abs(pixels - (0xB3, 0x26, 0x1E)).sum(-1) < 30).any(0)
+
+    def area(colour: str) -> int:
+        return (abs(pixels - ImageColor.getrgb(colour)[:3]).sum(-1) < 30).sum()
+
+    assert area("red") == pytest.approx(sheet.PICTURE**2, rel=0.02)
+    assert area("lime") == pytest.approx(sheet.PICTURE**2, rel=0.02)
+    assert area("blue") < 30
+    right = (abs(pixels - (0x13, 0x70, 0x3A)).sum(-1) < 30).any(0)
+    wrong = (abs(pixels - (0xB3, 0x26, 0x1E)).sum(-1) < 30).any(0)
     middle = sheet.MARGIN + sheet.CARD + sheet.GAP // 2
-    assert green[:middle].any() != green[middle:].any()
-    assert red[:middle].any() != red[middle:].any()
+    assert right[:middle].any() != right[middle:].any()
+    assert wrong[:middle].any() != wrong[middle:].any()
+    with pytest.raises(ValueError, match="no answers of old/choice"):
+        sheet.draw_sheet(task, loaded, given[2:3], tmp_path / "none.png")
 
 
 def test_says_what_to_install(monkeypatch):

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 
-from maya_vlm.model_card.cards import MARKER, MINI_DATA, licence_texts, model_card, weaknesses
+from maya_vlm.model_card.cards import MARKER, MINI_DATA, licence_texts, model_card
 from maya_vlm.model_card.content import weights_sha256 as card_hash
 from maya_vlm.model_card.dataset_cards import dataset_card
+from maya_vlm.model_card.scores import weaknesses
+from maya_vlm.training.common.provenance import files_sha256, provenance
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
 from maya_vlm.training.evaluation import metrics
-from maya_vlm.training.evaluation.results import FORMAT, files_sha256
+from maya_vlm.training.evaluation.results import FORMAT, write_results
 from modeling_maya.convert_llava_cohere import convert
+from tests.evaluation.answers import results_of
 from tests.modeling_maya import tiny_original as original
 from tests.tiny_maya import save_tiny_maya
 
@@ -47,66 +49,12 @@ RECIPE = {
 }
 
 
-def score(correct: int, n: int) -> dict:
-    return dict(metrics.proportion([True] * correct + [False] * (n - correct)))
-
-
-def task_scores(values: dict[str, tuple[int, int]]) -> dict:
-    pairs = {
-        lang: [(f"c{i}", i < correct) for i in range(n)] for lang, (correct, n) in values.items()
-    }
-    return {
-        "languages": {lang: score(*value) for lang, value in values.items()},
-        "means": {"all": dict(metrics.mean_of_languages(pairs))},
-    }
-
-
-def results_of(folder: Path) -> dict:
-    failures = {"empty": 1, "unfinished": 2, "off_format": 3, "other_script": 4}
-    return {
-        "format": FORMAT,
-        "created": "2026-01-01T00:00:00+00:00",
-        "package": {"version": "0.1.0", "commit": "a" * 40, "modified": False},
-        "settings": {"languages": ["en", "hi"], "baseline_images": 50, "baselines": ["blind"]},
-        "model": {"weights_sha256": card_hash(folder), "parameters": 4321, "image_tokens": 9},
-        "data": {
-            "name": "mini",
-            "files_sha256": "b" * 64,
-            "revision": None,
-            "split": "test",
-            "styles": ["twemoji"],
-            "images": 100,
-            "concepts": {"seen": 90, "held_out": 10},
-            "questions": 800,
-        },
-        "machine": {"processor": "A Processor", "cores": 2, "gpu": None},
-        "versions": {"torch": "2", "transformers": "5"},
-        "seconds": {"total": 1.0},
-        "runs": {
-            "model": {
-                "name": {
-                    "seen": task_scores({"en": (45, 90), "hi": (1, 90)}),
-                    "held_out": task_scores({"en": (0, 10), "hi": (0, 10)}),
-                },
-                "yesno": {"seen": task_scores({"en": (150, 180), "hi": (92, 180)})},
-            },
-            "blind": {
-                "name": {"seen": task_scores({"en": (1, 50), "hi": (1, 50)})},
-                "yesno": {"seen": task_scores({"en": (50, 100), "hi": (50, 100)})},
-            },
-        },
-        "chance": {"name": 0.01, "yesno": 0.5, "category": None},
-        "yes_rate": {"model": {"en": 0.5}},
-        "fidelity": {},
-        "failures": {"name": {"en": failures}},
-    }
-
-
 @pytest.fixture
 def folder(tmp_path):
     folder = save_tiny_maya(tmp_path / "tiny")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    (folder / "results.json").write_text(json.dumps(results_of(folder)))
+    runs = {"model": ["A", "A", "B", "B", "x", "B"], "blind": ["B"] * 6}
+    write_results(results_of(runs, card_hash(folder)), folder / "results.json")
     return folder
 
 
@@ -131,18 +79,20 @@ def test_card_is_filled_from_results_recipe_and_config(folder):
         (r["task"]["name"], r["metrics"][0]["name"]): r["metrics"][0]["value"]
         for r in index["results"]
     }
-    assert found["naming", "naming, seen concepts, mean of 2 languages"] == pytest.approx(25.56)
+    assert found["Choice, old pictures", "accuracy, mean of all (2)"] == 50.0
+    assert found["Choice, new pictures", "accuracy, mean of all (2)"] == 0.0
     assert MARKER in card
-    low, high = metrics.wilson(45, 90)
-    assert f"| `en` (n = 90) | 50.0 [{100 * low:.1f}, {100 * high:.1f}] | 2.0 |" in card
+    low, high = metrics.wilson(2, 2)
+    assert f"| `en` (n = 2) | 100.0 [{100 * low:.1f}, {100 * high:.1f}] | 0.0 |" in card
     assert "| pretrain | 150 | 24 | en hi | data/mini `all` |" in card
     assert "| finetune | 2 epochs |" in card
     assert "4,321 parameters, 9 image tokens" in card
     assert "English, Hindi, Urdu" in card
-    assert "A Processor (2 cores)" in card
+    assert f"Evaluated on Letters with {provenance()['machine']['processor']}" in card
     assert str(folder) not in card
     changed = json.loads((folder / "results.json").read_text())
-    changed["runs"]["model"]["name"]["seen"]["languages"]["en"]["value"] = 0.123
+    row = next(row for row in changed["rows"] if row["language"] == "en" and row["low"] is not None)
+    row["value"] = 0.123
     (folder / "results.json").write_text(json.dumps(changed))
     assert "12.3 [" in model_card(folder, "user/maya-tiny")
 
@@ -156,11 +106,21 @@ def test_card_is_valid_for_the_hubs_own_reader(folder):
 
 
 def test_what_does_not_work_is_read_off_the_intervals(folder):
-    lines = weaknesses(results_of(folder))
-    assert any(line.startswith("Naming, concepts seen in training: in hi ") for line in lines)
-    assert any(line.startswith("Yes or no, concepts seen in training: in hi ") for line in lines)
-    assert any("names 0.0 % of them (10 concepts)" in line for line in lines)
-    assert any("1 were empty, 2 unfinished, 3 neither" in line for line in lines)
+    runs = {"model": ["A", "A", "B", "B", "x", "B"], "blind": ["B"] * 6}
+    lines = weaknesses(results_of(runs))
+    assert lines == [
+        "Choice, old pictures: in every language not clearly better than not seeing the picture.",
+        "Choice, new pictures: in every language not clearly better than not seeing the picture.",
+        "Of 6 answers to Letters: 16.7 % unparsable, 0.0 % empty, 0.0 % cut by the limit, "
+        "50.0 % in the script asked for.",
+    ]
+    results = results_of(runs)
+    for row in results["rows"]:
+        if row["language"] == "en" and row["subset"] == "old/choice" and row["run"] != "chance":
+            row |= {"low": 0.9, "high": 1.0} if row["run"] == "model" else {"low": 0.0, "high": 0.4}
+    assert weaknesses(results)[0] == (
+        "Choice, old pictures: in hi not clearly better than not seeing the picture."
+    )
 
 
 def test_results_of_other_weights_are_refused(folder):
@@ -289,7 +249,12 @@ def test_mini_licence_needs_nothing_but_mini_data(tmp_path):
     [
         ("config.json", None, FileNotFoundError, "has no config.json"),
         ("config.json", "{", ValueError, ": not JSON: "),
-        ("results.json", '{"format": "x"}', ValueError, "has format 'x'"),
+        (
+            "results.json",
+            '{"format": "x"}',
+            ValueError,
+            "expected the format 'maya-results-2', found 'x'",
+        ),
         ("recipe.yaml", "a: [", ValueError, ": not YAML: "),
     ],
 )
@@ -347,8 +312,13 @@ def test_names_are_text_in_every_place_of_a_card(tmp_path, name):
         stage["data"][0] |= {"path": f"org/{name}", "config": name, "languages": [name]}
         stage["train"][0]["pattern"] = name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    results = results_of(folder)
-    results["data"] |= {"name": name, "split": name, "styles": [name]}
+    results = json.loads(json.dumps(results_of({"model": ["A"] * 6}, card_hash(folder))))
+    for info in results["tasks"].values():
+        info["title"] = name
+        info["data"] |= {"name": name, "split": name, "styles": [name]}
+        info["subsets"] = dict.fromkeys(info["subsets"], name)
+        info["parts"] = dict.fromkeys(info["parts"], name)
+        info["metrics"][info["metric"]]["title"] = name
     (folder / "results.json").write_text(json.dumps(results))
     card = model_card(folder, "user/tiny")
     check_card(card, name)

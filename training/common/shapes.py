@@ -1,9 +1,9 @@
 """Values of strangers held against a shape: manifests, notes, results, cards.
 
-A shape is a type (dict and list for any of them), None for null, or a tuple of shapes of which one must
-fit; a list of one shape, for a list of such values; a mapping of names to shapes, whose names must be there
-(others may be, too); or `{...: shape}` for a mapping of any names to values of one shape. `float` takes
-whole numbers, `int` no truth values.
+A shape is a type (dict and list for any of them, object for anything), None for null, or a tuple of
+shapes of which one must fit; a list of one shape, for a list of such values; a mapping of names to shapes,
+whose names must be there (others may be, too); or `{...: shape}` for a mapping of any names to values of one
+shape. `float` takes whole numbers, `int` no truth values.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _NAMES = {
 
 def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
     """Raise ValueError, naming `where` and the key, for a value of another shape."""
+    if shape is object:
+        return
     if isinstance(shape, dict) and ... in shape:
         _expect(isinstance(value, dict), value, "a mapping", where, key)
         for name, each in value.items():

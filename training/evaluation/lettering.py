@@ -36,16 +36,23 @@ class Run:
     backwards: bool
 
 
-def check_packages() -> None:
-    """Raises ValueError, naming what to install, where pictures of text cannot be drawn."""
+def missing_packages() -> str:
+    """What to install where pictures of text cannot be drawn, else ""."""
     missing = [
         name.replace("_", "-") for name in PACKAGES if importlib.util.find_spec(name) is None
     ]
-    if missing:
-        raise ValueError(
-            f"the answer sheet needs {', '.join(missing)}, not installed here: "
-            f"pip install 'maya-vlm[eval]'"
-        )
+    if not missing:
+        return ""
+    return (
+        f"the answer sheet needs {', '.join(missing)}, not installed here: "
+        f"pip install 'maya-vlm[eval]'"
+    )
+
+
+def check_packages() -> None:
+    """Raises ValueError, naming what to install, where pictures of text cannot be drawn."""
+    if missing_packages():
+        raise ValueError(missing_packages())
 
 
 @lru_cache(maxsize=1)

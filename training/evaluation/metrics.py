@@ -2,7 +2,8 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,22 +24,9 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Score(TypedDict):
-    """A proportion `value = correct / n` with its 95 % interval [low, high]."""
+class Interval(NamedTuple):
+    """A value with its 95 % interval [low, high]."""
 
-    n: int
-    correct: int
-    value: float
-    low: float
-    high: float
-
-
-class Mean(TypedDict):
-    """The unweighted mean of several languages' proportions, with a 95 % interval."""
-
-    languages: list[str]
-    concepts: int
-    n: int
     value: float
     low: float
     high: float
@@ -58,54 +46,59 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, float((centre - spread) / scale)), min(1.0, float((centre + spread) / scale))
 
 
-def proportion(right: Sequence[bool]) -> Score:
-    """Score of a sequence of right and wrong answers; ValueError if it is empty."""
-    correct, n = sum(right), len(right)
-    low, high = wilson(correct, n)
-    return {"n": n, "correct": correct, "value": correct / n, "low": low, "high": high}
+def proportion(values: Sequence[float]) -> Interval:
+    """The share of ones among zeros and ones, with Wilson's interval; ValueError if there is none."""
+    return Interval(sum(values) / max(1, len(values)), *wilson(int(sum(values)), len(values)))
+
+
+def mean(values: Sequence[tuple[str, float]], seed: int = 0, *, resamples: int = 2000) -> Interval:
+    """Mean of (item, value) pairs, with a bootstrap over items.
+
+    Where no item has two values and all are 0 or 1, the interval is Wilson's.
+    """
+    alone = len({item for item, _ in values}) == len(values)
+    if alone and all(value in (0, 1) for _, value in values):
+        return proportion([value for _, value in values])
+    return mean_of_languages({"": values}, resamples=resamples, seed=seed)
 
 
 def mean_of_languages(
-    right: Mapping[str, Sequence[tuple[str, bool]]], *, resamples: int = 2000, seed: int = 0
-) -> Mean:
-    """Mean of the languages' proportions, with a bootstrap over concepts.
+    values: Mapping[str, Sequence[tuple[str, float]]], *, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Unweighted mean of the languages' means, with a bootstrap over items.
 
-    `right` gives, for each language, (concept, answered rightly) pairs. The same picture is asked
-    about in every language, so answers are not independent: whole concepts are drawn with
-    replacement, which keeps that dependence. Raises ValueError if a language has no answer.
+    `values` gives, for each language, (item, value) pairs. The same item is asked about in every
+    language, so answers are not independent: whole items are drawn with replacement, which keeps
+    that dependence. Raises ValueError if a language has no value.
     """
-    languages = list(right)
-    empty = [language for language in languages if not right[language]]
+    languages = list(values)
+    empty = [language for language in languages if not values[language]]
     if empty or not languages:
         raise ValueError(f"no answers in {', '.join(empty) or 'any language'}: nothing to average")
-    concepts = sorted({concept for pairs in right.values() for concept, _ in pairs})
-    index = {concept: i for i, concept in enumerate(concepts)}
-    correct = np.zeros((len(concepts), len(languages)))
-    asked = np.zeros_like(correct)
+    items = sorted({item for pairs in values.values() for item, _ in pairs})
+    index = {item: i for i, item in enumerate(items)}
+    total = np.zeros((len(items), len(languages)))
+    asked = np.zeros_like(total)
     for column, language in enumerate(languages):
-        for concept, is_right in right[language]:
-            correct[index[concept], column] += is_right
-            asked[index[concept], column] += 1
-    rng = np.random.default_rng(seed)
-    # Drawing concepts with replacement is drawing how often each one is taken: [resamples, concepts]
-    weights = rng.multinomial(
-        len(concepts), np.full(len(concepts), 1 / len(concepts)), size=resamples
-    )
+        for item, value in values[language]:
+            total[index[item], column] += value
+            asked[index[item], column] += 1
+    weights = _draws(len(items), resamples, seed)
     drawn = weights @ asked
     with np.errstate(invalid="ignore"):
-        values = np.nanmean(np.where(drawn > 0, (weights @ correct) / drawn, np.nan), axis=1)
-    low, high = map(float, np.nanpercentile(values, [2.5, 97.5]))
-    # Where all answers are alike, drawing them again shows no spread: take that of the concepts.
-    if correct.sum() in (0, asked.sum()):
-        low, high = wilson(len(concepts) if correct.sum() else 0, len(concepts))
-    return {
-        "languages": languages,
-        "concepts": len(concepts),
-        "n": int(asked.sum()),
-        "value": float((correct.sum(0) / asked.sum(0)).mean()),
-        "low": low,
-        "high": high,
-    }
+        means = np.nanmean(np.where(drawn > 0, (weights @ total) / drawn, np.nan), axis=1)
+    low, high = map(float, np.nanpercentile(means, [2.5, 97.5]))
+    # Where all are 0 or all are 1, drawing them again shows no spread: take that of the items.
+    if {value for pairs in values.values() for _, value in pairs} in ({0}, {1}):
+        low, high = wilson(len(items) if total.sum() else 0, len(items))
+    return Interval(float((total.sum(0) / asked.sum(0)).mean()), low, high)
+
+
+@lru_cache(maxsize=4)
+def _draws(items: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each item is drawn when all are drawn again with replacement: [resamples, items]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
 
 
 def normalise(text: str) -> str:

@@ -1,75 +1,94 @@
 """`maya evaluate`: ask a model about pictures it never saw, beside two runs that cannot know.
 
-The blind run asks the same questions without a picture, the shuffled run with the picture of
-another concept: what remains there was learned from the texts alone.
+The blind run asks the same questions without a picture, the shuffled run with another picture: what
+remains there was learned from the texts alone.
 """
 
+import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from ..common.models import Model, check_weights, find_model, opening
+from ..common.provenance import files_sha256, provenance
 from ..common.reading import read_yaml
-from . import mini
+from ..data.files import write_parquet
 from .generation import Answer, Question, answer, is_maya
-from .lettering import check_packages
+from .lettering import missing_packages
+from .metrics import SCRIPTS, in_script
 from .model import load
-from .results import (
-    FORMAT,
-    ModelInfo,
-    Results,
-    TaskScores,
-    files_sha256,
-    machine,
-    package,
-    versions,
-    write_json,
+from .protocol import (
+    BASELINES,
+    BLIND,
+    CHANCE,
+    MODEL,
+    SHUFFLED,
+    Loaded,
+    Pictures,
+    Place,
+    Request,
+    Scored,
+    Selection,
+    Task,
+    blind,
+    mean_rows,
+    sample,
+    shuffled,
 )
+from .results import FORMAT, MetricInfo, ModelInfo, Results, Row, read_results, write_results
 from .sheet import draw_sheet
+from .table import text_table
+from .tasks import task as find_task
 
-MINI = Path(__file__).resolve().parents[1] / "data" / "mini"
-BASELINES = ("blind", "shuffled")
-RESAMPLES = 2000
+# What every answer is measured by, whatever the task.
+MEASURES: dict[str, MetricInfo] = {
+    "unparsable": {"title": "unparsable", "higher_is_better": False, "percent": True},
+    "empty": {"title": "empty", "higher_is_better": False, "percent": True},
+    "cut": {"title": "cut by the limit", "higher_is_better": False, "percent": True},
+    "own_script": {"title": "in the script asked for", "higher_is_better": True, "percent": True},
+    "tokens": {"title": "mean tokens", "higher_is_better": None, "percent": False},
+}
 
 
 def evaluate(
     model: str,
+    tasks: Sequence[str] = ("mini",),
     data: str | None = None,
     output: Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     languages: Sequence[str] | None = None,
     limit: int | None = None,
     baselines: Sequence[str] = BASELINES,
     batch_size: int = 256,
     trust_remote_code: bool = False,
     seed: int = 0,
-    baseline_images: int | None = 300,
+    baseline_items: int | None = 300,
     sheet: bool = True,
     revision: str | None = None,
 ) -> Results:
-    """Score a model on the mini benchmark, print the table, write `results.json` and `sheet.png`.
+    """Score a model on tasks, print tables, write `results.json`, the answers and a sheet of some.
 
     Args:
         model: a folder or Hub repository (`user/name@revision` too) of a Maya, of an adapter of one, or
             of another image-text-to-text model.
-        data: a folder or Hub repository in the layout of the mini dataset; default: the mini
-            dataset itself.
-        output: where `results.json`, `answers.parquet` and `sheet.png` go; default: the model's
-            folder, or a folder named after the repository.
-        split: its split; `test` is the art style kept for last.
-        languages: BCP-47 codes; default: all of the split.
-        limit: how many pictures, drawn from the seed; default: all.
+        tasks: names of tasks, see `maya evaluate --list`.
+        data: a folder or Hub repository in the layout of the task's dataset; default: the task's own.
+        output: where the files go; default: the model's folder, or a folder named after the
+            repository. Results of other tasks for the same weights stay in `results.json`.
+        split: default: the task's own.
+        languages: BCP-47 codes; default: all.
+        limit: how many pictures a task, drawn from the seed; default: all.
         baselines: which of "blind" and "shuffled" to run.
         batch_size: questions answered together.
         trust_remote_code: passed on to transformers, for models other than Maya.
         seed: of the drawing, the shuffling and the bootstrap.
-        baseline_images: on how many pictures the baselines are asked; None: on all.
+        baseline_items: on how many pictures the baselines are asked; None: on all.
         sheet: whether to draw `sheet.png`.
         revision: branch, tag or commit of the model's repository.
 
@@ -80,122 +99,231 @@ def evaluate(
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    for name, number in (("batch_size", batch_size), ("baseline_images", baseline_images)):
+    for name, number in (("batch_size", batch_size), ("baseline_items", baseline_items)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+    chosen = [find_task(name) for name in dict.fromkeys(tasks)]
+    if data is not None and len(chosen) > 1:
+        raise ValueError(
+            f"data: expected one task with it, found {len(chosen)}: {', '.join(tasks)}"
+        )
     # What can fail fails before the model is loaded and asked.
-    if sheet:
-        check_packages()
+    undrawn = sheet and missing_packages()
     found = find_model(model, revision)
     if found.revision is None and not found.is_adapter:
         check_weights(found)
     folder = output or (found.folder if found.revision is None else Path(Path(found.name).name))
     check_writable(folder)
-    if data is None:
-        data = str(MINI)
-    benchmark = mini.load(data, split, languages, limit, seed)
-    images = benchmark.images
-    few = mini.sample(images, baseline_images, seed)
-    shuffled = mini.derangement(benchmark, few, seed) if "shuffled" in baselines else {}
-    groups = language_groups(str(found.folder), benchmark.languages)
+    selection = Selection(data, split, languages, limit, seed)
+    loaded = {task.key: task.load(selection) for task in chosen}
+    plans = {
+        task.key: planned(loaded[task.key], baselines, baseline_items, seed) for task in chosen
+    }
     network, processor = load(model, trust_remote_code, revision)
-    loaded = time.perf_counter()
-    seconds = {"load": loaded - began}
-
-    pictures = [benchmark.picture(image) for image in images]
+    asking = Asking(network, processor, batch_size)
     if not is_maya(network):
         with opening(found, "maya evaluate asks models that answer a question about one picture"):
-            trial = [Question(0, "What is this?", 1)]
-            answer(network, processor, pictures[:1], trial)
-            if "blind" in baselines:
-                answer(network, processor, [], [Question(None, "What is this?", 1)])
-    # A small model on CPU answers faster as one thread a core than with all cores on one batch.
-    small = sum(p.numel() for p in network.parameters()) < 200_000_000
-    workers = min(os.cpu_count() or 1, 8) if small and network.device.type == "cpu" else 1
-    if workers > 1:
-        torch.set_num_threads(1)
-    answers: dict[str, list[Answer]] = {}
-    asked: dict[str, list[mini.Row]] = {}
-
-    def run(name: str, rows: list[mini.Row], questions: list[Question]) -> None:
-        start = time.perf_counter()
-        asked[name] = rows
-        answers[name] = answer(
-            network,
-            processor,
-            pictures,
-            questions,
-            batch_size=batch_size,
-            workers=workers,
-            progress=Progress(name, len(rows)),
-        )
-        seconds[name] = time.perf_counter() - start
-
-    run("model", benchmark.rows, mini.questions(benchmark.rows, images))
-    fewer = [row for row in benchmark.rows if row.image in set(few)]
-    if "blind" in baselines:
-        run("blind", fewer, mini.blind_questions(fewer))
-    if "shuffled" in baselines:
-        run("shuffled", fewer, mini.questions(fewer, images, shuffled))
-
-    own, given = asked["model"], answers["model"]
-    results: Results = {
-        "format": FORMAT,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "package": package(),
-        "settings": {
-            "benchmark": "mini",
-            "languages": benchmark.languages,
-            "tasks": list(mini.TASKS),
-            "limit": limit,
-            "baseline_images": len(few) if baselines else None,
-            "baselines": list(baselines),
-            "batch_size": batch_size,
-            "workers": workers,
-            "max_new_tokens": mini.MAX_NEW_TOKENS,
-            "decoding": "greedy",
-            "seed": seed,
-            "bootstrap_resamples": RESAMPLES,
-        },
-        "model": _model_info(found, network),
-        "data": {
-            "name": Path(data).name if Path(data).is_dir() else data,
-            "revision": _data_revision(data),
-            "files_sha256": files_sha256(mini.files(data)),
-            "split": split,
-            "styles": sorted({row.style for row in own}),
-            "images": len(images),
-            "concepts": {
-                "seen": len({row.concept for row in own if row.seen}),
-                "held_out": len({row.concept for row in own if not row.seen}),
+            asking.try_out(loaded.values(), BLIND in baselines)
+    results = _results_before(folder, _model_info(found, network), [task.key for task in chosen])
+    seconds = {"load": time.perf_counter() - began}
+    for task in chosen:
+        part = loaded[task.key]
+        runs = _runs(task, part, plans[task.key], asking, seconds)
+        groups = language_groups(str(found.folder), part.languages)
+        results["tasks"][task.key] = {
+            "title": task.title,
+            "version": task.version,
+            "protocol": task.protocol,
+            "source": task.protocols[task.protocol],
+            "asked": task.describe(),
+            "contamination": task.contamination,
+            "subsets": dict(task.subsets),
+            "parts": dict(task.parts),
+            "metrics": {**task.metrics, **MEASURES},
+            "metric": task.metric,
+            "languages": list(part.languages),
+            "groups": groups,
+            "data": part.data,
+            "settings": {
+                "baselines": list(baselines),
+                "baseline_items": baseline_items,
+                "batch_size": batch_size,
+                "workers": asking.workers,
+                "max_new_tokens": sorted({request.max_new_tokens for request in part.requests}),
+                "decoding": "greedy",
+                "limit": limit,
+                "seed": seed,
             },
-            "questions": len(own),
-        },
-        "machine": machine(),
-        "versions": versions(),
-        "seconds": seconds,
-        "runs": {
-            name: mini.scores(asked[name], answers[name], groups, resamples=RESAMPLES, seed=seed)
-            for name in answers
-        },
-        "chance": mini.chance(benchmark),
-        "yes_rate": {
-            name: mini.yes_rate(benchmark, asked[name], answers[name]) for name in answers
-        },
-        "fidelity": mini.fidelity(own, given),
-        "failures": mini.failures(benchmark, own, given),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    if sheet:
-        draw_sheet(benchmark, own, given, folder / "sheet.png", seed=seed)
-    _write_answers(folder / "answers.parquet", asked, answers)
-    seconds["total"] = time.perf_counter() - began
-    # Last, so that where results.json stands, the rest stands too.
-    write_json(results, folder / "results.json")
-    print(table(results))
-    names = ["results.json", "answers.parquet", *(["sheet.png"] if sheet else [])]
-    print(f"\nwritten to {folder}: {', '.join(names)}")
+            **provenance(),
+            "seconds": seconds,
+        }
+        for run, scored in runs.items():
+            results["rows"] += task.aggregate(scored, run, groups, seed)
+            results["rows"] += measures(task, scored, run, groups, seed)
+        results["rows"] += chance_rows(task, part.requests)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "answers").mkdir(exist_ok=True)
+        _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
+        if sheet and task.sheet and not undrawn:
+            draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
+        seconds["total"] = time.perf_counter() - began
+        # Last, so that where results.json stands, the rest stands too.
+        write_results(results, folder / "results.json")
+        print(text_table(results, task.key))
+        seconds = {}
+        began = time.perf_counter()
+    if undrawn:
+        print(f"\nno sheet.png: {undrawn}")
+    print(f"\nwritten to {folder}: results.json and the answers")
     return results
+
+
+class Asking:
+    """Puts requests to one model.
+
+    Args:
+        network, processor: as `model.load` gives them.
+        batch_size: requests answered together.
+    """
+
+    def __init__(self, network: Any, processor: Any, batch_size: int):
+        self.network, self.processor, self.batch_size = network, processor, batch_size
+        # A small model on CPU answers faster as one thread a core than with all cores on one batch.
+        small = sum(p.numel() for p in network.parameters()) < 200_000_000
+        self.workers = min(os.cpu_count() or 1, 8) if small and network.device.type == "cpu" else 1
+        if self.workers > 1:
+            torch.set_num_threads(1)
+
+    def __call__(
+        self, requests: Sequence[Request], pictures: Pictures, progress: Callable[[int], None]
+    ) -> list[Answer]:
+        """Answers in the order of the requests."""
+        keys = sorted({key for request in requests for key in request.pictures})
+        place = {key: number for number, key in enumerate(keys)}
+        questions = [
+            Question(
+                place[request.pictures[0]] if request.pictures else None,
+                request.text,
+                request.max_new_tokens,
+            )
+            for request in requests
+        ]
+        return answer(
+            self.network,
+            self.processor,
+            [pictures.load(key) for key in keys],
+            questions,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            progress=progress,
+        )
+
+    def try_out(self, parts: Iterable[Loaded], blind: bool) -> None:
+        """Ask about each task's first picture for one token, to see whether the model can be asked so."""
+        question = "What is this?"
+        for part in parts:
+            picture = part.pictures.load(part.requests[0].pictures[0])
+            answer(self.network, self.processor, [picture], [Question(0, question, 1)])
+        if blind:
+            answer(self.network, self.processor, [], [Question(None, question, 1)])
+
+
+def planned(
+    part: Loaded, baselines: Sequence[str], baseline_items: int | None, seed: int
+) -> dict[str, list[Request]]:
+    """Run -> its requests. Raises ValueError for a baseline that so few pictures do not allow."""
+    pictures = {key for request in part.requests for key in request.pictures}
+    few = set(sample(pictures, baseline_items, seed))
+    fewer = [request for request in part.requests if few.issuperset(request.pictures)]
+    plans = {MODEL: list(part.requests)}
+    if BLIND in baselines:
+        plans[BLIND] = [blind(request) for request in fewer]
+    if SHUFFLED in baselines:
+        plans[SHUFFLED] = shuffled(fewer, seed)
+    return plans
+
+
+def _runs(
+    task: Task,
+    part: Loaded,
+    plans: Mapping[str, Sequence[Request]],
+    asking: Asking,
+    seconds: dict[str, float],
+) -> dict[str, list[Scored]]:
+    """Run -> every request of it, answered and scored."""
+    runs = {}
+    for run, requests in plans.items():
+        start = time.perf_counter()
+        answers = asking(requests, part.pictures, Progress(f"{task.key}, {run}", len(requests)))
+        runs[run] = [
+            Scored(request, given, task.score(request, given))
+            for request, given in zip(requests, answers, strict=True)
+        ]
+        seconds[run] = time.perf_counter() - start
+    return runs
+
+
+def measures(
+    task: Task, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
+) -> list[Row]:
+    """Rows of MEASURES over all answers of a run."""
+    rows = []
+    for metric, info in MEASURES.items():
+        values: dict[str, list[tuple[str, float]]] = {}
+        for one in scored:
+            value = _measure(metric, one)
+            if value is not None:
+                pair = (one.request.item, float(value))
+                values.setdefault(one.request.language, []).append(pair)
+        place = Place(task.key, "all", run, metric, info["higher_is_better"])
+        rows += mean_rows(place, values, groups, seed)
+    return rows
+
+
+def _measure(metric: str, one: Scored) -> float | None:
+    """One answer's value; None where it says nothing about it."""
+    request, given = one.request, one.answer
+    if metric == "unparsable":
+        return one.score.unparsable
+    if metric == "empty":
+        return not given.text
+    if metric == "cut":
+        return not given.ended
+    if metric == "tokens":
+        return given.tokens
+    if request.answer_language not in SCRIPTS or not given.text:
+        return None
+    return in_script(given.text, request.answer_language)
+
+
+def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:
+    """What answers at random reach on average, for each subset and language."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for request in requests:
+        if request.chance is not None:
+            values.setdefault((request.subset, request.language), []).append(request.chance)
+    higher = task.metrics[task.metric]["higher_is_better"]
+    return [
+        Place(task.key, subset, CHANCE, task.metric, higher).row(
+            language, sum(found) / len(found), None, None, len(found), 0
+        )
+        for (subset, language), found in values.items()
+    ]
+
+
+def _results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Results:
+    """What `folder` has of the same weights and other tasks."""
+    empty: Results = {"format": FORMAT, "model": model, "tasks": {}, "rows": []}
+    try:
+        before = read_results(folder / "results.json")
+    except (ValueError, FileNotFoundError):
+        return empty
+    if before["model"] != model:
+        return empty
+    for name in tasks:
+        before["tasks"].pop(name, None)
+    before["rows"] = [row for row in before["rows"] if row["task"] not in tasks]
+    return before
 
 
 class Progress:
@@ -210,7 +338,9 @@ class Progress:
         if now - self.printed > 5:
             self.printed = now
             rate = done / (now - self.began)
-            print(f"{self.name}: {done:,} answers, {rate:,.0f} a second", flush=True)
+            print(
+                f"{self.name}: {done:,} of {self.total:,} answers, {rate:,.0f} a second", flush=True
+            )
 
 
 def check_writable(folder: Path) -> None:
@@ -276,112 +406,28 @@ def _model_info(model: Model, network: Any) -> ModelInfo:
     }
 
 
-def _data_revision(data: str) -> str | None:
-    if Path(data).is_dir():
-        return None
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(data).sha
-
-
-def _write_answers(
-    path: Path, asked: dict[str, list[mini.Row]], answers: dict[str, list[Answer]]
-) -> None:
+def _write_answers(path: Path, runs: Mapping[str, Sequence[Scored]]) -> None:
     """Every question and answer, one row each: what the numbers were counted from."""
-    import pyarrow
-    import pyarrow.parquet
-
     rows = [
         {
-            "run": name,
-            "id": row.id,
-            "image": row.image,
-            "lang": row.lang,
-            "task": row.task,
-            "question": row.question,
-            "expected": row.expected,
-            "answer": given.text,
-            "right": mini.right(row, given),
-            "seen": row.seen,
-            "tokens": given.tokens,
-            "ended": given.ended,
+            "run": run,
+            "id": one.request.id,
+            "subset": one.request.subset,
+            "language": one.request.language,
+            "item": one.request.item,
+            "pictures": list(one.request.pictures),
+            "prompt": one.request.text,
+            "expected": json.dumps(one.request.expected, ensure_ascii=False),
+            "answer": one.answer.text,
+            "parsed": one.score.parsed,
+            "unparsable": one.score.unparsable,
+            **one.score.values,
+            "tokens": one.answer.tokens,
+            "ended": one.answer.ended,
         }
-        for name in answers
-        for row, given in zip(asked[name], answers[name], strict=True)
+        for run, scored in runs.items()
+        for one in scored
     ]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def table(results: Results) -> str:
-    """The results as text: languages by tasks, the blind and shuffled runs beside the model."""
-    data, settings = results["data"], results["settings"]
-    runs = [name for name in ("model", *BASELINES) if name in results["runs"]]
-    tasks = settings["tasks"]
-    lines = [
-        f"{results['model']['name']} on {data['split']} ({', '.join(data['styles'])}): "
-        f"{data['images']:,} pictures, {data['questions']:,} questions, greedy",
-        "percent right with 95 % intervals"
-        + (
-            f"; blind (no picture) and shuffled (another's picture) on "
-            f"{settings['baseline_images']:,} pictures"
-            if len(runs) > 1
-            else ""
-        ),
-    ]
-    for subset, title in (("seen", "concepts seen in training"), ("held_out", "concepts held out")):
-        parts: dict[str, dict[str, TaskScores]] = {
-            run: {
-                task: results["runs"][run][task][subset]
-                for task in tasks
-                if subset in results["runs"][run].get(task, {})
-            }
-            for run in runs
-        }
-        shown = [task for task in tasks if task in parts["model"]]
-        if not shown:
-            continue
-        widths = {"model": 19, "blind": 7, "shuffled": 10}
-        header, under = f"{'':10}", f"{'':10}"
-        for task in shown:
-            chance = results["chance"][task]
-            note = "" if chance is None else f" (chance {100 * chance:.2g})"
-            header += f"| {task + note:{sum(widths[run] for run in runs)}}"
-            under += "| " + "".join(f"{run:<{widths[run]}}" for run in runs)
-        lines += ["", f"{title}:", header.rstrip(), under.rstrip()]
-        rows = list(parts["model"][shown[0]]["languages"])
-        means = list(parts["model"][shown[0]]["means"])
-        for row in [*rows, *means]:
-            line = f"{row if row in rows else 'mean ' + row[:5]:10}"
-            for task in shown:
-                line += "| "
-                for run in runs:
-                    scores = parts[run].get(task)
-                    found = scores and (scores["languages"].get(row) or scores["means"].get(row))
-                    if not found:
-                        cell = "-"
-                    elif run == "model":
-                        low, high = 100 * found["low"], 100 * found["high"]
-                        cell = f"{100 * found['value']:5.1f} [{low:.1f}, {high:.1f}]"
-                    else:
-                        cell = f"{100 * found['value']:5.1f}"
-                    line += f"{cell:<{widths[run]}}"
-            lines.append(line.rstrip())
-    failures = results["failures"]
-    counted = {
-        kind: sum(count[kind] for task in failures.values() for count in task.values())
-        for kind in ("empty", "unfinished", "off_format", "other_script")
-    }
-    lines += [
-        "",
-        f"counted as wrong: {counted['empty']:,} empty, {counted['unfinished']:,} unfinished, "
-        f"{counted['off_format']:,} off format; {counted['other_script']:,} answers in another script",
-        "yes rate: "
-        + ", ".join(f"{k} {100 * v:.0f}" for k, v in results["yes_rate"]["model"].items()),
-        "seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in results["seconds"].items()),
-    ]
-    return "\n".join(lines)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    table = pa.table({name: [row.get(name) for row in rows] for name in columns})
+    write_parquet(path, table)

@@ -4,12 +4,12 @@ Drawn as SVG and rendered by resvg; see lettering.py for the scripts.
 """
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from .generation import Answer
 from .lettering import RIGHT_TO_LEFT, check_packages, fit, line
-from .mini import Benchmark, Row, right, sample
+from .protocol import Loaded, Scored, Task, sample
 
 # Sizes in pixels.
 COLUMNS, CARD, GAP, MARGIN, TITLE = 4, 440, 16, 24, 64
@@ -18,9 +18,9 @@ RIGHT, WRONG, QUIET, INK, PAPER = "#13703a", "#b3261e", "#6b7280", "#111827", "#
 
 
 def draw_sheet(
-    benchmark: Benchmark,
-    rows: Sequence[Row],
-    answers: Sequence[Answer],
+    task: Task,
+    loaded: Loaded,
+    scored: Sequence[Scored],
     path: Path,
     *,
     pictures: int = 12,
@@ -28,19 +28,20 @@ def draw_sheet(
 ) -> None:
     """Write the sheet of some of the pictures, drawn from the seed and not by how they went.
 
-    Only concepts seen in training are shown, unless there are none. Raises ValueError where
-    nothing was answered or a package is missing.
+    Only answers of one of `Task.sheet`'s subsets are shown, the first that has any. Raises ValueError
+    where there is none or a package is missing.
     """
     check_packages()
     import resvg_py
 
-    named = [(row, given) for row, given in zip(rows, answers, strict=True) if row.task == "name"]
-    if not named:
-        raise ValueError("no naming questions were answered: there is nothing to draw")
-    seen = sorted({row.image for row, _ in named if row.seen})
-    images = sample(seen or sorted({row.image for row, _ in named}), pictures, seed)
-    style = ", ".join(sorted({row.style for row, _ in named}))
-    height = HEADER + LINE * len(benchmark.languages) + 8
+    chosen: list[Scored] = []
+    for subset in task.sheet:
+        chosen = chosen or [one for one in scored if one.request.subset == subset]
+    if not chosen:
+        raise ValueError(f"no answers of {', '.join(task.sheet)}: there is nothing to draw")
+    images = sample({one.request.pictures[0] for one in chosen}, pictures, seed)
+    style = ", ".join(loaded.data["styles"])
+    height = HEADER + LINE * len(loaded.languages) + 8
     columns = min(COLUMNS, len(images))
     deep = -(-len(images) // columns)
     size = (
@@ -55,7 +56,7 @@ def draw_sheet(
         line(
             MARGIN,
             MARGIN + 46,
-            f"{len(images)} pictures of the split {benchmark.split} ({style}), drawn at random; "
+            f"{len(images)} pictures of the split {loaded.data['split']} ({style}), drawn at random; "
             f"grey at the end of a line: what was expected",
             "en",
             14,
@@ -69,8 +70,8 @@ def draw_sheet(
             f'<rect x="{x}" y="{y}" width="{CARD}" height="{height}" rx="10" fill="#ffffff" '
             f'stroke="#d1d5db"/>'
         )
-        lines = {row.lang: (row, given) for row, given in named if row.image == image}
-        parts += _card(benchmark, image, lines, x, y)
+        lines = {one.request.language: one for one in chosen if one.request.pictures[0] == image}
+        parts += _card(task, loaded, image, lines, x, y)
     parts.append("</svg>")
     content = resvg_py.svg_to_bytes(svg_string="".join(parts), skip_system_fonts=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -82,26 +83,29 @@ def draw_sheet(
 
 
 def _card(
-    benchmark: Benchmark, image: str, lines: dict[str, tuple[Row, Answer]], x: int, y: int
+    task: Task, loaded: Loaded, image: str, lines: dict[str, Scored], x: int, y: int
 ) -> list[str]:
     """One picture with a line for each language; (x, y) is the card's corner."""
     language = "en" if "en" in lines else next(iter(lines))
-    first = lines[language][0]
+    first = lines[language].request
     title = first.expected
-    correct = sum(right(row, given) for row, given in lines.values())
-    encoded = base64.b64encode(benchmark.pictures[image]).decode()
+    correct = sum(_right(task, one) for one in lines.values())
+    buffer = io.BytesIO()
+    loaded.pictures.load(image).save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    part = task.parts.get(first.subset.partition("/")[0], "")
     left = x + 14 + PICTURE + 14
     parts = [
         f'<image x="{x + 14}" y="{y + 14}" width="{PICTURE}" height="{PICTURE}" '
         f'xlink:href="data:image/png;base64,{encoded}"/>',
         line(left, y + 40, fit(title, language, 18, CARD - 150), language, 18, INK, weight=600),
         line(left, y + 66, f"{correct} of {len(lines)} languages right", "en", 14, QUIET),
-        line(left, y + 88, "seen in training" if first.seen else "held out", "en", 14, QUIET),
+        line(left, y + 88, part, "en", 14, QUIET),
     ]
     start, end = x + 62, x + CARD - 14
-    for number, language in enumerate(lang for lang in benchmark.languages if lang in lines):
-        row, given = lines[language]
-        good = right(row, given)
+    for number, language in enumerate(lang for lang in loaded.languages if lang in lines):
+        one = lines[language]
+        good = _right(task, one)
         top = y + HEADER + number * LINE
         parts += [
             f'<line x1="{x + 14}" x2="{end}" y1="{top}" y2="{top}" stroke="#e5e7eb"/>',
@@ -111,8 +115,8 @@ def _card(
         backwards = language in RIGHT_TO_LEFT
         near, far = (end, start) if backwards else (start, end)
         room = end - start if good else 0.56 * (end - start)
-        question = fit(row.question, language, 11, end - start)
-        said = fit(given.text, language, 17, room)
+        question = fit(one.request.text, language, 11, end - start)
+        said = fit(one.answer.text, language, 17, room)
         parts.append(line(near, top + 14, question, language, 11, QUIET, at_end=backwards))
         if said:
             colour = RIGHT if good else WRONG
@@ -120,9 +124,13 @@ def _card(
         else:
             parts.append(line(near, top + 34, "(no answer)", "en", 14, WRONG, at_end=backwards))
         if not good:
-            wanted = fit(row.expected, language, 13, 0.42 * (end - start))
+            wanted = fit(one.request.expected, language, 13, 0.42 * (end - start))
             parts.append(line(far, top + 34, wanted, language, 13, QUIET, at_end=not backwards))
     return parts
+
+
+def _right(task: Task, one: Scored) -> bool:
+    return one.score.values[task.metric] == 1
 
 
 def _mark(x: int, y: int, good: bool) -> str:

@@ -1,0 +1,123 @@
+"""Where numbers come from: the day, the package's commit, the machine, the versions, hashes of files."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, TypedDict
+
+import torch
+
+
+class Machine(TypedDict):
+    """Where it ran."""
+
+    system: str
+    processor: str
+    cores: int
+    memory_gib: float | None
+    gpu: str | None
+    threads: int
+
+
+class Provenance(TypedDict):
+    """What stands in every file of numbers. It holds no path and no host name."""
+
+    created: str
+    package: dict[str, str | bool | None]  # "version", "commit", "modified"
+    machine: Machine
+    versions: dict[str, str]
+
+
+def provenance(*also: str) -> Provenance:
+    """Here and now.
+
+    Args:
+        also: packages whose versions decide the numbers, beside those that always do.
+    """
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "package": package(),
+        "machine": machine(),
+        "versions": versions() | {name: importlib.metadata.version(name) for name in also},
+    }
+
+
+def files_sha256(files: Iterable[Path]) -> str | None:
+    """One hash over files' names and bytes, in the order of their names; None without files."""
+    digest = hashlib.sha256()
+    names = sorted(files, key=lambda file: file.name)
+    for file in names:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(_stream_sha256(stream))
+    return digest.hexdigest() if names else None
+
+
+def _stream_sha256(stream: BinaryIO) -> bytes:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.digest()
+
+
+def machine() -> Machine:
+    """The machine, without its name."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor_name(),
+        "cores": os.cpu_count() or 1,
+        "memory_gib": memory,
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "datasets", "pillow", "numpy"):
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def package() -> dict[str, str | bool | None]:
+    """This package's version and, in a git checkout, its commit and whether files were changed."""
+    try:
+        version: str | None = importlib.metadata.version("maya-vlm")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    here = Path(__file__).resolve().parents[2]
+    commit, modified = None, None
+    if (here / ".git").exists():
+        commit = _git(here, "rev-parse", "HEAD")
+        status = _git(here, "status", "--porcelain", "--untracked-files=no")
+        modified = None if status is None else bool(status)
+    return {"version": version, "commit": commit, "modified": modified}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

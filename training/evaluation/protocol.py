@@ -1,0 +1,370 @@
+"""What a task is: requests to a model, the score of one answer, and rows of numbers.
+
+A task has three duties. `load` reads its dataset and gives requests: parts of a prompt, a language, a
+limit of new tokens. `score` judges one answer. `aggregate` makes rows of values with intervals. The
+rest (asking the model, baselines, continuing, tables, cards) knows no task by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from PIL.Image import Image
+
+from .generation import Answer
+from .metrics import Interval, mean, mean_of_languages
+from .results import DataInfo, MetricInfo, Row
+
+# The order of languages in tables; others follow alphabetically.
+LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
+# Of which runs there are rows: the model, two baselines that cannot know, and guessing at random.
+MODEL, BLIND, SHUFFLED, CHANCE = "model", "blind", "shuffled", "chance"
+BASELINES = (BLIND, SHUFFLED)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A part of a prompt: the picture that the task's `Pictures` give for `key`."""
+
+    key: str
+
+
+class Pictures(Protocol):
+    """Reads pictures when they are needed, so that memory does not grow with their number."""
+
+    def load(self, key: str) -> Image:
+        """The decoded picture. Raises ValueError or OSError with one line that names it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model.
+
+    Args:
+        id: unique in its task.
+        language: BCP-47 code of the language asked in.
+        answer_language: of the answer that is asked for; None where an answer has none, as a letter.
+        content: the user's turn, texts and pictures in their order.
+        max_new_tokens: where an answer is cut.
+        subset: where its score belongs, `part/column` or one word; a key of `Task.subsets`.
+        item: what is independent of other requests, such as the image: intervals draw whole items.
+        expected: what the score compares with.
+        about: whatever else the score needs.
+        chance: the expected score of a random answer, where that can be said.
+        avoid: pictures with one of these marks cannot stand for this request's in the shuffled run.
+        marks: what this request's picture shows, see `avoid`.
+        system: the system turn.
+        stop: an answer ends before the first of these texts.
+    """
+
+    id: str
+    language: str
+    content: tuple[str | Picture, ...]
+    max_new_tokens: int
+    item: str
+    answer_language: str | None = None
+    subset: str = "all"
+    expected: Any = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    chance: float | None = None
+    avoid: frozenset[str] = frozenset()
+    marks: frozenset[str] = frozenset()
+    system: str | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Keys of the pictures, in their order."""
+        return tuple(part.key for part in self.content if isinstance(part, Picture))
+
+    @property
+    def text(self) -> str:
+        """The texts of the prompt, joined."""
+        return "".join(part for part in self.content if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Score:
+    """The judgement of one answer.
+
+    Args:
+        values: metric -> value; None where the judgement failed, which is never averaged.
+        parsed: what was understood of the answer; None where nothing was.
+        unparsable: the answer has not the form that was asked for. It counts as wrong.
+    """
+
+    values: Mapping[str, float | None]
+    parsed: str | None = None
+    unparsable: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A request with its answer and its score."""
+
+    request: Request
+    answer: Answer
+    score: Score
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A task's requests, all of one selection of its dataset."""
+
+    requests: Sequence[Request]
+    pictures: Pictures
+    data: DataInfo
+    languages: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a dataset is asked.
+
+    Args:
+        data: a folder or Hub repository in the layout of the task's dataset; None: the task's own.
+        split: None: the task's own.
+        languages: BCP-47 codes; None: all.
+        limit: this many items, drawn from the seed; None: all.
+        revision: of a Hub repository; None: the one the task pins.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    languages: Sequence[str] | None = None
+    limit: int | None = None
+    seed: int = 0
+    revision: str | None = None
+
+
+class Task(ABC):
+    """One benchmark. Its class attributes are what results files say of it.
+
+    Args:
+        protocol: one of `protocols`; None: the first.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    # Changes with the prompt, the parser or the metric, so that other numbers are never mixed.
+    version: ClassVar[str] = "1"
+    # Ways of asking and scoring, the default first: name -> the paper or script that it follows.
+    protocols: ClassVar[Mapping[str, str]]
+    # Where scores belong, in the order of tables: subset -> title. A subset `part/column` is a column of
+    # the part's own table.
+    subsets: Mapping[str, str] = {"all": ""}
+    parts: Mapping[str, str] = {}
+    # Subsets whose answers make a sheet, the first that has any; none for a task without one.
+    sheet: Sequence[str] = ()
+    metrics: Mapping[str, MetricInfo] = {
+        "accuracy": {"title": "accuracy", "higher_is_better": True, "percent": True}
+    }
+    metric: str = "accuracy"  # the one that tables show
+    # What is known of the benchmark having been seen in training.
+    contamination: ClassVar[str] = ""
+
+    def __init__(self, protocol: str | None = None):
+        if protocol is not None and protocol not in self.protocols:
+            raise ValueError(
+                f"{self.name}: unknown protocol {protocol!r}; known: {', '.join(self.protocols)}"
+            )
+        self.protocol = protocol or next(iter(self.protocols))
+
+    @property
+    def key(self) -> str:
+        """The task in rows and files: its name, and its protocol where that is not the default."""
+        first = next(iter(self.protocols))
+        return self.name if self.protocol == first else f"{self.name}:{self.protocol}"
+
+    def describe(self) -> dict[str, Any]:
+        """How this protocol asks and reads: prompts, parser, stop texts."""
+        return {}
+
+    @abstractmethod
+    def load(self, selection: Selection) -> Loaded:
+        """Reads the dataset.
+
+        Raises ValueError or OSError in one line: no such dataset, split or language, a column that is
+        missing, a picture that cannot be read.
+        """
+
+    @abstractmethod
+    def score(self, request: Request, answer: Answer) -> Score:
+        """Judges one answer. It never guesses: what cannot be understood is unparsable."""
+
+    def aggregate(
+        self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
+    ) -> list[Row]:
+        """Rows of this task's own metrics: for each subset each language, then the means of `groups`."""
+        return [
+            row
+            for metric in self.metrics
+            for subset in self.subsets
+            for row in self.rows(
+                [one for one in scored if one.request.subset == subset],
+                metric,
+                subset,
+                run,
+                groups,
+                seed,
+            )
+        ]
+
+    def rows(
+        self,
+        scored: Sequence[Scored],
+        metric: str,
+        subset: str,
+        run: str,
+        groups: Mapping[str, Sequence[str]],
+        seed: int,
+    ) -> list[Row]:
+        """The means of one metric over one subset. A failed judgement (None) is left out and counted."""
+        values: dict[str, list[tuple[str, float]]] = {}
+        failures: Counter[str] = Counter()
+        for one in scored:
+            language, value = one.request.language, one.score.values.get(metric)
+            failures[language] += value is None or one.score.unparsable
+            if value is not None:
+                values.setdefault(language, []).append((one.request.item, value))
+        place = Place(self.key, subset, run, metric, self.metrics[metric]["higher_is_better"])
+        return mean_rows(place, values, groups, seed, failures, self.interval)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """Writes the files that the benchmark's own server or script takes; returns them."""
+        return []
+
+    def interval(self, values: Sequence[tuple[str, float]], seed: int) -> Interval:
+        """The mean of one language's (item, value) pairs, with its interval."""
+        return mean(values, seed)
+
+
+class Place(NamedTuple):
+    """What several rows share."""
+
+    task: str
+    subset: str
+    run: str
+    metric: str
+    higher_is_better: bool | None
+
+    def row(
+        self,
+        language: str,
+        value: float,
+        low: float | None,
+        high: float | None,
+        n: int,
+        failures: int,
+    ) -> Row:
+        """A row of this place."""
+        return {
+            "task": self.task,
+            "subset": self.subset,
+            "run": self.run,
+            "language": language,
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "value": value,
+            "low": low,
+            "high": high,
+            "n": n,
+            "failures": failures,
+        }
+
+
+def mean_rows(
+    place: Place,
+    values: Mapping[str, Sequence[tuple[str, float]]],
+    groups: Mapping[str, Sequence[str]],
+    seed: int,
+    failures: Mapping[str, int] | None = None,
+    interval: Callable[[Sequence[tuple[str, float]], int], Interval] = mean,
+) -> list[Row]:
+    """A row for each language, then one for each group of languages.
+
+    Args:
+        values: language -> (item, value) of each answer.
+        failures: language -> how many answers could not be judged.
+        interval: of one language's values.
+    """
+    failures = failures or {}
+    rows = [
+        place.row(lang, *interval(values[lang], seed), len(values[lang]), failures.get(lang, 0))
+        for lang in in_order(values)
+    ]
+    for group, languages in groups.items():
+        chosen = {lang: values[lang] for lang in languages if lang in values}
+        if chosen:
+            n, failed = (
+                sum(map(len, chosen.values())),
+                sum(failures.get(lang, 0) for lang in chosen),
+            )
+            rows.append(place.row(group, *mean_of_languages(chosen, seed=seed), n, failed))
+    return rows
+
+
+def in_order(languages: Iterable[str]) -> list[str]:
+    """Languages in the order of tables."""
+    place = {language: number for number, language in enumerate(LANGUAGES)}
+    return sorted(languages, key=lambda language: (place.get(language, len(place)), language))
+
+
+def sample(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
+    """The first `limit` names in an order that the seed and the names alone decide, sorted.
+
+    Raises ValueError for a limit below 1.
+    """
+    names = sorted(set(names))
+    if limit is None:
+        return names
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    key = {name: hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names}
+    return sorted(sorted(names, key=key.__getitem__)[:limit])
+
+
+def blind(request: Request) -> Request:
+    """The same question without its pictures."""
+    return replace(request, content=tuple(p for p in request.content if isinstance(p, str)))
+
+
+def shuffled(requests: Sequence[Request], seed: int) -> list[Request]:
+    """The same questions with pictures of others.
+
+    All pictures are exchanged by one shift of a random order, so that every question about a picture
+    gets the same other one. No picture stays or shows what a question is about (`Request.avoid`).
+    Raises ValueError where there is no such shift, as with a single picture.
+    """
+    marks: dict[str, frozenset[str]] = {}
+    avoid: dict[str, frozenset[str]] = {}
+    for request in requests:
+        for key in request.pictures:
+            marks[key] = marks.get(key, frozenset()) | request.marks
+            avoid[key] = avoid.get(key, frozenset()) | request.avoid
+    order = sorted(marks)
+    np.random.default_rng(seed).shuffle(order)
+    for shift in range(1, len(order)):
+        other = dict(zip(order, order[shift:] + order[:shift], strict=True))
+        if not any(marks[there] & avoid[key] for key, there in other.items()):
+            return [
+                replace(
+                    request,
+                    content=tuple(
+                        Picture(other[part.key]) if isinstance(part, Picture) else part
+                        for part in request.content
+                    ),
+                )
+                for request in requests
+            ]
+    raise ValueError(
+        f"{len(order)} pictures cannot be shuffled so that none shows what its question is about: "
+        f"use more"
+    )
