@@ -58,7 +58,7 @@ def chat(
     Args:
         model: a folder or Hub repository (`user/name@revision` too), of a Maya, of an adapter of one, or
             of another image-text-to-text model.
-        image: a file, an http(s) address or a data URI; see `maya_vlm.training.images.load_image`.
+        image: a file, an http(s) address or a data URI; see `maya_vlm.training.common.images.load_image`.
         question: default: "What is this?" in `language`.
         language: BCP-47 code of the language to answer in; default: the question's own.
             See `question_in`.
@@ -76,7 +76,7 @@ def chat(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
 
-    from .images import load_image
+    from .common.images import load_image
 
     picture = load_image(image, allow_private=allow_private)
 

@@ -113,8 +113,8 @@ def main() -> int:
         "--at", help="where to make the files (default: the system's temporary folder)"
     )
     args = parser.parse_args()
+    from maya_vlm.training.common.files import write_json
     from maya_vlm.training.common.provenance import provenance
-    from maya_vlm.training.data.files import write_json
 
     with tempfile.TemporaryDirectory(dir=args.at) as place:
         source = Path(place) / "original"

@@ -152,8 +152,8 @@ def main() -> int:
     if args.rows <= SMALL:
         parser.error(f"--rows: expected more than {SMALL}, found {args.rows}")
 
+    from maya_vlm.training.common.files import write_json
     from maya_vlm.training.common.provenance import provenance
-    from maya_vlm.training.data.files import write_json
 
     few, many = measure(SMALL, args.at), measure(args.rows, args.at)
     ratios = {

@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import transformers
 
-    from maya_vlm.training.data.files import write_json
+    from maya_vlm.training.common.files import write_json
     from maya_vlm.training.flops import measure_peak
     from tests.benchmarks.workload import environment
 

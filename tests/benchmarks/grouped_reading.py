@@ -163,8 +163,8 @@ def main() -> int:
         print(json.dumps(read(args.read[0], Path(args.read[1]))))
         return 0
 
+    from maya_vlm.training.common.files import write_json
     from maya_vlm.training.common.provenance import provenance
-    from maya_vlm.training.data.files import write_json
 
     with tempfile.TemporaryDirectory() as place:
         whole, part = Path(place) / "whole", Path(place) / "part"

@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "results" / "heads.json"
 sys.path.insert(0, str(ROOT))
 
-from maya_vlm.training.data.files import write_json  # noqa: E402
+from maya_vlm.training.common.files import write_json  # noqa: E402
 from maya_vlm.training.head import TILE, token_losses  # noqa: E402
 from tests.benchmarks.memory import in_own_processes, memory_of  # noqa: E402
 from tests.benchmarks.workload import environment  # noqa: E402

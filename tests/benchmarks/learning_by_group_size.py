@@ -167,7 +167,7 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
     import contextlib
     import shutil
 
-    from maya_vlm.training.data.files import write_json
+    from maya_vlm.training.common.files import write_json
     from maya_vlm.training.recipe import write_recipe
     from maya_vlm.training.run import LOG, train
 
@@ -576,7 +576,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.chdir(ROOT)  # where the resolved recipe's paths begin
 
-    from maya_vlm.training.data.files import write_json
+    from maya_vlm.training.common.files import write_json
     from maya_vlm.training.groups import GroupData
     from tests.benchmarks.workload import environment
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from maya_vlm.training.data.files import write_json
+from maya_vlm.training.common.files import write_json
 from maya_vlm.training.evaluation.protocol import MODEL
 from maya_vlm.training.evaluation.table import Column, Scores, markdown_tables
 

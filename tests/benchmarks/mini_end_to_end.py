@@ -302,8 +302,8 @@ def main() -> None:
         work = (args.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         result = run(args, work)
+    from maya_vlm.training.common.files import write_json
     from maya_vlm.training.common.provenance import provenance
-    from maya_vlm.training.data.files import write_json
 
     result |= {
         **provenance("pyarrow"),

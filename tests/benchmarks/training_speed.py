@@ -55,7 +55,7 @@ from transformers import (  # noqa: E402
 )
 from trl import SFTTrainer  # noqa: E402
 
-from maya_vlm.training.data.files import write_json  # noqa: E402
+from maya_vlm.training.common.files import write_json  # noqa: E402
 from maya_vlm.training.recipe import Rule  # noqa: E402
 from modeling_maya import MayaConfig, MayaForConditionalGeneration  # noqa: E402
 from processing_maya import (  # noqa: E402

@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{found['rows_per_second']:.1f} rows/s",
                 flush=True,
             )
-    from maya_vlm.training.data.files import write_json
+    from maya_vlm.training.common.files import write_json
 
     record = summarise(runs, rows, loads, args)
     write_json(args.output, record)

@@ -515,7 +515,7 @@ def main() -> None:
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    from maya_vlm.training.data.files import write_json
+    from maya_vlm.training.common.files import write_json
 
     write_json(output, record)
     print(table(record))

@@ -10,7 +10,7 @@ from maya_vlm.training.common import files
 def test_written_and_replaced(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"lang": "हिन्दी"})
-    assert path.read_text(encoding="utf-8") == '{\n "lang": "हिन्दी"\n}'
+    assert path.read_text(encoding="utf-8") == '{\n "lang": "हिन्दी"\n}\n'
     files.write_json(path, {"name": "a\udcff"})
     assert json.loads(path.read_bytes()) == {"name": "a\udcff"}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from maya_vlm.training.common.files import sha256_file
 from maya_vlm.training.data.build import build_dataset
-from maya_vlm.training.data.files import sha256_file
 from maya_vlm.training.data.journal import read_journal
 from maya_vlm.training.data.plan import load_plan
 from maya_vlm.training.data.units import UnitManifest, manifest_path

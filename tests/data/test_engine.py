@@ -10,9 +10,9 @@ import textwrap
 
 import pytest
 
+from maya_vlm.training.common.files import write_json
 from maya_vlm.training.data import engine
 from maya_vlm.training.data.engine import ExecutorPlan, Job, run_jobs
-from maya_vlm.training.data.files import write_json
 from maya_vlm.training.data.journal import Journal
 from maya_vlm.training.data.status import UNITS, survey
 from maya_vlm.training.data.units import (

@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from maya_vlm.training.data.files import sha256_text
+from maya_vlm.training.common.files import sha256_text
 from maya_vlm.training.data.pictures import Pictures
 from maya_vlm.training.data.review import (
     COLUMNS,

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maya_vlm.training.common import images as loading
+from maya_vlm.training.common.files import sha256_file
 from maya_vlm.training.common.picture_tables import PictureTables
 from maya_vlm.training.data.external_sort import ExternalSort
-from maya_vlm.training.data.files import sha256_file
 from maya_vlm.training.data.pictures import Pictures
 from maya_vlm.training.data.readers import language_of_file
 from maya_vlm.training.data.records import SOURCE_SCHEMA, Record

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from maya_vlm.training.cli import main
+from maya_vlm.training.common.files import write_json
 from maya_vlm.training.data.engine import ExecutorPlan, Job, run_jobs
-from maya_vlm.training.data.files import write_json
 from maya_vlm.training.data.journal import Journal
 from maya_vlm.training.data.status import Progress, format_status, survey
 from maya_vlm.training.data.units import run_unit

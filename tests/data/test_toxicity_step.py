@@ -8,7 +8,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from maya_vlm.training.data.files import sha256_text
+from maya_vlm.training.common.files import sha256_text
 from maya_vlm.training.data.review import read_sheet
 from maya_vlm.training.data.toxicity.decisions import decide_build, format_summary
 from maya_vlm.training.data.toxicity.plan import ToxicityPlan

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maya_vlm.training.data.files import atomic, sha256_file, write_json, write_parquet
+from maya_vlm.training.common.files import atomic, sha256_file, write_json, write_parquet
 from maya_vlm.training.data.fitting import Fitting
 from maya_vlm.training.data.journal import Journal, read_journal
 from maya_vlm.training.data.units import (

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from maya_vlm.training.data.files import write_parquet
+from maya_vlm.training.common.files import write_parquet
 from maya_vlm.training.data.records import SOURCE_SCHEMA
 from maya_vlm.training.data.translation import TRANSLATED
 

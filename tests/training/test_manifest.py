@@ -212,7 +212,7 @@ def test_hub_datasets_go_on_at_the_commit_they_began_with(begun, monkeypatch):
 def test_a_base_on_the_hub_whose_files_change_is_seen(begun, monkeypatch):
     path, output = begun
     found = ["repository@1"]
-    monkeypatch.setattr(manifest_module, "_model_repository", lambda path: found[0])
+    monkeypatch.setattr(manifest_module, "_model_repository", lambda *of: found[0])
     changes = ["model.vision_tower=user/tower"]
     write_manifest(output, make_manifest(load_recipe(path, changes)))
     for told in ("repository@1", "repository"):

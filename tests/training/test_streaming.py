@@ -93,7 +93,7 @@ def test_captions_come_with_their_image(tmp_path, built):
 
 
 def load(content: bytes):
-    from maya_vlm.training.images import load_image
+    from maya_vlm.training.common.images import load_image
 
     return load_image(content)
 

@@ -1,41 +1,114 @@
-"""Small files that are whole or absent: written under a temporary name, synced, renamed."""
+"""Files that are whole or absent: temporary name, fsync, rename, fsync of the folder.
+
+Every file that somebody reads later is written through this module, so that what stands under its
+final name is complete, whatever was killed and whenever.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`. When it fails, what was at `path` before is untouched."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which becomes `path` when the block ends without an error.
+
+    Raises OSError naming `path` when the disk does not take it; the temporary file is then gone
+    and what stood at `path` before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """`data` at `path`; when it fails, what was there before is untouched."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, as `write_bytes` does."""
+    """`text` as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, letters of every script as they are, as `write_bytes` does.
+    """`value` as indented JSON, keys in their order, letters of every script as they are.
 
-    Names of files need not be text: half a surrogate pair, which UTF-8 cannot hold, has all letters
-    written as escapes.
+    Names of files need not be text: where half a surrogate pair is in it, which UTF-8 cannot hold, all
+    letters are written as escapes.
     """
     text = json.dumps(value, ensure_ascii=False, indent=1)
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError:
         data = json.dumps(value, indent=1).encode("ascii")
-    write_bytes(path, data)
+    write_bytes(path, data + b"\n")
+
+
+def write_parquet(path: Path, table: pa.Table, **options: Any) -> str:
+    """`table` as a parquet file (zstd); returns the SHA-256 of its bytes, in hex.
+
+    Args:
+        options: of `pyarrow.parquet.write_table`.
+    """
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, **{"compression": "zstd", **options})
+        return sha256_file(temporary)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def remove_temporaries(path: Path) -> None:
+    """Delete what killed writers of `path` left; only for who holds the lock of `path`."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError) -> OSError:
+    """`error` as one line that names the file and says what to do."""
+    if error.errno is None and (str(path) in str(error) or ": cannot be written: " in str(error)):
+        return error
+    text = f"{path}: cannot be written: {error.strerror or error}"
+    return OSError(f"{text}; when that is mended, run the same command again")
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -29,8 +29,8 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
+from ..common.files import write_bytes, write_json
 from ..signals import handling
-from .files import write_bytes, write_json
 from .parquet import count_rows
 from .status import UNITS, Progress
 from .units import Stopped, UnitManifest, Worker, check_unit, run_units

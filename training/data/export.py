@@ -32,11 +32,11 @@ from typing import Any
 
 import yaml
 
+from ..common.files import atomic, write_bytes
 from ..common.markdown import code, escaped
 from ..common.names import folded, stays_inside
 from ..common.telling import one_line
 from .dataset_folder import DatasetFolder, open_dataset
-from .files import atomic, write_bytes
 from .messages import MESSAGES_SCHEMA, as_messages, trl_snippet
 from .pictures import Pictures
 from .records import IMAGE_MARK, Row

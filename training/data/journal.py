@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..common.files import disk_error, sync
 from ..common.reading import parse_json
 from ..common.shapes import has_shape
-from .files import disk_error, sync
 
 Row = dict[str, Any]
 _OPENED = {"open": {"time": float}}

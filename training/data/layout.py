@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..common.files import sha256_file, write_json
 from ..common.names import stays_inside
 from ..common.reading import read_json
 from ..common.shapes import has_shape
 from ..schema import digest
 from . import messages_config
 from .external_sort import ExternalSort
-from .files import sha256_file, write_json
 from .manifest_shape import AUDIT, FILES, IMAGES, LANGUAGE, MESSAGES, check_languages
 from .messages import MESSAGES_SCHEMA
 from .parquet import check_columns, parquet_file, read_columns, read_rows

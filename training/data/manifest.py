@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.files import write_json
 from ..common.reading import read_json, read_json_mapping
 from ..common.shapes import check_shape
 from ..common.telling import one_line
-from .files import write_json
 from .manifest_shape import FORMAT, SUMMARY, check_manifest
 from .records import Row
 from .translator import read_preset

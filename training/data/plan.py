@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from ..common.files import write_bytes
 from ..common.languages import check_language
 from ..common.names import check_component
 from ..common.telling import one_line
@@ -20,7 +21,6 @@ from ..schema import build, digest, read_mapping, resolve_paths, to_dict
 from .check_plan import CheckPlan
 from .checks import RowChecker
 from .engine import ExecutorPlan
-from .files import write_bytes
 from .identify import Identifier
 from .layout import LayoutPlan
 from .manifest import licence_of

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from .files import write_bytes
+from ..common.files import write_bytes
 
 METRIC_NAMES = {"bleu": "BLEU", "chrf++": "chrF++"}
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from ..common.files import write_json, write_parquet
 from ..schema import build, digest, read_mapping, resolve_paths, to_dict
-from .files import write_json, write_parquet
 from .parquet import read_rows
 from .preamble_report import write_report
 from .prompts import variants

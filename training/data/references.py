@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from ..common.cells import inert, original
+from ..common.files import write_bytes, write_parquet
 from ..common.reading import parse_json, read_json
 from ..common.telling import one_line
-from .files import write_bytes, write_parquet
 from .parquet import read_rows
 from .records import SOURCE_SCHEMA
 from .scoring import sentence_chrf

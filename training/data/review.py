@@ -32,11 +32,11 @@ from typing import Any
 import pyarrow as pa
 
 from ..common.cells import inert, original
+from ..common.files import sha256_text, write_bytes, write_json, write_parquet
 from ..common.images import load_image, to_rgb
 from ..common.reading import read_bytes, read_json
 from ..common.shapes import check_shape
 from ..common.telling import one_line, printable
-from .files import sha256_text, write_bytes, write_json, write_parquet
 from .identify import SCRIPTS, primary
 from .parquet import check_columns, is_text, read_rows
 from .pictures import Pictures

@@ -70,7 +70,7 @@ def read_review(folder: Path, path: Path) -> ReadBack:
     plan = plan_of(folder)
     found = read_sheet(folder, path)
     if found.kind == "translation" and (folder / "verify" / "report.json").is_file():
-        from .files import write_json
+        from ..common.files import write_json
 
         report = verify_report(folder, plan.languages, plan.verification or VerificationPlan())
         write_json(folder / "verify" / "report.json", report)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import atomic, disk_error, sha256_file
+from ..common.files import atomic, disk_error, sha256_file
 from .records import Row
 
 # Rows of a row group: what a reader of a stream holds of a file.

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from ..common.files import atomic, sha256_file, write_bytes, write_json, write_parquet
 from ..common.hub import HubFiles
 from ..common.images import SUFFIXES
 from ..common.json_rows import rows_suffix
@@ -31,7 +32,6 @@ from ..common.shapes import has_shape
 from ..conversations import RowReader
 from ..schema import digest, to_dict
 from .external_sort import ExternalSort
-from .files import atomic, sha256_file, write_bytes, write_json, write_parquet
 from .pictures import Pictures, fault_of
 from .readers import (
     Table,

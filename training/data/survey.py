@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from ..common.files import sha256_file, write_json
 from ..common.reading import read_json
 from ..common.shapes import has_shape
 from ..schema import digest
 from .check_plan import LengthBin
-from .files import sha256_file, write_json
 from .identify import scripts
 from .parquet import count_rows, read_columns
 from .units import UnitManifest, manifest_path

@@ -14,10 +14,10 @@ from typing import Any
 
 import filelock
 
+from ..common.files import sha256_file
 from ..common.reading import read_json
 from ..common.telling import one_line
 from ..schema import build
-from .files import sha256_file
 from .journal import Journal, Row
 from .parquet import read_rows as read_parquet
 

@@ -33,8 +33,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from ..common.files import remove_temporaries, sha256_file, write_json, write_parquet
 from ..signals import Stopped
-from .files import remove_temporaries, sha256_file, write_json, write_parquet
 from .fitting import Fitting
 from .journal import Journal, Row
 from .unit_files import (

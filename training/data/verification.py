@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..common.files import sha256_text, write_json, write_parquet
 from ..schema import digest
 from ..signals import end_with_parent
 from .back_translation import (
@@ -37,7 +38,6 @@ from .back_translation import (
 )
 from .checks import CheckPlan, Examination, Flag, LengthBin, RowChecker
 from .engine import leave_ctrl_c, without_signals
-from .files import sha256_text, write_json, write_parquet
 from .parquet import parquet_file
 from .quality import QualityPlan, QualityScorer
 from .records import Row

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
+from ..common.files import write_bytes
 from ..common.provenance import Machine
 from ..common.reading import read_json
 from ..common.shapes import check_shape
-from ..data.files import write_bytes
 
 FORMAT = "maya-results-2"
 

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from ..common.files import write_parquet
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import files_sha256, provenance
 from ..common.reading import read_yaml
-from ..data.files import write_parquet
 from .generation import Answer, Question, answer, is_maya
 from .lettering import missing_packages
 from .metrics import SCRIPTS, in_script

@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ...common.files import sha256_file
 from ...common.telling import one_line
 from ...schema import digest
-from ..files import sha256_file
 from .verdicts import ImageRef, Judgement
 
 # Changes to what is asked or how answers are read; part of every key.

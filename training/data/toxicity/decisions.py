@@ -19,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ...common.files import sha256_text, write_json
 from ...common.reading import parse_json
 from ...schema import build, to_dict
-from ..files import sha256_text, write_json
 from ..parquet import parquet_file
 from ..review import read_overrides
 from ..units import Key, Row

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..files import sha256_text
+from ...common.files import sha256_text
 from ..parquet import check_columns, read_rows
 from ..pictures import Pictures
 from ..review import ReviewRow, Sheet, write_sheet

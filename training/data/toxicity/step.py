@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import atomic, sha256_file, sha256_text, write_parquet
+from ...common.files import atomic, sha256_file, sha256_text, write_parquet
 from ..parquet import check_columns, read_rows
 from ..pictures import Pictures
 from ..translation import check_translated

@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 import pyarrow as pa
 from PIL import Image
 
+from ...common.files import sha256_text
 from ...common.images import decode_picture, to_rgb
 from ...common.telling import one_line
-from ..files import sha256_text
 from ..pictures import Pictures
 from ..units import Row
 
