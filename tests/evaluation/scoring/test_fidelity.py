@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from maya_vlm.training.evaluation.scoring.fidelity import Answer, Detector, fidelity, prose
 
@@ -37,6 +37,7 @@ def test_a_sentence_is_told_in_each_language(detector, language):
         "{}\n```html\n<p>Here are two real jokes that are short and good.</p>\n```",
         "{} https://example.org/this/is/a/long/english/address",
         "{} <html><body><p>Here are two real jokes that are short.</p></body></html>",
+        '{} <img src="a.png" alt="a picture of the dog"/><br>',
         '{} "Just Monday again and again, that is all"',
         "(B) {}",
         "B. {}",
@@ -70,6 +71,10 @@ def test_too_short_is_told_apart(detector, answer):
     assert score["languages"]["ja"]["share"] == 1
     assert score["too_short_ids"] == ["ja/1"]
     assert score["wrong_ids"] == []
+
+
+def test_an_answer_in_angle_brackets_is_no_tag(detector):
+    assert detector.language(f"<{SENTENCES['fr']}>") == "fr"
 
 
 def test_a_script_of_no_candidate_is_other(detector):
@@ -119,6 +124,7 @@ def test_bad_input_is_told():
         fidelity([])
 
 
+@settings(deadline=None)
 @given(texts)
 def test_any_text_is_some_language_or_too_short(detector, text):
     assert detector.language(text) in (None, "other", *LANGUAGES)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from maya_vlm.training.evaluation.scoring.pairwise import (
     STRENGTH,
@@ -42,6 +42,7 @@ def test_wildvisions_parser_keeps_its_mistakes(judgement, name):
     assert lmms_eval_wildvision(judgement) == name
 
 
+@settings(deadline=None)
 @given(texts, around, around)
 def test_parsers_never_fail(judgement, before, after):
     verdict = parse_verdict(judgement)

@@ -1,10 +1,10 @@
 """What all parsers stand on: texts, versions, optional packages."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from maya_vlm.training.evaluation.scoring.packages import need
-from maya_vlm.training.evaluation.scoring.parsed import Parser, chosen, tally
+from maya_vlm.training.evaluation.scoring.parsed import Parser, chosen, no_duplicates, tally
 from maya_vlm.training.evaluation.scoring.plain import (
     at_boundary,
     clauses,
@@ -61,6 +61,7 @@ def test_thoughts_are_left_out(text, rest):
     assert without_thought(text) == rest
 
 
+@settings(deadline=None)
 @given(texts)
 def test_texts_keep_their_length_in_small_letters_and_their_words(text):
     assert len(lowered(text)) == len(text)
@@ -96,3 +97,10 @@ def test_a_package_that_is_not_installed_is_told_in_one_line_with_its_extra():
         need("no_such_module", "no-such", "tokens")
     assert caught.value.name == "no_such_module"
     assert "\n" not in str(caught.value)
+
+
+def test_a_value_of_somebodys_data_is_short_and_printable_in_an_error():
+    with pytest.raises(ValueError, match="expected once") as caught:
+        no_duplicates("m@1", "row", ["\x1b[2J" + "x" * 1000] * 2)
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maya_vlm.training.evaluation.scoring.vqa import (
@@ -88,6 +88,7 @@ def test_bad_rows_are_named():
         vqa_score([])
 
 
+@settings(deadline=None)
 @given(texts, st.lists(texts, min_size=1, max_size=10))
 def test_any_text_has_an_accuracy(prediction, answers):
     for protocol in ("official", "evalai"):

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from maya_vlm.training.evaluation.scoring.yes_no import parse_yes_no
 from maya_vlm.training.evaluation.scoring.yes_no_public import YES_NO_PARSERS
@@ -63,12 +63,14 @@ def test_anything_else_is_neither(answer):
     assert parse_yes_no(answer) is None
 
 
+@settings(deadline=None)
 @given(texts)
 def test_parsers_never_fail_and_give_nothing_else(answer):
     for parser in YES_NO_PARSERS.values():
         assert parser(answer) in ("yes", "no", None)
 
 
+@settings(deadline=None)
 @given(texts, around, around)
 def test_spaces_around_change_nothing(answer, before, after):
     assert parse_yes_no(before + answer + after) == parse_yes_no(answer)

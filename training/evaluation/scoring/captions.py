@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from ...common.reading import check_text
 from .packages import need
+from .parsed import told
 from .tokens import default_tokenizer, tokenize, tokenizer_id
 
 METRIC = "captions@1"
@@ -112,7 +113,7 @@ def _check(captions: Mapping[str, str], references: Mapping[str, Sequence[str]])
             )
         if isinstance(references[image], str) or not references[image]:
             raise ValueError(
-                f"{METRIC}: image {image!r}: expected a list of at least one reference, found {references[image]!r}"
+                f"{METRIC}: image {image!r}: expected a list of at least one reference, found {told(references[image])}"
             )
         for text in (captions[image], *references[image]):
             check_text(text, f"{METRIC}: image {image!r}")

@@ -1,10 +1,18 @@
-"""Multiple choice: which of the offered options an answer names, in any language, or none.
+r"""Multiple choice: which of the offered options an answer names, in any language, or none.
 
-The answer is read in steps, the most explicit first: the whole answer is a letter or an option's text;
-a JSON value, a tag or a box; a letter or text that is announced ("The answer is C", "答案是B"); a letter at
-the beginning; letters in the sentence; the text of exactly one option. The first step that finds
-anything decides, and two different letters in one step are no answer. A letter that is not offered, a
-negated or refused option, and a letter that can be read in two ways are no answer either.
+The parser tries steps from the most to the least explicit form of an answer:
+
+1. The whole answer is a letter or the text of an option.
+2. A JSON value, an <answer> tag or a \boxed{} holds the answer.
+3. A line is nothing but a letter.
+4. A letter or text follows or precedes "answer": "The answer is C", "答案是B", "B is the correct answer".
+5. A letter begins the answer or a line, with a mark behind it.
+6. A letter or text follows "option".
+7. Letters stand alone in sentences.
+8. The texts of options occur in sentences.
+
+The first step that finds a candidate decides. Two different candidates in one step are no answer. Letters
+that are not offered, negated options, refusals, and letters with two possible readings are no answer.
 """
 
 from __future__ import annotations
@@ -15,14 +23,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from .leads import (
-    ANSWER_WORDS,
+    ANSWER,
     FILLERS,
     FOLLOWERS,
     JOINERS,
     NEGATIONS,
     NEGATIONS_INSIDE,
-    OPTION_WORDS,
-    REFUSALS,
+    OPTION,
+    REFUSAL,
+    occurrences,
 )
 from .parsed import Parser
 from .plain import at_boundary, is_word_character, lowered, plain, visible, without_thought, words
@@ -62,7 +71,7 @@ _ARTICLES = re.compile(r"(?:an?|the|une?|l[ae]s?|el|los|un[ao]s?|der|die|das|ein
 _CAPITALS = frozenset(LATIN)
 _LETTERS = frozenset(letter for letters in _ALPHABETS for letter in letters) | frozenset(_ALIKE)
 _ENCLOSING = ("()", "[]", "{}", '""', "''", "«»", "“”", "「」", "『』", "【】")
-_JOINING_MARKS = (",", "/", "&", "+", "、", "،")
+_JOINING_MARKS = (",", "/", "&", "+", ":", "、", "،")
 _SENTENCE_ENDS = ".!?。।۔؟;"
 _CLAUSE_END = re.compile(r"[.!?。।؟۔,;:、،؛\n]")
 _MOST_FILLERS = 8
@@ -145,7 +154,7 @@ class _Text:
         return pair in _ENCLOSING
 
     def may_be_label(self, index: int) -> bool:
-        """Whether a word that is written like a label is no word of the sentence."""
+        """Whether a word that looks like a label is one, and not a word of the sentence."""
         following = self.word(index + 1)
         if self.ends(index) or following in FOLLOWERS or following in JOINERS:
             return True
@@ -187,9 +196,16 @@ class _Question:
     def read(self, answer: str, marked: bool = True) -> str | None:
         """The label that an answer names, None if it names none or several."""
         text = _Text(answer)
-        steps = [self._whole, self._announced, self._leading, self._in_sentences, self._content]
-        if marked:
-            steps.insert(1, self._marked)
+        steps = [
+            self._whole,
+            *([self._marked] if marked else []),
+            self._alone,
+            self._announced,
+            self._leading,
+            self._as_option,
+            self._in_sentences,
+            self._content,
+        ]
         for step in steps:
             found = set(step(text))
             if found:
@@ -199,7 +215,7 @@ class _Question:
     # ------------------------------------------------------------------ the steps
 
     def _whole(self, answer: _Text) -> Iterator[str]:
-        """The whole answer is a label or an option's text."""
+        """Read an answer that is a label or the text of an option, and nothing else."""
         sign = _bare(answer.text)
         if sign in self.signs:
             yield self.signs[sign]
@@ -211,43 +227,49 @@ class _Question:
             yield _NOT_OFFERED
 
     def _marked(self, answer: _Text) -> Iterator[str]:
-        """What stands in a JSON value, a tag or a box; unreadable content is no answer."""
+        """Read JSON values, tags and boxes; content that cannot be read is no answer."""
         for match in _MARKED.finditer(answer.text):
             content = next(
                 match[name] for name in ("tag", "box", "json") if match[name] is not None
             )
             yield self.read(content.strip(), marked=False) or _NOT_OFFERED
 
+    def _alone(self, answer: _Text) -> Iterator[str]:
+        """Read lines that are nothing but a label, above or below an explanation."""
+        for line in answer.folded.split("\n"):
+            sign = _bare(line)
+            if sign in self.signs:
+                yield self.signs[sign]
+
     def _announced(self, answer: _Text) -> Iterator[str]:
-        """What stands at "answer", or, where nothing does, at "option"."""
-        for lead in (_ANSWER, _OPTION):
-            spans = [
-                match.span()
-                for match in lead.finditer(answer.folded)
-                if at_boundary(answer.folded, match.start())
-                and at_boundary(answer.folded, match.end())
-            ]
-            found = [label for _, end in spans for label in self._after(answer, end)]
-            if lead is _ANSWER:
-                found += self._before(answer, {begin for begin, _ in spans})
-            if found:
-                yield from found
-                return
+        """Read what follows or precedes "answer"."""
+        spans = occurrences(ANSWER, answer.folded)
+        for _, end in spans:
+            yield from self._after(answer, end)
+        yield from self._before(answer, {begin for begin, _ in spans})
+
+    def _as_option(self, answer: _Text) -> Iterator[str]:
+        """Read what follows "option". Explanations name options too, so this step comes late."""
+        for _, end in occurrences(OPTION, answer.folded):
+            yield from self._after(answer, end)
 
     def _leading(self, answer: _Text) -> Iterator[str]:
-        """Labels at the beginning of lines with a mark behind: B. / (B) / B: / B, because."""
+        """Read labels at the beginning of lines with a mark behind: B. / (B) / B: / B, because."""
         for index in range(len(answer.words)):
             if (index and "\n" not in answer.between(index)) or not answer.ends(index):
                 continue
-            sign = answer.word(index)
+            sign, end = answer.word(index), answer.words[index][1]
             if sign in self.signs:
                 yield from self._series(answer, index)
-            elif sign in _LETTERS and answer.text[answer.words[index][1] :][:1] in (".", ")", ":"):
+                if answer.folded[end - 1 : end + 1] == "a:":
+                    # It may stand for "answer".
+                    yield from self._text_at(answer.folded, end + 2)
+            elif sign in _LETTERS and answer.text[end : end + 1] in (".", ")", ":"):
                 yield _NOT_OFFERED
 
     def _in_sentences(self, answer: _Text) -> Iterator[str]:
-        """Capital letters that stand alone, and any label in brackets or quotes."""
-        if _refuses(answer.folded):
+        """Read capital letters that stand alone, and any label in brackets or quotes."""
+        if occurrences(REFUSAL, answer.folded):
             return
         negated = _Negations(answer.folded)
         for index, (begin, _) in enumerate(answer.words):
@@ -259,7 +281,7 @@ class _Question:
                 yield label
 
     def _content(self, answer: _Text) -> Iterator[str]:
-        """Options whose text occurs, not negated and not as a part of another option's text."""
+        """Read the texts of options, unless they are negated or a part of another option's text."""
         covered = bytearray(len(answer.folded))
         found: list[tuple[int, str]] = []
         sizes = sorted({len(core) for core in self.texts.values()}, reverse=True)
@@ -268,17 +290,17 @@ class _Question:
                 (begin, label)
                 for label, core in self.texts.items()
                 if len(core) == size
-                for begin in _occurrences(core, answer.folded)
+                for begin in _places(core, answer.folded)
                 if not all(covered[begin : begin + size])
             ]
             for begin, _ in spans:
                 covered[begin : begin + size] = b"\1" * size
             found += spans
-        # An option's own words neither negate nor refuse.
+        # Words of the options themselves are no negation or refusal.
         rest = "".join(
             " " if hidden else char for char, hidden in zip(answer.folded, covered, strict=True)
         )
-        if _refuses(rest):
+        if occurrences(REFUSAL, rest):
             return
         negated = _Negations(rest)
         yield from (label for begin, label in found if not negated.at(begin))
@@ -335,7 +357,7 @@ class _Question:
         return [label for label, size in sizes.items() if size == max(sizes.values())]
 
     def _series(self, answer: _Text, index: int) -> Iterator[str]:
-        """The label at a word, and those that "or", "and", a comma or a slash joins to it."""
+        """The label at a word, and those that "or", "and" or a mark such as a comma joins to it."""
         while True:
             yield self.signs[answer.word(index)]
             following = index + 1
@@ -376,8 +398,8 @@ def _stands_at(text: str, part: str, place: int) -> bool:
     return text.startswith(part, place) and at_boundary(text, place) and at_boundary(text, end)
 
 
-def _occurrences(part: str, text: str) -> Iterator[int]:
-    """Where a text begins as words of its own."""
+def _places(part: str, text: str) -> Iterator[int]:
+    """Where a part begins in a text as words of its own, overlapping ones too."""
     place = text.find(part)
     while place >= 0:
         if _stands_at(text, part, place):
@@ -403,15 +425,5 @@ class _Negations:
         """Whether the clause around a place is negated."""
         return self._negated[bisect_left(self._ends, place)]
 
-
-def _refuses(text: str) -> bool:
-    return any(True for form in REFUSALS for _ in _occurrences(form, text))
-
-
-def _any_of(forms: list[str]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(form) for form in forms))
-
-
-_ANSWER, _OPTION = _any_of(ANSWER_WORDS), _any_of(OPTION_WORDS)
 
 OURS = Parser("choice", 1, "this package: training/evaluation/scoring/choices.py", parse_choice)

@@ -1,10 +1,11 @@
-"""Language fidelity: is an answer in the language it was asked for in, and in that of its question?
+"""Language fidelity: is an answer in the language that was asked for, and in the language of its question?
 
-Detection is lingua's, among the languages of the task and English only: among all its languages a part of
-Hindi is called Marathi. An answer's language is the one that most of its text is in, paragraph by paragraph. Code, addresses, tags, quotations and option letters say nothing about it
-and are taken out first. An answer with too little left is "too short", which is neither right nor wrong.
+lingua detects the language, among the languages of the task and English only: among all of its languages
+it calls some Hindi Marathi. Each paragraph is detected, and the answer is in the language that most of its
+text is in. Code, addresses, tags, quotations and option letters are removed before. An answer with too
+little text left is "too short": it is counted apart, neither right nor wrong.
 
-Source: Centurio (2501.05122) for the measure; its detector is not published.
+Source of the measure: Centurio (2501.05122). Its detector is not published.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from .packages import need
 from .plain import is_word_character, script_kind, without_thought
 
 METRIC = "language_fidelity@1"
-# A text with less than this cannot be told. Three words count as much as eight characters of a script
-# without spaces, in a text that has both.
+# A shorter text is not detected. In a text with both, three words count as much as eight characters of a
+# script without spaces.
 LEAST_WORDS, LEAST_CHARACTERS = 3, 8
-# From this share of the text on, another language makes an answer mixed.
+# An answer is mixed when at least this share of its text is in other languages than its own.
 MIXED = 0.2
 # lingua's names for languages that have another code in use.
 _RENAMED = {"no": "nb", "iw": "he", "in": "id", "fil": "tl"}
@@ -35,24 +36,24 @@ _CODE = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"(?:https?://|www\.)\S+|[^\s@]{1,64}@[^\s@]{1,255}")
-_TAG = re.compile(r"</?[a-zA-Z][^<>\n]{0,200}>")
+_TAG = re.compile(r"</?[a-zA-Z][\w-]{0,30}(?:\s[^<>\n=]{1,40}=[^<>\n]{0,300})?\s{0,9}/?>")
 _QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|«[^»\n]*»|「[^」\n]*」|『[^』\n]*』|„[^“\n]*“")
 _OPTION = re.compile(r"(?m)^[ \t]*\(?[A-Z][.):]\s|\( ?[A-Z] ?\)")
 
 
 def prose(text: str) -> str:
-    """What of an answer says which language it is in."""
+    """The part of an answer that shows its language."""
     # lingua takes no half of a surrogate pair.
     text = "".join(c for c in without_thought(text) if unicodedata.category(c) != "Cs")
     for pattern in (_CODE, _ADDRESS, _TAG, _OPTION):
         text = pattern.sub(" ", text)
-    # A name in quotes is no sign of a language, but an answer that is one quotation is all there is.
+    # Quotations are often names. An answer that is nothing but a quotation is kept.
     unquoted = _QUOTED.sub(" ", text)
     return unquoted if _enough(unquoted) else text
 
 
 def _amount(text: str) -> float:
-    """Text in units of the least that can be told: words, or characters of scripts without spaces."""
+    """The amount of text: 1 is the least that is detected."""
     characters = sum(is_word_character(c) and script_kind(c) == "unspaced" for c in text)
     spaced = "".join(
         " " if is_word_character(c) and script_kind(c) == "unspaced" else c for c in text
@@ -77,12 +78,12 @@ def _code(language: str) -> str:
 
 
 class Detector:
-    """Tells the languages of a task and English apart.
+    """Detects which of a task's languages, or English, a text is in.
 
     Args:
         languages: BCP-47 codes of the task.
-        distractors: other languages that answers may turn out to be in. A language that is not among
-            the candidates is taken for the one most like it, or for none.
+        distractors: other languages that answers may be in. A text in a language that is not a candidate
+            is detected as the most similar candidate, or as "other".
 
     Raises:
         ValueError: a language that lingua does not know, with its code.
@@ -99,15 +100,12 @@ class Detector:
         return f"{METRIC}, lingua {version} among {' '.join(self.languages)}"
 
     def parts(self, text: str) -> dict[str, float]:
-        """How much of an answer is in each language, "other" for none of the candidates.
-
-        Empty where there is too little to tell.
-        """
+        """The amount of text in each language, "other" for no candidate; empty if it is too short."""
         text = prose(text)
         found: dict[str, float] = {}
         if not _enough(text):
             return found
-        # Short lines, such as a list's, cannot be told one by one, only all lines together.
+        # Lines that are too short alone, such as a list's, are detected together.
         paragraphs = [line for line in text.split("\n") if _enough(line)] or [text]
         for paragraph in paragraphs:
             name = self._one(paragraph)
@@ -115,7 +113,7 @@ class Detector:
         return found
 
     def language(self, text: str) -> str | None:
-        """The language of most of a text, "other" for none of the candidates, None if too short."""
+        """The language of most of a text, "other" for no candidate, None if it is too short."""
         return _most(self.parts(text))
 
     def _one(self, text: str) -> str:
@@ -151,14 +149,14 @@ class Answer:
 
 
 class LanguageFidelity(TypedDict):
-    """One language asked for. Shares are of the answers that can be told; None without any."""
+    """One language asked for. Shares are of the detected answers; None if there are none."""
 
     n: int
     too_short: int
-    told: int
+    detected: int
     in_language: int
     share: float | None
-    questions_told: int
+    questions_detected: int
     in_question_language: int
     question_share: float | None
     mixed: int
@@ -166,7 +164,7 @@ class LanguageFidelity(TypedDict):
 
 
 class Fidelity(TypedDict):
-    """All languages; `macro` is the mean over languages, as Centurio reports. Lists name the answers."""
+    """All languages. `macro` is the mean over languages, as Centurio reports; ids are language/id."""
 
     metric: str
     detector: str
@@ -177,7 +175,7 @@ class Fidelity(TypedDict):
 
 
 def fidelity(answers: Iterable[Answer], detector: Detector | None = None) -> Fidelity:
-    """Fidelity for each language, with what was found instead (`found`, the row of a confusion table).
+    """Score the answers of each language; `found` is the language's row of the confusion table.
 
     Args:
         answers: of all languages of the task.
@@ -202,7 +200,7 @@ def fidelity(answers: Iterable[Answer], detector: Detector | None = None) -> Fid
             score["too_short"] += 1
             too_short.append(f"{answer.language}/{answer.id}")
             continue
-        score["told"] += 1
+        score["detected"] += 1
         score["found"][found] = score["found"].get(found, 0) + 1
         score["mixed"] += parts[found] <= (1 - MIXED) * sum(parts.values())
         score["in_language"] += found == _code(answer.language)
@@ -210,13 +208,13 @@ def fidelity(answers: Iterable[Answer], detector: Detector | None = None) -> Fid
             wrong.append(f"{answer.language}/{answer.id}")
         asked_in = detector.language(answer.question) if answer.question else None
         if asked_in is not None:
-            score["questions_told"] += 1
+            score["questions_detected"] += 1
             score["in_question_language"] += found == asked_in
     for score in languages.values():
-        if score["told"]:
-            score["share"] = score["in_language"] / score["told"]
-        if score["questions_told"]:
-            score["question_share"] = score["in_question_language"] / score["questions_told"]
+        if score["detected"]:
+            score["share"] = score["in_language"] / score["detected"]
+        if score["questions_detected"]:
+            score["question_share"] = score["in_question_language"] / score["questions_detected"]
     shares = [score["share"] for score in languages.values() if score["share"] is not None]
     return {
         "metric": METRIC,
@@ -232,10 +230,10 @@ def _empty() -> LanguageFidelity:
     return {
         "n": 0,
         "too_short": 0,
-        "told": 0,
+        "detected": 0,
         "in_language": 0,
         "share": None,
-        "questions_told": 0,
+        "questions_detected": 0,
         "in_question_language": 0,
         "question_share": None,
         "mixed": 0,

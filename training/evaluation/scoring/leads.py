@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from .plain import plain
+from .plain import at_boundary, plain
 
 # "answer" and what says the same; longer forms are tried first.
 _ANSWER = """
@@ -75,13 +75,18 @@ def forms_of(text: str) -> list[str]:
     return sorted(forms - {""}, key=lambda form: (-len(form), form))
 
 
-def _pattern(forms: list[str]) -> str:
-    return "|".join(re.escape(form) for form in forms)
+def occurrences(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
+    """Where a pattern stands in a text as words of its own."""
+    spans = (match.span() for match in pattern.finditer(text))
+    return [(b, e) for b, e in spans if at_boundary(text, b) and at_boundary(text, e)]
 
 
-ANSWER_WORDS, OPTION_WORDS = forms_of(_ANSWER), forms_of(_OPTION)
+def _any_of(forms: list[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, forms)))
+
+
+ANSWER, OPTION, REFUSAL = (_any_of(forms_of(text)) for text in (_ANSWER, _OPTION, _REFUSALS))
 FOLLOWERS, JOINERS = frozenset(forms_of(_FOLLOWERS)), frozenset(forms_of(_JOINERS))
 NEGATIONS = frozenset(forms_of(_NEGATIONS))
 NEGATIONS_INSIDE = tuple(forms_of(_NEGATIONS_INSIDE))
-REFUSALS = tuple(forms_of(_REFUSALS))
 FILLERS = forms_of(_FILLER)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypedDict
 
-from .parsed import Unparsable, no_duplicates
+from .parsed import Unparsable, no_duplicates, told
 
 METRIC = "mmbench@1"
 ROTATION = 1_000_000
@@ -65,7 +65,9 @@ class MmbenchScore(TypedDict):
 def _index(row: MmbenchRow) -> int:
     text = str(row.index).strip()
     if isinstance(row.index, bool) or not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{METRIC}: index: expected a number of 0 or more, found {row.index!r}")
+        raise ValueError(
+            f"{METRIC}: index: expected a number of 0 or more, found {told(row.index)}"
+        )
     return int(text)
 
 

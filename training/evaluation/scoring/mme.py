@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from .parsed import Unparsable, no_duplicates
+from .parsed import Unparsable, no_duplicates, told
 from .yes_no import YesNo
 
 METRIC = "mme@1"
@@ -145,11 +145,11 @@ def mme_score(rows: Iterable[MmeRow]) -> MmeScore:
         if row.category not in (*PERCEPTION, *COGNITION):
             known = ", ".join((*PERCEPTION, *COGNITION))
             raise ValueError(
-                f"{METRIC}: row {row.id!r}: category: expected one of {known}, found {row.category!r}"
+                f"{METRIC}: row {row.id!r}: category: expected one of {known}, found {told(row.category)}"
             )
         if row.label not in ("yes", "no"):
             raise ValueError(
-                f"{METRIC}: row {row.id!r}: label: expected yes or no, found {row.label!r}"
+                f"{METRIC}: row {row.id!r}: label: expected yes or no, found {told(row.label)}"
             )
         groups.setdefault(row.category, []).append(row)
     categories: dict[str, MmeCategory] = {}

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from .parsed import told
+
 METRIC = "mmvet@1"
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 Failed = Literal["left_out", "zero"]
@@ -115,7 +117,7 @@ def _check(row: MmvetRow, runs: int) -> None:
     unknown = [name for name in row.capabilities if name not in CAPABILITIES]
     if unknown or not row.capabilities:
         raise ValueError(
-            f"{where}: capabilities: expected some of {', '.join(CAPABILITIES)}, found {row.capabilities}"
+            f"{where}: capabilities: expected some of {', '.join(CAPABILITIES)}, found {told(row.capabilities)}"
         )
 
 

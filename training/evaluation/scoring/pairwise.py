@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from .parsed import Parser, no_duplicates
+from .parsed import Parser, no_duplicates, told
 
 METRIC = "win_rate@1"
 Orders = Literal["both", "one"]
@@ -119,7 +119,7 @@ def win_rate(duels: Iterable[Duel], orders: Orders = "both") -> WinRate:
         for verdict in (duel.model_is_a, duel.model_is_b):
             if verdict is not None and verdict not in STRENGTH:
                 raise ValueError(
-                    f"{METRIC}: question {duel.id!r}: expected one of {', '.join(STRENGTH)}, found {verdict!r}"
+                    f"{METRIC}: question {duel.id!r}: expected one of {', '.join(STRENGTH)}, found {told(verdict)}"
                 )
     balances = {(duel.language, duel.id): _balance(duel, orders) for duel in duels}
     names = sorted({duel.language for duel in duels})

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypedDict, TypeVar
 
+from ...common.telling import one_line
+
 Result = TypeVar("Result")
 
 
@@ -87,10 +89,15 @@ def tally(rows: Iterable[tuple[str, str, str | None, str]], *, metric: str, pars
     }
 
 
+def told(value: object) -> str:
+    """A value of somebody's data as an error shows it: short and printable."""
+    return one_line(repr(value), 100)
+
+
 def no_duplicates(metric: str, name: str, values: Iterable[object]) -> None:
     """Raise ValueError, naming the first value that occurs twice."""
     seen: set[object] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{metric}: {name} {value!r}: expected once, found twice")
+            raise ValueError(f"{metric}: {name} {told(value)}: expected once, found twice")
         seen.add(value)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from .parsed import Unparsable, no_duplicates
+from .parsed import Unparsable, no_duplicates, told
 from .yes_no import YesNo
 
 METRIC = "pope@1"
@@ -103,7 +103,7 @@ def pope_score(rows: Iterable[PopeRow]) -> PopeSetScore:
         if (row.label, row.answer) not in counts:
             raise ValueError(
                 f"{METRIC}: question {row.id!r}: expected label and answer yes or no, found "
-                f"{row.label!r} and {row.answer!r}"
+                f"{told(row.label)} and {told(row.answer)}"
             )
         counts[row.label, row.answer] += 1
     score = pope_from_counts(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from ..metrics import normalise
-from .parsed import no_duplicates
+from .parsed import no_duplicates, told
 from .vqa import without_articles, without_marks
 
 METRIC = "short_answers@1"
@@ -172,7 +172,7 @@ def short_answer_score(rows: Iterable[ShortAnswer], task: Task) -> ShortAnswerSc
     for row in rows:
         if isinstance(row.golds, str) or not row.golds:
             raise ValueError(
-                f"{METRIC}: row {row.id!r}: golds: expected a list of at least one text, found {row.golds!r}"
+                f"{METRIC}: row {row.id!r}: golds: expected a list of at least one text, found {told(row.golds)}"
             )
     return {
         "metric": METRIC,

@@ -1,35 +1,34 @@
 """Yes or no in ten languages: en zh fr es ru hi ja ar bn ur. A word it does not know is neither.
 
-An answer counts where it is announced ("The answer is no"), where it begins with a word for yes or no, or
-where it ends with such a word alone. Where both are said it is neither, and so it is where the beginning
-is no answer ("No idea", "No doubt"). A negated sentence ("There is no dog") is not interpreted.
+An answer is read if it announces yes or no ("The answer is no"), begins with a word for yes or no, or ends
+with a clause that is nothing but such a word. An answer that says both is None. So is an answer whose first
+words only look like one ("No idea", "No doubt"). Negated sentences ("There is no dog") are not interpreted.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
-from .leads import ANSWER_WORDS, JOINERS, REFUSALS, forms_of
+from .leads import ANSWER, JOINERS, REFUSAL, forms_of, occurrences
 from .parsed import Parser
 from .plain import at_boundary, clauses, plain, without_thought
 
 YesNo = Literal["yes", "no"]
 
-# Words that answer also where a sentence goes on behind them without a comma.
+# Words that are an answer even if the sentence continues without a comma.
 _BEGINNING: dict[YesNo, str] = {
     "yes": "yes|yeah|yep|yup|oui|sí|да|हाँ|हां|जी हाँ|जी हां|হ্যাঁ|হ্যা|হাঁ|জি হ্যাঁ|জী হ্যাঁ|ہاں|جی ہاں|ہاں جی|نعم|أجل|بلى"
     "|是的|對的|对的",
     "no": "no|nope|nah|нет|नहीं|नही|जी नहीं|না|জি না|জী না|نہیں|جی نہیں|لا|いいえ|不是|没有|沒有",
 }
-# Words that are an answer only alone: within a sentence they mean other things too.
+# Words that are an answer only if nothing else is in their clause; they have other meanings.
 _ALONE: dict[YesNo, str] = {
     "yes": "y|yes sir|si|ouais|bien sûr que oui|claro que sí|हा|जी|জি|জী|জ্বি|হা|جی|是|对|對|有|有的|正确|正確|没错|沒錯|是啊"
     "|はい|ええ|うん|そうです|その通りです|あります|います|正しい|正しいです|はいそうです",
     "no": "n|non|mais non|ना|न|নাহ|নেই|নয়|نہ|نا|جی نہ|كلا|不|没|沒|无|無|否|不对|不對|不正确|不正確|不是的|错|錯|错误|錯誤"
     "|いえ|いや|ううん|ない|ないです|違います|ちがいます|ありません|いません|間違いです|正しくありません",
 }
-# Beginnings with "no" that do not answer.
+# Phrases that begin with a word for no and are no answer.
 _NO_ANSWER = """
 no doubt|no idea|no clue|no problem|no worries|no question|no way to|no information|no answer|no image|no picture
 no sé|no se|no lo sé|no lo se|no puedo|no estoy|no es posible|no hay forma|no hay manera|no hay suficiente|no tengo
@@ -45,9 +44,8 @@ _BEGINNINGS = {form: answer for answer, forms in _BEGINNING.items() for form in 
 _WHOLE = _BEGINNINGS | {
     form: answer for answer, forms in _ALONE.items() for form in forms_of(forms)
 }
-_NO_ANSWERS = (*forms_of(_NO_ANSWER), *REFUSALS)
+_NO_ANSWERS = forms_of(_NO_ANSWER)
 _CONJUNCTIONS = sorted(JOINERS, key=len, reverse=True)
-_LEAD = re.compile("|".join(map(re.escape, ANSWER_WORDS)))
 # What may stand between an announcement and the answer.
 _COPULAS = forms_of("is|est|es|это|является|是|为|為|は|होगा|है|হলো|হল|হবে|ہے|هي|هو")
 _POLITE_ENDS = forms_of("です|でした|है|ہے|হবে")
@@ -84,12 +82,8 @@ def _joined(parts: list[str]) -> list[str]:
 
 def _announced(part: str) -> str | None:
     """What follows the last announcement in a clause, None without one."""
-    ends = [
-        match.end()
-        for match in _LEAD.finditer(part)
-        if at_boundary(part, match.start()) and at_boundary(part, match.end())
-    ]
-    return part[ends[-1] :].strip() if ends else None
+    spans = occurrences(ANSWER, part)
+    return part[spans[-1][1] :].strip() if spans else None
 
 
 def _verdict(rest: str) -> YesNo | None:
@@ -114,7 +108,8 @@ def _whole(part: str) -> YesNo | None:
 
 def _beginning(part: str) -> YesNo | None:
     """The answer with which a clause begins; none where the other answer is joined to it."""
-    if any(part.startswith(form) and at_boundary(part, len(form)) for form in _NO_ANSWERS):
+    refused = any(begin == 0 for begin, _ in occurrences(REFUSAL, part))
+    if refused or any(part.startswith(f) and at_boundary(part, len(f)) for f in _NO_ANSWERS):
         return None
     for form, answer in _BEGINNINGS.items():
         if part.startswith(form) and at_boundary(part, len(form)):

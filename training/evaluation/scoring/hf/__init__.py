@@ -1,7 +1,7 @@
 """The scores as metrics of the library `evaluate`, one file each.
 
 `evaluate.load(path(name))` loads one without a network. It copies the file elsewhere, so a file imports
-this package by its installed name, and one module a line, which its import scanner needs.
+this package by its installed name. Its import scanner fails at `import a, b`.
 """
 
 from pathlib import Path
