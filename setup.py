@@ -40,13 +40,21 @@ DATA = [
     "ijson>=3.4",
     "tqdm>=4.66",
 ]
-# The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg.
+# The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg. Scores: captions
+# are cut and counted by the libraries that papers use, languages told by lingua.
 EVAL = [
     *DATASETS,
     "resvg-py>=0.5",
     "uharfbuzz>=0.50",
     "manimgx-fonts>=2026.9",
     "manimgx-fonts-cjk>=2026.9",
+    "evaluate>=0.4.6",
+    "pycocoevalcap>=1.2",
+    "jieba>=0.42.1",
+    "mecab-python3>=1.0.12",
+    "unidic-lite>=1.0.8",
+    "sacrebleu[ja]>=2.5,<2.7",
+    "lingua-language-detector>=2.1",
 ]
 # ZeRO; it compiles its operations when they are first used.
 DEEPSPEED = ["deepspeed>=0.18"]
