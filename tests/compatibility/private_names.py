@@ -9,6 +9,7 @@ upgrade that breaks one fails there, with a sentence, and nowhere else. setup.py
 import importlib
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -56,6 +57,13 @@ class PrivateName:
 
 MODEL = ("modeling_maya/modeling_maya.py",)
 TRAINER = ("training/trainer.py",)
+METRICS = tuple(
+    sorted(
+        f"training/evaluation/scoring/hf/{file.name}"
+        for file in (Path(__file__).parents[2] / "training/evaluation/scoring/hf").glob("*.py")
+        if file.name != "__init__.py"
+    )
+)
 
 TABLE = (
     # Declared by the Hub code: transformers reads them, nothing fails where one is renamed.
@@ -232,5 +240,19 @@ TABLE = (
         ("training/data/scoring.py",),
         "and scores their sums",
         ("stats",),
+    ),
+    PrivateName(
+        "_info",
+        "evaluate:Metric",
+        "override",
+        METRICS,
+        "evaluate's documented way to define a metric",
+    ),
+    PrivateName(
+        "_compute",
+        "evaluate:Metric",
+        "override",
+        METRICS,
+        "evaluate's documented way to define a metric",
     ),
 )
