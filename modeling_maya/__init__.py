@@ -7,8 +7,8 @@ from transformers import (
     AutoModelForImageTextToText,
 )
 
-from . import convert_loading
 from .configuration_maya import MayaConfig
+from .llava_cohere import loading as convert_loading
 from .modeling_maya import (
     CACHE,
     MayaForConditionalGeneration,

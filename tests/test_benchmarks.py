@@ -97,7 +97,7 @@ def test_climbing_stays_above_no_images():
 
 
 def test_held_out_things_are_not_learned(tmp_path):
-    from maya_vlm.training.joined import Filters, image_groups
+    from maya_vlm.training.batches.joined import Filters, image_groups
 
     study = learning_by_group_size
     source = study.recipe_of(study.Run(1, 16, 2e-2, 1, 0)).stages[0].data[0]
@@ -230,7 +230,7 @@ def test_full_size_is_the_published_size():
 
 
 def small_config():
-    from tests.tiny import tiny_config
+    from tests.helpers.tiny import tiny_config
 
     return tiny_config(
         text={"vocab_size": 512}, vision={"image_size": 16, "patch_size": 4}, image_token_id=7
@@ -296,7 +296,7 @@ def test_finetune_step_on_a_small_model(monkeypatch):
 
 
 def test_real_work_counts_what_is_seen():
-    from maya_vlm.training.flops import visible_pairs
+    from maya_vlm.training.model.flops import visible_pairs
 
     # A prefix of 5 with branches of 2 and 3, in a row with 4 tokens of padding at position 0.
     positions = [[0, 1, 2, 3, 4, 5, 6, 5, 6, 7, 0, 0, 0, 0]]

@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_what_starts_a_training_imports_nothing_heavy():
-    output_of_light("import maya_vlm.training.run")
+    output_of_light("import maya_vlm.training.run.train")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .bare_python import make_site, run_bare
-from .tiny_maya import save_tiny_maya, tiny_maya, tiny_picture
+from .helpers.bare_python import make_site, run_bare
+from .helpers.tiny_maya import save_tiny_maya, tiny_maya, tiny_picture
 
 QUESTION = "What is shown in the picture?"
 

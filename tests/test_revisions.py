@@ -10,10 +10,10 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from modeling_maya import MayaForConditionalGeneration
-from tests.hub_server import HubServer, Repository
-from tests.tiny_decoders import save_decoder
-from tests.tiny_maya import save_tiny_maya, tiny_picture
-from tests.training.tiny_run import make_bases, make_data, write
+from tests.helpers.hub_server import HubServer, Repository
+from tests.helpers.tiny_decoders import save_decoder
+from tests.helpers.tiny_maya import save_tiny_maya, tiny_picture
+from tests.run.tiny_run import make_bases, make_data, write
 
 MAYA = Path(sys.executable).with_name("maya")
 

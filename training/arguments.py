@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .schema import Bounds, join_key
+from .common.schema import Bounds, join_key
 
 # Steps that a plan is made for.
 MAX_STEPS = 10_000_000

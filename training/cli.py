@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .bad_input import in_one_line, is_bad_input
+from .common.errors import in_one_line, is_bad_input
 from .common.paths import expand
 from .common.secrets import redact_text
+from .common.signals import Stopped
 from .common.telling import one_line
-from .signals import Stopped
-from .versions import installed, own_version, report, warn_of_versions
+from .common.versions import installed, own_version, report, warn_of_versions
 
 
 def _train(args: argparse.Namespace) -> None:
     if args.estimate:
-        from .estimate import estimate, format_estimate
+        from .run.estimate import estimate, format_estimate
 
         stages = estimate(
             args.recipe,
@@ -41,7 +41,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.gpu is not None:
         raise ValueError("--gpu: only with --estimate; a run takes the GPUs of its machine")
     if args.accelerate is not None and "WORLD_SIZE" not in os.environ:
-        from .launch import relaunch
+        from .run.launch import relaunch
 
         options = [] if args.output_dir is None else ["--output-dir", args.output_dir]
         options += ["--trust-remote-code"] if args.trust_remote_code else []
@@ -49,7 +49,7 @@ def _train(args: argparse.Namespace) -> None:
         if code := relaunch(args.accelerate, args.recipe, args.overrides, options):
             sys.exit(code)
         return
-    from .run import train
+    from .run.train import train
 
     folder = train(
         args.recipe,
@@ -80,20 +80,20 @@ def _data_build(args: argparse.Namespace) -> None:
         allow_code=args.allow_code,
     )
     if (folder / "dataset" / "manifest.json").is_file():
-        from maya_vlm.model_card.dataset_cards import write_dataset_card
+        from maya_vlm.model_card.cards.dataset import write_dataset_card
 
         print(f"its card is {write_dataset_card(folder / 'dataset')}")
     print(f"built in {folder}")
 
 
 def _data_status(args: argparse.Namespace) -> None:
-    from .data.status import format_status, survey
+    from .data.engine.progress import format_status, survey
 
     print("\n".join(format_status(survey(args.folder))))
 
 
 def _data_review(args: argparse.Namespace) -> None:
-    from .data.review_sheets import format_read_back, read_review, write_reviews
+    from .data.review.sheets import format_read_back, read_review, write_reviews
 
     if args.read is not None:
         for path in args.read:
@@ -116,7 +116,7 @@ def _data_policy(args: argparse.Namespace) -> None:
 
 
 def _data_export(args: argparse.Namespace) -> None:
-    from .data.export import export_llava, export_messages
+    from .data.dataset.export import export_llava, export_messages
 
     common = {
         "languages": args.languages,
@@ -146,7 +146,7 @@ def _data_validate(args: argparse.Namespace) -> None:
 
 
 def _data_preambles(args: argparse.Namespace) -> None:
-    from .data.preamble_study import run_study
+    from .data.study.preamble_study import run_study
 
     report, record = run_study(args.plan, args.overrides, trust_remote_code=args.trust_remote_code)
     for lang, found in record["languages"].items():
@@ -185,7 +185,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from .chat import chat
+    from .inference.chat import chat
 
     chat(
         args.model,
@@ -201,7 +201,7 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from .merge import merge
+    from .model.merge import merge
 
     folder = merge(
         args.adapter,
@@ -215,7 +215,7 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from modeling_maya.convert_llava_cohere import convert
+    from modeling_maya.llava_cohere.convert import convert
 
     from .common.revisions import split_revision
 
@@ -236,7 +236,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _renew(args: argparse.Namespace) -> None:
-    from maya_vlm.model_card.renew import renew
+    from maya_vlm.model_card.hub.renew import renew
 
     done = renew(
         args.source,
@@ -261,7 +261,7 @@ def _env(args: argparse.Namespace) -> None:
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from maya_vlm.model_card.publish import publish
+    from maya_vlm.model_card.hub.publish import publish
 
     url = publish(
         args.folder,

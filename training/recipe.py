@@ -25,9 +25,7 @@ from .arguments import MAX_STEPS, check_values, is_honoured, refusal
 from .common.files import write_text
 from .common.paths import expand
 from .common.revisions import split_revision
-from .common.secrets import without_secrets
-from .common.telling import one_line, printable
-from .schema import (
+from .common.schema import (
     Bounds,
     build,
     convert,
@@ -38,6 +36,8 @@ from .schema import (
     to_dict,
     unknown_key,
 )
+from .common.secrets import without_secrets
+from .common.telling import one_line, printable
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"

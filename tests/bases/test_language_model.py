@@ -11,14 +11,25 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereForCausalLM
 
-from maya_vlm.training.bases.context_tasks import (
+from maya_vlm.training.bases.language_model.context_tasks import (
     Corpus,
     concepts_from_rows,
     read_concepts,
     read_prompts,
     tokenizer_texts,
 )
-from maya_vlm.training.bases.language_model import (
+from maya_vlm.training.bases.language_model.tokenizer import (
+    CHATBOT,
+    CONTROL_TOKENS,
+    END_OF_TURN,
+    IMAGE_TOKEN,
+    START_OF_TURN,
+    TURN_TOKENS,
+    USER,
+    load_tokenizer,
+    train_tokenizer,
+)
+from maya_vlm.training.bases.language_model.train import (
     PROMPTS,
     LanguageModelRecipe,
     _Learner,
@@ -29,17 +40,6 @@ from maya_vlm.training.bases.language_model import (
     hidden_states,
     score,
     train_language_model,
-)
-from maya_vlm.training.bases.tokenizer import (
-    CHATBOT,
-    CONTROL_TOKENS,
-    END_OF_TURN,
-    IMAGE_TOKEN,
-    START_OF_TURN,
-    TURN_TOKENS,
-    USER,
-    load_tokenizer,
-    train_tokenizer,
 )
 
 NAMES = {

@@ -17,10 +17,10 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 from transformers import AutoImageProcessor, AutoModel, SiglipVisionModel
 
-from maya_vlm.training.bases import vision_tower
 from maya_vlm.training.bases.augmentation import AugmentationRecipe, augment
 from maya_vlm.training.bases.text_codes import ngram_buckets
-from maya_vlm.training.bases.vision_tower import (
+from maya_vlm.training.bases.vision_tower import train as vision_tower
+from maya_vlm.training.bases.vision_tower.train import (
     CaptionEncoder,
     TowerTrainer,
     VisionTowerRecipe,
@@ -34,8 +34,8 @@ from maya_vlm.training.bases.vision_tower import (
     write_memory,
 )
 
-SHIPPED_RECIPE = Path(vision_tower.__file__).parents[1] / "recipes" / "bases" / "vision_tower.yaml"
-SHIPPED_TOWER = Path(vision_tower.__file__).parent / "mini" / "vision_tower"
+SHIPPED_RECIPE = Path(vision_tower.__file__).parents[2] / "recipes" / "bases" / "vision_tower.yaml"
+SHIPPED_TOWER = Path(vision_tower.__file__).parents[1] / "mini" / "vision_tower"
 STYLES = ("round", "square", "line")  # two to train on, one to validate on
 CONCEPTS = 12
 HELD_OUT = "c03"

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 CHILD = """
 import json, sys, time
 from tests.benchmarks.memory import bytes_of
-from modeling_maya.convert_llava_cohere import convert
+from modeling_maya.llava_cohere.convert import convert
 import processing_maya
 before, start = bytes_of("VmHWM"), time.perf_counter()
 report = convert(sys.argv[1], sys.argv[2], max_shard_size=sys.argv[3], log=lambda line: None)
@@ -37,8 +37,13 @@ def make_checkpoint(folder: Path, nbytes: int, max_shard: str) -> dict[str, int]
     import torch
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    from modeling_maya.convert_tensors import CHUNK_BYTES, TensorRef, write_json, write_safetensors
-    from tests.modeling_maya import tiny_original
+    from modeling_maya.llava_cohere.tensors import (
+        CHUNK_BYTES,
+        TensorRef,
+        write_json,
+        write_safetensors,
+    )
+    from tests.modeling_maya.llava_cohere import tiny_original
 
     width, mlp, heads, rows = 2048, 8192, 16, 64000
     layer = 4 * width * width + 3 * width * mlp + width

@@ -70,7 +70,7 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def measure_sources(folder: Path) -> dict:
-    from maya_vlm.training.data.sources import SourcePlan, build_sources
+    from maya_vlm.training.data.sources.step import SourcePlan, build_sources
 
     plan = SourcePlan("llava", str(folder / "rows.json"), language="en", task="caption")
     imports, begun = bytes_of("VmHWM"), time.perf_counter()
@@ -79,8 +79,8 @@ def measure_sources(folder: Path) -> dict:
 
 
 def measure_units(folder: Path) -> dict:
-    from maya_vlm.training.data.translation import TRANSLATED
-    from maya_vlm.training.data.units import run_units
+    from maya_vlm.training.data.engine.units import run_units
+    from maya_vlm.training.data.translation.worker import TRANSLATED
 
     class Echo:
         """Answers with the text itself, in a translated row's columns."""

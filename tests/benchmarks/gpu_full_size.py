@@ -53,7 +53,7 @@ def build(config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, A
     """The model at random on `device`, and a processor with a small tokenizer of the same form."""
     from modeling_maya import MayaForConditionalGeneration
     from processing_maya import MayaImageProcessor, MayaProcessor, add_image_token
-    from tests.tiny_processing import tiny_tokenizer
+    from tests.helpers.tiny_processing import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     config.image_token_id = add_image_token(tokenizer)
@@ -84,7 +84,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Median step of pretraining on `images` images a step, each with a caption of 15 to 45 tokens
     in eight languages. `peak`: FLOP/s to measure against."""
-    from maya_vlm.training.flops import forward_flops, learning, training_flops
+    from maya_vlm.training.model.flops import forward_flops, learning, training_flops
     from maya_vlm.training.recipe import Rule
     from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
 
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import transformers
 
     from maya_vlm.training.common.files import write_json
-    from maya_vlm.training.flops import measure_peak
+    from maya_vlm.training.model.flops import measure_peak
     from tests.benchmarks.workload import environment
 
     transformers.logging.set_verbosity_error()

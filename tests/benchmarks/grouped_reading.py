@@ -6,7 +6,7 @@ The dataset is made on the spot: captions in one sorted table a language, images
 each, as a photo of LLaVA-Pretrain has) once in a table of their own. Three readers give every caption with
 its image's bytes, undecoded, in bounded memory:
 
-    grouped      `maya_vlm.training.joined.image_groups`: one pass over all tables
+    grouped      `maya_vlm.training.batches.joined.image_groups`: one pass over all tables
     joined_by_8  `datasets` in streaming mode, for each language its captions beside the images, merged
     separate_8   the same from eight datasets that hold the image's bytes in every row
 
@@ -32,7 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.languages import PAPER as LANGUAGES  # noqa: E402
+from tests.helpers.languages import PAPER as LANGUAGES  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "grouped_reading.json"
 PHOTO = 47_000  # bytes
@@ -74,7 +74,7 @@ def make_dataset(folder: Path, images: int) -> None:
 
 
 def grouped(folder: Path) -> Iterator[tuple[str, str, str, bytes]]:
-    from maya_vlm.training.joined import image_groups
+    from maya_vlm.training.batches.joined import image_groups
 
     for group in image_groups(str(folder / "tables"), "all"):
         assert isinstance(group.image, bytes)
@@ -113,7 +113,7 @@ def read(name: str, folder: Path) -> dict[str, Any]:
     import datasets  # noqa: F401
     import pyarrow
 
-    import maya_vlm.training.joined  # noqa: F401
+    import maya_vlm.training.batches.joined  # noqa: F401
 
     reader = {"grouped": grouped, "joined_by_8": joined_by_8, "separate_8": separate_8}[name]
 

@@ -6,7 +6,7 @@ All get the same: hidden states of the supervised positions, the output matrix, 
 scale; all give the loss and its gradients, of the matrix too where it learns (finetune; in pretrain
 it is frozen).
 
-- `maya`: `maya_vlm.training.head.token_losses`: tiles, their gradient taken in the forward pass.
+- `maya`: `maya_vlm.training.model.loss.token_losses`: tiles, their gradient taken in the forward pass.
 - `recomputed`: the same tiles by autograd, computed again in the backward pass by checkpointing.
 - `whole`: all logits of the supervised positions at once.
 - `trl`: TRL's fused head as `SFTTrainer` calls it, with entropy and top-1. On a GPU it is a Triton
@@ -43,7 +43,7 @@ RESULT = Path(__file__).parent / "results" / "heads.json"
 sys.path.insert(0, str(ROOT))
 
 from maya_vlm.training.common.files import write_json  # noqa: E402
-from maya_vlm.training.head import TILE, token_losses  # noqa: E402
+from maya_vlm.training.model.loss import TILE, token_losses  # noqa: E402
 from tests.benchmarks.memory import in_own_processes, memory_of  # noqa: E402
 from tests.benchmarks.workload import environment  # noqa: E402
 

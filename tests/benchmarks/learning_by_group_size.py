@@ -14,7 +14,7 @@ what the tower misreads decides the loss, whatever the projector has learned.)
 
 A mini picture is 16 tokens, which leaves little to share, so compute is that of the same training on
 the full-size model: FLOPs of Aya-23-8B with 256 image tokens and captions of 30
-(`maya_vlm.training.flops`). The seconds of the mini model are kept beside it. Budgets are parts of what one
+(`maya_vlm.training.model.flops`). The seconds of the mini model are kept beside it. Budgets are parts of what one
 pass over all captions costs with K = 1.
 
 Every run leaves one JSON in --work; runs that are there are not repeated, and one whose time is over
@@ -79,7 +79,7 @@ class Run:
 @cache
 def flops_per_sample(group_size: int) -> float:
     """Forward and backward of a caption in pretraining at full size, its share of the image in it."""
-    from maya_vlm.training.flops import Learning, forward_flops, training_flops, visible_pairs
+    from maya_vlm.training.model.flops import Learning, forward_flops, training_flops, visible_pairs
     from tests.benchmarks.gpu_full_size import full_size_config
 
     flops = forward_flops(full_size_config())
@@ -169,7 +169,7 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
 
     from maya_vlm.training.common.files import write_json
     from maya_vlm.training.recipe import write_recipe
-    from maya_vlm.training.run import LOG, train
+    from maya_vlm.training.run.train import LOG, train
 
     folder = work / run.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def held_out(folder: Path, source: Any) -> dict[str, Any]:
 
     import torch
 
-    from maya_vlm.training.groups import GroupData
+    from maya_vlm.training.batches.groups import GroupData
     from modeling_maya import MayaForConditionalGeneration
     from processing_maya import MayaProcessor
 
@@ -279,7 +279,7 @@ class Runner:
     """Does runs in `jobs` processes until `deadline` (time.monotonic), remembering all it did."""
 
     def __init__(self, work: Path, jobs: int, deadline: float, data: Path):
-        from maya_vlm.training.signals import end_with_parent
+        from maya_vlm.training.common.signals import end_with_parent
 
         self.work, self.deadline, self.data = work, deadline, data
         self.done: dict[str, dict[str, Any]] = {}
@@ -551,8 +551,8 @@ def report(record: dict[str, Any], output: Path) -> None:
 
 def fingerprint(held_out_concepts: int) -> str:
     """Of the recipe and its inputs: results of another are no results of this."""
-    from maya_vlm.training.run import make_manifest
-    from maya_vlm.training.schema import digest
+    from maya_vlm.training.common.schema import digest
+    from maya_vlm.training.run.train import make_manifest
 
     manifest = make_manifest(recipe_of(Run(1, *START[1], samples=1, seed=0)))
     return digest({**manifest, "held_out_concepts": held_out_concepts})
@@ -576,8 +576,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.chdir(ROOT)  # where the resolved recipe's paths begin
 
+    from maya_vlm.training.batches.groups import GroupData
     from maya_vlm.training.common.files import write_json
-    from maya_vlm.training.groups import GroupData
     from tests.benchmarks.workload import environment
 
     began = time.monotonic()

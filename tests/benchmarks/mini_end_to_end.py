@@ -30,12 +30,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from maya_vlm.model_card.dataset_cards import write_dataset_card
+from maya_vlm.model_card.cards.dataset import write_dataset_card
 from maya_vlm.training.data.build import build_dataset
-from maya_vlm.training.data.review_sheets import read_review, write_reviews
-from tests.data.endpoint_server import Faults, endpoint_process, stats
-from tests.hub_server import HubServer
-from tests.languages import MINI
+from maya_vlm.training.data.review.sheets import read_review, write_reviews
+from tests.helpers.endpoint_server import Faults, endpoint_process, stats
+from tests.helpers.hub_server import HubServer
+from tests.helpers.languages import MINI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

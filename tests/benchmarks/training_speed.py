@@ -58,12 +58,7 @@ from trl import SFTTrainer  # noqa: E402
 from maya_vlm.training.common.files import write_json  # noqa: E402
 from maya_vlm.training.recipe import Rule  # noqa: E402
 from modeling_maya import MayaConfig, MayaForConditionalGeneration  # noqa: E402
-from processing_maya import (  # noqa: E402
-    MayaImageProcessor,
-    MayaProcessor,
-    add_image_token,
-    load_chat_template,
-)
+from processing_maya import MayaImageProcessor, MayaProcessor, add_image_token, load_chat_template  # noqa: E402
 from tests.benchmarks.memory import in_own_processes, memory_of  # noqa: E402
 from tests.benchmarks.workload import (  # noqa: E402
     RATE,
@@ -75,8 +70,8 @@ from tests.benchmarks.workload import (  # noqa: E402
     maya_trainer,
     write_rows,
 )
-from tests.tiny import enlarge  # noqa: E402
-from tests.tiny_processing import tiny_tokenizer  # noqa: E402
+from tests.helpers.tiny import enlarge  # noqa: E402
+from tests.helpers.tiny_processing import tiny_tokenizer  # noqa: E402
 
 TRAINERS = ("maya", "trl", "trl_supervised")
 # Relative; the same sums in another order differ by less than a hundredth of these.

@@ -31,8 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 import pyarrow.parquet as pq  # noqa: E402
 
-from tests.data.endpoint_server import endpoint_process, stats  # noqa: E402
-from tests.data.toxicity_judges import source_row, write_build  # noqa: E402
+from tests.data.toxicity.judges import source_row, write_build  # noqa: E402
+from tests.helpers.endpoint_server import endpoint_process, stats  # noqa: E402
 
 TARGET = 0.95
 UNIT_ROWS = 500
@@ -69,9 +69,9 @@ def captions(rows: int) -> list[tuple[str, str]]:
 
 def run_maya(url: str, folder: Path, slots: int) -> None:
     """Units through the step of `maya data build`."""
-    from maya_vlm.training.data.endpoint import EndpointPlan
-    from maya_vlm.training.data.translation import TranslateWorker, TranslatorPlan
-    from maya_vlm.training.data.units import run_units
+    from maya_vlm.training.common.endpoint import EndpointPlan
+    from maya_vlm.training.data.engine.units import run_units
+    from maya_vlm.training.data.translation.worker import TranslateWorker, TranslatorPlan
 
     plan = TranslatorPlan(
         endpoint=EndpointPlan(base_url=url, model="truth", concurrency=slots),
@@ -145,7 +145,7 @@ def run_datasets(url: str, folder: Path, processes: int) -> None:
 
 
 def _messages() -> Any:
-    from maya_vlm.training.data.prompts import read_prompt
+    from maya_vlm.training.data.translation.prompts import read_prompt
 
     return read_prompt("rules", "en", "fr", ("〘", "〙")).messages
 

@@ -40,11 +40,15 @@ RESULT = Path(__file__).parent / "results" / "verification_rates.json"
 PHRASES = Path(__file__).parent / "verification_phrases.yaml"
 sys.path.insert(0, str(ROOT))
 
-from maya_vlm.training.data.checks import HARD, CheckPlan, RowChecker  # noqa: E402
-from maya_vlm.training.data.survey import LengthHistogram, Miner, shares_start  # noqa: E402
-from maya_vlm.training.data.translation import TRANSLATED  # noqa: E402
-from maya_vlm.training.data.verification import VerificationPlan  # noqa: E402
-from tests.languages import MINI  # noqa: E402
+from maya_vlm.training.data.checks.rules import HARD, CheckPlan, RowChecker  # noqa: E402
+from maya_vlm.training.data.translation.worker import TRANSLATED  # noqa: E402
+from maya_vlm.training.data.verification.step import VerificationPlan  # noqa: E402
+from maya_vlm.training.data.verification.survey import (  # noqa: E402
+    LengthHistogram,
+    Miner,
+    shares_start,
+)
+from tests.helpers.languages import MINI  # noqa: E402
 
 LANGUAGES = MINI[1:]  # English is what is translated
 # Folders of the languages in the packages' catalogues.
@@ -325,7 +329,7 @@ def measure_miner(
 
 def _work(folder: str, rounds: int) -> list[tuple[float, float]]:
     """CPU seconds of the survey and of the rest of the step, language models loaded before."""
-    from maya_vlm.training.data.verification import VerificationStep
+    from maya_vlm.training.data.verification.step import VerificationStep
 
     languages = sorted(path.name for path in Path(folder, "translate").iterdir())
     checker = RowChecker("en", languages)

@@ -18,16 +18,16 @@ import torch
 from PIL import Image
 from trl import SFTConfig
 
-from maya_vlm.training.attention import choose_attention, set_attention
-from maya_vlm.training.collator import GroupCollator
+from maya_vlm.training.batches.collator import GroupCollator
+from maya_vlm.training.batches.groups import GroupData
 from maya_vlm.training.common.provenance import provenance
-from maya_vlm.training.compiling import compile_layers
-from maya_vlm.training.freezing import apply_rules
-from maya_vlm.training.groups import GroupData
+from maya_vlm.training.model.attention import choose_attention, set_attention
+from maya_vlm.training.model.compiling import compile_layers
+from maya_vlm.training.model.freezing import apply_rules
 from maya_vlm.training.recipe import CHECKPOINTING, DataRecipe, Rule, checkpointing_fields
-from maya_vlm.training.trainer import MayaTrainer
-from tests.languages import PAPER as LANGUAGES
-from tests.tiny_processing import TEXTS, tiny_tokenizer
+from maya_vlm.training.run.trainer import MayaTrainer
+from tests.helpers.languages import PAPER as LANGUAGES
+from tests.helpers.tiny_processing import TEXTS, tiny_tokenizer
 
 # So small that AdamW, which computes all the same, leaves the weights where they are: every step of
 # every trainer then has the same loss on the same samples.

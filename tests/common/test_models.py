@@ -4,13 +4,8 @@ import json
 
 import pytest
 
-from maya_vlm.training.common.models import (
-    check_generation,
-    check_weights,
-    find_model,
-    opening,
-)
-from tests.tiny_maya import save_tiny_maya
+from maya_vlm.training.common.models import check_generation, check_weights, find_model, opening
+from tests.helpers.tiny_maya import save_tiny_maya
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ def compare(report: dict[str, Any], reference: dict[str, Any]) -> tuple[dict, di
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from tests.tiny_maya import save_tiny_maya
+    from tests.helpers.tiny_maya import save_tiny_maya
 
     rows = []
     with tempfile.TemporaryDirectory() as temporary:

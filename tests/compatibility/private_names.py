@@ -56,7 +56,7 @@ class PrivateName:
 
 
 MODEL = ("modeling_maya/modeling_maya.py",)
-TRAINER = ("training/trainer.py",)
+TRAINER = ("training/run/trainer.py",)
 METRICS = tuple(
     sorted(
         f"training/evaluation/scoring/hf/{file.name}"
@@ -174,14 +174,14 @@ TABLE = (
         "_n_gpu",
         "transformers:TrainingArguments",
         "use",
-        ("training/run.py",),
+        ("training/run/train.py",),
         "Trainer would wrap the model in DataParallel where it sees several GPUs",
     ),
     PrivateName(
         "_hf_peft_config_loaded",
         "transformers.integrations.peft:PeftAdapterMixin",
         "use",
-        ("training/adapters.py",),
+        ("training/model/adapters.py",),
         "Trainer takes a quantized base only with an adapter, and reads here that it has one",
     ),
     # Processes.
@@ -189,7 +189,7 @@ TABLE = (
         "_reset_state",
         "accelerate.state:AcceleratorState",
         "use",
-        ("training/run.py",),
+        ("training/run/train.py",),
         "a forked process must not know what its parent knew of the number of processes",
         ("reset_partial_state",),
     ),
@@ -197,7 +197,7 @@ TABLE = (
         "_validate_launch_command",
         "accelerate.commands.launch",
         "use",
-        ("training/launch.py",),
+        ("training/run/launch.py",),
         "accelerate's config files become its environment variables by accelerate's own code",
         ("args",),
     ),
@@ -206,14 +206,14 @@ TABLE = (
         "_dynamo",
         "torch",
         "use",
-        ("training/compiling.py",),
+        ("training/model/compiling.py",),
         "the number of graphs a layer may have, and whether DDP cuts them, are settings of torch._dynamo",
     ),
     PrivateName(
         "_inductor",
         "torch",
         "use",
-        ("training/compiling.py",),
+        ("training/model/compiling.py",),
         "the compile modes that torch has, and whether one records CUDA graphs",
     ),
     # Data.
@@ -221,7 +221,7 @@ TABLE = (
         "_run_for_rank",
         "datatrove.executor.base:PipelineExecutor",
         "use",
-        ("training/data/engine.py",),
+        ("training/data/engine/executors.py",),
         "one rank of a build runs in a process that reports how it ended",
         ("rank",),
     ),
@@ -229,7 +229,7 @@ TABLE = (
         "_extract_corpus_statistics",
         "sacrebleu.metrics.base:Metric",
         "use",
-        ("training/data/scoring.py",),
+        ("training/data/verification/scoring.py",),
         "the bootstrap adds up the statistics of resampled sentences",
         ("hypotheses", "references"),
     ),
@@ -237,7 +237,7 @@ TABLE = (
         "_compute_score_from_stats",
         "sacrebleu.metrics.base:Metric",
         "use",
-        ("training/data/scoring.py",),
+        ("training/data/verification/scoring.py",),
         "and scores their sums",
         ("stats",),
     ),

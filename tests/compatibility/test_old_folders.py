@@ -18,12 +18,12 @@ from packaging.version import Version
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import modeling_maya
-from maya_vlm.model_card import renew as module
-from maya_vlm.model_card.renew import CODE, changed_files, renew
+from maya_vlm.model_card.hub import renew as module
+from maya_vlm.model_card.hub.renew import CODE, changed_files, renew
 from maya_vlm.training.cli import main
-from tests.bare_python import make_site, run_bare
-from tests.hub_server import HubServer
-from tests.tiny_maya import save_tiny_maya
+from tests.helpers.bare_python import make_site, run_bare
+from tests.helpers.hub_server import HubServer
+from tests.helpers.tiny_maya import save_tiny_maya
 
 OLD = Path(__file__).with_name("saved_by_0_1_0")
 EXPECTED = json.loads((OLD / "expected.json").read_text())

@@ -11,9 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from maya_vlm.training import versions
 from maya_vlm.training.cli import main
-from maya_vlm.training.versions import Installed
+from maya_vlm.training.common import versions
+from maya_vlm.training.common.versions import Installed
 
 from .constraints import CONSTRAINTS, REPOSITORY, resolve
 from .constraints import versions as read_versions
@@ -159,7 +159,7 @@ def test_outside(version, tested, outside):
 SHADOWS = """
 import sys
 from pathlib import Path
-import maya_vlm.model_card.cards, maya_vlm.training.recipe, modeling_maya, processing_maya
+import maya_vlm.model_card.cards.model, maya_vlm.training.recipe, modeling_maya, processing_maya
 import training, model_card
 assert training.MINE and model_card.MINE
 print(maya_vlm.training.recipe.find_recipe("mini"), processing_maya.load_chat_template("maya")[:3])

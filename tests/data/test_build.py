@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from maya_vlm.training.cli import main
+from maya_vlm.training.common.schema import build as from_mapping
 from maya_vlm.training.data.plan import load_plan, make_worker, write_plan
-from maya_vlm.training.data.sources import SourcePlan
-from maya_vlm.training.schema import build as from_mapping
-from tests.data.endpoint_server import EndpointServer
+from maya_vlm.training.data.sources.step import SourcePlan
+from tests.helpers.endpoint_server import EndpointServer
 
 CAPTIONS = {
     "a dog in the garden in the morning": "un chien dans le jardin le matin",

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from maya_vlm.training.cli import main
-from maya_vlm.training.data.engine import ExecutorPlan
+from maya_vlm.training.data.engine.executors import ExecutorPlan
 
 CODE = """
 from pathlib import Path

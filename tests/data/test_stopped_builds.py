@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from tests.data.endpoint_server import EndpointServer
+from tests.helpers.endpoint_server import EndpointServer
 
 TEXTS = {f"A boat number {n} on a lake.": f"Un bateau numéro {n} sur un lac." for n in range(60)}
 ROWS = ",".join(

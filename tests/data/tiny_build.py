@@ -4,16 +4,16 @@ import json
 
 import pyarrow.parquet as pq
 
-from maya_vlm.training.data import translation
-from maya_vlm.training.data.endpoint import EndpointPlan
-from maya_vlm.training.data.layout import LayoutPlan
+from maya_vlm.training.common.endpoint import EndpointPlan
+from maya_vlm.training.data.dataset.layout import LayoutPlan
+from maya_vlm.training.data.engine.units import run_units
 from maya_vlm.training.data.plan import Plan, toxicity_step
-from maya_vlm.training.data.sources import SourcePlan, build_sources
+from maya_vlm.training.data.sources.step import SourcePlan, build_sources
 from maya_vlm.training.data.toxicity.decisions import decide_build
 from maya_vlm.training.data.toxicity.plan import JudgePlan, ToxicityPlan
-from maya_vlm.training.data.translator import TranslatorPlan
-from maya_vlm.training.data.units import run_units
-from tests.data.toxicity_judges import picture
+from maya_vlm.training.data.translation import worker as translation
+from maya_vlm.training.data.translation.translator import TranslatorPlan
+from tests.data.toxicity.judges import picture
 
 
 class TinyTranslator:
@@ -94,7 +94,7 @@ def make_plan(folder, languages=("fr", "hi"), task="caption", judged=True, **set
             kind="function",
             stage="text",
             languages=["en", *languages],
-            function="tests.data.toxicity_judges:words",
+            function="tests.data.toxicity.judges:words",
         )
     ]
     settings.setdefault("layout", LayoutPlan(shard_rows=9))

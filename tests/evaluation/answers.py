@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from PIL import Image
 
 from maya_vlm.training.common.provenance import provenance
-from maya_vlm.training.evaluation.generation import Answer
 from maya_vlm.training.evaluation.protocol import (
     Loaded,
     Picture,
@@ -17,6 +16,7 @@ from maya_vlm.training.evaluation.protocol import (
 )
 from maya_vlm.training.evaluation.results import FORMAT, Results
 from maya_vlm.training.evaluation.run import MEASURES, chance_rows, measures
+from maya_vlm.training.inference.generation import Answer
 
 
 class Colours:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from maya_vlm.training.evaluation import run
-from maya_vlm.training.evaluation.generation import Question, answer
-from maya_vlm.training.evaluation.model import load
 from maya_vlm.training.evaluation.run import evaluate
-from tests.tiny_llava import save_tiny_llava
-from tests.tiny_maya import save_tiny_maya, tiny_picture
+from maya_vlm.training.inference.generation import Question, answer
+from maya_vlm.training.inference.load import load
+from tests.helpers.tiny_llava import save_tiny_llava
+from tests.helpers.tiny_maya import save_tiny_maya, tiny_picture
 
 pytest.importorskip("datasets")
 

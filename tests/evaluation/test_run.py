@@ -8,16 +8,16 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from maya_vlm.training.evaluation import lettering
-from maya_vlm.training.evaluation.generation import Answer
 from maya_vlm.training.evaluation.protocol import Selection, shuffled
 from maya_vlm.training.evaluation.results import Results, read_results, write_results
 from maya_vlm.training.evaluation.run import evaluate, language_groups
+from maya_vlm.training.evaluation.sheet import lettering
 from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks import mini
 from maya_vlm.training.evaluation.tasks.mini import DATA, Mini
+from maya_vlm.training.inference.generation import Answer
 from tests.evaluation.answers import results_of, scored
-from tests.tiny_maya import save_tiny_maya
+from tests.helpers.tiny_maya import save_tiny_maya
 
 pytest.importorskip("datasets")
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from maya_vlm.training.evaluation import lettering, sheet
 from maya_vlm.training.evaluation.protocol import Selection
+from maya_vlm.training.evaluation.sheet import draw as sheet
+from maya_vlm.training.evaluation.sheet import lettering
 from tests.evaluation.answers import Letters, scored
 
 LINES = {

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from modeling_maya import MayaForConditionalGeneration
-from modeling_maya.convert_llava_cohere import convert
+from modeling_maya.llava_cohere.convert import convert
 
 _BESIDE = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 GOLDEN = Path(os.environ.get("MAYA_GOLDEN", _BESIDE))

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from modeling_maya import MayaConfig, MayaModel
-from tests.tiny import DECODERS, TOWERS, tiny_config
+from tests.helpers.tiny import DECODERS, TOWERS, tiny_config
 
 
 def test_defaults_are_siglip_and_cohere():

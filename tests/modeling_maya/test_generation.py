@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import StaticCache, TextIteratorStreamer
 
-from tests.tiny import DECODERS, IMAGE_TOKEN, TOWERS, tiny_inputs, tiny_model
+from tests.helpers.tiny import DECODERS, IMAGE_TOKEN, TOWERS, tiny_inputs, tiny_model
 
 NEW = 6
 # Greedy, of fixed length, and without the placeholder, which a random model may well answer.

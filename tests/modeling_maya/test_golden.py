@@ -7,8 +7,8 @@ with them instead is tested with the processor.
 import pytest
 import torch
 
-from modeling_maya.convert_llava_cohere import convert
-from modeling_maya.convert_tensors import read_weights
+from modeling_maya.llava_cohere.convert import convert
+from modeling_maya.llava_cohere.tensors import read_weights
 from tests.modeling_maya import golden
 
 pytestmark = pytest.mark.skipif(not golden.PRESENT, reason=golden.ABSENT)

@@ -14,7 +14,7 @@ from modeling_maya import (
     MayaProjector,
     drop_unused_vision_weights,
 )
-from tests.tiny import (
+from tests.helpers.tiny import (
     DECODERS,
     IMAGE_TOKEN,
     TOWERS,

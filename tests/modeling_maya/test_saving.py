@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from modeling_maya import MayaForConditionalGeneration, MayaModel
-from tests.tiny import DECODERS, TOWERS, tiny_inputs, tiny_model
+from tests.helpers.tiny import DECODERS, TOWERS, tiny_inputs, tiny_model
 
 # These names are in checkpoints, LoRA targets, freezing rules and logs: they never change.
 DECODER_LAYER = [

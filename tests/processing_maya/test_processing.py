@@ -23,7 +23,7 @@ from processing_maya import (
     messages_from_conversations,
 )
 from processing_maya.processing_maya import BREAK, _marking_template
-from tests.tiny_processing import TEXTS, TURN_TOKENS, tiny_processor, tiny_tokenizer
+from tests.helpers.tiny_processing import TEXTS, TURN_TOKENS, tiny_processor, tiny_tokenizer
 
 IMAGE = {"type": "image"}
 LENGTH = 4

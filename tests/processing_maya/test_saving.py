@@ -7,9 +7,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipeline
 
 from processing_maya import CHAT_TEMPLATES, MayaImageProcessor, MayaProcessor, load_chat_template
-from tests.bare_python import make_site, run_bare
-from tests.tiny_maya import tiny_maya
-from tests.tiny_processing import tiny_processor
+from tests.helpers.bare_python import make_site, run_bare
+from tests.helpers.tiny_maya import tiny_maya
+from tests.helpers.tiny_processing import tiny_processor
 
 MESSAGES = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is <image> a tag?"}]},

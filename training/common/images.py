@@ -168,7 +168,7 @@ def open_place(path: Path, follow_links: bool = False, keep: bool = False) -> Pl
     if stat.S_ISDIR(mode):
         tables = sorted((path / "images").glob("*.parquet"))
         if tables:
-            from .picture_tables import PictureTables
+            from ..rows.picture_tables import PictureTables
 
             return PictureTables(tables, str(path), keep=keep)
         return FolderPictures(path, follow_links=follow_links)

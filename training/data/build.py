@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.signals import stopping
 from ..common.telling import one_line
-from ..signals import stopping
-from .engine import Job, run_jobs
+from .engine.executors import Job, run_jobs
+from .engine.progress import failure_lines
+from .engine.unit_files import only_one
+from .engine.units import UnitManifest, reopen_unit
 from .plan import (
     Plan,
     load_plan,
@@ -19,10 +22,7 @@ from .plan import (
     verification_step,
     write_plan,
 )
-from .sources import build_sources, finished_sources
-from .status import failure_lines
-from .unit_files import only_one
-from .units import UnitManifest, reopen_unit
+from .sources.step import build_sources, finished_sources
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _translate(plan: Plan, options: _Options) -> None:
 
 
 def _verify(plan: Plan, options: _Options) -> None:
-    from .verify_report import format_report
+    from .verification.report import format_report
 
     step = verification_step(plan)
     for units in step.rounds():
@@ -151,7 +151,7 @@ def _decide_again(plan: Plan) -> None:
 
 
 def _assemble(plan: Plan, options: _Options) -> None:
-    from .layout import assemble
+    from .dataset.layout import assemble
 
     assemble(plan, options.progress)
 

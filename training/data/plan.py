@@ -16,23 +16,23 @@ import yaml
 from ..common.files import write_bytes
 from ..common.languages import check_language
 from ..common.names import check_component
+from ..common.schema import build, digest, read_mapping, resolve_paths, to_dict
 from ..common.telling import one_line
-from ..schema import build, digest, read_mapping, resolve_paths, to_dict
-from .check_plan import CheckPlan
-from .checks import RowChecker
-from .engine import ExecutorPlan
-from .identify import Identifier
-from .layout import LayoutPlan
-from .manifest import licence_of
-from .sources import SourcePlan, finished_sources, plan_for_hash
+from .checks.identify import Identifier
+from .checks.plan import CheckPlan
+from .checks.rules import RowChecker
+from .dataset.layout import LayoutPlan
+from .dataset.manifest import licence_of
+from .engine.executors import ExecutorPlan
+from .engine.units import Worker
+from .sources.step import SourcePlan, finished_sources, plan_for_hash
 from .toxicity.plan import ToxicityPlan
-from .translation import TranslatorPlan
-from .units import Worker
-from .verification import VerificationPlan
+from .translation.worker import TranslatorPlan
+from .verification.step import VerificationPlan
 
 if TYPE_CHECKING:
     from .toxicity.step import ToxicityStep
-    from .verification import VerificationStep
+    from .verification.step import VerificationStep
 
 
 @dataclass
@@ -179,7 +179,7 @@ def make_worker(plan: Plan, name: str, trust_remote_code: bool = False) -> Worke
     """
     step, _, rest = name.partition("/")
     if step == "translate" and plan.translator is not None:
-        from .translation import TranslateWorker
+        from .translation.worker import TranslateWorker
 
         return TranslateWorker(
             plan.translator,
@@ -199,7 +199,7 @@ def make_worker(plan: Plan, name: str, trust_remote_code: bool = False) -> Worke
 
 def verification_step(plan: Plan) -> VerificationStep:
     """The verification step on the build's folder."""
-    from .verification import VerificationStep
+    from .verification.step import VerificationStep
 
     assert plan.verification is not None
     return VerificationStep(

@@ -14,23 +14,16 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from ..common.images import (
-    SUFFIXES,
-    ImageStore,
-    Place,
-    check_padded_side,
-    is_address,
-    load_image,
-)
-from ..common.json_rows import Unreadable, rows_suffix
+from ..common.images import SUFFIXES, ImageStore, Place, check_padded_side, is_address, load_image
 from ..common.languages import as_language, no_language
 from ..common.telling import one_line
-from ..conversations import Picture, RowError, RowReader
 from ..recipe import DataRecipe
-from ..rows import open_pictures
-from .pictures import look_at
-from .records import Problem, place_of
-from .sources import SourcePlan, Tally, read_source, refuse_empty, sorted_rows
+from ..rows.conversations import Picture, RowError, RowReader
+from ..rows.json_rows import Unreadable, rows_suffix
+from ..rows.open import open_pictures
+from .sources.pictures import look_at
+from .sources.records import Problem, place_of
+from .sources.step import SourcePlan, Tally, read_source, refuse_empty, sorted_rows
 
 _ROUND_TURNS = "turns do not alternate: only the chat template aya takes them"
 

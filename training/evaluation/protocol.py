@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from PIL.Image import Image
 
-from .generation import Answer
+from ..inference.generation import Answer
 from .metrics import Interval, mean, mean_of_languages
 from .results import DataInfo, MetricInfo, Row
 

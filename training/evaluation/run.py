@@ -19,10 +19,9 @@ from ..common.files import write_parquet
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import files_sha256, provenance
 from ..common.reading import read_yaml
-from .generation import Answer, Question, answer, is_maya
-from .lettering import missing_packages
+from ..inference.generation import Answer, Question, answer, is_maya
+from ..inference.load import load
 from .metrics import SCRIPTS, in_script
-from .model import load
 from .protocol import (
     BASELINES,
     BLIND,
@@ -42,7 +41,8 @@ from .protocol import (
     shuffled,
 )
 from .results import FORMAT, MetricInfo, ModelInfo, Results, Row, read_results, write_results
-from .sheet import draw_sheet
+from .sheet.draw import draw_sheet
+from .sheet.lettering import missing_packages
 from .table import text_table
 from .tasks import task as find_task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..messages import trl_snippet
+from ..dataset.messages import trl_snippet
 from .concepts import LANGUAGES, Selection, load_sensitive
 from .messages import PICTURES
 from .render import NAMED_AFTER, SIZE, SPLITS

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..messages import messages_schema, share_languages
+from ..dataset.messages import messages_schema, share_languages
 from .concepts import LANGUAGES
 from .draw import pick, shuffled
 from .render import SPLITS

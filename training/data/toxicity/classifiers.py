@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...common.files import sha256_file
+from ...common.schema import digest
 from ...common.telling import one_line
-from ...schema import digest
 from .verdicts import ImageRef, Judgement
 
 # Changes to what is asked or how answers are read; part of every key.

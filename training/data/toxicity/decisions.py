@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from ...common.files import sha256_text, write_json
 from ...common.reading import parse_json
-from ...schema import build, to_dict
-from ..parquet import parquet_file
-from ..review import read_overrides
-from ..units import Key, Row
+from ...common.schema import build, to_dict
+from ...rows.parquet import parquet_file
+from ..engine.units import Key, Row
+from ..review.pages import read_overrides
 from .plan import JudgePlan
 from .policy import (
     Outcome,

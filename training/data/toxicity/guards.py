@@ -13,8 +13,8 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from ...schema import digest
-from ..endpoint import Answer, Endpoint
+from ...common.endpoint import Answer, Endpoint
+from ...common.schema import digest
 from .classifiers import local_revision
 from .protocols import GuardProtocol
 from .verdicts import ImageRef, Judgement

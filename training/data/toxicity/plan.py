@@ -21,9 +21,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ...common.endpoint import Endpoint, EndpointPlan
 from ...common.languages import check_language
 from ...common.reading import read_text, read_yaml
-from ..endpoint import Endpoint, EndpointPlan
 from .classifiers import ClassifierJudge, FunctionJudge
 from .guards import EndpointChat, GuardJudge, LocalChat
 from .policy import Policy

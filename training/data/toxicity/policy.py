@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ...schema import build, digest, read_mapping, to_dict
-from ..units import Row
+from ...common.schema import build, digest, read_mapping, to_dict
+from ..engine.units import Row
 
 Decided: TypeAlias = Literal["clean", "review", "drop"]
 Decision: TypeAlias = Literal["clean", "review", "flagged"]

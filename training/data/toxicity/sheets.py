@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...common.files import sha256_text
-from ..parquet import check_columns, read_rows
-from ..pictures import Pictures
-from ..review import ReviewRow, Sheet, write_sheet
-from ..units import Key, Row
+from ...rows.parquet import check_columns, read_rows
+from ..engine.units import Key, Row
+from ..review.pages import ReviewRow, Sheet, write_sheet
+from ..sources.pictures import Pictures
 from .decisions import DECISION_SCHEMA, Summary, decide_build, rows_by_id
 from .policy import Policy
 from .step import ToxicityStep

@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...common.files import atomic, sha256_file, sha256_text, write_parquet
-from ..parquet import check_columns, read_rows
-from ..pictures import Pictures
-from ..translation import check_translated
-from ..units import Row, UnitManifest, manifest_path, run_units
+from ...rows.parquet import check_columns, read_rows
+from ..engine.units import Row, UnitManifest, manifest_path, run_units
+from ..sources.pictures import Pictures
+from ..translation.worker import check_translated
 from .plan import JudgePlan, ToxicityPlan
 from .verdicts import JudgeWorker, image_sha, text_of
 

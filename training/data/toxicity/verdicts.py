@@ -20,8 +20,8 @@ from PIL import Image
 from ...common.files import sha256_text
 from ...common.images import decode_picture, to_rgb
 from ...common.telling import one_line
-from ..pictures import Pictures
-from ..units import Row
+from ..engine.units import Row
+from ..sources.pictures import Pictures
 
 Label: TypeAlias = Literal["safe", "unsafe", "review"]
 Stage: TypeAlias = Literal["image", "text", "rationale"]

@@ -24,7 +24,7 @@ from ...common.cards import check_cards
 from ...common.images import decode_picture, to_rgb
 from ...common.provenance import files_sha256
 from ...common.telling import one_line
-from ..generation import Answer
+from ...inference.generation import Answer
 from ..metrics import Interval, normalise, proportion, same_answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task, in_order, sample
 

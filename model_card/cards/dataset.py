@@ -1,0 +1,168 @@
+"""Dataset cards, filled from a build's manifest or from the parquet files: no number is typed."""
+
+from pathlib import Path
+from typing import Any
+
+from maya_vlm.training.data.dataset.manifest_shape import FORMAT, check_manifest
+
+from .model import MARKER, NAMES, read_json, render, write_card
+
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a dataset that `maya data build` made; None for other folders.
+
+    Raises ValueError for a folder that such a dataset was begun in and not finished, and for a
+    manifest.json that is no JSON object.
+    """
+    if not (folder / "manifest.json").is_file():
+        if (folder / "data").is_dir() and (folder.parent / "assemble").is_dir():
+            raise ValueError(
+                f"{folder} has no manifest.json: it is not finished; run `maya data build` again"
+            )
+        return None
+    manifest = read_json(folder / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        return None
+    return check_manifest(manifest, folder / "manifest.json")
+
+
+def write_dataset_card(folder: Path, repo_id: str | None = None) -> Path:
+    """Write README.md of a dataset folder, except where it has one of its owner's.
+
+    Args:
+        repo_id: where it is, or will be, on the Hub; None while it is only a folder.
+    """
+    write_card(folder, lambda: dataset_card(folder, repo_id or "path/to/this/folder"))
+    return folder / "README.md"
+
+
+def dataset_card(folder: Path, repo_id: str) -> str:
+    """The card of a dataset folder that has none of its own.
+
+    Made from the manifest of `maya data build` where there is one, else from the parquet files of a
+    folder in the mini dataset's layout.
+
+    Raises ValueError for a folder that is neither.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return _built_card(folder, manifest, repo_id)
+    import pyarrow.parquet
+
+    languages = sorted(path.name for path in (folder / "texts").glob("*") if path.is_dir())
+    pictures = sorted((folder / "images").glob("*.parquet"))
+    if not languages or not pictures:
+        raise ValueError(
+            f"{folder} is no dataset of ours: expected the manifest.json of `maya data build`, or "
+            "texts/<language>/<split>-*.parquet and images/*.parquet"
+        )
+    kinds = [kind for kind in ("texts", "instruct") if (folder / kind).is_dir()]
+    configs: list[dict[str, Any]] = []
+    rows = []
+    for kind in kinds:
+        for language in ("*", *languages):
+            whole = "all" if kind == "texts" else "instruct"
+            alone = language if kind == "texts" else f"instruct_{language}"
+            name = whole if language == "*" else alone
+            files = sorted(folder.glob(f"{kind}/{language}/*.parquet"))
+            splits = sorted({file.stem.split("-")[0] for file in files})
+            if not splits:
+                continue
+            data_files = [
+                {"split": split, "path": f"{kind}/{language}/{split}-*.parquet"} for split in splits
+            ]
+            entry: dict[str, Any] = {"config_name": name, "data_files": data_files}
+            if name == "all":
+                entry["default"] = True
+            configs.append(entry)
+            for split in splits if language == "*" else []:
+                count = sum(
+                    pyarrow.parquet.read_metadata(file).num_rows
+                    for file in files
+                    if file.stem.split("-")[0] == split
+                )
+                rows.append({"config": name, "split": split, "rows": count})
+    configs.append(
+        {"config_name": "images", "data_files": [{"split": "train", "path": "images/*.parquet"}]}
+    )
+    embedded = sorted({f.stem.split("-")[0] for f in (folder / "messages").glob("*.parquet")})
+    if embedded:
+        data_files = [{"split": s, "path": f"messages/{s}-*.parquet"} for s in embedded]
+        configs.append({"config_name": "messages", "data_files": data_files})
+    metadata = {
+        "language": languages,
+        "license": "unknown",
+        "task_categories": ["image-text-to-text", "visual-question-answering"],
+        "configs": configs,
+    }
+    values = {
+        "marker": MARKER,
+        "title": repo_id.rsplit("/", 1)[-1],
+        "repo_id": repo_id,
+        "images": sum(pyarrow.parquet.read_metadata(file).num_rows for file in pictures),
+        "languages": languages,
+        "default": "all",
+        "split": rows[0]["split"],
+        "image_split": "train",
+        "rows": rows,
+    }
+    return render("dataset.md.jinja", metadata, values)
+
+
+def _built_card(folder: Path, manifest: dict[str, Any], repo_id: str) -> str:
+    counts = manifest["counts"]
+    languages = list(counts["languages"])
+    conversations = manifest["texts"] == "conversations"
+    size = next((name for most, name in SIZES if counts["all"]["ok"] < most), "n>10M")
+    metadata: dict[str, Any] = {
+        "language": languages,
+        "license": manifest["licence"],
+        "pretty_name": manifest["name"],
+        "task_categories": ["image-text-to-text" if conversations else "image-to-text"],
+        "multilinguality": ["multilingual" if len(languages) > 1 else "monolingual"],
+        "size_categories": [size],
+        "tags": ["maya", "vision-language", "multilingual"],
+        "configs": [
+            {
+                "config_name": name,
+                **({"default": True} if number == 0 else {}),
+                "data_files": [{"split": "train", "path": about["path"]}],
+            }
+            for number, (name, about) in enumerate(manifest["configs"].items())
+        ],
+    }
+    if manifest["translation"]:
+        metadata["annotations_creators"] = ["machine-generated"]
+    checks = sorted({c for each in counts["languages"].values() for c in each["rejected_for"]})
+    values = {
+        "marker": MARKER,
+        "repo_id": repo_id,
+        "manifest": manifest,
+        "names": {lang: NAMES.get(lang, lang) for lang in languages},
+        "total": counts["all"],
+        "languages": counts["languages"],
+        "checks": checks,
+        "default": next(iter(manifest["configs"])),
+        "found": _found(manifest["toxicity"]),
+        "column": "messages" if conversations else "caption",
+        "messages": manifest["messages"] if "messages" in manifest["configs"] else None,
+    }
+    return render("dataset_built.md.jinja", metadata, values)
+
+
+def _found(toxicity: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Rows by decision, stage and category, all languages together, most first."""
+    sums: dict[tuple[str, str, str], int] = {}
+    for each in (toxicity or {}).get("found", []):
+        key = (each["decision"], each["stage"], each["category"])
+        sums[key] = sums.get(key, 0) + each["rows"]
+    ordered = sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+    return [{"decision": d, "stage": s, "category": c, "rows": n} for (d, s, c), n in ordered]

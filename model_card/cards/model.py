@@ -1,0 +1,417 @@
+"""Model cards, filled from the files beside the weights: nothing in them is typed.
+
+A card is made from the model's config, the resolved `recipe.yaml` and `results.json`.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
+from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
+from maya_vlm.training.common.shapes import check_shape
+from maya_vlm.training.common.telling import one_line, printable
+from maya_vlm.training.evaluation.results import Results, read_results
+
+from ..hub.content import weights_sha256
+from .scores import languages_of, model_index, sections, weaknesses
+
+TEMPLATES = Path(__file__).parent / "templates"
+MARKER = Markdown(
+    "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
+)
+NAMES = {
+    "en": "English",
+    "zh": "Chinese",
+    "fr": "French",
+    "es": "Spanish",
+    "ru": "Russian",
+    "hi": "Hindi",
+    "ja": "Japanese",
+    "ar": "Arabic",
+    "bn": "Bengali",
+    "ur": "Urdu",
+}
+MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
+# CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
+COHERE_VOCABULARY = 256_000
+
+# What cards are made from; `maya train`, `maya evaluate` and `maya convert` write more.
+_RECIPE = {
+    "stages": [
+        {
+            "name": str,
+            "data": [{"path": str}],
+            "train": [{"pattern": str, "rate": float}],
+        }
+    ],
+    "model": dict,
+}
+_NAMED = {"name": str}
+_ORIGIN = {"name": str, "commit": (str, None), "kind": str}
+
+
+def model_card(folder: Path, repo_id: str) -> str:
+    """The card of a saved model as it would stand in `repo_id`.
+
+    Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
+    format or of other weights.
+    """
+    config = read_json(folder / "config.json")
+    recipe = _read_recipe(folder)
+    results = _read_results(folder)
+    languages = _languages(recipe, results)
+    licence, metadata = _licence(config, recipe)
+    small = _is_mini(recipe)
+    metadata = {
+        "language": languages,
+        **metadata,
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["maya", "llava", "multilingual", "custom_code"],
+    }
+    conversion = _conversion(folder)
+    origins = [conversion["converted_from"]["name"]] if conversion else _bases(recipe)
+    hub_bases = [base for base in origins if _is_repository(base)]
+    if hub_bases:
+        metadata["base_model"] = hub_bases
+        metadata["base_model_relation"] = "finetune"
+    sources = [source for source in _sources(recipe) if _is_repository(source)]
+    if sources:
+        metadata["datasets"] = sources
+    if results is not None:
+        metadata["metrics"] = list(
+            dict.fromkeys(task["metric"] for task in results["tasks"].values())
+        )
+        metadata["model-index"] = model_index(results, repo_id.rsplit("/", 1)[-1])
+    values = {
+        "marker": MARKER,
+        "title": repo_id.rsplit("/", 1)[-1],
+        "repo_id": repo_id,
+        "language_count": len(languages) or "an unknown number of",
+        "language_names": ", ".join(NAMES.get(code, code) for code in languages) or "none recorded",
+        "vision_model": config.get("vision_config", {}).get("model_type", "?"),
+        "text_model": config.get("text_config", {}).get("model_type", "?"),
+        "projector_layers": config.get("projector_num_layers", "?"),
+        "parameters": results["model"]["parameters"] if results else _count_parameters(folder),
+        "image_tokens": config.get("image_seq_length", "?"),
+        "small": small,
+        "results": results,
+        "has_sheet": (folder / "sheet.png").is_file(),
+        "stages": _stages(recipe),
+        "bases": Markdown(" and ".join(code(_short(base)) for base in _bases(recipe)))
+        or "a checkpoint",
+        "licence": licence,
+        "conversion": conversion,
+    }
+    if results is not None:
+        values |= {"sections": sections(results), "weaknesses": weaknesses(results)}
+    return render("model.md.jinja", metadata, values)
+
+
+def licence_texts(folder: Path) -> str | None:
+    """Credits and licence texts that a model trained from the mini bases must carry, or None."""
+    recipe = _read_recipe(folder)
+    if not _is_mini(recipe):
+        return None
+    works = _mini_works(recipe)
+    rows = [("work", "by", "licence"), ("---", "---", "---")]
+    rows += [(f"[{work.title}]({work.url})", work.author, work.licence) for work in works]
+    parts = [
+        "# Credits and licences of the art and the texts this model was trained on\n",
+        "\n".join(_row(list(row)) for row in rows) + "\n",
+        "The pictures were drawn small and on white for training; the model holds none of them.\n",
+    ]
+    for name in sorted({work.licence for work in works}):
+        text = (MINI_DATA / "LICENSES" / f"{name}.txt").read_text(encoding="utf-8").strip()
+        parts.append(f"## {name}\n\n```\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> str:
+    """A card: YAML front matter, then a template of `templates/`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        # Names are text, whoever chose them; what is Markdown already says so by its type.
+        finalize=_text,
+    )
+    filters = {"code": code, "literal": literal, "prose": prose}
+    for name, write in filters.items():
+        environment.filters[name] = lambda value, write=write: write(str(value))
+    # Readers of cards look for lines of hyphens before they read the YAML.
+    plain = _in_lines(metadata)
+    head = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{head}---\n\n{environment.get_template(template).render(values)}"
+
+
+def _text(value: Any) -> Any:
+    """What a template writes; the spaces around its own words stay."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    before, after = (" " if edge == " " else "" for edge in (value[0], value[-1]))
+    return f"{before}{escaped(value)}{after}" if not isinstance(value, Markdown) else value
+
+
+def _in_lines(value: Any) -> Any:
+    """Metadata whose texts have one printable line each."""
+    if isinstance(value, dict):
+        return {_in_lines(name): _in_lines(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_in_lines(each) for each in value]
+    return printable(" ".join(value.split())) if isinstance(value, str) else value
+
+
+def write_card(folder: Path, made: Callable[[], str]) -> bool:
+    """Write README.md as `made` gives it; False where the folder has one of its owner's, left as it is."""
+    card = folder / "README.md"
+    if card.is_file() and MARKER not in read_text(card):
+        return False
+    temporary = card.with_name(".README.md.tmp")
+    temporary.write_text(made(), encoding="utf-8")
+    temporary.replace(card)
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}")
+    return read_json_mapping(path)
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        return {}
+    for name in ("stages", "model"):
+        if content.get(name) is not None:
+            check_shape(content[name], _RECIPE[name], str(path), name)
+    return content
+
+
+def _conversion(folder: Path) -> dict[str, Any] | None:
+    """What `maya convert` recorded of where the weights came from, None for weights trained here."""
+    path = folder / "conversion.json"
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    origin = record.get("converted_from")
+    if not isinstance(origin, dict) or not {"name", "commit", "kind"} <= set(origin):
+        raise ValueError(
+            f"{path}: expected `converted_from` with name, commit and kind, found "
+            f"{one_line(repr(origin), 60)}: convert again"
+        )
+    parts = [part for part in ("base_model", "vision_tower") if origin.get(part)]
+    check_shape(origin, _ORIGIN | dict.fromkeys(parts, _NAMED), str(path), "converted_from")
+    if "files" in origin:
+        files = [{"name": str, "bytes": int, "sha256": str}]
+        check_shape(origin["files"], files, str(path), "converted_from.files")
+    return record
+
+
+def _read_results(folder: Path) -> Results | None:
+    path = folder / "results.json"
+    if not path.is_file():
+        return None
+    results = read_results(path)
+    if results["model"]["weights_sha256"] != weights_sha256(folder):
+        raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
+    return results
+
+
+def _count_parameters(folder: Path) -> int:
+    from math import prod
+
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
+def _bases(recipe: dict[str, Any]) -> list[str]:
+    model = recipe.get("model") or {}
+    named = (model.get(key) for key in ("language_model", "vision_tower", "checkpoint"))
+    return [str(base) for base in named if base]
+
+
+def _sources(recipe: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(source["path"] for source in _all_data(recipe)))
+
+
+def _is_repository(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _is_mini(recipe: dict[str, Any]) -> bool:
+    """Whether the bases and all data are those that ship with the package."""
+    bases, sources = _bases(recipe), _sources(recipe)
+    return (
+        len(bases) == 2
+        and all(Path(base).parts[-3:-1] == ("bases", "mini") for base in bases)
+        and bool(sources)
+        and all(Path(source).parts[-2:] == ("data", "mini") for source in sources)
+    )
+
+
+def _mini_works(recipe: dict[str, Any]) -> list[Any]:
+    """The works that a model of the mini bases has learned from: the texts, and every style of the
+    splits that its recipe names; train, which the bases have learned from, always."""
+    from maya_vlm.training.data.mini_dataset.sources import SOURCES
+
+    styles = read_json(MINI_DATA / "manifest.json")["styles"]
+    splits = {source.get("split") or "train" for source in _all_data(recipe)} | {"train"}
+    kept = [
+        work for key, work in SOURCES.items() if key not in styles or styles[key]["split"] in splits
+    ]
+    return list({work.title: work for work in kept}.values())
+
+
+def _all_data(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    return [source for stage in recipe.get("stages") or [] for source in stage["data"]]
+
+
+def _source_languages(source: dict[str, Any]) -> list[str]:
+    """Languages that a source is said to have: those it keeps, or the one of all its rows."""
+    named = source.get("languages") or [source.get("language") or "und"]
+    return [lang for lang in named if lang != "und"]
+
+
+def _short(name: str) -> str:
+    """A base as the card names it: no path of a machine."""
+    return name if _is_repository(name) else "/".join(Path(name).parts[-3:][-2:])
+
+
+def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
+    found: Iterable[str] = (
+        lang for source in _all_data(recipe) for lang in _source_languages(source)
+    )
+    languages = dict.fromkeys(found)
+    if not languages and results is not None:
+        languages = dict.fromkeys(languages_of(results))
+    order = list(NAMES)
+    return sorted(
+        languages,
+        key=lambda code: (code not in NAMES, order.index(code) if code in NAMES else 0, code),
+    )
+
+
+def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What the card says about the licence, and its metadata."""
+    text = config.get("text_config") or {}
+    cohere = (
+        str(text.get("model_type", "")).startswith("cohere")
+        and text.get("vocab_size") == COHERE_VOCABULARY
+    ) or any(base.lower().startswith(("coherelabs/", "cohereforai/")) for base in _bases(recipe))
+    if cohere:
+        return (
+            Markdown(
+                "The decoder is CohereLabs' Aya-23, whose weights are CC-BY-NC-4.0: non-commercial use "
+                "only, under [Cohere's acceptable-use policy]"
+                "(https://docs.cohere.com/docs/c4ai-acceptable-use-policy). That holds for weights "
+                "derived from them, adapters and projectors included. Training data keep their own "
+                "terms."
+            ),
+            {
+                "license": "cc-by-nc-4.0",
+                "extra_gated_prompt": "By submitting this form, you agree to the CC-BY-NC-4.0 licence "
+                "and to Cohere's acceptable-use policy.",
+                "extra_gated_fields": {
+                    "Name": "text",
+                    "Affiliation": "text",
+                    "Country": "country",
+                    "I agree to use this model for non-commercial use ONLY": "checkbox",
+                },
+            },
+        )
+    if _is_mini(recipe):
+        works = _mini_works(recipe)
+        alike = [work for work in works if "-SA-" in work.licence]
+        return (
+            Markdown(
+                "The weights were made from nothing but openly licensed art and texts: "
+                + "; ".join(f"{work.title} ({work.licence})" for work in works)
+                + ". "
+                + "".join(
+                    f"{work.title} is share-alike: what is an adaptation of it is to be shared under "
+                    f"{work.licence} too. "
+                    for work in alike
+                )
+                + "Credits and the licences' texts are in [LICENSES.md](LICENSES.md). The code is "
+                "Apache-2.0."
+            ),
+            {
+                "license": "other",
+                "license_name": "-and-".join(sorted({work.licence.lower() for work in works})),
+                "license_link": "LICENSES.md",
+            },
+        )
+    bases = ", ".join(code(_short(base)) for base in _bases(recipe)) or "unknown bases"
+    return (
+        Markdown(
+            f"Not known. The weights derive from {bases} and from the data above: their licences hold."
+        ),
+        {"license": "unknown"},
+    )
+
+
+def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    from maya_vlm.training.recipe import EPOCHS
+
+    stages = []
+    for stage in recipe.get("stages") or []:
+        arguments = stage.get("args") or {}
+        steps = arguments.get("max_steps") or -1
+        if steps < 0:
+            epochs = arguments.get("num_train_epochs", EPOCHS)
+            steps = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+        languages = dict.fromkeys(
+            lang for source in stage["data"] for lang in _source_languages(source)
+        )
+        trained = [f"{code(rule['pattern'])} {rule['rate']}" for rule in stage["train"]]
+        if stage.get("adapter"):
+            trained.append(escaped(_adapter(stage["adapter"])))
+        stages.append(
+            {
+                "name": stage["name"],
+                "steps": steps,
+                "batch": stage.get("batch_size", "?"),
+                "languages": " ".join(languages) or "all",
+                "data": Markdown(
+                    ", ".join(
+                        dict.fromkeys(
+                            f"{escaped(_short(source['path']))} "
+                            f"{code(str(source.get('config') or 'default'))}"
+                            for source in stage["data"]
+                        )
+                    )
+                ),
+                "trained": Markdown(", ".join(trained)),
+            }
+        )
+    return stages
+
+
+def _adapter(adapter: dict[str, Any]) -> str:
+    """The low-rank adapter of a stage in a few words."""
+    parts = [f"r {adapter.get('r', '?')}", f"alpha {adapter.get('alpha', '?')}"]
+    if adapter.get("lora_plus_ratio", 1) != 1:
+        parts.append(f"B learns {adapter['lora_plus_ratio']:g} times as fast")
+    if adapter.get("quantize"):
+        parts.append(f"weights in {adapter['quantize']}")
+    kind = {"lora": "LoRA", "dora": "DoRA"}.get(adapter.get("type", "lora"), "an adapter")
+    return f"{kind} on the decoder ({', '.join(parts)}) {adapter.get('rate', '?')}"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

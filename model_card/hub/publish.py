@@ -1,0 +1,333 @@
+"""`maya publish`: check a folder, write its card, push it, and look whether it arrived."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from maya_vlm.training.common.telling import one_line, printable
+
+from ..cards.dataset import write_dataset_card
+from ..cards.model import licence_texts, model_card, write_card
+from .content import Content
+from .publish_dataset import check_configs, check_files, push_dataset, tree
+from .recipe_copy import published_recipe
+from .remote import has_card_of_its_owner, open_repository
+
+# What belongs to a published model: all of it at the top of the folder.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "*.py",
+    "README.md",
+    "LICENSE*",
+    "recipe.yaml",
+    "results.json",
+    "sheet.png",
+    "training_log.json",
+)
+DATASET_FILES = ("*.parquet", "*.md", "*.json", "*.txt", "*.png", "LICENSE*", ".gitattributes")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.h5")
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    kind: Literal["model", "dataset"] = "model",
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    include: Sequence[str] = (),
+    tag: str | None = None,
+    overwrite_card: bool = False,
+) -> str:
+    """Push a model or dataset folder to the Hub and return its address.
+
+    The folder must load before anything is sent. A card is written if there is none, and written
+    anew if this package wrote the one there is; a card that somebody wrote on the Hub stays as it is.
+    recipe.yaml is sent without secrets and without paths of this machine. Readers see one commit that holds everything;
+    weights and code, or data files, of an earlier push that this one does not have are removed in
+    it. What arrived is compared with what was sent, by size and hash. A dataset goes to a branch
+    first, is loaded from there, and is tagged at the end (publish_dataset.py).
+
+    Args:
+        folder: as `maya train` or `maya data` writes it.
+        repo_id: `user/name`; created if it does not exist.
+        kind: "model" or "dataset".
+        private: the repository is created private; one that exists must be.
+        revision: the branch to push to, created if it does not exist; default: main.
+        token: default: the one huggingface_hub finds.
+        include: patterns of further files to send, such as "optimizer.safetensors" or "logs/*".
+        tag: of a dataset's commit; by default it names the content.
+        overwrite_card: also replace a card that somebody wrote on the Hub.
+
+    Raises:
+        FileNotFoundError, ValueError: in one line, before anything is sent: the folder is no model
+            or dataset, does not load, has a link out of it, or `include` asks for pickles; the
+            repository is public where it was to be private.
+        OSError: in one line, what the Hub answered.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    folder = Path(folder)
+    if kind not in ("model", "dataset"):
+        raise ValueError(f"kind is {kind!r}, expected 'model' or 'dataset'")
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", repo_id):
+        raise ValueError(f"repo_id is {repo_id!r}, expected 'user/name'")
+    validate_repo_id(repo_id)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no folder {folder}: expected what `maya train` or `maya data` writes"
+        )
+    if tag is not None and kind == "model":
+        raise ValueError("tag: only for datasets")
+    checked: dict[str, Content] = {}
+    # Nothing outside of the folder is read or written, by the card's way either.
+    check_links(folder, kind, include)
+    if kind == "model":
+        check_model(folder)
+        _write_card(folder, repo_id)
+    else:
+        checked = check_files(folder)
+        write_dataset_card(folder, repo_id)
+        check_configs(folder)
+
+    files, left_out = chosen_files(folder, kind, include)
+    print(f"sending {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
+    if left_out:
+        print(f"left out: {printable(', '.join(left_out))}")
+    names = [file.relative_to(folder).as_posix() for file in files]
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = dict(zip(names, files, strict=True))
+        for name in names:
+            if name.split("/")[-1] == "recipe.yaml":
+                text = published_recipe(folder / name)
+                if text is not None:
+                    sources[name] = Path(scratch, f"{names.index(name)}.yaml")
+                    sources[name].write_text(text, encoding="utf-8")
+                    print(
+                        f"note: {printable(name)} is sent without secrets and paths of this machine"
+                    )
+        for note in _paths_of_this_machine(folder, sources):
+            print(f"note: {printable(note)}")
+        # What the check has hashed is held against what arrives.
+        contents = {name: checked.get(name) or Content(path) for name, path in sources.items()}
+        return _send(folder, contents, repo_id, kind, private, revision, token, tag, overwrite_card)
+
+
+def _send(
+    folder: Path,
+    contents: dict[str, Content],
+    repo_id: str,
+    kind: Literal["model", "dataset"],
+    private: bool,
+    revision: str | None,
+    token: str | None,
+    tag: str | None,
+    overwrite_card: bool,
+) -> str:
+    """Send files to a repository; returns its address. Arguments and errors as `publish`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(token=token)
+    branch = revision or "main"
+    try:
+        open_repository(api, repo_id, kind, private)
+        heads = {ref.name for ref in api.list_repo_refs(repo_id, repo_type=kind).branches}
+        # A new branch begins with what main has.
+        base = branch if branch in heads else "main"
+        card = None if overwrite_card or base not in heads else contents.get("README.md")
+        if card is not None and has_card_of_its_owner(api, repo_id, kind, base, card):
+            print(
+                "note: README.md on the Hub was written by somebody and is kept; --overwrite-card "
+                "replaces it"
+            )
+            contents = {name: each for name, each in contents.items() if name != "README.md"}
+        if kind == "dataset":
+            tag = push_dataset(api, folder, contents, repo_id, branch, tag)
+            print(f"tagged {tag}")
+        else:
+            _push_model(api, contents, repo_id, branch)
+    except HfHubHTTPError as error:
+        answer = one_line(error.server_message or str(error))
+        raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
+    except RuntimeError as error:
+        # What huggingface_hub makes of a connection that ends while a large file is sent.
+        told = one_line(f"{error} {error.__cause__ or ''}")
+        raise OSError(f"sending to {kind} {repo_id} failed: {told}: publish again") from error
+    return _address(api.endpoint, kind, repo_id, revision)
+
+
+def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: str) -> None:
+    """One commit with all files, held against what was sent."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    if branch != "main":
+        api.create_branch(repo_id, branch=branch, repo_type="model", exist_ok=True)
+    stale = [
+        name
+        for name in api.list_repo_files(repo_id, repo_type="model", revision=branch)
+        if name not in contents
+        and "/" not in name
+        and (name.endswith((".safetensors", ".py", ".index.json")) or _is(name, PICKLES))
+    ]
+    operations: list[Any] = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=each.file)
+        for name, each in sorted(contents.items())
+    ]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
+    commit = api.create_commit(
+        repo_id,
+        operations,
+        commit_message=f"Publish {repo_id.rsplit('/', 1)[-1]}",
+        repo_type="model",
+        revision=branch,
+    )
+    remote = tree(api, repo_id, "model", commit.oid)
+    wrong = [name for name, each in contents.items() if not each.arrived(remote.get(name))]
+    if wrong:
+        raise OSError(
+            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
+        )
+
+
+def _address(endpoint: str, kind: str, repo_id: str, revision: str | None) -> str:
+    address = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return address if revision is None else f"{address}/tree/{revision}"
+
+
+def check_model(folder: Path) -> None:
+    """Load the model and the processor; FileNotFoundError or ValueError in one line if they fail."""
+    from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
+    from maya_vlm.training.common.reading import read_json_mapping
+    from maya_vlm.training.inference.load import open_model
+
+    config = folder / "config.json"
+    if not config.is_file():
+        adapter = (folder / ADAPTER_CONFIG).is_file()
+        hint = "; it holds an adapter: maya merge makes a model of it" if adapter else ""
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json{hint}")
+    found = read_json_mapping(config)
+    model_type = found.get("model_type")
+    if model_type != "maya":
+        raise ValueError(
+            f"{config}: model_type is {one_line(repr(model_type), 60)}, expected 'maya'"
+        )
+    for needed in ("processor_config.json", "tokenizer.json", "chat_template.jinja"):
+        if not (folder / needed).is_file():
+            raise FileNotFoundError(f"{folder} has no {needed}: save the processor there too")
+    if not list(folder.glob("*.safetensors")):
+        raise FileNotFoundError(f"{folder} has no .safetensors weights; pickles are not published")
+    auto_map = found.get("auto_map") or {}
+    if not isinstance(auto_map, dict) or not all(isinstance(x, str) for x in auto_map.values()):
+        raise ValueError(
+            f"{config}: auto_map: expected names of classes, found {one_line(repr(auto_map), 60)}"
+        )
+    modules = {name.split(".")[0] for name in auto_map.values()}
+    missing = sorted(
+        f"{name}.py"
+        for name in modules | {"processing_maya", "image_processing_maya"}
+        if not (folder / f"{name}.py").is_file()
+    )
+    if not modules or missing:
+        raise ValueError(
+            f"{folder} lacks its code ({', '.join(missing) or 'no auto_map in config.json'}): save it "
+            f"with save_pretrained of this package's classes"
+        )
+    try:
+        open_model(find_model(str(folder)), dtype="auto")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder} does not load: {error}") from error
+
+
+def chosen_files(
+    folder: Path, kind: str, include: Sequence[str] = ()
+) -> tuple[list[Path], list[str]]:
+    """The files to send, and the names of what is left out (a folder counts as one).
+
+    Raises ValueError where `include` asks for pickles or finds nothing.
+    """
+    everything = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    chosen, left_out = [], []
+    for pattern in include:
+        found = [path for path in everything if _is(path.relative_to(folder).as_posix(), [pattern])]
+        if not found:
+            raise ValueError(f"include: {pattern!r} matches nothing in {folder}")
+    for path in everything:
+        name = path.relative_to(folder).as_posix()
+        asked = _is(name, include)
+        if asked and _is(name, PICKLES):
+            raise ValueError(f"include: {name} is a pickle, and those are not published")
+        if asked or _belongs(name, kind):
+            chosen.append(path)
+        else:
+            left_out.append(name.split("/")[0] + "/" if "/" in name else name)
+    return chosen, sorted(set(left_out))
+
+
+def check_links(folder: Path, kind: str, include: Sequence[str] = ()) -> None:
+    """Raise ValueError for a link out of the folder in the place of what is sent, or of the card."""
+    root = folder.resolve()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_symlink() or not (_belongs(name, kind) or _is(name, include)):
+            continue
+        # A loop resolves to itself, which is inside; nothing can be read through it.
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            raise ValueError(
+                f"{path}: expected a file, found a link out of the folder: copy the file there, or "
+                "remove the link"
+            )
+
+
+def _belongs(name: str, kind: str) -> bool:
+    if kind == "model":
+        return (
+            "/" not in name
+            and (_is(name, MODEL_FILES) or name == "LICENSES.md")
+            and not _is(name, ["optimizer*"])
+        )
+    hidden = any(part.startswith(".") for part in name.split("/")) and name != ".gitattributes"
+    return not hidden and _is(name, DATASET_FILES)
+
+
+def _is(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, p) or fnmatch(name.rsplit("/", 1)[-1], p) for p in patterns)
+
+
+def _write_card(folder: Path, repo_id: str) -> None:
+    """Write the card, and the licence texts that it names."""
+    if write_card(folder, lambda: model_card(folder, repo_id)):
+        licences = licence_texts(folder)
+        if licences is not None:
+            (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
+
+
+def _paths_of_this_machine(folder: Path, sources: dict[str, Path]) -> list[str]:
+    """Files that name a path of the user's home or of the folder: worth a look before it is public."""
+    places = {str(Path.home()), str(folder.resolve().parent)} - {"/"}
+    notes = []
+    for name, file in sources.items():
+        if file.suffix in (".json", ".yaml", ".md") and file.stat().st_size < 2**20:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            notes += [
+                f"{name} names {place}, a path of this machine"
+                for place in sorted(places)
+                if place + "/" in text
+            ]
+    return notes

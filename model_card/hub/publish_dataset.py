@@ -1,0 +1,278 @@
+"""A dataset onto the Hub so that readers never see half of it.
+
+1. The folder is held against its manifest, and every config is loaded, whole and streamed.
+2. Everything goes to a branch of its own, `publish-<hash of what is sent>`, some files a commit. The same
+   command continues a branch that an earlier one left, and sends what is not there yet.
+3. What the branch holds is compared with what was sent, file by file, and every config is loaded
+   from it and counted.
+4. One commit takes those very files over, by reference, and takes away data files that are not
+   among them. It is refused if somebody has committed in the meantime. Then it is tagged, and the
+   branch is deleted.
+
+Until 4 nobody who reads `main` sees anything; that commit is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow
+import pyarrow.parquet
+
+from maya_vlm.training.common.telling import one_line
+
+from ..cards.dataset import read_manifest
+from .content import Content
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+# The Hub's advice is fewer than 100 files a commit.
+FILES_A_COMMIT = 50
+DATA_FILES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")
+
+
+def check_files(folder: Path) -> dict[str, Content]:
+    """Open every parquet file; FileNotFoundError or ValueError in one line.
+
+    A folder with the manifest of `maya data build` must have exactly the files and bytes that it says.
+    Returns the files by their path in the folder.
+    """
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder} is not a dataset folder: it has no .parquet files")
+    for file in files:
+        try:
+            rows = pyarrow.parquet.read_metadata(file).num_rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{file} is not a whole parquet file: {one_line(str(error))}"
+            ) from error
+        if rows == 0:
+            raise ValueError(f"{file} has no rows: leave it out or build the dataset again")
+    found = {file.relative_to(folder).as_posix(): Content(file) for file in files}
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        _check_bytes(folder, manifest, found)
+    return found
+
+
+def check_configs(folder: Path) -> None:
+    """Have `datasets` read the folder by its card; ValueError in one line.
+
+    Where there is a manifest, every config is loaded, streamed and whole, and must have the rows that
+    it says. What is loaded whole goes into a cache beside the folder, deleted after each config.
+    """
+    from datasets import get_dataset_config_names, get_dataset_split_names
+
+    manifest = read_manifest(folder)
+    if manifest is None:
+        try:
+            for config in get_dataset_config_names(str(folder)):
+                get_dataset_split_names(str(folder), config)
+        except Exception as error:  # whatever datasets finds wrong with the card
+            message = one_line(str(error))
+            raise ValueError(f"{folder}: datasets cannot read it: {message}") from error
+        return
+    for config in manifest["configs"]:
+        streamed = count_config(str(folder), config, streaming=True)
+        _check_rows(str(folder), config, streamed, manifest)
+        with tempfile.TemporaryDirectory(prefix=".check-", dir=folder.parent) as cache:
+            _check_rows(
+                str(folder), config, count_config(str(folder), config, cache=cache), manifest
+            )
+
+
+def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Content]) -> None:
+    listed = manifest["files"]
+    for name in sorted({*listed, *found}):
+        if name not in listed or name not in found:
+            what = "is not in the manifest" if name in found else "is gone"
+            raise ValueError(f"{folder}: {name} {what}; run `maya data build` again")
+        about = listed[name]
+        if found[name].size != about["bytes"] or found[name].sha256 != about["sha256"]:
+            raise ValueError(
+                f"{folder}: {name} has other bytes than the manifest says; run `maya data build` again"
+            )
+
+
+def _check_rows(place: str, config: str, rows: dict[str, int], manifest: dict[str, Any]) -> None:
+    expected = {"train": manifest["configs"][config]["rows"]}
+    if rows != expected:
+        raise ValueError(
+            f"{place}: config {config!r} has {rows} rows, the manifest says {expected}; run "
+            "`maya data build` again, and leave the configs of README.md to it"
+        )
+
+
+def count_config(
+    path: str,
+    config: str,
+    *,
+    streaming: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache: str | None = None,
+) -> dict[str, int]:
+    """Rows of every split of a config, counted by reading them, pictures undecoded.
+
+    Raises ValueError in one line for what `datasets` cannot read.
+    """
+    import datasets
+
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(
+            path, config, streaming=streaming, revision=revision, token=token, cache_dir=cache
+        )
+        return {str(split): _rows(data) for split, data in found.items()}
+    except Exception as error:  # whatever datasets finds wrong with the card or the files
+        message = one_line(str(error))
+        raise ValueError(
+            f"{path}: config {config!r}: datasets cannot read it: {message}"
+        ) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _rows(data: Any) -> int:
+    import datasets
+
+    if isinstance(data, datasets.Dataset):
+        return len(data)
+    undecoded = datasets.Image(decode=False)
+    for name, feature in (data.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(name, undecoded)
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            data = data.cast_column(name, datasets.List(undecoded))
+    return sum(len(table) for table in data.with_format("arrow").iter(batch_size=1000))
+
+
+def push_dataset(
+    api: HfApi,
+    folder: Path,
+    contents: dict[str, Content],
+    repo_id: str,
+    branch: str,
+    tag: str | None = None,
+) -> str:
+    """Steps 2 to 4 in a repository that exists; returns the tag.
+
+    Args:
+        contents: path in the repository -> file.
+        branch: that readers read; created if it does not exist.
+        tag: its name; by default `build-<hash of what is sent>`.
+
+    Raises:
+        OSError: in one line: files that did not arrive whole.
+        ValueError: what was sent does not load as it should.
+        HfHubHTTPError: what the Hub answered.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+    listed = [(name, (each.size, each.sha256)) for name, each in sorted(contents.items())]
+    content = hashlib.sha256(repr(listed).encode()).hexdigest()[:12]
+    staging, tag = f"publish-{content}", tag or f"build-{content}"
+    title = f"Publish {repo_id.rsplit('/', 1)[-1]}"
+    refs = api.list_repo_refs(repo_id, repo_type="dataset")
+    heads = {ref.name: ref.target_commit for ref in refs.branches}
+    if left := sorted(n for n in heads if n.startswith("publish-") and n != staging):
+        print(f"note: branches of other attempts, which may be deleted: {', '.join(left)}")
+    if branch not in heads:
+        api.create_branch(repo_id, branch=branch, repo_type="dataset", exist_ok=True)
+    before = api.repo_info(repo_id, repo_type="dataset", revision=branch).sha
+    if staging not in heads:
+        api.create_branch(repo_id, branch=staging, repo_type="dataset", exist_ok=True)
+    there = tree(api, repo_id, "dataset", staging)
+    missing = [name for name, _ in listed if not contents[name].arrived(there.get(name))]
+    for number, part in enumerate(_parts(missing, FILES_A_COMMIT), 1):
+        print(
+            f"{staging}: {number * FILES_A_COMMIT - FILES_A_COMMIT + len(part)} of {len(missing)}"
+        )
+        api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path_in_repo=n, path_or_fileobj=contents[n].file) for n in part],
+            commit_message=f"{title}, part {number}",
+            repo_type="dataset",
+            revision=staging,
+        )
+    _verify(api, folder, contents, repo_id, staging)
+    staged = api.repo_info(repo_id, repo_type="dataset", revision=staging).sha
+    stale = [
+        name
+        for name in tree(api, repo_id, "dataset", branch)
+        if name not in contents and name.endswith(DATA_FILES)
+    ]
+    operations: list[Any] = [
+        CommitOperationCopy(src_path_in_repo=name, path_in_repo=name, src_revision=staged)
+        for name, _ in listed
+    ]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
+    commit = api.create_commit(
+        repo_id,
+        operations,
+        commit_message=title,
+        repo_type="dataset",
+        revision=branch,
+        parent_commit=before,
+    )
+    there = tree(api, repo_id, "dataset", commit.oid)
+    if wrong := [name for name, _ in listed if not contents[name].arrived(there.get(name))]:
+        raise OSError(f"{len(wrong)} of {len(listed)} files are not as sent, e.g. {wrong[0]}")
+    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    if tags.get(tag) not in (None, commit.oid):
+        # The same content was published before, and something else in between.
+        api.delete_tag(repo_id, tag=tag, repo_type="dataset")
+    api.create_tag(
+        repo_id,
+        tag=tag,
+        tag_message=_message(contents),
+        revision=commit.oid,
+        repo_type="dataset",
+        exist_ok=True,
+    )
+    api.delete_branch(repo_id, branch=staging, repo_type="dataset")
+    return tag
+
+
+def _message(contents: dict[str, Content]) -> str:
+    manifest = contents.get("manifest.json")
+    return f"manifest.json {manifest.sha256}" if manifest else "no manifest"
+
+
+def _verify(
+    api: HfApi, folder: Path, contents: dict[str, Content], repo_id: str, branch: str
+) -> None:
+    there = tree(api, repo_id, "dataset", branch)
+    wrong = [name for name, each in contents.items() if not each.arrived(there.get(name))]
+    if wrong:
+        raise OSError(
+            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
+        )
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    token = api.token if isinstance(api.token, str) else None
+    for config in manifest["configs"]:
+        rows = count_config(repo_id, config, streaming=True, revision=branch, token=token)
+        _check_rows(f"{repo_id} at {branch}", config, rows, manifest)
+
+
+def tree(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, Any]:
+    """Path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
+    from huggingface_hub import RepoFile
+
+    found = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
+    return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+
+
+def _parts(names: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(names), size):
+        yield names[start : start + size]

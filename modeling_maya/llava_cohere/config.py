@@ -1,0 +1,514 @@
+"""The original's `llava_cohere` configuration and ours, translated both ways.
+
+What the original's fields mean is described by its training code (nahidalam/maya at f153866,
+`llava/train/train.py` and `llava/model/`); every value that changes what the model computes is either
+translated or refused by name, never guessed.
+"""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from processing_maya.processing_llava_cohere import find_file
+
+from ..configuration_maya import MayaConfig
+from .tensors import TensorRef, has_weights, read_json, read_weights
+
+MODEL_TYPE = "llava_cohere"
+IMAGE_TOKEN = "<image>"
+# Written into every converted folder: what was made from what.
+RECORD = "conversion.json"
+
+# The original's names of weights -> ours. A tower inside the checkpoint carries its wrapper's names.
+RENAMINGS = {
+    r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
+    r"^model\.mm_projector\.(weight|bias)$": r"model.multi_modal_projector.layers.0.\1",
+    r"^model\.mm_projector\.(\d+)\.": r"model.multi_modal_projector.layers.\1.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+}
+BACKWARD_RENAMINGS = {
+    r"^model\.vision_tower\.(vision_model\.)?": "model.vision_tower.vision_tower.vision_model.",
+    r"^model\.multi_modal_projector\.layers\.": "model.mm_projector.",
+    r"^model\.language_model\.": "model.",
+}
+# Buffers older releases of transformers stored; they are computed, not learned.
+DERIVED_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+
+# CohereConfig as the original's releases of transformers (4.42 to 4.47) filled in what a config.json
+# leaves out. Today's defaults differ: rope_theta is 500,000 there.
+TEXT_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 256000,
+    "hidden_size": 8192,
+    "intermediate_size": 22528,
+    "logit_scale": 0.0625,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 64,
+    "num_key_value_heads": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-5,
+    "use_cache": True,
+    "pad_token_id": 0,
+    "bos_token_id": 5,
+    "eos_token_id": 255001,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "use_qk_norm": False,
+}
+TEXT_FLOATS = ("logit_scale", "initializer_range", "layer_norm_eps", "attention_dropout")
+DEFAULT_ROPE_THETA = 10000.0
+
+# mm_* fields that say how the original was trained and change nothing that the model computes.
+TRAINING_ONLY = {"mm_projector_lr", "mm_vision_tower_lr", "mm_hidden_size", "mm_vision_tower"}
+# mm_* fields with the values that can be read, and what they mean for us.
+FEATURE_STRATEGIES = {"patch": "default", "cls_patch": "full"}
+MERGE_TYPES = ("flat",)
+IMAGE_ASPECTS = {"pad": "pad", "square": "square", None: "square"}
+
+# Published SigLIP towers by size: width, layers, heads, MLP width. The number of heads cannot be read
+# from the shapes of weights. [config.json of google/siglip-* and google/siglip2-*]
+SIGLIP_SIZES = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giant-opt": (1536, 40, 16, 6144),
+}
+SIGLIP_PICTURES = {
+    "base": [(16, 224), (16, 256), (16, 384), (16, 512)],
+    "large": [(16, 256), (16, 384)],
+    "so400m": [(14, 224), (14, 384), (16, 256), (16, 384), (16, 512)],
+    "giant-opt": [(16, 256), (16, 384)],
+}
+SIGLIP_NAME = re.compile(
+    r"(?:^|/)siglip2?-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)(?:-[\w.-]+)?$"
+)
+
+
+def rename(key: str, table: dict[str, str]) -> str:
+    """A weight's name in the other layout; a name that no rule touches stays as it is."""
+    for pattern, replacement in table.items():
+        renamed, hits = re.subn(pattern, replacement, key, count=1)
+        if hits:
+            return renamed
+    return key
+
+
+def check_model_type(raw: dict, where: str) -> None:
+    """Refuse the config of another model."""
+    if raw.get("model_type") != MODEL_TYPE:
+        raise ValueError(
+            f"{where}: model_type: found {raw.get('model_type')!r}, expected {MODEL_TYPE!r}."
+        )
+
+
+def _unknown(where: str, field: str, found: object, expected: str) -> ValueError:
+    return ValueError(f"{where}: {field}: found {found!r}, expected {expected}.")
+
+
+def projector_layers(raw: dict, where: str) -> int:
+    """Number of linear layers that `mm_projector_type` names."""
+    kind = raw.get("mm_projector_type", "linear")
+    match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", str(kind))
+    if kind != "linear" and not match:
+        raise _unknown(where, "mm_projector_type", kind, "'linear' or 'mlp<N>x_gelu'")
+    return int(match.group(1)) if match else 1
+
+
+def check_mm_fields(raw: dict, where: str) -> None:
+    """Refuse, by name, every field of the original that says something we do not do."""
+    projector_layers(raw, where)
+    if not isinstance(raw.get("mm_vision_tower"), str):
+        raise _unknown(
+            where, "mm_vision_tower", raw.get("mm_vision_tower"), "a repository or folder"
+        )
+    layer = raw.get("mm_vision_select_layer", -2)
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise _unknown(where, "mm_vision_select_layer", layer, "an integer")
+    feature = raw.get("mm_vision_select_feature", "patch")
+    if feature not in FEATURE_STRATEGIES:
+        raise _unknown(
+            where, "mm_vision_select_feature", feature, f"one of {sorted(FEATURE_STRATEGIES)}"
+        )
+    merge = raw.get("mm_patch_merge_type", "flat")
+    if merge not in MERGE_TYPES:
+        raise _unknown(where, "mm_patch_merge_type", merge, f"one of {list(MERGE_TYPES)}")
+    aspect = raw.get("image_aspect_ratio")
+    if not isinstance(aspect, str | None) or aspect not in IMAGE_ASPECTS:
+        raise _unknown(where, "image_aspect_ratio", aspect, "'pad', 'square' or null")
+    for field in ("mm_use_im_start_end", "mm_use_im_patch_token"):
+        if raw.get(field, False) not in (False, None):
+            raise _unknown(
+                where, field, raw[field], "false: tokens around the image are not supported"
+            )
+    if raw.get("use_mm_proj", True) is not True:
+        raise _unknown(where, "use_mm_proj", raw["use_mm_proj"], "true")
+    if raw.get("s2") not in (None, False):
+        raise _unknown(where, "s2", raw["s2"], "false: multi-scale towers are not supported")
+    known = TRAINING_ONLY | {
+        "mm_projector_type",
+        "mm_vision_select_layer",
+        "mm_vision_select_feature",
+        "mm_patch_merge_type",
+        "mm_use_im_start_end",
+        "mm_use_im_patch_token",
+    }
+    for field in sorted(raw):
+        if field.startswith("mm_") and field not in known and raw[field] not in (None, False):
+            raise _unknown(
+                where, field, raw[field], f"no such field; known are {', '.join(sorted(known))}"
+            )
+
+
+def text_config(raw: dict, where: str) -> dict[str, Any]:
+    """The decoder's part of the original's config, every value explicit, as today's CohereConfig takes it."""
+    text: dict[str, Any] = {"model_type": "cohere"}
+    for field, default in TEXT_DEFAULTS.items():
+        value = raw.get(field, default)
+        if field in TEXT_FLOATS and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        checked = default is not None and value is not None and field != "eos_token_id"
+        if checked and type(value) is not type(default):
+            raise _unknown(where, field, value, f"a {type(default).__name__}")
+        text[field] = value
+    if text["num_key_value_heads"] is None:
+        text["num_key_value_heads"] = text["num_attention_heads"]
+    theta = raw.get("rope_theta", DEFAULT_ROPE_THETA)
+    if not isinstance(theta, int | float) or isinstance(theta, bool) or theta <= 0:
+        raise _unknown(where, "rope_theta", theta, "a positive number")
+    rope = dict(raw.get("rope_scaling") or {})
+    rope_type = rope.pop("type", None)
+    rope.setdefault("rope_type", rope_type or "default")
+    text["rope_parameters"] = {**rope, "rope_theta": float(theta)}
+    return text
+
+
+def local_tower(name: str, config_folder: Path | None) -> Path | None:
+    """The folder that `mm_vision_tower` names, if it is here: beside the config first, then from the current folder."""
+    places = [] if config_folder is None else [config_folder / name]
+    for place in [*places, Path(name).expanduser()]:
+        if (place / "config.json").is_file():
+            return place
+    return None
+
+
+def vision_config_of(folder: Path) -> dict[str, Any]:
+    """The SigLIP vision config of a tower's folder: on its own, or nested in that of a full SigLIP."""
+    where = folder / "config.json"
+    raw = read_json(where)
+    if raw.get("model_type") == "siglip":
+        raw = raw.get("vision_config") or {}
+    elif raw.get("model_type") != "siglip_vision_model":
+        raise ValueError(
+            f"{where}: model_type: found {raw.get('model_type')!r}, expected 'siglip' or 'siglip_vision_model'."
+        )
+    return _clean_vision({**raw, "model_type": "siglip_vision_model"})
+
+
+def _clean_vision(vision: dict[str, Any]) -> dict[str, Any]:
+    full = AutoConfig.for_model("siglip_vision_model").to_dict()
+    drop = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    return {key: value for key, value in vision.items() if key in full and key not in drop}
+
+
+def _published_tower(name: str) -> dict[str, Any] | None:
+    match = SIGLIP_NAME.search(name)
+    if not match:
+        return None
+    return _siglip(match.group(1), int(match.group(2)), int(match.group(3)))
+
+
+def _siglip(size: str, patch: int, image: int) -> dict[str, Any]:
+    width, layers, heads, mlp = SIGLIP_SIZES[size]
+    return _clean_vision(
+        {
+            **AutoConfig.for_model("siglip_vision_model").to_dict(),
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": mlp,
+            "patch_size": patch,
+            "image_size": image,
+        }
+    )
+
+
+TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
+
+
+def _tower_from_shapes(tensors: dict[str, TensorRef]) -> dict[str, Any] | None:
+    """The published SigLIP tower whose weights have these shapes, if exactly one does."""
+    shapes = {
+        key.removeprefix(TOWER_PREFIX): ref.shape
+        for key, ref in tensors.items()
+        if key.startswith(TOWER_PREFIX)
+    }
+    try:
+        width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
+        positions = shapes["embeddings.position_embedding.weight"][0]
+        mlp = shapes["encoder.layers.0.mlp.fc1.weight"][0]
+    except (KeyError, ValueError, IndexError):
+        return None
+    layers = len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")})
+    found = [
+        (size, patch, image)
+        for size, (a, b, _, c) in SIGLIP_SIZES.items()
+        for size_patch, image in SIGLIP_PICTURES[size]
+        if (a, b, c) == (width, layers, mlp)
+        and size_patch == patch
+        and (image // patch) ** 2 == positions
+    ]
+    return _siglip(*found[0]) if len(found) == 1 else None
+
+
+def resolve_vision_config(
+    raw: dict,
+    where: str,
+    *,
+    config_folder: Path | None = None,
+    override: dict[str, Any] | None = None,
+    tower: str | None = None,
+    hub_kwargs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole vision tower's config, which a `llava_cohere` config only names.
+
+    In this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower` names, the
+    published SigLIP of that name, the record of a conversion, the repository of that name, the published
+    SigLIP whose shapes the weights in `config_folder` have. Raises `ValueError` if none of these knows it.
+    """
+    name = tower or raw["mm_vision_tower"]
+    if override is not None:
+        vision = dict(override if isinstance(override, dict) else override.to_dict())
+        vision = _clean_vision(
+            {**(_published_tower(name) or {}), **vision, "model_type": "siglip_vision_model"}
+        )
+    elif folder := local_tower(name, config_folder if tower is None else None):
+        vision = vision_config_of(folder)
+    elif published := _published_tower(name):
+        vision = published
+    elif config_folder is not None and (recorded := _recorded_tower(config_folder)):
+        vision = recorded
+    else:
+        vision = _tower_elsewhere(name, where, config_folder, hub_kwargs or {})
+    width = AutoConfig.for_model(**vision).hidden_size
+    named = raw.get("mm_hidden_size", width)
+    if named != width:
+        raise _unknown(where, "mm_hidden_size", named, f"{width}, the width of {name}")
+    return vision
+
+
+def _recorded_tower(folder: Path) -> dict[str, Any] | None:
+    """The tower's config in the record of a checkpoint that the converter wrote."""
+    if not (folder / RECORD).is_file():
+        return None
+    vision = read_json(folder / RECORD).get("vision_config")
+    return (
+        _clean_vision({**vision, "model_type": "siglip_vision_model"})
+        if isinstance(vision, dict)
+        else None
+    )
+
+
+def _tower_elsewhere(
+    name: str, where: str, folder: Path | None, hub_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    hint = (
+        "give its folder (for `maya convert`: --vision-tower) or its values: "
+        "AutoConfig.from_pretrained(..., vision_config={'num_attention_heads': ..., ...})"
+    )
+    try:
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
+            config = AutoConfig.from_pretrained(name, **hub_kwargs)
+            vision = getattr(config, "vision_config", config)
+            if vision.model_type == "siglip_vision_model":
+                return _clean_vision(vision.to_dict())
+            raise ValueError(
+                f"{where}: mm_vision_tower: found {name!r}, a {vision.model_type}, expected a SigLIP vision tower."
+            )
+    except OSError:
+        pass
+    if folder is not None and has_weights(folder):
+        tensors = read_weights(folder, pickles=False)
+        if vision := _tower_from_shapes(tensors):
+            return vision
+    raise ValueError(
+        f"{where}: mm_vision_tower: found {name!r}, which is no folder here and no repository that can be reached; "
+        f"its number of attention heads is not in the weights: {hint}."
+    )
+
+
+def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
+    """The embedding row for `<image>`: where the tokenizer has it, else its first id after all tokens.
+
+    `files` maps `tokenizer.json` and `tokenizer_config.json` to their paths, as far as they exist.
+    """
+    ids: dict[str, int] = {}
+    if "tokenizer.json" in files:
+        tokenizer = read_json(files["tokenizer.json"])
+        vocab = tokenizer.get("model", {}).get("vocab")
+        if not isinstance(vocab, dict):
+            raise ValueError(
+                f"{files['tokenizer.json']}: model.vocab: found {type(vocab).__name__}, expected an object."
+            )
+        ids.update(vocab)
+        ids.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
+    if "tokenizer_config.json" in files:
+        added = read_json(files["tokenizer_config.json"]).get("added_tokens_decoder", {})
+        ids.update({token["content"]: int(index) for index, token in added.items()})
+    if not ids:
+        raise FileNotFoundError(
+            f"{where}: no tokenizer.json: it is needed to find a spare row for {IMAGE_TOKEN}."
+        )
+    row = ids.get(IMAGE_TOKEN, max(ids.values()) + 1)
+    if row >= vocab_size:
+        raise ValueError(
+            f"{where}: no spare row for {IMAGE_TOKEN}: found {vocab_size} embedding rows (vocab_size), all of them "
+            f"tokens; expected at least {row + 1}. Embeddings are never resized here."
+        )
+    return row
+
+
+def tokenizer_files(
+    location: str | os.PathLike, hub_kwargs: dict[str, Any] | None = None
+) -> dict[str, Path]:
+    """Paths of the tokenizer's JSON files in a folder or repository, as far as they exist."""
+    names = ("tokenizer.json", "tokenizer_config.json")
+    paths = {name: find_file(location, name, quiet=True, **(hub_kwargs or {})) for name in names}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+def to_maya(
+    raw: dict,
+    where: str,
+    *,
+    vision_config: dict[str, Any],
+    image_token_id: int,
+    text: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A `MayaConfig` as a dict, from the original's config and what that does not say itself.
+
+    `text` replaces the decoder's part, for a projector that is joined to a decoder kept elsewhere.
+    """
+    check_model_type(raw, where)
+    check_mm_fields(raw, where)
+    text = text or text_config(raw, where)
+    translated: dict[str, Any] = {
+        "model_type": MayaConfig.model_type,
+        "architectures": ["MayaForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": vision_config,
+        "image_token_id": image_token_id,
+        "projector_num_layers": projector_layers(raw, where),
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": raw.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": FEATURE_STRATEGIES[
+            raw.get("mm_vision_select_feature", "patch")
+        ],
+        "tie_word_embeddings": text["tie_word_embeddings"],
+    }
+    if dtype := raw.get("dtype", raw.get("torch_dtype")):
+        translated["dtype"] = dtype
+    return translated
+
+
+def to_llava_cohere(
+    config: MayaConfig, *, vision_tower: str, image_aspect: str, original: dict | None = None
+) -> dict[str, Any]:
+    """The original's config.json for a Maya model; `original` is the one it was converted from, if it was.
+
+    Raises `ValueError` for a model that the original's code cannot express.
+    """
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    for field, found, expected in (
+        ("text_config.model_type", text.model_type, "cohere"),
+        ("vision_config.model_type", vision.model_type, "siglip_vision_model"),
+        ("projector_hidden_act", config.projector_hidden_act, "gelu"),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"config.json: {field}: found {found!r}, expected {expected!r} for {MODEL_TYPE}."
+            )
+    if image_aspect not in ("pad", "square"):
+        raise ValueError(
+            f"image_aspect: found {image_aspect!r}, expected 'pad' or 'square' for {MODEL_TYPE}."
+        )
+    rope = dict(text.rope_parameters)
+    theta = rope.pop("rope_theta")
+    kind = rope.pop("rope_type", "default")
+    written: dict[str, Any] = {
+        "architectures": ["LlavaCohereForCausalLM"],
+        "model_type": MODEL_TYPE,
+        **{field: getattr(text, field) for field in TEXT_DEFAULTS},
+        "rope_theta": theta,
+        "rope_scaling": None if kind == "default" else {"rope_type": kind, **rope},
+        "mm_hidden_size": vision.hidden_size,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_type": f"mlp{config.projector_num_layers}x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": {v: k for k, v in FEATURE_STRATEGIES.items()}[
+            config.vision_feature_select_strategy
+        ],
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_tower": vision_tower,
+        "use_mm_proj": True,
+        "image_aspect_ratio": image_aspect,
+        "tokenizer_padding_side": "right",
+    }
+    if config.dtype is not None:
+        written["torch_dtype"] = str(config.dtype).removeprefix("torch.")
+    if original is not None:
+        written = _keep_spelling(original, written)
+    return written
+
+
+def _keep_spelling(original: dict, written: dict[str, Any]) -> dict[str, Any]:
+    """`original` with every value replaced that `written` contradicts; absent defaults stay absent."""
+    defaults = {**TEXT_DEFAULTS, "rope_theta": DEFAULT_ROPE_THETA, "rope_scaling": None}
+    kept = dict(original)
+    for field, value in written.items():
+        if field == "image_aspect_ratio" and IMAGE_ASPECTS.get(original.get(field)) == value:
+            continue
+        if (
+            field == "mm_projector_type"
+            and original.get(field) == "linear"
+            and value == "mlp1x_gelu"
+        ):
+            continue
+        if (
+            field == "num_key_value_heads"
+            and original.get(field) is None
+            and value == written["num_attention_heads"]
+        ):
+            continue
+        if field in ("architectures", "tokenizer_padding_side") and field in original:
+            continue
+        if field == "torch_dtype" and original.get("dtype") == value:
+            continue
+        if field in defaults and field not in original and value == defaults[field]:
+            continue
+        if field not in original or original[field] != value:
+            kept[field] = value
+    return kept
+
+
+def read_raw(location: str | os.PathLike, **hub_kwargs: Any) -> dict:
+    """config.json of a folder or repository as it stands."""
+    raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
+    return json.loads(json.dumps(raw))
+
+
+def human(nbytes: float) -> str:
+    """A size in GB (10^9) or smaller units, for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3f} {unit}"
+        nbytes /= 1000
+    raise AssertionError(math.nan)

@@ -1,0 +1,251 @@
+"""Direct loading: `from_pretrained` on the original's `llava_cohere` checkpoints, as published.
+
+The config is translated when it is read, and the weights are renamed one by one by transformers' own
+key mapping while it loads them, so nothing is held twice. Before that every file's header is compared
+with what the config says, because what transformers reports about a broken shard names no file. Not
+Hub code: the classes are extended from outside when the package is imported.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from processing_maya.processing_llava_cohere import find_file
+
+from ..configuration_maya import MayaConfig
+from ..modeling_maya import MayaForConditionalGeneration, MayaPreTrainedModel
+from .config import (
+    BACKWARD_RENAMINGS,
+    DERIVED_BUFFERS,
+    MODEL_TYPE,
+    RENAMINGS,
+    TOWER_PREFIX,
+    check_mm_fields,
+    check_model_type,
+    read_raw,
+    rename,
+    resolve_vision_config,
+    spare_row,
+    to_maya,
+    tokenizer_files,
+)
+from .tensors import TensorRef, check_shapes, read_weights
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def read_config(
+    raw: dict,
+    location: str | os.PathLike | None,
+    overrides: dict[str, Any] | None = None,
+    **hub_kwargs: Any,
+) -> dict[str, Any]:
+    """A `MayaConfig` dict for the `llava_cohere` config `raw` that was read from `location`.
+
+    `overrides` may hold `vision_config` and `image_token_id`, for a tower or tokenizer that cannot be found.
+    """
+    overrides = overrides or {}
+    folder = Path(location) if location is not None and Path(location).is_dir() else None
+    folder = folder / hub_kwargs.get("subfolder", "") if folder is not None else None
+    where = str(Path(str(location or "")) / "config.json")
+    check_model_type(raw, where)
+    check_mm_fields(raw, where)
+    row = overrides.get("image_token_id")
+    if row is None:
+        files = tokenizer_files(location, hub_kwargs) if location is not None else {}
+        row = spare_row(files, raw.get("vocab_size", 256000), str(location))
+    tower_kwargs: dict[str, Any] = {
+        key: hub_kwargs[key]
+        for key in ("cache_dir", "local_files_only", "token")
+        if key in hub_kwargs
+    }
+    vision = resolve_vision_config(
+        raw,
+        where,
+        config_folder=folder,
+        override=overrides.get("vision_config"),
+        hub_kwargs=tower_kwargs,
+    )
+    translated = to_maya(raw, where, vision_config=vision, image_token_id=row)
+    # AutoProcessor looks here when a folder has no processor of its own.
+    translated["processor_class"] = "MayaProcessor"
+    return translated
+
+
+class LlavaCohereConfig(MayaConfig):
+    """What `AutoConfig` finds under `llava_cohere`: reading one gives a `MayaConfig`."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Translate and return a `MayaConfig`; `name_or_path` in `kwargs` says where the dict was read."""
+        location = kwargs.get("name_or_path", config_dict.get("_name_or_path"))
+        return MayaConfig.from_dict(read_config(config_dict, location, kwargs), **kwargs)
+
+
+def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a full `llava_cohere` checkpoint, in the order of the original's
+    modules: decoder, whole vision tower, projector; no head unless it is untied."""
+    whole = MayaConfig(**{**_plain(config), "vision_keep_unused_weights": True})
+    with torch.device("meta"):
+        model = MayaForConditionalGeneration(whole)
+    shapes = {
+        rename(key, BACKWARD_RENAMINGS): tuple(tensor.shape)
+        for key, tensor in model.state_dict().items()
+        if key != "lm_head.weight" or not config.tie_word_embeddings
+    }
+    groups = (
+        "model.embed_tokens.",
+        "model.layers.",
+        "model.norm.",
+        "model.vision_tower.",
+        "model.mm_projector.",
+    )
+    return dict(sorted(shapes.items(), key=lambda item: _place(item[0], groups)))
+
+
+def _plain(config: MayaConfig) -> dict[str, Any]:
+    fields = config.to_dict()
+    for name in ("auto_map", "model_type", "transformers_version", "architectures"):
+        fields.pop(name, None)
+    return fields
+
+
+def _place(key: str, groups: tuple[str, ...]) -> int:
+    return next((index for index, group in enumerate(groups) if key.startswith(group)), len(groups))
+
+
+def native_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a saved Maya, without a tied head."""
+    with torch.device("meta"):
+        model = MayaForConditionalGeneration(MayaConfig(**_plain(config)))
+    return {
+        key: tuple(tensor.shape)
+        for key, tensor in model.state_dict().items()
+        if key != "lm_head.weight" or not config.tie_word_embeddings
+    }
+
+
+def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: str) -> list[str]:
+    """Compare a checkpoint's tensors with what its config says; returns the names of derived buffers in it.
+
+    Raises `ValueError` naming file, tensor, found and expected.
+    """
+    derived = [key for key in tensors if DERIVED_BUFFERS.search(key)]
+    expected = llava_cohere_shapes(config)
+    if "lm_head.weight" in tensors:
+        text: Any = config.text_config
+        expected["lm_head.weight"] = (text.vocab_size, text.hidden_size)
+    if "model.mm_projector.weight" in tensors:  # a single layer, saved under its bare names
+        expected = {
+            key.replace("mm_projector.0.", "mm_projector."): shape
+            for key, shape in expected.items()
+        }
+    if not any(key.startswith(TOWER_PREFIX) for key in tensors):
+        raise ValueError(
+            f"{where}: no vision tower: found no tensor {TOWER_PREFIX}*, expected the whole tower. Convert it "
+            "with `maya convert --vision-tower FOLDER_OR_REPOSITORY --tower-source hub`."
+        )
+    # What a tower has behind the feature layer changes no output and may be absent.
+    used = native_shapes(config)
+    expected = {
+        key: shape
+        for key, shape in expected.items()
+        if key in tensors or not key.startswith(TOWER_PREFIX) or rename(key, RENAMINGS) in used
+    }
+    check_shapes({key: ref for key, ref in tensors.items() if key not in derived}, expected, where)
+    return derived
+
+
+def _checkpoint_folder(location: str | os.PathLike, hub_kwargs: dict[str, Any]) -> Path:
+    """The folder that holds the weights: the one given, or the repository's snapshot, downloaded."""
+    if Path(location).is_dir():
+        return Path(location) / hub_kwargs.get("subfolder", "")
+    name = str(location)
+    single = find_file(name, "model.safetensors", **hub_kwargs)
+    if single is not None:
+        return single.parent
+    index = find_file(name, "model.safetensors.index.json", **hub_kwargs)
+    if index is None:
+        raise FileNotFoundError(
+            f"{location}: no model.safetensors and no model.safetensors.index.json."
+        )
+    get_checkpoint_shard_files(name, index, **hub_kwargs)
+    return Path(index).parent
+
+
+def _is_llava_cohere(location: str | os.PathLike, hub_kwargs: dict[str, Any]) -> bool:
+    path = find_file(location, "config.json", quiet=True, **hub_kwargs)
+    return path is not None and f'"{MODEL_TYPE}"' in path.read_text(
+        encoding="utf-8", errors="replace"
+    )
+
+
+def register() -> None:
+    """Let `AutoConfig`, `MayaConfig` and the Maya models read `llava_cohere` checkpoints."""
+    AutoConfig.register(MODEL_TYPE, LlavaCohereConfig)
+    native_dict: Callable[..., Any] = MayaConfig.get_config_dict.__func__  # type: ignore[attr-defined]
+    native_load: Callable[..., Any] = MayaPreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def get_config_dict(
+        cls: type[MayaConfig], pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ):
+        location = pretrained_model_name_or_path
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
+        raw, rest = native_dict(cls, location, **kwargs)
+        kind = raw.get("model_type", cls.model_type)
+        if kind == MODEL_TYPE:
+            raw = read_config(raw, location, kwargs, **hub_kwargs)
+        elif (
+            kind != cls.model_type
+        ):  # transformers would warn, and build a Maya of the default size
+            raise ValueError(
+                f"{Path(str(location)) / 'config.json'}: model_type: found {kind!r}, expected {cls.model_type!r} or "
+                f"{MODEL_TYPE!r}."
+            )
+        return raw, rest
+
+    def from_pretrained(
+        cls: type[MayaPreTrainedModel],
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        **kwargs: Any,
+    ):
+        location = pretrained_model_name_or_path
+        hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
+        if location is None or not _is_llava_cohere(location, hub_kwargs):
+            return native_load(cls, location, *args, **kwargs)
+        raw = read_raw(location, **hub_kwargs)
+        if raw.get("model_type") != MODEL_TYPE:
+            return native_load(cls, location, *args, **kwargs)
+        config = kwargs.get("config")
+        if not isinstance(config, MayaConfig):
+            config = MayaConfig.from_dict(read_config(raw, location, kwargs, **hub_kwargs))
+        folder = _checkpoint_folder(location, hub_kwargs)
+        check_checkpoint(read_weights(folder, pickles=False), config, str(folder))
+        mapping = {**RENAMINGS, **(kwargs.pop("key_mapping", None) or {})}
+        kwargs["use_safetensors"] = True
+        loaded = native_load(cls, location, *args, key_mapping=mapping, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        _check_tie(model, str(folder))
+        return loaded
+
+    MayaConfig.get_config_dict = classmethod(get_config_dict)  # type: ignore[method-assign,assignment]
+    MayaPreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[method-assign,assignment]
+
+
+def _check_tie(model: MayaPreTrainedModel, where: str) -> None:
+    head = getattr(model, "lm_head", None)
+    if head is None or not model.config.tie_word_embeddings:
+        return
+    if head.weight is not model.get_input_embeddings().weight:
+        raise ValueError(
+            f"{where}: lm_head.weight: found values that differ from model.embed_tokens.weight, expected the same, as "
+            "config.json ties them (tie_word_embeddings true or absent). Set it to false to keep both."
+        )

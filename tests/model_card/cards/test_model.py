@@ -1,0 +1,357 @@
+"""Cards say what the files beside them say, and refuse to say what they cannot know."""
+
+import hashlib
+import json
+
+import pytest
+import yaml
+
+from maya_vlm.model_card.cards.dataset import dataset_card
+from maya_vlm.model_card.cards.model import MARKER, MINI_DATA, licence_texts, model_card
+from maya_vlm.model_card.cards.scores import weaknesses
+from maya_vlm.model_card.hub.content import weights_sha256 as card_hash
+from maya_vlm.training.common.provenance import files_sha256, provenance
+from maya_vlm.training.data.mini_dataset.sources import SOURCES
+from maya_vlm.training.evaluation import metrics
+from maya_vlm.training.evaluation.results import FORMAT, write_results
+from modeling_maya.llava_cohere.convert import convert
+from tests.evaluation.answers import results_of
+from tests.helpers.tiny_maya import save_tiny_maya
+from tests.modeling_maya.llava_cohere import tiny_original as original
+
+RECIPE = {
+    "model": {
+        "vision_tower": "training/bases/mini/vision_tower",
+        "language_model": "training/bases/mini/language_model",
+    },
+    "stages": [
+        {
+            "name": "pretrain",
+            "batch_size": 24,
+            "data": [{"path": "training/data/mini", "config": "all", "languages": ["en", "hi"]}],
+            "train": [{"pattern": "multi_modal_projector", "rate": 0.003}],
+            "args": {"max_steps": 150},
+        },
+        {
+            "name": "finetune",
+            "batch_size": 24,
+            "data": [
+                {
+                    "path": "training/data/mini",
+                    "config": "instruct",
+                    "languages": ["en", "hi", "ur"],
+                }
+            ],
+            "train": [{"pattern": ".*", "rate": 0.001}],
+            "args": {"num_train_epochs": 2},
+        },
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    runs = {"model": ["A", "A", "B", "B", "x", "B"], "blind": ["B"] * 6}
+    write_results(results_of(runs, card_hash(folder)), folder / "results.json")
+    return folder
+
+
+def head_of(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_hash_of_the_weights_is_the_evaluations(folder):
+    assert card_hash(folder) == files_sha256(folder.glob("*.safetensors"))
+
+
+def test_card_is_filled_from_results_recipe_and_config(folder):
+    card = model_card(folder, "user/maya-tiny")
+    head = head_of(card)
+    assert head["language"] == ["en", "hi", "ur"]
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == "image-text-to-text"
+    assert head["license"] == "other"
+    assert "custom_code" in head["tags"]
+    (index,) = head["model-index"]
+    found = {
+        (r["task"]["name"], r["metrics"][0]["name"]): r["metrics"][0]["value"]
+        for r in index["results"]
+    }
+    assert found["Choice, old pictures", "accuracy, mean of all (2)"] == 50.0
+    assert found["Choice, new pictures", "accuracy, mean of all (2)"] == 0.0
+    assert MARKER in card
+    low, high = metrics.wilson(2, 2)
+    assert f"| `en` (n = 2) | 100.0 [{100 * low:.1f}, {100 * high:.1f}] | 0.0 |" in card
+    assert "| pretrain | 150 | 24 | en hi | data/mini `all` |" in card
+    assert "| finetune | 2 epochs |" in card
+    assert "4,321 parameters, 9 image tokens" in card
+    assert "English, Hindi, Urdu" in card
+    assert f"Evaluated on Letters with {provenance()['machine']['processor']}" in card
+    assert str(folder) not in card
+    changed = json.loads((folder / "results.json").read_text())
+    row = next(row for row in changed["rows"] if row["language"] == "en" and row["low"] is not None)
+    row["value"] = 0.123
+    (folder / "results.json").write_text(json.dumps(changed))
+    assert "12.3 [" in model_card(folder, "user/maya-tiny")
+
+
+def test_card_is_valid_for_the_hubs_own_reader(folder):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(model_card(folder, "user/maya-tiny"), ignore_metadata_errors=False).data
+    assert data.model_name == "maya-tiny"
+    assert [r.metric_type for r in data.eval_results] == ["accuracy"] * len(data.eval_results)
+
+
+def test_what_does_not_work_is_read_off_the_intervals(folder):
+    runs = {"model": ["A", "A", "B", "B", "x", "B"], "blind": ["B"] * 6}
+    lines = weaknesses(results_of(runs))
+    assert lines == [
+        "Choice, old pictures: in every language not clearly better than not seeing the picture.",
+        "Choice, new pictures: in every language not clearly better than not seeing the picture.",
+        "Of 6 answers to Letters: 16.7 % unparsable, 0.0 % empty, 0.0 % cut by the limit, "
+        "50.0 % in the script asked for.",
+    ]
+    results = results_of(runs)
+    for row in results["rows"]:
+        if row["language"] == "en" and row["subset"] == "old/choice" and row["run"] != "chance":
+            row |= {"low": 0.9, "high": 1.0} if row["run"] == "model" else {"low": 0.0, "high": 0.4}
+    assert weaknesses(results)[0] == (
+        "Choice, old pictures: in hi not clearly better than not seeing the picture."
+    )
+
+
+def test_results_of_other_weights_are_refused(folder):
+    changed = json.loads((folder / "results.json").read_text())
+    changed["model"]["weights_sha256"] = "0" * 64
+    (folder / "results.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="of other weights"):
+        model_card(folder, "user/maya-tiny")
+
+
+def test_without_results_the_card_says_so(folder):
+    (folder / "results.json").unlink()
+    card = model_card(folder, "user/maya-tiny")
+    assert "It has not been evaluated." in card
+    assert "model-index" not in head_of(card)
+
+
+def test_card_of_converted_weights_says_what_from_which_revision(tmp_path):
+    source, folder = tmp_path / "source", tmp_path / "converted"
+    original.write_checkpoint(source)
+    report = convert(source, folder, log=lambda line: None)
+    card = model_card(folder, "user/maya-converted")
+    assert "converted from `source`" in card
+    assert "a copy without a recorded revision" in card
+    weights = (source / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in card
+    assert f"{report['parameters']:,} parameters" in card
+
+    record = json.loads((folder / "conversion.json").read_text())
+    record["converted_from"] |= {"name": "someone/maya", "commit": "0123abcd"}
+    (folder / "conversion.json").write_text(json.dumps(record))
+    card = model_card(folder, "user/maya-converted")
+    assert "revision `0123abcd`" in card
+    assert head_of(card)["base_model"] == ["someone/maya"]
+
+    (folder / "conversion.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"conversion\.json: expected `converted_from`"):
+        model_card(folder, "user/maya-converted")
+
+
+@pytest.mark.parametrize(
+    ("config", "bases", "licence"),
+    [
+        ({"text_config": {"model_type": "cohere", "vocab_size": 256000}}, {}, "cc-by-nc-4.0"),
+        ({}, {"language_model": "CohereLabs/aya-23-8B"}, "cc-by-nc-4.0"),
+        ({}, {"language_model": "someone/other"}, "unknown"),
+        ({}, RECIPE["model"], "other"),
+        ({}, {}, "unknown"),
+    ],
+)
+def test_licence_follows_from_the_bases(tmp_path, config, bases, licence):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "maya", **config}))
+    if bases:
+        recipe = {**RECIPE, "model": bases}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    head = head_of(model_card(tmp_path, "user/x"))
+    assert head["license"] == licence
+    assert ("extra_gated_prompt" in head) == (licence == "cc-by-nc-4.0")
+
+
+def test_mini_weights_carry_the_licence_texts(folder):
+    text = licence_texts(folder)
+    assert text is not None
+    for words in (
+        "Apache License",
+        "Permission is hereby granted",
+        "UNICODE LICENSE V3",
+        "Microsoft",
+        "Attribution 4.0 International",
+        "Attribution-ShareAlike 4.0 International",
+        "EmojiOne and the EmojiTwo contributors",
+    ):
+        assert words.lower() in text.lower(), words
+    assert "Twemoji" not in text
+    (folder / "recipe.yaml").unlink()
+    assert licence_texts(folder) is None
+
+
+def test_every_style_of_the_trained_splits_is_credited(folder):
+    styles = json.loads((MINI_DATA / "manifest.json").read_text())["styles"]
+    recipe = json.loads(json.dumps(RECIPE))
+    for split in ("train", "validation"):
+        recipe["stages"][1]["data"][0]["split"] = split
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        card = model_card(folder, "user/x")
+        statement = card[card.index("## Licence") :]
+        for style, entry in styles.items():
+            named = f"{SOURCES[style].title} ({SOURCES[style].licence})" in statement
+            assert named == (entry["split"] in ("train", split)), style
+        assert "EmojiOne, first version is share-alike" in statement
+        assert ("OpenMoji is share-alike" in statement) == (split == "validation")
+        head = head_of(card)
+        assert head["license_name"] == (
+            "apache-2.0-and-cc-by-4.0-and-cc-by-sa-4.0-and-mit-and-unicode-3.0"
+        )
+
+
+def test_stages_say_what_the_recipe_says(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "maya"}')
+    recipe = json.loads(json.dumps(RECIPE))
+    first, second = recipe["stages"]
+    first["data"] = [{"path": f"{lang}.json", "language": lang} for lang in ("fr", "zh")]
+    first["args"] = {"max_steps": -1}
+    second["adapter"] = {"type": "dora", "rate": 0.02, "r": 128, "alpha": 256, "quantize": "nf4"}
+    second["adapter"]["lora_plus_ratio"] = 16
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    card = model_card(tmp_path, "user/x")
+    assert "| pretrain | 1 epoch | 24 | fr zh |" in card
+    assert "| finetune | 2 epochs |" in card
+    assert (
+        "DoRA on the decoder (r 128, alpha 256, B learns 16 times as fast, weights in nf4) 0.02"
+    ) in card
+    assert head_of(card)["language"] == ["en", "zh", "fr", "hi", "ur"]
+
+
+def test_mini_licence_needs_nothing_but_mini_data(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "maya"}')
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["stages"][0]["data"].append({"path": "someone/photos", "languages": ["en"]})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert head_of(model_card(tmp_path, "user/x"))["license"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "words"),
+    [
+        ("config.json", None, FileNotFoundError, "has no config.json"),
+        ("config.json", "{", ValueError, ": not JSON: "),
+        (
+            "results.json",
+            '{"format": "x"}',
+            ValueError,
+            "expected the format 'maya-results-2', found 'x'",
+        ),
+        ("recipe.yaml", "a: [", ValueError, ": not YAML: "),
+    ],
+)
+def test_refuses_broken_files_in_one_line(folder, name, content, error, words):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(error, match=words) as caught:
+        model_card(folder, "user/x")
+    assert "\n" not in str(caught.value)
+
+
+def test_dataset_card_lists_what_is_there(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(path: str, rows: int) -> None:
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.table({"id": [str(i) for i in range(rows)]}), file)
+
+    with pytest.raises(ValueError, match="no dataset of ours"):
+        dataset_card(tmp_path, "user/data")
+    for lang in ("en", "hi"):
+        write(f"texts/{lang}/train-clean.parquet", 3)
+        write(f"texts/{lang}/train-flagged.parquet", 1)
+    write("images/style.parquet", 4)
+    card = dataset_card(tmp_path, "user/data")
+    head = head_of(card)
+    assert [config["config_name"] for config in head["configs"]] == ["all", "en", "hi", "images"]
+    assert "| `all` | train | 8 |" in card
+    (tmp_path / "README.md").write_text(card)
+    from datasets import load_dataset
+
+    assert load_dataset(str(tmp_path), "hi", split="train", streaming=True).take(1)
+
+
+HOSTILE = [
+    "[x](javascript:alert(1))",
+    "a\n---\nlicense: mit\n---\n# Other",
+    "<script>alert(1)</script>",
+    "a | b",
+    "`tick` **bold**",
+    "\x1b[2J\u202eabc",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_in_every_place_of_a_card(tmp_path, name):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    recipe = json.loads(json.dumps(RECIPE))
+    recipe["model"]["language_model"] = f"org/{name}"
+    for stage in recipe["stages"]:
+        stage["name"] = name
+        stage["data"][0] |= {"path": f"org/{name}", "config": name, "languages": [name]}
+        stage["train"][0]["pattern"] = name
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    results = json.loads(json.dumps(results_of({"model": ["A"] * 6}, card_hash(folder))))
+    for info in results["tasks"].values():
+        info["title"] = name
+        info["data"] |= {"name": name, "split": name, "styles": [name]}
+        info["subsets"] = dict.fromkeys(info["subsets"], name)
+        info["parts"] = dict.fromkeys(info["parts"], name)
+        info["metrics"][info["metric"]]["title"] = name
+    (folder / "results.json").write_text(json.dumps(results))
+    card = model_card(folder, "user/tiny")
+    check_card(card, name)
+    assert card.count("\n---\n") == 1
+
+
+def check_card(card, name):
+    _, head, body = card.split("---\n", 2)
+    assert all(line.isprintable() for line in card.split("\n"))
+    assert isinstance(yaml.safe_load(head), dict)
+    for markup in ("[x](javascript", "<script", "\nlicense: mit", "**bold**", "\n# Other"):
+        assert markup not in body.replace("`**bold**`", "")
+    assert "a | b" not in body or name != "a | b"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.yaml", {"stages": [{}]}),
+        ("recipe.yaml", {"stages": {"a": 1}}),
+        ("recipe.yaml", {"model": []}),
+        ("results.json", {"format": FORMAT}),
+        ("results.json", {"format": FORMAT, "model": None}),
+        ("conversion.json", {"converted_from": {"name": 1, "commit": None, "kind": "x"}}),
+        (
+            "conversion.json",
+            {"converted_from": {"name": "a/b", "commit": None, "kind": "x", "files": [3]}},
+        ),
+    ],
+)
+def test_files_of_another_shape_are_one_line(tmp_path, name, content):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=name) as caught:
+        model_card(folder, "user/tiny")
+    assert str(caught.value).isprintable()

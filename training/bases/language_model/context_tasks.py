@@ -1,0 +1,563 @@
+"""The texts of the concepts, and rows of one context and many questions made from them.
+
+A context stands where the image tokens of a Maya will stand and describes one concept; see
+language_model.py for why.
+"""
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from .recipe import LanguageModelRecipe
+from .tokenizer import CHATBOT, CONTROL_TOKENS, END_OF_TURN, START_OF_TURN, USER
+
+
+@dataclass
+class Concepts:
+    """The texts of the training concepts, all in the order of `ids`; held-out ones are not here.
+
+    A missing name is "", a missing keyword list is empty; `held_out` and `missing` count.
+    """
+
+    ids: list[str]
+    category: list[str]
+    names: dict[str, list[str]]
+    keywords: dict[str, list[list[str]]]
+    category_names: dict[str, dict[str, str]]
+    confusable: list[list[int]]
+    held_out: int
+    missing: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
+    """The seen concepts of the mini dataset's train split, with texts in every language.
+
+    Raises FileNotFoundError if the folder is not there and ValueError if a column, a language or
+    a concept's text is missing.
+    """
+    from datasets import load_dataset
+
+    if not dataset.is_dir():
+        raise FileNotFoundError(
+            f"dataset folder {dataset} does not exist: build it with `maya data mini`"
+        )
+    # A cache of its own: the shared one takes another folder of the same name for this one.
+    with tempfile.TemporaryDirectory() as cache:
+        splits = load_dataset(str(dataset), "all", cache_dir=cache, keep_in_memory=True)
+    if "train" not in splits:
+        raise ValueError(f"{dataset}: config 'all' has no split 'train'; found {sorted(splits)}")
+    rows = splits["train"]
+    needed = {"lang", "text", "keywords", "category", "category_name", "concept", "seen"}
+    if missing := sorted(needed - set(rows.column_names)):
+        raise ValueError(
+            f"{dataset}: config 'all' lacks the columns {missing}; found {rows.column_names}"
+        )
+    rows = rows.select_columns(sorted(needed)).to_list()
+    for other in splits.values():
+        # concepts held out of training stand in the other splits: counted here, never read
+        columns = other.select_columns(["concept", "seen"]).to_dict()
+        held = {c for c, seen in zip(columns["concept"], columns["seen"], strict=True) if not seen}
+        rows += [{"concept": c, "seen": False} for c in sorted(held)]
+    return concepts_from_rows(rows, languages, pivot, str(dataset))
+
+
+def concepts_from_rows(
+    rows: list[dict[str, Any]], languages: list[str], pivot: str, source: str
+) -> Concepts:
+    """Collect rows (one picture, one language) into concepts; leaves out those not `seen`."""
+    texts: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    held_out = set()
+    for row in rows:
+        if not row["seen"]:
+            held_out.add(row["concept"])
+        elif row["lang"] in languages:
+            texts[row["concept"]].setdefault(row["lang"], row)
+    if not texts:
+        raise ValueError(f"{source}: no rows with seen=True in the languages {languages}")
+    ids = sorted(texts)
+    missing = {lang: sum(lang not in texts[c] for c in ids) for lang in languages}
+    for lang, count in missing.items():
+        # CLDR lacks a name here and there; a language that lacks many is a wrong dataset.
+        if count > len(ids) // 10:
+            raise ValueError(f"{source}: {count} of {len(ids)} concepts have no text in {lang!r}")
+    for concept in ids:
+        if pivot not in texts[concept]:
+            raise ValueError(f"{source}: concept {concept} has no text in the pivot {pivot!r}")
+        for lang, row in texts[concept].items():
+            if not row["text"].strip():
+                raise ValueError(f"{source}: concept {concept} has an empty text in {lang!r}")
+    names = {lang: [texts[c].get(lang, {}).get("text", "") for c in ids] for lang in languages}
+    category = [texts[c][pivot]["category"] for c in ids]
+    return Concepts(
+        ids=ids,
+        category=category,
+        names=names,
+        keywords={
+            lang: [list(texts[c].get(lang, {}).get("keywords") or ()) for c in ids]
+            for lang in languages
+        },
+        category_names={
+            lang: {
+                row["category"]: row["category_name"]
+                for row in (texts[c][lang] for c in ids if lang in texts[c])
+            }
+            for lang in languages
+        },
+        confusable=_confusable(names[pivot], category),
+        held_out=len(held_out),
+        missing=missing,
+    )
+
+
+def _confusable(names: list[str], category: list[str]) -> list[list[int]]:
+    """For each concept the ones of its category whose name shares a word, or else all of it.
+
+    A name whose words are all in the other's may be true of it ("person", "person running"), so
+    such pairs are left out.
+    """
+    words = [set(name.lower().replace(":", "").split()) for name in names]
+    near: list[list[int]] = []
+    for i, own in enumerate(words):
+        mates = [
+            j
+            for j, other in enumerate(words)
+            if j != i and category[j] == category[i] and not (own <= other or other <= own)
+        ]
+        shared = [j for j in mates if any(len(w) > 2 for w in own & words[j])]
+        near.append(shared if len(shared) > 2 else mates or [i])
+    return near
+
+
+def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
+    """Question wordings per language and task; see training/data/mini_dataset/prompts.json."""
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts file {path} does not exist")
+    prompts = json.loads(path.read_text(encoding="utf-8"))
+    for lang in languages:
+        if lang not in prompts:
+            raise ValueError(f"{path}: no prompts for language {lang!r}; found {sorted(prompts)}")
+        for key in ("name", "yesno", "category", "keywords", "yes", "no"):
+            if not prompts[lang].get(key):
+                raise ValueError(f"{path}: language {lang!r} has no {key!r}")
+        for wording in prompts[lang]["yesno"]:
+            if "{name}" not in wording:
+                raise ValueError(f"{path}: {lang!r} yesno {wording!r} lacks the place '{{name}}'")
+    return {lang: prompts[lang] for lang in languages}
+
+
+def tokenizer_texts(
+    concepts: Concepts, prompts: dict[str, Any], recipe: LanguageModelRecipe
+) -> Iterator[str]:
+    """What the merges are learned from: names (weighted), keywords, prompts, answers."""
+    for lang in recipe.languages:
+        weight = recipe.language_weights.get(lang, 2)
+        for name, words in zip(concepts.names[lang], concepts.keywords[lang], strict=True):
+            if name:
+                yield from [name] * (recipe.caption_weight * weight)
+                yield from [f" {name}"] * weight
+            for word in words:
+                yield from [word] * weight
+        for _ in range(200):
+            for key in ("name", "yesno", "category", "keywords"):
+                yield from prompts[lang][key]
+            yield from (prompts[lang]["yes"], prompts[lang]["no"])
+            yield from concepts.category_names[lang].values()
+
+
+# --------------------------------------------------------------------------------------------
+# Rows: one context, many questions
+# --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Segment:
+    """One question (or two-turn chat) with its answer; loss on the answers only."""
+
+    ids: list[int]
+    targets: list[tuple[int, int, float]]  # (position in ids, next token, weight)
+    task: str
+    lang: str
+    # (end of a question that states a name, and start of its answer; the concept named)
+    stated: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """Rows of `row_tokens`, padded at the end. R rows, L positions, N answer tokens.
+
+    ids, positions, segment: (R, L) int64, segment 0 is the context, -1 padding. soft: (R, S, C)
+    float32 weights of concepts with gains folded in, and `slot_noise`. The answers are flat:
+    `at` (N,) into R*L, `target` (N,), `weight` (N,), and `group` (N,) numbering the segments.
+    `code_at` (M,) into R*L are the last tokens of text contexts and of questions that state a name, and
+    the positions that answer these; `code_of` (M,) the concepts named. `claim_at` (K,) are those
+    of them that state something of a soft context; `claim_true` (K,) float32, whether it is true.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segment: Tensor
+    soft_rows: Tensor
+    soft_concepts: Tensor
+    soft_weights: Tensor
+    soft_noise: Tensor
+    at: Tensor
+    target: Tensor
+    weight: Tensor
+    group: Tensor
+    code_at: Tensor
+    code_of: Tensor
+    claim_at: Tensor
+    claim_true: Tensor
+    segments: list[Segment]
+    context_length: list[int]
+
+
+# How a language writes a list; elsewhere ", ".
+_SEPARATORS = {"zh": "、", "ja": "、", "ar": "، ", "ur": "، "}
+_CHATS: tuple[tuple[str, ...], ...] = (
+    ("category", "name"),
+    ("name", "category"),
+    ("category", "yesno"),
+    ("yesno", "name"),
+    ("yesno", "category"),
+)
+
+
+class Corpus:
+    """All texts as token ids, and the sampling of rows from them."""
+
+    def __init__(
+        self,
+        concepts: Concepts,
+        prompts: dict[str, Any],
+        tokenizer: PreTrainedTokenizerFast,
+        recipe: LanguageModelRecipe,
+    ):
+        self.concepts, self.prompts, self.recipe = concepts, prompts, recipe
+        self.languages = recipe.languages
+        self.tokenizer = tokenizer
+        token = tokenizer.convert_tokens_to_ids
+        self.end = token(END_OF_TURN)
+        self.prefix = [tokenizer.bos_token_id, token(START_OF_TURN), token(USER)]
+        self.to_answer = [self.end, token(START_OF_TURN), token(CHATBOT)]
+        self.to_question = [token(START_OF_TURN), token(USER)]
+        self.first_text = len(CONTROL_TOKENS)
+        self.name = {lang: self._encode(concepts.names[lang]) for lang in self.languages}
+        self.listed = {
+            lang: self._encode([self.keyword_answer(lang, i) for i in range(len(concepts))])
+            for lang in self.languages
+        }
+        self.keyword = {
+            lang: [self._encode(words) for words in concepts.keywords[lang]]
+            for lang in self.languages
+        }
+        self.comma = self._encode([", "])[0]
+        self.category = {
+            lang: dict(
+                zip(
+                    concepts.category_names[lang],
+                    self._encode(list(concepts.category_names[lang].values())),
+                    strict=True,
+                )
+            )
+            for lang in self.languages
+        }
+        self.question = {
+            lang: {
+                task: self._encode(prompts[lang][task]) for task in ("name", "category", "keywords")
+            }
+            for lang in self.languages
+        }
+        self.stated = {
+            lang: [
+                self._encode([wording.replace("{name}", n) for n in concepts.names[lang]])
+                for wording in prompts[lang]["yesno"]
+            ]
+            for lang in self.languages
+        }
+        self.named = {
+            lang: np.array([bool(n) for n in concepts.names[lang]]) for lang in self.languages
+        }
+        self.yes = {lang: self._encode([prompts[lang]["yes"]])[0] for lang in self.languages}
+        self.no = {lang: self._encode([prompts[lang]["no"]])[0] for lang in self.languages}
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def keyword_answer(self, lang: str, concept: int) -> str:
+        words = self.concepts.keywords[lang][concept][: self.recipe.keyword_count]
+        return _SEPARATORS.get(lang, ", ").join(words)
+
+    # Contexts. Ids; for a soft one the ids are unknown tokens that are replaced by vectors.
+
+    def context(self, kind: str, concept: int, lang: str, rng: np.random.Generator) -> list[int]:
+        """Token ids of a text context of at most `context_slots` tokens."""
+        slots = self.recipe.context_slots
+        if kind in ("pivot", "other"):
+            return self.name[lang][concept][:slots]
+        words = self.keyword[lang][concept] or [self.name[lang][concept]]
+        order = rng.permutation(len(words))
+        listed = [t for n, k in enumerate(order) for t in ([*self.comma] if n else []) + words[k]]
+        if kind == "keywords":
+            return listed[:slots]
+        name = self.name[lang][concept]
+        if kind == "both":
+            return (name + self.comma + listed)[:slots]
+        # noisy: names in one or two languages (or keywords), thinned, among filler, anywhere
+        words_in = list(name)
+        if rng.random() < 0.5:
+            named = self.languages_of(concept)
+            words_in += self.name[named[rng.integers(len(named))]][concept]
+        elif rng.random() < 0.5:
+            words_in += listed
+        keep = [t for t in words_in if rng.random() > 0.15] or words_in[:1]
+        keep = keep[:slots]
+        filler = rng.integers(self.first_text, self.recipe.vocab_size, slots - len(keep))
+        filler = filler[: rng.integers(len(filler) + 1)]
+        laid: np.ndarray = np.zeros(len(keep) + len(filler), dtype=np.int64)
+        places = np.sort(rng.permutation(len(laid))[: len(keep)])
+        mask: np.ndarray = np.zeros(len(laid), dtype=bool)
+        mask[places] = True
+        laid[mask], laid[~mask] = keep, filler
+        return laid.tolist()
+
+    # Questions
+
+    def segment(
+        self,
+        task: str,
+        concept: int,
+        lang: str,
+        rng: np.random.Generator,
+        about: int | None = None,
+    ) -> Segment:
+        """A question about `concept`; for yesno `about` is the stated concept."""
+        turns: list[tuple[list[int], list[int], float, int | None]] = []
+        tasks = _CHATS[rng.integers(len(_CHATS))] if task == "chat" else (task,)
+        for turn in tasks:
+            weight, named = 1.0, None
+            if turn == "yesno":
+                stated = self.stated[lang][rng.integers(len(self.stated[lang]))]
+                about = concept if about is None else about
+                question, named = stated[about], about
+                answer = self.yes[lang] if about == concept else self.no[lang]
+                weight = self.recipe.yesno_loss
+            else:
+                wordings = self.question[lang][turn]
+                question = wordings[rng.integers(len(wordings))]
+                if turn == "name":
+                    answer = self.name[lang][concept]
+                elif turn == "category":
+                    answer = self.category[lang][self.concepts.category[concept]]
+                else:
+                    answer = self.listed[lang][concept]
+                    weight = self.recipe.keyword_loss
+            turns.append((question, answer, weight, named))
+        ids: list[int] = []
+        targets: list[tuple[int, int, float]] = []
+        claims: list[tuple[int, int]] = []
+        for n, (question, answer, weight, named) in enumerate(turns):
+            ids += (self.to_question if n else []) + question
+            if named is not None:
+                claims.append((len(ids) - 1, named))
+            ids += self.to_answer
+            if named is not None:
+                claims.append((len(ids) - 1, named))
+            for target in [*answer, self.end]:
+                targets.append((len(ids) - 1, target, weight))
+                ids.append(target)
+        del ids[-1]  # nothing follows the last end of turn
+        return Segment(ids, targets, task, lang, claims)
+
+    def languages_of(self, concept: int) -> list[str]:
+        """The languages in which the concept has a name."""
+        return [lang for lang in self.languages if self.named[lang][concept]]
+
+    def negative(
+        self,
+        concept: int,
+        partner: int,
+        lang: str,
+        rng: np.random.Generator,
+        difficulty: float = 1.0,
+    ) -> int:
+        """A wrong concept named in `lang`: any at first, then more and more a confusable one."""
+        draw = rng.random()
+        near = self.concepts.confusable[concept]
+        other = (
+            partner
+            if draw < 0.15 * difficulty
+            else near[rng.integers(len(near))]
+            if draw < 0.75 * difficulty
+            else int(rng.integers(len(self.concepts)))
+        )
+        while other == concept or not self.named[lang][other]:
+            other = int(rng.integers(len(self.concepts)))
+        return other
+
+    def sample(
+        self, rng: np.random.Generator, concepts: np.ndarray, difficulty: float = 1.0
+    ) -> Batch:
+        """One training batch: a row for each of `concepts` (indices).
+
+        `difficulty` (0 to 1) scales the weight of yes/no and what disturbs soft contexts.
+        """
+        recipe = self.recipe
+        kinds, kind_p = _weights(recipe.contexts)
+        tasks, task_p = _weights(
+            {t: w * (difficulty if t == "yesno" else 1.0) for t, w in recipe.tasks.items()}
+        )
+        rows = []
+        described: list[int | None] = []
+        for concept in concepts.tolist():
+            kind = kinds[rng.choice(len(kinds), p=kind_p)]
+            near = self.concepts.confusable[concept]
+            partner = near[rng.integers(len(near))]
+            soft = None
+            if kind == "soft":
+                soft = self._soft(concept, partner, rng, difficulty)
+                context = [self.tokenizer.unk_token_id] * recipe.context_slots
+            else:
+                lang = recipe.pivot
+                named = self.languages_of(concept)
+                if kind != "pivot" and not (kind == "noisy" and rng.random() < 0.5):
+                    lang = named[rng.integers(len(named))]
+                context = self.context(kind, concept, lang, rng)
+            room = recipe.row_tokens - len(self.prefix) - len(context)
+            segments = []
+            order = rng.permutation(self.languages_of(concept)).tolist()
+            n = 0
+            while True:
+                lang = order[n % len(order)]
+                n += 1
+                task = tasks[rng.choice(len(tasks), p=task_p)]
+                if task == "keywords" and not self.keyword[lang][concept]:
+                    continue
+                about = None
+                if task in ("yesno", "chat") and rng.random() < 0.5:
+                    about = self.negative(concept, partner, lang, rng, difficulty)
+                segment = self.segment(task, concept, lang, rng, about)
+                if len(segment.ids) > room:
+                    break
+                segments.append(segment)
+                room -= len(segment.ids)
+            if segments:
+                rows.append((context, soft, segments))
+                described.append(None if soft is not None else concept)
+        return self.batch(rows, described)
+
+    def _soft(
+        self, concept: int, partner: int, rng: np.random.Generator, difficulty: float
+    ) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """(two concepts, (S, 2) weights, (S + 1,) noise sizes: one a slot, then the shared one)"""
+        recipe, slots = self.recipe, self.recipe.context_slots
+        share = difficulty * rng.random() * recipe.soft_mixture if rng.random() < 0.5 else 0.0
+        gain = np.exp(rng.normal(0, 0.3)) * rng.uniform(0.5, 1.5, slots)
+        gain *= rng.random(slots) >= rng.random() * recipe.soft_dropout * difficulty
+        weights = np.stack([gain * (1 - share), gain * share], 1)
+        noise = np.full(slots + 1, rng.random() * recipe.soft_slot_noise)
+        noise[-1] = rng.random() * recipe.soft_shared_noise
+        noise *= difficulty
+        return [concept, partner], weights.astype(np.float32), noise.astype(np.float32)
+
+    def batch(
+        self,
+        rows: list[tuple[list[int], Any, list[Segment]]],
+        described: list[int | None] | None = None,
+    ) -> Batch:
+        """Lay rows of (context ids, soft description or None, segments) into tensors.
+
+        `described` has the concept of each row whose code should be read off its text context.
+        """
+        lengths = [
+            len(self.prefix) + len(context) + sum(len(s.ids) for s in segments)
+            for context, _, segments in rows
+        ]
+        width = max(lengths)
+        ids: np.ndarray = np.zeros((len(rows), width), dtype=np.int64)
+        positions = np.zeros_like(ids)
+        number = np.full_like(ids, -1)
+        at: list[int] = []
+        target: list[int] = []
+        weight: list[float] = []
+        group: list[int] = []
+        code_at: list[int] = []
+        code_of: list[int] = []
+        claim_at: list[int] = []
+        claim_true: list[float] = []
+        flat: list[Segment] = []
+        soft_rows, soft_concepts, soft_weights, soft_noise = [], [], [], []
+        for r, (context, soft, segments) in enumerate(rows):
+            here = len(self.prefix) + len(context)
+            ids[r, :here] = self.prefix + context
+            positions[r, :here] = np.arange(here)
+            number[r, :here] = 0
+            if soft is not None:
+                soft_rows.append(r)
+                soft_concepts.append(soft[0])
+                soft_weights.append(soft[1])
+                soft_noise.append(soft[2])
+            concept = described[r] if described else None
+            if concept is not None:
+                code_at.append(r * width + here - 1)
+                code_of.append(concept)
+            start = here
+            for n, segment in enumerate(segments):
+                stop = start + len(segment.ids)
+                ids[r, start:stop] = segment.ids
+                positions[r, start:stop] = np.arange(here, here + stop - start)
+                number[r, start:stop] = n + 1
+                for place, token, w in segment.targets:
+                    at.append(r * width + start + place)
+                    target.append(token)
+                    weight.append(w)
+                    group.append(len(flat))
+                for place, named in segment.stated:
+                    code_at.append(r * width + start + place)
+                    code_of.append(named)
+                    if soft is not None:
+                        claim_at.append(code_at[-1])
+                        claim_true.append(float(named == soft[0][0]))
+                flat.append(segment)
+                start = stop
+        slots = self.recipe.context_slots
+        return Batch(
+            ids=torch.from_numpy(ids),
+            positions=torch.from_numpy(positions),
+            segment=torch.from_numpy(number),
+            soft_rows=torch.tensor(soft_rows, dtype=torch.long),
+            soft_concepts=torch.tensor(soft_concepts, dtype=torch.long).reshape(-1, 2),
+            soft_weights=torch.from_numpy(
+                np.stack(soft_weights) if soft_rows else np.zeros((0, slots, 2), np.float32)
+            ),
+            soft_noise=torch.from_numpy(
+                np.stack(soft_noise) if soft_rows else np.zeros((0, slots + 1), np.float32)
+            ),
+            at=torch.tensor(at),
+            target=torch.tensor(target),
+            weight=torch.tensor(weight),
+            group=torch.tensor(group),
+            code_at=torch.tensor(code_at, dtype=torch.long),
+            code_of=torch.tensor(code_of, dtype=torch.long),
+            claim_at=torch.tensor(claim_at, dtype=torch.long),
+            claim_true=torch.tensor(claim_true),
+            segments=flat,
+            context_length=[len(context) for context, _, _ in rows],
+        )
+
+
+def _weights(table: dict[str, float]) -> tuple[list[str], np.ndarray]:
+    p = np.array(list(table.values()), dtype=np.float64)
+    return list(table), p / p.sum()

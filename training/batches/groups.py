@@ -1,0 +1,482 @@
+"""Rows of any known shape become groups: one image, K conversations, each with its language.
+
+Rows are opened by rows.py and read by conversations.py. Everything after this file sees only conversations,
+images and the plan of groups.
+
+The plan is drawn from the seed alone, so it is the same on any number of processes and needs no
+state to be resumed.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..common.images import ImageStore, StorageError, is_address
+from ..common.languages import as_language, is_language, no_language
+from ..common.telling import printable, shown
+from ..recipe import DataRecipe
+from ..rows.conversations import NAMED, RowError, RowReader
+from ..rows.open import Rows, open_pictures, open_rows
+from ..rows.tables import no_images, row_name
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns about the images of one row.
+
+    messages: chat-template messages; images not placed by {"type": "image"} parts belong in front
+    of the first question. images: keys for `load_image` of the data they are from, in the order of
+    the image items.
+    """
+
+    id: str
+    language: str
+    task: str
+    messages: list[dict[str, Any]]
+    images: tuple[Any, ...]
+    source: int
+
+
+class RowName(NamedTuple):
+    """Which row a conversation is: an id may be that of several rows, its number and its data are not.
+
+    id: without one, the row's number. language: what is in its place, where it is none. row: number in its
+    file or dataset, from 0. data: number of its dataset in the stage.
+    """
+
+    id: str
+    language: str
+    path: str
+    row: int
+    data: int
+
+
+@dataclass
+class _Source:
+    """One dataset: `rows[i]` is a row, `reader` reads it, `image_keys` are what `pictures` opens."""
+
+    recipe: DataRecipe
+    rows: Rows
+    reader: RowReader
+    row_index: np.ndarray  # (n,) index into rows of every conversation kept
+    image_keys: list[Any] = field(default_factory=list)  # distinct images
+    pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
+    row_images: list[tuple[int, ...]] | None = None  # of each conversation, if one has several
+    together: list[tuple[int, ...]] = field(default_factory=list)  # distinct ones of row_images
+    row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
+    no_language: dict[int, str] = field(default_factory=dict)  # what a row has in place of one
+    refused: dict[int, str] = field(default_factory=dict)  # why a row is a bad one
+
+
+class GroupData:
+    """All conversations of a stage, from all its sources, addressed by one number each.
+
+    on_bad_row: what a row that cannot be read does, or a cell that is no image or no language: stop here
+        with its row, or be refused by `conversation`.
+
+    Attributes:
+        languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
+            for a language that is none.
+        image: (n,) int64, the image of each conversation, over all sources; -1 for none. The same
+            several images in the same order count as one.
+    """
+
+    def __init__(
+        self,
+        recipes: Sequence[DataRecipe],
+        seed: int = 0,
+        on_bad_row: Literal["stop", "skip"] = "stop",
+    ):
+        self.sources: list[_Source] = []
+        self.languages: list[str] = []
+        self.tasks: list[str] = []
+        self.report: list[str] = []
+        language: list[np.ndarray] = []
+        task: list[np.ndarray] = []
+        image: list[np.ndarray] = []
+        source: list[np.ndarray] = []
+        local: list[np.ndarray] = []
+        weight: list[np.ndarray] = []
+        # Sources about the same folder of images share them: one file per language becomes groups.
+        known: dict[tuple[str, Any], int] = {}
+        for number, recipe in enumerate(recipes):
+            item, columns = _open_source(recipe, seed, on_bad_row)
+            count = len(item.row_index)
+            self.report += columns.report
+            self.sources.append(item)
+            language.append(_index(columns.language, self.languages))
+            task.append(_index(columns.task, self.tasks))
+            image.append(_common_numbers(item, columns.group, known))
+            source.append(np.full(count, number, np.int16))
+            local.append(np.arange(count, dtype=np.int64))
+            rates = recipe.tasks or {}
+            weight.append(np.array([rates.get(t, 1.0) for t in columns.task], np.float32))
+        self.language = np.concatenate(language)
+        self.task = np.concatenate(task)
+        self.image = np.concatenate(image)
+        self.weight = np.concatenate(weight)
+        self._source = np.concatenate(source)
+        self._local = np.concatenate(local)
+        if not self.languages:
+            raise ValueError(next(iter(self.sources[0].refused.values())))
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def conversation(self, index: int) -> Conversation:
+        """Conversation `index`, read from its row. Raises ValueError naming a row that is a bad one."""
+        number = int(self._source[index])
+        source, local = self.sources[number], int(self._local[index])
+        place = int(source.row_index[local])
+        if place in source.refused:
+            raise ValueError(source.refused[place])
+        row = source.rows[place]
+        identity = _row_id(source, place)
+        language = self.languages[self.language[index]]
+        if source.row_images is not None:
+            images = source.row_images[local]
+        else:
+            assert source.row_image is not None
+            images = (int(source.row_image[local]),) if source.row_image[local] >= 0 else ()
+        try:
+            messages = source.reader.messages(row, len(images))
+        except RowError as error:
+            raise ValueError(
+                f"{row_name(identity, language, source.recipe.path)}: {error}; repair the row or remove it"
+            ) from None
+        return Conversation(
+            id=identity,
+            language=language,
+            task=self.tasks[self.task[index]],
+            messages=messages,
+            images=images,
+            source=number,
+        )
+
+    def name(self, index: int) -> RowName:
+        """Which row conversation `index` is."""
+        number = int(self._source[index])
+        source = self.sources[number]
+        place = int(source.row_index[int(self._local[index])])
+        language = int(self.language[index])
+        return RowName(
+            id=_row_id(source, place),
+            language=self.languages[language] if language >= 0 else source.no_language[place],
+            path=source.recipe.path,
+            row=source.rows.number(place),
+            data=number,
+        )
+
+    def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
+        """The image `key` of a source, in its own mode.
+
+        Raises ValueError naming the row if it cannot be read, and OSError naming the place if that cannot.
+        """
+        item = self.sources[source]
+        return load_picture(item.pictures, item.image_keys[key], row_id, item.recipe.path)
+
+    def plan(
+        self,
+        groups: int | None,
+        group_size: int,
+        seed: int,
+        shuffled: bool = True,
+    ) -> list[tuple[int, np.ndarray]]:
+        """Groups in training order: (epoch, conversation indices), all about one image.
+
+        Each epoch visits every conversation as often as its task's weight says (a fraction is drawn
+        anew each epoch), groups those of one image at most `group_size` at a time in random order
+        and near-equal parts, and shuffles the groups.
+
+        Args:
+            groups: how many to return, or None for one pass over the data.
+            shuffled: the groups in random order; else in the order of their images in the data.
+        """
+        found: list[tuple[int, np.ndarray]] = []
+        epoch = 0
+        while True:
+            parts = self._epoch(epoch, group_size, seed, shuffled)
+            if groups is None:
+                groups = len(parts)
+            found += [(epoch, part) for part in parts[: groups - len(found)]]
+            if len(found) >= groups:
+                return found
+            epoch += 1
+
+    def _epoch(self, epoch: int, group_size: int, seed: int, shuffled: bool) -> list[np.ndarray]:
+        random = np.random.default_rng([seed, epoch])
+        copies = np.floor(self.weight + random.random(len(self), dtype=np.float32)).astype(np.int64)
+        chosen: np.ndarray = np.repeat(np.arange(len(self)), copies)
+        if not len(chosen):
+            raise ValueError("no conversation has a task weight above 0; expected at least one")
+        parts = split_groups(chosen, self.image[chosen], group_size, random)
+        if shuffled:
+            random.shuffle(parts)  # type: ignore[arg-type]
+        return parts
+
+    def summary(self) -> str:
+        """Conversations per language and task, and images, in a few words."""
+        languages = Counter(self.languages[i] for i in self.language.tolist() if i >= 0)
+        tasks = Counter(self.tasks[i] for i in self.task.tolist())
+        images = len(np.unique(self.image[self.image >= 0]))
+        return (
+            f"{len(self):,} conversations about {images:,} images; languages: "
+            + ", ".join(f"{k} {v:,}" for k, v in languages.items())
+            + "; tasks: "
+            + ", ".join(f"{printable(k)} {v:,}" for k, v in tasks.items())
+        )
+
+
+def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: str) -> Image.Image:
+    """A row's picture, in its own mode. Raises as `GroupData.load_image`."""
+    try:
+        return pictures.load(picture)
+    except StorageError:
+        raise
+    except (ValueError, OSError) as error:
+        if isinstance(error, ConnectionError) and not is_address(str(picture)):
+            raise
+        raise ValueError(
+            f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
+            f"{str(error).removesuffix('.')}; repair the file or remove the row"
+        ) from None
+
+
+def split_groups(
+    chosen: np.ndarray, image: np.ndarray, group_size: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    """Conversations by their image, in random order, in near-equal parts of at most `group_size`.
+
+    Args:
+        chosen: (n,) conversations. image: (n,) of each; those of -1 are groups of one: nothing is
+            shared.
+    """
+    key = image.copy()
+    alone = key < 0
+    key[alone] = image.max(initial=-1) + 1 + np.arange(alone.sum())
+    order = np.lexsort((random.random(len(chosen)), key))
+    chosen, key = chosen[order], key[order]
+    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    parts: list[np.ndarray] = []
+    for block in np.split(chosen, starts[1:]):
+        parts += np.array_split(block, -(-len(block) // group_size))
+    return parts
+
+
+def _common_numbers(
+    source: _Source, group: np.ndarray, known: dict[tuple[str, Any], int]
+) -> np.ndarray:
+    """Numbers of images within a source as numbers over all sources; -1 stays -1."""
+    place = source.recipe.image_folder or source.recipe.path
+    lookup: np.ndarray = np.full(
+        int(group.max(initial=-1)) + 2, -1, np.int64
+    )  # the last entry is for -1
+    for value in np.unique(group[group >= 0]).tolist():
+        images = (value,) if source.row_images is None else source.together[value]
+        keys = tuple(source.image_keys[image] for image in images)
+        name = ("" if all(isinstance(key, bytes) for key in keys) else place, keys)
+        lookup[value] = known.setdefault(name, len(known))
+    return lookup[group]
+
+
+@dataclass
+class _Columns:
+    language: list[str | None]  # None where it is no language
+    task: list[str]
+    group: np.ndarray
+    report: list[str]
+
+
+def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
+    known: dict[str | None, int] = {None: -1, **{name: i for i, name in enumerate(names)}}
+    for value in dict.fromkeys(values):
+        if value is not None and value not in known:
+            known[value] = len(names)
+            names.append(value)
+    return np.array([known[v] for v in values], np.int16)
+
+
+# ------------------------------------------------------------------------------ opening
+
+
+def _open_source(
+    recipe: DataRecipe, seed: int, on_bad_row: Literal["stop", "skip"]
+) -> tuple[_Source, _Columns]:
+    check_data(recipe)
+    rows = open_rows(recipe)
+    if len(rows) == 0:
+        raise ValueError(f"{recipe.path}: split {recipe.split!r} is empty; expected rows")
+    if len(rows.unreadable) == len(rows):
+        raise ValueError(f"{recipe.path}: no row can be read: {rows.unreadable[0]}")
+    source = _Source(recipe, rows, _row_reader(recipe, rows), np.arange(len(rows)))
+    for i, reason in rows.unreadable.items():
+        _refuse(source, i, reason, on_bad_row)
+
+    count = len(rows)
+    named = "lang" if "lang" in rows.columns else "language"
+    cells = rows.column(named) if named in rows.columns else [None] * count
+    codes = [as_language(v) for v in cells]
+    unknown = {i for i, v in enumerate(cells) if v is not None and codes[i] is None}
+    languages = [
+        shown(v) if i in unknown else recipe.language if v is None else str(codes[i])
+        for i, v in enumerate(cells)
+    ]
+    default = source.reader.task
+    task = rows.column("task") if "task" in rows.columns else []
+    tasks = [str(v or default) for v in task] or [default] * count
+
+    keep: np.ndarray = np.ones(count, bool)
+    report = []
+    for name, wanted, values in (
+        ("languages", recipe.languages, languages),
+        ("tasks", list(recipe.tasks), tasks),
+    ):
+        present = set(values)
+        for value in wanted:
+            if value not in present:
+                raise ValueError(
+                    f"{recipe.path}: {name}: {value!r} is not in split {recipe.split!r}; "
+                    f"found {printable(', '.join(sorted(present)))}"
+                )
+        if wanted:
+            mask = np.array([v in set(wanted) for v in values])
+            dropped = Counter(np.array(values)[~mask & keep].tolist())
+            keep &= mask
+            if dropped:
+                text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(dropped.items()))
+                report.append(f"{recipe.path}: left out, as the recipe's {name} say: {text}")
+
+    _find_images(source, on_bad_row)
+    if source.row_images is not None:
+        numbers: dict[tuple[int, ...], int] = {(): -1}
+        group = np.array([numbers.setdefault(r, len(numbers) - 1) for r in source.row_images])
+        source.together = list(numbers)[1:]
+    else:
+        assert source.row_image is not None
+        group = source.row_image.copy()
+    if recipe.limit is not None:
+        images = np.unique(group[keep & (group >= 0)])
+        if keep.any() and not len(images):
+            raise ValueError(no_images(recipe.path))
+        chosen = np.random.default_rng(seed).permutation(images)[: recipe.limit]
+        mask = np.isin(group, chosen)
+        report.append(
+            f"{recipe.path}: limit {recipe.limit}: {len(chosen):,} of {len(images):,} images"
+        )
+        keep &= mask
+    # Which language, task and image a row would have that cannot be read, nobody knows.
+    keep[list(rows.unreadable)] = True
+    index = np.flatnonzero(keep)
+    if not len(index):
+        raise ValueError(f"{recipe.path}: no row is left after languages, tasks and limit")
+    for i in (i for i in index.tolist() if i in unknown):
+        source.no_language[i] = shown(cells[i])
+        reason = f"{named}: {no_language(cells[i])}; repair the row or remove it"
+        _refuse(source, i, reason, on_bad_row)
+    source.row_index = index
+    if source.row_images is not None:
+        source.row_images = [source.row_images[i] for i in index]
+    else:
+        assert source.row_image is not None
+        source.row_image = source.row_image[index]
+    return source, _Columns(
+        [None if i in unknown else languages[i] for i in index.tolist()],
+        [tasks[i] for i in index],
+        group[index],
+        report,
+    )
+
+
+def check_data(recipe: DataRecipe) -> None:
+    """Raises ValueError for values of a recipe's data that fit no dataset."""
+    path = recipe.path
+    for name, values in (("language", [recipe.language]), ("languages", recipe.languages)):
+        for value in values:
+            if not is_language(value):
+                raise ValueError(f"{path}: {name}: {no_language(value)}; correct the recipe")
+    if recipe.limit is not None and recipe.limit < 1:
+        raise ValueError(f"{path}: limit: expected 1 image or more, found {recipe.limit}")
+    for task, rate in recipe.tasks.items():
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(
+                f"{path}: tasks.{printable(task)}: expected how often its rows are seen, 0 or more, found "
+                f"{rate:g}"
+            )
+    for name in recipe.columns:
+        if name not in NAMED:
+            raise ValueError(
+                f"{path}: columns: expected some of {', '.join(NAMED)}, found {shown(name)}"
+            )
+
+
+def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:
+    try:
+        reader = rows.reader(recipe.columns)
+    except ValueError as error:
+        raise ValueError(f"{recipe.path}: {error}") from None
+    if not reader.pictured and any((Path(recipe.path) / "images").glob("*.parquet")):
+        raise ValueError(
+            f"{recipe.path}: expected a column image with the names of pictures, as the dataset has a table "
+            f"of them (images/*.parquet), found {', '.join(rows.columns)}: name the column (columns: "
+            "{image: NAME}), or stream the dataset"
+        )
+    return reader
+
+
+def _refuse(source: _Source, place: int, reason: str, on_bad_row: Literal["stop", "skip"]) -> None:
+    """Note why a row is a bad one, or stop with it."""
+    name = f"row {printable(repr(_row_id(source, place)))} of {source.recipe.path}"
+    if on_bad_row == "stop":
+        raise ValueError(f"{name}: {reason}")
+    source.refused.setdefault(place, f"{name}: {reason}")
+
+
+def _row_id(source: _Source, place: int) -> str:
+    """The id of a row, or its number where it has none."""
+    identity = source.rows[place].get("id")
+    return str(source.rows.number(place) if identity is None else identity)
+
+
+# ------------------------------------------------------------------------------ images
+
+
+@dataclass(frozen=True)
+class _NoImage:
+    """Stands where the images of a row should that has none that can be read."""
+
+    row: int
+
+
+def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
+    """Which images each row has, as numbers of distinct images, and where they are."""
+    rows, reader = source.rows, source.reader
+    known: dict[Any, int] = {}
+
+    def number(picture: Any) -> int:
+        if picture not in known:
+            known[picture] = len(source.image_keys)
+            source.image_keys.append(picture)
+        return known[picture]
+
+    columns = [c for c in reader.wanted_for_pictures if c in rows.columns]
+    found: list[tuple[int, ...]] = []
+    for i, row in enumerate(rows.cells(columns)):
+        try:
+            pictures = reader.pictures(row)
+        except RowError as error:
+            _refuse(source, i, f"{error}; repair the row or remove it", on_bad_row)
+            found.append((number(_NoImage(i)),))
+        else:
+            found.append(tuple(number(picture) for picture in pictures))
+    if any(len(images) > 1 for images in found):
+        source.row_images = found
+    else:
+        source.row_image = np.array([i[0] if i else -1 for i in found], np.int64)
+    names = [k for k in source.image_keys if isinstance(k, str) and not is_address(k)]
+    source.pictures = ImageStore(open_pictures(source.recipe, names))

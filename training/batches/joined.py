@@ -1,0 +1,525 @@
+"""Captions and images joined into groups, one image and its rows, by merging sorted tables.
+
+A dataset is one table of texts per language and, if its images are in it, a table of those. All are
+sorted, so rows about one image stand at about the same place in every table. One pass over the
+columns that identify rows cuts the tables into blocks, at the same images in all of them, and counts
+what is in each block; after that any block can be read alone. Memory holds the cuts (some numbers
+for every few hundred images), never the rows of the whole dataset.
+
+Also read is one table of any order, where rows that stand together and name the same image, or the same
+list of images, are one group.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..common.languages import as_language
+from ..common.telling import shown
+from ..rows.picture_tables import is_content
+from ..rows.tables import (
+    Cursor,
+    DatasetFiles,
+    Table,
+    Unsorted,
+    as_tables,
+    find_files,
+    flat,
+    is_list,
+    is_text,
+    is_texts,
+    no_images,
+)
+
+# Distinct images of a block, where not said otherwise.
+BLOCK = 256
+# Remote tables that are read at once.
+CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which rows are kept: those of these languages and tasks (all when empty), and of the first
+    `limit` images, or rows with images where these have no names. language, task: of rows that name none."""
+
+    languages: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    language: str = "und"
+    task: str = "chat"
+
+
+@dataclass
+class Rows:
+    """Rows of some blocks that passed the filters.
+
+    table: n rows. number: (n,) int64, the row's number over all tables. block: (n,). key: (n,)
+    int64, the same for rows about one image, ascending as the tables are sorted; -1 where a row names
+    none. language, task: n texts; what stands there where it is no language.
+    """
+
+    table: pa.Table
+    number: np.ndarray
+    block: np.ndarray
+    key: np.ndarray
+    language: list[str]
+    task: list[str]
+
+
+class Joined:
+    """A dataset in blocks of whole groups.
+
+    Args:
+        pictures: the columns of pictures, the first that names them first.
+
+    Attributes:
+        columns: of the rows. key: the column that names a row's image, None where none does; a text,
+            or a list of texts if `listed`.
+        images: the table of images, `image_key` its column that is named by the rows' `key`.
+        starts: (blocks + 1, tables) int64, the first row of every block in every table.
+        multiplicity: for every block, how many images have 0, 1, 2, ... rows.
+        languages, tasks, dropped: rows by language and task that are kept, and that the filters
+            leave out. image_count: distinct images (counted anew in every block).
+        language: the column of languages, None where there is none. Rows whose cell is no language are
+            kept, for the reader to refuse, but not in `languages`.
+
+    Raises:
+        ValueError: tables that are not sorted alike, by file and row; a filter that finds nothing.
+        StorageError, ConnectionError: as `Table`, here and wherever rows or images are read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        files: DatasetFiles,
+        filters: Filters | None = None,
+        block: int = BLOCK,
+        pictures: Sequence[str] = ("image", "images"),
+    ):
+        self.path = path
+        self.filters = filters or Filters()
+        self.pictures = pictures
+        self.images = Table(files.images) if files.images else None
+        self.tables = as_tables(files.rows)
+        names = [name for name in (*pictures, "image_sha256") if self._all_have(name)]
+        self.listed = not names
+        lists = [name for name in pictures if name in self.columns]
+        if self.listed and len(lists) == 1:  # of two, the rows' images may be in the other
+            names = [c for c in lists if all(is_texts(t.schema, c) for t in self.tables)]
+        self.key: str | None = names[0] if names else None
+        self.language = next((c for c in ("lang", "language") if c in self.columns), None)
+        self.image_key: str | None = None
+        self.image_column: str | None = None
+        if self.images is not None:
+            self._match_images(self.images)
+        self.order: str | None = None
+        self.multiplicity: list[np.ndarray] = []
+        orders = [name for name in ("image", "id") if self._all_have(name)]
+        if self.key is None or self.listed:
+            orders = []
+        if len(self.tables) == 1 or not orders:
+            # One table after the other: nothing to merge, so any order will do.
+            self.tables = [Table([f for table in self.tables for f in table.files])]
+            self._index(None, block)
+            return
+        for order in orders:
+            try:
+                self._index(order, block)
+                break
+            except Unsorted as error:
+                if order == orders[-1]:
+                    raise ValueError(
+                        f"{error}; tables of texts that are streamed together are sorted by "
+                        f"{' or by '.join(orders)}: sort them, or leave streaming out"
+                    ) from None
+
+    def __len__(self) -> int:
+        return len(self.multiplicity)
+
+    @property
+    def columns(self) -> list[str]:
+        return self.tables[0].columns
+
+    def _all_have(self, column: str) -> bool:
+        return all(is_text(table.schema, column) for table in self.tables)
+
+    def _match_images(self, images: Table) -> None:
+        """Which column of the table of images holds them, and which column names them how."""
+        holds = [f.name for f in images.schema if is_content(f.type)]
+        pairs = [("image", "image"), ("path", "image"), ("id", "id"), ("image_sha256",) * 2]
+        for theirs, ours in pairs:
+            if is_text(images.schema, theirs) and self._all_have(ours) and holds:
+                self.listed = False
+                self.image_key, self.key, self.image_column = theirs, ours, holds[0]
+                return
+        raise ValueError(
+            f"{images.files[0]}: expected a column of image bytes and one of their names (image, path or "
+            f"id) that the texts have too; found {', '.join(images.columns)}"
+        )
+
+    # -------------------------------------------------------------------------- one pass
+
+    def _scanned(self) -> list[str]:
+        wanted = (self.key, self.order, "lang", "language", "task")
+        # Which rows have an image says its column, where no other does; read only as far as the limit.
+        held = self.pictures if self.key is None and self.filters.limit is not None else ()
+        return [c for c in dict.fromkeys((*wanted, *held)) if c is not None and c in self.columns]
+
+    def _index(self, order: str | None, block: int) -> None:
+        self.order, self.multiplicity = order, []
+        self.languages: Counter[str] = Counter()
+        self.tasks: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.image_count = self.conversations = 0
+        self._last: set[str] | None = None  # images that the limit leaves of the last block
+        self._stop: int | None = None  # the row that it ends before, where images have no names
+        self._rows = 0  # counted so far
+        self._without = 0  # rows that the limit leaves out as they have no image
+        cuts = self._cut(block)
+        cursors = [Cursor(table, self._scanned(), order) for table in self.tables]
+        starts = [[0] * len(cursors)]
+        for cut in [*cuts, None]:
+            parts = [cursor.up_to(cut) for cursor in cursors]
+            starts.append([cursor.row for cursor in cursors])
+            if self._count([part for part in parts if len(part)]):
+                break
+        self.starts: np.ndarray = np.array(starts, np.int64)
+        self.offsets: np.ndarray = np.r_[0, np.cumsum([len(t) for t in self.tables])]
+        self._check_filters()
+        self._bounds = None
+        if self.images is not None:
+            assert self.image_key is not None
+            self._bounds = self.images.bounds(self.image_key)
+
+    def _cut(self, block: int) -> list[Any]:
+        """Where blocks end: keys of the longest table, every `block` images, or its row numbers."""
+        guide = max(self.tables, key=len)
+        if self.key is None:
+            return list(range(block, len(guide), block))
+        cuts: list[Any] = []
+        row, seen, before = 0, 0, None
+        for found in guide.scan([c for c in dict.fromkeys((self.key, self.order)) if c]):
+            key = self.names(found)
+            change = _changes(key, before)
+            count = seen + np.cumsum(change)
+            ends = change & (count > 1) & ((count - 1) % block == 0)
+            for i in np.flatnonzero(ends).tolist():
+                cuts.append(row + i if self.order is None else found[self.order][i].as_py())
+            if len(key):
+                seen, before = int(count[-1]), key[-1]
+            row += len(key)
+        return cuts
+
+    def _count(self, parts: list[pa.Table]) -> bool:
+        """Count a block; True when the limit is reached."""
+        if not parts:
+            self.multiplicity.append(np.zeros(1, np.int64))
+            return False
+        table = pa.concat_tables(parts, promote_options="permissive")
+        language, task, keep = self._kept(table, self.dropped)
+        limit, done = self.filters.limit, False
+        if limit is not None and self.key is None:
+            pictured = keep & _pictured(table, self.pictures)
+            self._without += int((keep & ~pictured).sum())
+            numbers, room = np.flatnonzero(pictured), limit - self.conversations
+            keep = np.isin(np.arange(len(table)), numbers[:room])
+            if len(numbers) >= room:
+                self._stop = self._rows + (int(numbers[room - 1]) + 1 if room else 0)
+                done = True
+            self._rows += len(table)
+        elif limit is not None:
+            names = self.names(table).to_pylist()
+            self._without += sum(k and n is None for n, k in zip(names, keep, strict=True))
+            present = sorted({n for n, k in zip(names, keep, strict=True) if k and n is not None})
+            left = set(present[: limit - self.image_count])
+            keep &= np.array([n in left for n in names], bool)
+            if self.image_count + len(present) >= limit:
+                self._last, done = left, True
+        key = self._keys(table, keep)
+        sizes = np.unique(key[key >= 0], return_counts=True)[1]
+        counts = np.bincount(sizes, minlength=2)
+        counts[1] += int(((key < 0) & keep).sum())
+        self.multiplicity.append(counts)
+        self.image_count += len(sizes)
+        self.conversations += int(keep.sum())
+        self.languages.update(language.count(keep & language.known()))
+        self.tasks.update(task.count(keep))
+        return done
+
+    def _kept(
+        self, table: pa.Table, dropped: Counter[str] | None = None
+    ) -> tuple["_Labels", "_Labels", np.ndarray]:
+        """Language and task of rows, and which of them the filters keep (but for the limit)."""
+        filters = self.filters
+        language = _Labels(table, self.language, filters.language, as_language)
+        task = _Labels(table, "task", filters.task)
+        keep: np.ndarray = np.ones(len(table), bool)
+        for labels, wanted in ((language, filters.languages), (task, filters.tasks)):
+            if wanted:
+                mask = np.array([v in wanted for v in labels.names], bool)[labels.codes]
+                if dropped is not None:
+                    dropped.update(labels.count(keep & ~mask))
+                keep &= mask
+        return language, task, keep
+
+    def names(self, table: pa.Table) -> pa.Array:
+        """What names the image of each row, or its images; null: none."""
+        column = flat(table[self.key])
+        if not self.listed:
+            if is_text(table.schema, str(self.key)):
+                column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
+            return column
+        # Cast, as large lists cannot be joined.
+        joined = pc.binary_join(column.cast(pa.list_(pa.string())), "\0")
+        return pc.if_else(pc.greater(pc.list_value_length(column), 0), joined, None)
+
+    def _keys(self, table: pa.Table, keep: np.ndarray) -> np.ndarray:
+        """(n,) int64, equal where rows name one image; -1: none, or not kept."""
+        if self.key is None:
+            return np.full(len(table), -1, np.int64)
+        codes = self.names(table).dictionary_encode().indices
+        return np.where(keep, codes.fill_null(-1).to_numpy(zero_copy_only=False), -1).astype(
+            np.int64
+        )
+
+    def _check_filters(self) -> None:
+        for name, wanted, found in (
+            ("languages", self.filters.languages, self.languages),
+            ("tasks", self.filters.tasks, self.tasks),
+        ):
+            missing = [v for v in wanted if v not in found]
+            if missing and self._last is None and self._stop is None:
+                raise ValueError(
+                    f"{self.path}: {name}: {missing[0]!r} is not in the data; "
+                    f"found {', '.join(sorted({*found, *self.dropped}))}"
+                )
+        if not self.conversations and self._without:
+            raise ValueError(no_images(self.path))
+        if not self.conversations:
+            raise ValueError(f"{self.path}: no row is left after languages, tasks and limit")
+
+    # -------------------------------------------------------------------------- reading
+
+    def read(self, blocks: Sequence[int], columns: Sequence[str]) -> Rows:
+        """The rows of some blocks, of every table, in the order of the tables."""
+        wanted = [c for c in dict.fromkeys([*columns, *self._scanned()]) if c in self.columns]
+        chosen = np.unique(np.asarray(blocks))
+
+        def part(number: int) -> tuple[pa.Table, np.ndarray]:
+            edges = self.starts[:, number]
+            ranges: list[tuple[int, int]] = []
+            for b in chosen.tolist():
+                start, stop = int(edges[b]), int(edges[b + 1])
+                if ranges and ranges[-1][1] == start:
+                    ranges[-1] = (ranges[-1][0], stop)
+                elif start < stop:
+                    ranges.append((start, stop))
+            return self.tables[number].read(ranges, wanted)
+
+        if self.tables[0].remote and len(self.tables) > 1:
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
+                parts = list(pool.map(part, range(len(self.tables))))
+        else:
+            parts = [part(number) for number in range(len(self.tables))]
+        block = [
+            np.searchsorted(self.starts[1:, t], rows, side="right")
+            for t, (_, rows) in enumerate(parts)
+        ]
+        number = [rows + self.offsets[t] for t, (_, rows) in enumerate(parts)]
+        table = pa.concat_tables([p for p, _ in parts], promote_options="permissive")
+        language, task, keep = self._kept(table)
+        of_block: np.ndarray = np.concatenate(block)
+        if self.filters.limit is not None and self.key is None:
+            keep &= _pictured(table, self.pictures)
+            if self._stop is not None:
+                keep &= np.concatenate(number) < self._stop
+        elif self.filters.limit is not None:
+            names = self.names(table).to_pylist()
+            last = len(self) - 1 if self._last is not None else len(self)
+            keep &= np.array(
+                [
+                    n is not None and (b < last or n in (self._last or ()))
+                    for n, b in zip(names, of_block, strict=True)
+                ],
+                bool,
+            )
+        if not keep.all():
+            table = table.filter(pa.array(keep))
+        table = table.combine_chunks()
+        return Rows(
+            table=table,
+            number=np.concatenate(number)[keep],
+            block=of_block[keep],
+            key=self._in_order(table, self._keys(table, np.ones(len(table), bool))),
+            language=language.of(keep),
+            task=task.of(keep),
+        )
+
+    def _in_order(self, table: pa.Table, key: np.ndarray) -> np.ndarray:
+        """Keys numbered anew in the order of the tables, whichever table an image is first in."""
+        if self.order is None:
+            return key
+        sequence = key[pc.sort_indices(table[self.order]).to_numpy()]
+        found, first = np.unique(sequence, return_index=True)
+        rank: np.ndarray = np.zeros(int(key.max(initial=-1)) + 2, np.int64)
+        rank[found] = np.argsort(np.argsort(first))
+        rank[-1] = -1
+        return rank[key]
+
+    def read_images(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the table of images holds for these names: name -> Arrow scalar (bytes, or a struct of
+        bytes and path). Names that it does not have are absent."""
+        assert self.images is not None
+        assert self.image_key is not None
+        assert self.image_column is not None
+        assert self._bounds is not None
+        wanted = sorted(set(names))
+        result: dict[str, Any] = {}
+        value_set = pa.array(wanted, self.images.schema.field(self.image_key).type)
+        for group, edges in enumerate(self._bounds):
+            if edges is None:
+                continue
+            place = bisect_left(wanted, edges[0])
+            if place == len(wanted) or wanted[place] > edges[1]:
+                continue
+            first, stop = self.images.first[group : group + 2].tolist()
+            found, _ = self.images.read([(first, stop)], [self.image_key, self.image_column])
+            found = found.filter(pc.is_in(found[self.image_key], value_set=value_set))
+            content = flat(found[self.image_column])
+            for name, value in zip(found[self.image_key].to_pylist(), content, strict=True):
+                result.setdefault(name, value)
+        return result
+
+
+def _pictured(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """(n,) bool: whether a row has something in a column of images."""
+    result: np.ndarray = np.zeros(len(table), bool)
+    for name in set(columns) & set(table.column_names):
+        column = flat(table[name])
+        if is_list(column.type):
+            found = pc.greater(pc.list_value_length(column), 0).fill_null(False)
+        else:
+            found = column.is_valid()
+        result |= found.to_numpy(zero_copy_only=False)
+    return result
+
+
+def _changes(key: pa.Array, before: Any) -> np.ndarray:
+    """(n,) bool: whether a row names another image than the row before it, or none."""
+    if not len(key):
+        return np.zeros(0, bool)
+    same = pc.equal(key[1:], key[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
+    first = before is None or before.as_py() is None or before.as_py() != key[0].as_py()
+    return np.r_[first, ~same]
+
+
+class _Labels:
+    """A column of few distinct texts: codes (n,) int64 into names; `default` where there is none.
+
+    valid: gives a text that is there as it is to be read, None for one that is not `known`; without it, an
+    empty one is none.
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        column: str | None,
+        default: str,
+        valid: Callable[[str], str | None] | None = None,
+    ):
+        self.codes: np.ndarray = np.zeros(len(table), np.int64)
+        self.names, self.unknown = [default], [False]
+        if column not in table.column_names:
+            return
+        cells = table[column]
+        kind = cells.type.value_type if pa.types.is_dictionary(cells.type) else cells.type
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        if text:
+            found = flat(cells.cast(pa.string())).dictionary_encode()
+        else:
+            values = [None if v is None else str(v) for v in cells.to_pylist()]
+            found = pa.array(values, pa.string()).dictionary_encode()
+        names = found.dictionary.to_pylist()
+        if valid is None:
+            self.names = [name or default for name in names] + [default]
+            self.unknown = [False] * len(self.names)
+        else:
+            read = [valid(name) if text else None for name in names]
+            self.unknown = [name is None for name in read] + [False]
+            self.names = [
+                (shown(name) if text else name) if known is None else known
+                for name, known in zip(names, read, strict=True)
+            ] + [default]
+        codes = found.indices.fill_null(len(self.names) - 1)
+        self.codes = codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def known(self) -> np.ndarray:
+        return ~np.array(self.unknown)[self.codes]
+
+    def count(self, keep: np.ndarray) -> Counter[str]:
+        counts = np.bincount(self.codes[keep], minlength=len(self.names)).tolist()
+        result: Counter[str] = Counter()
+        for name, count in zip(self.names, counts, strict=True):
+            if count:
+                result[name] += count
+        return result
+
+    def of(self, keep: np.ndarray) -> list[str]:
+        return [self.names[code] for code in self.codes[keep].tolist()]
+
+
+# ------------------------------------------------------------------------------ for readers
+
+
+@dataclass
+class ImageGroup:
+    """One image with its rows. image: bytes of its file, or what names it where the dataset does not
+    hold it (several names with a null character between), or None. rows: as dictionaries, without the
+    image's own bytes."""
+
+    image: bytes | str | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def image_groups(
+    path: str, config: str | None = None, split: str = "train", filters: Filters | None = None
+) -> Iterator[ImageGroup]:
+    """Every image of a dataset with its rows in all languages, in stored order, in bounded memory.
+
+    Args:
+        path: a folder, or a Hub repository; laid out as the module says.
+
+    Raises ValueError, OSError as `find_files` and `Joined` do; FileNotFoundError for a row whose
+    image is not in the dataset's table of images.
+    """
+    joined = Joined(path, find_files(path, config, split), filters)
+    for block in range(len(joined)):
+        rows = joined.read([block], joined.columns)
+        dicts = rows.table.to_pylist()
+        order = np.argsort(
+            np.where(rows.key < 0, rows.key.max(initial=0) + 1, rows.key), kind="stable"
+        )
+        names = [None] * len(dicts) if joined.key is None else joined.names(rows.table).to_pylist()
+        found = joined.read_images([n for n in names if n is not None]) if joined.images else {}
+        group, last = ImageGroup(None), -1
+        for i in order.tolist():
+            if rows.key[i] < 0 or rows.key[i] != last:
+                if group.rows:
+                    yield group
+                name = names[i]
+                group, last = ImageGroup(name), int(rows.key[i])
+                if name is not None and joined.images is not None:
+                    if name not in found:
+                        raise FileNotFoundError(f"{path}: {name!r} is not in the table of images")
+                    value = found[name].as_py()
+                    group.image = value["bytes"] if isinstance(value, dict) else value
+            group.rows.append(dicts[i])
+        if group.rows:
+            yield group

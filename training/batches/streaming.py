@@ -1,0 +1,481 @@
+"""Datasets that are read as they are trained on, from a folder or the Hub: `streaming: true`.
+
+Shuffling. A dataset is cut into blocks of about `shuffle_buffer / 8` images (joined.py). An epoch visits the
+blocks in an order drawn from (seed, epoch), eight at a time: these are read, and their groups are
+shuffled by (seed, epoch, number of the eight). So memory holds at most twice `shuffle_buffer` images
+with their texts, or what the files' own row groups hold if that is more, and near rows may meet in a
+step though far ones only by whole blocks.
+
+Nothing of this depends on what was read before: from the number of a step follow its groups, on any
+process or worker and after any restart, each group exactly once an epoch. A checkpoint needs no state of
+the stream. Every process and worker reads the texts of all groups it sees the steps of, as `packing`
+needs their lengths, and the images of whole blocks.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ..common.images import ImageStore, StorageError, is_address
+from ..common.languages import as_language, no_language
+from ..common.reading import read_json
+from ..common.telling import one_line, printable
+from ..recipe import DataRecipe, StageRecipe
+from ..rows.conversations import Picture, RowError, RowReader, picture_of
+from ..rows.open import open_pictures, schema_reader
+from ..rows.picture_tables import is_content
+from ..rows.tables import DatasetFiles, Table, find_files, is_list, item_type, row_name
+from .groups import Conversation, GroupData, RowName, check_data, load_picture, split_groups
+from .joined import Filters, Joined, Rows
+
+# Blocks whose groups are shuffled together.
+TOGETHER = 8
+
+
+def open_groups(
+    stage: StageRecipe, seed: int, pinned: Path | None = None
+) -> "GroupData | StreamedGroups":
+    """The data of a stage, streamed where its recipe says so.
+
+    Args:
+        pinned: a JSON file of the streams' files; made if it is not there. A run that continues
+            reads the commit of a Hub dataset that it began with.
+    """
+    if not stage.data[0].streaming:
+        return GroupData(stage.data, seed=seed, on_bad_row=stage.on_bad_row)
+    if pinned is not None and pinned.is_file():
+        files = [DatasetFiles(**f) for f in read_json(pinned)]
+    else:
+        for recipe in stage.data:
+            check_data(recipe)
+        files = [
+            find_files(r.path, r.config, r.split, r.revision, r.data_files) for r in stage.data
+        ]
+        if pinned is not None:
+            temporary = pinned.with_name(pinned.name + ".tmp")
+            temporary.write_text(json.dumps([vars(f) for f in files]), encoding="utf-8")
+            os.replace(temporary, pinned)
+    return StreamedGroups(stage.data, files, stage.shuffle_buffer)
+
+
+@dataclass
+class _Stream:
+    """One dataset: its blocks, how its rows are read, and the number of its first row."""
+
+    recipe: DataRecipe
+    joined: Joined
+    reader: RowReader
+    first: int
+    number: int  # of the dataset in the stage
+    pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
+
+    @property
+    def columns(self) -> list[str]:
+        wanted = dict.fromkeys(("id", *self.reader.wanted))
+        return [c for c in wanted if c in self.joined.columns]
+
+    @property
+    def held(self) -> list[str]:
+        """The columns whose cells hold pictures' bytes."""
+        schema = self.joined.tables[0].schema
+        return [c for c in self.reader.pictured if is_content(item_type(schema.field(c).type))]
+
+    @property
+    def own(self) -> bool:
+        """Whether rows hold their pictures, or name them otherwise than by one column."""
+        reader = self.reader
+        return self.joined.key is None and bool(reader.pictured or reader.addresses or reader.parts)
+
+
+class _Held(bytes):
+    """Stands for the bytes of a picture in a row: (conversation, column, number in its cell)."""
+
+    place: tuple[int, str, int]
+
+
+@dataclass
+class _Window:
+    """Blocks in memory: their groups in training order, and where each conversation is."""
+
+    groups: list[np.ndarray]
+    rows: dict[int, Rows]  # by source
+    place: dict[int, tuple[int, int]]  # conversation -> (source, row)
+    names: dict[int, set[str]] = field(default_factory=dict)  # of images, by source
+    images: dict[int, dict[str, Any]] = field(default_factory=dict)  # read when first asked for
+
+
+class StreamedGroups:
+    """What `GroupData` is, for datasets that stay where they are.
+
+    Conversations are addressed by their row's number over all tables; those of a step can be read
+    once `plan` has given them.
+
+    Args:
+        files: of each recipe's dataset. buffer: images that are shuffled together.
+
+    Raises:
+        ValueError, OSError: as `Joined`, and for columns of no known shape.
+    """
+
+    def __init__(self, recipes: Sequence[DataRecipe], files: Sequence[DatasetFiles], buffer: int):
+        self.sources: list[_Stream] = []
+        self.report: list[str] = []
+        languages: Counter[str] = Counter()
+        tasks: Counter[str] = Counter()
+        first = 0
+        for recipe, found in zip(recipes, files, strict=True):
+            check_data(recipe)
+            try:
+                reader = schema_reader(Table(found.rows[:1]).schema, recipe.columns)
+            except ValueError as error:
+                raise ValueError(f"{recipe.path}: {error}") from None
+            if _own_folder(recipe):
+                found = DatasetFiles(found.rows, [])
+            filters = Filters(
+                tuple(recipe.languages),
+                tuple(recipe.tasks),
+                recipe.limit,
+                recipe.language,
+                reader.task,
+            )
+            pictures = (*reader.pictured, *reader.addresses)
+            block = max(1, buffer // TOGETHER)
+            joined = Joined(recipe.path, found, filters, block, pictures)
+            stream = _Stream(recipe, joined, reader, first, len(self.sources))
+            if joined.images is None:
+                stream.pictures = ImageStore(open_pictures(recipe, streamed=True))
+            self.sources.append(stream)
+            first += int(joined.offsets[-1])
+            languages += joined.languages
+            tasks += joined.tasks
+            if joined.dropped:
+                text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(joined.dropped.items()))
+                self.report.append(
+                    f"{recipe.path}: left out, as the recipe's languages and tasks say: {text}"
+                )
+            if joined.key is None and stream.held:
+                self.report.append(
+                    f"{recipe.path}: {stream.held[0]}: the rows hold their images themselves, so none is shared; "
+                    "to share them, stream paths of images (a text, or a list of texts) or leave "
+                    "streaming out"
+                )
+            if recipe.limit is not None:
+                count = f"{joined.image_count:,} images"
+                if joined.key is None:
+                    count = f"{joined.conversations:,} rows with images, as these have no names"
+                self.report.append(f"{recipe.path}: limit {recipe.limit}: the first {count}")
+        self._counts = languages, tasks
+        self.languages, self.tasks = list(languages), list(tasks)
+        if not self.languages:
+            first_joined = self.sources[0].joined
+            raise ValueError(
+                f"{recipes[0].path}: {first_joined.language}: expected languages' BCP-47 codes, such as "
+                "en or pt-BR, found none; repair the rows"
+            )
+        self.blocks = [(s, b) for s, source in enumerate(self.sources) for b in range(len(source.joined))]  # fmt: skip
+        self._windows: dict[_Name, _Window] = {}
+
+    def __len__(self) -> int:
+        return sum(source.joined.conversations for source in self.sources)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_windows": {}}
+
+    def summary(self) -> str:
+        """Conversations per language and task, and images, in a few words."""
+        count = sum(source.joined.image_count for source in self.sources)
+        images = f"{count:,} images"
+        if any(source.own for source in self.sources):
+            # How many these are is known when the rows are read.
+            own = "the images that rows hold themselves"
+            images = f"{images} and {own}" if count else own
+        languages, tasks = (
+            ", ".join(f"{printable(k)} {v:,}" for k, v in c.items()) for c in self._counts
+        )
+        return (
+            f"{len(self):,} conversations about {images}, streamed in {len(self.blocks):,} "
+            f"blocks; languages: {languages}; tasks: {tasks}"
+        )
+
+    def plan(
+        self,
+        groups: int | None,
+        group_size: int,
+        seed: int,
+        shuffled: bool = True,
+    ) -> "StreamPlan":
+        """As `GroupData.plan`, read when asked for; not shuffled: in the order of the tables."""
+        return StreamPlan(self, groups, group_size, seed, shuffled)
+
+    def conversation(self, index: int) -> Conversation:
+        """Conversation `index` of a group that `plan` gave lately. Raises ValueError naming a row that
+        is a bad one."""
+        window, number, row = self._find(index)
+        source, rows = self.sources[number], window.rows[number]
+        name = self.name(index)
+        named = source.joined.language
+        language = rows.table[named][row].as_py() if named else None
+        if language is not None and as_language(language) is None:
+            raise ValueError(
+                f"row {printable(repr(name.id))} of {name.path}: {named}: {no_language(language)}; repair "
+                "the row or remove it"
+            )
+        try:
+            values = self._values(source, rows.table, row, index)
+            images = self._images_of(source, rows.table, row, values)
+            messages = source.reader.messages(values, len(images))
+        except RowError as error:
+            raise ValueError(
+                f"{row_name(name.id, name.language, name.path)}: {error}; repair the row or remove it"
+            ) from None
+        return Conversation(
+            id=name.id,
+            language=name.language,
+            task=rows.task[row],
+            messages=messages,
+            images=images,
+            source=number,
+        )
+
+    def name(self, index: int) -> RowName:
+        """Which row conversation `index` is."""
+        window, number, row = self._find(index)
+        source, rows = self.sources[number], window.rows[number]
+        known = rows.table["id"][row].as_py() if "id" in rows.table.column_names else None
+        place = index - source.first
+        return RowName(
+            id=str(place if known is None else known),
+            language=rows.language[row],
+            path=source.recipe.path,
+            row=place,
+            data=number,
+        )
+
+    def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
+        """The image `key` of a source, in its own mode.
+
+        Raises ValueError naming the row if it cannot be read, and OSError naming the file if the table
+        of images cannot.
+        """
+        stream = self.sources[source]
+        path, table = stream.recipe.path, stream.joined.images
+        if table is None or not isinstance(key, _Named):
+            return load_picture(stream.pictures, self._held(key), row_id, path)
+        try:
+            found = self._in_table(source, key)
+        except pa.ArrowException as error:
+            raise StorageError(
+                one_line(f"{table.files[0]}: images cannot be read: {error}; write the table anew")
+            ) from None
+        if found is None:
+            raise ValueError(
+                f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
+                f"{printable(repr(str(key)))} is not in the images of {path}; repair the file or remove the "
+                "row"
+            )
+        try:
+            picture = picture_of(found.as_py(), 0)
+        except RowError as error:
+            raise ValueError(
+                f"row {printable(repr(row_id))} of {path}: its image cannot be read: {error}; repair the "
+                "file or remove the row"
+            ) from None
+        return load_picture(stream.pictures, picture, row_id, path)
+
+    # -------------------------------------------------------------------------- inside
+
+    def _find(self, index: int) -> tuple[_Window, int, int]:
+        for window in reversed(self._windows.values()):
+            if index in window.place:
+                return window, *window.place[index]
+        raise KeyError(f"conversation {index} is not in the windows read last")
+
+    def _values(self, source: _Stream, table: pa.Table, row: int, index: int) -> dict[str, Any]:
+        """A row's cells; of the only column that holds pictures, without their bytes."""
+        held = source.held
+        alone = held[0] if len(held) == 1 else None
+        values = {c: table[c][row].as_py() for c in table.column_names if c != alone}
+        if alone is not None and alone in table.column_names:
+            values[alone] = _light(table[alone][row], index, alone)
+        return values
+
+    def _images_of(
+        self, source: _Stream, table: pa.Table, row: int, values: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Keys of a row's images: their names, or where in the row they are. Raises RowError."""
+        pictures = source.reader.pictures(values)
+        if source.joined.images is None:
+            return pictures
+        named = [p for p in pictures if isinstance(p, str) and not is_address(p)]
+        if len(named) < len(pictures) or len(named) > 1:
+            return tuple(_Named(p) if p in named else p for p in pictures)
+        # Without a column of names, the table of images is that of the rows' ids.
+        if not pictures and (source.reader.pictured or source.reader.addresses):
+            return ()
+        name = table[source.joined.key][row].as_py()
+        return (_Named(name),) if name else ()
+
+    def _held(self, key: Picture) -> Picture:
+        """A picture, where `key` stands for one that a row holds."""
+        if not isinstance(key, _Held):
+            return key
+        index, column, number = key.place
+        window, source, row = self._find(index)
+        return picture_of(window.rows[source].table[column][row].as_py(), number)
+
+    def _in_table(self, number: int, name: str) -> Any:
+        """What the table of images has under a name, None for nothing; those of a window are read at once."""
+        joined = self.sources[number].joined
+        for window in reversed(self._windows.values()):
+            if number not in window.rows:
+                continue
+            if number not in window.names:
+                column = window.rows[number].table[joined.key].to_pylist()
+                window.names[number] = {n for n in column if n is not None}
+            if name in window.names[number]:
+                if number not in window.images:
+                    window.images[number] = joined.read_images(list(window.names[number]))
+                return window.images[number].get(name)
+        return joined.read_images([name]).get(name)
+
+    def _window(self, name: "_Name") -> _Window:
+        """Read a window, or find it read."""
+        if name in self._windows:
+            return self._windows[name]
+        rows: dict[int, Rows] = {}
+        place: dict[int, tuple[int, int]] = {}
+        for number in sorted({s for s, _ in name.blocks}):
+            source = self.sources[number]
+            found = source.joined.read([b for s, b in name.blocks if s == number], source.columns)
+            rows[number] = found
+            numbers = (found.number + source.first).tolist()
+            place.update((n, (number, i)) for i, n in enumerate(numbers))
+        random = np.random.default_rng(name.seed)
+        groups: list[np.ndarray] = []
+        for number, block in name.blocks:
+            inside = np.flatnonzero(rows[number].block == block)
+            chosen = rows[number].number[inside] + self.sources[number].first
+            if len(chosen):
+                groups += split_groups(chosen, rows[number].key[inside], name.group_size, random)
+        if name.shuffled:
+            random.shuffle(groups)  # type: ignore[arg-type]
+        self._windows[name] = _Window(groups, rows, place)
+        return self._windows[name]
+
+    def _forget_all_but(self, names: Iterable["_Name"]) -> None:
+        for name in set(self._windows) - set(names):
+            del self._windows[name]
+
+
+class _Named(str):
+    """The name of a picture in the table of images."""
+
+
+def _own_folder(recipe: DataRecipe) -> bool:
+    """Whether pictures are in a folder that the recipe names, and not in the dataset's own table."""
+    folder = recipe.image_folder
+    return folder is not None and Path(folder).absolute() != Path(recipe.path).absolute()
+
+
+def _light(cell: Any, index: int, column: str) -> Any:
+    """A cell of pictures with placeholders for their bytes, which a row's messages do not need."""
+    if not cell.is_valid:
+        return None
+    if is_list(cell.type):
+        return [_placeholder(v, (index, column, number)) for number, v in enumerate(cell.values)]
+    return _placeholder(cell, (index, column, 0))
+
+
+def _placeholder(value: Any, place: tuple[int, str, int]) -> Any:
+    if not value.is_valid:
+        return None
+    struct = pa.types.is_struct(value.type)
+    content = value["bytes"] if struct else value
+    held = _Held(repr(place).encode()) if content.is_valid and len(content.as_buffer()) else b""
+    if isinstance(held, _Held):
+        held.place = place
+    if not struct:
+        return held
+    others = [value.type.field(i).name for i in range(value.type.num_fields)]
+    return {n: held or None if n == "bytes" else value[n].as_py() for n in others}
+
+
+@dataclass(frozen=True)
+class _Name:
+    """What a window follows from. blocks: (source, block) pairs."""
+
+    blocks: tuple[tuple[int, int], ...]
+    seed: tuple[int, ...]
+    group_size: int
+    shuffled: bool
+
+
+class StreamPlan(Sequence[tuple[int, np.ndarray]]):
+    """Groups in training order, (epoch, conversations), found from their number alone.
+
+    A slice of it, such as a step, is read when it is taken; what the slice before needed and this one
+    does not is let go.
+    """
+
+    def __init__(
+        self,
+        data: StreamedGroups,
+        groups: int | None,
+        group_size: int,
+        seed: int,
+        shuffled: bool,
+    ):
+        self.data, self.group_size, self.seed, self.shuffled = data, group_size, seed, shuffled
+        counts = [data.sources[s].joined.multiplicity[b] for s, b in data.blocks]
+        self._counts = np.array(
+            [int((c * -(-np.arange(len(c)) // group_size)).sum()) for c in counts], np.int64
+        )
+        self.per_epoch = int(self._counts.sum())
+        self._length = self.per_epoch if groups is None else groups
+        self._epoch: tuple[int, list[_Name], np.ndarray] = (-1, [], np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self._take(range(len(self))[index])
+        return self._take([range(len(self))[index]])[0]
+
+    def _take(self, indices: Sequence[int]) -> list[tuple[int, np.ndarray]]:
+        places = [self._find(i) for i in indices]
+        self.data._forget_all_but(name for _, name, _ in places)
+        return [(epoch, self.data._window(name).groups[i]) for epoch, name, i in places]
+
+    def _find(self, index: int) -> tuple[int, _Name, int]:
+        """(epoch, window, place in the window) of a group."""
+        epoch, place = divmod(index, self.per_epoch)
+        if self._epoch[0] != epoch:
+            order = np.arange(len(self._counts))
+            if self.shuffled:
+                order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            names: list[_Name] = []
+            starts = [0]
+            for number in range(-(-len(order) // TOGETHER)):
+                window = order[number * TOGETHER : (number + 1) * TOGETHER].tolist()
+                blocks = tuple(self.data.blocks[i] for i in window)
+                names.append(
+                    _Name(blocks, (self.seed, epoch, number), self.group_size, self.shuffled)
+                )
+                starts.append(starts[-1] + int(self._counts[window].sum()))
+            self._epoch = epoch, names, np.array(starts)
+        _, windows, first = self._epoch
+        number = int(np.searchsorted(first, place, side="right")) - 1
+        return epoch, windows[number], place - int(first[number])

@@ -1,0 +1,40 @@
+"""Which exceptions are user errors, and their one-line message. Others keep their traceback."""
+
+import os
+
+from .network import of_network
+from .secrets import redact_text
+from .telling import one_line
+from .versions import how_to_install, warn_of_versions
+
+USER_ERRORS = (ValueError, OSError, MemoryError)
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Whether an error is told without its traceback; a package that is not installed is one too."""
+    if isinstance(error, ModuleNotFoundError):
+        return error.name is not None
+    if of_network(error):
+        return True
+    # A field of a config of transformers; it is no ValueError, and its module need not be loaded.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, USER_ERRORS) or "StrictDataclassError" in names
+
+
+def in_one_line(error: BaseException, extra: str) -> str:
+    """The message of bad input: one printable line, without secrets, of at most 500 characters.
+
+    extra: of setup.py, which brings a package that is missing.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        told = warn_of_versions()
+        missing = f"the package {error.name!r} is not installed"
+        # A module that a library has moved is missing too.
+        return one_line(f"{missing}; {told or how_to_install(extra)}")
+    told = redact_text(str(error)).strip() or type(error).__name__
+    if of_network(error):
+        place = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        told = (
+            f"cannot reach the Hub ({place}): {told}: check the connection, or give a local folder"
+        )
+    return one_line(told)

@@ -1,0 +1,364 @@
+"""One YAML file, checked key by key against dataclasses: recipes, and plans of datasets.
+
+Every key is checked by name and type before anything is loaded; the message names the key's path,
+what was found and what was expected. Paths that start with "." are relative to the file they stand
+in, others to the working directory.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, Union
+
+from .paths import expand
+from .reading import parse_yaml, read_yaml
+from .secrets import REDACTED, is_secret_name, redact_text
+from .telling import one_line
+
+T = TypeVar("T")
+
+
+def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The file as written, with `a.b=value` overrides applied, not yet checked.
+
+    List items are addressed by index or by their `name` (`stages.finetune.args.max_steps=10`).
+    Raises ValueError for a file that is not a YAML mapping and for an override that fits nowhere.
+    """
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, found {_describe(data)}")
+    for override in overrides:
+        _override(data, override)
+    return data
+
+
+def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
+    """An instance of the dataclass `cls` from a mapping, every key checked by name and type.
+
+    Args:
+        where: what messages begin with, such as the file's name.
+        key: the path of `data` inside the file, for messages.
+
+    Raises:
+        ValueError: one line naming `where`, the key's path, what was found and what was expected;
+            also for what the dataclass's own `__post_init__` refuses.
+    """
+    place = key or "the file"
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: {place}: expected a mapping, found {_describe(data)}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in data:
+        if name not in fields:
+            raise ValueError(
+                f"{where}: {unknown_key(join_key(key, name), str(name), list(fields))}"
+            )
+    values: dict[str, Any] = {}
+    for name, item in fields.items():
+        if name in data:
+            values[name] = convert(hints[name], data[name], where, join_key(key, name))
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ValueError(
+                f"{where}: {join_key(key, name)}: missing; expected {type_name(hints[name])}"
+            )
+    try:
+        return cls(**values)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(where) else f"{where}: {text}") from None
+
+
+def type_name(hint: Any) -> str:
+    """A type hint in words for messages."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return " | ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " | ".join(type_name(a) for a in args)
+    if origin in (list, tuple, Sequence):
+        return f"a list of {type_name(args[0])}" if args else "a list"
+    if origin is dict or hint is dict:
+        return "a mapping"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping"
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if hint is type(None):
+        return "null"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        nested = [a for a in options if dataclasses.is_dataclass(a) or typing.get_origin(a) is list]
+        if len(nested) == 1 and isinstance(value, (dict, list)):
+            return convert(nested[0], value, where, key)
+        for option in options:
+            try:
+                return convert(option, value, where, key)
+            except ValueError:
+                continue
+        raise _mismatch(hint, value, where, key)
+    if origin is Literal:
+        if not any(type(value) is type(a) and value == a for a in args):
+            raise _mismatch(hint, value, where, key)
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, where, key)  # type: ignore[arg-type]
+    if origin is list or hint is list:
+        if not isinstance(value, list):
+            raise _mismatch(hint, value, where, key)
+        if not args:
+            return value
+        return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise _mismatch(hint, value, where, key)
+        if not args or args[1] is Any:
+            return value
+        return {k: convert(args[1], v, where, join_key(key, k)) for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _mismatch(hint, value, where, key)
+        return tuple(value)
+    if hint is float:
+        # YAML reads 1e-3 (no dot) as text.
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise _mismatch(hint, value, where, key)
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise _mismatch(hint, value, where, key) from None
+        if not math.isfinite(number):
+            raise _mismatch(hint, value, where, key)
+        return number
+    if hint is int and (isinstance(value, bool) or not _in_64_bits(value)):
+        raise _mismatch(hint, value, where, key)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(hint, type) and hint in (str, int, bool):
+        if not isinstance(value, hint):
+            raise _mismatch(hint, value, where, key)
+        return value
+    # A type of another library (an enum of transformers, say): it checks its own values.
+    return value
+
+
+class Bounds(NamedTuple):
+    """The numbers that a key takes; None: no bound on that side."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: object) -> bool:
+        number: Any = value
+        return (
+            (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = None if self.least is None else f"{self.least:,} or more"
+        low = low if self.above is None else f"more than {self.above:,}"
+        high = None if self.most is None else f"at most {self.most:,}"
+        high = high if self.below is None else f"less than {self.below:,}"
+        return " and ".join(filter(None, (low, high)))
+
+    def check(self, value: float | None, where: str, key: str) -> None:
+        """Raise ValueError naming `where` and `key` for a value outside; None is a key left out."""
+        if value is None or value in self:
+            return
+        expected = self
+        if self.least is not None and value < self.least and self.below is None:
+            expected = Bounds(least=self.least)
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        raise ValueError(f"{where}: {key}: expected {expected}, found {shown}")
+
+
+def _in_64_bits(value: Any) -> bool:
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
+def _mismatch(hint: Any, value: Any, where: str, key: str) -> ValueError:
+    found = f"text {REDACTED}" if is_secret_name(key) else _describe(value)
+    return ValueError(f"{where}: {key}: expected {type_name(hint)}, found {found}")
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if not _in_64_bits(value):
+        return f"a number of {value.bit_length():,} bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is not finite"
+    kinds = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value"}
+    text = one_line(redact_text(json.dumps(value, ensure_ascii=False, default=str)))
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"{kinds.get(type(value), 'a number')} {text}"
+
+
+def join_key(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    some = ", ".join(known[:KEYS_TOLD])
+    more = f" and {len(known) - KEYS_TOLD} more" if len(known) > KEYS_TOLD else ""
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {some}{more}"
+    return f"unknown key {path!r}; {hint}"
+
+
+# Of the known keys, in the message about an unknown one.
+KEYS_TOLD = 20
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    dotted, sep, text = override.partition("=")
+    shown = one_line(redact_text(override), 100)
+    if not sep or not dotted:
+        raise ValueError(f"override {shown!r}: expected KEY=VALUE, such as seed=1")
+    value = parse_yaml(text, f"override {shown!r}")
+    parts = dotted.split(".")
+    node: Any = data
+    for i, part in enumerate(parts):
+        last, here = i == len(parts) - 1, ".".join(parts[:i]) or "the file"
+        if isinstance(node, list):
+            names = [n.get("name") for n in node if isinstance(n, dict)]
+            if part in names:
+                index = names.index(part)
+            elif part.isdigit() and int(part) < len(node):
+                index = int(part)
+            else:
+                known = [n for n in names if n] or "none"
+                raise ValueError(
+                    f"override {shown!r}: {here} has {len(node)} items "
+                    f"(names: {known}), and no {part!r}"
+                )
+            if last:
+                node[index] = value
+            node = node[index]
+        elif isinstance(node, dict):
+            if last:
+                node[part] = value
+            else:
+                if node.get(part) is None:
+                    node[part] = {}
+                node = node[part]
+        else:
+            raise ValueError(f"override {shown!r}: {here} is {_describe(node)}, not a mapping")
+
+
+# What ships with the package is named without the place that it is installed in.
+SHIPPED = "maya_vlm://"
+PACKAGE = Path(__file__).parents[1]
+
+
+# A text of a plan that is a path whatever its key: ./x, ../x, ~/x, $NAME/x, ${NAME}/x.
+_PATH = re.compile(r"\.{1,2}/|~(/|$)|\$(\w+|\{\w+\})/" + f"|{SHIPPED}")
+
+
+def resolve_path(value: str, folder: Path) -> str:
+    """`value` as a path from the working directory.
+
+    What starts with "." starts at `folder`, what starts with "maya_vlm://" in the installed package;
+    `~` and variables of the environment are written out.
+
+    Raises ValueError as `expand`.
+    """
+    value = expand(value)
+    if value.startswith(SHIPPED):
+        folder, value = PACKAGE, f"./{value.removeprefix(SHIPPED)}"
+    if not value.startswith("."):
+        return value
+    path = os.path.normpath(folder / value)
+    try:
+        relative = Path(path).relative_to(Path.cwd())
+    except ValueError:
+        return path
+    return relative.as_posix()
+
+
+def resolve_paths(value: Any, folder: Path) -> Any:
+    """Every text in plain values that begins as a path does, as `resolve_path` makes it."""
+    if isinstance(value, dict):
+        return {key: resolve_paths(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [resolve_paths(each, folder) for each in value]
+    if isinstance(value, str) and _PATH.match(value):
+        return resolve_path(value, folder)
+    return value
+
+
+def portable_paths(value: Any, folder: Path) -> Any:
+    """Plain values for a file in `folder`, which `resolve_path` reads back.
+
+    Paths into the installed package become "maya_vlm://...", other absolute paths of this machine
+    become relative to `folder`.
+    """
+    if isinstance(value, dict):
+        return {key: portable_paths(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [portable_paths(each, folder) for each in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    path = Path(os.path.abspath(value))
+    if path.is_relative_to(PACKAGE) and path.exists():
+        return SHIPPED + path.relative_to(PACKAGE).as_posix()
+    if os.path.isabs(value):
+        return "./" + os.path.relpath(path, folder.resolve())
+    return value
+
+
+def to_dict(plan: Any) -> dict[str, Any]:
+    """A dataclass as plain values, as it would be written in YAML."""
+    return json.loads(json.dumps(dataclasses.asdict(plan), default=str))
+
+
+def without_defaults(hint: Any, value: Any) -> Any:
+    """Plain values of a dataclass, or of lists of them, without the keys that are at their defaults.
+
+    So values written before a key existed equal those written since that leave it at its default.
+    """
+    kinds = [hint, *typing.get_args(hint)]
+    cls: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    if isinstance(value, list):
+        item = next((kind for kind in kinds if typing.get_origin(kind) is list), hint)
+        return [without_defaults(item, each) for each in value]
+    if cls is None or not isinstance(value, dict):
+        return value
+    hints, result = typing.get_type_hints(cls), dict(value)
+    for field in dataclasses.fields(cls):
+        if field.name not in value:
+            continue
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value[field.name] == default:
+            del result[field.name]
+        else:
+            result[field.name] = without_defaults(hints[field.name], value[field.name])
+    return result
+
+
+def digest(value: Any) -> str:
+    """A short content hash of plain values."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

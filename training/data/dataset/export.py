@@ -1,0 +1,393 @@
+"""A finished dataset as other trainers read it, with its pictures.
+
+    maya data export runs/data/my-captions --format llava --languages ru hi --output llava/
+    maya data export runs/data/my-captions --format messages --output rows/
+
+`llava` is LLaVA's `conversations` JSON, one file a language (and split, where the dataset has several),
+with the pictures beside it under the names that the rows use. Rows are
+`{"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}`, ids as text, in
+order of their ids. A caption is the answer to one of LLaVA's eleven requests for a brief
+description, with `<image>` before or after it, both drawn by the row's id. The requests are in
+English unless a file brings others for a language. A conversation has `<image>` before its first
+question.
+
+`messages` is parquet with the pictures embedded (messages.py), as TRL's SFTTrainer and
+`datasets.load_dataset` take it: a folder a language, and a README.md that names the configs. Captions are
+asked for in their own language where requests are known (requests.py).
+
+Names of pictures come from the dataset, so none may lead out of the output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from ...common.files import atomic, write_bytes
+from ...common.markdown import code, escaped
+from ...common.names import folded, stays_inside
+from ...common.telling import one_line
+from ..engine.requests import REQUESTS, known_requests, number_of, read_requests
+from ..sources.pictures import Pictures
+from ..sources.records import IMAGE_MARK, Row
+from .folder import DatasetFolder, open_dataset
+from .messages import MESSAGES_SCHEMA, as_messages, trl_snippet
+from .shards import Shards
+
+SHARD_BYTES = 500 << 20
+MARKER = "<!-- Written by maya data export; it writes this file again. -->"
+SCRATCH = ".export-"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: the rows of every file, and how many pictures."""
+
+    files: dict[Path, int]
+    pictures: int
+
+
+def export_llava(
+    folder: Path,
+    output: Path,
+    *,
+    languages: Sequence[str] | None = None,
+    toxicity_free: bool = False,
+    requests: Path | None = None,
+    images: Path | None = None,
+    with_images: bool = True,
+) -> Exported:
+    """Write `<name>.<language>.json` files, and the pictures that they name.
+
+    Args:
+        folder: a build's output_dir, its dataset folder, or a folder laid out as mini is.
+        languages: only these of the dataset's.
+        toxicity_free: only rows that are clean; else all that have a text.
+        requests: a YAML file, language -> list of what the human asks for a caption, instead of
+            `REQUESTS`.
+        images: folder or zip of the pictures, for a dataset that does not hold them.
+        with_images: False leaves the pictures out.
+
+    Raises ValueError for a folder that holds no finished dataset, a language that is not in it, a
+    dataset that was not judged where `toxicity_free` is asked for, a picture that is not there, cannot
+    be decoded or has a name that leads elsewhere; OSError when the disk is full.
+    """
+    dataset = _open(folder, languages, toxicity_free)
+    if not with_images and images is not None:
+        raise ValueError("--images: expected none beside --no-images, found both: leave one out")
+    asked = {} if requests is None else read_requests(requests)
+    parts = {}
+    for lang in languages or dataset.languages:
+        for split in dataset.splits:
+            of = f"{dataset.name}-{split}" if len(dataset.splits) > 1 else dataset.name
+            parts[output / f"{of}.{lang}.json"] = (lang, split)
+    copies = _Copies(dataset, images, output, {folded(path.name) for path in parts}, with_images)
+    if with_images:
+        _copy_credits(dataset.folder, output)
+    written = {}
+    for path, (lang, split) in parts.items():
+        own = asked.get(lang, REQUESTS)
+        rows = copies.of(lang, dataset.rows(lang, split, toxicity_free))
+        written[path] = _write_json(path, (llava_row(row, own) for row in rows))
+    return Exported(written, len(copies.done))
+
+
+def export_messages(
+    folder: Path,
+    output: Path,
+    *,
+    languages: Sequence[str] | None = None,
+    toxicity_free: bool = False,
+    requests: Path | None = None,
+    images: Path | None = None,
+) -> Exported:
+    """Write `<language>/<split>-00000.parquet` files of `messages` + `images`, and a README.md.
+
+    The files appear together when all are whole; an earlier export in `output` is replaced then.
+
+    Args:
+        output: a folder that is not there, is empty, or has an earlier export.
+        requests: a YAML file, language -> list of what the human asks for a caption, instead of
+            those of requests.py.
+        folder, languages, toxicity_free, images: as in `export_llava`.
+
+    Raises as `export_llava`, and ValueError where `output` holds something else.
+    """
+    dataset = _open(folder, languages, toxicity_free)
+    asked = {} if requests is None else read_requests(requests)
+    gallery = _Gallery(dataset, images)
+    _check_output(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=output) as scratch:
+        with Shards(Path(scratch)) as shards:
+            for lang in languages or dataset.languages:
+                own = asked.get(lang) or known_requests(lang)
+                for split in dataset.splits:
+                    for row in dataset.rows(lang, split, toxicity_free):
+                        made, size = _messages_row(row, lang, gallery, own)
+                        shards.add(f"{lang}/{split}", MESSAGES_SCHEMA, made, SHARD_BYTES, size)
+        if not shards.files:
+            raise ValueError(f"{folder}: expected rows to export, found none: name other languages")
+        _replace(output, Path(scratch), list(shards.files))
+    _copy_credits(dataset.folder, output)
+    rows = {name: about["rows"] for name, about in sorted(shards.files.items())}
+    write_bytes(output / "README.md", _readme(dataset, rows).encode())
+    return Exported({output / name: count for name, count in rows.items()}, len(gallery.checked))
+
+
+def _open(folder: Path, languages: Sequence[str] | None, toxicity_free: bool) -> DatasetFolder:
+    dataset = open_dataset(folder)
+    folder = dataset.folder
+    if toxicity_free and not dataset.judged:
+        raise ValueError(f"{folder}: no judge has read it, so nothing is known to be toxicity-free")
+    for lang in languages or ():
+        if lang not in dataset.languages:
+            there = ", ".join(dataset.languages)
+            raise ValueError(f"{folder}: language {lang!r} is not in it; found {there}")
+    return dataset
+
+
+# Pictures
+
+
+class _Gallery:
+    """The pictures of an export, from the dataset's own table, or from a folder or zip.
+
+    checked: names of those that were decoded already.
+    """
+
+    def __init__(self, dataset: DatasetFolder, images: Path | None):
+        folder = dataset.folder
+        if dataset.has_pictures and images is not None:
+            raise ValueError(
+                f"{folder}: --images: expected none, as the dataset holds its pictures "
+                f"(images/*.parquet), found {images}: leave the option out"
+            )
+        if not dataset.has_pictures and images is None:
+            raise ValueError(
+                f"{folder}: images: expected the dataset's pictures in images/*.parquet, found none: "
+                "say where they are with --images FOLDER_OR_ZIP, or take only the texts with "
+                "--format llava --no-images"
+            )
+        self.folder = folder
+        self._pictures = Pictures(images or folder)
+        self.checked: set[str] = set()
+
+    def read(self, row: Row, lang: str) -> bytes:
+        """The bytes of a row's picture, which are a picture's."""
+        name, where = row["image"], f"{self.folder}: row {row['id']!r} ({lang}): image"
+        _check_name(name, where)
+        try:
+            if name in self.checked:
+                return self._pictures.read(name)
+            data = self._pictures.read_checked(name)
+        except FileNotFoundError:
+            raise ValueError(
+                f"{where}: expected the picture {name!r} in {self._pictures.path}, found none: add it, "
+                "or name another place with --images"
+            ) from None
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        self.checked.add(name)
+        return data
+
+
+def _check_name(name: str, where: str) -> None:
+    if not stays_inside(name):
+        raise ValueError(
+            f"{where}: expected a path inside of the folder of pictures, found "
+            f"{one_line(repr(name), 100)}: correct the dataset"
+        )
+
+
+class _Copies:
+    """Writes each picture once under the name that rows give it.
+
+    done: names of those written. taken: names of the export's other files, as `folded` gives them.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetFolder,
+        images: Path | None,
+        output: Path,
+        taken: set[str],
+        with_images: bool,
+    ):
+        self.folder, self.output, self.taken = dataset.folder, output, taken
+        self._gallery = _Gallery(dataset, images) if with_images else None
+        self.done: set[str] = set()
+
+    def of(self, lang: str, rows: Iterable[Row]) -> Iterator[Row]:
+        """The same rows. The picture of each is written before the row is given."""
+        for row in rows:
+            if (name := row["image"]) is not None:
+                where = f"{self.folder}: row {row['id']!r} ({lang}): image"
+                _check_name(name, where)
+                if self._gallery is not None and name not in self.done:
+                    self._write(name, self._gallery.read(row, lang), where)
+                    self.done.add(name)
+            yield row
+
+    def _write(self, name: str, data: bytes, where: str) -> None:
+        path = self.output / name
+        self.output.mkdir(parents=True, exist_ok=True)
+        # A link that is in the output folder already may lead out of it too.
+        if not path.resolve().is_relative_to(self.output.resolve()):
+            raise ValueError(
+                f"{where}: expected a path inside of {self.output}, found {path.resolve()}: choose an "
+                "empty --output"
+            )
+        if folded(PurePosixPath(name).as_posix()) in self.taken:
+            raise ValueError(
+                f"{where}: expected the name of a picture, found {name!r}, which the JSON file has: "
+                "rename it in the dataset"
+            )
+        if path.is_file() and path.read_bytes() == data:
+            return
+        if path.exists():
+            raise ValueError(
+                f"{where}: expected no file {path}, found one that is not this picture: choose an empty "
+                "--output"
+            )
+        write_bytes(path, data)
+
+
+def _copy_credits(folder: Path, output: Path) -> None:
+    """Pictures that are passed on keep their credits and licence texts."""
+    for path in [folder / "ATTRIBUTION.md", *sorted((folder / "LICENSES").glob("*.txt"))]:
+        if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+            write_bytes(output / path.relative_to(folder), path.read_bytes())
+
+
+# LLaVA's JSON
+
+
+def llava_row(row: Row, requests: Sequence[str] = REQUESTS) -> dict[str, Any]:
+    """A row of the dataset as LLaVA has it; `image` is left out of rows without one."""
+    number = number_of(row["id"])
+    turns = row.get("messages")
+    if turns is None or (turns[0]["content"] == "" and len(turns) == 2):
+        text = turns[1]["content"] if turns else row["caption"]
+        request = requests[number % len(requests)]
+        before = (number // len(requests)) % 2 == 0
+        if row["image"] is not None:
+            request = f"{IMAGE_MARK}\n{request}" if before else f"{request}\n{IMAGE_MARK}"
+        said = [("human", request), ("gpt", text)]
+    else:
+        said = [("human" if turn["role"] == "user" else "gpt", turn["content"]) for turn in turns]
+        if row["image"] is not None:
+            said[0] = (said[0][0], f"{IMAGE_MARK}\n{said[0][1]}")
+    named = {} if row["image"] is None else {"image": row["image"]}
+    conversations = [{"from": speaker, "value": value} for speaker, value in said]
+    return {"id": row["id"], **named, "conversations": conversations}
+
+
+def _write_json(path: Path, rows: Iterator[dict[str, Any]]) -> int:
+    count = 0
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for count, row in enumerate(rows, 1):
+            file.write(",\n" if count > 1 else "\n")
+            file.write(json.dumps(row, ensure_ascii=False))
+        file.write("\n]\n")
+    return count
+
+
+# Messages
+
+
+def _messages_row(
+    row: Row, lang: str, gallery: _Gallery, requests: Sequence[str]
+) -> tuple[Row, int]:
+    """A row of `MESSAGES_SCHEMA`, and its bytes."""
+    images = []
+    if row["image"] is not None:
+        images.append({"bytes": gallery.read(row, lang), "path": row["image"]})
+    turns = as_messages(row, requests)
+    size = sum(len(turn["content"].encode()) for turn in turns)
+    size += sum(len(image["bytes"]) for image in images)
+    return {"id": row["id"], "lang": lang, "images": images, "messages": turns}, size
+
+
+def _check_output(output: Path) -> None:
+    card = output / "README.md"
+    if card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace"):
+        return
+    there = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if there := [name for name in there if not name.startswith(SCRATCH)]:
+        raise ValueError(
+            f"{output}: expected an empty folder or an earlier export of messages, found {there[0]}: "
+            "choose another --output"
+        )
+
+
+def _replace(output: Path, fresh: Path, names: Sequence[str]) -> None:
+    """Move finished files to their places, and delete what earlier exports left."""
+    for path in output.glob(f"{SCRATCH}*"):
+        if path != fresh:
+            shutil.rmtree(path)
+    (output / "README.md").unlink(missing_ok=True)
+    for path in output.glob("*/*.parquet"):
+        if re.fullmatch(r"\w+-\d{5}\.parquet", path.name):
+            path.unlink()
+    for name in names:
+        (output / name).parent.mkdir(exist_ok=True)
+        os.replace(fresh / name, output / name)
+
+
+def _readme(dataset: DatasetFolder, rows: dict[str, int]) -> str:
+    """README.md with the configs: all languages together, and each."""
+    splits: dict[str, dict[str, int]] = {}
+    for name, count in rows.items():
+        lang, file = name.split("/")
+        of = splits.setdefault(lang, {})
+        of[file.split("-")[0]] = of.get(file.split("-")[0], 0) + count
+    named = [split for split in dataset.splits if any(split in of for of in splits.values())]
+    configs = [_config("all", list(splits), splits, named) | {"default": True}]
+    configs += [_config(lang, [lang], splits, named) for lang in splits]
+    licence = {name: one_line(str(text)) for name, text in dataset.licence.items()}
+    head = {"language": list(splits), **licence, "configs": configs}
+    table = [
+        f"| `{lang}` | " + " | ".join(f"{of.get(split, 0):,}" for split in named) + " |"
+        for lang, of in splits.items()
+    ]
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000) + "---",
+        MARKER,
+        "",
+        f"# {escaped(dataset.name)}, as messages and images",
+        "",
+        f"Rows of the dataset {code(dataset.name)} as `id`, `lang`, `images` (the embedded picture) and "
+        "`messages` (role and content). TRL trains on them as they are:",
+        "",
+        trl_snippet('"path/to/this/folder"', "all", named[0]),
+        "",
+        f"| config | {' | '.join(map(escaped, named))} |",
+        f"| --- |{' ---: |' * len(named)}",
+        *table,
+        "",
+        "`all` has every language. Texts and pictures keep the licences of the dataset they are from.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _config(
+    name: str, languages: list[str], splits: dict[str, dict[str, int]], named: list[str]
+) -> dict[str, Any]:
+    files = []
+    for split in named:
+        paths = [f"{lang}/{split}-*.parquet" for lang in languages if split in splits[lang]]
+        if paths:
+            files.append({"split": split, "path": paths})
+    return {"config_name": name, "data_files": files}

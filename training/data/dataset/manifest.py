@@ -1,0 +1,231 @@
+"""`dataset/manifest.json`: what is in a dataset's folder, where it comes from, what may be done with it.
+
+The dataset card is made from this file, and publishing holds the folder against it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...common.files import write_json
+from ...common.reading import read_json, read_json_mapping
+from ...common.shapes import check_shape
+from ...common.telling import one_line
+from ..sources.records import Row
+from ..translation.translator import read_preset
+from .manifest_shape import FORMAT, SUMMARY, check_manifest
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+# Folders of data files, and only those.
+FOLDERS = ("data", "rejected", "images", "messages", "audit")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished dataset.
+
+    Raises ValueError for a folder that holds none, and for a manifest.json of another form.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = read_json(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder}: no finished dataset: expected the manifest.json of `maya data build`"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: expected the manifest of `maya data build` (format {FORMAT}), found "
+            f"{one_line(repr(manifest), 60)}"
+        )
+    return check_manifest(manifest, path)
+
+
+def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[str, Row]:
+    """Config name -> {"path": its files as one glob, "rows"}, of configs that have rows.
+
+    Every config is a glob over the same files. Nothing is stored twice but what `messages` holds: texts
+    and pictures of other configs, side by side. Without judges there is no config that is called
+    toxicity-free. The first one is the default.
+    """
+    wanted = {"toxicity_free": "data/*/clean-*.parquet"} if judged else {}
+    wanted["all"] = "data/*/*.parquet"
+    for lang in languages:
+        wanted[lang] = f"data/{lang}/*.parquet"
+        if judged:
+            wanted[f"{lang}_toxicity_free"] = f"data/{lang}/clean-*.parquet"
+    wanted |= {
+        "images": "images/*.parquet",
+        "messages": "messages/*.parquet",
+        "toxicity_audit": "audit/*.parquet",
+        "rejected": "rejected/*.parquet",
+    }
+    found = {
+        name: {"path": pattern, "rows": sum(files[f]["rows"] for f in matching(files, pattern))}
+        for name, pattern in wanted.items()
+    }
+    return {name: about for name, about in found.items() if about["rows"]}
+
+
+def matching(files: dict[str, Row], pattern: str) -> list[str]:
+    """Names that a glob finds; a star stays within its folder."""
+    depth = pattern.count("/")
+    return [name for name in files if name.count("/") == depth and fnmatchcase(name, pattern)]
+
+
+def write_manifest(
+    plan: Plan,
+    root: Path,
+    source: dict[str, Any],
+    parts: dict[str, dict[str, Any]],
+    conversations: bool,
+) -> dict[str, Any]:
+    """Write the manifest of finished parts, and delete data files that belong to none of them.
+
+    Args:
+        source: the manifest of the source step.
+        parts: "images", "messages", "audit" and languages -> {"files", "counts"}.
+    """
+    files = {
+        name: about for part in parts.values() for name, about in sorted(part["files"].items())
+    }
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*"), reverse=True):
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(root).as_posix() not in files:
+                path.unlink()
+    languages = {
+        name: part["counts"] for name, part in parts.items() if "expected" in part["counts"]
+    }
+    licence, note = licence_of(plan)
+    totals = {
+        name: sum(counts[name] for counts in languages.values())
+        for name in ("expected", "ok", "rejected", "failed", "clean", "review", "flagged")
+    }
+    manifest = {
+        "format": FORMAT,
+        "name": plan.name,
+        "description": plan.layout.description,
+        "texts": "conversations" if conversations else "captions",
+        "source_language": plan.source_language,
+        "licence": licence,
+        "licence_note": note,
+        "counts": {"all": totals, "languages": languages},
+        "images": parts["images"]["counts"] if "images" in parts else None,
+        "messages": parts["messages"]["counts"] if "messages" in parts else None,
+        "configs": configs(files, list(languages), plan.toxicity is not None),
+        "source": _source(plan, source),
+        "translation": _translation(plan, languages),
+        "verification": _verification(plan),
+        "toxicity": _toxicity(plan),
+        "files": files,
+    }
+    write_json(root / "manifest.json", manifest)
+    return manifest
+
+
+def licence_of(plan: Plan) -> tuple[str, str | None]:
+    """The dataset's licence as the Hub writes it, and what is to be said beside it.
+
+    Raises ValueError where the plan names a licence that allows what the translator's forbids.
+    """
+    bound = {}
+    if plan.translator is not None:
+        for each in [plan.translator, *plan.translator.per_language.values()]:
+            if each.preset is not None:
+                preset = read_preset(each.preset)
+                if "-nc" in preset.licence:
+                    bound[each.preset] = preset
+    licence = plan.layout.licence
+    if licence is not None and bound and "-nc" not in licence:
+        name, preset = next(iter(bound.items()))
+        raise ValueError(
+            f"layout.licence: {licence!r}, but texts made by {name} are {preset.licence}: "
+            f"{preset.licence_note} Name a non-commercial licence, or use another translator"
+        )
+    notes = [plan.layout.licence_note, *(f"{n}: {p.licence_note}" for n, p in bound.items())]
+    default = next(iter(bound.values())).licence if bound else "unknown"
+    return licence or default, " ".join(note for note in notes if note) or None
+
+
+def _source(plan: Plan, source: dict[str, Any]) -> Row:
+    # A folder of this machine says nothing to others; its last part may.
+    kept = ("read", "rows", "refused", "refused_for", "notes", "languages", "tasks")
+    named = [
+        p if plan.source.kind == "hub" and not Path(p).exists() else Path(p).name
+        for p in plan.source.paths
+    ]
+    about = {name: getattr(plan.source, name) for name in ("kind", "config", "split", "revision")}
+    return {"name": ", ".join(named), **about, **{name: source[name] for name in kept}}
+
+
+def _translation(plan: Plan, languages: dict[str, Row]) -> Row | None:
+    """Models with the rows they were asked for, and every prompt by its id."""
+    if plan.translator is None:
+        return None
+    models: dict[tuple[str, str | None], Row] = {}
+    for lang, counts in languages.items():
+        for each in counts["translators"]:
+            key = (each["model"], each["model_revision"])
+            about = models.setdefault(
+                key,
+                {"model": key[0], "revision": key[1], "rows": Counter(), "parameters": Counter()},
+            )
+            about["rows"][lang] += each["rows"]
+            about["parameters"][each["parameters"]] += each["rows"]
+    prompts = {}
+    for lang in plan.languages:
+        for prompt in plan.translator.for_language(lang).prompts(plan.source_language, lang):
+            if prompt is not None:
+                said = prompt.messages("{text}")
+                prompts[prompt.id] = {"lang": lang, "name": prompt.name, "messages": said}
+    return {
+        "retries": plan.translator.retries,
+        "models": [
+            {**about, "rows": dict(about["rows"]), "parameters": dict(about["parameters"])}
+            for about in models.values()
+        ],
+        "prompts": prompts,
+    }
+
+
+def _verification(plan: Plan) -> Row | None:
+    if plan.verification is None:
+        return None
+    quality, back = plan.verification.quality, plan.verification.back_translation
+    return {
+        "hard": [c for c in plan.verification.checks.hard if c not in plan.verification.checks.off],
+        "off": list(plan.verification.checks.off),
+        "quality_model": quality and quality.model,
+        "quality_revision": quality and quality.model_revision,
+        "back_translation_model": back and back.endpoint.model,
+    }
+
+
+def _toxicity(plan: Plan) -> Row | None:
+    if plan.toxicity is None:
+        return None
+    path = plan.folder / "toxicity" / "summary.json"
+    try:
+        summary = read_json_mapping(path)
+        check_shape(summary, SUMMARY, str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}; run the step toxicity again") from None
+    judges = [
+        {
+            "name": judge.name,
+            "stage": judge.stage,
+            "model": judge.endpoint.model if judge.endpoint else judge.model or judge.function,
+            "revision": judge.endpoint.model_revision if judge.endpoint else judge.revision,
+            "languages": judge.languages,
+        }
+        for judge in plan.toxicity.judges
+    ]
+    kept = ("policy", "policy_sha", "unjudged", "found", "verdicts", "failures")
+    return {"judges": judges, **{name: summary[name] for name in kept}}

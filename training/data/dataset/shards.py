@@ -1,0 +1,143 @@
+"""Rows into parquet files of bounded size, several series of files at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...common.files import atomic, disk_error, sha256_file
+from ..sources.records import Row
+
+# Rows of a row group: what a reader of a stream holds of a file.
+GROUP_ROWS = 2000
+GROUP_BYTES = 8 << 20
+
+_FEATURES = {
+    "id": {"dtype": "string", "_type": "Value"},
+    "image": {"dtype": "string", "_type": "Value"},
+    "image_sha256": {"dtype": "string", "_type": "Value"},
+    "picture": {"_type": "Image"},
+}
+# `datasets` reads the column types from this key; that is how `picture` decodes to an image.
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.string()),
+        ("image_sha256", pa.string()),
+        ("picture", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ],
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+
+
+class Shards:
+    """Series of files `<series>-00000.parquet`, ... under a folder; a context manager.
+
+    files: name -> {"rows", "bytes", "sha256"} of every file that is finished; all are when the
+        block has ended. A file stands under its name only when it is whole.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.files: dict[str, Row] = {}
+        self._open: dict[str, _Series] = {}
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def add(self, series: str, schema: pa.Schema, row: Row, most: int, size: int = 1) -> None:
+        """Append a row.
+
+        Args:
+            most: of `size`, summed over its rows, from which on a file is full: rows, or bytes.
+        """
+        if series not in self._open:
+            self._open[series] = _Series(self, series, schema, most)
+        self._open[series].add(row, size)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        try:
+            for each in self._open.values():
+                if kind is None:
+                    each.close()
+        finally:
+            for each in self._open.values():
+                each.drop()
+
+
+class _Dropped(Exception):
+    pass
+
+
+class _Series:
+    def __init__(self, shards: Shards, name: str, schema: pa.Schema, most: int):
+        self.shards, self.name, self.schema, self.most = shards, name, schema, most
+        self.number = self.size = self.rows = self.batch_size = 0
+        self.batch: list[Row] = []
+        # Both are set while a file is open; the writer later than the temporary file's name.
+        self.stack: contextlib.ExitStack | None = None
+        self.writer: pq.ParquetWriter | None = None
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}-{self.number:05d}.parquet"
+
+    def add(self, row: Row, size: int) -> None:
+        if self.size and self.size + size > self.most:
+            self.close()
+        self.batch.append(row)
+        self.size += size
+        self.batch_size += size
+        if len(self.batch) == GROUP_ROWS or self.batch_size >= GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        path = self.shards.root / self.file
+        try:
+            if self.writer is None:
+                self.stack = contextlib.ExitStack()
+                self.temporary = self.stack.enter_context(atomic(path))
+                self.writer = pq.ParquetWriter(self.temporary, self.schema, compression="zstd")
+            columns = {name: [row[name] for row in self.batch] for name in self.schema.names}
+            self.writer.write_table(pa.table(columns, schema=self.schema))
+        except OSError as error:
+            raise disk_error(path, error) from None
+        self.rows += len(self.batch)
+        self.batch, self.batch_size = [], 0
+
+    def close(self) -> None:
+        if self.batch:
+            self.flush()
+        if self.stack is None or self.writer is None:
+            return
+        writer, self.writer = self.writer, None
+        try:
+            writer.close()
+        except OSError as error:
+            raise disk_error(self.shards.root / self.file, error) from None
+        about = {
+            "rows": self.rows,
+            "bytes": self.temporary.stat().st_size,
+            "sha256": sha256_file(self.temporary),
+        }
+        stack, self.stack = self.stack, None
+        stack.close()
+        self.shards.files[self.file] = about
+        self.number += 1
+        self.size = self.rows = 0
+
+    def drop(self) -> None:
+        """Leave nothing of a file that is not finished."""
+        if self.stack is not None:
+            stack, self.stack = self.stack, None
+            writer, self.writer = self.writer, None
+            if writer is not None:
+                with contextlib.suppress(OSError):
+                    writer.close()
+            with contextlib.suppress(_Dropped):
+                stack.__exit__(_Dropped, _Dropped(), None)

@@ -1,0 +1,211 @@
+"""What stands on the disk for a unit: source, output, manifest, journal and lock."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ...common.files import sha256_file
+from ...common.reading import read_json
+from ...common.schema import build
+from ...common.telling import one_line
+from ...rows.parquet import read_rows as read_parquet
+from .journal import Journal, Row
+
+Key = tuple[str, str]
+
+# The columns whose values a manifest counts; a worker's schema has one of them at most.
+COUNTED = ("status", "label")
+# Different reasons that a manifest counts.
+_REASONS = 20
+
+
+@dataclass(frozen=True)
+class UnitManifest:
+    """What stands in a unit's output, and what it was made from. Counts are of rows."""
+
+    unit: str
+    worker: str
+    worker_key: str
+    source_sha256: str
+    input_sha: str
+    parquet_sha256: str
+    rows: int
+    bytes: int
+    counts: dict[str, int]
+    attempts: int
+    """Sum of the rows' `attempts`; the number of rows where the worker does not count them."""
+    seconds: float
+    """Time spent on the unit, over all sessions."""
+    sessions: int
+    """How often the unit was begun or continued."""
+    finished: float
+    """Seconds since the epoch."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """Why rows have no answer: reason -> rows."""
+
+    @classmethod
+    def read(cls, path: Path) -> UnitManifest | None:
+        """The manifest in this file; None when there is none or it is no manifest."""
+        try:
+            return build(cls, read_json(path), str(path))
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def failed(self) -> int:
+        """Rows without an answer."""
+        return max(sum(self.failures.values()), self.counts.get("failed", 0))
+
+
+def failure(row: Row) -> str | None:
+    """Why a row has no answer, in one line; None for a row with one."""
+    if row.get("status") not in (None, "failed"):
+        return None
+    told = row.get("reasons") or row.get("error")
+    if told is None and row.get("status") is None:
+        return None
+    return one_line(str(told or "no reason"), 200)
+
+
+def count_failures(rows: Iterable[Row]) -> dict[str, int]:
+    """Reason -> rows without an answer; the rarest reasons are added up."""
+    found = Counter(reason for row in rows if (reason := failure(row)) is not None)
+    counted = dict(found.most_common(_REASONS))
+    if rest := found.total() - sum(counted.values()):
+        counted["other reasons"] = counted.get("other reasons", 0) + rest
+    return counted
+
+
+def manifest_path(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def check_unit(key: str, source: Path, target: Path) -> UnitManifest | str:
+    """The manifest of a finished unit, or in a few words why the unit is not finished.
+
+    Finished means: made by a worker with this key, from these very source rows, and the parquet
+    file has the bytes that the manifest says.
+    """
+    manifest = UnitManifest.read(manifest_path(target))
+    if manifest is None:
+        return "not done yet"
+    if manifest.worker_key != key:
+        return "made with other settings"
+    if manifest.source_sha256 != sha256_file(source):
+        rows = read_rows(source)
+        if manifest.input_sha != input_sha(manifest.worker, key, rows):
+            return "made from other source rows"
+    if not target.is_file():
+        return "its parquet file is gone"
+    if sha256_file(target) != manifest.parquet_sha256:
+        return "its parquet file was changed since"
+    return manifest
+
+
+def read_rows(source: Path) -> list[Row]:
+    """The rows of a unit's source.
+
+    Raises ValueError for a file that is no parquet, for a row without id or lang, and for two rows
+    with the same (id, lang).
+    """
+    rows = list(read_parquet(source))
+    seen: dict[Key, int] = {}
+    for number, row in enumerate(rows):
+        for name in ("id", "lang"):
+            if not isinstance(row.get(name), str):
+                raise ValueError(
+                    f"{source}: row {number}: {name}: expected text, found {row.get(name)!r}"
+                )
+        key = (row["id"], row["lang"])
+        if key in seen:
+            raise ValueError(
+                f"{source}: rows {seen[key]} and {number} have the same id {key[0]!r} and lang "
+                f"{key[1]!r}; every (id, lang) may stand once"
+            )
+        seen[key] = number
+    return rows
+
+
+def input_sha(name: str, key: str, rows: Sequence[Row]) -> str:
+    """Hash of a worker and of all rows it is given, in their order."""
+    digest = hashlib.sha256(json.dumps([name, key]).encode())
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=_plain).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def reopen_unit(target: Path, statuses: Collection[str]) -> int:
+    """Have a finished unit's rows of these statuses done again by the next run; returns how many.
+
+    The other rows go back into the journal, so that only these are asked for. What is not finished
+    or has no column `status` is left alone. Raises OSError when another process writes the unit.
+    """
+    manifest = UnitManifest.read(manifest_path(target))
+    if manifest is None or not any(manifest.counts.get(status) for status in statuses):
+        return 0
+    with locked(target):
+        if not target.is_file() or sha256_file(target) != manifest.parquet_sha256:
+            return 0
+        rows = list(read_parquet(target))
+        path = journal_path(target, manifest.input_sha)
+        with contextlib.closing(Journal(path, len(rows))) as journal:
+            for n, row in enumerate(rows):
+                if row["status"] not in statuses and n not in journal.answers:
+                    journal.append(n, row)
+            journal.sync()
+        manifest_path(target).unlink()
+        return len(rows) - len(journal.answers)
+
+
+def journal_path(target: Path, sha: str) -> Path:
+    return target.parent / "journal" / f"{sha[:16]}-{target.stem}.jsonl"
+
+
+def journals(target: Path) -> list[Path]:
+    """The journals of a unit, whatever worker and input they are of."""
+    # By the whole name: `rules` is another unit than `my-rules`.
+    name = re.compile(rf"[0-9a-f]{{16}}-{re.escape(target.stem)}\.jsonl")
+    return [p for p in (target.parent / "journal").glob("*.jsonl") if name.fullmatch(p.name)]
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Keep other writers off a unit. Raises OSError when one is at it; a killed one is not."""
+    path = target.parent / "journal" / f"{target.stem}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refusal = f"{target}: another process is writing this unit; wait for it or stop it"
+    with only_one(path, refusal):
+        try:
+            yield
+        finally:
+            # Still held: who opens the file after this finds another one.
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file. Raises OSError with this message when another process holds it."""
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OSError(refusal) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,394 @@
+"""`maya data preambles PLAN`: which preamble translates best, per language, and whether that is certain.
+
+The paper's study (arXiv 2412.07112) on a larger sample and with scores that fit the languages: captions
+are drawn over bins of length and readability, translated once by every preamble, and scored against
+references by BLEU and chrF++; a paired bootstrap says whether the best one is better than by chance.
+Answers are kept by the unit engine, so the same command continues a stopped study, and asks again for
+requests that failed.
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ...common.files import write_json, write_parquet
+from ...common.schema import build, digest, read_mapping, resolve_paths, to_dict
+from ...rows.parquet import read_rows
+from ..sources.records import SOURCE_SCHEMA
+from ..translation.prompts import variants
+from ..translation.worker import TranslateWorker, TranslatorPlan
+from ..verification.scoring import METRICS, Comparison, compare
+from .preamble_report import write_report
+from .references import (
+    given_references,
+    made_references,
+    read_sheet,
+    read_table,
+    run_again,
+    write_sheet,
+)
+from .sampling import Sample, stratified_sample
+
+FORMAT = "maya-preambles-1"
+Row = dict[str, Any]
+
+
+@dataclass
+class PreambleStudyPlan:
+    """One study.
+
+    > Parameters that say what is compared
+
+    name, output_dir: of the study; the same plan continues what is there.
+    captions: a .csv, .jsonl, .json or .parquet file, or a folder of parquet files such as a build's
+        `source`, with the columns id and text.
+    languages: BCP-47 codes of the targets.
+    translator: the model; its own preamble is one among `preambles` only if it stands there.
+    preambles: shipped ones and text files. Default: all that are shipped.
+    source_language: readability has a part in the sampling for English only.
+
+    > Parameters that say where references come from
+
+    references: a file with id and a column per language, or id, lang and text. Without one,
+        `reference_translator` makes them and people check them in `review/references-LANG.csv`.
+    accept_unreviewed: go on with machine references that nobody has checked; the report says so.
+
+    > Parameters of sampling and scoring
+
+    samples: 30 in the paper; so few seldom tell preambles apart (data from 300 on does).
+    length_bins, readability_bins: 5 times 5 in the paper.
+    decide_by: the metric that decides on a winner.
+    resamples, alpha: of the paired bootstrap, and the p below which a winner is one.
+    seed: of sample and bootstrap.
+    """
+
+    name: str
+    output_dir: str
+    captions: str
+    languages: list[str]
+    translator: TranslatorPlan
+    preambles: list[str] = field(default_factory=variants)
+    source_language: str = "en"
+
+    references: str | None = None
+    reference_translator: TranslatorPlan | None = None
+    accept_unreviewed: bool = False
+
+    samples: int = 300
+    length_bins: int = 5
+    readability_bins: int = 5
+    decide_by: Literal["chrf++", "bleu"] = "chrf++"
+    resamples: int = 1000
+    alpha: float = 0.05
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for key in ("languages", "preambles"):
+            values = getattr(self, key)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{key}: expected at least one, each once, found {values}")
+        shorts = [_short(preamble) for preamble in self.preambles]
+        if len(set(shorts)) < len(shorts):
+            raise ValueError(f"preambles: two have the same name in {shorts}")
+        if (self.references is None) == (self.reference_translator is None):
+            raise ValueError("expected one of references and reference_translator")
+        for key in ("samples", "length_bins", "readability_bins", "resamples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha: expected a number between 0 and 1, found {self.alpha}")
+        self.translator.check_languages(self.source_language, self.languages)
+        if self.reference_translator is not None:
+            self.reference_translator.check_languages(self.source_language, self.languages)
+        for lang in self.languages:
+            if self.translator.for_language(lang).prompt != "preamble":
+                raise ValueError(f"translator: {lang}: its model takes no preamble to compare")
+
+
+class StudyWorker:
+    """One preamble in one language (a Worker of units.py): every caption once, nothing asked again.
+
+    `text` is what would be kept: the answer in its brackets, or all of it where they are missing.
+    `flags` are the hard checks that it fails.
+    """
+
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("lang", pa.string()),
+            ("text", pa.string()),
+            ("status", pa.string()),  # ok, failed
+            ("flags", pa.list_(pa.string())),
+            ("finish_reason", pa.string()),
+            ("error", pa.string()),
+            ("model", pa.string()),
+            ("attempts", pa.int32()),
+        ]
+    )
+
+    def __init__(self, plan: PreambleStudyPlan, preamble: str, lang: str, trust_remote_code: bool):
+        translator = replace(
+            plan.translator.for_language(lang), preamble=preamble, second_preamble=None, retries=0
+        )
+        self.inner = TranslateWorker(
+            translator, lang, plan.source_language, trust_remote_code=trust_remote_code
+        )
+        self.lang, self.name = lang, f"study/{lang}/{_short(preamble)}"
+        self.key = digest(["study", 1, self.inner.key])
+        self.prompt, self.parameters = self.inner.request(0)
+        self.batch_rows, self.concurrency = self.inner.batch_rows, self.inner.concurrency
+
+    async def __aenter__(self) -> "StudyWorker":
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.inner.__aexit__(*error)
+
+    async def process(self, rows: list[Row]) -> list[Row]:
+        texts = [row["text"] for row in rows]
+        answers = await self.inner.translator.answers(texts, self.prompt, self.parameters)
+        assert self.prompt is not None
+        found = []
+        for row, answer in zip(rows, answers, strict=True):
+            text, flags = None, []
+            if answer.text is not None:
+                inside = self.prompt.unwrap(answer.text, row["text"])
+                text = answer.text.strip() if inside is None else inside
+                checked = self.inner.checker.check(
+                    row["text"], text, self.lang, answer.finish_reason
+                )
+                flags = [flag.name for flag in checked if flag.hard]
+                if inside is None:
+                    flags.append("brackets")
+            found.append(
+                {
+                    "id": row["id"],
+                    "lang": self.lang,
+                    "text": text,
+                    "status": "failed" if text is None else "ok",
+                    "flags": sorted(set(flags)),
+                    "finish_reason": answer.finish_reason,
+                    "error": answer.error,
+                    "model": answer.model,
+                    "attempts": answer.attempts,
+                }
+            )
+        return found
+
+
+def run_study(
+    path: Path, overrides: Sequence[str] = (), trust_remote_code: bool = False
+) -> tuple[Path, dict[str, Any]]:
+    """Run the study of a plan file, or continue it.
+
+    Returns:
+        the report's file and what `results.json` beside it holds.
+
+    Raises:
+        ValueError: a bad plan, bad captions or references, sheets that are not filled in.
+        OSError: an endpoint that refuses everyone.
+    """
+    plan = load_study(path, overrides)
+    folder = Path(plan.output_dir)
+    given = given_references(Path(plan.references), plan.languages) if plan.references else None
+    captions, dropped = _captions(plan, given)
+    names = list(captions)
+    readable = plan.readability_bins if plan.source_language.split("-")[0] == "en" else 1
+    sample = stratified_sample(
+        list(captions.values()), plan.samples, plan.length_bins, readable, plan.seed
+    )
+    chosen = {names[i]: captions[names[i]] for i in sample.chosen}
+    source = folder / "sample.parquet"
+    _write_sample(plan, chosen, source)
+    references = {
+        lang: (
+            {number: given[lang][number] for number in chosen}
+            if given is not None
+            else _checked_references(plan, folder, source, chosen, lang, trust_remote_code)
+        )
+        for lang in plan.languages
+    }
+    languages = {}
+    for lang in plan.languages:
+        answers = {}
+        for preamble in plan.preambles:
+            target = folder / "answers" / lang / f"{_short(preamble)}.parquet"
+            worker = StudyWorker(plan, preamble, lang, trust_remote_code)
+            print(f"{lang}: {_short(preamble)}", flush=True)
+            run_again(worker, source, target)
+            answers[_short(preamble)] = (worker, list(read_rows(target)))
+        languages[lang] = _scored(plan, lang, answers, references[lang])
+    record = {
+        "format": FORMAT,
+        "name": plan.name,
+        "plan": to_dict(plan),
+        "versions": _versions(),
+        "references": _reference_kind(plan),
+        "sample": _described(plan, sample, chosen, dropped, list(captions.values())),
+        "languages": languages,
+    }
+    record = json.loads(json.dumps(record))
+    write_json(folder / "results.json", record)
+    return write_report(record, folder), record
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> PreambleStudyPlan:
+    """Read and check a plan. Raises ValueError (one line) naming the file and the key."""
+    data = resolve_paths(read_mapping(path, overrides), path.resolve().parent)
+    return build(PreambleStudyPlan, data, str(path))
+
+
+def _short(preamble: str) -> str:
+    """A variant's name, or a file's without folder and ending."""
+    return preamble if preamble in variants() else Path(preamble).stem
+
+
+def _captions(
+    plan: PreambleStudyPlan, given: dict[str, dict[str, str]] | None
+) -> tuple[dict[str, str], dict[str, int]]:
+    """id -> text of what can be drawn, in order of ids; and what was left out, counted."""
+    found: dict[str, str] = {}
+    dropped = Counter({"no text": 0, "no reference in every language": 0})
+    for where, row in read_table(Path(plan.captions)):
+        number, text = row.get("id"), row.get("text")
+        if not isinstance(number, str):
+            raise ValueError(f"{where}: id: expected text, found {number!r}")
+        if number in found:
+            raise ValueError(f"{where}: id {number!r} stands twice")
+        if text is None or not str(text).strip():
+            dropped["no text"] += 1
+        elif given is not None and any(number not in given[lang] for lang in plan.languages):
+            dropped["no reference in every language"] += 1
+        else:
+            found[number] = str(text)
+    return dict(sorted(found.items())), dict(dropped)
+
+
+def _write_sample(plan: PreambleStudyPlan, chosen: dict[str, str], path: Path) -> None:
+    empty = dict.fromkeys(SOURCE_SCHEMA.names)
+    rows = [
+        {**empty, "id": number, "lang": plan.source_language, "task": "caption", "text": text}
+        for number, text in chosen.items()
+    ]
+    write_parquet(path, pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA))
+
+
+def _checked_references(
+    plan: PreambleStudyPlan,
+    folder: Path,
+    source: Path,
+    chosen: dict[str, str],
+    lang: str,
+    trust_remote_code: bool,
+) -> dict[str, str]:
+    """References from a sheet; where there is none yet, one is written first."""
+    sheet = folder / "review" / f"references-{lang}.csv"
+    if not sheet.is_file():
+        assert plan.reference_translator is not None
+        rows = made_references(
+            plan.reference_translator,
+            source,
+            folder / "references",
+            plan.source_language,
+            lang,
+            trust_remote_code,
+        )
+        write_sheet(sheet, rows)
+    return read_sheet(sheet, chosen, plan.accept_unreviewed)
+
+
+def _scored(
+    plan: PreambleStudyPlan,
+    lang: str,
+    answers: dict[str, tuple[StudyWorker, list[Row]]],
+    references: dict[str, str],
+) -> dict[str, Any]:
+    """All that is known of one language; scores are on captions that every preamble answered."""
+    texts = {
+        name: {row["id"]: row["text"] for row in rows if row["status"] == "ok"}
+        for name, (_, rows) in answers.items()
+    }
+    common = [i for i in references if all(i in own for own in texts.values())]
+    if not common:
+        raise ValueError(
+            f"{lang}: no caption was answered by every preamble; see {plan.output_dir}"
+        )
+    systems = {name: [own[i] for i in common] for name, own in texts.items()}
+    wanted = [references[i] for i in common]
+    scores: dict[str, Comparison] = {
+        name: compare(name, lang, systems, wanted, plan.resamples, plan.alpha, plan.seed)
+        for name in METRICS
+    }
+    preambles = {}
+    for name, (worker, rows) in answers.items():
+        prompt = worker.prompt
+        assert prompt is not None
+        flags = Counter(flag for row in rows for flag in row["flags"])
+        preambles[name] = {
+            "prompt_id": prompt.id,
+            "preamble": prompt.system,
+            "parameters": worker.parameters,
+            "models": sorted({row["model"] for row in rows}),
+            "failed": sum(row["status"] == "failed" for row in rows),
+            "rejected": sum(bool(row["flags"]) for row in rows),
+            "flags": dict(sorted(flags.items())),
+            "requests": sum(row["attempts"] for row in rows),
+        }
+    decided = scores[plan.decide_by]
+    return {
+        "scored": len(common),
+        "without_reference": len(answers[decided.best][1]) - len(references),
+        "unanswered_by_some": len(references) - len(common),
+        "winner": decided.winner,
+        "best": decided.best,
+        "metrics": {name: asdict(comparison) for name, comparison in scores.items()},
+        "preambles": preambles,
+    }
+
+
+def _described(
+    plan: PreambleStudyPlan,
+    sample: Sample,
+    chosen: dict[str, str],
+    dropped: dict[str, int],
+    texts: list[str],
+) -> dict[str, Any]:
+    drawn = [[len(texts[i]), round(float(sample.complexity[i]), 4)] for i in sample.chosen]
+    return {
+        "captions": len(texts),
+        "left_out": {**dropped, "repeated words": sample.repetitive},
+        "drawn": len(chosen),
+        "seed": plan.seed,
+        "sha256": digest(chosen),
+        "strata": [list(stratum) for stratum in sample.strata],
+        "length_and_complexity": drawn,
+        "mean_length": {
+            "all": round(float(np.mean([len(text) for text in texts])), 2),
+            "drawn": round(float(np.mean([length for length, _ in drawn])), 2),
+        },
+    }
+
+
+def _reference_kind(plan: PreambleStudyPlan) -> dict[str, Any]:
+    if plan.reference_translator is None:
+        return {"kind": "given"}
+    kind = "machine, not checked by people" if plan.accept_unreviewed else "machine, checked"
+    own = plan.reference_translator
+    return {"kind": kind, "model": own.model, "model_revision": own.model_revision}
+
+
+def _versions() -> dict[str, str]:
+    names = ("sacrebleu", "numpy", "mecab-python3", "ipadic")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }

@@ -1,0 +1,257 @@
+"""What a translator is told: preambles from `preambles/*.yaml`, and the reading of its answers.
+
+    prompt = read_prompt("rules", "en", "fr", ("〘", "〙"))
+    prompt.messages("a cat")      # system message, then the bare text
+    prompt.unwrap("Sure! 〘un chat〙")   # "un chat"
+
+`variants.yaml` says what preambles there are; one file a language has its name, its style and three
+translated examples. As every file translates the same three captions, examples exist in every
+direction. A language that is not shipped needs such a file of its own, and nothing else.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from ...common.schema import build, digest, read_mapping
+from ...common.thoughts import without_thought
+
+FOLDER = Path(__file__).parent / "preambles"
+_PLACE = re.compile(r"\{(\w+)\}")
+Brackets = tuple[str, str]
+
+
+@dataclass
+class Answering:
+    """How an answer is to stand: alone, or between {open} and {close}."""
+
+    alone: str
+    bracketed: str
+
+
+@dataclass
+class NativePart:
+    """The preamble in the language itself."""
+
+    role: str
+    rules_heading: str
+    rules: list[str]
+    answer: Answering
+    examples_heading: str
+    labels: list[str]
+
+
+@dataclass
+class LanguagePart:
+    """One file of `preambles/`.
+
+    name: of the language, in English.
+    style: what its rule on signs says besides.
+    examples: the three captions of `en.yaml` in this language.
+    native: the preamble in the language, for the variant of that name.
+    """
+
+    name: str
+    style: str
+    examples: list[str]
+    native: NativePart | None = None
+
+
+@dataclass(kw_only=True)
+class EnglishPart(LanguagePart):
+    """`en.yaml`: also what the other languages are told in English."""
+
+    rules: list[str]
+    answer: Answering
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """All that a model is told before the text, in one direction.
+
+    system: the system message; None where the model takes none.
+    brackets: the pair that the answer is to stand in; None for a bare answer.
+    style: "translategemma" puts language codes into the content, as that model's template asks.
+    """
+
+    name: str
+    source: str
+    target: str
+    system: str | None
+    brackets: Brackets | None
+    style: Literal["preamble", "translategemma"] = "preamble"
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of everything that is sent, but for the text."""
+        return digest([self.messages(""), self.brackets])
+
+    def messages(self, text: str) -> list[dict[str, Any]]:
+        if self.style == "translategemma":
+            content = {
+                "type": "text",
+                "source_lang_code": self.source,
+                "target_lang_code": self.target,
+                "text": text,
+            }
+            return [{"role": "user", "content": [content]}]
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": text}]
+
+    def unwrap(self, answer: str, text: str = "") -> str | None:
+        """What stands in the brackets of an answer; None where they are missing or ambiguous.
+
+        A thought before the answer is cut off; a thought alone is no answer.
+
+        Args:
+            text: what was translated; brackets of its own may come again.
+        """
+        said = without_thought(answer, text)
+        if said is None or self.brackets is None:
+            return said and said.strip()
+        opened, closed = self.brackets
+        start, end = said.find(opened), said.rfind(closed)
+        if start < 0 or end < start:
+            return None
+        inside = said[start + len(opened) : end]
+        if (opened in inside or closed in inside) and not (opened in text or closed in text):
+            return None
+        return inside.strip()
+
+
+def variants() -> list[str]:
+    """Names of the shipped preambles."""
+    return list(_variants())
+
+
+def read_prompt(
+    preamble: str,
+    source: str,
+    target: str,
+    brackets: Brackets | None,
+    parts: Mapping[str, str] | None = None,
+) -> Prompt:
+    """A preamble in one direction.
+
+    Args:
+        preamble: a shipped variant, or a text file with the same places to fill in.
+        source, target: BCP-47 codes.
+        parts: files of languages that are not shipped, or instead of the shipped ones.
+
+    Raises ValueError for a language without a file and for a place that is not known.
+    """
+    parts = parts or {}
+    if preamble in variants():
+        template = _variants()[preamble]
+    elif Path(preamble).is_file():
+        template = Path(preamble).read_text(encoding="utf-8")
+    else:
+        raise ValueError(
+            f"preamble {preamble!r}: neither a text file nor one of {', '.join(variants())}"
+        )
+    places = _places(source, target, brackets, parts)
+    if preamble == "native" and "native_role" not in places:
+        raise ValueError(
+            f"preamble 'native': {_file(target, parts)} has no `native`; add it or take 'rules'"
+        )
+    system = _fill(template, places, f"preamble {preamble!r}").strip()
+    return Prompt(preamble, source, target, system, brackets)
+
+
+def translategemma_prompt(source: str, target: str) -> Prompt:
+    return Prompt("translategemma", source, target, None, None, "translategemma")
+
+
+def examples(lang: str, parts: Mapping[str, str]) -> list[str]:
+    """The examples in a language; none where it has no file."""
+    file = _find(lang, parts)
+    return [] if file is None else _read_part(file).examples
+
+
+def _places(
+    source: str, target: str, brackets: Brackets | None, parts: Mapping[str, str]
+) -> dict[str, str]:
+    """What can be filled into a preamble, by name."""
+    english = _read_part(_file("en", {}))
+    assert isinstance(english, EnglishPart)
+    given, wanted = _read_part(_file(source, parts)), _read_part(_file(target, parts))
+    if len(given.examples) != len(wanted.examples):
+        raise ValueError(
+            f"{_file(target, parts)}: examples: expected {len(given.examples)}, as in "
+            f"{_file(source, parts)}, found {len(wanted.examples)}"
+        )
+    opened, closed = brackets or ("", "")
+    pairs = list(zip(given.examples, wanted.examples, strict=True))
+
+    def shown(labels: list[str]) -> str:
+        return "\n\n".join(f"{labels[0]}: {a}\n{labels[1]}: {opened}{b}{closed}" for a, b in pairs)
+
+    names = {"source": given.name, "target": wanted.name, "style": wanted.style}
+    names |= {"open": opened, "close": closed}
+
+    def answer(way: Answering) -> str:
+        return _fill(way.bracketed if brackets else way.alone, names, "answer")
+
+    places = {
+        **names,
+        "rules": _numbered([_fill(rule, names, "rules") for rule in english.rules]),
+        "answer": answer(english.answer),
+        "examples": shown(english.labels),
+    }
+    if (native := wanted.native) is not None:
+        places |= {
+            "native_role": native.role,
+            "native_rules": f"{native.rules_heading}\n{_numbered(native.rules)}",
+            "native_answer": answer(native.answer),
+            "native_examples": f"{native.examples_heading}\n\n{shown(native.labels)}",
+        }
+    return places
+
+
+def _numbered(rules: list[str]) -> str:
+    return "\n".join(f"{number}. {rule}" for number, rule in enumerate(rules, 1))
+
+
+def _fill(template: str, places: Mapping[str, str], where: str) -> str:
+    def place(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in places:
+            raise ValueError(f"{where}: no {{{name}}} to fill in; there are {', '.join(places)}")
+        return places[name]
+
+    return _PLACE.sub(place, template)
+
+
+def _find(lang: str, parts: Mapping[str, str]) -> Path | None:
+    """The file of a language: the plan's, the shipped one, or that of its language without region."""
+    for code in (lang, lang.split("-")[0]):
+        if code in parts:
+            return Path(parts[code])
+        if (shipped := FOLDER / f"{code}.yaml").is_file():
+            return shipped
+    return None
+
+
+def _file(lang: str, parts: Mapping[str, str]) -> Path:
+    if (file := _find(lang, parts)) is not None:
+        return file
+    shipped = sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "variants")
+    raise ValueError(
+        f"no preamble for {lang!r}: shipped are {', '.join(shipped)}; write a file like "
+        f"preambles/fr.yaml and name it in preamble_parts: {{{lang}: FILE}}"
+    )
+
+
+@lru_cache
+def _variants() -> dict[str, str]:
+    return read_mapping(FOLDER / "variants.yaml")
+
+
+@lru_cache
+def _read_part(path: Path) -> LanguagePart:
+    data = read_mapping(path)
+    return build(EnglishPart if "rules" in data else LanguagePart, data, str(path))

@@ -1,0 +1,297 @@
+"""Translation of source rows into one language: one text a request, checked, asked again, or rejected.
+
+    worker = TranslateWorker(plan, "fr", languages=["fr", "hi"])
+    run_unit(worker, source, target)
+
+A caption is one request; of a conversation every turn is translated by itself, and `<image>`, code
+and texts without letters stay as they are. An answer with a hard flag (checks.py) is asked for again
+with another seed and temperature, or by a second preamble; when it stays so, the row is `rejected`,
+with the reasons. A request that fails for good makes its row `failed`. Neither keeps a text: nothing
+is ever left in the source language.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ...common.endpoint import Answer
+from ...common.schema import digest
+from ...common.telling import one_line
+from ...common.thoughts import foreign_marks
+from ..checks.rules import CheckPlan, Flag, RowChecker
+from ..sources.records import SOURCE_SCHEMA
+from .prompts import Prompt, examples
+from .segments import Piece, lost_code, split
+from .translator import TranslatorPlan, make_translator
+
+__all__ = [
+    "TRANSLATED",
+    "TranslateWorker",
+    "TranslatorPlan",
+    "check_translated",
+    "source_of_turns",
+]
+
+# Raised by one when the same plan makes other requests or keeps other answers.
+VERSION = 1
+Row = dict[str, Any]
+
+# Columns of a translated row. A rejected or failed row has neither text nor turns.
+TRANSLATED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lang", pa.string()),
+        ("image", pa.string()),
+        ("image_sha256", pa.string()),
+        ("task", pa.string()),
+        ("text", pa.string()),
+        SOURCE_SCHEMA.field("turns"),
+        ("source_text", pa.string()),  # of a conversation: JSON of its turns
+        ("source_lang", pa.string()),
+        ("status", pa.string()),  # ok, rejected, failed
+        ("flags", pa.list_(pa.string())),  # checks that fired on the last answer
+        ("reasons", pa.string()),  # why rejected or failed, one line
+        ("finish_reason", pa.string()),
+        ("model", pa.string()),
+        ("model_revision", pa.string()),
+        ("prompt_id", pa.string()),
+        ("parameters", pa.string()),  # JSON
+        ("attempts", pa.int32()),  # requests that were made for the row
+        ("run_id", pa.string()),
+    ]
+)
+
+
+@dataclass
+class _Try:
+    """A piece of a row's text on its way: what came of it so far."""
+
+    source: str
+    text: str | None = None
+    flags: list[Flag] = field(default_factory=list)
+    error: str | None = None
+    answer: Answer | None = None
+    tries: int = 0
+    attempts: int = 0
+
+    @property
+    def hard(self) -> list[Flag]:
+        return [flag for flag in self.flags if flag.hard]
+
+
+class TranslateWorker:
+    """The step `translate/<lang>` (a Worker of units.py).
+
+    Args:
+        lang: the target.
+        source_language: what all rows are in.
+        languages: all targets of the project, for identification; `lang` alone where left out.
+        checks: which checks are hard, and their thresholds.
+        run_id: stored with every row.
+        trust_remote_code: allow code from the model's repository to run.
+
+    Raises ValueError for a language that the model, the preambles or the checks do not know.
+    """
+
+    batch_rows: int
+    concurrency: int
+    schema = TRANSLATED
+
+    def __init__(
+        self,
+        plan: TranslatorPlan,
+        lang: str,
+        source_language: str = "en",
+        languages: Sequence[str] | None = None,
+        checks: CheckPlan | None = None,
+        run_id: str = "",
+        trust_remote_code: bool = False,
+    ) -> None:
+        plan.check_languages(source_language, [lang])
+        self.plan = plan = plan.for_language(lang)
+        self.lang, self.source_language, self.run_id = lang, source_language, run_id
+        self.name = f"translate/{lang}"
+        self.checker = RowChecker(source_language, list(languages or [lang]), checks or CheckPlan())
+        self.prompts = plan.prompts(source_language, lang)
+        self.translator = make_translator(plan, source_language, lang, trust_remote_code)
+        self._open = AsyncExitStack()
+        if plan.endpoint is not None:
+            # More rows than requests (the endpoint counts those): while answers are checked, and the
+            # next unit is opened, their places are taken already.
+            self.batch_rows, self.concurrency = 1, 2 * plan.endpoint.concurrency
+        else:
+            assert plan.local is not None
+            self.batch_rows, self.concurrency = plan.local.batch_size, 1
+        local = None
+        if plan.local is not None:
+            local = asdict(replace(plan.local, batch_size=1, device=None))
+        self.key = digest(
+            {
+                "version": VERSION,
+                "source": source_language,
+                "target": lang,
+                "model": [plan.model, plan.model_revision, local],
+                "prompts": [prompt and prompt.id for prompt in self.prompts],
+                "tries": [self.request(number)[1] for number in range(plan.retries + 1)],
+                "checks": self.checker.key,
+            }
+        )
+
+    async def __aenter__(self) -> "TranslateWorker":
+        # Before requests are in flight: reading the models would hold up their answers.
+        await asyncio.to_thread(self._read_identification)
+        await self._open.enter_async_context(self.translator)
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._open.aclose()
+
+    def _read_identification(self) -> None:
+        """Have the models of language identification read, which happens with their first text."""
+        for text in examples(self.lang, self.plan.preamble_parts):
+            self.checker.identifier.identify(text, "und")
+
+    def request(self, number: int) -> tuple[Prompt | None, dict[str, Any]]:
+        """Prompt and parameters of a text's first (0), second ... try."""
+        plan = self.plan
+        parameters = {**plan.parameters, **(plan.retry_parameters if number else {})}
+        if plan.seed is not None:
+            parameters["seed"] = plan.seed + number
+        return self.prompts[min(number, 1)], parameters
+
+    async def process(self, rows: list[Row]) -> list[Row]:
+        """Translated rows, in order. Raises ValueError for a row in another language."""
+        texts = [[split(content) for content in _contents(row)] for row in rows]
+        tries = [
+            [_Try(piece.text) for pieces in row for piece in pieces if piece.language]
+            for row in texts
+        ]
+        for row in rows:
+            if row["lang"] != self.source_language:
+                raise ValueError(
+                    f"{self.name}: row {row['id']!r}: lang: expected {self.source_language!r}, the "
+                    f"plan's source language, found {row['lang']!r}"
+                )
+        await self._translate([each for row in tries for each in row])
+        return [self._row(*each) for each in zip(rows, texts, tries, strict=True)]
+
+    async def _translate(self, tries: list[_Try]) -> None:
+        """All pieces, until none is left to ask again."""
+        for number in range(self.plan.retries + 1):
+            if not tries:
+                return
+            prompt, parameters = self.request(number)
+            answers = await self.translator.answers(
+                [each.source for each in tries], prompt, parameters
+            )
+            # Requests that wait for the places of these answers go out before those are checked.
+            for _ in range(3):
+                await asyncio.sleep(0)
+            for each, answer in zip(tries, answers, strict=True):
+                self._take(each, answer, prompt)
+            tries = [each for each in tries if each.error is None and each.hard]
+
+    def _take(self, each: _Try, answer: Answer, prompt: Prompt | None) -> None:
+        each.tries += 1
+        each.attempts += answer.attempts
+        each.answer, each.error, each.text = answer, answer.error, None
+        if answer.text is None:
+            each.flags = []
+            return
+        text = prompt.unwrap(answer.text, each.source) if prompt else answer.text.strip()
+        if text is None:
+            assert prompt is not None
+            if prompt.brackets is None:
+                each.flags = [Flag("empty", True, "a thought without an answer")]
+            else:
+                detail = f"expected one pair of {''.join(prompt.brackets)} around the answer"
+                each.flags = [Flag("brackets", True, detail)]
+            if answer.finish_reason == "length":
+                each.flags.insert(0, Flag("finish_reason", True, "length"))
+            return
+        each.text = text
+        each.flags = self.checker.check(each.source, text, self.lang, answer.finish_reason)
+        mark = foreign_marks(text, each.source)
+        if mark and "markup" not in self.checker.plan.off:
+            each.flags = [flag for flag in each.flags if flag.name != "markup"]
+            each.flags.append(Flag("markup", True, mark))
+        if lost := lost_code(each.source, text):
+            each.flags.append(Flag("code", True, f"{', '.join(lost)} missing"))
+
+    def _row(self, row: Row, texts: list[list[Piece]], tries: list[_Try]) -> Row:
+        errors = [each.error for each in tries if each.error is not None]
+        rejected = [flag for each in tries for flag in each.hard]
+        status = "failed" if errors else "rejected" if rejected else "ok"
+        reasons = errors or [f"{flag.name}: {flag.detail}" for flag in rejected]
+        # A conversation is described by the piece that was asked for most often.
+        told = max(tries, key=lambda each: each.tries, default=None)
+        answer = told.answer if told else None
+        prompt, parameters = self.request(told.tries - 1 if told else 0)
+        found: dict[str, Any] = {"text": None, "turns": None}
+        if status == "ok":
+            waiting = iter(tries)
+            contents = [_joined(pieces, waiting) for pieces in texts]
+            if row["turns"] is None:
+                found["text"] = contents[0]
+            else:
+                roles = [turn["role"] for turn in row["turns"]]
+                found["turns"] = [
+                    {"role": role, "content": content}
+                    for role, content in zip(roles, contents, strict=True)
+                ]
+        stops = [each.answer.finish_reason for each in tries if each.answer]
+        return {
+            "id": row["id"],
+            "lang": self.lang,
+            "image": row["image"],
+            "image_sha256": row["image_sha256"],
+            "task": row["task"],
+            **found,
+            "source_text": row["text"] if row["turns"] is None else source_of_turns(row["turns"]),
+            "source_lang": row["lang"],
+            "status": status,
+            "flags": sorted({flag.name for each in tries for flag in each.flags}),
+            "reasons": one_line("; ".join(dict.fromkeys(reasons))) or None,
+            "finish_reason": next((s for s in stops if s != "stop"), stops[0] if stops else None),
+            "model": answer.model if answer else self.plan.model,
+            "model_revision": self.plan.model_revision,
+            "prompt_id": prompt.id if prompt else "",
+            "parameters": json.dumps(parameters, sort_keys=True),
+            "attempts": sum(each.attempts for each in tries),
+            "run_id": self.run_id,
+        }
+
+
+def check_translated(folder: Path, languages: Sequence[str]) -> None:
+    """Raises ValueError when a build has no source unit, or one without a translation yet."""
+    names = {path.name for path in (folder / "source").glob("*.parquet")}
+    if not names:
+        raise ValueError(f"{folder}: no source units; run the step source first")
+    for lang in languages:
+        found = {path.name for path in (folder / "translate" / lang).glob("*.parquet")}
+        if missing := len(names - found):
+            raise ValueError(
+                f"{folder}: {missing} of {len(names)} units are not translated into {lang}; run "
+                "the step translate first"
+            )
+
+
+def source_of_turns(turns: Sequence[Row]) -> str:
+    """The `source_text` of a conversation."""
+    plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    return json.dumps(plain, ensure_ascii=False)
+
+
+def _contents(row: Row) -> list[str]:
+    return [row["text"]] if row["turns"] is None else [t["content"] for t in row["turns"]]
+
+
+def _joined(pieces: list[Piece], waiting: Iterator[_Try]) -> str:
+    parts = [next(waiting).text if piece.language else piece.text for piece in pieces]
+    return "".join(part or "" for part in parts)

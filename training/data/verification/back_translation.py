@@ -1,0 +1,166 @@
+"""Back-translation of a sample: what a translation says when it is turned back, compared by chrF++.
+
+The paper's authors did so with their own translator and never looked at the score again (their
+threshold of 0.5 stood against a scale of 100). Here it is a worker on a drawn sample: another model,
+or the same one, over any OpenAI-compatible endpoint; sentence chrF++ (sacrebleu, word order 2) against
+the source. It finds what no cheap check can, a fluent text about something else.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ...common.endpoint import Endpoint, EndpointPlan, check_parameters
+from ...common.schema import digest
+from ...common.thoughts import without_thought
+from ...rows.parquet import check_columns, read_rows
+from ..checks.identify import language_name
+
+VERSION = 1
+Row = dict[str, Any]
+
+# A sampled text on its way to the translator.
+SAMPLE = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lang", pa.string()),
+        ("text", pa.string()),
+        ("source_text", pa.string()),
+        ("source_lang", pa.string()),
+    ]
+)
+BACK_TRANSLATED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lang", pa.string()),
+        ("status", pa.string()),  # ok, failed
+        ("back", pa.string()),
+        ("chrf", pa.float64()),  # 0 to 100
+        ("finish_reason", pa.string()),
+        ("error", pa.string()),
+        ("model", pa.string()),
+        ("model_revision", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+
+
+@dataclass
+class BackTranslationPlan:
+    """Section `verification.back_translation`.
+
+    endpoint: the translator.
+    rows: sampled rows of each language, drawn by their id among those without a hard flag.
+    prompt: the system message; {lang} and {source_lang} stand for the languages' English names. The
+        text is the user's message.
+    parameters: of the request.
+    flag_below: a lower chrF++ marks the row in the report and puts it into the review sheet.
+    """
+
+    endpoint: EndpointPlan
+    rows: int = 300
+    prompt: str = (
+        "Translate the text of the user from {lang} into {source_lang}. "
+        "Give the translation only, without comments."
+    )
+    parameters: dict[str, Any] = field(
+        default_factory=lambda: {"temperature": 0.0, "max_tokens": 1024}
+    )
+    flag_below: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(
+                f"verification.back_translation.rows: expected at least 1, found {self.rows}"
+            )
+        check_parameters(self.parameters, "verification.back_translation.parameters")
+
+
+def drawn(seed: int, row_id: str, lang: str) -> float:
+    """A number from 0 to 1 for a row: the same in every run, and nothing to do with its content."""
+    data = hashlib.sha256(f"{seed}\0{row_id}\0{lang}".encode()).digest()
+    return int.from_bytes(data[:7], "big") / 2**56
+
+
+class BackTranslationWorker:
+    """The step `back_translation/<lang>` (a Worker of units.py) on rows of `SAMPLE`."""
+
+    schema = BACK_TRANSLATED
+    batch_rows = 1
+
+    def __init__(self, plan: BackTranslationPlan, lang: str):
+        from .scoring import sentence_chrf  # loads sacrebleu
+
+        self.plan, self.name = plan, f"back_translation/{lang}"
+        self.concurrency = plan.endpoint.concurrency
+        self._chrf = sentence_chrf
+        self._endpoint = Endpoint(plan.endpoint)
+        self.key = digest(
+            {
+                "version": VERSION,
+                "model": [plan.endpoint.model, plan.endpoint.model_revision],
+                "prompt": plan.prompt,
+                "parameters": plan.parameters,
+            }
+        )
+
+    async def __aenter__(self) -> "BackTranslationWorker":
+        await self._endpoint.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._endpoint.__aexit__(*error)
+
+    async def process(self, rows: list[Row]) -> list[Row]:
+        return [await self._one(row) for row in rows]
+
+    async def _one(self, row: Row) -> Row:
+        system = self.plan.prompt
+        for name in ("lang", "source_lang"):
+            system = system.replace("{" + name + "}", language_name(row[name]))
+        answer = await self._endpoint.complete(
+            [{"role": "system", "content": system}, {"role": "user", "content": row["text"]}],
+            **self.plan.parameters,
+        )
+        error, back, chrf = answer.error, None, None
+        if answer.text is not None:
+            back = without_thought(answer.text, row["text"])
+            error = "a thought without an answer" if back is None else None
+        if back is not None:
+            back = back.strip()
+            chrf = round(self._chrf(back, row["source_text"]), 3)
+        return {
+            "id": row["id"],
+            "lang": row["lang"],
+            "status": "failed" if back is None else "ok",
+            "back": back,
+            "chrf": chrf,
+            "finish_reason": answer.finish_reason,
+            "error": error,
+            "model": answer.model,
+            "model_revision": self.plan.endpoint.model_revision,
+            "attempts": answer.attempts,
+        }
+
+
+def back_translations(path: Path) -> Iterator[Row]:
+    """`id` and `chrf` of a unit's rows. Raises ValueError for another table."""
+    check_columns(path, {"id": pa.string(), "chrf": pa.float64()})
+    yield from read_rows(path, ["id", "chrf"])
+
+
+def plain_text(turns: Sequence[Row]) -> str:
+    """A conversation as one text, for measures that read one."""
+    return "\n".join(turn["content"] for turn in turns)
+
+
+def plain_source(row: Row) -> str:
+    """The source of a translated row as one text."""
+    if row["turns"] is None:
+        return row["source_text"]
+    return plain_text(json.loads(row["source_text"]))

@@ -1,0 +1,181 @@
+"""What verification found, counted and printed; and the sheet of rows for people to look at."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+from ..checks.identify import code_of
+from ..review.pages import ReviewRow, read_overrides, stratified
+from ..sources.records import Row
+from .back_translation import back_translations, plain_source, plain_text
+from .step import VerificationPlan, final_row, verified_rows
+from .survey import LENGTH_BINS, read_survey
+
+_SHOWN_STARTS = 20
+
+
+def verify_report(folder: Path, languages: Sequence[str], plan: VerificationPlan) -> Row:
+    """Counts per language, people's decisions applied.
+
+    Each language: rows; "ok", "rejected", "failed" (they add up to rows); "rejected_by" and
+    "flagged" (rows with each hard check, and accepted rows with each soft one); "other_language"
+    (accepted rows that identification takes for another language, by language); "reviewed";
+    "quality" and "back_translation" where they were made; "starts" and "ends" of the survey.
+
+    Raises ValueError for units that are not verified.
+    """
+    return {
+        "languages": {lang: _language(folder, lang, plan) for lang in languages},
+        "hard": list(plan.checks.hard),
+    }
+
+
+def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
+    status: Counter[str] = Counter()
+    rejected_by: Counter[str] = Counter()
+    flagged: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    reviewed: Counter[str] = Counter()
+    scores: list[float] = []
+    overrides = read_overrides(folder, "translation")
+    for before in verified_rows(folder, lang):
+        row, verified = final_row(before, overrides), before["verified"]
+        status[row["status"]] += 1
+        if row["reviewed"]:
+            reviewed[row["reviewed"]] += 1
+        elif row["status"] == "rejected":
+            # A row that the translation gave up has the flags of its last answer.
+            hard = verified["hard"] or [f for f in row["flags"] if f in plan.checks.hard]
+            rejected_by.update(hard or ["other"])
+        if row["status"] == "ok":
+            flagged.update(f for f in verified["flags"] if f not in verified["hard"])
+            if verified["lid"] and verified["lid"] != code_of(lang):
+                others[verified["lid"]] += 1
+        if verified["quality"] is not None:
+            scores.append(verified["quality"])
+    survey = read_survey(folder, lang) or {}
+    found = {
+        "rows": status.total(),
+        **{name: status[name] for name in ("ok", "rejected", "failed")},
+        "rejected_by": dict(rejected_by.most_common()),
+        "flagged": dict(flagged.most_common()),
+        "other_language": dict(others.most_common()),
+        "reviewed": dict(sorted(reviewed.items())),
+        "lengths": survey.get("lengths", []),
+        "starts": survey.get("starts", [])[:_SHOWN_STARTS],
+        "ends": survey.get("ends", [])[:_SHOWN_STARTS],
+    }
+    assert found["ok"] + found["rejected"] + found["failed"] == found["rows"]
+    if scores:
+        found["quality"] = {"n": len(scores), "mean": fmean(scores), "median": median(scores)}
+    if plan.back_translation is not None:
+        path = folder / "back_translation" / lang / "00000.parquet"
+        if path.is_file():
+            rows = [row["chrf"] for row in back_translations(path)]
+            values = [value for value in rows if value is not None]
+            found["back_translation"] = {
+                "n": len(values),
+                "failed": len(rows) - len(values),
+                "chrf": fmean(values) if values else None,
+                "below": sum(value < plan.back_translation.flag_below for value in values),
+                "flag_below": plan.back_translation.flag_below,
+            }
+    return found
+
+
+def format_report(report: Row) -> str:
+    """The counts as a table, one line a language, and the most frequent reasons under it."""
+    head = ["language", "rows", "ok", "rejected", "failed", "flagged", "quality", "chrF++"]
+    lines = [head]
+    for lang, found in report["languages"].items():
+        quality, back = found.get("quality"), found.get("back_translation")
+        lines.append(
+            [
+                lang,
+                *(f"{found[name]:,}" for name in ("rows", "ok", "rejected", "failed")),
+                f"{sum(found['flagged'].values()):,}",
+                f"{quality['mean']:.3f}" if quality else "",
+                f"{back['chrf']:.1f}" if back and back["chrf"] is not None else "",
+            ]
+        )
+    used = [n for n in range(len(head)) if n < 6 or any(line[n] for line in lines[1:])]
+    widths = {n: max(len(line[n]) for line in lines) for n in used}
+    text = [
+        "  ".join(
+            line[n].ljust(widths[n]) if n == 0 else line[n].rjust(widths[n]) for n in used
+        ).rstrip()
+        for line in lines
+    ]
+    for title, name in (("rejected by", "rejected_by"), ("flagged, and kept", "flagged")):
+        for lang, found in report["languages"].items():
+            if found[name]:
+                listed = ", ".join(f"{check} {n:,}" for check, n in found[name].items())
+                text.append(f"{lang} {title}: {listed}")
+    for lang, found in report["languages"].items():
+        for where in ("starts", "ends"):
+            for item in found[where][:3]:
+                text.append(
+                    f"{lang}: {item['rows']:,} texts of unlike sources "
+                    f"{'begin' if where == 'starts' else 'end'} with {item['text']!r}"
+                )
+    return "\n".join(text)
+
+
+# ------------------------------------------------------------------------------- for review
+
+
+def rows_to_review(folder: Path, lang: str, plan: VerificationPlan) -> list[ReviewRow]:
+    """`plan.review_rows` rows of a language: equally many of each flag, and of each length of clean ones.
+
+    Rows that have no text, and rows that people have decided about, are not among them.
+    """
+    back: dict[str, float | None] = {}
+    path = folder / "back_translation" / lang / "00000.parquet"
+    if plan.back_translation is not None and path.is_file():
+        back = {row["id"]: row["chrf"] for row in back_translations(path)}
+
+    def stratum(row: Row) -> str:
+        if row["verified"]["flags"]:
+            return row["verified"]["flags"][0]
+        chrf = back.get(row["id"])
+        if chrf is not None and plan.back_translation and chrf < plan.back_translation.flag_below:
+            return "back_translation"
+        size = max(n for n in LENGTH_BINS if n <= len(plain_source(row)))
+        return f"clean, source of {size} characters or more"
+
+    def candidates() -> Iterator[Row]:
+        decided = read_overrides(folder, "translation")
+        for row in verified_rows(folder, lang):
+            has_text = row["text"] is not None or row["turns"] is not None
+            if has_text and (row["id"], lang) not in decided:
+                yield row
+
+    chosen = stratified(candidates(), plan.review_rows, stratum, plan.seed)
+    return [
+        ReviewRow(
+            id=row["id"],
+            lang=lang,
+            text=row["text"] if row["turns"] is None else plain_text(row["turns"]),
+            source=plain_source(row),
+            source_lang=row["source_lang"],
+            image=row["image"],
+            reason=_reason(row, back.get(row["id"])),
+        )
+        for row in chosen
+    ]
+
+
+def _reason(row: Row, chrf: float | None) -> str:
+    verified = row["verified"]
+    reasons = [
+        f"{flag}: {detail}"
+        for flag, detail in zip(verified["flags"], verified["details"], strict=True)
+    ]
+    if verified["hard"]:
+        reasons.insert(0, "rejected")
+    if verified["quality"] is not None:
+        reasons.append(f"quality {verified['quality']:.2f}")
+    if chrf is not None:
+        reasons.append(f"back-translation chrF++ {chrf:.0f}")
+    return "; ".join(reasons) or "drawn at random"

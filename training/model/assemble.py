@@ -1,0 +1,366 @@
+"""A Maya from two base models that have never met: a vision tower and a decoder."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+
+from modeling_maya import (
+    MayaConfig,
+    MayaForConditionalGeneration,
+    MayaProjector,
+    drop_unused_vision_weights,
+)
+from processing_maya import MayaImageProcessor, MayaProcessor, add_image_token
+
+from ..common.models import (
+    Model,
+    check_generation,
+    check_pictures,
+    check_report,
+    check_special_tokens,
+    check_tied,
+    check_weights,
+    find_model,
+    load_network,
+    opening,
+    read_config,
+)
+from ..common.reading import read_json_mapping
+from ..common.telling import one_line
+from .templates import IMAGE, find_template, set_ends
+
+MAYA_TYPES = ("maya", "llava_cohere")
+# Weights of a two-tower model (SigLIP, CLIP) that its vision tower does without.
+TWO_TOWERS = ("siglip", "siglip2", "clip")
+# Tensors in the files of bases that Maya does without: buffers that older releases of transformers
+# stored, and of a tower what belongs to the text beside it.
+COMPUTED = r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$"
+TEXT_TOWER = r"^(text_model|text_projection|visual_projection|logit_scale|logit_bias)"
+# Files that a tokenizer can be made from.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+# How tokens that no text holds are called: a placeholder may take the place of one.
+SPARE_TOKEN = re.compile(
+    r"reserved|unused|image_?pad|vision_?pad|<\|?(image|img|extra)", re.IGNORECASE
+)
+PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<PAD>", "<|pad|>", "[PAD]", "<|endoftext|>")
+
+
+def base_configs(
+    vision_tower: str, language_model: str, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """The configs of the two bases; of a two-tower model (SigLIP, CLIP), the vision tower's.
+
+    Raises FileNotFoundError, OSError or ValueError when a base is missing or no model of its kind.
+    """
+    vision = base_config(vision_tower, "vision_tower", trust_remote_code)
+    return vision, base_config(language_model, "language_model", trust_remote_code)
+
+
+def base_config(name: str, field: str, trust_remote_code: bool = False) -> Any:
+    """The config of one base. Raises as `base_configs`."""
+    return _open_config(find_base(name, field), field, trust_remote_code)
+
+
+def build_maya(
+    vision_tower: str,
+    language_model: str,
+    *,
+    projector_num_layers: int = 2,
+    chat_template: str = "maya",
+    further_templates: Iterable[str] = (),
+    image_token: str = IMAGE,
+    image_aspect: str = "pad",
+    vision_feature_layer: int = -2,
+    vision_feature_select_strategy: str = "full",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
+    """Put two bases together with a new projector, drawn from torch's random state.
+
+    The placeholder takes the tokenizer's own token of its name or a spare row of the embeddings, which
+    are never resized. The vision tower's layers behind `vision_feature_layer` are left out. `generate`
+    stops at the ends of answers of all templates and where the decoder alone would.
+
+    Args:
+        vision_tower, language_model: folders or repositories, `user/name@revision` too.
+        chat_template: see `templates.find_template`. further_templates: others that the model will
+            be trained with.
+        image_token: the token of the tokenizer that stands for a patch of an image.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: naming the base that is missing, is no model of its
+            kind, lacks weights or a tokenizer, or has no token left for the placeholder; and for a
+            chat template that does not fit the decoder.
+    """
+    vision, language = (
+        find_base(vision_tower, "vision_tower"),
+        find_base(language_model, "language_model"),
+    )
+    vision_config = _open_config(vision, "vision_tower", trust_remote_code)
+    text_config = _open_config(language, "language_model", trust_remote_code)
+    rows = text_config.vocab_size
+    with _named("language_model"):
+        tokenizer = open_tokenizer(language, rows, trust_remote_code)
+        image_token_id = add_placeholder(tokenizer, image_token, rows)
+        _add_padding(tokenizer, text_config)
+    template = find_template(chat_template, tokenizer, image_token)
+    ends = list(template.ends)
+    for name in further_templates:
+        ends += find_template(name, tokenizer, image_token).ends
+    config = MayaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_id=image_token_id,
+        projector_num_layers=projector_num_layers,
+        vision_feature_layer=vision_feature_layer,
+        vision_feature_select_strategy=vision_feature_select_strategy,
+    )
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = MayaForConditionalGeneration(config)
+    loading = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    with _named("vision_tower"):
+        model.model.vision_tower = _load_tower(vision, config, loading)
+    with _named("language_model"):
+        decoder = _load_decoder(language, rows, loading)
+    model.model.language_model = decoder.base_model
+    model.lm_head = decoder.get_output_embeddings()
+    model.model.multi_modal_projector = MayaProjector(config).to(dtype)
+    model.tie_weights()
+    model.generation_config = decoder.generation_config
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    set_ends(model.generation_config, ends)
+
+    assert config.image_seq_length is not None  # derived when the config was made
+    with _named("vision_tower"):
+        image_processor = _image_processor(vision, config, image_aspect)
+    processor = MayaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        image_seq_length=config.image_seq_length,
+        chat_template=template.text,
+        image_token=image_token,
+    )
+    return model, processor
+
+
+# ------------------------------------------------------------------------------ found, and what they are
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Put the recipe's key before messages about a base."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model.{field}: {error}") from error.__cause__
+    except OSError as error:
+        raise OSError(f"model.{field}: {error}") from error.__cause__
+    except ValueError as error:
+        raise ValueError(f"model.{field}: {error}") from error.__cause__
+
+
+def find_base(name: str, field: str) -> Model:
+    """The model of one base, named by a key of the recipe's. Raises as `base_configs`."""
+    with _named(field):
+        found = find_model(name)
+        if found.is_adapter:
+            raise ValueError(
+                f"{found} holds an adapter, expected a whole model: merge it into its base first "
+                "(maya merge), and give the result"
+            )
+        return found
+
+
+def _open_config(model: Model, field: str, trust_remote_code: bool) -> Any:
+    """The config of a base, of a two-tower model its vision tower's, checked for its kind."""
+    with _named(field):
+        kind = one_line(str(read_config(model).get("model_type")), 60)
+        if kind in MAYA_TYPES:
+            raise ValueError(
+                f"{model} is itself a Maya ({kind}): give it as model.checkpoint, without bases"
+            )
+        with opening(model):
+            config = AutoConfig.from_pretrained(
+                model.name, trust_remote_code=trust_remote_code, **model.options
+            )
+            # Values that no model can be built from.
+            with torch.device("meta"):
+                AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError(
+                f"{model}: its weights are quantized: give the model that they were made from; "
+                "adapter.quantize quantizes while it is loaded"
+            )
+        return _vision(model, config) if field == "vision_tower" else _text(model, config)
+
+
+def _vision(model: Model, config: Any) -> Any:
+    if config.model_type in TWO_TOWERS:
+        return config.vision_config
+    if hasattr(config, "vision_config") or not hasattr(config, "patch_size"):
+        raise ValueError(
+            f"{model} is a model of type {config.model_type}: expected a vision tower, such as a SigLIP or CLIP"
+        )
+    return config
+
+
+def _text(model: Model, config: Any) -> Any:
+    parts = [name for name in ("vision_config", "audio_config") if hasattr(config, name)]
+    if parts or not isinstance(getattr(config, "vocab_size", None), int):
+        raise ValueError(
+            f"{model} is a model of type {config.model_type}"
+            f"{f' with a {parts[0]}' if parts else ''}: expected a language model, which reads text only"
+        )
+    return config
+
+
+# ------------------------------------------------------------------------------ weights
+
+
+def _load_tower(model: Model, config: MayaConfig, loading: dict[str, Any]) -> Any:
+    """The vision tower up to the layer that is used, every tensor of it from the files."""
+    check_weights(model)
+    tower, report = load_network(AutoModel, model, **loading)
+    inside = ""
+    if hasattr(tower, "text_model"):
+        # A two-tower model brings its text tower along; only the other is wanted.
+        tower, inside = tower.vision_model, "vision_model."
+    tower = drop_unused_vision_weights(tower, config)
+    used = {inside + name for name in tower.state_dict()}
+    check_report(model, report, used.__contains__, f"{COMPUTED}|{TEXT_TOWER}")
+    return tower
+
+
+def _load_decoder(model: Model, rows: int, loading: dict[str, Any]) -> Any:
+    """The language model, every tensor of it from the files."""
+    check_weights(model)
+    check_generation(model, rows)
+    decoder, report = load_network(AutoModelForCausalLM, model, **loading)
+    check_report(model, report, others=COMPUTED)
+    check_tied(model, decoder)
+    return decoder
+
+
+# ------------------------------------------------------------------------------ tokenizer
+
+
+def open_tokenizer(model: Model, rows: int, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a decoder with `rows` embeddings.
+
+    Raises ValueError where the model has none: transformers makes one up that knows no word. Also for
+    one that is slow, that knows no text, or that has more tokens than the decoder.
+    """
+    with opening(model):
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.name, trust_remote_code=trust_remote_code, **model.options
+        )
+        tokens = tokenizer.encode("A word or two.", add_special_tokens=False)
+    names = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()} - {"tokenizer_config.json"}
+    if not any(model.file(name) is not None for name in sorted(names)):
+        raise ValueError(
+            f"{model} has no tokenizer: expected {' or '.join(TOKENIZER_FILES[:2])} beside its weights"
+        )
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(
+            f"{model}: {type(tokenizer).__name__}: expected a fast tokenizer, saved as tokenizer.json"
+        )
+    if set(tokens) <= {tokenizer.unk_token_id}:
+        raise ValueError(f"{model}: its tokenizer knows no text: download its files again")
+    highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values())
+    if highest >= rows:
+        raise ValueError(
+            f"{model}: its tokenizer has tokens up to {highest}, but the decoder {rows} embeddings: they "
+            "do not belong together"
+        )
+    check_special_tokens(model, tokenizer, rows)
+    return tokenizer
+
+
+def add_placeholder(tokenizer: Any, token: str, rows: int) -> int:
+    """Give the tokenizer the placeholder of images, where it is not there already, and return its id."""
+    if not token or not token.isprintable() or set(token) & set(" \"'\\{}"):
+        raise ValueError(f"image_token: expected a token such as {IMAGE}, found {token!r}")
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+    if token in vocabulary and token not in added and not token.startswith(("<", "[")):
+        raise ValueError(
+            f"image_token {token!r} is a piece of ordinary text to the tokenizer: name a token that no "
+            "text holds"
+        )
+    if token not in vocabulary and len(tokenizer) >= rows:
+        spare = [name for name in added if SPARE_TOKEN.search(name) and added[name] < rows]
+        spare = sorted(spare, key=lambda name: added[name])[:5]
+        choice = (
+            f"such as {', '.join(spare)}" if spare else "though none is called reserved or unused"
+        )
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the decoder {rows} embeddings, which Maya never "
+            f"resizes, so none is spare for {token}: set model.image_token to a token that your texts do "
+            f"not need, {choice}"
+        )
+    place = add_image_token(tokenizer, rows, token)
+    if place >= rows:
+        raise ValueError(
+            f"{token} has id {place}, but the decoder has {rows} embeddings: set model.image_token to "
+            "another token, or use a decoder with a spare row"
+        )
+    return place
+
+
+def _add_padding(tokenizer: Any, config: Any) -> None:
+    """Give a tokenizer without padding token one that it has: the config's, one named so, or the end.
+
+    A padding token without a row of the embeddings, as the first LLaMAs have, counts as none.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < config.vocab_size:
+        return
+    vocabulary, known = tokenizer.get_vocab(), getattr(config, "pad_token_id", None)
+    names = [
+        name for name in PADDING if vocabulary.get(name, config.vocab_size) < config.vocab_size
+    ]
+    if isinstance(known, int) and 0 <= known < len(tokenizer):
+        names.insert(0, tokenizer.convert_ids_to_tokens(known))
+    if tokenizer.eos_token is not None:
+        names.append(tokenizer.eos_token)
+    if not names:
+        raise ValueError("its tokenizer has no padding token and no end token: set one of them")
+    tokenizer.pad_token = names[0]
+
+
+# ------------------------------------------------------------------------------ pictures
+
+
+def _image_processor(model: Model, config: MayaConfig, image_aspect: str) -> MayaImageProcessor:
+    """Size, mean and std as the tower was trained with; the rest is Maya's.
+
+    A tower may come without a preprocessor_config.json: then its config's size and SigLIP's
+    normalisation.
+    """
+    options: dict[str, Any] = {}
+    file = model.file("preprocessor_config.json")
+    if file is not None:
+        known = read_json_mapping(file)
+        with opening(file), suppress(ImportError):  # an older release may want torchvision
+            known = AutoImageProcessor.from_pretrained(
+                model.name, backend="pil", **model.options
+            ).to_dict()
+        for name in ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor"):
+            if known.get(name) is not None:
+                options[name] = known[name]
+    height, width = config.vision_image_size
+    with opening(file):
+        made = MayaImageProcessor(
+            size={"height": height, "width": width}, image_aspect=image_aspect, **options
+        )
+    check_pictures(model, made)
+    return made

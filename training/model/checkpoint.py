@@ -1,0 +1,135 @@
+"""`model.checkpoint` and finished stages: a Maya, or an adapter on one, found, checked and loaded."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modeling_maya import MayaConfig, MayaForConditionalGeneration
+from processing_maya import MayaProcessor
+
+from ..common.adapters import Adapter, find_adapter, put_on
+from ..common.models import (
+    Model,
+    check_fit,
+    check_generation,
+    check_report,
+    check_tied,
+    check_weights,
+    find_model,
+    load_network,
+    opening,
+    read_config,
+)
+from ..common.telling import one_line
+from ..recipe import ModelRecipe
+from .templates import check_processor, find_template, set_ends
+
+MAYA_TYPES = ("maya", "llava_cohere")
+PROCESSOR = "processor_config.json"
+
+
+def find_checkpoint(source: ModelRecipe, previous: Path | None = None) -> Model | Adapter:
+    """What a stage starts from that is not built from bases.
+
+    previous: the folder of the stage before, instead of the recipe's checkpoint.
+
+    Raises ValueError, FileNotFoundError or OSError, in one line, for what is neither a Maya nor an
+    adapter of one.
+    """
+    if previous is not None:
+        return find_model(str(previous))
+    try:
+        model = find_model(str(source.checkpoint), source.revision)
+        found = find_adapter(model) if model.is_adapter else model
+        base = base_of(found)
+        kind = read_config(base).get("model_type")
+        if kind not in MAYA_TYPES:
+            raise ValueError(
+                f"{base} is not the folder of a Maya: model_type: found {one_line(repr(kind), 60)}, expected "
+                "'maya'; a vision tower or language model is a base: give both, without model.checkpoint"
+            )
+        return found
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"model.checkpoint: {error}") from error.__cause__
+    except OSError as error:
+        raise OSError(f"model.checkpoint: {error}") from error.__cause__
+    except ValueError as error:
+        raise ValueError(f"model.checkpoint: {error}") from error.__cause__
+
+
+def base_of(found: Model | Adapter) -> Model:
+    """The whole model in what a stage starts from."""
+    return found.base if isinstance(found, Adapter) else found
+
+
+def checkpoint_config(found: Model | Adapter) -> MayaConfig:
+    """The architecture of what a stage starts from.
+
+    Raises ValueError for a config.json that is damaged, or that no model can be built from.
+    """
+    base = base_of(found)
+    with opening(f"model.checkpoint: {base}"):
+        config = MayaConfig.from_pretrained(base.name, **base.options)
+        with torch.device("meta"):
+            MayaForConditionalGeneration(config)
+    return config
+
+
+def load_checkpoint(
+    found: Model | Adapter,
+    source: ModelRecipe,
+    *,
+    merged: bool,
+    further_templates: Iterable[str] = (),
+    **options: Any,
+) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
+    """The model and processor that a stage starts from.
+
+    Args:
+        source: may give another chat template and image aspect.
+        merged: whether an adapter is merged into its base; else the base is returned without it.
+        further_templates: chat templates that the model will be trained with besides.
+        options: further arguments of `from_pretrained`.
+
+    Raises ValueError or FileNotFoundError, naming the folder, for what is damaged, incomplete or does
+    not belong together, and for a chat template that does not fit.
+    """
+    base = base_of(found)
+    check_weights(base)
+    network, report = load_network(
+        MayaForConditionalGeneration, base, dtype=getattr(torch, source.dtype), **options
+    )
+    check_report(base, report)
+    check_tied(base, network)
+    check_generation(base, network.config.text_config.vocab_size)
+    if isinstance(found, Adapter) and merged:
+        network = put_on(network, found)
+    processor = open_processor(found, source)
+    check_fit(base, network.config, processor)
+    names = [name for name in (source.chat_template, *further_templates) if name is not None]
+    for name in names:
+        template = find_template(name, processor.tokenizer, processor.image_token)
+        set_ends(network.generation_config, template.ends)
+    return network, processor
+
+
+def open_processor(found: Model | Adapter, source: ModelRecipe) -> MayaProcessor:
+    """The processor of what a stage starts from, with the recipe's chat template and image aspect.
+
+    Raises as `load_checkpoint`.
+    """
+    holder = base_of(found)
+    if isinstance(found, Adapter) and found.model.file(PROCESSOR) is not None:
+        holder = found.model
+    with opening(holder):
+        processor = MayaProcessor.from_pretrained(holder.name, **holder.options)
+    if source.chat_template is None:
+        check_processor(processor, str(holder))
+    else:
+        template = find_template(source.chat_template, processor.tokenizer, processor.image_token)
+        processor.chat_template = template.text
+    if source.image_aspect is not None:
+        processor.image_processor.image_aspect = source.image_aspect
+    return processor

@@ -1,0 +1,610 @@
+"""Conversations and their pictures in rows of any known shape: one reader for validating, building, training.
+
+Shapes, told apart row by row: turns under `messages`, `conversations` (LLaVA, PALO) or `turns`; `prompt` and
+`text`; a `caption` or `text` alone. A picture stands in a column (a path, an address, bytes, base64 text, or
+a list of these), in an image part of a message, or is named by `<image>` marks and stands in a column.
+
+A row is read as it is meant or refused by the name of its field: a picture is never left out of a
+conversation in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from ..common.hub_code import processing_module
+from ..common.images import SUFFIXES, is_address
+from ..common.reading import check_text
+from ..common.telling import found
+
+if TYPE_CHECKING:
+    from processing_maya.conversations_maya import (
+        SPEAKERS,
+        ConversationError,
+        check_messages,
+        count_images,
+        messages_from_conversations,
+        place_marks,
+    )
+else:
+    _rules = processing_module("conversations_maya")
+    SPEAKERS, ConversationError = _rules.SPEAKERS, _rules.ConversationError
+    check_messages, count_images = _rules.check_messages, _rules.count_images
+    messages_from_conversations = _rules.messages_from_conversations
+    place_marks = _rules.place_marks
+
+TURNS = ("conversations", "messages", "turns")
+CAPTIONS = ("caption", "text")
+
+# Columns of pictures by their names.
+PICTURES = (
+    "image", "images", "image_path", "image_paths", "image_file", "image_files", "picture", "pictures",
+    "img", "imgs", "img_path", "photo", "photos", "jpg", "jpeg", "png", "webp",
+)  # fmt: skip
+# Numbered ones and other spellings are columns of pictures too: image_2, Image.
+_NUMBER = re.compile(r"_?[0-9]+$")
+# Others that may hold pictures: they are looked at in rows that have none elsewhere.
+_MAY_BE = re.compile(
+    "image|img|pic|photo|screenshot|frame|figure|file|path|media|visual", re.IGNORECASE
+)
+# These hold other things too: a cell is a picture where it is named like one.
+FILE_NAMES = ("file_name", "file_names", "filename", "filenames")
+# Where a picture was found; it is taken from there if the row says no other place.
+ADDRESSES = ("image_url", "image_urls", "img_url", "url", "path", "file")
+
+# Which fields a recipe or plan may name the columns of.
+NAMED = ("image", "text", "turns")
+
+_PART_KEYS = ("image", "url", "path", "base64", "bytes", "image_url")
+_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_NOT_LOOKED_AT = ("id", "lang", "language", "task", "image_sha256")
+_LONGEST_NAME = 300
+
+Picture = str | bytes
+
+
+class RowError(ValueError):
+    """What is wrong with a row: its field, and the reason."""
+
+    def __init__(self, field: str, reason: str):
+        reason = reason.removesuffix(".")
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+class Reading(NamedTuple):
+    """A row as it is learned from.
+
+    messages: chat-template messages; images that no {"type": "image"} part places belong in front of the first
+        question. pictures: of the row, in reading order: paths, addresses, base64 texts or bytes.
+    """
+
+    messages: list[dict[str, Any]]
+    pictures: tuple[Picture, ...]
+
+
+class Found(NamedTuple):
+    """A picture of a row, and the name that it has beside its bytes."""
+
+    picture: Picture
+    name: str | None
+
+
+class RowReader:
+    """Reads the rows of a table.
+
+    Args:
+        columns: the table's, all of them: whether captions have pictures is known from these.
+        held: those that hold pictures by their type, whatever their names.
+        parts: whether parts of messages may hold pictures.
+        named: which column is which of `NAMED`, where its name does not say it or several do; an empty name
+            for `image` says that rows have no pictures.
+
+    Attributes:
+        task: of rows that name none. texts: the columns of texts. pictured: those of pictures. addresses: those
+        that say where a picture was found. parts: whether parts of messages may hold pictures. looked_at: columns that are no
+            columns of pictures by their names and types, and are looked at in rows that have no picture elsewhere.
+
+    Raises ValueError for columns of no known shape.
+    """
+
+    def __init__(
+        self,
+        columns: Iterable[str],
+        held: Iterable[str] = (),
+        parts: bool = True,
+        named: Mapping[str, str] | None = None,
+    ):
+        columns = list(columns)
+        named = named or {}
+        for field, column in named.items():
+            if field in NAMED and column not in columns and (column or field != "image"):
+                raise ValueError(
+                    f"columns.{field}: expected one of the columns {', '.join(sorted(columns))}; found "
+                    f"{column!r}"
+                )
+        self.parts = parts
+        self.turns = _chosen(named.get("turns"), TURNS, columns)
+        self._prompted = "text" not in named and {"prompt", "text"} <= set(columns)
+        captions = CAPTIONS[:1] if self._prompted else CAPTIONS
+        self.captions = _chosen(named.get("text"), captions, columns)
+        if not (self.turns or self._prompted or self.captions):
+            raise ValueError(
+                "expected columns messages, conversations, prompt and text, or caption; found "
+                f"{', '.join(sorted(columns)) or 'none'}"
+            )
+        self.task = "chat" if self.turns else "caption"
+        self.texts = (*self.turns, *(("prompt", "text") if self._prompted else ()), *self.captions)
+        own = [c for c in held if c not in self.texts]
+        order = ("images", "image", *PICTURES) if "messages" in self.turns else PICTURES
+        alike = [c for c in sorted(columns) if _NUMBER.sub("", c.lower()) in PICTURES]
+        names = dict.fromkeys((*order, *alike, *FILE_NAMES, *own))
+        free = [c for c in names if c in columns and c not in self.texts]
+        self._named = "image" in named
+        self.pictured = _chosen(named.get("image"), free, columns)
+        # A page is the address of a text; of a caption it is that of the picture.
+        addresses = ADDRESSES if self.task == "caption" else ADDRESSES[:3]
+        self.addresses = () if self._named else _chosen(None, addresses, columns)
+        known = (*self.texts, *_NOT_LOOKED_AT, *self.pictured, *self.addresses)
+        others = [c for c in sorted(columns) if c not in known and not self._named]
+        if self.pictured or self.addresses:
+            # A table may have many columns that need not be read.
+            others = [c for c in others if _MAY_BE.search(c)]
+        self.looked_at = tuple(others)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """All columns that reading looks at."""
+        return (*self.texts, *self.pictured, *self.addresses, *self.looked_at)
+
+    @property
+    def wanted_for_pictures(self) -> tuple[str, ...]:
+        """The columns that `pictures` looks at."""
+        texts = self.turns if self.parts else ()
+        return (*texts, *self.pictured, *self.addresses, *self.looked_at)
+
+    def read(self, row: Mapping[str, Any]) -> Reading:
+        """Raises RowError for a row that cannot be learned from as it is meant."""
+        pictures = self.pictures(row)
+        return Reading(self.messages(row, len(pictures)), pictures)
+
+    # Pictures
+
+    def pictures(self, row: Mapping[str, Any]) -> tuple[Picture, ...]:
+        """The pictures of a row, in reading order. Raises RowError for cells that hold none, or contradict."""
+        return tuple(each.picture for each in self.found_pictures(row))
+
+    def found_pictures(self, row: Mapping[str, Any]) -> list[Found]:
+        """As `pictures`, with the names that they have beside their bytes."""
+        filled = [
+            (column, pictures)
+            for column in self.pictured
+            if (pictures := self._in_column(row, column))
+        ]
+        if len(filled) > 1:
+            filled = [_agreed(filled)]
+        parts = self._in_parts(row) if self.parts else []
+        if not filled:
+            places = self.addresses if any(parts) else (*self.addresses, *self.looked_at)
+            filled = [(c, p) for c in places if (p := _alike(row.get(c), c, c in self.addresses))][
+                :1
+            ]
+        of_columns: tuple[str, list[Found]] = filled[0] if filled else ("", [])
+        if not any(parts):
+            return of_columns[1]
+        return _joined(self.turn_column(row), parts, *of_columns)
+
+    def _in_column(self, row: Mapping[str, Any], column: str) -> list[Found]:
+        cell = row.get(column)
+        if cell is None:
+            return []
+        if column in FILE_NAMES and not self._named:
+            return _in_cell(cell, column) if looks_like_picture(cell) else []
+        return _in_cell(cell, column)
+
+    def turn_column(self, row: Mapping[str, Any]) -> str:
+        """The column of a row's turns, "" for a row that has none."""
+        return next((c for c in self.turns if row.get(c) is not None), "")
+
+    def _in_parts(self, row: Mapping[str, Any]) -> list[Found | None]:
+        """The pictures in image parts of a row's messages; None for a part without one."""
+        column = self.turn_column(row)
+        turns = row.get(column)
+        pictures: list[Found | None] = []
+        for number, turn in enumerate(turns if isinstance(turns, list) else ()):
+            content = turn.get("content") if isinstance(turn, Mapping) else None
+            for place, part in enumerate(content if isinstance(content, list) else ()):
+                if isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
+                    pictures.append(_in_part(part, f"{column}[{number}].content[{place}]"))
+        return pictures
+
+    # Texts
+
+    def messages(self, row: Mapping[str, Any], images: int) -> list[dict[str, Any]]:
+        """The conversation of a row with so many images. Raises RowError."""
+        try:
+            messages = self._messages(row, images)
+        except _Unplaced as error:
+            where = ", ".join((*self.pictured, *self.addresses)) or "no column of pictures"
+            more = f"; pictures were looked for in: {where}" if not images else ""
+            raise RowError(error.field, error.reason + more) from None
+        fields = self._fields(row, messages)
+        for field, message in zip(fields, messages, strict=True):
+            _check_message(field, message)
+        if all(message["role"] != "assistant" for message in messages):
+            raise RowError(_root(fields[0]), "no assistant turn, there is nothing to learn.")
+        if images and all(message["role"] != "user" for message in messages):
+            raise RowError(_root(fields[0]), f"{images} images but no user turn to put them in.")
+        late = next((n for n, m in enumerate(messages) if n and m["role"] == "system"), None)
+        if late is not None:
+            raise RowError(fields[late], "a system turn; expected it at the start alone.")
+        return messages
+
+    def _fields(self, row: Mapping[str, Any], messages: Sequence[Any]) -> list[str]:
+        """What errors call each message."""
+        column = self.turn_column(row)
+        if column:
+            # A leading answer is left out.
+            first = len(row[column]) - len(messages)
+            return [f"{column}[{first + number}]" for number in range(len(messages))]
+        if self._is_prompted(row):
+            return ["prompt", "text"]
+        (caption,) = [c for c in self.captions if row.get(c) is not None][:1]
+        return [caption, caption]
+
+    def _is_prompted(self, row: Mapping[str, Any]) -> bool:
+        return self._prompted and (
+            not self.captions or any(row.get(c) is not None for c in ("prompt", "text"))
+        )
+
+    def _messages(self, row: Mapping[str, Any], images: int) -> list[dict[str, Any]]:
+        column = self.turn_column(row)
+        others = [c for c in self.turns if column and row.get(c) not in (None, [], row[column])]
+        if others:
+            raise RowError(
+                f"{column}, {others[0]}",
+                "expected turns in one of these, found both: remove one, or name the column of turns "
+                "(columns: {turns: NAME})",
+            )
+        if column:
+            return _from_turns(column, row[column], images)
+        if self._is_prompted(row):
+            said = [_text(row, c) for c in ("prompt", "text")]
+            return _asked(said, images, ("prompt", "text"))
+        caption = next((c for c in self.captions if row.get(c) is not None), None)
+        if caption is None:
+            expected = "a list of turns" if self.turns else "text"
+            some = "" if len(self.texts) == 1 else " in one of these"
+            raise RowError(", ".join(self.texts), f"expected {expected}{some}, found nothing")
+        if not images and (self.pictured or self.addresses):
+            column = (*self.pictured, *self.addresses)[0]
+            raise RowError(column, "expected the image of the caption, found nothing")
+        # A caption alone: the user shows the image and says nothing.
+        return _asked(["", _text(row, caption)], images, (caption, caption))
+
+
+class _Unplaced(RowError):
+    """Marks or parts and pictures differ in number."""
+
+
+def _chosen(named: str | None, known: Iterable[str], columns: Sequence[str]) -> tuple[str, ...]:
+    if named is not None:
+        return (named,) if named else ()
+    return tuple(name for name in known if name in columns)
+
+
+def _root(field: str) -> str:
+    return field.partition("[")[0]
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    cell = row.get(column)
+    if not isinstance(cell, str):
+        raise RowError(column, f"expected text, found {found(cell)}")
+    return cell
+
+
+def _asked(said: list[str], images: int, fields: tuple[str, str]) -> list[dict[str, Any]]:
+    messages = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant"), said, strict=True)
+    ]
+    return _checked(messages, images, lambda turn: fields[(turn or 1) - 1])
+
+
+def _from_turns(column: str, turns: Any, images: int) -> list[dict[str, Any]]:
+    if not isinstance(turns, list):
+        raise RowError(column, f"expected a list of turns, found {found(turns)}")
+
+    def field(turn: int | None) -> str:
+        return column if turn is None else f"{column}[{turn - 1}]"
+
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping):
+            raise RowError(field(number), f"expected a mapping, found {found(turn)}")
+        for key, value in turn.items():
+            if key not in ("role", "content", "from", "value") and _is_stray_picture(key, value):
+                raise RowError(
+                    f"{field(number)}.{key}",
+                    "expected the pictures of a turn in image parts of its content or in a column, found "
+                    f"{found(value)}",
+                )
+    if any(turn.get(key) is not None for turn in turns for key in ("from", "value")):
+        said = [
+            {"from": _either(turn, "from", "role"), "value": _either(turn, "value", "content")}
+            for turn in turns
+        ]
+        try:
+            return messages_from_conversations(said, images, column)
+        except ConversationError as error:
+            kind = _Unplaced if " images but " in error.reason else RowError
+            raise kind(field(error.turn), error.reason) from None
+    messages = [_message(turn, field(number)) for number, turn in enumerate(turns, 1)]
+    # The letters in an answer of LLaVA's are a mistake; here a picture has other places.
+    return _checked(messages, images, field, answers_are_text=True)
+
+
+def _is_stray_picture(key: str, value: Any) -> bool:
+    """Whether a turn or a part of text holds a picture that nothing would read."""
+    if value in (None, "", [], {}):
+        return False
+    return key in ("image", "images", "image_url") or looks_like_picture(value)
+
+
+def _either(turn: Mapping[str, Any], first: str, second: str) -> Any:
+    value = turn.get(first)
+    return turn.get(second) if value is None else value
+
+
+def _message(turn: Mapping[str, Any], field: str) -> dict[str, Any]:
+    role, content = turn.get("role"), turn.get("content")
+    if not isinstance(role, str):
+        raise RowError(f"{field}.role", f"expected text, found {found(role)}")
+    if isinstance(content, list):
+        content = [_part(part, f"{field}.content[{i}]") for i, part in enumerate(content)]
+    elif not isinstance(content, str):
+        raise RowError(
+            f"{field}.content", f"expected text or a list of parts, found {found(content)}"
+        )
+    return {"role": SPEAKERS.get(role, role), "content": content}
+
+
+def _part(part: Any, field: str) -> dict[str, Any]:
+    """A part of a message without its picture."""
+    if not isinstance(part, Mapping):
+        raise RowError(field, f"expected a mapping, found {found(part)}")
+    if part.get("type") in ("image", "image_url"):
+        return {"type": "image"}
+    if part.get("type") == "text" and not isinstance(part.get("text"), str):
+        raise RowError(f"{field}.text", f"expected text, found {found(part.get('text'))}")
+    for key, value in part.items():
+        if key != "text" and _is_stray_picture(key, value):
+            raise RowError(
+                f"{field}.{key}",
+                f"expected a picture in a part of type 'image', found {found(value)}",
+            )
+    # Arrow gives every part the keys of all parts.
+    return {name: value for name, value in part.items() if value is not None}
+
+
+def _checked(
+    messages: list[dict[str, Any]],
+    images: int,
+    field: Callable[[int | None], str],
+    answers_are_text: bool = False,
+) -> list[dict[str, Any]]:
+    try:
+        check_messages(messages, "")
+    except ConversationError as error:
+        raise RowError(field(error.turn), error.reason) from None
+    if any("<image>" in text for message in messages for text in _texts(message)):
+        try:
+            messages = place_marks(messages, images, "", answers_are_text=answers_are_text)
+        except ConversationError as error:
+            kind = _Unplaced if " images but " in error.reason else RowError
+            raise kind(field(error.turn), error.reason) from None
+    placed = count_images(messages)
+    if placed and placed != images:
+        raise _Unplaced(
+            _root(field(None)),
+            f'{images} images but {placed} {{"type": "image"}} parts in the messages; give each image '
+            "one part, or none to put them all before the first question.",
+        )
+    return messages
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    content = message["content"]
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part["type"] == "text"]
+
+
+def _check_message(field: str, message: Mapping[str, Any]) -> None:
+    texts = _texts(message)
+    if message["role"] == "assistant" and not "".join(texts).strip():
+        reason = "the assistant's answer is empty, there is nothing to learn or continue from."
+        raise RowError(field, reason)
+    for text in texts:
+        try:
+            check_text(text, field)
+        except ValueError as error:
+            raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+# ------------------------------------------------------------------------------ pictures of cells
+
+
+def _in_cell(cell: Any, field: str) -> list[Found]:
+    """The pictures of a cell: one, a list of them, or none."""
+    if cell is None or cell == "":
+        return []
+    if isinstance(cell, (list, tuple)):
+        return [_picture(each, f"{field}[{number}]") for number, each in enumerate(cell)]
+    return [_picture(cell, field)]
+
+
+def _picture(value: Any, field: str) -> Found:
+    """A picture as a cell or part gives it. Of datasets' Image feature, its bytes come before its path."""
+    name = None
+    picture = value
+    if isinstance(value, Mapping):
+        name = value.get("path")
+        picture = next((value[k] for k in _PART_KEYS[::-1] if value.get(k)), name)
+        if isinstance(picture, Mapping) and set(picture) != set(value):
+            return _picture(picture, field)
+        held = value.get("bytes")
+        if isinstance(held, str) and not is_address(held):
+            raise RowError(field, f"expected the bytes of a picture, found {found(held)}")
+    if isinstance(picture, (bytearray, memoryview)):
+        picture = bytes(picture)
+    if not isinstance(picture, (str, bytes)) or not picture:
+        raise RowError(
+            field,
+            f"expected a picture's path, address or bytes, found {found(None if picture in ('', b'') else picture)}",
+        )
+    if isinstance(picture, str):
+        try:
+            check_text(picture, field)
+        except ValueError as error:
+            raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+    return Found(picture, name if isinstance(name, str) and name else None)
+
+
+def picture_of(cell: Any, number: int) -> Picture:
+    """Picture `number` of a cell. Raises RowError."""
+    return _in_cell(cell, "image")[number].picture
+
+
+def _in_part(part: Mapping[str, Any], field: str) -> Found | None:
+    keys = [key for key in _PART_KEYS if part.get(key) not in (None, "", {})]
+    if not keys:
+        return None
+    if len(keys) > 1:
+        raise RowError(field, f"expected one picture in an image part, found {' and '.join(keys)}.")
+    return _picture(part[keys[0]], f"{field}.{keys[0]}")
+
+
+def _joined(
+    column: str, parts: list[Found | None], beside: str, of_column: list[Found]
+) -> list[Found]:
+    """The pictures of image parts, of which some may stand in a column."""
+    empty = parts.count(None)
+    filled = [part for part in parts if part is not None]
+    if len(of_column) == len(parts) and all(
+        part is None or _same(part, other) for part, other in zip(parts, of_column, strict=True)
+    ):
+        return [part or other for part, other in zip(parts, of_column, strict=True)]
+    if len(of_column) != empty:
+        where = f" and {len(of_column)} in {beside}" if of_column else ""
+        raise RowError(
+            f"{column}, {beside}" if beside else column,
+            f"{len(parts)} image parts, {len(filled)} pictures in them{where}: give each part its picture, "
+            "or list all pictures in one column",
+        )
+    rest = iter(of_column)
+    return [part or next(rest) for part in parts]
+
+
+def _agreed(filled: list[tuple[str, list[Found]]]) -> tuple[str, list[Found]]:
+    """The pictures of several filled columns, which are the same. Raises RowError where they are not."""
+    first, pictures = filled[0]
+    for column, others in filled[1:]:
+        same = len(others) == len(pictures) and all(
+            _same(one, other) for one, other in zip(pictures, others, strict=True)
+        )
+        if not same:
+            raise RowError(
+                f"{first}, {column}",
+                f"expected one picture in one column, found {_told(pictures)} and {_told(others)}: remove "
+                "one, or name the column of pictures (columns: {image: NAME})",
+            )
+    # A picture itself comes before its name.
+    return next((pair for pair in filled if isinstance(pair[1][0].picture, bytes)), filled[0])
+
+
+def _told(pictures: list[Found]) -> str:
+    some = [found(each.name or each.picture).removeprefix("text ") for each in pictures[:3]]
+    return ", ".join(some) + (", ..." if len(pictures) > 3 else "")
+
+
+def _same(one: Found, other: Found) -> bool:
+    """Whether two say the same picture, as far as their names tell."""
+    if one.picture == other.picture:
+        return True
+    names = [_name_of(each) for each in (one, other)]
+    if isinstance(one.picture, bytes) and isinstance(other.picture, bytes):
+        return False
+    if None in names:
+        return True
+    if isinstance(one.picture, bytes) or isinstance(other.picture, bytes):
+        # Bytes keep the last part of their file's name.
+        names = [str(name).rpartition("/")[2] for name in names]
+    first, second = (f"/{str(name).lstrip('/')}" for name in names)
+    return first.endswith(second) or second.endswith(first)
+
+
+def _name_of(each: Found) -> str | None:
+    """The name of a picture's file; None for one that is given as text or bytes without a name."""
+    if isinstance(each.picture, bytes):
+        return each.name
+    text = each.picture
+    if text.lower().startswith(("http://", "https://", "file://")):
+        return _path(text)
+    if is_address(text):
+        return None
+    return text.replace("\\", "/").removeprefix("./")
+
+
+def _alike(cell: Any, column: str, is_column: bool) -> list[Found]:
+    """The pictures of a cell in a column that need not be one of pictures.
+
+    Args:
+        is_column: the column's name says where a picture was found.
+
+    Raises RowError for a name of a picture in a column of any other name.
+    """
+    if is_column and isinstance(cell, (str, list)) and _addresses(cell):
+        return _in_cell(cell, column)
+    if not looks_like_picture(cell):
+        return []
+    held = cell[0] if isinstance(cell, list) else cell
+    if is_column or isinstance(held, bytes) or (isinstance(held, dict) and held.get("bytes")):
+        return _in_cell(cell, column)
+    raise RowError(
+        column,
+        f"expected a picture in a column of pictures, found {found(held)}: rename the column to image, or "
+        f"name it (columns: {{image: {column}}})",
+    )
+
+
+def _addresses(cell: str | list[Any]) -> bool:
+    texts = cell if isinstance(cell, list) else [cell]
+    return bool(texts) and all(isinstance(t, str) and t.lower().startswith("http") for t in texts)
+
+
+def looks_like_picture(cell: Any) -> bool:
+    """Whether a cell's value is plainly a picture: bytes or base64 of one, or a name that ends as one's."""
+    if isinstance(cell, (list, tuple)):
+        return any(looks_like_picture(each) for each in cell)
+    if isinstance(cell, Mapping):
+        return any(looks_like_picture(cell.get(key)) for key in _PART_KEYS)
+    if isinstance(cell, bytes):
+        return cell.startswith(_MAGIC) or (cell[:4] == b"RIFF" and cell[8:12] == b"WEBP")
+    if not isinstance(cell, str):
+        return False
+    if not cell.lower().startswith(("http:", "https:")) and is_address(cell):
+        return cell[:5].lower() != "data:" or cell[:11].lower() == "data:image/"
+    short = len(cell) <= _LONGEST_NAME and "\n" not in cell
+    return short and _path(cell).lower().endswith(SUFFIXES)
+
+
+def _path(text: str) -> str:
+    """The path of an address; a text that is none as it is."""
+    try:
+        return urlsplit(text).path if "://" in text else text
+    except ValueError:
+        return text

@@ -1,0 +1,333 @@
+"""Rows of JSON files: an array of rows, or a row a line, plain or compressed by gzip.
+
+A file is read piece by piece, so memory holds a row and not the file, and neither nesting nor the length
+of a row is without bound. A row that cannot be read is given as `Unreadable`, with the reason; where
+nothing can be read after it, ValueError ends the reading.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..common.reading import MAX_DEPTH, open_file
+from ..common.telling import found, printable
+
+# Of one row; a row may hold pictures as text.
+MAX_ROW = 256 * 2**20
+# Digits of a whole number: Python reads no more of them at once.
+MAX_DIGITS = 4300
+_CHUNK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands where a row should: what is wrong with it."""
+
+    reason: str
+
+
+def rows_suffix(path: str | os.PathLike) -> str:
+    """What a file of rows is by its name: ".json", ".jsonl" or ".parquet"; "" for another."""
+    name = Path(path).name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    known = (".json", ".jsonl") if name.endswith(".gz") else (".json", ".jsonl", ".parquet")
+    return suffix if suffix in known else ""
+
+
+def read_json_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
+    """(number, row) of a .json or .jsonl file, also .gz.
+
+    The number is the row's place in the array, or that of its line, from 0; blank lines hold no row. A .json
+    file may have a row a line too.
+
+    Raises:
+        ValueError: no array of rows; broken in the middle of an array; text that is not UTF-8 in an array;
+            a compressed file that is cut off. Each names the file and the place in it.
+        OSError: as `open` raises it.
+    """
+    if rows_suffix(path) == ".jsonl" or _is_lines(path):
+        yield from _lines(path)
+    else:
+        yield from _array(path)
+
+
+class _File:
+    """Bytes of a file, unpacked where it is compressed."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+        self._raw = open_file(path)
+        packed = Path(path).suffix.lower() == ".gz"
+        self._file: BinaryIO = gzip.GzipFile(fileobj=self._raw) if packed else self._raw  # type: ignore[assignment]
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._raw.close()
+
+    def read(self, size: int) -> bytes:
+        return self._of(self._file.read, size)
+
+    def line(self, size: int) -> bytes:
+        return self._of(self._file.readline, size)
+
+    def _of(self, read: Any, size: int) -> bytes:
+        try:
+            return read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"{self.path}: not a whole gzip file ({printable(str(error))}): download it again"
+            ) from None
+
+
+# ------------------------------------------------------------------------------ one row
+
+
+class _Decoder:
+    """JSON to plain values; what no row may hold is noted and does not end the reading."""
+
+    def __init__(self) -> None:
+        self._problems: list[str] = []
+        self._json = json.JSONDecoder(
+            object_pairs_hook=self._mapping,
+            parse_constant=self._constant,
+            parse_float=self._float,
+            parse_int=self._int,
+        )
+
+    def decode(self, text: str, start: int) -> tuple[dict[str, Any] | Unreadable, int]:
+        """The row that begins at `start`, and where it ends.
+
+        Raises json.JSONDecodeError for what is not JSON and RecursionError for deep nesting.
+        """
+        self._problems.clear()
+        value, end = self._json.raw_decode(text, start)
+        brackets = text.count("[", start, end) + text.count("{", start, end)
+        if brackets > MAX_DEPTH and _depth(text, start, end) > MAX_DEPTH:
+            return _TOO_DEEP, end
+        if self._problems:
+            return Unreadable(self._problems[0]), end
+        if not isinstance(value, dict):
+            return Unreadable(f"expected a mapping of fields, found {found(value)}"), end
+        return value, end
+
+    def _mapping(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            self._problems.append(f"the key {printable(repr(twice))} stands twice in one mapping")
+        return value
+
+    def _constant(self, name: str) -> float:
+        self._problems.append(f"expected a number, found {name}")
+        return 0.0
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            self._problems.append(f"expected a number, found {text[:40]}")
+        return value
+
+    def _int(self, text: str) -> int:
+        if len(text) > MAX_DIGITS:
+            self._problems.append(f"expected a number, found {len(text):,} digits")
+            return 0
+        return int(text)
+
+
+_TOO_DEEP = Unreadable(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _depth(text: str, start: int, end: int) -> int:
+    """How deep brackets are nested."""
+    deepest = depth = 0
+    for match in _BRACKETS.finditer(text, start, end):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _end(text: str, start: int) -> int | None:
+    """Where the value in brackets that begins at `start` ends; None where the text ends before it."""
+    depth = 0
+    for match in _BRACKETS.finditer(text, start):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        if not depth:
+            return match.end()
+    return None
+
+
+# ------------------------------------------------------------------------------ a row a line
+
+
+def _is_lines(path: str | os.PathLike) -> bool:
+    """Whether a .json file holds rows line by line: mappings in its first two lines that are not blank."""
+    with _File(path) as file:
+        if not file.read(_CHUNK).removeprefix(_BOM).lstrip().startswith(b"{"):
+            return False
+    lines: list[bytes] = []
+    with _File(path) as file:
+        while len(lines) < 2 and (line := file.line(MAX_ROW)):
+            lines += [line.strip()] if line.removeprefix(_BOM).strip() else []
+    first, second = (*lines, b"", b"")[:2]
+    return first.endswith(b"}") and second.startswith(b"{")
+
+
+def _lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
+    decoder = _Decoder()
+    number = -1
+    with _File(path) as file:
+        while line := file.line(MAX_ROW + 1):
+            number += 1
+            if len(line) > MAX_ROW:
+                while line and not line.endswith(b"\n"):
+                    line = file.line(MAX_ROW)
+                yield number, Unreadable(f"line {number + 1}: more than {MAX_ROW:,} bytes")
+                continue
+            line = line.removeprefix(_BOM) if number == 0 else line
+            if line.strip():
+                yield number, _line(decoder, line.strip(), f"line {number + 1}")
+
+
+def _line(decoder: _Decoder, line: bytes, where: str) -> dict[str, Any] | Unreadable:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        byte = line[error.start : error.start + 1].hex()
+        return Unreadable(
+            f"{where}: expected UTF-8 text, found the byte 0x{byte}: save the file as UTF-8"
+        )
+    try:
+        row, end = decoder.decode(text, 0)
+    except json.JSONDecodeError as error:
+        return Unreadable(f"{where} is not JSON: {error.msg} (column {error.colno})")
+    except RecursionError:
+        return Unreadable(f"{where}: {_TOO_DEEP.reason}")
+    if end < len(text):
+        return Unreadable(f"{where} is not JSON: Extra data (column {end + 1})")
+    return Unreadable(f"{where}: {row.reason}") if isinstance(row, Unreadable) else row
+
+
+# ------------------------------------------------------------------------------ an array
+
+
+def _array(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
+    number = -1
+    with _File(path) as file:
+        text = _Text(file)
+        start = text.next()
+        if start != "[":
+            raise ValueError(
+                f"{path}: expected a JSON array of rows, found {start.encode()!r} at its start: write "
+                "[row, row, ...], or a row a line"
+            )
+        text.position += 1
+        ends = text.next() == "]"
+        while not ends:
+            row = text.row(number)
+            number += 1
+            yield number, row
+            separator = text.next()
+            if separator not in (",", "]"):
+                raise text.broken(number, f"expected ',' or ']', found {separator!r}")
+            text.position += 1
+            ends = separator == "]"
+        if not number + 1:
+            text.position += 1
+        if text.next():
+            raise text.broken(number, f"expected the end of the file, found {text.next()!r}")
+
+
+class _Text:
+    """The text of a file, as much of it as a row needs."""
+
+    def __init__(self, file: _File):
+        self.position = 0
+        self._file = file
+        self._text = ""
+        self._lines = 0  # before the text that is held
+        self._ended = False
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._rows = _Decoder()
+
+    def next(self) -> str:
+        """The next letter that is no white space, and not taken; "" at the end."""
+        while True:
+            while self.position < len(self._text):
+                if self._text[self.position] not in " \t\r\n":
+                    return self._text[self.position]
+                self.position += 1
+            if self._ended:
+                return ""
+            self._more(_CHUNK)
+
+    def _more(self, size: int) -> None:
+        if self.position > _CHUNK:
+            self._lines += self._text.count("\n", 0, self.position)
+            self._text, self.position = self._text[self.position :], 0
+        data = self._file.read(size)
+        self._ended = not data
+        try:
+            self._text += self._decoder.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            line = (
+                self._lines + self._text.count("\n") + error.object.count(b"\n", 0, error.start) + 1
+            )
+            byte = error.object[error.start : error.start + 1].hex()
+            raise ValueError(
+                f"{self._file.path}: line {line}: expected UTF-8 text, found the byte 0x{byte}: save "
+                "the file as UTF-8"
+            ) from None
+
+    def row(self, after: int) -> dict[str, Any] | Unreadable:
+        """The next row. Raises ValueError, naming row `after` before it, where the text is broken."""
+        self.next()
+        while True:
+            end: int | None
+            row: dict[str, Any] | Unreadable
+            try:
+                row, end = self._rows.decode(self._text, self.position)
+            except RecursionError:
+                row, end = _TOO_DEEP, _end(self._text, self.position)
+                if end is None and self._ended:
+                    raise ValueError(
+                        f"{self._file.path}: row {after + 1}: {_TOO_DEEP.reason}"
+                    ) from None
+            except json.JSONDecodeError as error:
+                # An error at the end of the text, or in a string that has no end, is one for want of text.
+                cut = error.pos > len(self._text) - 16 or error.msg.startswith("Unterminated")
+                if self._ended or not cut:
+                    self.position = min(error.pos, len(self._text))
+                    raise self.broken(after, error.msg) from None
+                end = None
+            # A number may go on behind the end of the text.
+            if end is not None and (end < len(self._text) or self._ended):
+                self.position = end
+                return row
+            if len(self._text) - self.position > MAX_ROW:
+                raise ValueError(
+                    f"{self._file.path}: row {after + 1}: expected at most {MAX_ROW:,} characters"
+                )
+            self._more(max(_CHUNK, len(self._text) - self.position))
+
+    def broken(self, after: int, reason: str) -> ValueError:
+        line = self._lines + self._text.count("\n", 0, self.position) + 1
+        column = self.position - self._text.rfind("\n", 0, self.position)
+        place = f"line {line}, column {column}"
+        where = f"after row {after}" if after >= 0 else "at its start"
+        return ValueError(f"{self._file.path}: broken JSON {where}: {printable(reason)} ({place})")

@@ -1,0 +1,465 @@
+"""Parquet files of a dataset, in a folder or on the Hub, as tables that are read piece by piece.
+
+What is read at once is a row group: files whose row groups are small need little memory.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..common.cards import card_metadata, check_cards
+from ..common.images import StorageError
+from ..common.network import of_network
+from ..common.reading import open_file, read_text
+from ..common.telling import one_line, printable, reason
+from .hub import HubFiles, dataset_builder
+from .json_rows import rows_suffix
+
+HUB = "hf://"
+# Read ahead when a remote file is read from its start to its end, in bytes.
+AHEAD = 8 << 20
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The parquet files of a split, and those of the table of images beside it, if there is one.
+
+    Files on the Hub are named with the commit they were found at: `hf://datasets/user/name@.../`.
+    """
+
+    rows: list[str]
+    images: list[str]
+
+
+def find_files(
+    path: str,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    data_files: str | None = None,
+) -> DatasetFiles:
+    """Where a dataset's rows are: a folder, a Hub repository or one parquet file.
+
+    The dataset card's YAML says which files belong to a config and a split; without a card, the
+    rules of `datasets` do. The table of images is `images/*.parquet`.
+
+    Args:
+        revision: of a Hub repository. data_files: the one file of a folder or repository to be read.
+
+    Raises FileNotFoundError, ValueError: no such dataset, config or split; files of another format.
+    """
+    place = Path(path)
+    images: list[str] = []
+    if data_files is not None and place.is_dir():
+        path, place = str(place / data_files), place / data_files
+    if place.exists() and not place.is_dir():
+        check_single(path, config, split)
+        found = [path]
+    elif place.is_dir():
+        found = [str(f) for f in card_files(place, config, split)] or _by_datasets(
+            path, config, split, revision
+        )
+        images = [str(f) for f in sorted(place.glob("images/*.parquet"))]
+    elif path.startswith((".", "/", "~")) or rows_suffix(path):
+        raise FileNotFoundError(f"{path}: no such dataset folder or file")
+    elif data_files is not None:
+        check_single(path, config, split)
+        found = [HubFiles(path, revision).address(data_files)]
+    else:
+        from huggingface_hub import HfFileSystem
+
+        found = _by_datasets(path, config, split, revision)
+        root = re.match(rf"{HUB}datasets/[^/]+/[^/]+/", found[0])
+        images = sorted(HfFileSystem().glob(f"{root[0]}images/*.parquet")) if root else []
+        images = [HUB + name for name in images]
+    for name in (f for f in (*found, *images) if not f.startswith(HUB)):
+        open_file(name).close()  # a pipe or a device is no table
+    other = [f for f in found if not f.endswith(".parquet")]
+    if other:
+        raise ValueError(
+            f"{path}: {other[0]}: a streamed dataset is read from parquet files; convert it "
+            "(Dataset.to_parquet, or the branch refs/convert/parquet on the Hub) or leave "
+            "streaming out"
+        )
+    return DatasetFiles(found, [f for f in images if f not in found])
+
+
+def check_single(path: str, config: str | None, split: str) -> None:
+    """Raises ValueError where a config or split is named of a dataset that is one file."""
+    for name, value, default in (("split", split, "train"), ("config", config, None)):
+        if value != default:
+            raise ValueError(
+                f"{path}: {name}: expected none, as all rows of a single file are read, found {value!r}: "
+                "leave it out, or name a dataset folder"
+            )
+
+
+def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
+    """The parquet files of a split, as the dataset card's YAML names them; none without a card, or
+    where the card leaves splits to the rules of `datasets`.
+
+    Read here and not through `datasets`, whose cache would hold a second copy of a local folder.
+
+    Raises ValueError, FileNotFoundError: a broken card, or one without that config, split or file.
+    """
+    check_cards(folder)
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    configs = _card_configs(card)
+    if not configs:
+        return []
+    names = [str(c["config_name"]) for c in configs]
+    if config is None:
+        chosen = next((c for c in configs if c.get("default")), configs[0])
+    elif config in names:
+        chosen = configs[names.index(config)]
+    else:
+        raise ValueError(
+            f"{folder}: config: {config!r} is not in the dataset card; found {', '.join(names)}"
+        )
+    listed = chosen.get("data_files")
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        return []  # none, or patterns without a split: by the rules of `datasets`
+    for item in listed:
+        if "split" not in item or "path" not in item:
+            raise ValueError(
+                f"{card}: config {chosen['config_name']!r}: data_files: expected items with split "
+                f"and path, found {item}; correct the card"
+            )
+    splits = {str(item["split"]): item["path"] for item in listed}
+    if split not in splits:
+        raise ValueError(
+            f"{folder}: split: config {chosen['config_name']!r} has no {split!r}; "
+            f"found {', '.join(splits)}"
+        )
+    patterns = splits[split] if isinstance(splits[split], list) else [splits[split]]
+    try:
+        files = sorted({f for pattern in patterns for f in folder.glob(str(pattern))})
+    except (ValueError, NotImplementedError) as error:  # an empty or absolute pattern
+        raise ValueError(f"{card}: data_files: {patterns}: {error}; correct the card") from None
+    if not files:
+        raise FileNotFoundError(f"{folder}: no file matches {', '.join(map(str, patterns))}")
+    return files if all(f.suffix == ".parquet" for f in files) else []
+
+
+def _card_configs(card: Path) -> list[dict[str, Any]]:
+    """The configs in a dataset card's YAML; none without YAML. Raises ValueError naming the card."""
+    header = card_metadata(read_text(card), str(card))
+    configs = header.get("configs") or []
+    named = isinstance(configs, list) and all(
+        isinstance(c, dict) and "config_name" in c for c in configs
+    )
+    if not named:
+        raise ValueError(
+            f"{card}: configs: expected a list of mappings with config_name; correct the card"
+        )
+    return configs
+
+
+def _by_datasets(path: str, config: str | None, split: str, revision: str | None) -> list[str]:
+    builder = dataset_builder(path, config, revision, f"config {config!r}")
+    splits = builder.config.data_files or {}
+    if split not in splits:
+        raise ValueError(
+            f"{path}: split: config {builder.config.name!r} has no {split!r}; "
+            f"found {', '.join(map(str, splits))}"
+        )
+    return [str(f) for f in splits[split]]
+
+
+def no_images(path: str) -> str:
+    """What is wrong with a `limit` for rows that have no image."""
+    return (
+        f"{path}: limit: expected rows with images, which it counts, found none of the recipe's languages "
+        "and tasks; leave limit out"
+    )
+
+
+class Table:
+    """Parquet files in a row as one table, rows numbered through.
+
+    Opened are only the files' footers; every process opens the files anew.
+
+    Raises:
+        StorageError: a file that cannot be read, or lacks a column, by its name.
+        ConnectionError: a file on the Hub that cannot be fetched.
+    """
+
+    def __init__(self, files: Sequence[str]):
+        self.files = list(files)
+        self._open: dict[tuple[int, int, bool], pq.ParquetFile] = {}
+        self.schema: pa.Schema = self._file(0).schema_arrow
+        self.columns: list[str] = self.schema.names
+        # (file, row group) and first row of every row group, and one more first row.
+        self.groups: list[tuple[int, int]] = []
+        first = [0]
+        for number in range(len(self.files)):
+            footer = self._file(number).metadata
+            for group in range(footer.num_row_groups):
+                self.groups.append((number, group))
+                first.append(first[-1] + footer.row_group(group).num_rows)
+        self.first: np.ndarray = np.array(first, np.int64)
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    @property
+    def remote(self) -> bool:
+        return self.files[0].startswith(HUB)
+
+    def _file(self, number: int, ahead: bool = False) -> pq.ParquetFile:
+        # A forked process must not share its parent's position in a file.
+        key = (os.getpid(), number, ahead)
+        if key not in self._open:
+            name = self.files[number]
+            with _reading(name):
+                if name.startswith(HUB):
+                    from huggingface_hub import HfFileSystem
+
+                    cache = {"cache_type": "readahead", "block_size": AHEAD}
+                    source = HfFileSystem().open(
+                        name, "rb", **(cache if ahead else {"cache_type": "none"})
+                    )
+                    opened = pq.ParquetFile(source, pre_buffer=not ahead)
+                else:
+                    opened = pq.ParquetFile(name)
+                check_columns(opened.schema_arrow.names, name)
+            self._open[key] = opened
+        return self._open[key]
+
+    def _read(self, group: int, columns: Sequence[str], ahead: bool = False) -> pa.Table:
+        number, inside = self.groups[group]
+        name = self.files[number]
+        with _reading(name):
+            found = self._file(number, ahead).read_row_group(inside, columns=list(columns))
+            # Else a text that is not UTF-8 would be found when its row is.
+            found.validate(full=True)
+        missing = [c for c in columns if c not in found.column_names]
+        if missing:
+            raise StorageError(
+                f"{name}: no column {missing[0]!r}, which {self.files[0]} has; files of one table "
+                f"have the same columns; found {', '.join(found.column_names)}"
+            )
+        return found
+
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """All rows, a row group at a time, for one pass from start to end."""
+        if not columns:
+            for group in range(len(self.groups)):
+                yield pa.table({"": pa.nulls(int(self.first[group + 1] - self.first[group]))})
+            return
+        for group in range(len(self.groups)):
+            yield self._read(group, columns, ahead=True)
+
+    def read(
+        self, ranges: Sequence[tuple[int, int]], columns: Sequence[str]
+    ) -> tuple[pa.Table, np.ndarray]:
+        """The rows of [start, stop) ranges, ascending and apart, and the rows' numbers, (n,) int64.
+
+        Every row group that they touch is read once, and let go before the next one is read.
+        """
+        parts: list[pa.Table] = []
+        wanted = [np.arange(start, stop) for start, stop in ranges]
+        rows: np.ndarray = np.concatenate([np.zeros(0, np.int64), *wanted])
+        group_of = np.searchsorted(self.first, rows, side="right") - 1
+        for group in np.unique(group_of).tolist():
+            inside = rows[group_of == group] - self.first[group]
+            found = self._read(group, columns)
+            # A copy, not a slice, which would keep the whole row group in memory.
+            parts.append(found.take(pa.array(inside)) if len(inside) < len(found) else found)
+        if not parts:
+            return self.schema.empty_table().select(list(columns)), rows
+        return pa.concat_tables(parts), rows
+
+    def bounds(self, column: str) -> list[tuple[str, str] | None]:
+        """Smallest and largest text of a column in every row group; None where there is none.
+
+        From the files' statistics, or, where these are missing, from the column itself.
+        """
+        result: list[tuple[str, str] | None] = []
+        for group, (number, inside) in enumerate(self.groups):
+            footer = self._file(number).metadata.row_group(inside)
+            paths = [footer.column(i).path_in_schema for i in range(footer.num_columns)]
+            statistics = footer.column(paths.index(column)).statistics if column in paths else None
+            if statistics is not None and statistics.has_min_max:
+                result.append((statistics.min, statistics.max))
+                continue
+            found = pc.min_max(self._read(group, [column], ahead=True).column(0)).as_py()
+            result.append(None if found["min"] is None else (found["min"], found["max"]))
+        return result
+
+
+class Unsorted(ValueError):
+    """A table is not in the order that it is to be merged by."""
+
+
+class Cursor:
+    """Reads a table from its start to its end, as far as asked.
+
+    Raises Unsorted, by file and row, where the column `order` is not ascending.
+    """
+
+    def __init__(self, table: Table, columns: Sequence[str], order: str | None):
+        self.table, self.order = table, order
+        self._chunks = table.scan(columns)
+        self._rest: list[pa.Table] = []
+        self._before: Any = None
+        self.row = 0  # rows given so far
+        self._read = 0
+
+    def _more(self) -> bool:
+        found = next(self._chunks, None)
+        if found is None:
+            return False
+        if self.order is not None and len(found):
+            values = flat(found[self.order])
+            if values.null_count:
+                raise Unsorted(f"{self.table.files[0]}: a row has no {self.order}")
+            joined = (
+                values
+                if self._before is None
+                else pa.concat_arrays([pa.array([self._before], values.type), values])
+            )
+            wrong = np.flatnonzero(pc.greater(joined[:-1], joined[1:]).to_numpy(False))
+            if len(wrong):
+                i = int(wrong[0])
+                raise Unsorted(
+                    f"{self.table.files[0]}: row {self._read + i + (self._before is None)}: "
+                    f"{self.order} {joined[i + 1].as_py()!r} comes after {joined[i].as_py()!r}"
+                )
+            self._before = values[-1].as_py()
+        self._read += len(found)
+        self._rest.append(found)
+        return True
+
+    def up_to(self, cut: Any) -> pa.Table:
+        """The rows before a key (with an order) or row number; all that are left for None."""
+        given: list[pa.Table] = []
+        while True:
+            if not self._rest and not self._more():
+                break
+            chunk = self._rest[0]
+            if cut is None:
+                count = len(chunk)
+            elif self.order is None:
+                count = min(len(chunk), cut - self.row)
+            elif len(chunk) and chunk[self.order][-1].as_py() < cut:
+                count = len(chunk)
+            else:
+                count = _first_not_before(chunk[self.order], cut)
+            given.append(chunk.slice(0, count))
+            self.row += count
+            if count < len(chunk):
+                self._rest[0] = chunk.slice(count)
+                break
+            self._rest.pop(0)
+        if not given:
+            return pa.table({})
+        return pa.concat_tables(given)
+
+
+def _first_not_before(column: pa.ChunkedArray, cut: str) -> int:
+    low, high = 0, len(column)
+    while low < high:
+        middle = (low + high) // 2
+        if column[middle].as_py() < cut:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """What reading a table raises, in one line that names the file."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        remote = name.startswith(HUB)
+        if not (isinstance(error, (OSError, ValueError, pa.ArrowException)) or of_network(error)):
+            raise
+        if isinstance(error, pa.ArrowException) or not remote:
+            raise StorageError(
+                one_line(
+                    f"{name}: cannot be read as a parquet file: {reason(error)}; write or download it anew"
+                )
+            ) from None
+        raise ConnectionError(
+            one_line(f"{name}: cannot be fetched: {reason(error)}; the same command continues")
+        ) from None
+
+
+def check_columns(names: Sequence[str], file: str) -> None:
+    """Raises StorageError for a table of which two columns have one name."""
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise StorageError(
+            f"{file}: the column {printable(twice)!r} stands twice: write the file anew"
+        )
+
+
+def as_tables(files: Sequence[str]) -> list[Table]:
+    """Files by the table they are shards of: those of one folder and one name but for its number.
+
+    `data/en/clean-00000-of-00002.parquet` and `...-00001-of-...` are one table, `data/fr/...` and
+    `data/en/flagged-...` are others.
+    """
+    shards: dict[tuple[str, str], list[str]] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        stem = re.sub(r"(^|[-_])\d+(-of-\d+)?$", "", name.removesuffix(".parquet"))
+        shards.setdefault((folder, stem), []).append(file)
+    return [Table(found) for found in shards.values()]
+
+
+def is_text(schema: pa.Schema, column: str) -> bool:
+    """Whether the column is there and holds strings."""
+    kind = schema.field(column).type if column in schema.names else None
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of this type are lists, of one length or of any."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(holds(kind) for holds in kinds)
+
+
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a list's items; another type as it is."""
+    return kind.value_type if is_list(kind) else kind
+
+
+def is_texts(schema: pa.Schema, column: str) -> bool:
+    """Whether the column is there and holds lists of strings."""
+    kind = schema.field(column).type if column in schema.names else None
+    if kind is None or not is_list(kind):
+        return False
+    return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+
+
+def row_name(row_id: str, language: str, path: str) -> str:
+    """What errors call a row: an id may be that of a text in every language."""
+    return f"row {printable(repr(row_id))} ({language}) of {path}"
+
+
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    found = column.combine_chunks()
+    if isinstance(found, pa.ChunkedArray):  # of no chunk, or of more bytes than one can hold
+        found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], found.type)
+    return found

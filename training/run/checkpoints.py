@@ -1,0 +1,273 @@
+"""Checkpoints of a stage in progress: which there are, which are whole, and hashes that say so.
+
+A checkpoint carries `checksums.json`, the size and hash of each of its files. A copy between machines,
+a full disk or a failing one may damage any of them; the run then goes on from the newest that is whole.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..common.files import write_json
+from ..common.reading import read_json_mapping, read_text
+from ..common.telling import one_line
+
+PREFIX = "checkpoint-"
+CHECKSUMS = "checksums.json"
+STATE = "trainer_state.json"
+SUMS = "log_sums.json"
+# Files are hashed in pieces by several threads: one takes about a second a gigabyte.
+PIECE = 1 << 25
+THREADS = min(8, os.cpu_count() or 1)
+# Bytes that a disk must have free to count as not full after a failed write.
+FREE = 1 << 20
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first. Half-written and damaged ones have other names."""
+    found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
+
+
+# ------------------------------------------------------------------------------ hashes
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of the files in `folder`, which is then whole."""
+    write_json(folder / CHECKSUMS, _checksums(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CHECKSUMS)
+
+
+def _checksums(folder: Path) -> dict[str, list[Any]]:
+    """[size, hash] by name; the hash is over the hashes of a file's pieces."""
+    files = _files(folder)
+    pieces = [
+        (file, start) for file in files for start in range(0, max(file.stat().st_size, 1), PIECE)
+    ]
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = list(pool.map(_hash_piece, pieces))
+    whole = {file: sha256() for file in files}
+    for (file, _), digest in zip(pieces, hashes, strict=True):
+        whole[file].update(digest)
+    return {
+        file.relative_to(folder).as_posix(): [file.stat().st_size, digest.hexdigest()]
+        for file, digest in whole.items()
+    }
+
+
+def _hash_piece(piece: tuple[Path, int]) -> bytes:
+    file, start = piece
+    with file.open("rb") as opened:
+        opened.seek(start)
+        return sha256(opened.read(PIECE)).digest()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words that begin with the file's name; None if it is whole."""
+    try:
+        noted = folder / CHECKSUMS
+        if not noted.is_file():
+            return _damage_without_checksums(folder)
+        expected = read_json_mapping(noted)
+        sizes = {
+            file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)
+        }
+        for name, value in expected.items():
+            if name not in sizes:
+                return f"{name} is missing"
+            if sizes[name] != value[0]:
+                return f"{name} has {sizes[name]:,} bytes, not {value[0]:,}"
+        for name, value in _checksums(folder).items():
+            if name in expected and value != expected[name]:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        return one_line(str(error), 200)
+    return None
+
+
+# What a checkpoint holds, and what the names of its files begin with.
+REQUIRED = {
+    "the model": ("model.safetensors", "model-", "adapter_model", "pytorch_model"),
+    "the optimizer's state": ("optimizer",),
+    "scheduler.pt": ("scheduler",),
+    "the random state": ("rng_state",),
+}
+
+
+def _damage_without_checksums(folder: Path) -> str | None:
+    """As `damage`, of a checkpoint that was written before there were checksums: what can be read."""
+    for name in (STATE, SUMS):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    read_state(folder)
+    read_sums(folder)
+    files = _files(folder)
+    parts = {part for file in files for part in file.relative_to(folder).parts}
+    # DeepSpeed has files of its own for what is not a random state.
+    deepspeed = any(part.startswith("global_step") for part in parts)
+    for kind, starts in REQUIRED.items():
+        if not any(part.startswith(starts) for part in parts) and not (
+            deepspeed and kind != "the random state"
+        ):
+            return f"{kind} is missing"
+    for file in files:
+        told = _unreadable(file)
+        if told is not None:
+            return f"{file.relative_to(folder)} {told}"
+    return None
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file of tensors cannot be read, None if it can, or is another kind of file."""
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, framework="pt"):
+                return None
+        except SafetensorError as error:
+            return f"is damaged ({one_line(str(error), 100)})"
+    if file.suffix in (".pt", ".pth", ".bin"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                bad = (
+                    archive.testzip()
+                )  # reads all, and holds it against the archive's own checksums
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+            return f"is damaged ({one_line(str(error), 100)})"
+        return None if bad is None else f"is damaged ({bad})"
+    return "is empty" if not file.stat().st_size else None
+
+
+# ------------------------------------------------------------------------------ chosen
+
+
+def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint in `folder` that is whole; None where there are no checkpoints.
+
+    Damaged ones are named. They, and any that are newer than the one that is returned, get another
+    name, so that nothing takes them for whole.
+
+    Args:
+        best: whether the best checkpoint will be needed in the end: a run can go on only from one
+            whose best is whole too, or from one before it, as it then finds the best again.
+
+    Raises:
+        ValueError: in one line, where there are checkpoints and none is whole.
+    """
+    found = checkpoints(folder)
+    problems: dict[Path, str | None] = {}
+
+    def problem(path: Path) -> str | None:
+        if path not in problems:
+            problems[path] = damage(path) if path.is_dir() else "is missing"
+        return problems[path]
+
+    for path in reversed(found):
+        if problem(path):
+            continue
+        step = read_state(path).get("best_global_step") if best else None
+        if step and problem(folder / f"{PREFIX}{step}"):
+            continue
+        for other in found:
+            if problems.get(other) or found.index(other) > found.index(path):
+                _set_aside(other)
+        for other, told in problems.items():
+            if told:
+                say(f"{other}: {one_line(told)}; going on from {path.name}")
+        return path
+    if not found:
+        return None
+    first, told = next((path, told) for path, told in problems.items() if told)
+    raise ValueError(
+        f"{first}: {told}; no checkpoint in {folder} is whole: copy one there again, or delete that "
+        "folder to begin the stage again"
+    )
+
+
+def _set_aside(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(checkpoint, aside)
+
+
+def drop_old(folder: Path, keep: int | None, best: int | None) -> None:
+    """Delete the oldest checkpoints until `keep` are left; the newest and that of the step `best` stay."""
+    found = checkpoints(folder)
+    if keep is None or not found:
+        return
+    needed = {found[-1], folder / f"{PREFIX}{best}"}
+    old = [path for path in found if path not in needed]
+    for path in old[: max(0, len(found) - max(keep, len(needed & set(found))))]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------ a full disk
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell a write that failed for want of room in one line, as OSError.
+
+    torch, safetensors and tokenizers raise errors of their own for it, which name no file.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_error(error, folder)
+        if reason is None:
+            raise
+        raise OSError(
+            f"{folder}: cannot be written: {reason}: make room; what is whole is kept, and the same "
+            "command continues"
+        ) from None
+
+
+def _disk_error(error: Exception, folder: Path) -> str | None:
+    """Why an error is the disk's; None where it is not."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or type(error).__name__
+    for words in ("No space left on device", "Disk quota exceeded", "File too large"):
+        if words in text:
+            return words
+    if "PytorchStreamWriter failed" in text or "inline_container" in text:
+        return "torch could not write its file"
+    while not folder.exists():
+        folder = folder.parent
+    return "the disk is full" if shutil.disk_usage(folder).free < FREE else None
+
+
+# ------------------------------------------------------------------------------ read
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What Trainer noted in a checkpoint: steps done, logs, the best step."""
+    found = _read_json(checkpoint / STATE)
+    if not isinstance(found, dict) or not isinstance(found.get("global_step"), int):
+        raise ValueError(f"{STATE} is damaged (expected a mapping with global_step)")
+    return found
+
+
+def read_sums(checkpoint: Path) -> dict[str, Any]:
+    """Sums of the log line that a checkpoint divides; earlier versions wrote those of languages alone."""
+    found = _read_json(checkpoint / SUMS)
+    return found if isinstance(found, dict) else {"languages": found}
+
+
+def _read_json(file: Path) -> Any:
+    """A JSON file that Trainer wrote, where a number may be NaN."""
+    try:
+        return json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name} is damaged ({one_line(str(error), 100)})") from None

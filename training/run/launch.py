@@ -1,0 +1,136 @@
+"""`maya train --accelerate`: the processes are started by accelerate, from one of its config files.
+
+The shipped ones are in `training/accelerate/`. Without the option `maya train` starts its processes
+itself, which is DistributedDataParallel, or FSDP2 where the recipe's args say so.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..common.paths import expand
+from ..common.reading import read_yaml
+from ..common.signals import LAUNCHER
+
+CONFIGS = Path(__file__).resolve().parents[1] / "accelerate"
+
+
+def find_config(name: str) -> Path:
+    """The accelerate config file given by path or by the name of a shipped one (`fsdp2`).
+
+    Raises FileNotFoundError naming the shipped ones.
+    """
+    for path in (Path(expand(name)), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"no accelerate config {name!r}: found neither a file nor a shipped one; shipped: {names}"
+    )
+
+
+def environment(config: Path, processes: int) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for such a config, by accelerate's own code.
+
+    Raises ValueError for a file that accelerate refuses.
+    """
+    read_config(config)
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    try:
+        args, defaults, _ = _validate_launch_command(
+            launch_command_parser().parse_args(_options(config, processes, ["maya"]))
+        )
+        if args.use_deepspeed:
+            args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+            found = prepare_deepspeed_cmd_env(args)[1]
+        else:
+            found = prepare_multi_gpu_env(args)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{config}: no config file of accelerate's: {reason}") from None
+    return {k: v for k, v in found.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+def read_config(config: Path) -> dict[str, Any]:
+    """The mapping in a config file. Raises ValueError, in one line, for what is none."""
+    try:
+        found = read_yaml(config)
+    except ValueError as error:
+        raise ValueError(f"{config}: no config file of accelerate's: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{config}: no config file of accelerate's: expected a mapping, found {type(found).__name__}"
+        )
+    return found
+
+
+def launch(config: Path, processes: int, command: Sequence[str]) -> int:
+    """Run a Python script with its arguments in every process; returns the first bad exit code, or 0.
+
+    A SIGTERM is passed on and all processes are waited for, however long they save; the code is then
+    that of a stopped run, 143.
+
+    Raises ValueError when the config asks for DeepSpeed, and that is not installed, and for a file that
+    accelerate refuses; OSError when a process was killed.
+    """
+    read_config(config)
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # torch's half a minute before it kills is too short to save a large model.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
+    os.environ[LAUNCHER] = str(os.getpid())
+    # Each process tells in one line why it failed; torch adds a table of them.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        launch_command(launch_command_parser().parse_args(_options(config, processes, command)))
+    except ImportError as error:
+        raise ValueError(f"{config}: {error}") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{config}: no config file of accelerate's: {reason}") from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise OSError(
+                f"the process of rank {rank} was killed by {failure.signal_name()}, as it is when memory "
+                "runs out; the same command continues"
+            ) from None
+        return failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequence[str]) -> int:
+    """Run the `maya train` command in progress again, in as many processes as the recipe says.
+
+    Args:
+        config: a file or the name of a shipped one. overrides: `key=value` changes of the recipe.
+        options: further options of the command.
+
+    Returns the exit code. Raises ValueError, FileNotFoundError as `find_config` and `load_recipe`.
+    """
+    from ..recipe import find_recipe, load_recipe
+    from .train import _processes, check_processes
+
+    file = find_config(config)
+    processes = _processes(load_recipe(find_recipe(recipe), overrides))
+    if read_config(file).get("num_machines") in (None, 1):
+        check_processes(processes)
+    command = [sys.argv[0], "train", recipe, *options]
+    return launch(file, processes, command + (["--set", *overrides] if overrides else []))
+
+
+def _options(config: Path, processes: int, command: Sequence[str]) -> list[str]:
+    from .train import threads_per_process
+
+    threads = os.environ.get("OMP_NUM_THREADS", str(threads_per_process(processes)))
+    options = ["--config_file", str(config), "--num_processes", str(processes)]
+    return [*options, "--num_cpu_threads_per_process", threads, *command]

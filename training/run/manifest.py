@@ -1,0 +1,333 @@
+"""What a run is: its recipe and the contents of its inputs, compared when the run is continued.
+
+A path is only where an input is: the same command from another directory, or with its data moved, is
+the same run. A changed file, or a changed value that decides the result, is another one.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..common.files import write_json
+from ..common.reading import read_json_mapping
+from ..common.revisions import split_revision
+from ..common.schema import to_dict, without_defaults
+from ..common.secrets import without_secrets
+from ..common.telling import one_line
+from ..recipe import TEMPLATES, DataRecipe, Recipe, StageRecipe, template_owners
+from .checkpoints import PREFIX
+
+WORK = ".work"
+MANIFEST = "manifest.json"
+# Files larger than SAMPLES * SAMPLE bytes are hashed in SAMPLES evenly spaced pieces.
+SAMPLES, SAMPLE = 1024, 1 << 16
+# Arguments that change what is printed or kept, not what is learned.
+NEUTRAL_ARGS = (
+    "logging_",
+    "log_",
+    "report_to",
+    "run_name",
+    "save_",
+    "dataloader_",
+    "disable_tqdm",
+    "push_to_hub",
+    "hub_",
+    "project",
+    "trackio_",
+)
+# Which checkpoints there are decides which of them is the best.
+OF_THE_BEST = ("save_steps", "save_strategy")
+# What a Hub repository's content is called where its commit is not known.
+REPOSITORY = "repository"
+
+
+def make_manifest(recipe: Recipe) -> dict[str, Any]:
+    """What decides the result of a run: the recipe without neutral values and secrets, and the content
+    of its inputs, by their paths."""
+    values = without_secrets(to_dict(recipe))
+    values.pop("output_dir")
+    values.pop("processes")
+    for stage in values["stages"]:
+        args = stage["args"]
+        best = args.get("load_best_model_at_end") or args.get("save_strategy") == "best"
+        stage["args"] = {
+            k: v
+            for k, v in args.items()
+            if not k.startswith(NEUTRAL_ARGS) or (best and k in OF_THE_BEST)
+        }
+        sources = [*stage["data"], *stage["eval_data"]]
+        if not any(source["streaming"] for source in sources):
+            del stage["shuffle_buffer"]
+        for source in sources:
+            if not source["streaming"]:
+                del source["streaming"]
+    content = {}
+    model = recipe.model
+    for path in (model.vision_tower, model.language_model, model.checkpoint):
+        if path is not None:
+            local = is_local(path)
+            content[path] = (
+                _content(Path(path)) if local else _model_repository(path, model.revision)
+            )
+    for source in _sources(recipe):
+        if is_local(source.path):
+            content[source.path] = _content(Path(source.path))
+        else:
+            content[_name(source)] = _dataset_repository(source)
+        if source.image_folder is not None and Path(source.image_folder).is_file():
+            content[source.image_folder] = _content(Path(source.image_folder))
+    for _, owner in template_owners(recipe):
+        template = owner.chat_template
+        if template is not None and template not in TEMPLATES:
+            content[template] = _content(Path(template))
+    return {"recipe": values, "content": content}
+
+
+def _sources(recipe: Recipe) -> Iterator[DataRecipe]:
+    for stage in recipe.stages:
+        yield from (*stage.data, *stage.eval_data)
+
+
+def is_local(path: str) -> bool:
+    """Whether a path of a recipe is one of this machine, not the name of a Hub repository."""
+    return Path(path).exists() or path.startswith((".", "/"))
+
+
+def _content(path: Path) -> str:
+    """A hash of a file or folder; REPOSITORY where there is none.
+
+    Large files, which would take long at every start, are hashed in pieces over their whole lengths,
+    with their sizes: one may change between the pieces and not be noticed.
+    """
+    if not path.exists():
+        return REPOSITORY
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    total = sha256()
+    large = sum(file.stat().st_size > SAMPLES * SAMPLE for file in files)
+    pieces = max(2, SAMPLES // max(large, 1))
+    for file in files:
+        size = file.stat().st_size
+        total.update(f"{file.name}:{size}:".encode(errors="surrogateescape"))
+        if file.suffix in (".md", ".lock"):
+            continue
+        if size <= SAMPLES * SAMPLE:
+            total.update(sha256(file.read_bytes()).digest())
+            continue
+        with file.open("rb") as opened:
+            for i in range(pieces):
+                opened.seek(i * (size - SAMPLE) // (pieces - 1))
+                total.update(opened.read(SAMPLE))
+    return total.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------ the Hub
+
+
+def _name(source: DataRecipe) -> str:
+    return source.path if source.revision is None else f"{source.path}@{source.revision}"
+
+
+def _dataset_repository(source: DataRecipe) -> str:
+    """The commit of a Hub dataset, as `repository@COMMIT`; without one where the Hub says nothing."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().dataset_info(source.path, revision=source.revision, timeout=10).sha
+    except Exception:  # offline or wrong: whoever reads the data says so
+        return REPOSITORY
+    return f"{REPOSITORY}@{found}" if found else REPOSITORY
+
+
+def _model_repository(path: str, revision: str | None = None) -> str:
+    """A hash over the names and hashes of a Hub model's files, as `repository@HASH`."""
+    from huggingface_hub import HfApi
+
+    try:
+        name, revision = split_revision(path, revision)
+        found = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
+        files = found.siblings or []
+    except Exception:  # offline or wrong: whoever loads the model says so
+        return REPOSITORY
+    names = [
+        f"{f.rfilename}:{f.lfs.sha256 if f.lfs else f.blob_id}"
+        for f in files
+        if not f.rfilename.endswith((".md", ".gitattributes"))
+    ]
+    return f"{REPOSITORY}@{sha256(chr(10).join(sorted(names)).encode()).hexdigest()[:16]}"
+
+
+def pin(recipe: Recipe, manifest: dict[str, Any]) -> None:
+    """Have the Hub datasets of `recipe` read at the commits of `manifest`."""
+    for source in _sources(recipe):
+        commit = str(manifest["content"].get(_name(source), "")).partition("@")[2]
+        if commit and not is_local(source.path):
+            source.revision = commit
+
+
+# ------------------------------------------------------------------------------ compared
+
+
+def check_manifest(output: Path, manifest: dict[str, Any]) -> bool:
+    """Raise ValueError if `output` holds the work of another recipe, or of something else.
+
+    Returns False where another recipe was begun there and has saved nothing yet, as one that was
+    mistyped: that is to be forgotten.
+    """
+    path = output / WORK / MANIFEST
+    if not path.is_file():
+        if (output / "config.json").exists() or (output.exists() and not output.is_dir()):
+            raise ValueError(
+                f"output_dir {output} holds something that is no run of maya train; "
+                "use another output_dir"
+            )
+        return True
+    changed = _difference(read_manifest(output), manifest)
+    if changed is None:
+        return True
+    if has_work(output):
+        raise ValueError(
+            f"output_dir {output} holds the work of another recipe ({changed}); "
+            "use another output_dir, or --restart to throw that work away"
+        )
+    return False
+
+
+def has_work(output: Path) -> bool:
+    """Whether the run in `output` has saved a checkpoint, whole or damaged, or has finished a stage."""
+    return any(
+        next(output.glob(pattern), None) is not None
+        for pattern in (f"{WORK}/*/{PREFIX}*", "*/config.json", "config.json")
+    )
+
+
+def check_stage_inputs(output: Path, stage: StageRecipe) -> None:
+    """Raise ValueError if the data of a stage have changed since the run in `output` was started."""
+    content = read_manifest(output)["content"]
+    for source in (*stage.data, *stage.eval_data):
+        if is_local(source.path) and content.get(source.path) != _content(Path(source.path)):
+            raise ValueError(
+                f"stage {stage.name}: the files of {one_line(source.path)} have changed since the run "
+                "began; put them back, or use another output_dir"
+            )
+
+
+def read_manifest(output: Path) -> dict[str, Any]:
+    """The manifest of the run in `output`. Raises ValueError, in one line, for a damaged one."""
+    path = output / WORK / MANIFEST
+    try:
+        found = read_json_mapping(path)
+        if isinstance(found["recipe"]["stages"], list) and isinstance(found["content"], dict):
+            return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{path} is damaged; use another output_dir, or --restart to throw the work in {output} away"
+    )
+
+
+def write_manifest(output: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of the run in `output`, with the commits that an earlier one began with."""
+    content = dict(manifest["content"])
+    if (output / WORK / MANIFEST).is_file():
+        old = read_manifest(output)["content"]
+        for path, value in content.items():
+            if value.startswith(REPOSITORY) and "@" in str(old.get(path, "")):
+                content[path] = old[path]
+    write_json(output / WORK / MANIFEST, {**manifest, "content": content})
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """What differs between two manifests, in words; None where they are of the same run."""
+    contents = (old["content"], new["content"])
+    before, after = (_comparable(manifest["recipe"]) for manifest in (old, new))
+    return _compare(before, after, "", contents)
+
+
+def _comparable(values: dict[str, Any]) -> dict[str, Any]:
+    # An earlier version wrote what this one leaves out: values at their defaults, and secrets.
+    return without_defaults(Recipe, without_secrets(values))
+
+
+_MISSING: Any = object()
+
+
+def _compare(
+    old: Any, new: Any, key: str, contents: Sequence[dict[str, Any]], source: Any = None
+) -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        if "path" in {*old, *new}:
+            source = old, new
+        for name in [*old, *(n for n in new if n not in old)]:
+            found = _compare(
+                old.get(name, _MISSING),
+                new.get(name, _MISSING),
+                f"{key}.{name}" if key else name,
+                contents,
+                source,
+            )
+            if found is not None:
+                return found
+        return None
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        each = (_compare(a, b, f"{key}[{i}]", contents, source) for i, (a, b) in pairs)
+        return next((found for found in each if found is not None), None)
+    if _PLACE.fullmatch(key):
+        return _compare_places(old, new, key, contents, source)
+    if old == new:
+        return None
+    return f"{key}: {_shown(old)} -> {_shown(new)}"
+
+
+# Keys that say where an input is.
+_PLACE = re.compile(
+    r"model\.(vision_tower|language_model|checkpoint|chat_template)"
+    r"|stages\[\d+\]\.(eval_)?data\[\d+\]\.(path|image_folder|revision|chat_template)"
+)
+
+
+def _compare_places(
+    old: Any, new: Any, key: str, contents: Sequence[dict[str, Any]], source: Any
+) -> str | None:
+    """As `_compare`, of two places: the same where their contents are.
+
+    Pictures of an image_folder are watched one by one (watched.py), and a Hub dataset goes on at the
+    commit that it began with.
+    """
+    texts = isinstance(old, str) and isinstance(new, str)
+    if key.endswith(".revision"):
+        if old == new:
+            return None
+        commits = [
+            str(content.get(_place_name(values), "")).partition("@")[2]
+            for content, values in zip(contents, source, strict=True)
+        ]
+        same = commits[0] == commits[1] or not all(commits)
+        return None if same else f"{key}: commit {commits[0]} -> {commits[1]}"
+    if key.endswith(".image_folder") and not (texts and old in contents[0] and new in contents[1]):
+        return None
+    if not texts:
+        return None if old == new else f"{key}: {_shown(old)} -> {_shown(new)}"
+    before, after = (str(c.get(p, REPOSITORY)) for c, p in zip(contents, (old, new), strict=True))
+    if before == after and (old == new or not before.startswith(REPOSITORY)):
+        return None
+    if old != new:
+        return f"{key}: {_shown(old)} -> {_shown(new)}, whose content differs"
+    hub = before.startswith(REPOSITORY) and after.startswith(REPOSITORY)
+    if hub and (key.endswith(".path") or not ("@" in before and "@" in after)):
+        return None  # a dataset goes on at its commit; a commit that is not known is no change
+    return f"the files of {one_line(new)} have changed"
+
+
+def _place_name(values: dict[str, Any]) -> str:
+    path, revision = values.get("path"), values.get("revision")
+    return f"{path}@{revision}" if revision else str(path)
+
+
+def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing"
+    return one_line(json.dumps(value, ensure_ascii=False, default=str), 100)

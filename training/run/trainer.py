@@ -1,0 +1,631 @@
+"""MayaTrainer: TRL's SFTTrainer with groups for samples and a loss over explicit pairs."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedModel
+from transformers.trainer_callback import (
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
+from trl import SFTConfig, SFTTrainer
+
+from ..batches.collator import BadRow
+from ..model.adapters import load_adapter, save_adapter
+from ..model.attention import flex_inputs
+from ..model.flops import (
+    ForwardFlops,
+    Learning,
+    device_peak,
+    forward_flops,
+    learning,
+    training_flops,
+)
+from ..model.freezing import parameter_groups
+from ..model.loss import token_losses
+from ..recipe import AdapterRecipe, Rule
+from .checkpoints import PREFIX, SUMS, checkpoints, drop_old, read_sums, seal, writing
+from .held_out import HeldOut
+from .schedule import Schedule
+
+PARTIAL = ".partial"
+
+
+def add_pair_loss(model: PreTrainedModel) -> None:
+    """Teach `model(..., source=...)` to return what `token_losses` does of pairs instead of logits.
+
+    As TRL adds its own fused head: the call must go through the model's forward, because DDP and
+    FSDP prepare gradients there. Without `source` the forward is as before.
+
+    The head is called as a module, once: where weights are cut among ranks, that is what gathers
+    them, and a collective in which all ranks must take part.
+    """
+    original = model.forward
+    head = model.get_output_embeddings()
+    plain = head.forward
+
+    def head_forward(
+        self: Any, hidden: torch.Tensor, labels: torch.Tensor | None = None, scale: float = 1.0
+    ) -> Any:
+        return plain(hidden) if labels is None else token_losses(hidden, self, labels, scale)
+
+    head.forward = types.MethodType(head_forward, head)
+
+    def forward(
+        self: Any,
+        *args: Any,
+        source: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if source is None:
+            return original(*args, **kwargs)
+        labels = kwargs.pop("labels")
+        if "group" in (kwargs.get("plan") or {}):
+            kwargs.update(flex_inputs(kwargs["plan"]))
+        with contextlib.ExitStack() as stack:
+            if image_index is not None:
+                # Every distinct image is encoded once, however many blocks of the row show it. They
+                # are repeated behind the projector, inside of the model's own forward, which calls
+                # its parts in the same order for a row without images.
+                projector = self.base_model.multi_modal_projector
+                repeat = projector.register_forward_hook(lambda _, __, out: out[image_index])
+                stack.callback(repeat.remove)
+            hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        # A batch of text alone needs no care here: MayaModel then runs its tower on a blank image, so
+        # that every rank calls every part once and in one order, as DDP, FSDP and ZeRO-3 need.
+        scale = getattr(self.config.get_text_config(), "logit_scale", None)
+        return self.get_output_embeddings()(
+            hidden.flatten(0, 1).index_select(0, source),
+            labels=labels,
+            scale=1.0 if scale is None else float(scale),
+        )
+
+    model.forward = types.MethodType(forward, model)
+
+
+class NotFinite(ValueError):
+    """The loss or a weight is not a number, so training cannot go on."""
+
+
+class MayaTrainer(SFTTrainer):
+    """SFTTrainer over a plan of groups.
+
+    `train_dataset` lists the shares of the steps in training order, a datasets.Dataset of
+    {"step", "rank"}; the collator turns a share into rows, and a training step computes them one
+    after the other, its gradients meeting those of other ranks after the last. The loss is the mean over all supervised tokens of the
+    global batch. Per language, the log gets the loss (nats per token), the token accuracy and
+    bits per byte of the trained text, from the same forward; of the whole, real tokens and images per
+    second, the share of padding, and the model FLOPs of real tokens per second beside the peak.
+
+    With `held_out`, `evaluate` logs the same of its rows. `schedule` says when to log, evaluate, save and
+    stop. A loss or weight that is not a number ends training, and no such weight is saved.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SFTConfig,
+        *,
+        rules: Sequence[Rule],
+        languages: Sequence[str],
+        schedule: Schedule | None = None,
+        held_out: HeldOut | None = None,
+        adapter: AdapterRecipe | None = None,
+        **kwargs: Any,
+    ):
+        self.schedule, self.held_out = schedule, held_out
+        # Kept here alone: Trainer would also delete the checkpoint of a run that is asked to stop.
+        self.keep, args.save_total_limit = args.save_total_limit, None
+        self.rules = list(rules)
+        self.adapter = adapter
+        self.languages = list(languages)
+        self._run_dir: str | None = None
+        self._stop_asked = 0
+        # TRL rounds what learns beside quantized weights to bfloat16; here it keeps its precision.
+        exact = [(p, p.data) for p in model.parameters() if p.requires_grad]
+        super().__init__(model, args, **kwargs)
+        for parameter, data in exact:
+            if parameter.dtype != data.dtype:
+                parameter.data = data.to(parameter.device)
+        add_pair_loss(self.model)
+        # The loss is divided by the global number of tokens here, never again by Trainer.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = False
+        # (languages, 4): sums of loss, right guesses, tokens, bytes since the last log.
+        self._sums = torch.zeros(len(self.languages), 4, dtype=torch.float64)
+        # The same of a run that this one continues, behind its last log.
+        self._sums_before = torch.zeros_like(self._sums)
+        # Sum and number of the steps' losses, since the last log and since the stage began.
+        self._step_losses = torch.zeros(2, 2, dtype=torch.float64)
+        # Since the last log: real tokens and padding through the decoder, distinct images; the sum
+        # of positions, which with one for each token is what attention looks at.
+        self._work = torch.zeros(3, dtype=torch.float64)
+        self._positions = torch.zeros((), dtype=torch.float64)
+        self._flops: tuple[ForwardFlops, Learning] | None = None
+        with contextlib.suppress(ValueError):  # of an architecture not known there
+            forward = forward_flops(model.config)
+            named = ((n, p.shape, p.requires_grad) for n, p in model.named_parameters())
+            self._flops = forward, learning(named, model.config, forward)
+        half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        dtype = half or model.model.language_model.dtype
+        # FLOP/s of this process's device, and whose number that is.
+        self._peak, self.peak_source = device_peak(args.device, dtype)
+        self._since = time.perf_counter()
+        self.add_callback(ExactBuffers(model))
+        if schedule is not None:
+            self.remove_callback(DefaultFlowCallback)
+            self.add_callback(schedule)
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
+            plugin.mixed_precision_policy = exact_sums()
+        self.bad_rows_file: Path | None = None
+        self._bad_rows: set[BadRow] = set()
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of every row of this rank's share; returns the step's mean loss."""
+        if "error" in inputs:
+            raise inputs["error"]
+        self._note_bad_rows(inputs["bad_rows"])
+        rows = inputs["rows"]
+        count = torch.tensor(
+            [sum(len(row["labels"]) for row in rows), self._stop_asked], device=self.args.device
+        )
+        if self.accelerator.num_processes > 1:
+            count = self.accelerator.reduce(count, reduction="sum")
+        tokens, stops = count.tolist()
+        if stops:
+            self.control.should_save = self.control.should_training_stop = True
+        total = torch.zeros((), device=self.args.device)
+        state = self.accelerator.gradient_state
+        for number, row in enumerate(rows):
+            last = number == len(rows) - 1
+            state._set_sync_gradients(last)
+            # FSDP2 would hold whole gradients until the last row.
+            waits = not last and not self.accelerator.is_fsdp2
+            with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
+                total = total + super().training_step(model, row, num_items_in_batch=tokens)
+        self._note_step(total)
+        return total
+
+    def _note_step(self, loss: torch.Tensor) -> None:
+        """Add up a step's loss, on every rank the mean over all; raises NotFinite for one that is none."""
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss.detach().clone(), reduction="mean")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NotFinite(
+                f"{self._at_this_step()}: expected a finite loss, found {value} {self._what_is_whole()}"
+            )
+        self._step_losses += torch.tensor([value, 1.0], dtype=torch.float64)
+
+    def _at_this_step(self) -> str:
+        return f"stage {Path(self.args.output_dir).name}: step {self.state.global_step + 1}"
+
+    def _what_is_whole(self) -> str:
+        rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        found = checkpoints(Path(self.args.output_dir))
+        left = f"the last whole checkpoint is {found[-1]}" if found else "no checkpoint was saved"
+        return f"at a rate of {rate:g}: lower the rates of train, or warm up longer; {left}"
+
+    def check_weights(self) -> None:
+        """Raise NotFinite, on all ranks, if a weight that learns is not a number. All must call it."""
+        bad = torch.zeros((), device=self.args.device)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+                bad = bad + (~torch.isfinite(local)).any().to(bad.device)
+        if self.accelerator.num_processes > 1:
+            bad = self.accelerator.reduce(bad, reduction="sum")
+        if bad.item():
+            raise NotFinite(
+                f"stage {Path(self.args.output_dir).name}: after step {self.state.global_step}: expected "
+                f"finite weights, found some that are not {self._what_is_whole()}"
+            )
+
+    def _note_bad_rows(self, found: Sequence[BadRow]) -> None:
+        """Append rows not noted before to this rank's file; a restart may repeat lines."""
+        new = [row for row in found if row not in self._bad_rows]
+        self._bad_rows.update(new)
+        if new and self.bad_rows_file is not None:
+            # Half of a surrogate pair, which UTF-8 cannot hold, is written as JSON's own escape.
+            with self.bad_rows_file.open("a+", encoding="utf-8", errors="backslashreplace") as file:
+                # A killed run may have left half a line.
+                file.write("\n" if file.tell() else "")
+                for row in new:
+                    # In escapes: a reason may quote half of a surrogate pair.
+                    file.write(json.dumps(vars(row)) + "\n")
+
+    def ask_to_stop(self) -> None:
+        """Save and stop after the step in progress, on all ranks."""
+        self._stop_asked = 1
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop. All ranks must call it."""
+        asked = torch.tensor(self._stop_asked, device=self.args.device)
+        return bool(self.accelerator.reduce(asked, reduction="sum").item())
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One parameter group per rate of the recipe's `train` rules and its adapter's matrices."""
+        optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
+        if optimizer is None:
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            options.pop("lr", None)
+            groups = parameter_groups(self.model, self.rules, self.args.weight_decay, self.adapter)
+            optimizer = cls(groups, lr=self.args.learning_rate, **options)
+            if options.get("optim_bits") == 8:
+                # As in Trainer: rows of an embedding change seldom and by much, so their state
+                # keeps 32 bits. By parameter, since bitsandbytes would hold a module for ever.
+                from bitsandbytes.optim import GlobalOptimManager
+
+                for module in self.model.modules():
+                    if isinstance(module, torch.nn.Embedding) and module.weight.requires_grad:
+                        GlobalOptimManager.get_instance().override_config(
+                            module.weight, "optim_bits", 32
+                        )
+            self.optimizer = optimizer
+        return optimizer
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Mean loss over the global batch's tokens; adds to the sums per language."""
+        inputs = dict(inputs)
+        language = inputs.pop("language")
+        text_bytes = inputs.pop("text_bytes")
+        padding = inputs.pop("padding")
+        images = len(inputs.get("pixel_values", ()))
+        labels = inputs["labels"]
+        total, losses, correct = model(**inputs)
+        count = len(labels) if num_items_in_batch is None else num_items_in_batch
+        loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # DDP averages gradients over ranks; `count` is that of all ranks.
+            loss = loss * self.accelerator.num_processes
+        with torch.no_grad():
+            sums = language_sums(losses, correct, language, text_bytes)
+            self._sums = self._sums.to(losses.device) + sums
+            work = [inputs["input_ids"].numel() - padding, padding, images]
+            self._work += torch.tensor(work, dtype=torch.float64)
+            positions = inputs["position_ids"].sum()
+            self._positions = self._positions.to(positions.device) + positions
+        if return_outputs:
+            return loss, {"losses": losses, "correct": correct}
+        return loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss, accuracy and bits per byte of the held-out rows, in all and by language, logged.
+
+        All ranks must call it. Neither gradients nor random numbers nor the sums of the next training
+        log line change by it. The arguments are Trainer's; only the prefix is used.
+        """
+        assert self.held_out is not None
+        began = time.perf_counter()
+        # Sharded weights are gathered by the wrapped model alone.
+        wrapped = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        model = self.model_wrapped if wrapped else self.model
+        learning = model.training
+        model.eval()
+        languages = self.held_out.languages
+        sums = torch.zeros(len(languages), 4, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            shares = self.held_out.shares(self.args.process_index, self.args.dataloader_num_workers)
+            for share in shares:
+                self._note_bad_rows(share["bad_rows"])
+                for row in share["rows"]:
+                    inputs = self._prepare_inputs(row)
+                    language, text_bytes = inputs.pop("language"), inputs.pop("text_bytes")
+                    inputs.pop("padding")
+                    _, losses, correct = model(**inputs)
+                    sums += language_sums(losses, correct, language, text_bytes)
+        model.train(learning)
+        sums = self.accelerator.reduce(sums, reduction="sum").cpu()
+        seconds = time.perf_counter() - began
+        metrics = {
+            f"{metric_key_prefix}_{name.removeprefix('mean_')}": value
+            for name, value in language_metrics(sums, languages).items()
+        }
+        metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
+        self._since += seconds  # the speed of training is not that of evaluations
+        self.log(metrics)
+        control: Any = self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds loss, accuracy and bits per byte, in all and per language, to a training log line."""
+        if "train_loss" in logs:
+            total, steps = self._step_losses[1].tolist()
+            logs["train_loss"] = total / max(steps, 1.0)
+        if "loss" in logs:
+            # Trainer's own leaves out the steps before a checkpoint that divides a line.
+            total, steps = self._step_losses[0].tolist()
+            logs["loss"] = total / max(steps, 1.0)
+            self._step_losses[0] = 0.0
+            seconds = time.perf_counter() - self._since
+            # One row more: the work that was done.
+            extra = torch.zeros(1, 4, dtype=torch.float64, device=self._sums.device)
+            extra[0, :3] = self._work
+            extra[0, 3] = self._positions
+            sums = self.accelerator.reduce(torch.cat([self._sums, extra]), reduction="sum").cpu()
+            logs.update(language_metrics(sums[:-1] + self._sums_before, self.languages))
+            tokens, padding, images, positions = sums[-1].tolist()
+            logs["tokens_per_second"] = round(tokens / max(seconds, 1e-9), 1)
+            logs["images_per_second"] = round(images / max(seconds, 1e-9), 2)
+            logs["padding_share"] = round(padding / max(tokens + padding, 1), 5)
+            if self._flops is not None:
+                flops = training_flops(
+                    *self._flops,
+                    tokens=tokens,
+                    pairs=positions + tokens,
+                    positions=float(sums[:-1, 2].sum()),
+                    images=images,
+                )
+                speed, peak = (
+                    flops / max(seconds, 1e-9),
+                    self._peak * self.accelerator.num_processes,
+                )
+                logs["model_flops_per_second"] = speed
+                logs["peak_flops_per_second"] = peak
+                logs["model_flop_utilisation"] = speed / peak
+            self._sums.zero_()
+            self._sums_before.zero_()
+            self._work.zero_()
+            self._positions.zero_()
+            self._since = time.perf_counter()
+        super().log(logs, start_time)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """With an adapter, only what learns, in peft's format; else the whole model."""
+        if self.adapter is None:
+            if state_dict is not None:
+                # Gathered from shards, tied weights come as copies: keep one, as without sharding.
+                tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
+                state_dict = {k: v for k, v in state_dict.items() if tied.get(k) not in state_dict}
+            super()._save(output_dir, state_dict)
+            # A pickle that nobody reads, and that holds a hub_token.
+            Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+        elif self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            save_adapter(model, Path(output_dir or self.args.output_dir), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.adapter is None or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_adapter(
+                self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint)
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Takes up the sums for the next log line too."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            sums = read_sums(Path(checkpoint))
+            self._sums_before = torch.tensor(sums["languages"], dtype=torch.float64)
+            if "steps" in sums:
+                self._step_losses = torch.tensor(sums["steps"], dtype=torch.float64)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best is one of the checkpoints that the recipe asks for, so that it is there in the end."""
+        if self.schedule is not None and not self.schedule.saves:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _load_best_model(self) -> None:
+        """The best checkpoint's weights, where the stage is at its end and not asked to stop before."""
+        if not self.is_finished:
+            return
+        if self.adapter is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            load_adapter(
+                self.accelerator.unwrap_model(self.model), Path(self.state.best_model_checkpoint)
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step is done, or the held-out rows have ended the stage before."""
+        early = self.schedule is not None and self.schedule.stops_early(self.state.log_history)
+        return early or self.state.global_step >= self.state.max_steps
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._run_dir or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint beside its place, with checksums, and rename it when it is whole on all
+        ranks.
+
+        Raises NotFinite for weights that are not numbers, and OSError for a disk that does not take it.
+        """
+        self.check_weights()
+        output = Path(self.args.output_dir)
+        final = output / f"{PREFIX}{self.state.global_step}"
+        self._run_dir = str(output / PARTIAL)
+        if self.is_world_process_zero():
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            with writing(output):
+                super()._save_checkpoint(model, trial)
+        except OSError:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            raise
+        finally:
+            partial, self._run_dir = Path(self._run_dir) / final.name, None
+        # What the next log line is of.
+        sums = self.accelerator.reduce(self._sums.to(self.args.device), reduction="sum").cpu()
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            with writing(output):
+                text = json.dumps(
+                    {
+                        "languages": (sums + self._sums_before).tolist(),
+                        "steps": self._step_losses.tolist(),
+                    }
+                )
+                (partial / SUMS).write_text(text, encoding="utf-8")
+                seal(partial)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
+            drop_old(output, self.keep, self.state.best_global_step)
+        self.accelerator.wait_for_everyone()
+        self.find_best()
+
+    def find_best(self) -> None:
+        """Set where the best checkpoint is; Trainer noted the place that it was written at first."""
+        best = Path(self.args.output_dir) / f"{PREFIX}{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: cards are written when a model is published."""
+
+
+def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, float]:
+    """What a log line says, from (languages, 4) sums of loss, right guesses, tokens and bytes."""
+    result: dict[str, float] = {}
+
+    def add(prefix: str, row: Sequence[float]) -> None:
+        loss, correct, tokens, size = row
+        if tokens:
+            result[f"{prefix}loss"] = round(loss / tokens, 5)
+            result[f"{prefix}accuracy"] = round(correct / tokens, 5)
+            if size:
+                result[f"{prefix}bits_per_byte"] = round(loss / math.log(2) / size, 5)
+
+    add("mean_", sums.sum(0).tolist())
+    for language, row in zip(languages, sums.tolist(), strict=True):
+        add(f"{language}/", row)
+    return result
+
+
+def language_sums(
+    losses: torch.Tensor, correct: torch.Tensor, language: torch.Tensor, text_bytes: torch.Tensor
+) -> torch.Tensor:
+    """(languages, 4): sums of loss, right guesses, tokens and bytes, from those of each position."""
+    one = torch.ones_like(losses, dtype=torch.float64)
+    values = torch.stack([losses.detach().double(), correct.double(), one], dim=1)
+    sums = torch.zeros(len(text_bytes), 4, dtype=torch.float64, device=losses.device)
+    sums[:, :3].index_add_(0, language, values)
+    sums[:, 3] = text_bytes
+    return sums
+
+
+def exact_sums() -> MixedPrecisionPolicy:
+    """FSDP2 computes in bfloat16, but adds up gradients in float32 and leaves the loss as it comes.
+
+    accelerate's own policy rounds the sums of losses to bfloat16, and the gradients of every rank.
+    """
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+class ExactBuffers(TrainerCallback):
+    """Gives a model's buffers their precision back, which DeepSpeed takes with that of the weights.
+
+    The frequencies of rotary positions rounded to bfloat16 are off by radians after a thousand tokens.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.buffers = {
+            name: buffer.detach().clone()
+            for name, buffer in model.named_buffers()
+            if buffer.dtype == torch.float32
+        }
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        for name, buffer in getattr(model, "module", model).named_buffers():
+            exact = self.buffers.get(name)
+            if exact is not None and buffer.dtype != exact.dtype:
+                buffer.data = exact.to(buffer.device)
+
+
+class LineCallback(TrainerCallback):
+    """Progress as plain lines: step, loss, accuracy, speed, share of padding, part of the device's
+    peak, time left; below, loss and accuracy of each language."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+        self.start = 0.0
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.start, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        at = f"{self.stage} {state.global_step}/{state.max_steps}"
+        if "eval_loss" in logs:
+            print(
+                f"{at}  eval: loss {logs['eval_loss']:.4f}  accuracy {logs['eval_accuracy']:.3f}  "
+                f"bits/byte {logs.get('eval_bits_per_byte', 0):.3f}",
+                flush=True,
+            )
+            _print_languages({k.removeprefix("eval_"): v for k, v in logs.items()})
+        if "loss" not in logs:
+            return
+        done = state.global_step - self.first
+        spent = time.monotonic() - self.start
+        left = spent / max(done, 1) * (state.max_steps - state.global_step)
+        share = logs.get("model_flop_utilisation")  # not known of every architecture
+        utilisation = "" if share is None else f"{share:.1%} of peak  "
+        images = logs["images_per_second"]
+        print(
+            f"{at}  loss {logs.get('mean_loss', math.nan):.4f}  "
+            f"accuracy {logs.get('mean_accuracy', math.nan):.3f}  bits/byte {logs.get('mean_bits_per_byte', 0):.3f}  "
+            f"{logs['tokens_per_second']:,.0f} tokens/s  {images:,.{0 if images >= 10 else 1}f} images/s  "
+            f"padding {logs['padding_share']:.1%}  {utilisation}"
+            f"{_clock(spent)} so far, {_clock(left)} left",
+            flush=True,
+        )
+        _print_languages(logs)
+
+
+def _print_languages(logs: Mapping[str, float]) -> None:
+    each = [
+        f"{key.split('/')[0]} {value:.3f} ({logs.get(key.replace('loss', 'accuracy'), 0):.2f})"
+        for key, value in logs.items()
+        if key.endswith("/loss")
+    ]
+    if len(each) > 1:
+        print(f"  loss (accuracy): {'  '.join(each)}", flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def quiet_callbacks(trainer: MayaTrainer, stage: str) -> None:
+    """Lines instead of a bar and raw dictionaries."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LineCallback(stage))

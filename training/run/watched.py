@@ -1,0 +1,192 @@
+"""Pictures that rows name and that are files of their own: whether one has changed since a stage began.
+
+A stage's first start notes every picture's size, date and hash. A later start looks at sizes and dates
+alone, and reads only those that differ. Pictures inside of a dataset's folder or tables are part of
+that dataset's content (manifest.py).
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..batches.groups import GroupData
+from ..batches.streaming import StreamedGroups
+from ..common.images import is_address
+from ..common.telling import one_line
+from ..recipe import DataRecipe, StageRecipe
+from ..rows.conversations import RowError
+
+# Of a source whose pictures are larger together, only sizes and dates are noted.
+HASHED = 16 << 30
+# A larger file is no picture.
+LARGEST = 1 << 28
+# Pictures of a stage that are noted.
+MOST = 2_000_000
+THREADS = 8
+_SCHEMA = pa.schema(
+    [
+        ("source", pa.int16()),
+        ("name", pa.string()),
+        ("size", pa.int64()),  # -1: no ordinary file
+        ("date", pa.int64()),
+        ("hash", pa.string()),  # None: not read
+    ]
+)
+
+
+def folder_of(recipe: DataRecipe) -> Path | None:
+    """The folder that a source's picture names start at; None where its pictures are no such files."""
+    if recipe.image_folder is not None:
+        folder = Path(recipe.image_folder)
+        return folder if folder.is_dir() else None
+    return Path(recipe.path).parent if Path(recipe.path).is_file() else None
+
+
+def note(stage: StageRecipe, data: Sequence[GroupData | StreamedGroups], file: Path) -> str | None:
+    """Note the pictures of a stage in `file`, if that is not there; returns what is to be told.
+
+    Args:
+        data: opened from the stage's `data`, and from its `eval_data` if it has any.
+    """
+    if file.is_file():
+        return None
+    sources = [(each, number) for each in data for number in range(len(each.sources))]
+    recipes = _recipes(stage)
+    tables, told = [], None
+    left = MOST
+    for place, ((each, number), recipe) in enumerate(zip(sources, recipes, strict=True)):
+        folder = folder_of(recipe)
+        if folder is None:
+            continue
+        names = list(dict.fromkeys(_names(each, number)))
+        if len(names) > left:
+            told = f"only the first {MOST:,} pictures are watched for changes"
+            names = names[:left]
+        left -= len(names)
+        paths = [os.path.join(folder, name) for name in names]
+        with ThreadPoolExecutor(THREADS) as pool:
+            states = list(pool.map(_state, paths, chunksize=256))
+            read = sum(max(size, 0) for size, _ in states) <= HASHED
+            hashes = list(pool.map(_hash, paths, chunksize=64)) if read else [None] * len(paths)
+        sizes, dates = [size for size, _ in states], [date for _, date in states]
+        columns = [[place] * len(names), names, sizes, dates, hashes]
+        tables.append(pa.table(columns, schema=_SCHEMA))
+    folders = [str(folder and folder.resolve()) for folder in map(folder_of, recipes)]
+    table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
+    table = table.replace_schema_metadata({"folders": json.dumps(folders)})
+    temporary = file.with_name(file.name + ".tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, file)
+    return told
+
+
+def check(stage: StageRecipe, file: Path, finished: bool) -> None:
+    """Raise ValueError, naming the first picture and how many, if pictures of a stage have changed.
+
+    finished: whether the stage is; then pictures may be gone.
+    """
+    if not file.is_file():
+        return
+    table = pq.read_table(file)
+    before = json.loads((table.schema.metadata or {}).get(b"folders", b"[]"))
+    changed: list[str] = []
+    for place, recipe in enumerate(_recipes(stage)):
+        folder = folder_of(recipe)
+        rows = table.filter(pc.equal(table["source"], place))
+        if not len(rows):
+            continue
+        if folder is None:
+            raise ValueError(_told(stage, recipe.image_folder or recipe.path, len(rows)))
+        moved = str(folder.resolve()) != before[place]
+        paths = [os.path.join(folder, name) for name in rows["name"].to_pylist()]
+        noted = zip(*(rows[c].to_pylist() for c in ("size", "date", "hash")), strict=True)
+        with ThreadPoolExecutor(THREADS) as pool:
+            states = pool.map(_state, paths, chunksize=256)
+            changed += [
+                path
+                for path, old, new in zip(paths, noted, states, strict=True)
+                if not _same(path, old, new, moved, finished)
+            ]
+    if changed:
+        raise ValueError(_told(stage, changed[0], len(changed)))
+
+
+def _told(stage: StageRecipe, first: str, count: int) -> str:
+    more = f" and {count - 1:,} more" if count > 1 else ""
+    return (
+        f"stage {stage.name}: {one_line(first)}{more}: this picture has changed since the run began; "
+        "put it back, use another output_dir, or --restart to throw the old work away"
+    )
+
+
+def _same(
+    path: str, old: tuple[int, int, str | None], new: tuple[int, int], moved: bool, finished: bool
+) -> bool:
+    size, date, digest = old
+    if new == (size, date) or (finished and new[0] < 0):
+        return True
+    if new[0] != size:
+        return False
+    return digest == _hash(path) if digest is not None else moved
+
+
+def _recipes(stage: StageRecipe) -> list[DataRecipe]:
+    return [*stage.data, *stage.eval_data]
+
+
+def _names(data: GroupData | StreamedGroups, number: int) -> Iterator[str]:
+    """The pictures that a source's rows name, those on the network left out."""
+    if isinstance(data, GroupData):
+        yield from (key for key in data.sources[number].image_keys if _is_file(key))
+        return
+    source = data.sources[number]
+    if source.joined.images is not None or source.held:
+        return
+    columns = [c for c in source.reader.wanted_for_pictures if c in source.joined.columns]
+    for table in source.joined.tables:
+        for part in table.scan(columns):
+            for row in part.to_pylist():
+                try:
+                    pictures = source.reader.pictures(row)
+                except RowError:  # listed, or refused, where the row is read
+                    continue
+                yield from filter(_is_file, pictures)
+
+
+def _is_file(key: object) -> bool:
+    if not isinstance(key, str) or is_address(key):
+        return False
+    try:
+        key.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: no file that a reader takes
+        return False
+    return True
+
+
+def _state(path: str) -> tuple[int, int]:
+    """Size and date in nanoseconds of an ordinary file; -1 and 0 for anything else."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return -1, 0
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (-1, 0)
+
+
+def _hash(path: str) -> str | None:
+    """A hash of an ordinary file of at most LARGEST bytes."""
+    size, _ = _state(path)
+    if not 0 <= size <= LARGEST:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return sha256(file.read()).hexdigest()[:16]
+    except OSError:
+        return None
