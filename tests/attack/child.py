@@ -118,7 +118,8 @@ def _command(case: Case, place: Place) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparation
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESS_SPACE,) * 2)
-    allowed = [place.output.parent, place.scratch, *(place.input / name for name in case.writes)]
+    allowed = [place.output.parent, place.scratch, place.world.home]
+    allowed += [place.input / name for name in case.writes]
     sys.addaudithook(_Watch(note, [str(path.resolve()) for path in allowed], place))
     from maya_vlm.training import cli
 

@@ -145,9 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write every case there")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    warm()
     folder = Path(tempfile.mkdtemp(prefix="maya-attack-"))
     world, began, tried = World(folder), time.monotonic(), []
+    warm(world.home)
     try:
         if args.serve:
             serve(world)

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 
-def warm() -> None:
-    """Import what commands import, once for all forks. Settings of the environment come before."""
+def warm(home: Path) -> None:
+    """Import what commands import, once for all forks. `home`: for the caches of libraries."""
     os.environ.update(
+        HF_HOME=str(home),
         OMP_NUM_THREADS="1",
         TOKENIZERS_PARALLELISM="false",
         CUDA_VISIBLE_DEVICES="",
@@ -66,7 +67,7 @@ class World:
     """Good inputs below one folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.home = root, root / "home"
         root.mkdir(parents=True, exist_ok=True)
 
     def _made(self, name: str, make: Callable[[Path], Any]) -> Path:
