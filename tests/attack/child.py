@@ -118,7 +118,7 @@ def _command(case: Case, place: Place) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparation
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESS_SPACE,) * 2)
-    allowed = [place.output.parent, place.scratch, place.world.home]
+    allowed = [place.output, place.scratch, place.world.home]
     allowed += [place.input / name for name in case.writes]
     sys.addaudithook(_Watch(note, [str(path.resolve()) for path in allowed], place))
     from maya_vlm.training import cli
@@ -147,6 +147,7 @@ class _Watch:
         self.note, self.ports = note, place.ports
         self.allowed = [*allowed, "/dev", "/proc"]
         self.secret = str(place.secret.resolve())
+        self.output = str(place.output.resolve())
 
     def __call__(self, event: str, args: tuple) -> None:
         if event == "open":
@@ -184,7 +185,11 @@ class _Watch:
             return
         # The file itself may be a link: what it leads to is what is written.
         full = os.path.realpath(path)
-        if not any(full == each or full.startswith(each + "/") for each in self.allowed):
+        if full == os.path.dirname(self.output):
+            return
+        # What is renamed to the output, or beside it until that, has a hidden name or one with it.
+        beside = full.startswith((self.output, os.path.dirname(self.output) + "/."))
+        if not beside and not any(f"{full}/".startswith(f"{each}/") for each in self.allowed):
             self.note("writes", full)
 
     def _connects(self, address: Any) -> None:

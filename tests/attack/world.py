@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,11 @@ class World:
         return self._made("build", _build) / "build" / "dataset"
 
     @property
+    def evaluated(self) -> Path:
+        """The model with the results of a short evaluation."""
+        return self._made("evaluated", lambda folder: _evaluated(self.model, folder))
+
+    @property
     def whole_run(self) -> Path:
         """A run of four steps that was not disturbed."""
         return self._made("whole", _whole_run)
@@ -130,6 +136,14 @@ def _build(folder: Path) -> None:
     plan = make_plan(folder, languages=("fr",), judged=False, layout=layout)
     translate(plan)
     assemble(plan, progress=False)
+
+
+def _evaluated(model: Path, folder: Path) -> None:
+    from maya_vlm.training.evaluation.run import evaluate
+
+    shutil.copytree(model, folder)
+    languages = ["en", "fr"]
+    evaluate(str(folder), limit=2, languages=languages, baseline_images=2, sheet=False)
 
 
 def _whole_run(folder: Path) -> None:
