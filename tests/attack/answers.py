@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -14,7 +16,7 @@ from .case import Case, Expect, Fault, Outcome, Place
 from .plans import good_plan
 from .world import ODD, deep
 
-GOOD = "Un petit bateau rouge sur un lac bleu."
+GOOD = "Un bateau rouge, numéro 1."
 # After these no request has a point, and the build ends.
 FATAL = (301, 302, 401, 402, 403, 404, 405)
 
@@ -49,7 +51,7 @@ def _reply(text: Any, **fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "choices": [choice], "usage": {"total_tokens": 5}}
 
 
-def _handler(odd: Answer, good: str) -> type[BaseHTTPRequestHandler]:
+def _handler(odd: Answer, good: str | None) -> type[BaseHTTPRequestHandler]:
     """Answers what is asked about row 1 oddly, all else well."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,7 +62,10 @@ def _handler(odd: Answer, good: str) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = odd if b"umber 1" in asked else Answer(_reply(good))
+            number = re.search(rb"umber (\d)", asked)
+            text = f"Un bateau rouge, numéro {number[1].decode()}." if number else "Que voit-on ?"
+            odd_one = number is not None and number[1] == b"1"
+            answer = odd if odd_one else Answer(_reply(good or text))
             if answer.raw is not None:
                 self.wfile.write(answer.raw)
                 self.close_connection = True
@@ -76,10 +81,8 @@ def _handler(odd: Answer, good: str) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(answer.body)
 
         def handle(self) -> None:
-            try:
+            with contextlib.suppress(OSError):  # the command has gone
                 super().handle()
-            except OSError:  # the command has gone
-                pass
 
     return Handler
 
@@ -87,7 +90,7 @@ def _handler(odd: Answer, good: str) -> type[BaseHTTPRequestHandler]:
 def _case(judge: bool, about: str, odd: Answer, expect: Expect) -> Case:
     def prepare(place: Place) -> list[str]:
         plan = good_plan(place)
-        url = place.serve(_handler(odd, "Safety: Safe\nCategories: None" if judge else GOOD))
+        url = place.serve(_handler(odd, "Safety: Safe\nCategories: None" if judge else None))
         endpoint = {"base_url": f"{url}/v1", "model": "tiny", "max_attempts": 1, "timeout": 3}
         if judge:
             guard = {"preset": "qwen3guard", "endpoint": endpoint}
@@ -173,7 +176,11 @@ def _status(chance: random.Random) -> tuple[str, Answer, Expect]:
     status = chance.choice([*FATAL, 204, 400, 409, 413, 418, 422, 429, 500, 503, 599, 999])
     body = chance.choice([b"", b'{"error": {"message": "a\\u001b[2J\\nb"}}', b"x" * 60_000, b"\0"])
     reason = chance.choice(["", "No\x1b[2J", "A" * 5000])
-    return f"status {status}", Answer(body, status, reason), "refused" if status in FATAL else "either"
+    return (
+        f"status {status}",
+        Answer(body, status, reason),
+        "refused" if status in FATAL else "either",
+    )
 
 
 def _wire(chance: random.Random) -> tuple[str, Answer, Expect]:

@@ -70,7 +70,9 @@ def _same_result(place: Place, outcome: Outcome) -> list[Fault]:
             shown = f"step {key}: {found[key]} instead of {whole[key]}"
             return [Fault("accepted in silence", shown)]
     if whole.keys() - found.keys():
-        return [Fault("accepted in silence", f"steps {sorted(whole.keys() - found.keys())} are gone")]
+        return [
+            Fault("accepted in silence", f"steps {sorted(whole.keys() - found.keys())} are gone")
+        ]
     return []
 
 

@@ -39,7 +39,6 @@ _CHANGES = {
 
 def attempt(case: Case, place: Place) -> Outcome:
     """Run a case and say what came of it."""
-    base = _resident()
     began = time.monotonic()
     child = os.fork()
     if not child:
@@ -60,7 +59,6 @@ def attempt(case: Case, place: Place) -> Outcome:
     # Servers of the case and what the command left running.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    outcome.peak = max(0.0, usage.ru_maxrss / 1024 - base)
     outcome.signal = None if outcome.hang or not os.WIFSIGNALED(status) else os.WTERMSIG(status)
     outcome.code = None
     for name in ("stdout", "stderr"):
@@ -71,7 +69,9 @@ def attempt(case: Case, place: Place) -> Outcome:
         name, value = json.loads(line)
         if name == "broken case":
             raise RuntimeError(f"{case.about}: the case itself is broken: {value}")
-        if name in ("code", "crash"):
+        if name == "base":
+            outcome.peak = max(0.0, usage.ru_maxrss / 1024 - value)
+        elif name in ("code", "crash"):
             setattr(outcome, name, value)
         else:
             noted = getattr(outcome, name)
@@ -116,6 +116,7 @@ def _command(case: Case, place: Place) -> None:
     os.chdir(place.output.parent)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the preparation
+    note("base", _resident())
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ADDRESS_SPACE,) * 2)
     allowed = [place.output, place.scratch, place.world.home]

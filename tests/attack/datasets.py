@@ -123,7 +123,10 @@ def _shards(folder: Path) -> list[Path]:
 
 def _shard(chance: random.Random) -> Case:
     """A shard that is damaged, gone, doubled, or a link to another folder's file."""
-    seed, way = chance.randrange(2**32), chance.choice(["damaged", "damaged", "gone", "link", "pipe"])
+    seed, way = (
+        chance.randrange(2**32),
+        chance.choice(["damaged", "damaged", "gone", "link", "pipe"]),
+    )
 
     def change(place: Place, folder: Path) -> None:
         draw = random.Random(seed)

@@ -148,7 +148,9 @@ def _damaged(chance: random.Random) -> tuple[str, Expect, str, Writer]:
     format = chance.choice(FORMATS)
     data = _picture(format)
     way, found = damaged(chance, data)
-    known = format in ("PNG", "JPEG", "GIF") and way.startswith("cut") and len(found) < len(data) / 2
+    known = (
+        format in ("PNG", "JPEG", "GIF") and way.startswith("cut") and len(found) < len(data) / 2
+    )
     refused = known or way in ("empty", "html", "lfs")
     return f"{format} {way}", "refused" if refused else "either", _suffix(format), _bytes(found)
 
@@ -192,7 +194,12 @@ def _bomb(chance: random.Random) -> tuple[str, Expect, str, Writer]:
     sort = chance.choice(["png", "gif", "gz text", "icc"])
     if sort == "png":
         side = chance.choice([13000, 20000])
-        return f"bomb {side}", "refused", ".png", _bytes(_png(side, side, _zeros((side + 1) * side)))
+        return (
+            f"bomb {side}",
+            "refused",
+            ".png",
+            _bytes(_png(side, side, _zeros((side + 1) * side))),
+        )
     if sort == "gif":
         frame = b"\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0"
         head = b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff"
@@ -252,4 +259,16 @@ def _no_file(chance: random.Random) -> tuple[str, Expect, str, Writer]:
     return name, "refused", ".png", ways[name]
 
 
-_SORTS = (_good, _damaged, _damaged, _damaged, _mode, _sized, _bomb, _exif, _foreign, _no_file, _no_file)
+_SORTS = (
+    _good,
+    _damaged,
+    _damaged,
+    _damaged,
+    _mode,
+    _sized,
+    _bomb,
+    _exif,
+    _foreign,
+    _no_file,
+    _no_file,
+)

@@ -12,7 +12,20 @@ from .case import Case, Expect, Fault, Outcome, Place
 from .configs import picture
 from .plans import good_plan
 
-MORE = ("\udcff", "-x", "--help\n", "a" * 300, "con/../../..", "http://127.0.0.1:9/x", "file:///etc/passwd")
+MORE = (
+    "\udcff",
+    "-x",
+    "--help\n",
+    "a" * 300,
+    "con/../../..",
+    "http://127.0.0.1:9/x",
+    "file:///etc/passwd",
+)
+
+COMMANDS = (
+    *("train", "validate", "build", "status", "export", "evaluate", "chat", "model", "repo"),
+    *("question", "language", "languages", "images", "policy", "review"),
+)
 
 
 def cases(chance: random.Random) -> Iterator[Case]:
@@ -51,10 +64,7 @@ def _plan(chance: random.Random) -> Case:
 def _argument(chance: random.Random) -> Case:
     """A name as an argument of a command; nothing of that name is there."""
     value = chance.choice([*HOSTILE, *MORE]).replace("\0", "0")
-    command = chance.choice(
-        ["train", "validate", "build", "status", "export", "evaluate", "chat", "model", "repo"]
-        + ["question", "language", "languages", "images", "policy", "review"]
-    )
+    command = chance.choice(COMMANDS)
     missing = value or "nobody"
 
     def prepare(place: Place) -> list[str]:
@@ -77,7 +87,7 @@ def _argument(chance: random.Random) -> Case:
             "chat": ["chat", *there, *end, "What is shown?"],
             "model": [*chat, "What is shown?", f"--model={missing}"],
             "repo": ["publish", "--", model, missing],
-            "question": [*chat, *there, *end],
+            "question": ["chat", *there, "--", chat[1], missing],
             "language": [*chat, *there, f"--language={missing}"],
             "languages": [*export, f"--languages={missing}"],
             "images": [*export, f"--images={missing}"],
@@ -101,7 +111,7 @@ def _recipe(chance: random.Random) -> Case:
         inner[key] = value
         return ["train", str(place.write("recipe.yaml", yaml.safe_dump(recipe)))]
 
-    bad = key in ("path", "vision_tower") or "escaped" in value and key == "name"
+    bad = key in ("path", "vision_tower") or ("escaped" in value and key == "name")
     expect: Expect = "refused" if bad else "either"
     return Case(f"recipe {key} {value!r:.40}", prepare, expect, ("recipe.yaml", key, value[:20]))
 

@@ -77,6 +77,9 @@ def _ending(outcome: Outcome) -> list[Fault]:
 def _text(case: Case, outcome: Outcome) -> list[Fault]:
     faults = []
     lines = [line for line in re.split(r"[\n\r]", outcome.stderr) if line.strip()]
+    if lines and lines[0].startswith("usage: "):
+        # Of arguments that do not fit, argparse shows the usage above its line.
+        lines = lines[-1:]
     if "Traceback (most recent call last)" in outcome.stdout + outcome.stderr and not outcome.crash:
         faults.append(Fault("traceback", _tail(outcome.stderr)))
     elif len(lines) > 1 and _ended_well(outcome):

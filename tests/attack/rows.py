@@ -115,7 +115,7 @@ def _odd_row(chance: random.Random) -> Case:
         rows[at] = changed(rows[at], path, value)
         about += f" {dotted(path)} = {value!r:.40}"
         content = path[0] in ("conversations", "messages")
-        if content and not isinstance(value, str) or value in ("", " "):
+        if (content and not isinstance(value, str)) or value in ("", " "):
             expect = "refused" if content else "either"
         if value == "\ud83d" and content:
             expect = "refused"

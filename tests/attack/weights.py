@@ -118,7 +118,7 @@ def _header(chance: random.Random) -> tuple[str, Any, Expect]:
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + data + rest)
 
     # What is gone may be tied to another; other metadata is nobody's concern.
-    either = sort in ("gone", "metadata") or sort == "entry" and odd is None
+    either = sort in ("gone", "metadata") or (sort == "entry" and odd is None)
     return f"header {sort} ({seed})", change, "either" if either else "refused"
 
 
