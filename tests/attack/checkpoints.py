@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from .case import Case, Fault, Outcome, Place
+from .case import Case, Expect, Fault, Outcome, Place
 from .weights import _Program
 from .world import damaged
 
@@ -31,12 +31,13 @@ FILES = (
 
 def cases(chance: random.Random) -> Iterator[Case]:
     """Runs that were killed, whose checkpoint is damaged before they go on."""
+    yield _case("nothing", "gone", chance, "accepted")
     while True:
         name = chance.choice(FILES)
         yield _case(name, chance.choice(["gone", "damaged", "damaged", "pickle"]), chance)
 
 
-def _case(name: str, way: str, chance: random.Random) -> Case:
+def _case(name: str, way: str, chance: random.Random, expect: Expect = "either") -> Case:
     seed = chance.randrange(2**32)
 
     def prepare(place: Place) -> list[str]:
@@ -56,7 +57,7 @@ def _case(name: str, way: str, chance: random.Random) -> Case:
         return ["train", str(place.write("recipe.yaml", yaml.safe_dump(recipe)))]
 
     names = (name, "checkpoint", ".work")
-    return Case(f"{name} {way} ({seed})", prepare, "either", names, check=_same_result)
+    return Case(f"{name} {way} ({seed})", prepare, expect, names, check=_same_result)
 
 
 def _same_result(place: Place, outcome: Outcome) -> list[Fault]:

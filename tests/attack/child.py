@@ -205,8 +205,9 @@ def _broken(place: Place) -> Iterator[str]:
     """Files under their final names that cannot be read to their end."""
     for path in place.output.parent.rglob("*"):
         name = path.relative_to(place.output.parent).as_posix()
-        # Hidden folders and temporary files are taken up, or thrown away, by the next run.
-        if any(part.startswith(".") for part in name.split("/")) or path.suffix == ".tmp":
+        # Hidden folders, journals and temporary files are taken up, or thrown away, by the next run.
+        hidden = any(part.startswith(".") or part == "journal" for part in name.split("/"))
+        if hidden or path.suffix == ".tmp":
             continue
         if path.is_file() and not path.is_symlink() and not _whole(path):
             yield name

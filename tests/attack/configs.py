@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from .case import Case, Expect, Place
-from .world import ODD, changed, damaged, deep, dotted, paths_of
+from .world import ODD, changed, damaged, deep, paths_of
 
 FILES = (
     "config.json",
@@ -40,6 +40,7 @@ TEMPLATES = (
 
 def cases(chance: random.Random) -> Iterator[Case]:
     """Model folders with one odd file."""
+    yield use(chance, "good", lambda folder: None, "accepted", "model", "chat")
     while True:
         name = chance.choice(FILES)
         yield _template(chance) if name == "chat_template.jinja" else _json(chance, name)
@@ -54,9 +55,12 @@ def picture(place: Place) -> Path:
     return path
 
 
-def use(chance: random.Random, about: str, change: Any, expect: Expect, name: str) -> Case:
-    """A command that loads a model's folder after `change(folder)`."""
-    command = chance.choice(["chat", "chat", "chat", "evaluate", "train", "publish", "renew"])
+def use(
+    chance: random.Random, about: str, change: Any, expect: Expect, name: str, command: str = ""
+) -> Case:
+    """A command, drawn where none is given, that loads a model's folder after `change(folder)`."""
+    commands = ["chat", "chat", "chat", "evaluate", "train", "publish", "renew"]
+    command = command or chance.choice(commands)
 
     def prepare(place: Place) -> list[str]:
         folder = place.input / "model"
@@ -125,8 +129,3 @@ def _template(chance: random.Random) -> Case:
         "refused" if text not in ("", "{{ messages }}") else "either",
         name,
     )
-
-
-def odd_at(path: tuple, value: Any) -> str:
-    """A few words for a value at a path."""
-    return f"{dotted(path)} = {value!r:.30}"

@@ -11,19 +11,34 @@ from typing import Any
 
 from .cards import HOSTILE, card_faults
 from .case import Case, Expect, Fault, Outcome, Place
-from .world import ODD, changed, damaged, deep, dotted, paths_of
+from .world import ODD, changed, damaged, deep, paths_of
+
+VERBS = ("export llava", "export messages", "publish", "validate")
+# Those that read the manifest.
+BY_MANIFEST = VERBS[:3]
 
 
 def cases(chance: random.Random) -> Iterator[Case]:
     """Dataset folders that are exported, published or validated."""
+    for verb in VERBS:
+        # There is no Hub to publish to.
+        expect: Expect = "refused" if verb == "publish" else "accepted"
+        yield _case(chance, "good", lambda place, folder: None, expect, verbs=(verb,))
     while True:
         yield chance.choice([_manifest, _manifest, _name, _whole, _shard, _shard, _row, _card])(
             chance
         )
 
 
-def _case(chance: random.Random, about: str, change: Any, expect: Expect, *names: str) -> Case:
-    verb = chance.choice(["export llava", "export messages", "publish", "validate"])
+def _case(
+    chance: random.Random,
+    about: str,
+    change: Any,
+    expect: Expect,
+    *names: str,
+    verbs: tuple[str, ...] = VERBS,
+) -> Case:
+    verb = chance.choice(verbs)
 
     def prepare(place: Place) -> list[str]:
         folder = place.input / "data" / "dataset"
@@ -32,12 +47,12 @@ def _case(chance: random.Random, about: str, change: Any, expect: Expect, *names
         if verb == "publish":
             return ["publish", str(folder), "user/name", "--kind", "dataset"]
         if verb == "validate":
-            return ["data", "validate", str(folder), "--language", "en"]
+            return ["data", "validate", str(folder / "data"), "--language", "en"]
         form = verb.split()[1]
         return ["data", "export", str(folder), "--output", str(place.output), "--format", form]
 
-    # There is no Hub to publish to: a good folder ends with that. `validate` reads all parquet files.
-    known = expect if verb.startswith("export") else "either"
+    # `validate` reads the texts only; publishing ends with that there is no Hub.
+    known = expect if verb.startswith("export") or about == "good" else "either"
     shown = ("dataset", "offline", *names)
     writes = ("data",) if verb == "publish" else ()
     return Case(f"{verb} {about}", prepare, known, shown, writes=writes, check=_cards)
@@ -68,7 +83,14 @@ def _manifest(chance: random.Random) -> Case:
 
         _edit(folder, make)
 
-    return _case(chance, f"manifest {value!r:.30} ({seed})", change, "either", "manifest.json")
+    return _case(
+        chance,
+        f"manifest {value!r:.30} ({seed})",
+        change,
+        "either",
+        "manifest.json",
+        verbs=BY_MANIFEST,
+    )
 
 
 def _name(chance: random.Random) -> Case:
@@ -92,7 +114,9 @@ def _name(chance: random.Random) -> Case:
 
         _edit(folder, make)
 
-    return _case(chance, f"{key} {value!r:.40}", change, "either", "manifest.json")
+    return _case(
+        chance, f"{key} {value!r:.40}", change, "either", "manifest.json", verbs=BY_MANIFEST
+    )
 
 
 def _whole(chance: random.Random) -> Case:
@@ -114,6 +138,7 @@ def _whole(chance: random.Random) -> Case:
         lambda place, folder: (folder / "manifest.json").write_text(texts[name]),
         "refused",
         "manifest.json",
+        verbs=BY_MANIFEST,
     )
 
 
@@ -137,13 +162,15 @@ def _shard(chance: random.Random) -> Case:
             return
         path.unlink()
         if way == "link":
-            path.symlink_to(place.secret)
+            # The Hub's cache is made of links: one to a good file is as good as that.
+            (place.root / "elsewhere").write_bytes(data)
+            path.symlink_to(place.root / "elsewhere")
         elif way == "pipe":
             import os
 
             os.mkfifo(path)
 
-    expect: Expect = "either" if way == "damaged" else "refused"
+    expect: Expect = "refused" if way in ("gone", "pipe") else "either"
     return _case(chance, f"shard {way} ({seed})", change, expect, ".parquet")
 
 
@@ -180,8 +207,3 @@ def _card(chance: random.Random) -> Case:
         (folder / "README.md").write_text(f"---\n{json.dumps(head)}\n---\n")
 
     return _case(chance, f"card names {pattern!r}", change, "either", "README.md")
-
-
-def shown_at(path: tuple) -> str:
-    """The key of a path, for messages."""
-    return dotted(path)

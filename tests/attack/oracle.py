@@ -69,7 +69,8 @@ def _ending(outcome: Outcome) -> list[Fault]:
         faults.append(Fault("exit status", f"{outcome.code}: {_tail(outcome.stderr)}"))
     elif outcome.code == 2 and not outcome.stderr.strip():
         faults.append(Fault("exit status", "2 without a line that says why"))
-    if outcome.peak > MEMORY:
+    # The limit of the address space makes a MemoryError of what would take more.
+    if outcome.peak > MEMORY or "MemoryError" in outcome.stderr:
         faults.append(Fault("memory", f"{outcome.peak:,.0f} MiB: {_tail(outcome.stderr)}"))
     return faults
 

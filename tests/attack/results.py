@@ -16,6 +16,7 @@ from .world import ODD, changed, deep, paths_of
 
 def cases(chance: random.Random) -> Iterator[Case]:
     """Model folders with odd results, published to a Hub that is not there."""
+    yield _case("good", "results.json", lambda path: None)
     while True:
         yield chance.choice([_value, _value, _value, _key, _key, _whole, _recipe])(chance)
 

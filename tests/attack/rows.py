@@ -23,6 +23,10 @@ ROWS = 5
 
 def cases(chance: random.Random) -> Iterator[Case]:
     """Odd rows and odd files, validated and trained on."""
+    for shape in (_llava, _messages):
+        good = _dump([shape(number) for number in range(ROWS)], "jsonl")
+        yield _validate("good", "rows.jsonl", good, expect="accepted", rows=ROWS)
+        yield _train("good", "rows.jsonl", good, False, expect="accepted", check=_skipped(0))
     while True:
         make = chance.choice([_odd_row, _odd_row, _odd_row, _odd_file, _odd_file, _odd_tables])
         yield make(chance)
@@ -146,6 +150,7 @@ def _odd_row(chance: random.Random) -> Case:
     kind = chance.choice(["json", "jsonl"])
     data = _dump(rows, kind)
     names = (f"row-{at}", f"[{at}]", f"row {at}", f"line {at + 1}", f":{at + 1}", "same")
+    names += (f"after row {at - 1}",)
     if chance.random() < 0.75:
         return _validate(about, f"rows.{kind}", data, expect=expect, names=names, rows=ROWS)
     skip = chance.random() < 0.6
