@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -163,7 +164,7 @@ class _Watch:
         elif event == "socket.connect":
             self._connects(args[1])
         elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-            if args[0] not in (None, "", "127.0.0.1", "localhost", b"127.0.0.1"):
+            if not _is_number(args[0]):
                 self.note("connections", f"looks up {args[0]!s:.80}")
                 raise OSError(errno.ENETUNREACH, "no network")
         elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
@@ -199,6 +200,15 @@ class _Watch:
                 return
             self.note("connections", f"{address[0]}:{address[1]}")
             raise OSError(errno.ENETUNREACH, "no network")
+
+
+def _is_number(host: Any) -> bool:
+    """Whether no name server is asked for a host."""
+    name = os.fsdecode(host or "")
+    with contextlib.suppress(OSError):
+        socket.inet_aton(name)
+        return True
+    return name in ("", "localhost") or ":" in name
 
 
 def _broken(place: Place) -> Iterator[str]:

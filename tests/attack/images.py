@@ -23,12 +23,37 @@ from .world import damaged
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "TGA")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F")
+ADDRESSES = (
+    "http://127.0.0.1:9/x.png",
+    "http://localhost:9/x.png",
+    "http://169.254.169.254/latest/meta-data",
+    "http://10.0.0.1/x.png",
+    "http://[::1]:9/x.png",
+    "http://[::ffff:127.0.0.1]:9/x.png",
+    "http://[64:ff9b::a9fe:a9fe]/x.png",
+    "http://[64:ff9b:1::a9fe:a9fe]/x.png",
+    "http://[fec0::1]/x.png",
+    "http://0x7f.1:9/x.png",
+    "http://2130706433:9/x.png",
+    "http://user@127.0.0.1:9/x.png",
+    "http://127.0.0.1:99999/x.png",
+    "http:///x.png",
+    "http://\x1b[2J/x.png",
+    "https://127.0.0.1:9/" + "x" * 3000,
+    "file:///etc/passwd",
+    "ftp://127.0.0.1/x.png",
+    "data:image/png;base64,AAAA",
+    "data:image/png;base64," + "%" * 3000,
+)
 Writer = Callable[[Place, Path], object]
 
 
 def cases(chance: random.Random) -> Iterator[Case]:
     """Pictures, each through one of the commands that open pictures."""
     while True:
+        if chance.random() < 0.1:
+            yield _address(chance)
+            continue
         about, expect, suffix, write = chance.choice(_SORTS)(chance)
         command = chance.choice([_validate, _validate, _validate, _chat, _zip, _build, _train])
         yield command(f"{command.__name__[1:]} {about}", expect, f"bad{suffix}", write)
@@ -114,6 +139,18 @@ def _train(about: str, expect: Expect, name: str, write: Writer) -> Case:
 
     # A run that is told to skip ends well.
     return Case(about, prepare, "either" if expect == "either" else "accepted", (name, "row-1"))
+
+
+def _address(chance: random.Random) -> Case:
+    """An address that nobody outside of this machine and its network can ask."""
+    address = chance.choice(ADDRESSES)
+
+    def prepare(place: Place) -> list[str]:
+        return ["chat", address, "What is shown?", "--model", str(place.world.model)]
+
+    return Case(
+        f"chat {address!r}", prepare, "refused", (address[:40], address[7:25]), answers=True
+    )
 
 
 # ------------------------------------------------------------------------------ pictures

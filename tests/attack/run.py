@@ -117,10 +117,9 @@ def report(tried: list[Tried], seed: int) -> str:
 def record(tried: list[Tried], seed: int, seconds: float) -> dict[str, Any]:
     """What the JSON file says."""
     try:
-        from maya_vlm.training.common import provenance
-
-        made_by: Any = provenance.provenance()
-    except (ImportError, AttributeError):
+        common = importlib.import_module("maya_vlm.training.common.provenance")
+        made_by: Any = common.provenance()
+    except (ImportError, AttributeError, TypeError):
         from maya_vlm.training.evaluation import results
 
         made_by = {"package": results.package(), "versions": results.versions()}

@@ -26,6 +26,7 @@ def attacker():
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         yield process
+        assert process.stdin is not None
         process.stdin.close()
     assert process.returncode == 0
 

@@ -150,7 +150,7 @@ def _whole_run(folder: Path) -> None:
     from maya_vlm.training.run import train
 
     write_recipe(folder, steps=4)
-    train(folder / "recipe.yaml")
+    train(str(folder / "recipe.yaml"))
 
 
 def _unfinished_run(folder: Path) -> None:
@@ -164,9 +164,9 @@ def _unfinished_run(folder: Path) -> None:
         if state.global_step == 3:
             os._exit(0)
 
-    trainer.LineCallback.on_log = on_log  # type: ignore[method-assign]
+    trainer.LineCallback.on_log = on_log  # type: ignore
     write_recipe(folder, steps=4)
-    train(folder / "recipe.yaml")
+    train(str(folder / "recipe.yaml"))
 
 
 # ------------------------------------------------------------------------------ changes that many kinds make
