@@ -94,7 +94,7 @@ class Case:
     rows: int | None = None
     writes: tuple[str, ...] = ()
     answers: bool = False
-    seconds: float = 40.0
+    seconds: float = 30.0
     check: Callable[[Place, Outcome], list[Fault]] | None = None
 
 

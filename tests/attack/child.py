@@ -48,18 +48,20 @@ def attempt(case: Case, place: Place) -> Outcome:
         finally:
             os._exit(70)
     outcome = Outcome()
-    while True:
-        done, status, usage = os.wait4(child, os.WNOHANG)
-        outcome.seconds = time.monotonic() - began
-        if done:
-            break
-        if outcome.seconds > case.seconds and not outcome.hang:
-            outcome.hang = True
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
-    # Servers of the case and what the command left running.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
+    try:
+        while True:
+            done, status, usage = os.wait4(child, os.WNOHANG)
+            outcome.seconds = time.monotonic() - began
+            if done:
+                break
+            if outcome.seconds > case.seconds and not outcome.hang:
+                outcome.hang = True
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.005)
+    finally:
+        # Servers of the case, what the command left running, all of it where the attack is stopped.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
     outcome.signal = None if outcome.hang or not os.WIFSIGNALED(status) else os.WTERMSIG(status)
     outcome.code = None
     for name in ("stdout", "stderr"):

@@ -70,7 +70,15 @@ def use(
             question = ["What is shown?", "--model", str(folder), "--max-new-tokens", "2"]
             return ["chat", str(picture(place)), *question]
         if command == "evaluate":
-            return ["evaluate", str(folder), "--limit", "1", "--output", str(place.output)]
+            return [
+                "evaluate",
+                str(folder),
+                "--limit",
+                "1",
+                "--no-baselines",
+                "--output",
+                str(place.output),
+            ]
         if command == "publish":
             return ["publish", str(folder), "user/name"]
         if command == "renew":

@@ -85,7 +85,14 @@ def _validate(about: str, expect: Expect, name: str, write: Writer) -> Case:
         return ["data", "validate", str(path), "--images", str(path.parent / "pictures")]
 
     # Whoever validates is told; language: rows need not say theirs.
-    return Case(about, lambda p: [*prepare(p), "--language", "en"], expect, (name, "row-1"), rows=1)
+    return Case(
+        about,
+        lambda p: [*prepare(p), "--language", "en"],
+        expect,
+        (name, "row-1"),
+        rows=1,
+        seconds=15,
+    )
 
 
 def _zip(about: str, expect: Expect, name: str, write: Writer) -> Case:
@@ -97,7 +104,14 @@ def _zip(about: str, expect: Expect, name: str, write: Writer) -> Case:
                 archive.write(source, name)
         return ["data", "validate", str(path), "--images", str(place.input / "pictures.zip")]
 
-    return Case(about, lambda p: [*prepare(p), "--language", "en"], expect, (name, "row-1"), rows=1)
+    return Case(
+        about,
+        lambda p: [*prepare(p), "--language", "en"],
+        expect,
+        (name, "row-1"),
+        rows=1,
+        seconds=15,
+    )
 
 
 def _chat(about: str, expect: Expect, name: str, write: Writer) -> Case:

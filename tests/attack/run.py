@@ -15,6 +15,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -147,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="maya-attack-"))
     world, began, tried = World(folder), time.monotonic(), []
     warm(world.home)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if args.serve:
             serve(world)
@@ -157,8 +159,13 @@ def main(arguments: list[str] | None = None) -> int:
             tried = attack(kind, args.seed, numbers, world, keep=True)
         else:
             for kind in args.kinds:
-                tried += attack(kind, args.seed, range(args.cases), world)
-                print(f"{kind}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+                for number in range(0, args.cases, 50):
+                    numbers = range(number, min(number + 50, args.cases))
+                    tried += attack(kind, args.seed, numbers, world)
+                    seconds = time.monotonic() - began
+                    faults = sum(bool(t.faults) for t in tried)
+                    said = f"{kind}: {numbers.stop} tried, {faults} faults in all, {seconds:.0f} s"
+                    print(said, file=sys.stderr, flush=True)
     finally:
         if not args.only:
             shutil.rmtree(folder)
