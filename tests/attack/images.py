@@ -56,6 +56,9 @@ def cases(chance: random.Random) -> Iterator[Case]:
             continue
         about, expect, suffix, write = chance.choice(_SORTS)(chance)
         command = chance.choice([_validate, _validate, _validate, _chat, _zip, _build, _train])
+        if command is _chat and about == "link out":
+            # A link that the user names is the user's; one that a row names is a stranger's.
+            command = _validate
         yield command(f"{command.__name__[1:]} {about}", expect, f"bad{suffix}", write)
 
 
@@ -158,13 +161,13 @@ def _train(about: str, expect: Expect, name: str, write: Writer) -> Case:
 def _address(chance: random.Random) -> Case:
     """An address that nobody outside of this machine and its network can ask."""
     address = chance.choice(ADDRESSES)
+    # Control characters are shown as escapes; a data URI is too long to be shown.
+    names = (address[:40], address[7:25], "data: URI", "x1b[2J")
 
     def prepare(place: Place) -> list[str]:
         return ["chat", address, "What is shown?", "--model", str(place.world.model)]
 
-    return Case(
-        f"chat {address!r}", prepare, "refused", (address[:40], address[7:25]), answers=True
-    )
+    return Case(f"chat {address!r:.60}", prepare, "refused", names, answers=True)
 
 
 # ------------------------------------------------------------------------------ pictures

@@ -49,7 +49,7 @@ def judge(case: Case, outcome: Outcome) -> list[Fault]:
         faults.append(Fault("refused though good", _tail(outcome.stderr or outcome.stdout)))
     said = outcome.stderr + outcome.stdout
     if refused and case.names and not any(name in said for name in case.names):
-        faults.append(Fault("names nothing", _tail(said)))
+        faults.append(Fault("names nothing", _tail(outcome.stderr or said)))
     return faults
 
 
