@@ -123,7 +123,12 @@ def _recipe(chance: random.Random) -> Case:
 
     bad = key in ("path", "vision_tower") or ("escaped" in value and key == "name")
     expect: Expect = "refused" if bad else "either"
-    return Case(f"recipe {key} {value!r:.40}", prepare, expect, ("recipe.yaml", key, value[:20]))
+    return Case(
+        f"recipe {key} {value!r:.40}",
+        prepare,
+        expect,
+        ("recipe.yaml", "rows.jsonl", key, value[:20]),
+    )
 
 
 def _file(chance: random.Random) -> Case:
