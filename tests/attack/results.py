@@ -1,0 +1,115 @@
+"""Results and recipes of strangers beside a model: what a card makes of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .cards import HOSTILE, card_faults
+from .case import Case, Expect, Fault, Outcome, Place
+from .world import ODD, changed, deep, paths_of
+
+
+def cases(chance: random.Random) -> Iterator[Case]:
+    """Model folders with odd results, published to a Hub that is not there."""
+    yield _case("good", "results.json", lambda path: None)
+    while True:
+        yield chance.choice([_value, _value, _value, _key, _key, _whole, _recipe])(chance)
+
+
+def _case(about: str, name: str, change: Any, expect: Expect = "either") -> Case:
+    def prepare(place: Place) -> list[str]:
+        folder = place.input / "model"
+        shutil.copytree(place.world.evaluated, folder)
+        change(folder / name)
+        return ["publish", str(folder), "user/name"]
+
+    names = (name, "offline") if expect == "either" else (name,)
+    return Case(f"{name} {about}", prepare, expect, names, writes=("model",), check=_cards)
+
+
+def _cards(place: Place, outcome: Outcome) -> list[Fault]:
+    path = place.input / "model" / "README.md"
+    return card_faults(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _edit(make: Any) -> Any:
+    def change(path: Path) -> None:
+        path.write_text(json.dumps(make(json.loads(path.read_text(encoding="utf-8")))))
+
+    return change
+
+
+def _value(chance: random.Random) -> Case:
+    """An odd value somewhere in the results."""
+    seed, value = chance.randrange(2**32), chance.choice([*ODD, *HOSTILE])
+
+    def make(results: Any) -> Any:
+        parts = ("settings", "model", "data", "runs", "chance", "failures", "fidelity", "yes_rate")
+        found = [p for p in paths_of(results) if p[0] in parts]
+        at = random.Random(seed).choice(found)
+        if at == ("model", "weights_sha256"):
+            at = ("model", "name")
+        return changed(results, at, value)
+
+    return _case(f"value {value!r:.40} ({seed})", "results.json", _edit(make))
+
+
+def _key(chance: random.Random) -> Case:
+    """A hostile name of a language or a task; or a part that is gone."""
+    name, gone = chance.choice(HOSTILE), chance.random() < 0.3
+    part = chance.choice(["runs", "model", "data", "settings", "failures", "chance", "versions"])
+
+    def make(results: Any) -> Any:
+        if gone:
+            del results[part]
+            return results
+        results["settings"]["languages"] = ["en", name]
+        for task in results["runs"]["model"].values():
+            for scores in task.values():
+                if "fr" in scores["languages"]:
+                    scores["languages"][name] = scores["languages"].pop("fr")
+        for counts in results["failures"].values():
+            if "fr" in counts:
+                counts[name] = counts.pop("fr")
+        return results
+
+    about = f"without {part}" if gone else f"language {name!r:.40}"
+    return _case(about, "results.json", _edit(make))
+
+
+def _whole(chance: random.Random) -> Case:
+    """A file of results that is another thing."""
+    texts = {
+        "deep": deep(100_000),
+        "list": "[]",
+        "null": "null",
+        "only its format": '{"format": "maya-results-1"}',
+        "another format": '{"format": "\\u001b[2J"}',
+        "empty": "",
+        "html": "<!DOCTYPE html>",
+        "format is a list": '{"format": []}',
+    }
+    name = chance.choice(sorted(texts))
+    return _case(
+        f"is {name}", "results.json", lambda path: path.write_text(texts[name]), expect="refused"
+    )
+
+
+def _recipe(chance: random.Random) -> Case:
+    """A recipe with hostile names of bases and data."""
+    import yaml
+
+    name = chance.choice(HOSTILE)
+    key = chance.choice(["base", "data", "stage", "text"])
+    stage = {"name": name if key == "stage" else "one", "data": [{"path": "x/y"}], "train": []}
+    if key == "data":
+        stage["data"] = [{"path": name, "languages": [name]}]
+    base = {"vision_tower": "x/tower", "language_model": name if key == "base" else "x/y"}
+    recipe = {"output_dir": "run", "model": base, "stages": [stage]}
+    text = deep(5000) if key == "text" else yaml.safe_dump(recipe, allow_unicode=True)
+    return _case(f"{key} {name!r:.40}", "recipe.yaml", lambda path: path.write_text(text))
