@@ -48,7 +48,7 @@ def cases(chance: random.Random) -> Iterator[Case]:
 
 def picture(place: Place) -> Path:
     """A good picture to ask about."""
-    from tests.tiny_maya import tiny_picture
+    from tests.helpers.tiny_maya import tiny_picture
 
     path = place.input / "picture.png"
     tiny_picture(1).save(path)

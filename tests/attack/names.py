@@ -137,7 +137,7 @@ def _file(chance: random.Random) -> Case:
     value = chance.choice([*usable, "\udcff"]).replace("/", "_")
 
     def prepare(place: Place) -> list[str]:
-        from tests.tiny_maya import tiny_picture
+        from tests.helpers.tiny_maya import tiny_picture
 
         folder = place.input / "folder"
         folder.mkdir()

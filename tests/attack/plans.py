@@ -27,7 +27,7 @@ def cases(chance: random.Random) -> Iterator[Case]:
 
 def good_plan(place: Place) -> dict[str, Any]:
     """A plan without a translator: three captions with their pictures."""
-    from tests.tiny_maya import tiny_picture
+    from tests.helpers.tiny_maya import tiny_picture
 
     rows = []
     for number in range(3):

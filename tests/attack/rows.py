@@ -59,7 +59,7 @@ def _turns(row: dict[str, Any]) -> list[Any]:
 
 
 def _pictures(place: Place) -> Path:
-    from tests.tiny_maya import tiny_picture
+    from tests.helpers.tiny_maya import tiny_picture
 
     folder = place.input / "pictures"
     folder.mkdir(exist_ok=True)

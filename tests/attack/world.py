@@ -33,18 +33,18 @@ def warm(home: Path) -> None:
 
     # What the command itself sets before it imports anything.
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
-    import maya_vlm.model_card.publish
-    import maya_vlm.training.assemble
-    import maya_vlm.training.chat
+    import maya_vlm.model_card.hub.publish
     import maya_vlm.training.data.build
-    import maya_vlm.training.data.export
+    import maya_vlm.training.data.dataset.export
     import maya_vlm.training.data.validate
-    import maya_vlm.training.estimate
     import maya_vlm.training.evaluation.run
+    import maya_vlm.training.inference.chat
+    import maya_vlm.training.model.assemble
     import maya_vlm.training.run
-    import maya_vlm.training.trainer  # noqa: F401
+    import maya_vlm.training.run.estimate
+    import maya_vlm.training.run.trainer  # noqa: F401
     import tests.data.tiny_build
-    import tests.training.tiny_run  # noqa: F401
+    import tests.run.tiny_run  # noqa: F401
 
 
 def forked(make: Callable[[], Any]) -> None:
@@ -80,7 +80,7 @@ class World:
     @property
     def model(self) -> Path:
         """A saved Maya."""
-        from tests.tiny_maya import save_tiny_maya
+        from tests.helpers.tiny_maya import save_tiny_maya
 
         return self._made("model", save_tiny_maya)
 
@@ -117,7 +117,7 @@ class World:
 
 def write_recipe(folder: Path, steps: int) -> None:
     """Bases, data and a recipe of one stage."""
-    from tests.training.tiny_run import make_recipe, write
+    from tests.run.tiny_run import make_recipe, write
 
     folder.mkdir()
     recipe = make_recipe(folder)
@@ -128,7 +128,7 @@ def write_recipe(folder: Path, steps: int) -> None:
 
 
 def _build(folder: Path) -> None:
-    from maya_vlm.training.data.layout import LayoutPlan, assemble
+    from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
     from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 
     write_source(folder / "in", rows_of(12))
@@ -143,19 +143,19 @@ def _evaluated(model: Path, folder: Path) -> None:
 
     shutil.copytree(model, folder)
     languages = ["en", "fr"]
-    evaluate(str(folder), limit=2, languages=languages, baseline_images=2, sheet=False)
+    evaluate(str(folder), limit=2, languages=languages, baseline_items=2, sheet=False)
 
 
 def _whole_run(folder: Path) -> None:
-    from maya_vlm.training.run import train
+    from maya_vlm.training.run.train import train
 
     write_recipe(folder, steps=4)
     train(str(folder / "recipe.yaml"))
 
 
 def _unfinished_run(folder: Path) -> None:
-    from maya_vlm.training import trainer
-    from maya_vlm.training.run import train
+    from maya_vlm.training.run import trainer
+    from maya_vlm.training.run.train import train
 
     original = trainer.LineCallback.on_log
 
