@@ -162,7 +162,7 @@ def test_no_more_processes_than_cores(monkeypatch):
 
 RANK_KILLED = """
 import os, signal, sys
-from maya_vlm.training import trainer
+from maya_vlm.training.run import trainer
 from maya_vlm.training.cli import main
 original = trainer.MayaTrainer.training_step
 def step(self, *args, **kwargs):
@@ -202,7 +202,7 @@ def test_a_rank_that_is_killed_is_one_line(straight, tmp_path, how):
 PARENT_KILLED = """
 import os, sys, time
 from pathlib import Path
-from maya_vlm.training import trainer
+from maya_vlm.training.run import trainer
 from maya_vlm.training.cli import main
 original = trainer.MayaTrainer.training_step
 def step(self, *args, **kwargs):
