@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from .image_processing_maya import MayaImageProcessor
 from .processing_maya import MayaProcessor, add_image_token
+from .templates import load_chat_template
 
 MODEL_TYPE = "llava_cohere"
 IMAGE_ASPECTS = {"pad": "pad", "square": "square", None: "square"}
@@ -108,8 +109,6 @@ def read_processor(
     tokenizer_kwargs: dict[str, Any] | None = None,
 ) -> MayaProcessor:
     """A `MayaProcessor` for a `llava_cohere` config `raw` and the tokenizer in a folder or repository."""
-    from . import load_chat_template
-
     loaded = read_tokenizer(tokenizer, num_embeddings, **(tokenizer_kwargs or {}))
     limit = raw.get("tokenizer_model_max_length")
     if isinstance(limit, int) and limit > 0:

@@ -17,7 +17,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from processing_maya.processing_llava_cohere import find_file
 
 from ..configuration_maya import MayaConfig
-from .tensors import TensorRef, has_weights, read_json, read_weights
+from .files import read_json
+from .headers import has_weights
+from .tensors import TensorRef, read_weights
 
 MODEL_TYPE = "llava_cohere"
 IMAGE_TOKEN = "<image>"
