@@ -7,6 +7,7 @@ they know nothing of it; `modeling_maya/__init__.py` calls `loading.register`. I
 - headers.py: headers of safetensors files, checked, and the index of shards.
 - tensors.py: tensors on disk, one at a time: read, compared, written.
 - config.py: the original's config and Maya's, one as the other; names of tensors.
+- vision_config.py: the config of the tower, which the original's config only names.
 - loading.py: `from_pretrained` reads the original's folders.
 - origin.py: the folder or repository that is converted.
 - tower.py: the vision tower, the checkpoint's copy or the one that its config names.

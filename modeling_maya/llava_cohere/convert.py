@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from .config import MODEL_TYPE
+from processing_maya.processing_llava_cohere import MODEL_TYPE
+
 from .origin import fetch
 from .plan import describe, make_report
 from .tensors import stored_dtype

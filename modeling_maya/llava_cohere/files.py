@@ -53,3 +53,12 @@ def optional_json(path: Path) -> dict | None:
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON object, readable and with a final newline."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def human(nbytes: float) -> str:
+    """A size in GB (10^9) or smaller units, for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3f} {unit}"
+        nbytes /= 1000
+    raise AssertionError

@@ -15,28 +15,25 @@ import torch
 from transformers import AutoConfig
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from processing_maya.processing_llava_cohere import find_file
+from processing_maya.processing_llava_cohere import HUB_KWARGS, MODEL_TYPE, find_file
 
 from ..configuration_maya import MayaConfig
 from ..modeling_maya import MayaForConditionalGeneration, MayaPreTrainedModel
 from .config import (
     BACKWARD_RENAMINGS,
     DERIVED_BUFFERS,
-    MODEL_TYPE,
     RENAMINGS,
     TOWER_PREFIX,
     check_mm_fields,
     check_model_type,
     read_raw,
     rename,
-    resolve_vision_config,
     spare_row,
     to_maya,
     tokenizer_files,
 )
 from .tensors import TensorRef, check_shapes, read_weights
-
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+from .vision_config import resolve_vision_config
 
 
 def read_config(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from .config import human
+from .files import human
 from .tensors import CHUNK_BYTES, TensorRef, stored_bytes, stored_dtype
 
 # What the model does not compute with, kept beside it so that the way back is bit-equal.
@@ -26,7 +26,7 @@ PARTS = (
 
 
 @dataclass
-class Plan:
+class ConversionPlan:
     """Everything that will be written."""
 
     kind: str
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
     return {"transformers": transformers.__version__, "torch": torch.__version__}
 
 
-def make_report(plan: Plan, shards: Any, dtype: torch.dtype | None) -> dict[str, Any]:
+def make_report(plan: ConversionPlan, shards: Any, dtype: torch.dtype | None) -> dict[str, Any]:
     """The report that `convert` returns.
 
     Args:
@@ -87,7 +87,11 @@ def _part(tensors: dict[str, TensorRef], dtype: torch.dtype | None) -> dict[str,
 
 
 def describe(
-    plan: Plan, report: dict[str, Any], output: str | os.PathLike | None, to: str, dry_run: bool
+    plan: ConversionPlan,
+    report: dict[str, Any],
+    output: str | os.PathLike | None,
+    to: str,
+    dry_run: bool,
 ) -> Iterator[str]:
     """The lines of a report."""
     yield f"source: {plan.record['converted_from']['name']} ({plan.kind}), {human(report['source_bytes'])}"

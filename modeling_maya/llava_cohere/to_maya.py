@@ -9,18 +9,16 @@ import torch
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from processing_maya.processing_llava_cohere import read_processor
+from processing_maya.processing_llava_cohere import MODEL_TYPE, read_processor
 
 from ..configuration_maya import MayaConfig
 from ..modeling_maya import MayaForConditionalGeneration
 from .config import (
-    MODEL_TYPE,
     RENAMINGS,
     TOWER_PREFIX,
     check_mm_fields,
     check_model_type,
     rename,
-    resolve_vision_config,
     spare_row,
     text_config,
     to_maya,
@@ -31,9 +29,10 @@ from .headers import has_weights
 from .loading import check_checkpoint, native_shapes
 from .lora import merge_lora
 from .origin import Origin, fetch
-from .plan import PARTIAL_CONFIG, UNUSED_TOWER, Plan, versions
+from .plan import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan, versions
 from .tensors import TensorRef, check_shapes, read_pickle, read_weights, same_bytes
 from .tower import compare_towers, named_tower, tower_tensors
+from .vision_config import resolve_vision_config
 
 
 @dataclass
@@ -57,7 +56,7 @@ def plan_maya(
     vision_config: dict[str, Any] | None,
     trust_remote_code: bool,
     dtype: torch.dtype | None,
-) -> Plan:
+) -> ConversionPlan:
     """Check the whole checkpoint and plan what will be written. The arguments are those of `convert`."""
     folder = origin.folder
     where = str(folder / "config.json")
@@ -140,7 +139,7 @@ def plan_maya(
         tower_at = [] if named is None else [named.folder]
         _write_hub_files(target, config, raw, tower_at, source.tokenizer_at, trust_remote_code)
 
-    return Plan(
+    return ConversionPlan(
         kind=source.kind,
         tensors=live,
         config=config.to_dict(),

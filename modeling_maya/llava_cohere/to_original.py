@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from processing_maya.processing_llava_cohere import MODEL_TYPE
+
 from ..configuration_maya import MayaConfig
-from .config import BACKWARD_RENAMINGS, MODEL_TYPE, RECORD, rename, to_llava_cohere
+from .config import BACKWARD_RENAMINGS, IMAGE_TOKEN, RECORD, rename, to_llava_cohere
 from .files import optional_json, read_json, reading, write_json
 from .loading import llava_cohere_shapes, native_shapes
 from .origin import Origin
-from .plan import PARTIAL_CONFIG, UNUSED_TOWER, Plan, versions
+from .plan import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan, versions
 from .tensors import TensorRef, check_shapes, read_safetensors, read_weights
 
-IMAGE_TOKEN = "<image>"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -20,7 +21,7 @@ TOKENIZER_FILES = (
 )
 
 
-def plan_original(origin: Origin, *, vision_tower: str | None) -> Plan:
+def plan_original(origin: Origin, *, vision_tower: str | None) -> ConversionPlan:
     """Check the Maya and plan what will be written. The arguments are those of `convert`."""
     folder = origin.folder
     where = str(folder / "config.json")
@@ -72,7 +73,7 @@ def plan_original(origin: Origin, *, vision_tower: str | None) -> Plan:
         "vision_config": config.vision_config.to_dict(),
         "versions": versions(),
     }
-    return Plan("Maya", tensors, written, back, files, finish, notes=notes)
+    return ConversionPlan("Maya", tensors, written, back, files, finish, notes=notes)
 
 
 def _original_tensors(

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .config import TOWER_PREFIX, local_tower
+from .config import TOWER_PREFIX
 from .origin import Origin, fetch, local_origin
 from .tensors import TensorRef, max_difference, read_weights
+from .vision_config import local_tower
 
 
 def named_tower(given: str | None, raw: dict, folder: Path, *, required: bool) -> Origin | None:

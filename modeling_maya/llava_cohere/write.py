@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from .config import RECORD, human
-from .files import write_json
-from .plan import PARTIAL_CONFIG, UNUSED_TOWER, Plan
+from .config import RECORD
+from .files import human, write_json
+from .plan import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan
 from .tensors import check_shapes, read_weights, sha256, stored_bytes, write_safetensors
 
 
@@ -28,7 +28,7 @@ def _is_leftover(output: Path) -> bool:
     return (output / PARTIAL_CONFIG).is_file() and not (output / "config.json").exists()
 
 
-def write(plan: Plan, shards: Any, output: Path, dtype: torch.dtype | None) -> None:
+def write(plan: ConversionPlan, shards: Any, output: Path, dtype: torch.dtype | None) -> None:
     """Write into a hidden folder beside `output`, without a config.json, and rename both at the end.
 
     Without its config.json nothing loads the folder; that name appears last, in one step.
