@@ -172,7 +172,12 @@ def text_config(raw: dict, where: str) -> dict[str, Any]:
 def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
     """The embedding row for `<image>`: where the tokenizer has it, else its first id after all tokens.
 
-    `files` maps `tokenizer.json` and `tokenizer_config.json` to their paths, as far as they exist.
+    Args:
+        files: paths of `tokenizer.json` and `tokenizer_config.json`, as far as they exist.
+
+    Raises:
+        FileNotFoundError: no tokenizer.
+        ValueError: no row is spare.
     """
     ids: dict[str, int] = {}
     if "tokenizer.json" in files:
@@ -217,9 +222,11 @@ def to_maya(
     image_token_id: int,
     text: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A `MayaConfig` as a dict, from the original's config and what that does not say itself.
+    """Translate the original's config to that of a `MayaConfig`, as a dict.
 
-    `text` replaces the decoder's part, for a projector that is joined to a decoder kept elsewhere.
+    Args:
+        vision_config, image_token_id: what the original's config does not say itself.
+        text: replaces the decoder's part, for a projector that is joined to a decoder kept elsewhere.
     """
     check_model_type(raw, where)
     check_mm_fields(raw, where)
@@ -246,9 +253,13 @@ def to_maya(
 def to_llava_cohere(
     config: MayaConfig, *, vision_tower: str, image_aspect: str, original: dict | None = None
 ) -> dict[str, Any]:
-    """The original's config.json for a Maya model; `original` is the one it was converted from, if it was.
+    """Translate a Maya's config to the original's config.json.
 
-    Raises `ValueError` for a model that the original's code cannot express.
+    Args:
+        original: the config that the model was converted from, if it was; its spelling is kept.
+
+    Raises:
+        ValueError: the original's code cannot express the model.
     """
     text: Any = config.text_config
     vision: Any = config.vision_config

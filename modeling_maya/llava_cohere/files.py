@@ -15,9 +15,9 @@ def shown(text: str, longest: int = 100) -> str:
 
 @contextmanager
 def reading(where: str | os.PathLike) -> Iterator[None]:
-    """Tell what the libraries raise about the values in somebody's files in one line, as ValueError.
+    """Turn whatever a library raises about the values in a user's files into a ValueError of one line.
 
-    Stands around nothing but the reading of such files. A missing package is no fault of theirs.
+    Only the reading of such files belongs into the block. A missing package is not the file's fault.
     """
     try:
         yield

@@ -32,11 +32,11 @@ MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class HeaderEntry:
-    """What a safetensors header says of a tensor; `start` and `end` count from the file's first byte."""
+    """What a safetensors header says of a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
-    start: int
+    start: int  # bytes from the file's first
     end: int
 
 
@@ -46,8 +46,9 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
     The tensors must fill the file without gap or overlap, as the format's own writers leave it. Dtypes
     that are not in DTYPES are allowed, and their lengths are not checked.
 
-    Raises `FileNotFoundError` for a missing file and `ValueError`, naming file and tensor, for one that
-    is cut short, malformed or no safetensors file.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is cut short, malformed or no safetensors file; names file and tensor.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -182,8 +183,9 @@ def read_index(path: Path) -> dict[str, str]:
 def read_files(folder: Path, name: str, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
     """What `read` finds in the file `name`, or in the shards of its index, which must agree with it.
 
-    Raises `FileNotFoundError` for missing weights or shards and `ValueError` for anything that
-    contradicts the index.
+    Raises:
+        FileNotFoundError: the weights or a shard are missing.
+        ValueError: something contradicts the index.
     """
     index_path = folder / f"{name}.index.json"
     if (folder / name).is_file():

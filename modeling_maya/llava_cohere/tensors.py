@@ -26,24 +26,18 @@ CHUNK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor that is still on disk (or small and already read): its name, dtype, shape and bytes.
-
-    `read` yields the tensor's values in order as one-dimensional tensors of `dtype`, a chunk at a time.
-    """
+    """A tensor that is still on disk (or small and already read): its name, dtype, shape and bytes."""
 
     key: str
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
+    # Yields the values in order as one-dimensional tensors of `dtype`, a chunk at a time.
     read: Callable[[], Iterator[torch.Tensor]] = field(repr=False, compare=False)
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
 
     def chunks(self, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
         """The values in order, flat, as `dtype` (default: as stored)."""
@@ -72,7 +66,8 @@ def _read_range(path: Path, start: int, nbytes: int, dtype: torch.dtype) -> Iter
 def read_safetensors(path: Path) -> dict[str, TensorRef]:
     """The tensors of one safetensors file, from its header alone; every length is checked first.
 
-    Raises as `read_header`, and `ValueError` for a dtype that is not in DTYPES.
+    Raises:
+        FileNotFoundError, ValueError: as `read_header`, and for a dtype that is not in DTYPES.
     """
     tensors = {}
     for key, entry in read_header(path).items():
@@ -95,8 +90,9 @@ def _refused(path: Path, what: str) -> ValueError:
 def read_pickle(path: Path) -> dict[str, TensorRef]:
     """The tensors of a torch pickle, read with `weights_only=True` and memory-mapped where its format allows.
 
-    Raises `FileNotFoundError`, and `ValueError` for a file that holds anything but named tensors: code
-    is never run.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds anything but named tensors. Code is never run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a torch file of tensors.")
@@ -154,8 +150,11 @@ def _slices(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
     """All tensors of a model folder: one file or shards with an index, safetensors first.
 
-    `pickles` also allows `pytorch_model.bin`; only the converter sets it. Raises `FileNotFoundError`
-    for missing weights or shards and `ValueError` for anything that contradicts the index.
+    Args:
+        pickles: read `pytorch_model.bin`, too; only the converter sets it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `headers.read_files`.
     """
     if pickles and not has_weights(folder) and has_weights(folder, "pytorch_model.bin"):
         return read_files(folder, "pytorch_model.bin", read_pickle)
@@ -165,7 +164,7 @@ def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
 def check_shapes(
     tensors: dict[str, TensorRef], expected: dict[str, tuple[int, ...]], where: str
 ) -> None:
-    """Refuse missing tensors, tensors nobody asked for, and wrong shapes, naming the first of each kind."""
+    """Raise ValueError for missing and unexpected tensors and wrong shapes; it names the first."""
     missing = [key for key in expected if key not in tensors]
     if missing:
         raise ValueError(
@@ -220,7 +219,8 @@ def write_safetensors(
 ) -> None:
     """Write one safetensors file a chunk at a time and flush it to the disk.
 
-    `dtype` casts floating-point tensors; `None` copies the bytes.
+    Args:
+        dtype: what floating-point tensors are cast to; None: the bytes are copied.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     position = 0

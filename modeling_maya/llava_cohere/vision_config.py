@@ -116,9 +116,12 @@ def resolve_vision_config(
 ) -> dict[str, Any]:
     """The whole vision tower's config, which a `llava_cohere` config only names.
 
-    In this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower` names, the
-    published SigLIP of that name, the record of a conversion, the repository of that name, the published
-    SigLIP whose shapes the weights in `config_folder` have. Raises `ValueError` if none of these knows it.
+    Looked up in this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower`
+    names, the published SigLIP of that name, the record of a conversion, the repository of that name,
+    the published SigLIP whose shapes the weights in `config_folder` have.
+
+    Raises:
+        ValueError: none of these knows it.
     """
     name = tower or raw["mm_vision_tower"]
     if override is not None:

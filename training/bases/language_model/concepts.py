@@ -15,7 +15,7 @@ from .recipe import LanguageModelRecipe
 class Concepts:
     """The texts of the training concepts, all in the order of `ids`; held-out ones are not here.
 
-    A missing name is "", a missing keyword list is empty; `held_out` and `missing` count.
+    Texts are by language. A missing name is "", a missing keyword list is empty.
     """
 
     ids: list[str]
@@ -23,9 +23,9 @@ class Concepts:
     names: dict[str, list[str]]
     keywords: dict[str, list[list[str]]]
     category_names: dict[str, dict[str, str]]
-    confusable: list[list[int]]
-    held_out: int
-    missing: dict[str, int]
+    confusable: list[list[int]]  # for each concept, others that are easily taken for it
+    held_out: int  # concepts left out
+    missing: dict[str, int]  # names missing, by language
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,8 +34,9 @@ class Concepts:
 def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
     """The seen concepts of the mini dataset's train split, with texts in every language.
 
-    Raises FileNotFoundError if the folder is not there and ValueError if a column, a language or
-    a concept's text is missing.
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a column, a language or a concept's text is missing.
     """
     from datasets import load_dataset
 
@@ -131,7 +132,12 @@ def _confusable(names: list[str], category: list[str]) -> list[list[int]]:
 
 
 def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
-    """Question wordings per language and task; see training/data/mini_dataset/prompts.json."""
+    """Question wordings per language and task; see training/data/mini_dataset/prompts.json.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a language or a wording is missing.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"prompts file {path} does not exist")
     prompts = json.loads(path.read_text(encoding="utf-8"))
@@ -164,8 +170,3 @@ def tokenizer_texts(
                 yield from prompts[lang][key]
             yield from (prompts[lang]["yes"], prompts[lang]["no"])
             yield from concepts.category_names[lang].values()
-
-
-# --------------------------------------------------------------------------------------------
-# Rows: one context, many questions
-# --------------------------------------------------------------------------------------------

@@ -31,33 +31,26 @@ class Segment:
 
 @dataclass
 class Batch:
-    """Rows of `row_tokens`, padded at the end. R rows, L positions, N answer tokens.
+    """Rows of at most `row_tokens`, padded at the end: R rows, L positions, S slots, N answer tokens."""
 
-    ids, positions, segment: (R, L) int64, segment 0 is the context, -1 padding. soft: (R, S, C)
-    float32 weights of concepts with gains folded in, and `slot_noise`. The answers are flat:
-    `at` (N,) into R*L, `target` (N,), `weight` (N,), and `group` (N,) numbering the segments.
-    `code_at` (M,) into R*L are the last tokens of text contexts and of questions that state a name, and
-    the positions that answer these; `code_of` (M,) the concepts named. `claim_at` (K,) are those
-    of them that state something of a soft context; `claim_true` (K,) float32, whether it is true.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    segment: Tensor
-    soft_rows: Tensor
-    soft_concepts: Tensor
-    soft_weights: Tensor
-    soft_noise: Tensor
-    at: Tensor
-    target: Tensor
-    weight: Tensor
-    group: Tensor
+    ids: Tensor  # (R, L) int64
+    positions: Tensor  # (R, L) int64
+    segment: Tensor  # (R, L) int64: 0 the context, then the questions, -1 padding
+    soft_rows: Tensor  # (Q,) rows whose context is soft
+    soft_concepts: Tensor  # (Q, 2) the concepts that a soft context mixes
+    soft_weights: Tensor  # (Q, S, 2) float32, their weights in every slot
+    soft_noise: Tensor  # (Q, S + 1) float32, sizes: one a slot, then the shared one
+    at: Tensor  # (N,) into R*L, where an answer token is predicted
+    target: Tensor  # (N,) the answer tokens
+    weight: Tensor  # (N,) of their losses
+    group: Tensor  # (N,) index into `segments`
+    # (M,) into R*L: the last tokens of text contexts and of questions that state a name, and the
+    # positions that answer these.
     code_at: Tensor
-    code_of: Tensor
-    claim_at: Tensor
-    claim_true: Tensor
+    code_of: Tensor  # (M,) the concepts named there
+    claim_at: Tensor  # (K,) those of `code_at` that state something of a soft context
+    claim_true: Tensor  # (K,) float32, whether it is true
     segments: list[Segment]
-    context_length: list[int]
 
 
 # How a language writes a list; elsewhere ", ".
@@ -136,7 +129,7 @@ class Corpus:
         words = self.concepts.keywords[lang][concept][: self.recipe.keyword_count]
         return _SEPARATORS.get(lang, ", ").join(words)
 
-    # Contexts. Ids; for a soft one the ids are unknown tokens that are replaced by vectors.
+    # Contexts. The ids of a soft one are unknown tokens, which vectors replace.
 
     def context(self, kind: str, concept: int, lang: str, rng: np.random.Generator) -> list[int]:
         """Token ids of a text context of at most `context_slots` tokens."""
@@ -246,9 +239,11 @@ class Corpus:
     def sample(
         self, rng: np.random.Generator, concepts: np.ndarray, difficulty: float = 1.0
     ) -> Batch:
-        """One training batch: a row for each of `concepts` (indices).
+        """Draw one training batch.
 
-        `difficulty` (0 to 1) scales the weight of yes/no and what disturbs soft contexts.
+        Args:
+            concepts: indices, one a row.
+            difficulty: from 0 to 1; scales the weight of yes/no and what disturbs soft contexts.
         """
         recipe = self.recipe
         kinds, kind_p = _weights(recipe.contexts)
@@ -313,9 +308,11 @@ class Corpus:
         rows: list[tuple[list[int], Any, list[Segment]]],
         described: list[int | None] | None = None,
     ) -> Batch:
-        """Lay rows of (context ids, soft description or None, segments) into tensors.
+        """Lay rows into tensors.
 
-        `described` has the concept of each row whose code should be read off its text context.
+        Args:
+            rows: (context ids, what `_soft` returns or None, segments).
+            described: of each row, the concept whose code is to be read off its text context.
         """
         lengths = [
             len(self.prefix) + len(context) + sum(len(s.ids) for s in segments)
@@ -390,7 +387,6 @@ class Corpus:
             claim_at=torch.tensor(claim_at, dtype=torch.long),
             claim_true=torch.tensor(claim_true),
             segments=flat,
-            context_length=[len(context) for context, _, _ in rows],
         )
 
 

@@ -52,12 +52,11 @@ def group_attention(segment: Tensor) -> Tensor:
 
 @dataclass
 class States:
-    """What `hidden_states` returns. last, middle: hidden states (R, L, D), the decoder's last and
-    those half way up. looks: (K, L) attention scores of the first head on those, in its row."""
+    """What `hidden_states` returns."""
 
-    last: Tensor
-    middle: Tensor
-    looks: Tensor
+    last: Tensor  # (R, L, D) hidden states, the decoder's last
+    middle: Tensor  # (R, L, D) those half way up
+    looks: Tensor  # (K, L) attention scores of the first head there, over the row of each position
 
 
 def hidden_states(
@@ -67,13 +66,16 @@ def hidden_states(
     mask: Tensor,
     look_at: Tensor | None = None,
 ) -> States:
-    """The decoder's hidden states from embeddings x (R, L, D).
+    """Compute the decoder's hidden states.
 
-    look_at: (K,) positions, into R*L, of which `looks` are wanted.
-
-    The last are the same numbers as `model.model(inputs_embeds=..., position_ids=..., attention_mask=...)` with
-    one product for query, key, value, gate and up, and fused norms: the library's own forward
+    The last are those of `model.model(inputs_embeds=..., position_ids=..., attention_mask=...)`,
+    with one product for query, key, value, gate and up, and fused norms: the library's own forward
     spends a third of a small model's time in element-wise steps on a CPU.
+
+    Args:
+        x: embeddings (R, L, D).
+        mask: of `group_attention`.
+        look_at: (K,) positions, into R*L, of which `States.looks` are wanted.
     """
     config = model.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -123,7 +125,16 @@ def _rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def embed(model: CohereForCausalLM, batch: Batch, soft: Tensor, prefix: int, seed: int) -> Tensor:
-    """Embeddings of a batch (R, L, D), soft contexts mixed from the codes `soft` (C, D) laid in."""
+    """Embed a batch, with the vectors of soft contexts in place of their tokens.
+
+    Args:
+        soft: the concepts' codes (C, D), which soft contexts are mixed from.
+        prefix: tokens before a context.
+        seed: of the noise.
+
+    Returns:
+        (R, L, D).
+    """
     x = model.model.embed_tokens(batch.ids)
     rows = len(batch.soft_rows)
     if not rows:
@@ -152,7 +163,11 @@ def soft_contexts(corpus: Corpus) -> Tensor:
 def answer_loss(
     model: CohereForCausalLM, corpus: Corpus, batch: Batch, soft: Tensor, seed: int
 ) -> tuple[Tensor, Tensor, States]:
-    """(weighted mean loss over the answer tokens, logits (N, V) of just those, states)."""
+    """Compute the loss of the answers.
+
+    Returns:
+        The weighted mean loss over the answer tokens, the logits (N, V) of just those, and the states.
+    """
     x = embed(model, batch, soft, len(corpus.prefix), seed)
     mask = group_attention(batch.segment)
     states = hidden_states(model, x, batch.positions, mask, look_at=batch.claim_at)

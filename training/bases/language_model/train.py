@@ -75,6 +75,7 @@ def train_language_model(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
 
 
 def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
+    # Data, tokenizer, model.
     if (output_dir / "config.json").exists():
         raise ValueError(f"{output_dir} already holds a model: choose another folder or remove it")
     dataset = Path(recipe.dataset) if recipe.dataset else SHIPPED_DATASET
@@ -94,6 +95,8 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     model = build_language_model(recipe, corpus.end)
     if recipe.start:
         _start_from(model, Path(recipe.start), tokenizer)
+
+    # Train, from where an earlier run stopped.
     learner = Learner(model, corpus)
     key = _fingerprint(recipe, concepts, prompts)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -112,10 +115,9 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     chosen = np.sort(chosen[: recipe.evaluate_concepts or len(concepts)]).tolist()
     scores = score(model, corpus, learner.soft, chosen, recipe.seed)
     print(score_table(scores), flush=True)
-    before = Path(recipe.start) / "metrics.json" if recipe.start else None
     metrics = {
         "recipe": dataclasses.asdict(recipe) | {"dataset": None, "prompts": None, "start": None},
-        "started_from": json.loads(before.read_text(encoding="utf-8")) if before else None,
+        "started_from": _metrics_of(recipe.start),
         "data": {
             "fingerprint": key,
             "concepts": len(concepts),
@@ -130,6 +132,22 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
         "scores": scores,
         "concepts_scored": len(chosen),
         "training_seconds": round(seconds, 1),
+        **_machine(),
+        "seed": recipe.seed,
+    }
+    _save(output_dir, model, tokenizer, dtype, metrics)
+    checkpoint.unlink(missing_ok=True)
+    return output_dir
+
+
+def _metrics_of(folder: str | None) -> dict[str, Any] | None:
+    if folder is None:
+        return None
+    return json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _machine() -> dict[str, Any]:
+    return {
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -140,18 +158,15 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "seed": recipe.seed,
     }
-    _save(output_dir, model, tokenizer, dtype, metrics)
-    checkpoint.unlink(missing_ok=True)
-    return output_dir
 
 
 def _start_from(model: CohereForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Take the weights of `folder`.
+    """Take the weights of the model in `folder`.
 
-    Raises FileNotFoundError if there is no model, ValueError if it is another's or has another
-    tokenizer.
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: its shape or its tokenizer is another.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"start: {folder} holds no model; run its recipe first")
