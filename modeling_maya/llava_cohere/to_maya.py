@@ -82,18 +82,7 @@ def plan_maya(
         )
     tower = str(named.folder) if named is not None else vision_tower
     config = _maya_config(raw, where, source, vision_config, tower)
-    difference: dict[str, Any] | None = None
-    if named is not None and (use_named or _has_any_weights(named.folder)):
-        other, skipped = tower_tensors(named.folder)
-        if use_named:
-            notes.append(f"tower: from {named.name}; {skipped} tensors of its text half left out")
-            tensors = {key: ref for key, ref in tensors.items() if key not in own} | other
-        if own:
-            difference = compare_towers(own, other)
-            notes.append(
-                f"tower: the checkpoint's copy and {named.name}: largest difference {difference['maximum']:.3g} "
-                f"({difference['where'] or 'nowhere'}), {difference['different']} of {difference['compared']} tensors differ"
-            )
+    tensors, difference = _take_tower(tensors, own, named, use_named, notes)
 
     # What the model computes with, under Maya's names, and what is kept for the way back only.
     derived = check_checkpoint(tensors, config, str(folder))
@@ -113,17 +102,16 @@ def plan_maya(
         )
     config.dtype = dtype or _main_dtype(live)
 
-    base = source.base
     record: dict[str, Any] = {
         "format": 1,
         "converted_from": {
-            "name": origin.name,
-            "commit": origin.commit,
+            **_name_and_commit(origin),
             "kind": source.kind,
-            "base_model": None if base is None else {"name": base.name, "commit": base.commit},
+            "base_model": None if source.base is None else _name_and_commit(source.base),
             "vision_tower": {
-                "name": named.name if named is not None else raw["mm_vision_tower"],
-                "commit": named.commit if named is not None else None,
+                "name": raw["mm_vision_tower"],
+                "commit": None,
+                **({} if named is None else _name_and_commit(named)),
                 "weights": "named tower" if use_named else "checkpoint",
                 "difference": difference,
             },
@@ -185,6 +173,38 @@ def _read_source(
         )
     tokenizer_at = folder if tokenizer_files(folder) else base.folder
     return Source(kind, tensors, settings, tokenizer_at, base, _base_text_config(base, raw, where))
+
+
+def _name_and_commit(origin: Origin) -> dict[str, str | None]:
+    return {"name": origin.name, "commit": origin.commit}
+
+
+def _take_tower(
+    tensors: dict[str, TensorRef],
+    own: dict[str, TensorRef],
+    named: Origin | None,
+    use_named: bool,
+    notes: list[str],
+) -> tuple[dict[str, TensorRef], dict[str, Any] | None]:
+    """Put the named tower in the place of the checkpoint's own, if it is to be used.
+
+    Returns:
+        The tensors, and how far the two towers are from one another, where both are at hand.
+    """
+    if named is None or not (use_named or _has_any_weights(named.folder)):
+        return tensors, None
+    other, skipped = tower_tensors(named.folder)
+    if use_named:
+        notes.append(f"tower: from {named.name}; {skipped} tensors of its text half left out")
+        tensors = {key: ref for key, ref in tensors.items() if key not in own} | other
+    if not own:
+        return tensors, None
+    difference = compare_towers(own, other)
+    notes.append(
+        f"tower: the checkpoint's copy and {named.name}: largest difference {difference['maximum']:.3g} "
+        f"({difference['where'] or 'nowhere'}), {difference['different']} of {difference['compared']} tensors differ"
+    )
+    return tensors, difference
 
 
 def _maya_config(

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 
 from ...arguments import MAX_STEPS
-from ...common.schema import Bounds
+from ...common.schema import Bounds, unknown_key
 from .tokenizer import IMAGE_TOKEN, TURN_TOKENS
 
+WHERE = "language model recipe"
+STORAGE_DTYPES = ("float16", "bfloat16", "float32")
 LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 TASKS = ("name", "yesno", "category", "keywords", "chat")
 CONTEXTS = ("soft", "pivot", "other", "keywords", "both", "noisy")
@@ -14,6 +16,9 @@ CONTEXTS = ("soft", "pivot", "other", "keywords", "both", "noisy")
 # Numbers that are not just 0 or more.
 NUMBERS = {
     "steps": Bounds(least=1, most=MAX_STEPS),
+    "rows_per_step": Bounds(least=1),
+    "context_slots": Bounds(least=1),
+    "keyword_count": Bounds(least=1),
     "seed": Bounds(least=0, below=2**32),
     "learning_rate": Bounds(above=0),
     "muon_learning_rate": Bounds(above=0),
@@ -109,34 +114,40 @@ class LanguageModelRecipe:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, (int, float)):
-                NUMBERS.get(name, Bounds(least=0)).check(value, "language model recipe", name)
+                NUMBERS.get(name, Bounds(least=0)).check(value, WHERE, name)
         for name, weight in self.language_weights.items():
-            WEIGHT.check(weight, "language model recipe", f"language_weights.{name}")
+            WEIGHT.check(weight, WHERE, f"language_weights.{name}")
         if self.pivot not in self.languages:
-            raise ValueError(f"pivot is {self.pivot!r}, which is not in languages {self.languages}")
+            raise ValueError(
+                f"{WHERE}: pivot: expected one of languages, {', '.join(self.languages)}, found "
+                f"{self.pivot!r}"
+            )
         for name, known, given in (
             ("contexts", CONTEXTS, self.contexts),
             ("tasks", TASKS, self.tasks),
         ):
             unknown = sorted(set(given) - set(known))
             if unknown:
-                raise ValueError(f"{name} has unknown keys {unknown}; known are {list(known)}")
+                raise ValueError(
+                    f"{WHERE}: {unknown_key(f'{name}.{unknown[0]}', unknown[0], known)}"
+                )
             if not given or min(given.values()) < 0 or sum(given.values()) <= 0:
-                raise ValueError(f"{name} needs weights of at least 0 that are not all 0: {given}")
-        if self.embedding_rows < self.vocab_size + len(TURN_TOKENS) + 1:
+                raise ValueError(
+                    f"{WHERE}: {name}: expected weights of 0 or more that are not all 0, found {given}"
+                )
+        needed = self.vocab_size + len(TURN_TOKENS) + 1
+        if self.embedding_rows < needed:
             raise ValueError(
-                f"embedding_rows is {self.embedding_rows}; vocab_size {self.vocab_size} needs at "
-                f"least {self.vocab_size + len(TURN_TOKENS) + 1} (29 turn tokens and {IMAGE_TOKEN})"
+                f"{WHERE}: embedding_rows: expected at least {needed}, vocab_size and "
+                f"{len(TURN_TOKENS)} turn tokens and {IMAGE_TOKEN}, found {self.embedding_rows}"
             )
-        if self.storage_dtype not in ("float16", "bfloat16", "float32"):
+        if self.storage_dtype not in STORAGE_DTYPES:
             raise ValueError(
-                f"storage_dtype is {self.storage_dtype!r}; use float16, bfloat16 or float32"
+                f"{WHERE}: storage_dtype: expected one of {', '.join(STORAGE_DTYPES)}, found "
+                f"{self.storage_dtype!r}"
             )
         if self.match_loss and self.num_hidden_layers < 2:
             raise ValueError(
-                f"match_loss is {self.match_loss:g}, which a decoder of {self.num_hidden_layers} layer "
-                "has no attention half way up for; use at least 2 layers, or 0"
+                f"{WHERE}: num_hidden_layers: expected at least 2 layers, as match_loss reads the "
+                f"attention half way up, found {self.num_hidden_layers}: raise it, or set match_loss to 0"
             )
-        for name in ("rows_per_step", "context_slots", "keyword_count"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
