@@ -21,7 +21,8 @@ import torch
 from PIL.Image import Image
 
 from modeling_maya import CACHE
-from processing_maya.processing_maya import BREAK
+
+from ..common.telling import shown
 
 # Questions that a model of others is asked together: each brings its picture along.
 FOREIGN_BATCH = 16
@@ -62,8 +63,8 @@ def answer(
     and on CPU two threads with a batch each do more than one batch on two threads. Equal blind
     questions are answered once. `progress` is called with the number of questions done so far.
     A model that is no Maya is asked at most FOREIGN_BATCH questions together, by one worker.
-    Raises ValueError for a batch size or a number of workers below 1, an image index out of range,
-    or a question whose text holds the image placeholder.
+    Raises ValueError for a batch size or a number of workers below 1, an image index out of range, and
+    a question that the chat template cannot show.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
@@ -212,34 +213,17 @@ class _Prompts:
     """Token ids of questions in the model's own chat template, placeholders expanded."""
 
     def __init__(self, processor: Any, questions: Sequence[Question]):
-        tokenizer, image_token = processor.tokenizer, processor.image_token
-        image_id = tokenizer.convert_tokens_to_ids(image_token)
-        image = (image_id,) * processor.image_seq_length
         self.known: dict[tuple[bool, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        keys = list(dict.fromkeys(map(self._key, questions)))
-        prompts = []
-        for has_image, text in keys:
+        for has_image, text in dict.fromkeys(map(self._key, questions)):
             content = [{"type": "image"}] if has_image else []
             content.append({"type": "text", "text": text})
-            prompts.append(
-                processor.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    add_generation_prompt=True,
-                    tokenize=False,
-                )
-            )
-        for (has_image, text), ids in zip(keys, _tokenise(tokenizer, prompts), strict=True):
-            places = [i for i, token in enumerate(ids) if token == image_id]
-            if len(places) != has_image:
-                raise ValueError(
-                    f"the prompt of {text!r} has {len(places)} image placeholders, expected "
-                    f"{int(has_image)}: a question must not contain {image_token!r}"
-                )
-            cut = places[0] if has_image else -1
-            self.known[has_image, text] = (
-                ((*ids[:cut], *image) if has_image else ()),
-                tuple(ids[cut + 1 :]),
-            )
+            ids = processor.encode_conversation(
+                [{"role": "user", "content": content}],
+                name=f"the question {shown(text)}",
+                add_generation_prompt=True,
+            )["input_ids"]
+            cut = len(ids) - ids[::-1].index(processor.image_token_id) if has_image else 0
+            self.known[has_image, text] = (tuple(ids[:cut]), tuple(ids[cut:]))
 
     @staticmethod
     def _key(question: Question) -> tuple[bool, str]:
@@ -248,18 +232,6 @@ class _Prompts:
     def __call__(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(ids up to and including the image, ids after it); the first is empty without one."""
         return self.known[self._key(question)]
-
-
-def _tokenise(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
-    """Ids of rendered prompts, as the processor makes them."""
-    bos = tokenizer.bos_token
-    # A template that writes the beginning-of-text token itself must not get a second one.
-    special = not (bos and prompts and prompts[0].startswith(bos))
-    if not any(BREAK in prompt for prompt in prompts):
-        return tokenizer(prompts, add_special_tokens=special)["input_ids"]
-    # Control tokens that a question spells out were broken up by the template, and stay so.
-    pieces = [prompt.split(BREAK) for prompt in prompts]
-    return tokenizer(pieces, is_split_into_words=True, add_special_tokens=special)["input_ids"]
 
 
 def _end_tokens(model: Any, processor: Any) -> set[int]:
