@@ -9,31 +9,23 @@ from typing import Any
 
 import yaml
 
+from maya_vlm.training.common.files import write_text
+from maya_vlm.training.common.languages import LANGUAGES
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
+from maya_vlm.training.common.provenance import files_sha256
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
 from maya_vlm.training.common.shapes import check_shape
 from maya_vlm.training.common.telling import one_line, printable
+from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
 
-from ..hub.content import weights_sha256
 from .scores import languages_of, model_index, sections, weaknesses
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
-NAMES = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "es": "Spanish",
-    "ru": "Russian",
-    "hi": "Hindi",
-    "ja": "Japanese",
-    "ar": "Arabic",
-    "bn": "Bengali",
-    "ur": "Urdu",
-}
+NAMES = {code: name.capitalize() for name, code in LANGUAGES.items()}
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
@@ -59,7 +51,7 @@ def model_card(folder: Path, repo_id: str) -> str:
     Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
     format or of other weights.
     """
-    config = read_json(folder / "config.json")
+    config = _read_json(folder / "config.json")
     recipe = _read_recipe(folder)
     results = _read_results(folder)
     languages = _languages(recipe, results)
@@ -119,9 +111,10 @@ def licence_texts(folder: Path) -> str | None:
     works = _mini_works(recipe)
     rows = [("work", "by", "licence"), ("---", "---", "---")]
     rows += [(f"[{work.title}]({work.url})", work.author, work.licence) for work in works]
+    table = [f"| {' | '.join(row)} |" for row in rows]
     parts = [
         "# Credits and licences of the art and the texts this model was trained on\n",
-        "\n".join(_row(list(row)) for row in rows) + "\n",
+        "\n".join(table) + "\n",
         "The pictures were drawn small and on white for training; the model holds none of them.\n",
     ]
     for name in sorted({work.licence for work in works}):
@@ -172,13 +165,11 @@ def write_card(folder: Path, made: Callable[[], str]) -> bool:
     card = folder / "README.md"
     if card.is_file() and MARKER not in read_text(card):
         return False
-    temporary = card.with_name(".README.md.tmp")
-    temporary.write_text(made(), encoding="utf-8")
-    temporary.replace(card)
+    write_text(card, made())
     return True
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}")
     return read_json_mapping(path)
@@ -202,7 +193,7 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     path = folder / "conversion.json"
     if not path.is_file():
         return None
-    record = read_json(path)
+    record = _read_json(path)
     origin = record.get("converted_from")
     if not isinstance(origin, dict) or not {"name", "commit", "kind"} <= set(origin):
         raise ValueError(
@@ -222,7 +213,8 @@ def _read_results(folder: Path) -> Results | None:
     if not path.is_file():
         return None
     results = read_results(path)
-    if results["model"]["weights_sha256"] != weights_sha256(folder):
+    weights = files_sha256(folder.glob("*.safetensors"))
+    if weights is None or results["model"]["weights_sha256"] != weights:
         raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
     return results
 
@@ -269,7 +261,7 @@ def _mini_works(recipe: dict[str, Any]) -> list[Any]:
     splits that its recipe names; train, which the bases have learned from, always."""
     from maya_vlm.training.data.mini_dataset.sources import SOURCES
 
-    styles = read_json(MINI_DATA / "manifest.json")["styles"]
+    styles = _read_json(MINI_DATA / "manifest.json")["styles"]
     splits = {source.get("split") or "train" for source in _all_data(recipe)} | {"train"}
     kept = [
         work for key, work in SOURCES.items() if key not in styles or styles[key]["split"] in splits
@@ -299,11 +291,7 @@ def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
     languages = dict.fromkeys(found)
     if not languages and results is not None:
         languages = dict.fromkeys(languages_of(results))
-    order = list(NAMES)
-    return sorted(
-        languages,
-        key=lambda code: (code not in NAMES, order.index(code) if code in NAMES else 0, code),
-    )
+    return in_order(languages)
 
 
 def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -411,7 +399,3 @@ def _adapter(adapter: dict[str, Any]) -> str:
         parts.append(f"weights in {adapter['quantize']}")
     kind = {"lora": "LoRA", "dora": "DoRA"}.get(adapter.get("type", "lora"), "an adapter")
     return f"{kind} on the decoder ({', '.join(parts)}) {adapter.get('rate', '?')}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -38,12 +38,3 @@ class Content:
             while block := stream.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-
-
-def weights_sha256(folder: Path) -> str:
-    """One hash over the safetensors files, as `results.json` has it."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors"), key=lambda file: file.name):
-        digest.update(file.name.encode())
-        digest.update(bytes.fromhex(Content(file).sha256))
-    return digest.hexdigest()

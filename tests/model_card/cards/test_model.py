@@ -6,10 +6,8 @@ import json
 import pytest
 import yaml
 
-from maya_vlm.model_card.cards.dataset import dataset_card
 from maya_vlm.model_card.cards.model import MARKER, MINI_DATA, licence_texts, model_card
 from maya_vlm.model_card.cards.scores import weaknesses
-from maya_vlm.model_card.hub.content import weights_sha256 as card_hash
 from maya_vlm.training.common.provenance import files_sha256, provenance
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
 from maya_vlm.training.evaluation import metrics
@@ -54,16 +52,14 @@ def folder(tmp_path):
     folder = save_tiny_maya(tmp_path / "tiny")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     runs = {"model": ["A", "A", "B", "B", "x", "B"], "blind": ["B"] * 6}
-    write_results(results_of(runs, card_hash(folder)), folder / "results.json")
+    write_results(
+        results_of(runs, files_sha256(folder.glob("*.safetensors"))), folder / "results.json"
+    )
     return folder
 
 
 def head_of(card: str) -> dict:
     return yaml.safe_load(card.split("---\n")[1])
-
-
-def test_hash_of_the_weights_is_the_evaluations(folder):
-    assert card_hash(folder) == files_sha256(folder.glob("*.safetensors"))
 
 
 def test_card_is_filled_from_results_recipe_and_config(folder):
@@ -267,31 +263,6 @@ def test_refuses_broken_files_in_one_line(folder, name, content, error, words):
     assert "\n" not in str(caught.value)
 
 
-def test_dataset_card_lists_what_is_there(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    def write(path: str, rows: int) -> None:
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.table({"id": [str(i) for i in range(rows)]}), file)
-
-    with pytest.raises(ValueError, match="no dataset of ours"):
-        dataset_card(tmp_path, "user/data")
-    for lang in ("en", "hi"):
-        write(f"texts/{lang}/train-clean.parquet", 3)
-        write(f"texts/{lang}/train-flagged.parquet", 1)
-    write("images/style.parquet", 4)
-    card = dataset_card(tmp_path, "user/data")
-    head = head_of(card)
-    assert [config["config_name"] for config in head["configs"]] == ["all", "en", "hi", "images"]
-    assert "| `all` | train | 8 |" in card
-    (tmp_path / "README.md").write_text(card)
-    from datasets import load_dataset
-
-    assert load_dataset(str(tmp_path), "hi", split="train", streaming=True).take(1)
-
-
 HOSTILE = [
     "[x](javascript:alert(1))",
     "a\n---\nlicense: mit\n---\n# Other",
@@ -312,7 +283,9 @@ def test_names_are_text_in_every_place_of_a_card(tmp_path, name):
         stage["data"][0] |= {"path": f"org/{name}", "config": name, "languages": [name]}
         stage["train"][0]["pattern"] = name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    results = json.loads(json.dumps(results_of({"model": ["A"] * 6}, card_hash(folder))))
+    results = json.loads(
+        json.dumps(results_of({"model": ["A"] * 6}, files_sha256(folder.glob("*.safetensors"))))
+    )
     for info in results["tasks"].values():
         info["title"] = name
         info["data"] |= {"name": name, "split": name, "styles": [name]}
