@@ -284,7 +284,10 @@ def test_results_are_never_half_written(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "found None: run `maya evaluate` again"),
-        ('{"format": "maya-results-1"}', "expected the format 'maya-results-2'"),
+        (
+            '{"format": "maya-results-1"}',
+            "expected the format 'maya-results-2', found 'maya-results-1': run `maya evaluate` again",
+        ),
         ('{"format": "maya-results-2"}', "model: missing"),
     ],
 )

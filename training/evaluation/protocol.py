@@ -18,12 +18,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from PIL.Image import Image
 
+from ..common.languages import LANGUAGES
 from ..inference.generation import Answer
-from .metrics import Interval, mean, mean_of_languages
 from .results import DataInfo, MetricInfo, Row
+from .scoring.intervals import Interval, mean, mean_of_languages
 
-# The order of languages in tables; others follow alphabetically.
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 # Of which runs there are rows: the model, two baselines that cannot know, and guessing at random.
 MODEL, BLIND, SHUFFLED, CHANCE = "model", "blind", "shuffled", "chance"
 BASELINES = (BLIND, SHUFFLED)
@@ -312,8 +311,8 @@ def mean_rows(
 
 
 def in_order(languages: Iterable[str]) -> list[str]:
-    """Languages in the order of tables."""
-    place = {language: number for number, language in enumerate(LANGUAGES)}
+    """Languages in the order of tables: Maya's, then others alphabetically."""
+    place = {language: number for number, language in enumerate(LANGUAGES.values())}
     return sorted(languages, key=lambda language: (place.get(language, len(place)), language))
 
 

@@ -21,7 +21,6 @@ from ..common.provenance import files_sha256, provenance
 from ..common.reading import read_yaml
 from ..inference.generation import Answer, Question, answer, is_maya
 from ..inference.load import load
-from .metrics import SCRIPTS, in_script
 from .protocol import (
     BASELINES,
     BLIND,
@@ -41,6 +40,7 @@ from .protocol import (
     shuffled,
 )
 from .results import FORMAT, MetricInfo, ModelInfo, Results, Row, read_results, write_results
+from .scoring.scripts import SCRIPTS, in_script
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table

@@ -3,7 +3,7 @@
 Three kinds of questions of the mini dataset's instruction rows, asked about the pictures of one split
 (by default `test`: an art style that nothing was trained on):
 
-* `name`: exact match of the object's name after `metrics.normalise`;
+* `name`: exact match of the object's name after `plain.normalise`;
 * `yesno`: exact match of the language's yes or no, pairs balanced (the true name, and a name of
   the same kind that is wrong);
 * `category`: exact match of one of the eight category names.
@@ -25,8 +25,10 @@ from ...common.images import decode_picture, to_rgb
 from ...common.provenance import files_sha256
 from ...common.telling import one_line
 from ...inference.generation import Answer
-from ..metrics import Interval, normalise, proportion, same_answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task, in_order, sample
+from ..scoring.intervals import Interval, proportion
+from ..scoring.plain import normalise
+from ..scoring.short_answers import same
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "mini"
 # Enough for the longest answer of each kind in the dataset's wordiest language.
@@ -105,9 +107,7 @@ class Mini(Task):
 
     def score(self, request: Request, answer: Answer) -> Score:
         about = request.about
-        values: dict[str, float | None] = {
-            "accuracy": float(same_answer(answer.text, request.expected))
-        }
+        values: dict[str, float | None] = {"accuracy": float(same(answer.text, [request.expected]))}
         said = normalise(answer.text)
         if about["yes"] is not None:
             values["yes_rate"] = float(said != "" and said == normalise(about["yes"]))
