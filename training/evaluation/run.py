@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from PIL.Image import Image
 
 from ..common.files import write_parquet
 from ..common.models import Model, check_weights, find_model, opening
@@ -211,7 +212,7 @@ class Asking:
         return answer(
             self.network,
             self.processor,
-            [pictures.load(key) for key in keys],
+            _InOrder(pictures, keys),
             questions,
             batch_size=self.batch_size,
             workers=self.workers,
@@ -222,10 +223,25 @@ class Asking:
         """Ask about each task's first picture for one token, to see whether the model can be asked so."""
         question = "What is this?"
         for part in parts:
-            picture = part.pictures.load(part.requests[0].pictures[0])
-            answer(self.network, self.processor, [picture], [Question(0, question, 1)])
+            keys = next((r.pictures for r in part.requests if r.pictures), ())
+            if keys:
+                picture = part.pictures.load(keys[0])
+                answer(self.network, self.processor, [picture], [Question(0, question, 1)])
         if blind:
             answer(self.network, self.processor, [], [Question(None, question, 1)])
+
+
+class _InOrder:
+    """Pictures by their place in a list of keys, read when they are asked for."""
+
+    def __init__(self, pictures: Pictures, keys: Sequence[str]):
+        self.pictures, self.keys = pictures, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, place: int) -> Image:
+        return self.pictures.load(self.keys[place])
 
 
 def planned(

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -26,6 +26,14 @@ from ..common.telling import shown
 
 # Questions that a model of others is asked together: each brings its picture along.
 FOREIGN_BATCH = 16
+
+
+class Images(Protocol):
+    """A list of pictures, or what reads each when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Image: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Answer:
 def answer(
     model: Any,
     processor: Any,
-    images: Sequence[Image],
+    images: Images,
     questions: Sequence[Question],
     *,
     batch_size: int = 256,
@@ -122,7 +130,7 @@ def is_maya(model: Any) -> bool:
 def _answer_by_generate(
     model: Any,
     processor: Any,
-    images: Sequence[Image],
+    images: Images,
     questions: Sequence[Question],
     batch_size: int,
     progress: Callable[[int], None] | None,
@@ -165,7 +173,7 @@ def _answer_by_generate(
     return [answers[question] for question in questions]
 
 
-def _foreign_inputs(processor: Any, images: Sequence[Image], batch: Sequence[Question]) -> Any:
+def _foreign_inputs(processor: Any, images: Images, batch: Sequence[Question]) -> Any:
     """A padded batch in the processor's own format; either every question has its picture or none."""
     prompts, pictures = [], []
     for question in batch:
@@ -245,7 +253,7 @@ def _answer_chunk(
     model: Any,
     processor: Any,
     prompts: _Prompts,
-    images: Sequence[Image],
+    images: Images,
     questions: Sequence[Question],
     rows: list[int],
     batch_size: int,

@@ -8,11 +8,15 @@ from maya_vlm.training.evaluation.scoring.intervals import (
     holm,
     mean,
     mean_of_languages,
+    mean_of_ratios,
     paired_difference,
     proportion,
-    ratio,
     wilson,
 )
+
+
+def ratio(parts):
+    return mean_of_ratios({"": parts})
 
 
 def alone(values):
@@ -152,7 +156,7 @@ def test_one_cluster_is_too_little_to_tell():
     ("call", "told"),
     [
         (lambda: mean_of_languages({"en": []}), "no answers in en"),
-        (lambda: ratio([]), "at least one number"),
+        (lambda: ratio([]), "nothing to average"),
         (lambda: mean(alone([1.0, math.nan])), "expected finite numbers, found nan at 1"),
         (lambda: mean(alone([1.0, 0.5]), resamples=0), "resamples: expected at least 1"),
         (lambda: ratio([("a", 1.0, 0.0)]), "denominators of 0 or more with a sum above 0"),

@@ -10,8 +10,8 @@ from maya_vlm.model_card.cards.model import MARKER, MINI_DATA, licence_texts, mo
 from maya_vlm.model_card.cards.scores import weaknesses
 from maya_vlm.training.common.provenance import files_sha256, provenance
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
-from maya_vlm.training.evaluation import metrics
 from maya_vlm.training.evaluation.results import FORMAT, write_results
+from maya_vlm.training.evaluation.scoring.intervals import wilson
 from modeling_maya.llava_cohere.convert import convert
 from tests.evaluation.answers import results_of
 from tests.helpers.tiny_maya import save_tiny_maya
@@ -78,7 +78,7 @@ def test_card_is_filled_from_results_recipe_and_config(folder):
     assert found["Choice, old pictures", "accuracy, mean of all (2)"] == 50.0
     assert found["Choice, new pictures", "accuracy, mean of all (2)"] == 0.0
     assert MARKER in card
-    low, high = metrics.wilson(2, 2)
+    low, high = wilson(2, 2)
     assert f"| `en` (n = 2) | 100.0 [{100 * low:.1f}, {100 * high:.1f}] | 0.0 |" in card
     assert "| pretrain | 150 | 24 | en hi | data/mini `all` |" in card
     assert "| finetune | 2 epochs |" in card

@@ -86,48 +86,48 @@ def mean_of_languages(
     Raises:
         ValueError: a language without values, or a value that is not finite.
     """
-    languages = list(values)
-    empty = [language for language in languages if not values[language]]
-    if empty or not languages:
-        raise ValueError(f"no answers in {', '.join(empty) or 'any language'}: nothing to average")
-    items = sorted({item for pairs in values.values() for item, _ in pairs}, key=_order)
-    index = {item: i for i, item in enumerate(items)}
-    total = np.zeros((len(items), len(languages)))
-    asked = np.zeros_like(total)
-    for column, language in enumerate(languages):
-        _finite([value for _, value in values[language]], "values")
-        for item, value in values[language]:
-            total[index[item], column] += value
-            asked[index[item], column] += 1
-    low, high = _bounds(total, asked, resamples, seed)
-    if {value for pairs in values.values() for _, value in pairs} in ({0}, {1}):
-        low, high = wilson(len(items) if total.sum() else 0, len(items))
-    return Interval(float((total.sum(0) / asked.sum(0)).mean()), low, high)
+    return mean_of_ratios(
+        {lang: [(item, value, 1.0) for item, value in pairs] for lang, pairs in values.items()},
+        resamples=resamples,
+        seed=seed,
+    )
 
 
-def ratio(
-    parts: Sequence[tuple[Hashable, float, float]], seed: int = 0, *, resamples: int = RESAMPLES
+def mean_of_ratios(
+    parts: Mapping[str, Sequence[tuple[Hashable, float, float]]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
-    """A ratio of two sums, such as a relative score, with the bootstrap's interval over items.
+    """Unweighted mean of several ratios of sums, such as F1 of each set, with a bootstrap over items.
 
-    `parts` are (item, numerator, denominator). Where all ratios are 0 or all are 1, the interval is
-    Wilson's, of that many items.
+    `parts` gives, for each ratio, (item, numerator, denominator). Where all ratios are 0 or all are 1,
+    the interval is Wilson's, of that many items.
 
     Raises:
-        ValueError: no parts, one that is not finite, or denominators without a sum above 0.
+        ValueError: a ratio without parts or with a sum of denominators that is not above 0, or a number
+            that is not finite.
     """
-    items = sorted({item for item, _, _ in parts}, key=_order)
-    above = _finite([part[1] for part in parts], "values")
-    below = _finite([part[2] for part in parts], "denominators")
-    if below.sum() <= 0 or below.min() < 0:
-        raise ValueError("interval: expected denominators of 0 or more with a sum above 0")
+    empty = [name for name, own in parts.items() if not own]
+    if empty or not parts:
+        raise ValueError(f"no answers in {', '.join(empty) or 'any language'}: nothing to average")
+    items = sorted({item for own in parts.values() for item, _, _ in own}, key=_order)
     index = {item: i for i, item in enumerate(items)}
-    place = np.array([index[item] for item, _, _ in parts])
-    sums = np.bincount(place, above, len(items)), np.bincount(place, below, len(items))
-    low, high = _bounds(sums[0][:, None], sums[1][:, None], resamples, seed)
-    if np.array_equal(above, np.zeros_like(below)) or np.array_equal(above, below):
+    above = np.zeros((len(items), len(parts)))
+    below = np.zeros_like(above)
+    for column, own in enumerate(parts.values()):
+        _finite([part[1] for part in own], "values")
+        denominators = _finite([part[2] for part in own], "denominators")
+        if denominators.sum() <= 0 or denominators.min() < 0:
+            raise ValueError("interval: expected denominators of 0 or more with a sum above 0")
+        for item, numerator, denominator in own:
+            above[index[item], column] += numerator
+            below[index[item], column] += denominator
+    low, high = _bounds(above, below, resamples, seed)
+    every = [part for own in parts.values() for part in own]
+    if all(part[1] == 0 for part in every) or all(part[1] == part[2] for part in every):
         low, high = wilson(len(items) if above.any() else 0, len(items))
-    return Interval(float(above.sum() / below.sum()), low, high)
+    return Interval(float((above.sum(0) / below.sum(0)).mean()), low, high)
 
 
 def paired_difference(
@@ -243,9 +243,10 @@ def _bounds(
     means = []
     for weights in _draws(len(above), resamples, seed):
         drawn = weights @ below
+        known = drawn > 0
+        ratios = np.divide(weights @ above, drawn, out=np.zeros_like(drawn), where=known)
         with np.errstate(invalid="ignore"):
-            ratios = np.where(drawn > 0, (weights @ above) / drawn, np.nan)
-            means.append(np.nanmean(ratios, axis=1))
+            means.append(ratios.sum(axis=1) / known.sum(axis=1))
     low, high = map(float, np.nanpercentile(np.concatenate(means), [2.5, 97.5]))
     return low, high
 

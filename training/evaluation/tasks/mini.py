@@ -25,7 +25,17 @@ from ...common.images import decode_picture, to_rgb
 from ...common.provenance import files_sha256
 from ...common.telling import one_line
 from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task, in_order, sample
+from ..protocol import (
+    Loaded,
+    Picture,
+    Request,
+    Score,
+    Selection,
+    Task,
+    chosen_languages,
+    in_order,
+    sample,
+)
 from ..scoring.intervals import Interval, proportion
 from ..scoring.plain import normalise
 from ..scoring.short_answers import same
@@ -65,7 +75,7 @@ class Mini(Task):
         if not known:
             kinds = ", ".join(MAX_NEW_TOKENS)
             raise ValueError(f"{data}: split {split!r} has no rows of the tasks {kinds}")
-        languages = _languages(selection.languages, known, split)
+        languages = chosen_languages(selection.languages, known, split)
         table = table.filter(pc.is_in(table["lang"], value_set=pa.array(languages)))
         rows = table.to_pylist()
         # What may be answered is known from the whole split, before any picture is left out.
@@ -147,19 +157,6 @@ def _request(
         marks=frozenset([row["concept"]]),
         avoid=frozenset(named),
     )
-
-
-def _languages(asked: Sequence[str] | None, known: list[str], split: str) -> list[str]:
-    if asked is None:
-        return known
-    unknown = [lang for lang in asked if lang not in known]
-    if unknown:
-        raise ValueError(
-            f"unknown language {', '.join(map(repr, unknown))}; {split!r} has {', '.join(known)}"
-        )
-    if not asked:
-        raise ValueError(f"no language asked for; {split!r} has {', '.join(known)}")
-    return list(dict.fromkeys(asked))
 
 
 def _table(data: str, config: str, split: str) -> Any:
