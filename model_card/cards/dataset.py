@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from maya_vlm.training.common.reading import read_json_mapping
+from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.data.dataset.manifest_shape import FORMAT, check_manifest
 
-from .model import MARKER, NAMES, render, write_card
+from .model import MARKER, read_json, render, write_card
 
 SIZES = (
     (1_000, "n<1K"),
@@ -29,7 +29,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
                 f"{folder} has no manifest.json: it is not finished; run `maya data build` again"
             )
         return None
-    manifest = read_json_mapping(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
         return None
     return check_manifest(manifest, folder / "manifest.json")

@@ -10,22 +10,21 @@ from typing import Any
 import yaml
 
 from maya_vlm.training.common.files import write_text
-from maya_vlm.training.common.languages import LANGUAGES
+from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
-from maya_vlm.training.common.provenance import files_sha256
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
 from maya_vlm.training.common.shapes import check_shape
 from maya_vlm.training.common.telling import one_line, printable
 from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
 
+from ..hub.content import weights_sha256
 from .scores import languages_of, model_index, sections, weaknesses
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
-NAMES = {code: name.capitalize() for name, code in LANGUAGES.items()}
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
@@ -51,7 +50,7 @@ def model_card(folder: Path, repo_id: str) -> str:
     Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
     format or of other weights.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     recipe = _read_recipe(folder)
     results = _read_results(folder)
     languages = _languages(recipe, results)
@@ -169,7 +168,7 @@ def write_card(folder: Path, made: Callable[[], str]) -> bool:
     return True
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}")
     return read_json_mapping(path)
@@ -193,7 +192,7 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     path = folder / "conversion.json"
     if not path.is_file():
         return None
-    record = _read_json(path)
+    record = read_json(path)
     origin = record.get("converted_from")
     if not isinstance(origin, dict) or not {"name", "commit", "kind"} <= set(origin):
         raise ValueError(
@@ -213,8 +212,7 @@ def _read_results(folder: Path) -> Results | None:
     if not path.is_file():
         return None
     results = read_results(path)
-    weights = files_sha256(folder.glob("*.safetensors"))
-    if weights is None or results["model"]["weights_sha256"] != weights:
+    if results["model"]["weights_sha256"] != weights_sha256(folder):
         raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
     return results
 
@@ -261,7 +259,7 @@ def _mini_works(recipe: dict[str, Any]) -> list[Any]:
     splits that its recipe names; train, which the bases have learned from, always."""
     from maya_vlm.training.data.mini_dataset.sources import SOURCES
 
-    styles = _read_json(MINI_DATA / "manifest.json")["styles"]
+    styles = read_json(MINI_DATA / "manifest.json")["styles"]
     splits = {source.get("split") or "train" for source in _all_data(recipe)} | {"train"}
     kept = [
         work for key, work in SOURCES.items() if key not in styles or styles[key]["split"] in splits

@@ -315,7 +315,7 @@ def mean_rows(
 
 def in_order(languages: Iterable[str]) -> list[str]:
     """Languages in the order of tables: Maya's, then others alphabetically."""
-    place = {language: number for number, language in enumerate(LANGUAGES.values())}
+    place = {language: number for number, language in enumerate(LANGUAGES)}
     return sorted(languages, key=lambda language: (place.get(language, len(place)), language))
 
 

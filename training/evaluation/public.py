@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ..common.cards import check_cards
+from ..common.files import files_sha256
 from ..common.images import decode_picture, to_rgb
-from ..common.provenance import files_sha256
 from ..common.revisions import split_revision
 from ..common.telling import one_line, reason
 from .protocol import Loaded, Pictures, Request, Selection, chosen_languages, sample
