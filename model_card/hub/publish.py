@@ -56,8 +56,8 @@ def publish(
 ) -> str:
     """Push a model or dataset folder to the Hub and return its address.
 
-    The folder must load before anything is sent. A card is written if there is none, and written
-    anew if this package wrote the one there is; a card that somebody wrote on the Hub stays as it is.
+    The folder must load before anything is sent. A card is written where there is none, and rewritten
+    where this package wrote it; a card that somebody wrote on the Hub is kept.
     recipe.yaml is sent without secrets and without paths of this machine. Readers see one commit that holds everything;
     weights and code, or data files, of an earlier push that this one does not have are removed in
     it. What arrived is compared with what was sent, by size and hash. A dataset goes to a branch
@@ -122,7 +122,7 @@ def publish(
                     )
         for note in _paths_of_this_machine(folder, sources):
             print(f"note: {printable(note)}")
-        # What the check has hashed is held against what arrives.
+        # The hashes of the check are compared with what arrives.
         contents = {name: checked.get(name) or Content(path) for name, path in sources.items()}
         return _send(folder, contents, repo_id, kind, private, revision, token, tag, overwrite_card)
 
@@ -172,7 +172,7 @@ def _send(
 
 
 def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: str) -> None:
-    """One commit with all files, held against what was sent."""
+    """Send all files in one commit, and compare what arrived with what was sent."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     if branch != "main":

@@ -342,7 +342,7 @@ def sample(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
     if limit is None:
         return names
     if limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+        raise ValueError(f"limit must be at least 1, found {limit}")
     key = {name: hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names}
     return sorted(sorted(names, key=key.__getitem__)[:limit])
 

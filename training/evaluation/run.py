@@ -40,7 +40,16 @@ from .protocol import (
     sample,
     shuffled,
 )
-from .results import FORMAT, MetricInfo, ModelInfo, Results, Row, read_results, write_results
+from .results import (
+    FORMAT,
+    MetricInfo,
+    ModelInfo,
+    Results,
+    Row,
+    TaskInfo,
+    read_results,
+    write_results,
+)
 from .scoring.scripts import SCRIPTS, in_script
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
@@ -102,13 +111,13 @@ def evaluate(
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     for name, number in (("batch_size", batch_size), ("baseline_items", baseline_items)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+            raise ValueError(f"{name} must be at least 1, found {number}")
     chosen = [find_task(name) for name in dict.fromkeys(tasks)]
     if data is not None and len(chosen) > 1:
         raise ValueError(
             f"data: expected one task with it, found {len(chosen)}: {', '.join(tasks)}"
         )
-    # What can fail fails before the model is loaded and asked.
+    # ---- Read the datasets and check the folders: what can fail fails before the model is loaded.
     undrawn = sheet and missing_packages()
     found = find_model(model, revision)
     if found.revision is None and not found.is_adapter:
@@ -120,6 +129,7 @@ def evaluate(
     plans = {
         task.key: planned(loaded[task.key], baselines, baseline_items, seed) for task in chosen
     }
+    # ---- Load the model.
     network, processor = load(model, trust_remote_code, revision)
     asking = Asking(network, processor, batch_size)
     if not is_maya(network):
@@ -127,25 +137,16 @@ def evaluate(
             asking.try_out(loaded.values(), BLIND in baselines)
     results = _results_before(folder, _model_info(found, network), [task.key for task in chosen])
     seconds = {"load": time.perf_counter() - began}
+    # ---- Ask, score and write, task by task.
     for task in chosen:
         part = loaded[task.key]
         runs = _runs(task, part, plans[task.key], asking, seconds)
         groups = language_groups(str(found.folder), part.languages)
-        results["tasks"][task.key] = {
-            "title": task.title,
-            "version": task.version,
-            "protocol": task.protocol,
-            "source": task.protocols[task.protocol],
-            "asked": task.describe(),
-            "contamination": task.contamination,
-            "subsets": dict(task.subsets),
-            "parts": dict(task.parts),
-            "metrics": {**task.metrics, **MEASURES},
-            "metric": task.metric,
-            "languages": list(part.languages),
-            "groups": groups,
-            "data": part.data,
-            "settings": {
+        results["tasks"][task.key] = _task_info(
+            task,
+            part,
+            groups,
+            {
                 "baselines": list(baselines),
                 "baseline_items": baseline_items,
                 "batch_size": batch_size,
@@ -155,9 +156,8 @@ def evaluate(
                 "limit": limit,
                 "seed": seed,
             },
-            **provenance(),
-            "seconds": seconds,
-        }
+            seconds,
+        )
         for run, scored in runs.items():
             results["rows"] += task.aggregate(scored, run, groups, seed)
             results["rows"] += measures(task, scored, run, groups, seed)
@@ -399,6 +399,33 @@ def _aligned_languages(recipe: Path) -> set[str]:
         return {lang for source in data for lang in source["languages"]}
     except (OSError, ValueError, LookupError, TypeError):
         return set()
+
+
+def _task_info(
+    task: Task,
+    part: Loaded,
+    groups: dict[str, list[str]],
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+) -> TaskInfo:
+    return {
+        "title": task.title,
+        "version": task.version,
+        "protocol": task.protocol,
+        "source": task.protocols[task.protocol],
+        "asked": task.describe(),
+        "contamination": task.contamination,
+        "subsets": dict(task.subsets),
+        "parts": dict(task.parts),
+        "metrics": {**task.metrics, **MEASURES},
+        "metric": task.metric,
+        "languages": list(part.languages),
+        "groups": groups,
+        "data": part.data,
+        "settings": settings,
+        **provenance(),
+        "seconds": seconds,
+    }
 
 
 def _model_info(model: Model, network: Any) -> ModelInfo:

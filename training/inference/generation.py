@@ -76,7 +76,7 @@ def answer(
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, found {value}")
     for number, question in enumerate(questions):
         if question.image is not None and not 0 <= question.image < len(images):
             raise ValueError(

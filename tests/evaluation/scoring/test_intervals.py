@@ -95,7 +95,7 @@ def test_mean_refuses_a_language_without_answers():
 def test_a_share_has_wilsons_interval():
     assert proportion([True] * 45 + [False] * 55) == pytest.approx((0.45, 0.3561, 0.5476), abs=1e-4)
     assert proportion([True] * 5).low < 0.6
-    with pytest.raises(ValueError, match="n > 0, got 0 of 0"):
+    with pytest.raises(ValueError, match="n > 0, found 0 of 0"):
         proportion([])
 
 

@@ -44,7 +44,9 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     Raises ValueError unless 0 <= correct <= n and n > 0.
     """
     if n <= 0 or not 0 <= correct <= n:
-        raise ValueError(f"a proportion needs 0 <= correct <= n and n > 0, got {correct} of {n}")
+        raise ValueError(
+            f"a proportion: expected 0 <= correct <= n and n > 0, found {correct} of {n}"
+        )
     p = correct / n
     centre = p + Z95**2 / (2 * n)
     spread = Z95 * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
