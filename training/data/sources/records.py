@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...common.images import is_address
-from ...common.languages import LANGUAGES, as_language, no_language
+from ...common.languages import CODES, as_language, no_language
 from ...common.reading import check_text
 from ...common.telling import found, one_line
 from ...rows.conversations import Found, RowError, RowReader
@@ -244,7 +244,7 @@ def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | No
 def _language(record: Mapping[str, Any], value: Any, language: str | None) -> str:
     if value is None:
         # PALO's builder leaves the translated turns under a key named after their language.
-        named = [code for name, code in LANGUAGES.items() if record.get(f"{name}_conversation")]
+        named = [code for name, code in CODES.items() if record.get(f"{name}_conversation")]
         value = named[0] if len(named) == 1 else language
     if value is None:
         raise RowError(
