@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.layout import assemble
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from maya_vlm.training.data.engine.progress import format_status, survey
-from maya_vlm.training.data.toxicity.sheets import apply_policy
+from maya_vlm.training.data.reviews import apply_policy
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 
 ODD = {

@@ -8,9 +8,10 @@ import pytest
 
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.files import write_json
-from maya_vlm.training.data.engine.executors import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.engine.executors import ExecutorPlan, run_jobs
 from maya_vlm.training.data.engine.journal import Journal
 from maya_vlm.training.data.engine.progress import Progress, format_status, survey
+from maya_vlm.training.data.engine.unit_files import Job
 from maya_vlm.training.data.engine.units import run_unit
 from tests.data.engine.tiny_worker import SCHEMA, TinyWorker, make, sources
 

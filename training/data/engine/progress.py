@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -23,10 +23,7 @@ from ...common.reading import read_json
 from ...common.shapes import check_shape, has_shape
 from ...common.telling import one_line, printable
 from .journal import read_journal
-from .unit_files import COUNTED, UnitManifest, count_failures, journals, manifest_path
-
-if TYPE_CHECKING:
-    from .executors import Job
+from .unit_files import COUNTED, Job, UnitManifest, count_failures, journals, manifest_path
 
 # Lists the units that a worker's folder shall have, with their rows; written before they are begun.
 UNITS = "units.json"

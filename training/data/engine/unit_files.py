@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 
@@ -27,6 +27,14 @@ Key = tuple[str, str]
 COUNTED = ("status", "label")
 # Different reasons that a manifest counts.
 _REASONS = 20
+
+
+class Job(NamedTuple):
+    """One unit of one worker."""
+
+    worker: str
+    source: Path
+    target: Path
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ...common.files import sha256_text, write_json
 from ...common.reading import parse_json
 from ...common.schema import build, to_dict
 from ...rows.parquet import parquet_file
+from ..engine.storage import ShaTable, parquet_writer
 from ..engine.units import Key, Row
 from ..review.pages import read_overrides
 from .plan import JudgePlan
@@ -37,7 +38,7 @@ from .policy import (
     outcome,
     overridden,
 )
-from .step import ShaTable, ToxicityStep, parquet_writer, stream
+from .step import ToxicityStep, stream
 from .verdicts import VERDICT_SCHEMA, image_sha, text_of
 
 DECISION_SCHEMA = pa.schema(

@@ -26,9 +26,10 @@ from ...common.telling import one_line
 from ...common.thoughts import foreign_marks
 from ..checks.rules import CheckPlan, Flag, RowChecker
 from ..sources.records import SOURCE_SCHEMA
+from .plan import TranslatorPlan
 from .prompts import Prompt, examples
 from .segments import Piece, lost_code, split
-from .translator import TranslatorPlan, make_translator
+from .translator import make_translator
 
 __all__ = [
     "TRANSLATED",

@@ -1,14 +1,18 @@
-"""`maya data review DIR`: write the sheets of a build, and read filled ones back."""
+"""`maya data review DIR`, `maya data policy DIR`: write the review sheets of a build, apply what people decided."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..plan import plan_of
-from ..sources.pictures import Pictures
-from ..verification.report import rows_to_review, verify_report
-from ..verification.step import VerificationPlan
-from .pages import ReadBack, Sheet, read_sheet, write_sheet
+from ..common.files import write_json
+from .plan import plan_of, toxicity_step_of_build
+from .review.pages import ReadBack, Sheet, read_sheet, write_sheet
+from .sources.pictures import Pictures
+from .toxicity.decisions import Summary, decide_build
+from .toxicity.policy import Policy
+from .toxicity.sheets import write_sheets
+from .verification.plan import VerificationPlan
+from .verification.report import rows_to_review, verify_report
 
 
 def write_reviews(
@@ -70,8 +74,6 @@ def read_review(folder: Path, path: Path) -> ReadBack:
     plan = plan_of(folder)
     found = read_sheet(folder, path)
     if found.kind == "translation" and (folder / "verify" / "report.json").is_file():
-        from ...common.files import write_json
-
         report = verify_report(folder, plan.languages, plan.verification or VerificationPlan())
         write_json(folder / "verify" / "report.json", report)
     return found
@@ -84,3 +86,24 @@ def format_read_back(found: ReadBack) -> str:
         f"{found.changed:,} changed an earlier decision; {found.in_force:,} {found.kind} "
         "decisions are now in force"
     )
+
+
+def apply_policy(
+    folder: Path, policy: str | None = None, sheets: bool = False
+) -> tuple[Summary, list[Sheet]]:
+    """Decide a build again, from its stored verdicts and what people decided since.
+
+    Args:
+        policy: a file or the name of a shipped one; by default the plan's.
+        sheets: write review sheets too.
+
+    Raises ValueError for a folder without a plan with a toxicity section, and as `decide_build`.
+    """
+    plan = plan_of(folder)
+    if plan.toxicity is None:
+        raise ValueError(
+            f"{folder / 'plan.yaml'}: no toxicity section, so no verdicts to decide on"
+        )
+    step = toxicity_step_of_build(plan)
+    summary = decide_build(step, Policy.read(policy) if policy is not None else None)
+    return summary, write_sheets(step) if sheets else []
