@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..common.languages import as_language
+from ..common.picture_tables import is_content
 from ..common.telling import shown
-from ..rows.picture_tables import is_content
 from ..rows.tables import (
     Cursor,
     DatasetFiles,

@@ -26,12 +26,12 @@ from PIL import Image
 
 from ..common.images import ImageStore, StorageError, is_address
 from ..common.languages import as_language, no_language
+from ..common.picture_tables import is_content
 from ..common.reading import read_json
 from ..common.telling import one_line, printable
 from ..recipe import DataRecipe, StageRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
-from ..rows.picture_tables import is_content
 from ..rows.tables import DatasetFiles, Table, find_files, is_list, item_type, row_name
 from .groups import Conversation, GroupData, RowName, check_data, load_picture, split_groups
 from .joined import Filters, Joined, Rows

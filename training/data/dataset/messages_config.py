@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...common.picture_tables import PictureTables
 from ...rows.parquet import parquet_file
-from ...rows.picture_tables import PictureTables
 from ..engine.requests import known_requests
 from ..sources.records import Row
 from .messages import as_messages, share_languages

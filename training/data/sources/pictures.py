@@ -7,7 +7,8 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ...common.images import ImageStore, decode_picture, load_image, open_place, to_rgb
+from ...common.images import ImageStore, decode_picture, load_image, to_rgb
+from ...common.places import open_place
 
 
 class Looked(NamedTuple):

@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...common.images import SUFFIXES, FolderPictures, ImageStore, Place, read_picture_file
+from ...common.images import SUFFIXES, ImageStore, Place, read_picture_file
 from ...common.languages import LANGUAGES
+from ...common.places import FolderPictures
 from ...common.reading import open_file
 from ...common.telling import one_line
 from ...rows.conversations import RowReader
