@@ -87,9 +87,9 @@ def _data_build(args: argparse.Namespace) -> None:
 
 
 def _data_status(args: argparse.Namespace) -> None:
-    from .data.engine.progress import format_status, survey
+    from .data.engine.progress import build_status, format_status
 
-    print("\n".join(format_status(survey(args.folder))))
+    print("\n".join(format_status(build_status(args.folder))))
 
 
 def _data_review(args: argparse.Namespace) -> None:

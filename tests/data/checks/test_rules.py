@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from maya_vlm.training.data.checks.comments import read_phrases
+from maya_vlm.training.data.checks.boilerplate import read_phrases
 from maya_vlm.training.data.checks.identify import Identifier, code_of, language_name
 from maya_vlm.training.data.checks.plan import LengthBin
 from maya_vlm.training.data.checks.repetition import find_repetition

@@ -13,6 +13,7 @@ from PIL import Image
 
 from maya_vlm.model_card.cards.dataset import write_dataset_card
 from maya_vlm.training.data.dataset import layout, messages_config
+from maya_vlm.training.data.dataset.caption_requests import KNOWN, REQUESTS, known_requests
 from maya_vlm.training.data.dataset.layout import assemble
 from maya_vlm.training.data.dataset.messages import (
     MESSAGES_SCHEMA,
@@ -22,7 +23,6 @@ from maya_vlm.training.data.dataset.messages import (
 )
 from maya_vlm.training.data.dataset.messages_config import choose_rows
 from maya_vlm.training.data.dataset.plan import LayoutPlan
-from maya_vlm.training.data.engine.requests import KNOWN, REQUESTS, known_requests
 from maya_vlm.training.data.plan import load_plan, write_plan
 from tests.data.tiny_build import TinyTranslator, make_plan, read, rows_of, translate, write_source
 

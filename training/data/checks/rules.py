@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...common.schema import digest, to_dict
-from .comments import excused, read_phrases
+from .boilerplate import excused, read_phrases
 from .identify import Identified, Identifier, code_of, primary, scripts
 from .plan import CHECKS, DEFAULTS, HARD, LENGTHS, CheckPlan, Flag, LengthBin
 from .repetition import find_repetition

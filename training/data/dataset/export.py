@@ -36,9 +36,10 @@ from ...common.files import atomic, write_bytes
 from ...common.markdown import code, escaped
 from ...common.names import folded, stays_inside
 from ...common.telling import one_line
-from ..engine.requests import REQUESTS, known_requests, number_of, read_requests
+from ...rows.parquet import Row
 from ..sources.pictures import Pictures
-from ..sources.records import IMAGE_MARK, Row
+from ..sources.records import IMAGE_MARK
+from .caption_requests import REQUESTS, known_requests, number_of, read_requests
 from .folder import DatasetFolder, open_dataset
 from .messages import MESSAGES_SCHEMA, as_messages, trl_snippet
 from .shards import Shards

@@ -25,14 +25,13 @@ from typing import Any
 
 from ...common.files import sha256_file
 from ...common.schema import digest
-from ...rows.parquet import read_rows
-from ..engine.requests import KNOWN
+from ...rows.parquet import Row, read_rows
 from ..engine.storage import ShaTable
 from ..sources.external_sort import ExternalSort
 from ..sources.pictures import Pictures
-from ..sources.records import Row
 from ..toxicity.decisions import AUDIT_SCHEMA
 from . import messages_config
+from .caption_requests import KNOWN
 from .manifest import write_manifest
 from .messages import MESSAGES_SCHEMA
 from .parts import VERSION, Build, finished_part

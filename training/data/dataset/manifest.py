@@ -14,7 +14,7 @@ from ...common.files import write_json
 from ...common.reading import read_json, read_json_mapping
 from ...common.shapes import check_shape
 from ...common.telling import one_line
-from ..sources.records import Row
+from ...rows.parquet import Row
 from .manifest_shape import FORMAT, SUMMARY, check_manifest
 from .plan import BuildPlan, licence_of
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...common.schema import digest
-from ...rows.parquet import check_columns, parquet_file, read_rows
+from ...rows.parquet import Row, check_columns, parquet_file, read_rows
 from ..engine.storage import ShaTable
-from ..sources.records import SOURCE_SCHEMA, Row
+from ..sources.records import SOURCE_SCHEMA
 from ..verification.rows import final_rows
 from .parts import VERSION, Build
 from .shards import Shards

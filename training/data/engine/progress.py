@@ -1,6 +1,6 @@
 """How far a build is, read from its manifests and journals only: it may be running or not.
 
-for line in format_status(survey(Path("runs/data/my-captions"))):
+for line in format_status(build_status(Path("runs/data/my-captions"))):
     print(line)
 """
 
@@ -69,7 +69,7 @@ class BuildStatus:
     bytes: int
 
 
-def survey(folder: Path, now: float | None = None) -> BuildStatus:
+def build_status(folder: Path, now: float | None = None) -> BuildStatus:
     """Raises FileNotFoundError when there is no build in this folder, ValueError for damaged lists."""
     if not (folder / "plan.yaml").is_file() and not (folder / "source").is_dir():
         raise FileNotFoundError(f"{folder}: no build here; expected the plan's output_dir")

@@ -18,8 +18,9 @@ from ...common.files import sha256_file
 from ...common.reading import read_json
 from ...common.schema import build
 from ...common.telling import one_line
+from ...rows.parquet import Row
 from ...rows.parquet import read_rows as read_parquet
-from .journal import Journal, Row
+from .journal import Journal
 
 Key = tuple[str, str]
 

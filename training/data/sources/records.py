@@ -22,8 +22,7 @@ from ...common.reading import check_text
 from ...common.telling import found, one_line
 from ...rows.conversations import Found, RowError, RowReader
 from ...rows.json_rows import Unreadable
-
-Row = dict[str, Any]
+from ...rows.parquet import Row
 
 SOURCE_SCHEMA = pa.schema(
     [

@@ -31,6 +31,7 @@ from ...common.shapes import has_shape
 from ...rows.conversations import RowReader
 from ...rows.hub import HubFiles
 from ...rows.json_rows import rows_suffix
+from ...rows.parquet import Row
 from .external_sort import ExternalSort
 from .pictures import Pictures, fault_of
 from .readers import (
@@ -42,7 +43,7 @@ from .readers import (
     open_rows,
     open_tables,
 )
-from .records import COLUMNS, SOURCE_SCHEMA, Problem, Record, Row, place_of, to_row
+from .records import COLUMNS, SOURCE_SCHEMA, Problem, Record, place_of, to_row
 
 MINI = Path(__file__).resolve().parents[1] / "mini"
 # Rows of a form of ours that others would not know; a change of it makes source units anew.

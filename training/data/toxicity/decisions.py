@@ -22,9 +22,9 @@ import pyarrow as pa
 from ...common.files import sha256_text, write_json
 from ...common.reading import parse_json
 from ...common.schema import build, to_dict
-from ...rows.parquet import parquet_file
+from ...rows.parquet import Row, parquet_file
 from ..engine.storage import ShaTable, parquet_writer
-from ..engine.units import Key, Row
+from ..engine.units import Key
 from ..review.pages import read_overrides
 from .plan import JudgePlan
 from .policy import (

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ...common.files import sha256_text
-from ...rows.parquet import check_columns, read_rows
-from ..engine.units import Key, Row
+from ...rows.parquet import Row, check_columns, read_rows
+from ..engine.units import Key
 from ..review.pages import ReviewRow, Sheet, write_sheet
 from ..sources.pictures import Pictures
 from .decisions import DECISION_SCHEMA, rows_by_id

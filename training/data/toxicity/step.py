@@ -19,9 +19,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from ...common.files import sha256_file, sha256_text, write_parquet
-from ...rows.parquet import check_columns, read_rows
+from ...rows.parquet import Row, check_columns, read_rows
 from ..engine.storage import ShaTable
-from ..engine.units import Row, UnitManifest, manifest_path, run_units
+from ..engine.units import UnitManifest, manifest_path, run_units
 from ..sources.pictures import Pictures
 from ..translation.worker import check_translated
 from .plan import JudgePlan, ToxicityPlan

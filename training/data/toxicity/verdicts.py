@@ -20,7 +20,7 @@ from PIL import Image
 from ...common.files import sha256_text
 from ...common.images import decode_picture, to_rgb
 from ...common.telling import one_line
-from ..engine.units import Row
+from ...rows.parquet import Row
 from ..sources.pictures import Pictures
 
 Label: TypeAlias = Literal["safe", "unsafe", "review"]

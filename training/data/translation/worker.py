@@ -24,11 +24,12 @@ from ...common.endpoint import Answer
 from ...common.schema import digest
 from ...common.telling import one_line
 from ...common.thoughts import foreign_marks
+from ...rows.parquet import Row
 from ..checks.rules import CheckPlan, Flag, RowChecker
 from ..sources.records import SOURCE_SCHEMA
 from .plan import TranslatorPlan
 from .prompts import Prompt, examples
-from .segments import Piece, lost_code, split
+from .text_pieces import Piece, lost_code, split
 from .translator import make_translator
 
 __all__ = [
@@ -41,8 +42,6 @@ __all__ = [
 
 # Raised by one when the same plan makes other requests or keeps other answers.
 VERSION = 1
-Row = dict[str, Any]
-
 # Columns of a translated row. A rejected or failed row has neither text nor turns.
 TRANSLATED = pa.schema(
     [

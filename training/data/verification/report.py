@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from ...rows.parquet import Row
 from ..checks.identify import code_of
 from ..review.pages import ReviewRow, read_overrides, stratified
-from ..sources.records import Row
 from .back_translation import back_translations, plain_source, plain_text
 from .plan import VerificationPlan
 from .rows import final_row, verified_rows

@@ -6,10 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from ...common.files import sha256_text
-from ...rows.parquet import parquet_file
+from ...rows.parquet import Row, parquet_file
 from ..engine.units import UnitManifest, manifest_path
 from ..review.pages import read_overrides
-from ..sources.records import Row
 from ..translation.worker import TRANSLATED
 from .back_translation import plain_text
 from .survey import unit_sha256

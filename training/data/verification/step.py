@@ -24,9 +24,9 @@ import pyarrow as pa
 
 from ...common.files import write_json, write_parquet
 from ...common.signals import end_with_parent
+from ...rows.parquet import Row
 from ..engine.executors import leave_ctrl_c, without_signals
 from ..engine.units import Worker, run_units
-from ..sources.records import Row
 from ..translation.worker import check_translated
 from .back_translation import SAMPLE, BackTranslationWorker, drawn, plain_source
 from .plan import VerificationPlan

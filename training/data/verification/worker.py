@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ...common.schema import digest
+from ...rows.parquet import Row
 from ..checks.plan import Flag, LengthBin
 from ..checks.rules import Examination, RowChecker
-from ..sources.records import Row
 from .back_translation import drawn, plain_source
 from .plan import VerificationPlan
 from .quality import QualityScorer
