@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.data.dataset.manifest_shape import FORMAT, check_manifest
 
-from .model import MARKER, NAMES, read_json, render, write_card
+from .model import MARKER, read_json, render, write_card
 
 SIZES = (
     (1_000, "n<1K"),

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from maya_vlm.training.common.files import write_text
+from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
 from maya_vlm.training.common.shapes import check_shape
@@ -22,18 +24,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
-NAMES = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "es": "Spanish",
-    "ru": "Russian",
-    "hi": "Hindi",
-    "ja": "Japanese",
-    "ar": "Arabic",
-    "bn": "Bengali",
-    "ur": "Urdu",
-}
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
@@ -172,9 +162,7 @@ def write_card(folder: Path, made: Callable[[], str]) -> bool:
     card = folder / "README.md"
     if card.is_file() and MARKER not in read_text(card):
         return False
-    temporary = card.with_name(".README.md.tmp")
-    temporary.write_text(made(), encoding="utf-8")
-    temporary.replace(card)
+    write_text(card, made())
     return True
 
 

@@ -18,12 +18,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from PIL.Image import Image
 
+from ..common.languages import LANGUAGES
 from ..inference.generation import Answer
 from .metrics import Interval, mean, mean_of_languages
 from .results import DataInfo, MetricInfo, Row
 
-# The order of languages in tables; others follow alphabetically.
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 # Of which runs there are rows: the model, two baselines that cannot know, and guessing at random.
 MODEL, BLIND, SHUFFLED, CHANCE = "model", "blind", "shuffled", "chance"
 BASELINES = (BLIND, SHUFFLED)

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from ..common.files import write_parquet
+from ..common.files import files_sha256, write_parquet
 from ..common.models import Model, check_weights, find_model, opening
-from ..common.provenance import files_sha256, provenance
+from ..common.provenance import provenance
 from ..common.reading import read_yaml
 from ..inference.generation import Answer, Question, answer, is_maya
 from ..inference.load import load

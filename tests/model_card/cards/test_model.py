@@ -10,7 +10,8 @@ from maya_vlm.model_card.cards.dataset import dataset_card
 from maya_vlm.model_card.cards.model import MARKER, MINI_DATA, licence_texts, model_card
 from maya_vlm.model_card.cards.scores import weaknesses
 from maya_vlm.model_card.hub.content import weights_sha256 as card_hash
-from maya_vlm.training.common.provenance import files_sha256, provenance
+from maya_vlm.training.common.files import files_sha256
+from maya_vlm.training.common.provenance import provenance
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
 from maya_vlm.training.evaluation import metrics
 from maya_vlm.training.evaluation.results import FORMAT, write_results

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from ...arguments import MAX_STEPS
+from ...common.languages import LANGUAGES
 from ...common.schema import Bounds
 from .tokenizer import IMAGE_TOKEN, TURN_TOKENS
 
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 TASKS = ("name", "yesno", "category", "keywords", "chat")
 CONTEXTS = ("soft", "pivot", "other", "keywords", "both", "noisy")
 

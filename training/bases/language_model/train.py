@@ -44,6 +44,7 @@ from transformers import CohereConfig, CohereForCausalLM, GenerationConfig, PreT
 
 from processing_maya import load_chat_template
 
+from ...common.files import atomic
 from ...common.permissions import ordinary_permissions
 from ..muon import Muon
 from ..text_codes import concept_codes
@@ -286,11 +287,9 @@ class _Learner:
                 for name, value in state.items():
                     tensors[f"optimizer.{o}.{i}.{name}"] = value
         tensors = {n: t.contiguous().clone() for n, t in tensors.items()}
-        part = path.with_suffix(".part")
-        save_file(
-            tensors, part, metadata={"step": str(self.step), "key": key, "seconds": str(seconds)}
-        )
-        os.replace(part, path)
+        metadata = {"step": str(self.step), "key": key, "seconds": str(seconds)}
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
 
     def load(self, path: Path, key: str) -> float | None:
         """Continue from `path` if the same recipe and texts made it; returns the seconds spent."""

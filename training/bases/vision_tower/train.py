@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from ...arguments import MAX_STEPS
+from ...common.files import atomic
 from ...common.images import decode_picture, to_rgb
 from ...common.permissions import ordinary_permissions
 from ..augmentation import AugmentationRecipe, augment
@@ -1031,14 +1032,12 @@ class _Run:
             "log": self.log,
             "evaluations": self.evaluations,
         }
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        partial = self._state_path().with_suffix(".partial")
-        safetensors.torch.save_file(
-            {name: value.clone() for name, value in tensors.items()},
-            partial,
-            metadata={"run": json.dumps(notes)},
-        )
-        os.replace(partial, self._state_path())
+        with atomic(self._state_path()) as temporary:
+            safetensors.torch.save_file(
+                {name: value.clone() for name, value in tensors.items()},
+                temporary,
+                metadata={"run": json.dumps(notes)},
+            )
 
     def resume(self) -> None:
         """Continue from the state in the output folder, if there is one."""

@@ -17,13 +17,12 @@ what it is made from has changed; the manifest is written last, so a folder that
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...common.files import sha256_file
+from ...common.files import sha256_bytes, sha256_file
 from ...common.schema import digest
 from ...rows.parquet import Row, read_rows
 from ..engine.storage import ShaTable
@@ -111,7 +110,7 @@ class Images:
                 f"{error}; what is published must be a picture: remove its row from the "
                 "source, and run the step source again"
             ) from None
-        if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+        if sha256_bytes(data) != row["image_sha256"]:
             raise ValueError(
                 f"{row['image']!r} in {self.plan.images}: its bytes have changed since "
                 "the source was read; run the step source again"

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...common.images import SUFFIXES, ImageStore, Place, read_picture_file
-from ...common.languages import LANGUAGES
+from ...common.languages import CODES
 from ...common.places import FolderPictures
 from ...common.reading import open_file
 from ...common.telling import one_line
@@ -54,8 +54,8 @@ class Table:
 def language_of_file(path: Path) -> str | None:
     """`ru` of `maya_russian_blip_laion_cc_sbu_558k.json` or `captions.ru.json`; None if unsaid."""
     words = re.split(r"[^a-z]+", path.stem.lower())
-    named = {LANGUAGES[w] for w in words if w in LANGUAGES}
-    named = named or {w for w in words[-1:] + words[:1] if w in LANGUAGES.values()}
+    named = {CODES[w] for w in words if w in CODES}
+    named = named or {w for w in words[-1:] + words[:1] if w in CODES.values()}
     if len(named) == 1:
         return named.pop()
     return "en" if path.stem.lower() in _ENGLISH_FILES else None

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ...common.files import atomic, sha256_file, write_bytes, write_json, write_parquet
 from ...common.images import SUFFIXES
+from ...common.languages import LANGUAGES
 from ...common.reading import read_json as read_json_file
 from ...common.schema import digest, to_dict
 from ...common.shapes import has_shape
@@ -91,9 +92,7 @@ class SourcePlan:
     path: str | list[str] | None = None
     images: str | None = None
     language: str | None = None
-    detect_among: list[str] = field(
-        default_factory=lambda: ["en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur"]
-    )
+    detect_among: list[str] = field(default_factory=lambda: list(LANGUAGES))
     task: Literal["caption", "conversation"] | None = None
     config: str | None = None
     split: str | None = None

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ...common.cards import check_cards
+from ...common.files import files_sha256
 from ...common.images import decode_picture, to_rgb
-from ...common.provenance import files_sha256
 from ...common.telling import one_line
 from ...inference.generation import Answer
 from ..metrics import Interval, normalise, proportion, same_answer
