@@ -24,7 +24,8 @@ from .checks.rules import RowChecker
 from .dataset.plan import LayoutPlan, licence_of
 from .engine.executors import ExecutorPlan
 from .engine.units import Worker
-from .sources.step import SourcePlan, finished_sources, plan_for_hash
+from .sources.plan import SourcePlan, plan_for_hash
+from .sources.step import finished_sources
 from .toxicity.plan import ToxicityPlan
 from .translation.plan import TranslatorPlan
 from .verification.plan import VerificationPlan

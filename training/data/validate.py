@@ -21,8 +21,10 @@ from ..rows.conversations import Picture, RowError, RowReader
 from ..rows.json_rows import Unreadable, rows_suffix
 from ..rows.open import DatasetPath, open_pictures
 from .sources.pictures import look_at
+from .sources.plan import SourcePlan
 from .sources.records import Problem, place_of
-from .sources.step import SourcePlan, Tally, read_source, refuse_empty, sorted_rows
+from .sources.rows import read_source
+from .sources.sorting import Tally, refuse_empty, sorted_rows
 
 _ROUND_TURNS = "turns do not alternate: only the chat template aya takes them"
 

@@ -16,7 +16,7 @@ from maya_vlm.training.data.dataset.manifest import FOLDERS, configs, matching
 from maya_vlm.training.data.dataset.plan import LayoutPlan, licence_of
 from maya_vlm.training.data.dataset.shards import Shards
 from maya_vlm.training.data.plan import Plan
-from maya_vlm.training.data.sources.step import SourcePlan
+from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.translation.plan import TranslatorPlan
 from tests.data.tiny_build import make_plan, read, rows_of, translate, write_source
 from tests.data.toxicity.judges import picture

@@ -22,17 +22,12 @@ from maya_vlm.training.common.files import sha256_file
 from maya_vlm.training.common.picture_tables import PictureTables
 from maya_vlm.training.data.sources.external_sort import ExternalSort
 from maya_vlm.training.data.sources.pictures import Pictures
+from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.sources.readers import language_of_file
 from maya_vlm.training.data.sources.records import SOURCE_SCHEMA, Record
-from maya_vlm.training.data.sources.step import (
-    SourcePlan,
-    Tally,
-    build_sources,
-    check_sources,
-    read_source,
-    sorted_rows,
-    source_key,
-)
+from maya_vlm.training.data.sources.rows import read_source
+from maya_vlm.training.data.sources.sorting import Tally, sorted_rows
+from maya_vlm.training.data.sources.step import build_sources, check_sources, source_key
 from maya_vlm.training.data.validate import infer_source, validate, validate_sources
 from tests.data.engine.tiny_worker import read
 

@@ -128,16 +128,6 @@ class RowChecker:
         """The flags of one text; hard ones first. Raises ValueError for a language not of the project."""
         return self.examine(source, text, lang, finish_reason).flags
 
-    def check_turns(
-        self,
-        source: Sequence[Mapping[str, str]],
-        turns: Sequence[Mapping[str, str]],
-        lang: str,
-        finish_reason: str | None = None,
-    ) -> list[Flag]:
-        """The flags of a conversation, each once, with the number of its first turn in the detail."""
-        return self.examine_turns(source, turns, lang, finish_reason).flags
-
     def examine_turns(
         self,
         source: Sequence[Mapping[str, str]],

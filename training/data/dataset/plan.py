@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ..sources.step import SourcePlan
+from ..sources.plan import SourcePlan
 from ..toxicity.plan import ToxicityPlan
 from ..translation.plan import TranslatorPlan, read_preset
 from ..verification.plan import VerificationPlan
