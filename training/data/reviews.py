@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..common.files import write_json
 from .plan import plan_of, toxicity_step_of_build
-from .review.pages import ReadBack, Sheet, read_sheet, write_sheet
+from .review.filled import ReadBack, read_sheet
+from .review.sheets import Sheet, write_sheet
 from .sources.pictures import Pictures
 from .toxicity.decisions import Summary, decide_build
 from .toxicity.policy import Policy

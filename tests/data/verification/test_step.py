@@ -17,7 +17,8 @@ from maya_vlm.training.cli import main
 from maya_vlm.training.common.endpoint import EndpointPlan
 from maya_vlm.training.data.checks.plan import CheckPlan
 from maya_vlm.training.data.engine.units import check_unit, run_units
-from maya_vlm.training.data.review.pages import read_sheet, write_sheet
+from maya_vlm.training.data.review.filled import read_sheet
+from maya_vlm.training.data.review.sheets import write_sheet
 from maya_vlm.training.data.translation.worker import TRANSLATED
 from maya_vlm.training.data.verification.back_translation import BackTranslationPlan
 from maya_vlm.training.data.verification.plan import VerificationPlan

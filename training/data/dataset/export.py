@@ -13,7 +13,7 @@ question.
 
 `messages` is parquet with the pictures embedded (messages.py), as TRL's SFTTrainer and
 `datasets.load_dataset` take it: a folder a language, and a README.md that names the configs. Captions are
-asked for in their own language where requests are known (requests.py).
+asked for in their own language where requests are known (caption_requests.py).
 
 Names of pictures come from the dataset, so none may lead out of the output folder.
 """
@@ -118,7 +118,7 @@ def export_messages(
     Args:
         output: a folder that is not there, is empty, or has an earlier export.
         requests: a YAML file, language -> list of what the human asks for a caption, instead of
-            those of requests.py.
+            those of caption_requests.py.
         folder, languages, toxicity_free, images: as in `export_llava`.
 
     Raises as `export_llava`, and ValueError where `output` holds something else.

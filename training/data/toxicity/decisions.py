@@ -25,7 +25,7 @@ from ...common.schema import build, to_dict
 from ...rows.parquet import Row, parquet_file
 from ..engine.storage import ShaTable, parquet_writer
 from ..engine.units import Key
-from ..review.pages import read_overrides
+from ..review.decisions import read_overrides
 from .plan import JudgePlan
 from .policy import (
     Outcome,

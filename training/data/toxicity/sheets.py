@@ -1,6 +1,6 @@
 """The review sheets of the toxicity step.
 
-Sheets are those of `review/pages.py`, pictures blurred. What is about an image or a source text, and so
+Sheets are those of `review/sheets.py`, pictures blurred. What is about an image or a source text, and so
 about all languages of the id, is one row with the language ""; what is about a translation is a row
 of its own.
 """
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from ...common.files import sha256_text
 from ...rows.parquet import Row, check_columns, read_rows
 from ..engine.units import Key
-from ..review.pages import ReviewRow, Sheet, write_sheet
+from ..review.decisions import ReviewRow
+from ..review.sheets import Sheet, write_sheet
 from ..sources.pictures import Pictures
 from .decisions import DECISION_SCHEMA, rows_by_id
 from .step import ToxicityStep

@@ -4,7 +4,7 @@
     run_unit(worker, source, target)
 
 A caption is one request; of a conversation every turn is translated by itself, and `<image>`, code
-and texts without letters stay as they are. An answer with a hard flag (checks.py) is asked for again
+and texts without letters stay as they are. An answer with a hard flag (checks/) is asked for again
 with another seed and temperature, or by a second preamble; when it stays so, the row is `rejected`,
 with the reasons. A request that fails for good makes its row `failed`. Neither keeps a text: nothing
 is ever left in the source language.

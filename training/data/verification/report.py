@@ -7,7 +7,8 @@ from statistics import fmean, median
 
 from ...rows.parquet import Row
 from ..checks.identify import code_of
-from ..review.pages import ReviewRow, read_overrides, stratified
+from ..review.decisions import ReviewRow, read_overrides
+from ..review.sheets import stratified
 from .back_translation import back_translations, plain_source, plain_text
 from .plan import VerificationPlan
 from .rows import final_row, verified_rows

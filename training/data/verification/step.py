@@ -7,10 +7,10 @@
     print(format_report(step.report()))
 
 First each language's translations are surveyed (survey.py): their lengths, and starts and ends that
-come too often, whatever their sources. Then every row is checked (checks.py) by what the survey
+come too often, whatever their sources. Then every row is checked (checks/) by what the survey
 found, and by a quality-estimation model if the plan has one (quality.py). Last, a drawn sample is
 translated back. What asks again for a better answer is the translation; this step only accepts,
-flags and rejects. Decisions of people (review.py) win over it, in `final_rows`.
+flags and rejects. Decisions of people (review/) win over it, in `final_rows`.
 """
 
 import heapq
