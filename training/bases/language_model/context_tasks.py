@@ -4,7 +4,6 @@ A context stands where the image tokens of a Maya will stand and describes one c
 language_model.py for why.
 """
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ...common.reading import read_json_mapping
 from .recipe import LanguageModelRecipe
 from .tokenizer import CHATBOT, CONTROL_TOKENS, END_OF_TURN, START_OF_TURN, USER
 
@@ -144,7 +144,7 @@ def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
     """Question wordings per language and task; see training/data/mini_dataset/prompts.json."""
     if not path.is_file():
         raise FileNotFoundError(f"prompts file {path} does not exist")
-    prompts = json.loads(path.read_text(encoding="utf-8"))
+    prompts = read_json_mapping(path)
     for lang in languages:
         if lang not in prompts:
             raise ValueError(f"{path}: no prompts for language {lang!r}; found {sorted(prompts)}")

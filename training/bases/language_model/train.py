@@ -46,6 +46,7 @@ from processing_maya import load_chat_template
 
 from ...common.files import atomic
 from ...common.permissions import ordinary_permissions
+from ...common.reading import read_json
 from ..muon import Muon
 from ..text_codes import concept_codes
 from .context_tasks import Batch, Concepts, Corpus, read_concepts, read_prompts, tokenizer_texts
@@ -506,7 +507,7 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     before = Path(recipe.start) / "metrics.json" if recipe.start else None
     metrics = {
         "recipe": dataclasses.asdict(recipe) | {"dataset": None, "prompts": None, "start": None},
-        "started_from": json.loads(before.read_text(encoding="utf-8")) if before else None,
+        "started_from": read_json(before) if before else None,
         "data": {
             "fingerprint": key,
             "concepts": len(concepts),
