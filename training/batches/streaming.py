@@ -31,7 +31,8 @@ from ..common.telling import one_line, printable
 from ..recipe import DataRecipe, StageRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
-from ..rows.tables import DatasetFiles, Table, find_files, is_list, item_type, row_name
+from ..rows.parquet import is_list, item_type
+from ..rows.tables import DatasetFiles, Table, find_files, row_name
 from .groups import Conversation, GroupData, RowName, check_data, load_picture, split_groups
 from .joined import Filters, Joined, Rows
 

@@ -26,7 +26,8 @@ from ..common.telling import one_line
 from .conversations import RowReader
 from .hub import ARCHIVES, HUB, HubFiles, hub_caches, load_dataset
 from .json_rows import Unreadable, read_json_rows, rows_suffix
-from .tables import card_files, check_columns, check_single, is_list, item_type
+from .parquet import is_list, item_type
+from .tables import card_files, check_columns, check_single
 
 SINGLE = "expected a .json, .jsonl (also .gz) or .parquet file or a dataset folder"
 
