@@ -87,13 +87,13 @@ def _data_build(args: argparse.Namespace) -> None:
 
 
 def _data_status(args: argparse.Namespace) -> None:
-    from .data.engine.progress import format_status, survey
+    from .data.engine.progress import build_status, format_status
 
-    print("\n".join(format_status(survey(args.folder))))
+    print("\n".join(format_status(build_status(args.folder))))
 
 
 def _data_review(args: argparse.Namespace) -> None:
-    from .data.review.sheets import format_read_back, read_review, write_reviews
+    from .data.reviews import format_read_back, read_review, write_reviews
 
     if args.read is not None:
         for path in args.read:
@@ -106,8 +106,8 @@ def _data_review(args: argparse.Namespace) -> None:
 
 
 def _data_policy(args: argparse.Namespace) -> None:
+    from .data.reviews import apply_policy
     from .data.toxicity.decisions import format_summary
-    from .data.toxicity.sheets import apply_policy
 
     summary, sheets = apply_policy(args.folder, args.policy, sheets=args.sheets)
     print(format_summary(summary))

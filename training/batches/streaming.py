@@ -12,8 +12,6 @@ the stream. Every process and worker reads the texts of all groups it sees the s
 needs their lengths, and the images of whole blocks.
 """
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,15 +22,17 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..common.files import write_json
 from ..common.images import ImageStore, StorageError, is_address
 from ..common.languages import as_language, no_language
+from ..common.picture_tables import is_content
 from ..common.reading import read_json
 from ..common.telling import one_line, printable
 from ..recipe import DataRecipe, StageRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
-from ..rows.picture_tables import is_content
-from ..rows.tables import DatasetFiles, Table, find_files, is_list, item_type, row_name
+from ..rows.parquet import is_list, item_type
+from ..rows.tables import DatasetFiles, Table, find_files, row_name
 from .groups import Conversation, GroupData, RowName, check_data, load_picture, split_groups
 from .joined import Filters, Joined, Rows
 
@@ -60,9 +60,7 @@ def open_groups(
             find_files(r.path, r.config, r.split, r.revision, r.data_files) for r in stage.data
         ]
         if pinned is not None:
-            temporary = pinned.with_name(pinned.name + ".tmp")
-            temporary.write_text(json.dumps([vars(f) for f in files]), encoding="utf-8")
-            os.replace(temporary, pinned)
+            write_json(pinned, [vars(f) for f in files])
     return StreamedGroups(stage.data, files, stage.shuffle_buffer)
 
 

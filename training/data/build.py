@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..common.signals import stopping
 from ..common.telling import one_line
-from .engine.executors import Job, run_jobs
+from .engine.executors import run_jobs
 from .engine.progress import failure_lines
-from .engine.unit_files import only_one
+from .engine.unit_files import Job, only_one
 from .engine.units import UnitManifest, reopen_unit
 from .plan import (
     Plan,

@@ -11,8 +11,9 @@ import yaml
 from maya_vlm.model_card.cards.dataset import dataset_card, read_manifest, write_dataset_card
 from maya_vlm.model_card.cards.model import MARKER
 from maya_vlm.model_card.hub.publish_dataset import check_configs, check_files
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.layout import assemble
 from maya_vlm.training.data.dataset.manifest import FORMAT
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.model_card.cards.test_model import HOSTILE, check_card
 

@@ -1,6 +1,5 @@
 """The texts of the concepts: read from the mini dataset, and those the tokenizer is made from."""
 
-import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...common.reading import read_json_mapping
 from .recipe import LanguageModelRecipe
 
 
@@ -140,7 +140,7 @@ def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"prompts file {path} does not exist")
-    prompts = json.loads(path.read_text(encoding="utf-8"))
+    prompts = read_json_mapping(path)
     for lang in languages:
         if lang not in prompts:
             raise ValueError(f"{path}: no prompts for language {lang!r}; found {sorted(prompts)}")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 
 from ...arguments import MAX_STEPS
+from ...common.languages import LANGUAGES
 from ...common.schema import Bounds, unknown_key
 from .tokenizer import IMAGE_TOKEN, TURN_TOKENS
 
 WHERE = "language model recipe"
 STORAGE_DTYPES = ("float16", "bfloat16", "float32")
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 TASKS = ("name", "yesno", "category", "keywords", "chat")
 CONTEXTS = ("soft", "pivot", "other", "keywords", "both", "noisy")
 
