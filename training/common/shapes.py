@@ -1,4 +1,4 @@
-"""Values of strangers held against a shape: manifests, notes, results, cards.
+"""Values of strangers checked against a shape: manifests, notes, results, cards.
 
 A shape is a type (dict and list for any of them, object for anything), None for null, or a tuple of
 shapes of which one must fit; a list of one shape, for a list of such values; a mapping of names to shapes,

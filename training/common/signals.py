@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, handled for a while, and the end of its parent."""
+"""Signal handling and parent-death detection for long runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def handling(
     handler: Callable[[int, Any], Any],
     numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
 ) -> Iterator[None]:
-    """Have `handler(number, frame)` called for these signals; after the block, who was before.
+    """Install `handler(number, frame)` for these signals; restore the previous handlers on exit.
 
     A signal that was ignored from outside, as SIGINT is in a shell's background, stays ignored. In
     another thread than the main one, which alone may handle signals, nothing is changed.
@@ -55,7 +55,7 @@ class Interruption(BaseException):
 
 @contextlib.contextmanager
 def stopping(then: str) -> Iterator[None]:
-    """Have SIGTERM and SIGINT end the block as Stopped, which says what stopped it and `then`."""
+    """Raise Stopped in the block at SIGTERM or SIGINT; its message names the signal and `then`."""
 
     def stop(number: int, frame: Any) -> None:
         raise Interruption(number)

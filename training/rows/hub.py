@@ -1,4 +1,4 @@
-"""Datasets through the libraries `datasets` and `huggingface_hub`; what they raise is told in one line.
+"""Datasets through the libraries `datasets` and `huggingface_hub`, with their errors in one line.
 
 Both libraries raise errors of many kinds for a dataset that somebody else made, so all are translated here.
 """

@@ -1,4 +1,4 @@
-"""Parquet files of builds and of strangers: whatever is wrong with one is told in one line."""
+"""Parquet files of builds and of strangers, with their errors in one line."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def looks_like_picture(cell: Any) -> bool:
 
 
 def _path(text: str) -> str:
-    """The path of an address; a text that is none as it is."""
+    """The path of an address; another text as it is."""
     try:
         return urlsplit(text).path if "://" in text else text
     except ValueError:

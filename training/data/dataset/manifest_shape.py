@@ -1,4 +1,4 @@
-"""What stands in a dataset's manifest.json, and in the notes it is made from: held against other files."""
+"""The shape of a dataset's manifest.json, and of the notes that it is made from."""
 
 from __future__ import annotations
 

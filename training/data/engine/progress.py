@@ -1,4 +1,4 @@
-"""How far a build is, read from its manifests and journals only: it may be running or not.
+"""How far a build is, by its manifests and journals alone: it may be running or not.
 
 for line in format_status(build_status(Path("runs/data/my-captions"))):
     print(line)
@@ -25,7 +25,7 @@ from ...common.telling import one_line, printable
 from .journal import read_journal
 from .unit_files import COUNTED, Job, UnitManifest, count_failures, journals, manifest_path
 
-# Lists the units that a worker's folder shall have, with their rows; written before they are begun.
+# Lists the units of a worker's folder with their rows; written before the work begins.
 UNITS = "units.json"
 # Seconds back over which rates are taken.
 WINDOW = 300.0

@@ -1,4 +1,4 @@
-"""What stands on the disk for a unit: source, output, manifest, journal and lock."""
+"""The files of a unit: source, output, manifest, journal and lock."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitManifest:
-    """What stands in a unit's output, and what it was made from. Counts are of rows."""
+    """A unit's output, and what it was made from. Counts are of rows."""
 
     unit: str
     worker: str

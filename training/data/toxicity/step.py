@@ -1,4 +1,4 @@
-"""The toxicity step of a build: what is to be judged, by whom, and what follows from the verdicts.
+"""The toxicity step of a build: which inputs are judged, and by which judges.
 
     step = ToxicityStep(plan, folder, source_language="en", languages=["fr", "ja"], images=None)
     for units in step.rounds():          # second judges come when the first ones are done

@@ -1,4 +1,4 @@
-"""What of a text is language, and what is kept as it stands: `<image>`, code, and text without letters."""
+"""Split a text into pieces to translate and pieces to keep: `<image>`, code, and text without letters."""
 
 import re
 from dataclasses import dataclass

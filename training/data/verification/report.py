@@ -1,4 +1,4 @@
-"""What verification found, counted and printed; and the sheet of rows for people to look at."""
+"""Counts of what verification found, and the rows that people are asked about."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a build's own translations look like: their lengths, and starts and ends that come too often.
+"""Survey a build's own translations: their lengths, and starts and ends that come too often.
 
 Both are counted in one pass over the translated units of a language, in bounded memory, and can be
 added up over units. A second pass looks at the sources of what came often.

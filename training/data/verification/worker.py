@@ -55,7 +55,7 @@ class VerifyWorker:
         self._scorer = QualityScorer(plan.quality) if plan.quality else None
         quality = None
         if plan.quality:
-            # Where the program lies and how patiently it is asked changes no score.
+            # Path and timeouts do not affect scores, so they are not part of the key.
             quality = asdict(plan.quality) | dict.fromkeys(
                 ("command", "timeout", "batch_rows", "environment")
             )
@@ -89,7 +89,7 @@ class VerifyWorker:
                 )
         examined = [self._examine(row) if row["status"] == "ok" else None for row in rows]
         scores = await self._scores(rows, examined)
-        # Others get their turn between two batches.
+        # Let other tasks run between two batches.
         await asyncio.sleep(0)
         return [self._row(*each) for each in zip(rows, examined, scores, strict=True)]
 
