@@ -189,7 +189,7 @@ TABLE = (
         "_reset_state",
         "accelerate.state:AcceleratorState",
         "use",
-        ("training/run/train.py",),
+        ("training/run/processes.py",),
         "a forked process must not know what its parent knew of the number of processes",
         ("reset_partial_state",),
     ),

@@ -39,8 +39,7 @@ from maya_vlm.training.model.freezing import apply_rules
 from maya_vlm.training.recipe import RECIPES, Rule, load_recipe
 from maya_vlm.training.run import trainer
 from maya_vlm.training.run.launch import CONFIGS, environment, find_config, launch
-from maya_vlm.training.run.train import _run as run_recipe
-from maya_vlm.training.run.train import train
+from maya_vlm.training.run.train import run_recipe, train
 from maya_vlm.training.run.trainer import add_pair_loss, checkpoints
 from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model
 

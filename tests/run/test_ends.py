@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 
 from maya_vlm.training import cli
 from maya_vlm.training.recipe import load_recipe
+from maya_vlm.training.run import processes as processes_module
 from maya_vlm.training.run import train as run_module
 from maya_vlm.training.run.checkpoints import checkpoints
 from maya_vlm.training.run.manifest import MANIFEST, WORK, make_manifest, write_manifest
+from maya_vlm.training.run.processes import check_processes
 from maya_vlm.training.run.schedule import Schedule
-from maya_vlm.training.run.train import check_processes, train
+from maya_vlm.training.run.train import train
 
 from .test_train import ended_at, losses
 from .tiny_run import make_recipe, write
@@ -146,13 +148,13 @@ def test_a_reader_that_is_gone_is_no_error():
 
 def test_no_more_processes_than_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(run_module, "available_cores", lambda: 3)
+    monkeypatch.setattr(processes_module, "available_cores", lambda: 3)
     check_processes(3)
     with pytest.raises(
         ValueError, match="processes: expected at most 3, one for each core of this"
     ):
         check_processes(999)
-    monkeypatch.setattr(run_module, "available_cores", lambda: 1)
+    monkeypatch.setattr(processes_module, "available_cores", lambda: 1)
     check_processes(2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -162,7 +164,7 @@ def test_no_more_processes_than_cores(monkeypatch):
 
 RANK_KILLED = """
 import os, signal, sys
-from maya_vlm.training import trainer
+from maya_vlm.training.run import trainer
 from maya_vlm.training.cli import main
 original = trainer.MayaTrainer.training_step
 def step(self, *args, **kwargs):
@@ -202,7 +204,7 @@ def test_a_rank_that_is_killed_is_one_line(straight, tmp_path, how):
 PARENT_KILLED = """
 import os, sys, time
 from pathlib import Path
-from maya_vlm.training import trainer
+from maya_vlm.training.run import trainer
 from maya_vlm.training.cli import main
 original = trainer.MayaTrainer.training_step
 def step(self, *args, **kwargs):

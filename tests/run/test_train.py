@@ -545,7 +545,7 @@ def test_bad_input_of_a_process_is_one_line(error, message, tmp_path, monkeypatc
     def run(*args):
         raise error
 
-    monkeypatch.setattr(run_module, "_run", run)
+    monkeypatch.setattr(run_module, "run_recipe", run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = write(make_recipe(tmp_path), tmp_path / "r.yaml")
     with pytest.raises(ValueError, match=message) as found:

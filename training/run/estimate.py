@@ -48,6 +48,8 @@ from ..recipe import (
     find_recipe,
     load_recipe,
 )
+from .launch import environment, find_config
+from .processes import count_processes
 
 GIB = 2**30
 # The part of a peak that a run is taken to reach.
@@ -170,9 +172,6 @@ def estimate(
     Raises:
         ValueError, FileNotFoundError: one line naming what is wrong or not here.
     """
-    from .launch import environment, find_config
-    from .train import _processes
-
     path = find_recipe(recipe)
     kind = read_mapping(path, overrides).get("kind", "maya")
     if kind != "maya":
@@ -188,7 +187,7 @@ def estimate(
     else:
         raise ValueError(f"--gpu: expected one of {', '.join(GPUS)}, found {gpu!r}")
     auto = loaded.processes == "auto" and gpu is not None and not torch.cuda.is_available()
-    processes = 1 if auto else _processes(loaded)
+    processes = 1 if auto else count_processes(loaded)
     found = dict(os.environ)
     if accelerate is not None:
         found = environment(find_config(accelerate), processes)

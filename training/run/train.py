@@ -17,14 +17,10 @@ import contextlib
 import dataclasses
 import gc
 import json
-import logging
 import math
 import os
-import platform
 import shutil
 import signal
-import socket
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -34,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import LOGGING_STEPS
-from ..common.errors import in_one_line, is_bad_input
 from ..common.files import write_json
 from ..common.paths import expand
 from ..common.schema import build, read_mapping, resolve_paths
@@ -66,11 +61,11 @@ from .manifest import (
     read_manifest,
     write_manifest,
 )
+from .processes import count_processes, start, threads_per_process
 
 LOCK = "lock"
 LOG = "training_log.json"
 BAD_ROWS = "bad_rows.jsonl"
-STOPPED = "stopped: "
 PICTURES = "pictures.{}.parquet"
 TIMEOUT = 7200  # seconds that processes wait for one another
 
@@ -104,11 +99,12 @@ def train(
         return _train_base(kind, mapping, path, output_dir)
     loaded = load_recipe(path, overrides, output_dir)
     if "WORLD_SIZE" in os.environ:  # started by torchrun or accelerate launch
-        return _run(loaded, trust_remote_code, restart)
-    count = _processes(loaded)
+        return run_recipe(loaded, trust_remote_code, restart)
+    count = count_processes(loaded)
     if count == 1:
-        return _run(loaded, trust_remote_code, restart)
-    return _launch(loaded, count, trust_remote_code, restart)
+        return run_recipe(loaded, trust_remote_code, restart)
+    start(run_recipe, count, loaded, trust_remote_code, restart)
+    return Path(loaded.output_dir)
 
 
 def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str | None) -> Path:
@@ -131,158 +127,11 @@ def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str 
     raise ValueError(f"{path}: kind: expected {kinds} or {KINDS[-1]!r}, found {kind!r}")
 
 
-# ------------------------------------------------------------------------------ processes
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def threads_per_process(processes: int) -> int:
-    """Threads for each of the processes that share this machine's cores."""
-    return max(1, available_cores() // processes)
-
-
-def _processes(recipe: Recipe) -> int:
-    if recipe.processes != "auto":
-        return recipe.processes
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    # Small matrices leave threads idle: on CPU, processes with one thread each are faster.
-    count = min(4, available_cores())
-    return min(count, *(stage.batch_size for stage in recipe.stages))
-
-
-def check_processes(count: int) -> None:
-    """Raise ValueError for more processes than this machine has GPUs, or cores where it has no GPU."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    # Two may always be tried.
-    most = torch.cuda.device_count() if cuda else max(2, available_cores())
-    if count > most:
-        raise ValueError(
-            f"processes: expected at most {most}, one for each {'GPU' if cuda else 'core'} of this "
-            f"machine, found {count}: use auto, or --accelerate CONFIG for several machines"
-        )
-
-
-def _launch(recipe: Recipe, count: int, trust_remote_code: bool, restart: bool) -> Path:
-    """Start `count` processes that train together, and wait for them."""
-    import torch
-    import torch.multiprocessing
-
-    check_processes(count)
-    # It says which processes it ends when one has failed; why that failed is said below.
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Forked processes share what is already imported; CUDA and macOS do not survive a fork.
-    forks = platform.system() == "Linux" and not torch.cuda.is_available()
-    asked: list[int] = []
-    with tempfile.TemporaryDirectory() as errors, _passing_on(asked) as processes:
-        try:
-            running = torch.multiprocessing.start_processes(
-                _process,
-                args=(count, port, errors, recipe, trust_remote_code, restart),
-                nprocs=count,
-                join=False,
-                start_method="fork" if forks else "spawn",
-            )
-            processes += running.processes
-            while not running.join():
-                pass
-        except Exception as error:
-            raise _failure(error, Path(errors), asked) from None
-    return Path(recipe.output_dir)
-
-
-def _failure(error: Exception, errors: Path, asked: Sequence[int]) -> Exception:
-    """What ended processes that train together, from what they left in `errors`."""
-    told = sorted(errors.glob("rank-*.txt"), key=lambda p: p.stat().st_mtime_ns)
-    texts = [file.read_text(encoding="utf-8") for file in told]
-    bad = next((text for text in texts if not text.startswith(STOPPED)), None)
-    if bad is not None:
-        return ValueError(bad)
-    killed = getattr(error, "signal_name", None)
-    if killed is not None and not asked:
-        return OSError(
-            f"the process of rank {getattr(error, 'error_index', '?')} was killed by {killed}, as it is "
-            "when memory runs out; the same command continues"
-        )
-    number = signal.Signals(asked[0] if asked else signal.SIGTERM)
-    if texts:
-        return Stopped(texts[0].removeprefix(STOPPED), number)
-    if asked:
-        return Stopped(f"stopped by {number.name}; the same command continues", number)
-    return error
-
-
-@contextlib.contextmanager
-def _passing_on(asked: list[int]) -> Iterator[list[Any]]:
-    """While inside, SIGTERM and SIGINT reach the processes in the list that it gives as SIGTERM; a
-    second SIGINT kills them. `asked` gets the signals that came."""
-    processes: list[Any] = []
-
-    def pass_on(number: int, frame: Any) -> None:
-        asked.append(number)
-        again = number == signal.SIGINT and len(asked) > 1
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)
-
-    with handling(pass_on):
-        yield processes
-
-
-def _process(
-    rank: int, count: int, port: int, errors: str, recipe: Recipe, trust: bool, restart: bool
-) -> None:
-    end_with_parent()
-    # A terminal sends it to all processes; the parent makes one SIGTERM of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(count),
-        LOCAL_WORLD_SIZE=str(count),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    # Left unset, accelerate chooses for itself and warns.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(count)))
-    # A forked process inherits what accelerate knows of its parent: that it is alone.
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    try:
-        _run(recipe, trust, restart)
-    except Exception as error:
-        told = Path(errors, f"rank-{rank}.txt")
-        if isinstance(error, Stopped):
-            told.write_text(STOPPED + str(error), encoding="utf-8")
-        elif is_bad_input(error):
-            told.write_text(in_one_line(error, "train"), encoding="utf-8")
-        raise
-    finally:
-        import torch.distributed
-
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-
 # ------------------------------------------------------------------------------ the run
 
 
-def _run(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
+def run_recipe(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
+    """Run the stages of a recipe in this process, alone or as one of several that train together."""
     if launcher := os.environ.get(LAUNCHER):
         end_with_parent(int(launcher))
     with stopping("the same command continues"):
