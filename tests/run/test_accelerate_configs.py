@@ -382,7 +382,7 @@ def test_the_command_starts_as_many_processes_as_the_recipe_says(tmp_path):
 
 TERMINATED = """
 import os, signal, sys
-from maya_vlm.training import trainer
+from maya_vlm.training.run import trainer
 from maya_vlm.training.cli import main
 original = trainer.LineCallback.on_log
 def on_log(self, args, state, control, **kwargs):

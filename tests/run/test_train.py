@@ -158,7 +158,7 @@ def test_the_folder_loads_in_a_fresh_process(finished, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from maya_vlm.training import trainer
+from maya_vlm.training.run import trainer
 from maya_vlm.training.run.train import train
 stage, step = sys.argv[2], int(sys.argv[3])
 original = trainer.LineCallback.on_log
@@ -199,7 +199,7 @@ def test_killed_and_continued_is_the_same_run(finished, tmp_path, capsys):
 
 ENDED = """
 import os, signal, subprocess, sys, time
-from maya_vlm.training import trainer
+from maya_vlm.training.run import trainer
 from maya_vlm.training.cli import main
 original = trainer.LineCallback.on_log
 def on_log(self, args, state, control, **kwargs):
