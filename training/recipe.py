@@ -41,7 +41,6 @@ from .common.telling import one_line, printable
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
-KINDS = ("maya", "vision_tower", "language_model")
 # Chat templates by name; `own` is the decoder's.
 TEMPLATES = ("maya", "aya", "plain", "own")
 
@@ -90,30 +89,6 @@ MODEL_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass
-class AugmentRecipe:
-    """Random changes to a training image; every visit of an image draws anew. Each is 0 to 1 but rotate.
-
-    rotate: largest angle in degrees. scale, translate, shear: largest relative change.
-    color: largest change of brightness, contrast and saturation. hue: the same for the hue, as a
-    part of the full circle. background: chance that white becomes a random light colour.
-    blur, gray: chance of a slight blur, of losing the colours.
-    redraw: strength, 0 to 1, of what the mini vision tower was trained with: another drawing of the
-    same thing (warps, outlines, other palettes). Made for small pictures on white.
-    """
-
-    rotate: float = 0.0
-    scale: float = 0.0
-    translate: float = 0.0
-    shear: float = 0.0
-    color: float = 0.0
-    hue: float = 0.0
-    background: float = 0.0
-    blur: float = 0.0
-    gray: float = 0.0
-    redraw: float = 0.0
-
-
-@dataclass
 class DataRecipe:
     """One source of training conversations.
 
@@ -132,6 +107,7 @@ class DataRecipe:
     then limit takes the first images, and tasks are in or out (1.0).
     revision: branch, tag or commit of a Hub repository; a run that continues reads the commit that it
     began with.
+    augment: refused, but for the null that older saved recipes have.
     """
 
     path: str
@@ -143,7 +119,7 @@ class DataRecipe:
     language: str = "und"
     image_folder: str | None = None
     chat_template: str | None = None
-    augment: AugmentRecipe | None = None
+    augment: Any = None
     streaming: bool = False
     data_files: str | None = None
     revision: str | None = None
@@ -476,9 +452,10 @@ def _check_source(source: DataRecipe, first: DataRecipe, where: str, key: str) -
             "data, as either all of a stage's data is streamed or none of it"
         )
     Bounds(least=1).check(source.limit, where, f"{key}.limit")
-    for name, value in dataclasses.asdict(source.augment or AugmentRecipe()).items():
-        most = 180 if name == "rotate" else 1
-        Bounds(least=0, most=most).check(value, where, f"{key}.augment.{name}")
+    if source.augment is not None:
+        raise ValueError(
+            f"{where}: {key}.augment: images are no longer changed at random: leave the key out"
+        )
     for task, rate in source.tasks.items():
         Bounds(least=0, most=1000).check(rate, where, f"{key}.tasks.{task}")
         if source.streaming and rate != 1:

@@ -76,7 +76,7 @@ def targets(rows: list[dict]) -> Counter:
 def test_the_same_work_on_any_number_of_ranks(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=7)))])
     plan = data.plan(14, 2, seed=0)
-    options = {"seed": 0, "plan": plan, "batch_size": 7}
+    options = {"plan": plan, "batch_size": 7}
     alone = GroupCollator(data, tiny_processor(), **options)
     for ranks, limit in ((2, None), (3, 80), (5, 60)):
         many = GroupCollator(data, tiny_processor(), ranks=ranks, max_length=limit, **options)
@@ -92,7 +92,7 @@ def test_the_same_work_on_any_number_of_ranks(tmp_path):
 def test_a_rank_without_work_takes_part(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=2)))])
     plan = data.plan(1, 3, seed=0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=1, ranks=2)
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=1, ranks=2)
     idle = min(
         (share(collator, 0, rank)["rows"][0] for rank in (0, 1)), key=lambda r: len(r["labels"])
     )
@@ -104,7 +104,7 @@ def test_a_rank_without_work_takes_part(tmp_path):
 def test_a_distinct_image_is_encoded_once(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=2)))])
     plan = data.plan(None, 1, seed=0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
     (row,) = share(collator, 0, 0)["rows"]
     assert len(plan) == 6
     assert len(row["pixel_values"]) == 2
@@ -130,7 +130,7 @@ def collate_all(path, **policies):
     data = GroupData([DataRecipe(str(path))])
     plan = data.plan(None, 3, seed=0, shuffled=False)
     collator = GroupCollator(
-        data, tiny_processor(), seed=0, max_length=120, plan=plan, batch_size=len(plan), **policies
+        data, tiny_processor(), max_length=120, plan=plan, batch_size=len(plan), **policies
     )
     return share(collator, 0, 0)
 
@@ -174,7 +174,7 @@ def test_an_image_is_never_cut(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=1)))])
     plan = data.plan(None, 1, seed=0)
     collator = GroupCollator(
-        data, tiny_processor(), seed=0, max_length=8, plan=plan, batch_size=3, on_long_row="shorten"
+        data, tiny_processor(), max_length=8, plan=plan, batch_size=3, on_long_row="shorten"
     )
     found = share(collator, 0, 0)
     assert [row.action for row in found["bad_rows"]] == ["skipped"] * 3

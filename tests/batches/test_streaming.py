@@ -104,7 +104,7 @@ def test_as_in_memory(tmp_path, built):
     path = make_tables(tmp_path, missing=(), built=built)
     streamed = stream(path)
     whole = GroupData([DataRecipe(str(path), image_folder=str(tmp_path))])
-    options = {"seed": 0, "batch_size": 20}
+    options = {"batch_size": 20}
     found = []
     for data in (streamed, whole):
         plan = data.plan(None, 3, seed=0)
@@ -165,7 +165,7 @@ def test_any_step_can_be_read_alone(tmp_path):
 def test_workers_and_ranks_compute_what_one_process_does(tmp_path):
     data = stream(make_tables(tmp_path))
     plan = data.plan(24, 2, seed=0)
-    options = {"seed": 0, "plan": plan, "batch_size": 6}
+    options = {"plan": plan, "batch_size": 6}
     alone = GroupCollator(data, tiny_processor(), **options)
     steps = [targets(share(alone, step, 0)["rows"]) for step in range(4)]
     many = GroupCollator(data, tiny_processor(), ranks=3, max_length=80, **options)
@@ -178,9 +178,7 @@ def test_workers_and_ranks_compute_what_one_process_does(tmp_path):
     # Processes that are not forked get the data by pickling.
     again = pickle.loads(pickle.dumps(data))
     assert len(again._windows) == 0
-    fresh = GroupCollator(
-        again, tiny_processor(), seed=0, batch_size=6, plan=again.plan(24, 2, seed=0)
-    )
+    fresh = GroupCollator(again, tiny_processor(), batch_size=6, plan=again.plan(24, 2, seed=0))
     assert targets(share(fresh, 2, 0)["rows"]) == steps[2]
 
 
@@ -197,7 +195,7 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Table, "_read", count)
     plan = data.plan(None, 8, 0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=12)
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=12)
     for step in range(len(plan) // 12):
         share(collator, step, 0)
         assert len(data._windows) <= 2
@@ -234,7 +232,7 @@ def test_rows_that_hold_their_images(tmp_path):
     assert all(len(group) == 1 for group in found), "which image it is cannot be known"
     assert "images: the rows hold their images themselves, so none is shared" in data.report[0]
     plan = data.plan(None, 8, 0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
     (row,) = share(collator, 0, 0)["rows"]
     assert len(row["pixel_values"]) == 10 + 2
     assert len(row["image_index"]) == 10 + 2
@@ -266,7 +264,7 @@ def test_lists_of_paths_are_grouped_as_in_memory(tmp_path, large):
     for data in (stream(path, 100), GroupData([DataRecipe(str(path))])):
         plan = data.plan(None, 8, 0)
         found.append(sorted(sorted(i for i, _ in names(data, part)) for _, part in plan[:]))
-        collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
+        collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
         (row,) = share(collator, 0, 0)["rows"]
         assert len(row["pixel_values"]) == 4
         assert len(row["image_index"]) == 1 + 2 + 2 + 1
@@ -304,7 +302,7 @@ def test_lists_of_one_length_keep_all_their_images(tmp_path):
     assert pa.types.is_fixed_size_list(pq.read_schema(path).field("images").type)
     for data in (stream(path), GroupData([DataRecipe(str(path))])):
         plan = data.plan(None, 1, 0)
-        collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=1)
+        collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=1)
         (row,) = share(collator, 0, 0)["rows"]
         assert len(row["pixel_values"]) == 2
 
@@ -545,9 +543,7 @@ def damaged(tmp_path) -> Path:
 def collate(path: Path, **policies):
     data = stream(path)
     plan = data.plan(None, 3, seed=0)
-    collator = GroupCollator(
-        data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan), **policies
-    )
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan), **policies)
     return share(collator, 0, 0)
 
 
@@ -585,7 +581,7 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path, codes):
     for one in (data, whole):
         plan = one.plan(None, 3, seed=0)
         collator = GroupCollator(
-            one, tiny_processor(), seed=0, plan=plan, batch_size=len(plan), on_bad_row="skip"
+            one, tiny_processor(), plan=plan, batch_size=len(plan), on_bad_row="skip"
         )
         (row,) = (batch := share(collator, 0, 0))["rows"]
         learned = Counter(one.languages[i] for i in row["language"].tolist())

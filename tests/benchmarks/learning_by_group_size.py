@@ -207,7 +207,7 @@ def held_out(folder: Path, source: Any) -> dict[str, Any]:
 
     model = MayaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = MayaProcessor.from_pretrained(folder)
-    data = GroupData([dataclasses.replace(source, split="validation", augment=None, tasks={})])
+    data = GroupData([dataclasses.replace(source, split="validation", tasks={})])
     sums: dict[str, list[float]] = {}
     lengths = []
     for start in range(0, len(data), 32):

@@ -167,7 +167,6 @@ def maya_trainer(
         data_collator=GroupCollator(
             data,
             processor,
-            seed=0,
             layout=layout,
             plan=plan,
             batch_size=images,

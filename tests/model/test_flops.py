@@ -185,7 +185,7 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
     for stage, found, model in zip(recipe.stages, asked, given, strict=True):
         processor = MayaProcessor.from_pretrained(folder)
         data = GroupData(stage.data, seed=recipe.seed)
-        collator = GroupCollator(data, processor, seed=recipe.seed)
+        collator = GroupCollator(data, processor)
         groups = [
             [collator.encode(i) for i in part.tolist()]
             for _, part in data.plan(stage.batch_size, stage.group_size, recipe.seed)

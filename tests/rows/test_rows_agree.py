@@ -281,7 +281,7 @@ def trained(data) -> dict[int, str]:
     """Row -> why training leaves it out, "" where it learns from it."""
     plan = data.plan(None, 8, 0)
     collator = GroupCollator(
-        data, tiny_processor(12, 4, "aya"), seed=0, plan=plan, batch_size=64, on_bad_row="skip"
+        data, tiny_processor(12, 4, "aya"), plan=plan, batch_size=64, on_bad_row="skip"
     )
     verdicts = {}
     for step in range(-(-len(plan) // 64)):

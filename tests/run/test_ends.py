@@ -120,9 +120,8 @@ def test_every_command_ends_in_one_line(command, monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        cli, f"_{command[0]}" if command[0] != "data" else "_data_status", interrupted
-    )
+    module = cli.data.status if command[0] == "data" else cli.COMMANDS[command[0]]
+    monkeypatch.setattr(module, "run", interrupted)
     assert cli.main(command) == 130
     said = capsys.readouterr()
     assert said.err.startswith(f"maya {command[0]}: stopped by SIGINT")

@@ -588,7 +588,7 @@ def test_a_rank_without_images_keeps_step(tmp_path):
         data = GroupData(stage.data)
         plan = data.plan(6 * stage.batch_size, stage.group_size, seed=3)
         collator = GroupCollator(
-            data, tiny_processor(), seed=3, plan=plan, batch_size=stage.batch_size, ranks=2
+            data, tiny_processor(), plan=plan, batch_size=stage.batch_size, ranks=2
         )
         seen = {
             tuple(
@@ -644,7 +644,7 @@ def test_logged_numbers_equal_a_plain_forward(finished):
     model = MayaForConditionalGeneration.from_pretrained(folder / "pretrain").eval()
     processor = MayaProcessor.from_pretrained(folder / "pretrain")
     data = GroupData(stage.data, seed=recipe.seed)
-    collator = GroupCollator(data, processor, seed=recipe.seed)
+    collator = GroupCollator(data, processor)
     sums = {}
     for _, part in data.plan(stage.batch_size, stage.group_size, recipe.seed):
         for index in part.tolist():
@@ -769,14 +769,3 @@ def test_accumulation_is_not_for_recipes_to_set(tmp_path):
         ValueError, match="gradient_accumulation_steps: set by maya; use max_length"
     ):
         train(str(write(recipe, tmp_path / "r.yaml")))
-
-
-def test_bases_are_dispatched(tmp_path):
-    path = write({"kind": "horse"}, tmp_path / "r.yaml")
-    with pytest.raises(
-        ValueError, match="kind: expected 'maya', 'vision_tower' or 'language_model'"
-    ):
-        train(str(path))
-    path = write({"kind": "vision_tower", "stepz": 3}, tmp_path / "v.yaml")
-    with pytest.raises(ValueError, match="stepz"):
-        train(str(path))

@@ -10,23 +10,17 @@ What cannot be trained on (a truncated image, an empty text, too many tokens) st
 row's name, or is left out, counted and listed, as the recipe's policies say.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
 
-from ..bases.augmentation import AugmentationRecipe
-from ..bases.augmentation import augment as redraw
-from ..common.images import to_rgb, upright
 from ..common.signals import end_by_parent_only
 from ..common.telling import one_line
 from ..model.attention import Layout, dense_mask, row_plan
 from ..model.templates import find_template
-from ..recipe import AugmentRecipe
 from ..rows.tables import row_name
 from .encoding import ConversationEncoder
 from .groups import Conversation, GroupData
@@ -223,9 +217,8 @@ class GroupCollator:
     The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.divide`; so the
     groups of a step, and with them the result, do not depend on the number of processes.
 
-    Conversations are tokenised when first seen and kept, but for those of streams; images are read, changed at random as the
-    recipe's `augment` says (from the seed, the epoch and the conversation, so on any worker and
-    after any restart the same), and processed each time.
+    Conversations are tokenised when first seen and kept, but for those of streams; images are read
+    and processed each time.
 
     Args:
         plan: what `GroupData.plan` returned. ranks: processes that share a step.
@@ -243,7 +236,6 @@ class GroupCollator:
         data: GroupData | StreamedGroups,
         processor: Any,
         *,
-        seed: int,
         layout: Layout = "segments",
         max_length: int | None = None,
         plan: Sequence[tuple[int, np.ndarray]] = (),
@@ -254,7 +246,6 @@ class GroupCollator:
     ):
         self.data = data
         self.processor = processor
-        self.seed = seed
         self.layout: Layout = layout
         self.max_length = max_length
         self.plan = plan
@@ -304,8 +295,8 @@ class GroupCollator:
             self._encoded.clear()
             self._shortened.clear()
         bad: list[BadRow] = []
-        trees: list[tuple[int, Packed]] = []
-        for epoch, part in groups:
+        trees: list[Packed] = []
+        for _, part in groups:
             encoded = []
             for index in part.tolist():
                 found = self._usable(index)
@@ -317,29 +308,28 @@ class GroupCollator:
                 if isinstance(found, Encoded):
                     encoded.append(found)
             if encoded:
-                packed = pack_group(encoded, self.image_token, self.max_length)
-                trees += [(epoch, tree) for tree in packed]
-        shares = divide([len(tree) for _, tree in trees], self.ranks, self.max_length)
+                trees += pack_group(encoded, self.image_token, self.max_length)
+        shares = divide([len(tree) for tree in trees], self.ranks, self.max_length)
         rows = [self._row([trees[i] for i in row], bad) for row in shares[rank]]
         return {"rows": rows, "bad_rows": bad}
 
-    def _row(self, trees: Sequence[tuple[int, Packed]], bad: list[BadRow]) -> dict[str, Any]:
+    def _row(self, trees: Sequence[Packed], bad: list[BadRow]) -> dict[str, Any]:
         packed: list[Packed] = []
         pixels: dict[tuple, torch.Tensor] = {}
         shown: list[tuple] = []
-        for epoch, tree in trees:
+        for tree in trees:
             first = tree.encoded[0]
-            names = [self._image_name(first, key, epoch) for key in first.images]
+            names = [(first.source, key) for key in first.images]
             try:
                 new = {
-                    name: self._pixels(first, key, epoch)
+                    name: self._pixels(first, key)
                     for name, key in zip(names, first.images, strict=True)
                     if name not in pixels
                 }
             except ValueError as error:
                 if self.on_bad_row == "stop":
                     raise
-                bad += [self._without_image(e, error) for e in tree.encoded]
+                bad += [self._bad_row(e.index, str(error)) for e in tree.encoded]
                 continue
             packed.append(tree)
             pixels |= new
@@ -355,46 +345,23 @@ class GroupCollator:
             batch["image_index"] = torch.tensor([number[name] for name in shown])
         return batch
 
-    def _without_image(self, row: Encoded, error: ValueError) -> BadRow:
-        return self._bad_row(row.index, str(error))
-
     def _bad_row(
         self, index: int, reason: str, action: Literal["skipped", "shortened"] = "skipped"
     ) -> BadRow:
         return BadRow(*self.data.name(index), one_line(reason), action)
 
-    def _image_name(self, first: Encoded, key: Any, epoch: int) -> tuple:
-        """What tells an image from the others of a row."""
-        if self.data.sources[first.source].recipe.augment is None:
-            return first.source, key
-        return first.source, key, epoch, first.id, first.language
-
-    def _pixels(self, first: Encoded, key: Any, epoch: int) -> torch.Tensor:
+    def _pixels(self, first: Encoded, key: Any) -> torch.Tensor:
         """The image as it is trained on, (1, 3, height, width). Raises ValueError naming the row."""
         image = self.data.load_image(first.source, key, first.id)
-        recipe = self.data.sources[first.source].recipe
         try:
-            if recipe.augment is not None:
-                random = self._random(epoch, first.id, first.language)
-                image = augment_image(self._upright(image), recipe.augment, random)
             return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         except ValueError as error:
-            name = row_name(first.id, self.data.languages[first.language], recipe.path)
+            path = self.data.sources[first.source].recipe.path
+            name = row_name(first.id, self.data.languages[first.language], path)
             raise ValueError(
                 f"{name}: its image cannot be used: {str(error).removesuffix('.')}; repair the file or "
                 "remove the row"
             ) from None
-
-    def _upright(self, image: Image.Image) -> Image.Image:
-        """The image as the image processor reads it, RGB."""
-        settings = self.processor.image_processor
-        if settings.apply_exif_rotation:
-            image = upright(image)
-        color = settings.transparent_color
-        return to_rgb(image, tuple(color) if color is not None else None)
-
-    def _random(self, epoch: int, row_id: str, language: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, zlib.crc32(row_id.encode()), language])
 
     def encode(self, index: int) -> Encoded:
         """Conversation `index` in tokens. Raises ValueError as the class says."""
@@ -463,72 +430,3 @@ def _assistant_text(conversation: Conversation) -> str:
             parts = [{"text": content}] if isinstance(content, str) else content
             text += "".join(part.get("text", "") for part in parts)
     return text
-
-
-# ------------------------------------------------------------------------------ augmentation
-
-
-def augment_image(
-    image: Image.Image, recipe: AugmentRecipe, random: np.random.Generator
-) -> Image.Image:
-    """A randomly changed copy of an RGB image, of the same size. White is taken as background."""
-    draw = random.uniform(-1.0, 1.0, 9)
-    chance = random.random(3)
-    background = (255, 255, 255)
-    if chance[0] < recipe.background:
-        red, green, blue = random.integers(160, 256, 3).tolist()
-        background = (red, green, blue)
-    width, height = image.size
-    if recipe.rotate or recipe.scale or recipe.translate or recipe.shear:
-        angle = np.deg2rad(recipe.rotate * draw[0])
-        zoom = np.exp(recipe.scale * draw[1])
-        shear = np.array([[1.0, recipe.shear * draw[2]], [0.0, 1.0]])
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        # PIL wants the map from output to input, about the centre.
-        matrix = turn @ shear / zoom
-        centre = np.array([width / 2, height / 2])
-        moved = centre + recipe.translate * draw[3:5] * np.array([width, height])
-        offset = centre - matrix @ moved
-        image = image.transform(
-            image.size,
-            Image.Transform.AFFINE,
-            (*matrix[0], offset[0], *matrix[1], offset[1]),
-            resample=Image.Resampling.BILINEAR,
-            fillcolor=(255, 255, 255),
-        )
-    if chance[1] < recipe.blur:
-        image = image.filter(
-            ImageFilter.GaussianBlur(float(0.4 + 0.6 * abs(draw[5]) * max(width / 64, 1)))
-        )
-    if recipe.hue:
-        hue, saturation, value = image.convert("HSV").split()
-        shift = int(255 * recipe.hue * draw[6])
-        hue = hue.point(lambda v: (v + shift) % 256)
-        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    if chance[2] < recipe.gray:
-        image = image.convert("L").convert("RGB")
-    elif recipe.color:
-        image = ImageEnhance.Color(image).enhance(1 + recipe.color * draw[7])
-    if recipe.color or background != (255, 255, 255):
-        pixels = np.asarray(image, np.float32)
-        if recipe.color:
-            gain = 1 + recipe.color * random.uniform(-0.5, 0.5)
-            middle = pixels.mean()
-            pixels = (pixels - middle) * (1 + recipe.color * draw[8]) + middle * gain
-        pixels = pixels * (np.array(background, np.float32) / 255)
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    if recipe.redraw:
-        image = _redraw(image, recipe.redraw, int(random.integers(1 << 62)))
-    return image
-
-
-def _redraw(image: Image.Image, strength: float, seed: int) -> Image.Image:
-    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    redrawn = redraw(
-        picture,
-        torch.zeros(1, dtype=torch.bool),  # never mirrored: arrows and letters would lie
-        AugmentationRecipe().at(strength),
-        torch.Generator().manual_seed(seed),
-    )
-    pixels = (redrawn[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
-    return Image.fromarray(pixels)

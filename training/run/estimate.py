@@ -597,9 +597,7 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
     data = open_groups(stage, recipe.seed)
     shuffled = stage.order == "shuffled"
     plan = data.plan(None, stage.group_size, recipe.seed, shuffled=shuffled)
-    collator = GroupCollator(
-        data, processor, seed=recipe.seed, max_length=stage.args.get("max_length")
-    )
+    collator = GroupCollator(data, processor, max_length=stage.args.get("max_length"))
     count = tokens = pairs = positions = images = longest = 0
     for number in range(0, len(plan), max(1, len(plan) // SAMPLE)):
         _, part = plan[number]

@@ -31,15 +31,12 @@ from typing import Any
 
 from ..arguments import LOGGING_STEPS
 from ..common.files import write_json
-from ..common.paths import expand
-from ..common.schema import build, read_mapping, resolve_paths
 from ..common.secrets import without_secrets
 from ..common.signals import LAUNCHER, Interruption, Stopped, end_with_parent, handling, stopping
 from ..common.telling import one_line, printable
 from ..recipe import (
     CHECKPOINTING,
     EPOCHS,
-    KINDS,
     AdapterRecipe,
     Recipe,
     StageRecipe,
@@ -77,7 +74,7 @@ def train(
     trust_remote_code: bool = False,
     restart: bool = False,
 ) -> Path:
-    """Run a recipe to its end, continuing where the same command stopped before.
+    """Run a recipe of kind `maya` to its end, continuing where the same command stopped before.
 
     Args:
         recipe: a YAML file, or the name of a shipped one (`mini`).
@@ -93,10 +90,6 @@ def train(
             the data or the models, what was expected, and what to do.
     """
     path = find_recipe(recipe)
-    mapping = read_mapping(path, overrides)
-    kind = mapping.get("kind", "maya")
-    if kind != "maya":
-        return _train_base(kind, mapping, path, output_dir)
     loaded = load_recipe(path, overrides, output_dir)
     if "WORLD_SIZE" in os.environ:  # started by torchrun or accelerate launch
         return run_recipe(loaded, trust_remote_code, restart)
@@ -105,26 +98,6 @@ def train(
         return run_recipe(loaded, trust_remote_code, restart)
     start(run_recipe, count, loaded, trust_remote_code, restart)
     return Path(loaded.output_dir)
-
-
-def _train_base(kind: str, mapping: dict[str, Any], path: Path, output_dir: str | None) -> Path:
-    mapping = resolve_paths(
-        {k: v for k, v in mapping.items() if k != "kind"}, path.resolve().parent
-    )
-    given = mapping.pop("output_dir", None)
-    if output_dir is not None and not output_dir.strip():
-        raise ValueError("--output-dir: expected a folder, found an empty text")
-    target = Path(expand(output_dir or given or f"runs/{path.stem}"))
-    if kind == "vision_tower":
-        from ..bases.vision_tower.train import VisionTowerRecipe, train_vision_tower
-
-        return train_vision_tower(build(VisionTowerRecipe, mapping, str(path)), target)
-    if kind == "language_model":
-        from ..bases.language_model.train import LanguageModelRecipe, train_language_model
-
-        return train_language_model(build(LanguageModelRecipe, mapping, str(path)), target)
-    kinds = ", ".join(map(repr, KINDS[:-1]))
-    raise ValueError(f"{path}: kind: expected {kinds} or {KINDS[-1]!r}, found {kind!r}")
 
 
 # ------------------------------------------------------------------------------ the run
@@ -351,7 +324,6 @@ def _run_stage(
         }
     )
     options: dict[str, Any] = {
-        "seed": recipe.seed,
         "layout": layout,
         "max_length": stage.args.get("max_length"),
         "batch_size": per_step,
