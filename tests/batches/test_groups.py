@@ -13,7 +13,7 @@ from PIL import Image
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.streaming import open_groups
+from maya_vlm.training.batches.open import open_groups
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe
 from tests.helpers.tiny_processing import tiny_processor
 

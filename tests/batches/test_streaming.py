@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
 from maya_vlm.training.batches.joined import Filters, Joined, image_groups
-from maya_vlm.training.batches.streaming import StreamedGroups, open_groups
+from maya_vlm.training.batches.open import open_groups
+from maya_vlm.training.batches.streaming import StreamedGroups
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe, load_recipe
 from maya_vlm.training.rows.tables import StorageError, Table, find_files
 from tests.helpers.hub_server import HubServer
@@ -638,7 +639,7 @@ import json, sys
 from pathlib import Path
 from huggingface_hub import HfApi
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe
-from maya_vlm.training.batches.streaming import open_groups
+from maya_vlm.training.batches.open import open_groups
 folder, pinned = Path(sys.argv[1]), Path(sys.argv[2])
 api = HfApi()
 api.create_repo("user/captions", repo_type="dataset")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.streaming import open_groups
+from maya_vlm.training.batches.open import open_groups
 from maya_vlm.training.data.sources.records import Problem, Record
 from maya_vlm.training.data.sources.step import SourcePlan, read_source
 from maya_vlm.training.data.validate import validate_data

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.streaming import open_groups
+from maya_vlm.training.batches.open import open_groups
 from maya_vlm.training.common.schema import to_dict, without_defaults
 from maya_vlm.training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe
 from maya_vlm.training.run import manifest as manifest_module

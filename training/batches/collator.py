@@ -23,9 +23,8 @@ from ..model.attention import Layout, dense_mask, row_plan
 from ..model.templates import find_template
 from ..rows.tables import row_name
 from .encoding import ConversationEncoder
-from .groups import Conversation, GroupData
 from .packing import divide
-from .streaming import StreamedGroups
+from .source import Conversation, GroupSource
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
@@ -63,7 +62,7 @@ class Packed:
 class BadRow:
     """A row that the run did without, or did not learn whole, and why.
 
-    id, language, path, row, data: as in `groups.RowName`.
+    id, language, path, row, data: as in `RowName`.
     """
 
     id: str
@@ -221,7 +220,7 @@ class GroupCollator:
     and processed each time.
 
     Args:
-        plan: what `GroupData.plan` returned. ranks: processes that share a step.
+        plan: what `data.plan` returned. ranks: processes that share a step.
         max_length: most real tokens of a row, and so of a conversation; None for no limit.
         on_bad_row: what becomes of a row that cannot be read or has nothing to learn.
         on_long_row: what becomes of a conversation longer than max_length; "shorten" cuts its end,
@@ -233,7 +232,7 @@ class GroupCollator:
 
     def __init__(
         self,
-        data: GroupData | StreamedGroups,
+        data: GroupSource,
         processor: Any,
         *,
         layout: Layout = "segments",
@@ -291,7 +290,7 @@ class GroupCollator:
         (item,) = items
         step, rank = item["step"], item["rank"]
         groups = self.plan[step * self.batch_size : (step + 1) * self.batch_size]
-        if isinstance(self.data, StreamedGroups):
+        if self.data.streamed:
             self._encoded.clear()
             self._shortened.clear()
         bad: list[BadRow] = []

@@ -12,10 +12,8 @@ the stream. Every process and worker reads the texts of all groups it sees the s
 needs their lengths, and the images of whole blocks.
 """
 
-import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -26,44 +24,26 @@ from PIL import Image
 
 from ..common.images import ImageStore, StorageError, is_address
 from ..common.languages import as_language, no_language
-from ..common.reading import read_json
 from ..common.telling import one_line, printable
-from ..recipe import DataRecipe, StageRecipe
+from ..recipe import DataRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
 from ..rows.picture_tables import is_content
-from ..rows.tables import DatasetFiles, Table, find_files, is_list, item_type, row_name
-from .groups import Conversation, GroupData, RowName, check_data, load_picture, split_groups
+from ..rows.tables import DatasetFiles, Table, is_list, item_type
 from .joined import Filters, Joined, Rows
+from .source import (
+    Conversation,
+    RowName,
+    bad_row,
+    check_data,
+    left_out,
+    load_picture,
+    split_groups,
+    unreadable_image,
+)
 
 # Blocks whose groups are shuffled together.
 TOGETHER = 8
-
-
-def open_groups(
-    stage: StageRecipe, seed: int, pinned: Path | None = None
-) -> "GroupData | StreamedGroups":
-    """The data of a stage, streamed where its recipe says so.
-
-    Args:
-        pinned: a JSON file of the streams' files; made if it is not there. A run that continues
-            reads the commit of a Hub dataset that it began with.
-    """
-    if not stage.data[0].streaming:
-        return GroupData(stage.data, seed=seed, on_bad_row=stage.on_bad_row)
-    if pinned is not None and pinned.is_file():
-        files = [DatasetFiles(**f) for f in read_json(pinned)]
-    else:
-        for recipe in stage.data:
-            check_data(recipe)
-        files = [
-            find_files(r.path, r.config, r.split, r.revision, r.data_files) for r in stage.data
-        ]
-        if pinned is not None:
-            temporary = pinned.with_name(pinned.name + ".tmp")
-            temporary.write_text(json.dumps([vars(f) for f in files]), encoding="utf-8")
-            os.replace(temporary, pinned)
-    return StreamedGroups(stage.data, files, stage.shuffle_buffer)
 
 
 @dataclass
@@ -94,6 +74,19 @@ class _Stream:
         reader = self.reader
         return self.joined.key is None and bool(reader.pictured or reader.addresses or reader.parts)
 
+    def named_pictures(self) -> Iterator[Any]:
+        if self.joined.images is not None or self.held:
+            return
+        columns = [c for c in self.reader.wanted_for_pictures if c in self.joined.columns]
+        for table in self.joined.tables:
+            for part in table.scan(columns):
+                for row in part.to_pylist():
+                    try:
+                        pictures = self.reader.pictures(row)
+                    except RowError:  # listed, or refused, where the row is read
+                        continue
+                    yield from pictures
+
 
 class _Held(bytes):
     """Stands for the bytes of a picture in a row: (conversation, column, number in its cell)."""
@@ -113,7 +106,7 @@ class _Window:
 
 
 class StreamedGroups:
-    """What `GroupData` is, for datasets that stay where they are.
+    """A `GroupSource` of datasets that are read as they are trained on.
 
     Conversations are addressed by their row's number over all tables; those of a step can be read
     once `plan` has given them.
@@ -124,6 +117,8 @@ class StreamedGroups:
     Raises:
         ValueError, OSError: as `Joined`, and for columns of no known shape.
     """
+
+    streamed = True
 
     def __init__(self, recipes: Sequence[DataRecipe], files: Sequence[DatasetFiles], buffer: int):
         self.sources: list[_Stream] = []
@@ -157,10 +152,7 @@ class StreamedGroups:
             languages += joined.languages
             tasks += joined.tasks
             if joined.dropped:
-                text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(joined.dropped.items()))
-                self.report.append(
-                    f"{recipe.path}: left out, as the recipe's languages and tasks say: {text}"
-                )
+                self.report.append(left_out(recipe.path, "languages and tasks", joined.dropped))
             if joined.key is None and stream.held:
                 self.report.append(
                     f"{recipe.path}: {stream.held[0]}: the rows hold their images themselves, so none is shared; "
@@ -212,12 +204,11 @@ class StreamedGroups:
         seed: int,
         shuffled: bool = True,
     ) -> "StreamPlan":
-        """As `GroupData.plan`, read when asked for; not shuffled: in the order of the tables."""
+        """As `GroupSource.plan`, read when asked for; not shuffled: in the order of the tables."""
         return StreamPlan(self, groups, group_size, seed, shuffled)
 
     def conversation(self, index: int) -> Conversation:
-        """Conversation `index` of a group that `plan` gave lately. Raises ValueError naming a row that
-        is a bad one."""
+        """As `GroupSource.conversation`, of a group that `plan` gave lately."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
         name = self.name(index)
@@ -233,9 +224,7 @@ class StreamedGroups:
             images = self._images_of(source, rows.table, row, values)
             messages = source.reader.messages(values, len(images))
         except RowError as error:
-            raise ValueError(
-                f"{row_name(name.id, name.language, name.path)}: {error}; repair the row or remove it"
-            ) from None
+            raise bad_row(name, error) from None
         return Conversation(
             id=name.id,
             language=name.language,
@@ -260,11 +249,7 @@ class StreamedGroups:
         )
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
-        """The image `key` of a source, in its own mode.
-
-        Raises ValueError naming the row if it cannot be read, and OSError naming the file if the table
-        of images cannot.
-        """
+        """As `GroupSource.load_image`."""
         stream = self.sources[source]
         path, table = stream.recipe.path, stream.joined.images
         if table is None or not isinstance(key, _Named):
@@ -276,18 +261,12 @@ class StreamedGroups:
                 one_line(f"{table.files[0]}: images cannot be read: {error}; write the table anew")
             ) from None
         if found is None:
-            raise ValueError(
-                f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
-                f"{printable(repr(str(key)))} is not in the images of {path}; repair the file or remove the "
-                "row"
-            )
+            reason = f"{printable(repr(str(key)))} is not in the images of {path}"
+            raise unreadable_image(row_id, path, reason)
         try:
             picture = picture_of(found.as_py(), 0)
         except RowError as error:
-            raise ValueError(
-                f"row {printable(repr(row_id))} of {path}: its image cannot be read: {error}; repair the "
-                "file or remove the row"
-            ) from None
+            raise unreadable_image(row_id, path, error) from None
         return load_picture(stream.pictures, picture, row_id, path)
 
     # -------------------------------------------------------------------------- inside

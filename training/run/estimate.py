@@ -588,7 +588,7 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
     is downloaded for it but a tokenizer.
     """
     from ..batches.collator import GroupCollator, pack_group
-    from ..batches.streaming import open_groups
+    from ..batches.open import open_groups
 
     for source in stage.data:
         if not Path(source.path).exists():

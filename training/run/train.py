@@ -221,7 +221,7 @@ def _run_stage(
     from transformers import set_seed
 
     from ..batches.collator import GroupCollator
-    from ..batches.streaming import open_groups
+    from ..batches.open import open_groups
     from ..model.adapters import add_adapter
     from ..model.attention import choose_attention, set_attention
     from ..model.compiling import compile_layers
