@@ -48,7 +48,7 @@ def test_the_studys_phrases_are_not_the_lists():
     from maya_vlm.training.data.checks.comments import read_phrases
 
     for lang, kinds in study._COMMENTS.items():
-        lists = (study.ROOT / f"training/data/phrases/{lang}.yaml").read_text()
+        lists = (study.ROOT / f"training/data/checks/phrases/{lang}.yaml").read_text()
         assert read_phrases(lang).preface is not None
         for phrases in kinds.values():
             for phrase in phrases:

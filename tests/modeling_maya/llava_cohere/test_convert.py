@@ -584,7 +584,7 @@ def test_pickles_are_opened_in_one_place_only():
                     safe = [ast.unparse(k.value) for k in node.keywords if k.arg == "weights_only"]
                     assert safe == ["True"], f"{path}:{node.lineno}"
                     found.append(path.name)
-    assert set(found) == {"convert_tensors.py"}
+    assert set(found) == {"tensors.py"}
 
 
 def test_output_that_is_in_use(source, output):
@@ -649,7 +649,7 @@ sys.path.insert(0, {str(PACKAGES)!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from modeling_maya import convert_llava_cohere as module
+from modeling_maya.llava_cohere import convert as module
 
 steps = 0
 def counting(function):
@@ -698,7 +698,7 @@ def test_killed_from_outside(source, output):
     code = f"""
 import sys, time
 sys.path.insert(0, {str(PACKAGES)!r})
-from modeling_maya import convert_llava_cohere as module
+from modeling_maya.llava_cohere import convert as module
 def slow(*args, **kwargs):
     print("writing", flush=True)
     time.sleep(600)
