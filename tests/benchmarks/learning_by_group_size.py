@@ -169,7 +169,8 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
 
     from maya_vlm.training.common.files import write_json
     from maya_vlm.training.recipe import write_recipe
-    from maya_vlm.training.run.train import LOG, train
+    from maya_vlm.training.run.finish import LOG
+    from maya_vlm.training.run.train import train
 
     folder = work / run.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -552,7 +553,7 @@ def report(record: dict[str, Any], output: Path) -> None:
 def fingerprint(held_out_concepts: int) -> str:
     """Of the recipe and its inputs: results of another are no results of this."""
     from maya_vlm.training.common.schema import digest
-    from maya_vlm.training.run.train import make_manifest
+    from maya_vlm.training.run.manifest import make_manifest
 
     manifest = make_manifest(recipe_of(Run(1, *START[1], samples=1, seed=0)))
     return digest({**manifest, "held_out_concepts": held_out_concepts})

@@ -174,7 +174,7 @@ TABLE = (
         "_n_gpu",
         "transformers:TrainingArguments",
         "use",
-        ("training/run/train.py",),
+        ("training/run/sft_config.py",),
         "Trainer would wrap the model in DataParallel where it sees several GPUs",
     ),
     PrivateName(

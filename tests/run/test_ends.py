@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from maya_vlm.training import cli
 from maya_vlm.training.recipe import load_recipe
 from maya_vlm.training.run import processes as processes_module
+from maya_vlm.training.run import stage as stage_module
 from maya_vlm.training.run import train as run_module
 from maya_vlm.training.run.checkpoints import checkpoints
 from maya_vlm.training.run.manifest import MANIFEST, WORK, make_manifest, write_manifest
@@ -107,7 +108,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(straight, tmp_path, process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_before_the_first_step_too(tmp_path, number, monkeypatch, capsys):
     path = one_stage(tmp_path)
-    monkeypatch.setattr(run_module, "_load", lambda *args: os.kill(os.getpid(), number))
+    monkeypatch.setattr(stage_module, "load_model", lambda *args: os.kill(os.getpid(), number))
     assert cli.main(["train", str(path)]) == 128 + number
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error == f"maya train: stopped by {number.name}; the same command continues"
@@ -269,7 +270,7 @@ def test_a_run_that_ends_before_the_lock_is_seen(tmp_path, monkeypatch):
     path = one_stage(tmp_path)
     output = tmp_path / "run"
     other = make_manifest(load_recipe(path, ["seed=9"]))
-    original = run_module._lock
+    original = run_module.only_one
 
     def lock(file, folder):
         write_manifest(output, other)
@@ -277,7 +278,7 @@ def test_a_run_that_ends_before_the_lock_is_seen(tmp_path, monkeypatch):
         (output / "finetune" / "config.json").touch()
         return original(file, folder)
 
-    monkeypatch.setattr(run_module, "_lock", lock)
+    monkeypatch.setattr(run_module, "only_one", lock)
     with pytest.raises(ValueError, match=r"holds the work of another recipe \(seed: 9 -> 3\)"):
         train(str(path))
     assert (output / WORK / MANIFEST).is_file()

@@ -4,6 +4,7 @@ reading.py: files of strangers (text, JSON, YAML), with bounded size and depth
 languages.py: codes of languages
 reading.py: files of strangers (text, JSON, YAML), with bounded size and depth
 files.py: small files that are whole or absent
+locks.py: locks that processes hold on files
 paths.py: ~ and $HOME in paths
 images.py: pictures in folders, archives and tables; json_rows.py, picture_tables.py: their tables
 hub.py, network.py: the Hub's datasets, and errors of the network
