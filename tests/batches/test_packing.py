@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from maya_vlm.training.batches.collator import GroupCollator, pack_group
+from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.packing import divide
+from maya_vlm.training.batches.packing import balance_rows, pack_group
 from maya_vlm.training.recipe import DataRecipe
 from tests.helpers.tiny import IMAGE_TOKEN
 from tests.helpers.tiny_processing import tiny_processor
@@ -24,7 +24,7 @@ def test_every_group_once_and_no_row_too_long(ranks, max_length):
     random = np.random.default_rng(ranks)
     for count in (0, 1, 5, 40):
         lengths = random.integers(1, 65, count).tolist()
-        shares = divide(lengths, ranks, max_length)
+        shares = balance_rows(lengths, ranks, max_length)
         assert len(shares) == ranks
         assert len({len(rows) for rows in shares}) == 1
         rows = [row for share in shares for row in share]
@@ -37,15 +37,16 @@ def test_ranks_get_nearly_the_same():
     lengths = np.random.default_rng(0).integers(100, 900, 64).tolist()
     for limit in (None, 2048):
         work = [
-            sum(lengths[i] for row in share for i in row) for share in divide(lengths, 8, limit)
+            sum(lengths[i] for row in share for i in row)
+            for share in balance_rows(lengths, 8, limit)
         ]
         assert max(work) / np.mean(work) < 1.05
-        assert len(divide(lengths, 8, limit)[0]) == (1 if limit is None else 3)
+        assert len(balance_rows(lengths, 8, limit)[0]) == (1 if limit is None else 3)
 
 
 def test_a_group_that_fits_nowhere():
     with pytest.raises(ValueError, match="a group of 65 tokens does not fit rows of max_length 64"):
-        divide([3, 65], 2, 64)
+        balance_rows([3, 65], 2, 64)
 
 
 def test_long_groups_become_several_trees():

@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.joined import Filters, Joined, image_groups
+from maya_vlm.training.batches.joined import Filters, GroupedTables
 from maya_vlm.training.batches.open import open_groups
 from maya_vlm.training.batches.streaming import StreamedGroups
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe, load_recipe
 from maya_vlm.training.rows.tables import StorageError, Table, find_files
 from tests.helpers.hub_server import HubServer
+from tests.helpers.image_groups import image_groups
 from tests.helpers.tiny_processing import tiny_processor
 
 from ..run.tiny_run import make_recipe, write
@@ -380,7 +381,7 @@ def test_any_tables(tmp_path_factory, tables, group, block):
         for i, row in enumerate(rows):
             row |= {"id": f"{row['id']}-{i}", "image": row["id"]}
         write_shards(folder / f"t{number}", "rows", rows, 1 + number, group)
-    joined = Joined(str(folder), find_files(str(folder)), block=block)
+    joined = GroupedTables(str(folder), find_files(str(folder)), block=block)
     rows = joined.read(range(len(joined)), ["id"])
     assert joined.conversations == len(rows.number) == sum(map(len, tables))
     assert len(set(rows.number.tolist())) == len(rows.number)
@@ -600,7 +601,7 @@ def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, po
     path = make_tables(tmp_path, images=12)
     file = path / "images" / "part-00001-of-00002.parquet"
     whole = file.read_bytes()
-    original = Joined.read_images
+    original = GroupedTables.read_images
 
     def breaking(damage):
         def read(self, names):
@@ -627,7 +628,7 @@ def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, po
         with monkeypatch.context() as patched:
             file.write_bytes(whole)
             patched.setattr(Table, "_read", Table._read)
-            patched.setattr(Joined, "read_images", breaking(damage))
+            patched.setattr(GroupedTables, "read_images", breaking(damage))
             with pytest.raises(OSError, match=rf"part-00001-of-00002.parquet: {message}"):
                 collate(path, on_bad_row=policy)
 

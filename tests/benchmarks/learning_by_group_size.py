@@ -79,11 +79,18 @@ class Run:
 @cache
 def flops_per_sample(group_size: int) -> float:
     """Forward and backward of a caption in pretraining at full size, its share of the image in it."""
-    from maya_vlm.training.model.flops import Learning, forward_flops, training_flops, visible_pairs
+    from maya_vlm.training.model.flops import (
+        TrainableParts,
+        forward_flops,
+        training_flops,
+        visible_pairs,
+    )
     from tests.benchmarks.gpu_full_size import full_size_config
 
     flops = forward_flops(full_size_config())
-    projector = Learning(False, True, False, (0.0,) * flops.layers, (0,) * flops.layers, False)
+    projector = TrainableParts(
+        False, True, False, (0.0,) * flops.layers, (0,) * flops.layers, False
+    )
     texts = [TEXT_TOKENS] * group_size
     return (
         training_flops(

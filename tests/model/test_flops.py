@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from maya_vlm.training.batches.collator import GroupCollator, pack_group
+from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
+from maya_vlm.training.batches.packing import pack_group
 from maya_vlm.training.model.adapters import add_adapter
 from maya_vlm.training.model.attention import dense_mask
 from maya_vlm.training.model.flops import (
     DECODERS,
     device_peak,
     forward_flops,
-    learning,
     measure_peak,
+    trainable_parts,
     training_flops,
     visible_pairs,
 )
@@ -57,7 +58,7 @@ def counted(model, backward: bool) -> int:
 
 def formula(model, **options) -> float:
     flops = forward_flops(model.config)
-    learns = learning(
+    learns = trainable_parts(
         ((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), model.config, flops
     )
     return training_flops(flops, learns, **work(model)[1], **options)

@@ -330,7 +330,7 @@ def test_buffers_keep_their_precision():
     """DeepSpeed casts a model with its buffers before training begins."""
     model = make("finetune")
     exact = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    keep = trainer.ExactBuffers(model)
+    keep = trainer.RestoreFp32Buffers(model)
     model.bfloat16()
     assert any(b.dtype != exact[n].dtype for n, b in model.named_buffers())
     keep.on_train_begin(None, None, None, model=model)
@@ -343,7 +343,7 @@ def test_buffers_keep_their_precision():
 def test_a_run_keeps_its_buffers(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        trainer.ExactBuffers, "on_train_begin", lambda *_, model, **__: begun.append(model)
+        trainer.RestoreFp32Buffers, "on_train_begin", lambda *_, model, **__: begun.append(model)
     )
     recipe = make_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers.models.cohere import modeling_cohere
 
-from maya_vlm.training.batches.collator import Encoded, lay_out, pack_group, shared_prefix
+from maya_vlm.training.batches.packing import Encoded, lay_out, pack_group, shared_prefix
 from maya_vlm.training.model.attention import block_mask, dense_mask, row_plan, set_attention
 from maya_vlm.training.run.trainer import add_pair_loss
 from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model

@@ -8,7 +8,7 @@ import torch
 
 from maya_vlm.training import cli
 from maya_vlm.training.model.assemble import build_maya
-from maya_vlm.training.model.flops import forward_flops, learning, visible_pairs
+from maya_vlm.training.model.flops import forward_flops, trainable_parts, visible_pairs
 from maya_vlm.training.model.freezing import apply_rules, parameter_groups
 from maya_vlm.training.recipe import RECIPES, AdapterRecipe, Rule, StageRecipe
 from maya_vlm.training.run.estimate import GPUS, estimate
@@ -220,7 +220,7 @@ def test_activations_are_not_more_than_estimated(decoder, rules):
     inputs = tiny_inputs(model.config, images=[3], text_tokens=40)
     inputs.pop("attention_mask")
     flops = forward_flops(model.config)
-    learns = learning(
+    learns = trainable_parts(
         ((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), model.config, flops
     )
     tokens = inputs["input_ids"].shape[1]

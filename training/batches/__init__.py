@@ -5,6 +5,6 @@ source.py: what it then is, a `GroupSource`: conversations, images, and a plan o
 groups.py: one that is held in memory
 joined.py, streaming.py: one that is read as it is trained on, joined from sorted tables
 encoding.py: conversations to tokens
-packing.py: which process computes which groups, in which rows
-collator.py: the tensors of a step
+packing.py: their tokens to trees with a shared prefix, balanced rows, and tensors
+collator.py: the batches of a process, with pixels
 """

@@ -1,10 +1,4 @@
-"""Groups to rows: tokens, positions, pixels, and which position predicts which token.
-
-The conversations of a group start with the same tokens (the turn's opening and the image). That
-common start is laid down once, the rest of each conversation follows as a branch whose positions
-restart behind the prefix. The first token of a branch is predicted from the prefix's last position,
-once per branch, which shifted labels cannot express: so a row carries explicit pairs
-`source` -> `labels`.
+"""The batches of a rank: the groups of each step are read, tokenised, packed and given their pixels.
 
 What cannot be trained on (a truncated image, an empty text, too many tokens) stops the run with the
 row's name, or is left out, counted and listed, as the recipe's policies say.
@@ -19,43 +13,15 @@ import torch
 
 from ..common.signals import end_by_parent_only
 from ..common.telling import one_line
-from ..model.attention import Layout, dense_mask, row_plan
+from ..model.attention import AttentionBackend
 from ..model.templates import find_template
 from ..rows.tables import row_name
 from .encoding import ConversationEncoder
-from .packing import divide
+from .packing import Encoded, Packed, balance_rows, lay_out, pack_group
 from .source import Conversation, GroupSource
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation in tokens. ids, trained: (n,); trained is True where a token is learned. index: its
-    number in the data."""
-
-    id: str
-    language: int
-    ids: np.ndarray
-    trained: np.ndarray
-    text_bytes: int
-    images: tuple[Any, ...]
-    source: int
-    index: int = -1
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A group's tokens: `prefix` once, then the branches. Pairs are (source, target) positions in
-    the tokens of each conversation."""
-
-    prefix: np.ndarray
-    branches: list[np.ndarray]
-    encoded: list[Encoded]
-
-    def __len__(self) -> int:
-        return len(self.prefix) + sum(map(len, self.branches))
 
 
 @dataclass(frozen=True)
@@ -74,146 +40,14 @@ class BadRow:
     action: Literal["skipped", "shortened"]
 
 
-def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
-    """How many tokens the conversations of a group share at their start.
-
-    Never reaches a trained token, nor takes a conversation's last token. 0 when their common start
-    does not hold all of their image: then nothing is worth sharing. One conversation alone is all
-    prefix.
-    """
-    if len(encoded) == 1:
-        return len(encoded[0].ids)
-    limit = min(min(int(e.trained.argmax()), len(e.ids) - 1) for e in encoded)
-    first = encoded[0].ids[:limit]
-    common = limit
-    for other in encoded[1:]:
-        different = np.flatnonzero(first[:common] != other.ids[:common])
-        if len(different):
-            common = int(different[0])
-    blocks = [int((e.ids == image_token).sum()) for e in encoded]
-    inside = int((first[:common] == image_token).sum())
-    return common if all(b == inside for b in blocks) and inside else 0
-
-
 class LongRow(ValueError):
     """A conversation is longer than max_length, and the recipe says stop."""
-
-
-def pack_group(
-    encoded: Sequence[Encoded], image_token: int, max_length: int | None = None
-) -> list[Packed]:
-    """The group as one tree; as several when it is longer than `max_length` tokens; as separate
-    conversations when they have no start in common."""
-    length = shared_prefix(encoded, image_token)
-    if length == 0:
-        return [Packed(e.ids, [], [e]) for e in encoded]
-    if len(encoded) == 1:
-        return [Packed(encoded[0].ids, [], list(encoded))]
-    branches = [e.ids[length:] for e in encoded]
-    if max_length is None or length + sum(map(len, branches)) <= max_length:
-        return [Packed(encoded[0].ids[:length], branches, list(encoded))]
-    trees: list[list[Encoded]] = []
-    room = 0
-    for item, branch in zip(encoded, branches, strict=True):
-        if not trees or len(branch) > room:
-            trees.append([])
-            room = max_length - length
-        trees[-1].append(item)
-        room -= len(branch)
-    # Fewer conversations may share a longer start, never a shorter one: what fitted still fits.
-    return [tree for part in trees for tree in pack_group(part, image_token)]
-
-
-def lay_out(
-    packed: Sequence[Packed], layout: Layout, languages: int, pad_token: int
-) -> dict[str, Any]:
-    """Tensors of a batch of groups, without pixels.
-
-    Returns:
-        input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
-        attention_mask: the dense mask (R, 1, N, N), or a stand-in.
-        plan: what `attention.row_plan` returns (not for "dense").
-        source (M,): index into R * N of the position that predicts; labels (M,): the token it
-        predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
-        trained text. padding: how many of the tokens are padding.
-    """
-    rows: list[dict[str, list]] = []
-    nothing: np.ndarray = np.zeros(0, np.int64)
-    source, target, language = [nothing], [nothing], [nothing]
-    text_bytes = torch.zeros(languages, dtype=torch.long)
-    sizes = [len(p) for p in packed]
-    width = max(sizes) if layout == "dense" else sum(sizes)
-    start = 0
-    for number, item in enumerate(packed):
-        if layout == "dense":
-            start = number * width
-        prefix = len(item.prefix)
-        ids, positions = [item.prefix], [np.arange(prefix)]
-        branch_of: list[np.ndarray] = [np.zeros(prefix, np.int64)]
-        offset = start + prefix
-        for j, branch in enumerate(item.branches):
-            ids.append(branch)
-            positions.append(np.arange(prefix, prefix + len(branch)))
-            branch_of.append(np.full(len(branch), j + 1))
-        for j, conversation in enumerate(item.encoded):
-            targets = np.flatnonzero(conversation.trained)
-            # A position of the prefix keeps its place; behind it the branch begins.
-            behind = offset - prefix
-            before: np.ndarray = targets - 1
-            source.append(np.where(before < prefix, start + before, behind + before))
-            target.append(conversation.ids[targets])
-            language.append(np.full(len(targets), conversation.language))
-            text_bytes[conversation.language] += conversation.text_bytes
-            if item.branches:
-                offset += len(item.branches[j])
-        rows.append(
-            {
-                "ids": np.concatenate(ids),
-                "positions": np.concatenate(positions),
-                "branch": np.concatenate(branch_of),
-            }
-        )
-        start += sizes[number]
-
-    batch: dict[str, Any] = {
-        "source": torch.from_numpy(np.concatenate(source)),
-        "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
-        "language": torch.from_numpy(np.concatenate(language).astype(np.int64)),
-        "text_bytes": text_bytes,
-        "padding": 0,
-    }
-    if layout != "dense":
-        batch["input_ids"] = torch.from_numpy(
-            np.concatenate([r["ids"] for r in rows]).astype(np.int64)
-        )[None]
-        batch["position_ids"] = torch.from_numpy(np.concatenate([r["positions"] for r in rows]))[
-            None
-        ]
-        batch["plan"] = row_plan(
-            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], layout
-        )
-        # A ready-made mask: keeps transformers from building one over the whole row.
-        batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        return batch
-
-    def fill(name: str, value: int) -> torch.Tensor:
-        out: np.ndarray = np.full((len(rows), width), value, np.int64)
-        for i, row in enumerate(rows):
-            out[i, : len(row[name])] = row[name]
-        return torch.from_numpy(out)
-
-    branch_ids = fill("branch", -1)
-    batch["padding"] = int((branch_ids < 0).sum())
-    batch["input_ids"] = fill("ids", pad_token)
-    batch["position_ids"] = fill("positions", 0)
-    batch["attention_mask"] = dense_mask(torch.zeros_like(branch_ids), branch_ids)
-    return batch
 
 
 class GroupCollator:
     """Turns one share of a step, {"step", "rank"}, into the rows that this rank computes.
 
-    The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.divide`; so the
+    The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.balance_rows`; so the
     groups of a step, and with them the result, do not depend on the number of processes.
 
     Conversations are tokenised when first seen and kept, but for those of streams; images are read
@@ -235,7 +69,7 @@ class GroupCollator:
         data: GroupSource,
         processor: Any,
         *,
-        layout: Layout = "segments",
+        layout: AttentionBackend = "segments",
         max_length: int | None = None,
         plan: Sequence[tuple[int, np.ndarray]] = (),
         batch_size: int = 1,
@@ -245,7 +79,7 @@ class GroupCollator:
     ):
         self.data = data
         self.processor = processor
-        self.layout: Layout = layout
+        self.layout: AttentionBackend = layout
         self.max_length = max_length
         self.plan = plan
         self.batch_size = batch_size
@@ -308,7 +142,7 @@ class GroupCollator:
                     encoded.append(found)
             if encoded:
                 trees += pack_group(encoded, self.image_token, self.max_length)
-        shares = divide([len(tree) for tree in trees], self.ranks, self.max_length)
+        shares = balance_rows([len(tree) for tree in trees], self.ranks, self.max_length)
         rows = [self._row([trees[i] for i in row], bad) for row in shares[rank]]
         return {"rows": rows, "bad_rows": bad}
 

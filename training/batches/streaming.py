@@ -30,7 +30,7 @@ from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
 from ..rows.picture_tables import is_content
 from ..rows.tables import DatasetFiles, Table, is_list, item_type
-from .joined import Filters, Joined, Rows
+from .joined import Filters, GroupedTables, GroupRows
 from .source import (
     Conversation,
     RowName,
@@ -51,7 +51,7 @@ class _Stream:
     """One dataset: its blocks, how its rows are read, and the number of its first row."""
 
     recipe: DataRecipe
-    joined: Joined
+    joined: GroupedTables
     reader: RowReader
     first: int
     number: int  # of the dataset in the stage
@@ -99,7 +99,7 @@ class _Window:
     """Blocks in memory: their groups in training order, and where each conversation is."""
 
     groups: list[np.ndarray]
-    rows: dict[int, Rows]  # by source
+    rows: dict[int, GroupRows]  # by source
     place: dict[int, tuple[int, int]]  # conversation -> (source, row)
     names: dict[int, set[str]] = field(default_factory=dict)  # of images, by source
     images: dict[int, dict[str, Any]] = field(default_factory=dict)  # read when first asked for
@@ -115,7 +115,7 @@ class StreamedGroups:
         files: of each recipe's dataset. buffer: images that are shuffled together.
 
     Raises:
-        ValueError, OSError: as `Joined`, and for columns of no known shape.
+        ValueError, OSError: as `GroupedTables`, and for columns of no known shape.
     """
 
     streamed = True
@@ -143,7 +143,7 @@ class StreamedGroups:
             )
             pictures = (*reader.pictured, *reader.addresses)
             block = max(1, buffer // TOGETHER)
-            joined = Joined(recipe.path, found, filters, block, pictures)
+            joined = GroupedTables(recipe.path, found, filters, block, pictures)
             stream = _Stream(recipe, joined, reader, first, len(self.sources))
             if joined.images is None:
                 stream.pictures = ImageStore(open_pictures(recipe, streamed=True))
@@ -173,7 +173,7 @@ class StreamedGroups:
                 "en or pt-BR, found none; repair the rows"
             )
         self.blocks = [(s, b) for s, source in enumerate(self.sources) for b in range(len(source.joined))]  # fmt: skip
-        self._windows: dict[_Name, _Window] = {}
+        self._windows: dict[_WindowKey, _Window] = {}
 
     def __len__(self) -> int:
         return sum(source.joined.conversations for source in self.sources)
@@ -325,11 +325,11 @@ class StreamedGroups:
                 return window.images[number].get(name)
         return joined.read_images([name]).get(name)
 
-    def _window(self, name: "_Name") -> _Window:
+    def _window(self, name: "_WindowKey") -> _Window:
         """Read a window, or find it read."""
         if name in self._windows:
             return self._windows[name]
-        rows: dict[int, Rows] = {}
+        rows: dict[int, GroupRows] = {}
         place: dict[int, tuple[int, int]] = {}
         for number in sorted({s for s, _ in name.blocks}):
             source = self.sources[number]
@@ -349,7 +349,7 @@ class StreamedGroups:
         self._windows[name] = _Window(groups, rows, place)
         return self._windows[name]
 
-    def _forget_all_but(self, names: Iterable["_Name"]) -> None:
+    def _forget_all_but(self, names: Iterable["_WindowKey"]) -> None:
         for name in set(self._windows) - set(names):
             del self._windows[name]
 
@@ -388,7 +388,7 @@ def _placeholder(value: Any, place: tuple[int, str, int]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Name:
+class _WindowKey:
     """What a window follows from. blocks: (source, block) pairs."""
 
     blocks: tuple[tuple[int, int], ...]
@@ -419,7 +419,7 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
         )
         self.per_epoch = int(self._counts.sum())
         self._length = self.per_epoch if groups is None else groups
-        self._epoch: tuple[int, list[_Name], np.ndarray] = (-1, [], np.zeros(0, np.int64))
+        self._epoch: tuple[int, list[_WindowKey], np.ndarray] = (-1, [], np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return self._length
@@ -438,20 +438,20 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
         self.data._forget_all_but(name for _, name, _ in places)
         return [(epoch, self.data._window(name).groups[i]) for epoch, name, i in places]
 
-    def _find(self, index: int) -> tuple[int, _Name, int]:
+    def _find(self, index: int) -> tuple[int, _WindowKey, int]:
         """(epoch, window, place in the window) of a group."""
         epoch, place = divmod(index, self.per_epoch)
         if self._epoch[0] != epoch:
             order = np.arange(len(self._counts))
             if self.shuffled:
                 order = np.random.default_rng([self.seed, epoch]).permutation(order)
-            names: list[_Name] = []
+            names: list[_WindowKey] = []
             starts = [0]
             for number in range(-(-len(order) // TOGETHER)):
                 window = order[number * TOGETHER : (number + 1) * TOGETHER].tolist()
                 blocks = tuple(self.data.blocks[i] for i in window)
                 names.append(
-                    _Name(blocks, (self.seed, epoch, number), self.group_size, self.shuffled)
+                    _WindowKey(blocks, (self.seed, epoch, number), self.group_size, self.shuffled)
                 )
                 starts.append(starts[-1] + int(self._counts[window].sum()))
             self._epoch = epoch, names, np.array(starts)

@@ -43,10 +43,10 @@ try:
 except ImportError:  # an older torch
     varlen_attn = None
 
-Layout = Literal["segments", "varlen", "flex", "dense"]
+AttentionBackend = Literal["segments", "varlen", "flex", "dense"]
 
 # What each layout's attention is called in transformers.
-IMPLEMENTATIONS: dict[Layout, str] = {
+IMPLEMENTATIONS: dict[AttentionBackend, str] = {
     "segments": "maya_segments",
     "varlen": "maya_varlen",
     "flex": "maya_flex",
@@ -56,8 +56,8 @@ COMPILERS = ("gcc", "clang")  # that Triton looks for
 
 
 def choose_attention(
-    wanted: Literal["auto"] | Layout, decoder: nn.Module, device: str, half: bool
-) -> Layout:
+    wanted: Literal["auto"] | AttentionBackend, decoder: nn.Module, device: str, half: bool
+) -> AttentionBackend:
     """How a run computes attention: as `wanted`; auto is flex on a GPU, else segments.
 
     Args:
@@ -75,7 +75,7 @@ def choose_attention(
     return wanted
 
 
-def _problem(layout: Layout, decoder: Any, device: str, half: bool) -> str:
+def _problem(layout: AttentionBackend, decoder: Any, device: str, half: bool) -> str:
     """Why the kernel of `layout` cannot be used, or nothing."""
     config = decoder.config
     dropout = getattr(config, "attention_dropout", 0.0)
@@ -101,7 +101,7 @@ def _problem(layout: Layout, decoder: Any, device: str, half: bool) -> str:
     return ""
 
 
-def set_attention(decoder: Any, layout: Layout) -> None:
+def set_attention(decoder: Any, layout: AttentionBackend) -> None:
     """Make a transformers decoder compute attention as `layout` says."""
     decoder.set_attn_implementation(IMPLEMENTATIONS[layout])
 
@@ -141,7 +141,9 @@ def block_mask(group: torch.Tensor, branch: torch.Tensor) -> BlockMask:
     return create_block_mask(visible, rows, None, length, length, device=group.device)
 
 
-def row_plan(groups: Sequence[tuple[int, Sequence[int]]], layout: Layout) -> dict[str, Any]:
+def row_plan(
+    groups: Sequence[tuple[int, Sequence[int]]], layout: AttentionBackend
+) -> dict[str, Any]:
     """What the attention function of `layout` is told about one row of groups.
 
     Args:

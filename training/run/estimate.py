@@ -26,11 +26,11 @@ from ..common.schema import read_mapping
 from ..model.flops import (
     DATA_SHEET,
     forward_flops,
-    learning,
     measure_peak,
+    trainable_parts,
     training_flops,
 )
-from ..model.freezing import decided, table
+from ..model.freezing import parameter_rates, table
 from ..model.loss import TILE
 from ..recipe import (
     Recipe,
@@ -161,10 +161,10 @@ def _estimate(
     except ValueError as error:
         notes.append(f"neither activations nor time: {error}")
         return result
-    learns = learning(
+    learns = trainable_parts(
         (
             (name, parameter.shape, rate is not None)
-            for name, parameter, rate in decided(model, stage.train, stage.adapter)
+            for name, parameter, rate in parameter_rates(model, stage.train, stage.adapter)
         ),
         config,
         flops,

@@ -16,8 +16,8 @@ from torch import nn
 from modeling_maya import MayaConfig, MayaForConditionalGeneration
 
 from ..model.adapters import add_adapter, bytes_saved
-from ..model.flops import Learning, head_size
-from ..model.freezing import decided, table
+from ..model.flops import TrainableParts, head_size
+from ..model.freezing import parameter_rates, table
 from ..recipe import Recipe, StageRecipe
 
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
@@ -109,7 +109,7 @@ def stage_memory(
         if stage.adapter is not None:
             saved = bytes_saved(model, stage.adapter, dtype.itemsize)
             add_adapter(model, stage.adapter, stage.train)
-    found = decided(model, stage.train, stage.adapter)
+    found = parameter_rates(model, stage.train, stage.adapter)
     trained = [(name, parameter) for name, parameter, rate in found if rate is not None]
     count = sum(p.numel() for _, p in trained)
     whole = sum(p.numel() for _, p, _ in found)
@@ -187,7 +187,7 @@ def optimizer_bytes(optim: str, trained: Sequence[tuple[str, nn.Parameter]], wid
 
 def activation_bytes(
     config: MayaConfig,
-    learns: Learning,
+    learns: TrainableParts,
     *,
     tokens: int,
     images: int,

@@ -27,10 +27,10 @@ from ..model.adapters import load_adapter, save_adapter
 from ..model.attention import flex_inputs
 from ..model.flops import (
     ForwardFlops,
-    Learning,
+    TrainableParts,
     device_peak,
     forward_flops,
-    learning,
+    trainable_parts,
     training_flops,
 )
 from ..model.freezing import parameter_groups
@@ -154,23 +154,23 @@ class MayaTrainer(SFTTrainer):
         # of positions, which with one for each token is what attention looks at.
         self._work = torch.zeros(3, dtype=torch.float64)
         self._positions = torch.zeros((), dtype=torch.float64)
-        self._flops: tuple[ForwardFlops, Learning] | None = None
+        self._flops: tuple[ForwardFlops, TrainableParts] | None = None
         with contextlib.suppress(ValueError):  # of an architecture not known there
             forward = forward_flops(model.config)
             named = ((n, p.shape, p.requires_grad) for n, p in model.named_parameters())
-            self._flops = forward, learning(named, model.config, forward)
+            self._flops = forward, trainable_parts(named, model.config, forward)
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         dtype = half or model.model.language_model.dtype
         # FLOP/s of this process's device, and whose number that is.
         self._peak, self.peak_source = device_peak(args.device, dtype)
         self._since = time.perf_counter()
-        self.add_callback(ExactBuffers(model))
+        self.add_callback(RestoreFp32Buffers(model))
         if schedule is not None:
             self.remove_callback(DefaultFlowCallback)
             self.add_callback(schedule)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
-            plugin.mixed_precision_policy = exact_sums()
+            plugin.mixed_precision_policy = fp32_reduce_policy()
         self.bad_rows_file: Path | None = None
         self._bad_rows: set[BadRow] = set()
 
@@ -536,7 +536,7 @@ def language_sums(
     return sums
 
 
-def exact_sums() -> MixedPrecisionPolicy:
+def fp32_reduce_policy() -> MixedPrecisionPolicy:
     """FSDP2 computes in bfloat16, but adds up gradients in float32 and leaves the loss as it comes.
 
     accelerate's own policy rounds the sums of losses to bfloat16, and the gradients of every rank.
@@ -544,7 +544,7 @@ def exact_sums() -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
-class ExactBuffers(TrainerCallback):
+class RestoreFp32Buffers(TrainerCallback):
     """Gives a model's buffers their precision back, which DeepSpeed takes with that of the weights.
 
     The frequencies of rotary positions rounded to bfloat16 are off by radians after a thousand tokens.

@@ -41,8 +41,9 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
     Raises FileNotFoundError or ValueError, in one line, where data or tokenizer is not here: nothing
     is downloaded for it but a tokenizer.
     """
-    from ..batches.collator import GroupCollator, pack_group
+    from ..batches.collator import GroupCollator
     from ..batches.open import open_groups
+    from ..batches.packing import pack_group
 
     for source in stage.data:
         if not Path(source.path).exists():
