@@ -143,7 +143,7 @@ def test_several_images_a_row_are_grouped_as_one(tmp_path):
     found = [sorted(p.tolist()) for _, p in data.plan(None, 8, 0)]
     assert sorted(found) == [[0, 2], [1, 4], [3], [5]]
     assert data.conversation(2).images == (0, 1)
-    batch = one_row(data, [0, 2], [5], [1, 4], [3], layout="dense")
+    batch = one_row(data, [0, 2], [5], [1, 4], [3], attention="dense")
     assert batch["pixel_values"].shape[0] == 2
     assert batch["image_index"].tolist() == [0, 1, 1, 0, 0]
     # The same rows in a second file, as another language's, and limited to some images.

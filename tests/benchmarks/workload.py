@@ -167,7 +167,7 @@ def maya_trainer(
         data_collator=GroupCollator(
             data,
             processor,
-            layout=layout,
+            attention=layout,
             plan=plan,
             batch_size=images,
         ),

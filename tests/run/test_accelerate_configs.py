@@ -141,7 +141,7 @@ def shares(config) -> list[dict[str, torch.Tensor]]:
         words = torch.randint(IMAGE_TOKEN + 1, VOCAB, (15,), generator=random).tolist()
         ids = torch.tensor([[5] + [IMAGE_TOKEN] * (images * config.image_seq_length) + words])
         source = torch.arange(ids.shape[1] - learned - 1, ids.shape[1] - 1)
-        share = {"input_ids": ids, "source": source, "labels": ids[0, source + 1]}
+        share = {"input_ids": ids, "logit_positions": source, "labels": ids[0, source + 1]}
         if images:
             share |= {"pixel_values": tiny_images(2), "image_index": torch.tensor([0, 1, 0])}
         result.append(share)

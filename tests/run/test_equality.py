@@ -245,7 +245,7 @@ def shifted_labels(batch, layout):
     width = batch["input_ids"].shape[1]
     positions = batch["position_ids"].flatten()
     keep = []
-    for i, source in enumerate(batch["source"].tolist()):
+    for i, source in enumerate(batch["logit_positions"].tolist()):
         following = source + 1
         same_row = following // width == source // width
         inside = same_row and positions[following] == positions[source] + 1
@@ -253,7 +253,10 @@ def shifted_labels(batch, layout):
         keep.append(bool(inside and token == batch["labels"][i]))
     keep = torch.tensor(keep)
     assert 0 < (~keep).sum() < len(keep), (targets, sources)
-    batch["source"], batch["labels"] = batch["source"][keep], batch["labels"][keep]
+    batch["logit_positions"], batch["labels"] = (
+        batch["logit_positions"][keep],
+        batch["labels"][keep],
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..common.signals import end_by_parent_only
+from ..common.signals import ignore_foreign_sigterm
 from ..common.telling import one_line
 from ..model.attention import AttentionBackend
 from ..model.templates import find_template
@@ -69,7 +69,7 @@ class GroupCollator:
         data: GroupSource,
         processor: Any,
         *,
-        layout: AttentionBackend = "segments",
+        attention: AttentionBackend = "segments",
         max_length: int | None = None,
         plan: Sequence[tuple[int, np.ndarray]] = (),
         batch_size: int = 1,
@@ -79,7 +79,7 @@ class GroupCollator:
     ):
         self.data = data
         self.processor = processor
-        self.layout: AttentionBackend = layout
+        self.attention: AttentionBackend = attention
         self.max_length = max_length
         self.plan = plan
         self.batch_size = batch_size
@@ -104,12 +104,12 @@ class GroupCollator:
         """{"rows": a list of tensors as `lay_out` returns, "bad_rows": a list of BadRow}; in a worker
         of a loader {"error": what it would raise elsewhere} if that is bad input.
 
-        A row with images has besides `pixel_values` of the distinct ones, and `image_index`, which
-        of them each block of image tokens is.
+        A row with images also has `pixel_values` of the distinct ones, and `image_index`, which of
+        them each block of image tokens is.
         """
         in_worker = torch.utils.data.get_worker_info() is not None
         if in_worker and not self._outlives:
-            end_by_parent_only()
+            ignore_foreign_sigterm()
             self._outlives = True
         try:
             return self._share(items)
@@ -171,7 +171,7 @@ class GroupCollator:
             # A rank with nothing to do still takes part: one token, nothing to learn.
             packed = [Packed(np.array([self.pad_token], np.int32), [], [])]
             assert not pixels
-        batch = lay_out(packed, self.layout, len(self.data.languages), self.pad_token)
+        batch = lay_out(packed, self.attention, len(self.data.languages), self.pad_token)
         if pixels:
             batch["pixel_values"] = torch.cat(list(pixels.values()))
             number = {name: n for n, name in enumerate(pixels)}

@@ -61,7 +61,7 @@ class GroupRows:
 
     table: n rows. number: (n,) int64, the row's number over all tables. block: (n,). key: (n,)
     int64, the same for rows about one image, ascending as the tables are sorted; -1 where a row names
-    none. language, task: n texts; what stands there where it is no language.
+    none. language, task: n strings; an invalid language is kept as found.
     """
 
     table: pa.Table

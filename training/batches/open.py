@@ -1,9 +1,8 @@
 """Opens the data of a stage, in memory or streamed."""
 
-import json
-import os
 from pathlib import Path
 
+from ..common.files import write_json
 from ..common.reading import read_json
 from ..recipe import StageRecipe
 from ..rows.tables import DatasetFiles, find_files
@@ -30,7 +29,5 @@ def open_groups(stage: StageRecipe, seed: int, pinned: Path | None = None) -> Gr
             find_files(r.path, r.config, r.split, r.revision, r.data_files) for r in stage.data
         ]
         if pinned is not None:
-            temporary = pinned.with_name(pinned.name + ".tmp")
-            temporary.write_text(json.dumps([vars(f) for f in files]), encoding="utf-8")
-            os.replace(temporary, pinned)
+            write_json(pinned, [vars(f) for f in files])
     return StreamedGroups(stage.data, files, stage.shuffle_buffer)

@@ -4,7 +4,7 @@ The conversations of a group start with the same tokens (the turn's opening and 
 common start is laid down once, the rest of each conversation follows as a branch whose positions
 restart behind the prefix. The first token of a branch is predicted from the prefix's last position,
 once per branch, which shifted labels cannot express: so a row carries explicit pairs
-`source` -> `labels`.
+`logit_positions` -> `labels`.
 
 The lengths of all groups of a step are known before an image is opened: a picture is always the
 same number of tokens. So every rank works out the same division of the step by itself, and no rank
@@ -39,7 +39,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Packed:
-    """A group's tokens: `prefix` once, then the branches. Pairs are (source, target) positions in
+    """A group's tokens: `prefix` once, then the branches. Pairs are (predicting, predicted) positions in
     the tokens of each conversation."""
 
     prefix: np.ndarray
@@ -142,7 +142,7 @@ def balance_rows(
 
 
 def lay_out(
-    packed: Sequence[Packed], layout: AttentionBackend, languages: int, pad_token: int
+    packed: Sequence[Packed], attention: AttentionBackend, languages: int, pad_token: int
 ) -> dict[str, Any]:
     """Tensors of a batch of groups, without pixels.
 
@@ -150,19 +150,19 @@ def lay_out(
         input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
         attention_mask: the dense mask (R, 1, N, N), or a stand-in.
         plan: what `attention.row_plan` returns (not for "dense").
-        source (M,): index into R * N of the position that predicts; labels (M,): the token it
+        logit_positions (M,): index into R * N of the position that predicts; labels (M,): the token it
         predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
         trained text. padding: how many of the tokens are padding.
     """
     rows: list[dict[str, list]] = []
     nothing: np.ndarray = np.zeros(0, np.int64)
-    source, target, language = [nothing], [nothing], [nothing]
+    predicting, target, language = [nothing], [nothing], [nothing]
     text_bytes = torch.zeros(languages, dtype=torch.long)
     sizes = [len(p) for p in packed]
-    width = max(sizes) if layout == "dense" else sum(sizes)
+    width = max(sizes) if attention == "dense" else sum(sizes)
     start = 0
     for number, item in enumerate(packed):
-        if layout == "dense":
+        if attention == "dense":
             start = number * width
         prefix = len(item.prefix)
         ids, positions = [item.prefix], [np.arange(prefix)]
@@ -177,7 +177,7 @@ def lay_out(
             # A position of the prefix keeps its place; behind it the branch begins.
             behind = offset - prefix
             before: np.ndarray = targets - 1
-            source.append(np.where(before < prefix, start + before, behind + before))
+            predicting.append(np.where(before < prefix, start + before, behind + before))
             target.append(conversation.ids[targets])
             language.append(np.full(len(targets), conversation.language))
             text_bytes[conversation.language] += conversation.text_bytes
@@ -193,13 +193,13 @@ def lay_out(
         start += sizes[number]
 
     batch: dict[str, Any] = {
-        "source": torch.from_numpy(np.concatenate(source)),
+        "logit_positions": torch.from_numpy(np.concatenate(predicting)),
         "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
         "language": torch.from_numpy(np.concatenate(language).astype(np.int64)),
         "text_bytes": text_bytes,
         "padding": 0,
     }
-    if layout != "dense":
+    if attention != "dense":
         batch["input_ids"] = torch.from_numpy(
             np.concatenate([r["ids"] for r in rows]).astype(np.int64)
         )[None]
@@ -207,7 +207,7 @@ def lay_out(
             None
         ]
         batch["plan"] = row_plan(
-            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], layout
+            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], attention
         )
         # A ready-made mask: keeps transformers from building one over the whole row.
         batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)

@@ -400,8 +400,8 @@ class _WindowKey:
 class StreamPlan(Sequence[tuple[int, np.ndarray]]):
     """Groups in training order, (epoch, conversations), found from their number alone.
 
-    A slice of it, such as a step, is read when it is taken; what the slice before needed and this one
-    does not is let go.
+    A slice of it, such as a step, is read when it is taken; data that only the previous slice needed is
+    released.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, handled for a while, and the end of its parent."""
+"""Signal handling and parent-death detection for long runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def handling(
+def signal_handlers(
     handler: Callable[[int, Any], Any],
     numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
 ) -> Iterator[None]:
-    """Have `handler(number, frame)` called for these signals; after the block, who was before.
+    """Install `handler(number, frame)` for these signals; restore the previous handlers on exit.
 
     A signal that was ignored from outside, as SIGINT is in a shell's background, stays ignored. In
     another thread than the main one, which alone may handle signals, nothing is changed.
@@ -61,7 +61,7 @@ def stopping(then: str) -> Iterator[None]:
         raise Interruption(number)
 
     try:
-        with handling(stop):
+        with signal_handlers(stop):
             yield
     except Interruption as error:
         number = signal.Signals(error.args[0])
@@ -105,7 +105,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def end_by_parent_only() -> None:
+def ignore_foreign_sigterm() -> None:
     """Have this process, a loader's worker, end with its parent or by a SIGTERM of it, and by no other
     signal of these.
 

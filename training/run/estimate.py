@@ -25,6 +25,7 @@ from modeling_maya import MayaConfig
 from ..common.schema import read_mapping
 from ..model.flops import (
     DATA_SHEET,
+    ForwardFlops,
     forward_flops,
     measure_peak,
     trainable_parts,
@@ -198,12 +199,23 @@ def _estimate(
     speed = processes * UTILISATION * device.peak
     seconds = work.steps * stage.batch_size * group / speed
     result = replace(result, flops_per_token=group / work.tokens, seconds=seconds)
-    if not stage.eval_data:
-        return result
+    return _with_evaluations(result, recipe, stage, config, flops) if stage.eval_data else result
+
+
+def _with_evaluations(
+    result: StageEstimate,
+    recipe: Recipe,
+    stage: StageRecipe,
+    config: MayaConfig,
+    flops: ForwardFlops,
+) -> StageEstimate:
+    """`result` with the time of evaluations of the stage's eval_data, or a note where that is not here."""
+    assert result.work is not None
+    speed = result.processes * UTILISATION * result.device.peak
     try:
         held_out = measure_work(recipe, replace(stage, data=stage.eval_data), config)
     except (OSError, ValueError) as error:
-        notes.append(f"evaluations are not counted: {' '.join(str(error).split())}")
+        result.notes.append(f"evaluations are not counted: {' '.join(str(error).split())}")
         return result
     forward = flops.total(
         tokens=held_out.tokens,
@@ -211,12 +223,13 @@ def _estimate(
         positions=held_out.positions,
         images=held_out.images,
     )
-    times = evaluations(stage, work)
-    notes.append(
+    times = evaluations(stage, result.work)
+    seconds = times * held_out.groups_per_epoch * forward / speed
+    result.notes.append(
         f"{times:,} evaluations of {held_out.groups_per_epoch:,} held-out groups: "
-        f"{format_time(times * held_out.groups_per_epoch * forward / speed)} of the time"
+        f"{format_time(seconds)} of the time"
     )
-    return replace(result, eval_seconds=times * held_out.groups_per_epoch * forward / speed)
+    return replace(result, eval_seconds=seconds)
 
 
 def this_device(cuda: bool) -> Device:

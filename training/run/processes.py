@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import in_one_line, is_bad_input
-from ..common.signals import Stopped, end_with_parent, handling
+from ..common.signals import Stopped, end_with_parent, signal_handlers
 from ..recipe import Recipe
 
 # A process that was asked to stop writes its message with this in front.
@@ -128,7 +128,7 @@ def _passing_on(asked: list[int]) -> Iterator[list[Any]]:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL if again else signal.SIGTERM)
 
-    with handling(pass_on):
+    with signal_handlers(pass_on):
         yield processes
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.signals import Interruption, Stopped, handling
+from ..common.signals import Interruption, Stopped, signal_handlers
 from ..recipe import AdapterRecipe, Recipe, StageRecipe, count_steps, template_owners
 from .checkpoints import newest_whole, read_state
 from .context import StageRun
@@ -50,7 +50,7 @@ def run_stage(
     model, processor, rows = _make_model(run)
     run.say(format_table(rows))
     args = stage_arguments(recipe, stage, folder, state)
-    layout = _prepare_decoder(run, model, args)
+    attention = _prepare_decoder(run, model, args)
     schedule, plan = _plan_steps(run, data, args)
     found = _newest_checkpoint(run, args)
     if found is not None:
@@ -59,7 +59,7 @@ def run_stage(
         done = read_state(found)
         if schedule.stops_early(done["log_history"]):
             args.max_steps = done["global_step"]
-    trainer = _make_trainer(run, model, processor, args, layout, schedule, data, plan, held)
+    trainer = _make_trainer(run, model, processor, args, attention, schedule, data, plan, held)
     return _train(run, trainer, found, rows)
 
 
@@ -183,11 +183,11 @@ def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
                 parameter.data = parameter.data.float()
     decoder = model.model.language_model
     half = args.bf16 or args.fp16 or decoder.dtype != torch.float32
-    layout = choose_attention(run.recipe.model.attention, decoder, run.state.device.type, half)
-    set_attention(decoder, layout)
-    compile_layers(decoder, run.stage.args, layout)
-    run.say(f"attention: {layout}")
-    return layout
+    attention = choose_attention(run.recipe.model.attention, decoder, run.state.device.type, half)
+    set_attention(decoder, attention)
+    compile_layers(decoder, run.stage.args, attention)
+    run.say(f"attention: {attention}")
+    return attention
 
 
 # ------------------------------------------------------------------------------ steps
@@ -248,7 +248,7 @@ def _make_trainer(
     model: Any,
     processor: Any,
     args: Any,
-    layout: Any,
+    attention: Any,
     schedule: Any,
     data: Any,
     plan: Sequence[Any],
@@ -268,7 +268,7 @@ def _make_trainer(
         }
     )
     options: dict[str, Any] = {
-        "layout": layout,
+        "attention": attention,
         "max_length": stage.args.get("max_length"),
         "batch_size": stage.batch_size,
         "ranks": ranks,
@@ -314,7 +314,7 @@ def _train(run: StageRun, trainer: Any, found: Path | None, rows: Sequence[Any])
     decoder = trainer.model.model.language_model
     # The trainer saves after the step in progress and stops; with no step left, the stage is finished
     # first.
-    with handling(ask):
+    with signal_handlers(ask):
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
         stop = signal.Signals(asked[0]) if asked else signal.SIGTERM
         if trainer.is_finished:

@@ -107,14 +107,14 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     work = output / WORK
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
-            anew = restart and (work / MANIFEST).is_file()
+            cleared = restart and (work / MANIFEST).is_file()
             manifest = make_manifest(recipe)
-            if not anew:
+            if not cleared:
                 check_manifest(output, manifest)
             work.mkdir(parents=True, exist_ok=True)
             refusal = f"another run is writing to {output}; wait for it or use another output_dir"
             stack.enter_context(only_one(work / LOCK, refusal))
-            if anew:
+            if cleared:
                 clear(output, recipe)
             else:  # another run may have begun and ended before the lock was held
                 if not check_manifest(output, manifest):

@@ -44,10 +44,10 @@ PARTIAL = ".partial"
 
 
 def add_pair_loss(model: PreTrainedModel) -> None:
-    """Teach `model(..., source=...)` to return what `token_losses` does of pairs instead of logits.
+    """Teach `model(..., logit_positions=...)` to return what `token_losses` does of pairs instead of logits.
 
     As TRL adds its own fused head: the call must go through the model's forward, because DDP and
-    FSDP prepare gradients there. Without `source` the forward is as before.
+    FSDP prepare gradients there. Without `logit_positions` the forward is as before.
 
     The head is called as a module, once: where weights are cut among ranks, that is what gathers
     them, and a collective in which all ranks must take part.
@@ -66,11 +66,11 @@ def add_pair_loss(model: PreTrainedModel) -> None:
     def forward(
         self: Any,
         *args: Any,
-        source: torch.Tensor | None = None,
+        logit_positions: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if source is None:
+        if logit_positions is None:
             return original(*args, **kwargs)
         labels = kwargs.pop("labels")
         if "group" in (kwargs.get("plan") or {}):
@@ -88,7 +88,7 @@ def add_pair_loss(model: PreTrainedModel) -> None:
         # that every rank calls every part once and in one order, as DDP, FSDP and ZeRO-3 need.
         scale = getattr(self.config.get_text_config(), "logit_scale", None)
         return self.get_output_embeddings()(
-            hidden.flatten(0, 1).index_select(0, source),
+            hidden.flatten(0, 1).index_select(0, logit_positions),
             labels=labels,
             scale=1.0 if scale is None else float(scale),
         )
@@ -146,7 +146,7 @@ class MayaTrainer(SFTTrainer):
         self._loss_shifts_labels = False
         # (languages, 4): sums of loss, right guesses, tokens, bytes since the last log.
         self._sums = torch.zeros(len(self.languages), 4, dtype=torch.float64)
-        # The same of a run that this one continues, behind its last log.
+        # The same sums restored from the checkpoint, accumulated since its last log line.
         self._sums_before = torch.zeros_like(self._sums)
         # Sum and number of the steps' losses, since the last log and since the stage began.
         self._step_losses = torch.zeros(2, 2, dtype=torch.float64)
@@ -423,7 +423,7 @@ class MayaTrainer(SFTTrainer):
             )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Takes up the sums for the next log line too."""
+        """Restore the sums for the next log line too."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             sums = read_sums(Path(checkpoint))

@@ -30,7 +30,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
 from ...common.files import write_bytes, write_json
-from ...common.signals import handling
+from ...common.signals import signal_handlers
 from ...rows.parquet import count_rows
 from .progress import UNITS, Progress
 from .units import Stopped, UnitManifest, Worker, check_unit, run_units
@@ -345,7 +345,7 @@ def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Sign
             elif number == signal.SIGINT:
                 process.kill()
 
-    with handling(handle):
+    with signal_handlers(handle):
         yield came
 
 
