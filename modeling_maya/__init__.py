@@ -1,4 +1,12 @@
-"""What Maya is: its configuration and its models, known to transformers' Auto classes."""
+"""What Maya is: its configuration and its models, known to transformers' Auto classes.
+
+- configuration_maya.py: the configuration.
+- modeling_maya.py: the models.
+- llava_cohere/: checkpoints of the original Maya, read, converted and written back.
+
+Only the modules named `*_maya.py` are Hub code, copied into every saved folder: they import one another,
+and neither `llava_cohere` nor `processing_maya`. `llava_cohere` may import both.
+"""
 
 from transformers import (
     AutoConfig,
@@ -8,7 +16,7 @@ from transformers import (
 )
 
 from .configuration_maya import MayaConfig
-from .llava_cohere import loading as convert_loading
+from .llava_cohere import loading
 from .modeling_maya import (
     CACHE,
     MayaForConditionalGeneration,
@@ -29,7 +37,7 @@ MayaModel.register_for_auto_class("AutoModel")
 MayaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 # Checkpoints of the original Maya (`llava_cohere`) load like any other.
-convert_loading.register()
+loading.register()
 
 __all__ = [
     "CACHE",

@@ -1,6 +1,18 @@
-"""What Maya reads: pictures and conversations to model inputs, known to transformers' Auto classes."""
+"""What Maya reads: pictures and conversations to model inputs, known to transformers' Auto classes.
 
-from pathlib import Path
+In the order of the flow:
+
+- image_loading_maya.py: pictures from files, URLs and bytes.
+- image_processing_maya.py: pictures to pixel values.
+- conversations_maya.py: conversations of every form to messages.
+- processing_maya.py: messages and pictures to model inputs.
+- templates.py: the chat templates in chat_templates/.
+- processing_llava_cohere.py: the processor of the original's checkpoints, which have none.
+
+Only the modules named `*_maya.py` are Hub code, copied into every saved folder: they import one another,
+and nothing else of this package. No module here knows `modeling_maya`; its `llava_cohere` room may use
+processing_llava_cohere.py.
+"""
 
 from transformers import AutoProcessor, PreTrainedConfig
 
@@ -11,8 +23,7 @@ from . import processing_llava_cohere
 from .conversations_maya import messages_from_conversations
 from .image_processing_maya import MayaImageProcessor
 from .processing_maya import MayaProcessor, add_image_token
-
-CHAT_TEMPLATES = ("maya", "aya", "plain")
+from .templates import CHAT_TEMPLATES, load_chat_template
 
 
 class _RegistryKey(PreTrainedConfig):
@@ -27,29 +38,6 @@ AutoProcessor.register(_RegistryKey, MayaProcessor)
 # Every save ships the code, so that the folder loads where this package is not installed.
 MayaImageProcessor.register_for_auto_class("AutoImageProcessor")
 MayaProcessor.register_for_auto_class("AutoProcessor")
-
-
-def load_chat_template(name: str, original_prompt: bool = False) -> str:
-    """Return the text of one of Maya's chat templates: `maya`, `aya` or `plain`.
-
-    `original_prompt=True` gives `plain` the original's generation prompt, "<image>\\n"; without
-    it the prompt is the image alone, as in training. The other templates have only one.
-    Raises ValueError for an unknown name.
-    """
-    if name not in CHAT_TEMPLATES:
-        raise ValueError(
-            f"Unknown chat template {name!r}, expected one of {', '.join(CHAT_TEMPLATES)}."
-        )
-    template = (Path(__file__).parent / "chat_templates" / f"{name}.jinja").read_text(
-        encoding="utf-8"
-    )
-    if original_prompt and name == "plain":
-        template = (
-            "{%- set original_prompt = true if original_prompt is undefined else original_prompt -%}\n"
-            + template
-        )
-    return template
-
 
 # Checkpoints of the original Maya (`llava_cohere`) have a processor too.
 processing_llava_cohere.register()

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from .image_processing_maya import MayaImageProcessor
 from .processing_maya import MayaProcessor, add_image_token
+from .templates import load_chat_template
 
 MODEL_TYPE = "llava_cohere"
 IMAGE_ASPECTS = {"pad": "pad", "square": "square", None: "square"}
@@ -27,8 +28,11 @@ def find_file(
 ) -> Path | None:
     """The path of a file in a folder or repository; None if the folder or repository has no such file.
 
-    With `quiet` also None for a repository that cannot be reached or read. Otherwise raises what
-    `huggingface_hub.hf_hub_download` raises.
+    Args:
+        quiet: return None, too, for a repository that cannot be reached or read.
+
+    Raises:
+        OSError, ValueError: without `quiet`, what `huggingface_hub.hf_hub_download` raises.
     """
     if Path(location).is_dir():
         path = Path(location) / (hub_kwargs.get("subfolder") or "") / name
@@ -51,9 +55,12 @@ def find_file(
 def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: Any) -> Any:
     """The original's tokenizer with `<image>` in a spare row of the decoder's `num_embeddings`.
 
-    The original's trainer saved `unk_token` as the string "null". Taken at its word, " null" in a text
-    becomes a special token, tokenises otherwise than in training and vanishes when decoded; so it is
-    taken for what was meant, none. Raises `ValueError` if no embedding row is spare.
+    The original's trainer saved a missing `unk_token` as the string "null". Read as it stands, it makes
+    " null" in a text a special token, which was none in training and vanishes when decoded. So it is
+    read as missing.
+
+    Raises:
+        ValueError: no embedding row is spare.
     """
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     path = find_file(location, "tokenizer_config.json", **hub_kwargs)
@@ -70,10 +77,14 @@ def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: A
 def read_image_processor(
     raw: dict[str, Any], image_size: int, tower_folders: list[Path]
 ) -> MayaImageProcessor:
-    """The image processor that `raw`, a `llava_cohere` config, and the vision tower it names describe.
+    """The image processor of a `llava_cohere` config `raw` and the vision tower that it names.
 
-    The tower's own `preprocessor_config.json` is followed if one of `tower_folders` has it; elsewhere SigLIP's
-    values hold (bicubic, mean and standard deviation 0.5), which every published tower has.
+    Args:
+        tower_folders: the first that has a `preprocessor_config.json` gives the values; without one
+            they are SigLIP's (bicubic, mean and standard deviation 0.5), as in every published tower.
+
+    Raises:
+        ValueError: an unknown `image_aspect_ratio`.
     """
     aspect = raw.get("image_aspect_ratio")
     if aspect not in IMAGE_ASPECTS:
@@ -108,8 +119,6 @@ def read_processor(
     tokenizer_kwargs: dict[str, Any] | None = None,
 ) -> MayaProcessor:
     """A `MayaProcessor` for a `llava_cohere` config `raw` and the tokenizer in a folder or repository."""
-    from . import load_chat_template
-
     loaded = read_tokenizer(tokenizer, num_embeddings, **(tokenizer_kwargs or {}))
     limit = raw.get("tokenizer_model_max_length")
     if isinstance(limit, int) and limit > 0:

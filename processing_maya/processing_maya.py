@@ -533,8 +533,9 @@ class MayaProcessor(ProcessorMixin):
         num_images: int | None = None,
         chat_template: str | None = None,
         name: str = "the conversation",
+        add_generation_prompt: bool = False,
     ) -> dict[str, list[int]]:
-        """Encode one conversation for training, without opening its images.
+        """Encode one conversation, for training or to be answered, without opening its images.
 
         Equal to `apply_chat_template(..., tokenize=True, return_dict=True,
         return_assistant_tokens_mask=True)`, and several times faster, as the number of tokens of
@@ -546,16 +547,20 @@ class MayaProcessor(ProcessorMixin):
             num_images (`int`, *optional*): checked against the image parts.
             chat_template (`str`, *optional*): another template than the processor's.
             name (`str`): what to call the conversation in errors, such as file and row.
+            add_generation_prompt (`bool`): end with the beginning of the assistant's answer, for a
+                model to continue. The conversation then needs no assistant turn.
 
         Returns `input_ids` (image tokens expanded) and `assistant_mask` (1 where the assistant
         speaks, end-of-turn included), two lists of the same length.
 
         Raises ValueError for everything that could not be learned as meant, see
-        `apply_chat_template`, and if nothing is learned at all.
+        `apply_chat_template`, and, without `add_generation_prompt`, if nothing is learned at all.
         """
         prepared = self._prepare_messages(messages, name, sanitize=True, num_images=num_images)
         try:
-            text, row_spans = self._render(prepared, chat_template)
+            text, row_spans = self._render(
+                prepared, chat_template, add_generation_prompt=add_generation_prompt
+            )
         except Exception as error:
             raise ValueError(f"{name}: {error}") from error
         _check_text(text, name)
@@ -566,7 +571,7 @@ class MayaProcessor(ProcessorMixin):
             raise ValueError(
                 f"{name}: {expected} images but {found} {self.image_token} placeholders after the chat template."
             )
-        if not any(mask):
+        if not add_generation_prompt and not any(mask):
             raise ValueError(f"{name}: no assistant turn, there is nothing to learn.")
         if found:
             expanded_ids: list[int] = []

@@ -1,11 +1,12 @@
-"""Dataset cards, filled from a build's manifest or from the parquet files: no number is typed."""
+"""Dataset cards, filled from a build's manifest: no number is typed."""
 
 from pathlib import Path
 from typing import Any
 
+from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.data.dataset.manifest_shape import FORMAT, check_manifest
 
-from .model import MARKER, NAMES, read_json, render, write_card
+from .model import MARKER, read_json, render, write_card
 
 SIZES = (
     (1_000, "n<1K"),
@@ -45,79 +46,16 @@ def write_dataset_card(folder: Path, repo_id: str | None = None) -> Path:
 
 
 def dataset_card(folder: Path, repo_id: str) -> str:
-    """The card of a dataset folder that has none of its own.
+    """The card of a dataset that `maya data build` made, from its manifest.
 
-    Made from the manifest of `maya data build` where there is one, else from the parquet files of a
-    folder in the mini dataset's layout.
-
-    Raises ValueError for a folder that is neither.
+    Raises ValueError for any other folder.
     """
     manifest = read_manifest(folder)
-    if manifest is not None:
-        return _built_card(folder, manifest, repo_id)
-    import pyarrow.parquet
-
-    languages = sorted(path.name for path in (folder / "texts").glob("*") if path.is_dir())
-    pictures = sorted((folder / "images").glob("*.parquet"))
-    if not languages or not pictures:
+    if manifest is None:
         raise ValueError(
-            f"{folder} is no dataset of ours: expected the manifest.json of `maya data build`, or "
-            "texts/<language>/<split>-*.parquet and images/*.parquet"
+            f"{folder}: expected the manifest.json of `maya data build`, or a README.md of its own, "
+            "found neither: write a README.md that names the dataset's configs"
         )
-    kinds = [kind for kind in ("texts", "instruct") if (folder / kind).is_dir()]
-    configs: list[dict[str, Any]] = []
-    rows = []
-    for kind in kinds:
-        for language in ("*", *languages):
-            whole = "all" if kind == "texts" else "instruct"
-            alone = language if kind == "texts" else f"instruct_{language}"
-            name = whole if language == "*" else alone
-            files = sorted(folder.glob(f"{kind}/{language}/*.parquet"))
-            splits = sorted({file.stem.split("-")[0] for file in files})
-            if not splits:
-                continue
-            data_files = [
-                {"split": split, "path": f"{kind}/{language}/{split}-*.parquet"} for split in splits
-            ]
-            entry: dict[str, Any] = {"config_name": name, "data_files": data_files}
-            if name == "all":
-                entry["default"] = True
-            configs.append(entry)
-            for split in splits if language == "*" else []:
-                count = sum(
-                    pyarrow.parquet.read_metadata(file).num_rows
-                    for file in files
-                    if file.stem.split("-")[0] == split
-                )
-                rows.append({"config": name, "split": split, "rows": count})
-    configs.append(
-        {"config_name": "images", "data_files": [{"split": "train", "path": "images/*.parquet"}]}
-    )
-    embedded = sorted({f.stem.split("-")[0] for f in (folder / "messages").glob("*.parquet")})
-    if embedded:
-        data_files = [{"split": s, "path": f"messages/{s}-*.parquet"} for s in embedded]
-        configs.append({"config_name": "messages", "data_files": data_files})
-    metadata = {
-        "language": languages,
-        "license": "unknown",
-        "task_categories": ["image-text-to-text", "visual-question-answering"],
-        "configs": configs,
-    }
-    values = {
-        "marker": MARKER,
-        "title": repo_id.rsplit("/", 1)[-1],
-        "repo_id": repo_id,
-        "images": sum(pyarrow.parquet.read_metadata(file).num_rows for file in pictures),
-        "languages": languages,
-        "default": "all",
-        "split": rows[0]["split"],
-        "image_split": "train",
-        "rows": rows,
-    }
-    return render("dataset.md.jinja", metadata, values)
-
-
-def _built_card(folder: Path, manifest: dict[str, Any], repo_id: str) -> str:
     counts = manifest["counts"]
     languages = list(counts["languages"])
     conversations = manifest["texts"] == "conversations"
@@ -155,7 +93,7 @@ def _built_card(folder: Path, manifest: dict[str, Any], repo_id: str) -> str:
         "column": "messages" if conversations else "caption",
         "messages": manifest["messages"] if "messages" in manifest["configs"] else None,
     }
-    return render("dataset_built.md.jinja", metadata, values)
+    return render("dataset.md.jinja", metadata, values)
 
 
 def _found(toxicity: dict[str, Any] | None) -> list[dict[str, Any]]:

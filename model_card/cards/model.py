@@ -9,10 +9,13 @@ from typing import Any
 
 import yaml
 
+from maya_vlm.training.common.files import write_text
+from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
 from maya_vlm.training.common.shapes import check_shape
 from maya_vlm.training.common.telling import one_line, printable
+from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
 
 from ..hub.content import weights_sha256
@@ -22,18 +25,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
-NAMES = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "es": "Spanish",
-    "ru": "Russian",
-    "hi": "Hindi",
-    "ja": "Japanese",
-    "ar": "Arabic",
-    "bn": "Bengali",
-    "ur": "Urdu",
-}
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
@@ -119,9 +110,10 @@ def licence_texts(folder: Path) -> str | None:
     works = _mini_works(recipe)
     rows = [("work", "by", "licence"), ("---", "---", "---")]
     rows += [(f"[{work.title}]({work.url})", work.author, work.licence) for work in works]
+    table = [f"| {' | '.join(row)} |" for row in rows]
     parts = [
         "# Credits and licences of the art and the texts this model was trained on\n",
-        "\n".join(_row(list(row)) for row in rows) + "\n",
+        "\n".join(table) + "\n",
         "The pictures were drawn small and on white for training; the model holds none of them.\n",
     ]
     for name in sorted({work.licence for work in works}):
@@ -172,9 +164,7 @@ def write_card(folder: Path, made: Callable[[], str]) -> bool:
     card = folder / "README.md"
     if card.is_file() and MARKER not in read_text(card):
         return False
-    temporary = card.with_name(".README.md.tmp")
-    temporary.write_text(made(), encoding="utf-8")
-    temporary.replace(card)
+    write_text(card, made())
     return True
 
 
@@ -299,11 +289,7 @@ def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
     languages = dict.fromkeys(found)
     if not languages and results is not None:
         languages = dict.fromkeys(languages_of(results))
-    order = list(NAMES)
-    return sorted(
-        languages,
-        key=lambda code: (code not in NAMES, order.index(code) if code in NAMES else 0, code),
-    )
+    return in_order(languages)
 
 
 def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -411,7 +397,3 @@ def _adapter(adapter: dict[str, Any]) -> str:
         parts.append(f"weights in {adapter['quantize']}")
     kind = {"lora": "LoRA", "dora": "DoRA"}.get(adapter.get("type", "lora"), "an adapter")
     return f"{kind} on the decoder ({', '.join(parts)}) {adapter.get('rate', '?')}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

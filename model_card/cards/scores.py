@@ -64,7 +64,7 @@ def weaknesses(results: Results) -> list[str]:
         measured = []
         for metric, measure in info["metrics"].items():
             value = _overall(results, task, metric)
-            if value is not None and metric not in ("tokens", info["metric"]):
+            if value is not None and measure["percent"] and metric != info["metric"]:
                 measured.append(f"{100 * value:.1f} % {measure['title']}")
         lines.append(
             f"Of {info['data']['requests']:,} answers to {info['title']}: {', '.join(measured)}."
@@ -78,9 +78,9 @@ def _beaten(rows: Iterable[Row], info: TaskInfo) -> tuple[list[str], int]:
     languages = [lang for lang in info["languages"] if (MODEL, lang) in scores]
     beaten = []
     for lang in languages:
-        rivals = [scores[run, lang]["high"] for run in BASELINES if (run, lang) in scores] + [
-            scores[CHANCE, lang]["value"]
-        ] * ((CHANCE, lang) in scores)
+        rivals = [scores[run, lang]["high"] for run in BASELINES if (run, lang) in scores]
+        if (CHANCE, lang) in scores:
+            rivals.append(scores[CHANCE, lang]["value"])
         own = scores[MODEL, lang]["low"]
         if own is not None and any(rival is not None and own <= rival for rival in rivals):
             beaten.append(lang)

@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from maya_vlm.training.common.files import files_sha256, sha256_file
+
 
 class Content:
     """A file that is not written to any more; each hash is taken once, when it is first asked for.
@@ -18,12 +20,14 @@ class Content:
     @cached_property
     def sha256(self) -> str:
         """Of the bytes, in hex: what the Hub calls a large file."""
-        return self._hash(hashlib.sha256())
+        return sha256_file(self.file)
 
     @cached_property
     def blob_id(self) -> str:
         """git's name of the file, in hex: what the Hub calls a small one."""
-        return self._hash(hashlib.sha1(b"blob %d\0" % self.size))
+        with self.file.open("rb") as file:
+            head = hashlib.sha1(b"blob %d\0" % self.size)
+            return hashlib.file_digest(file, lambda: head).hexdigest()
 
     def arrived(self, entry: Any) -> bool:
         """Whether a RepoFile of the Hub has these bytes; False for None."""
@@ -33,17 +37,7 @@ class Content:
             return entry.blob_id == self.blob_id
         return entry.lfs.sha256 == self.sha256
 
-    def _hash(self, digest: Any) -> str:
-        with self.file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-
 
 def weights_sha256(folder: Path) -> str:
-    """One hash over the safetensors files, as `results.json` has it."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors"), key=lambda file: file.name):
-        digest.update(file.name.encode())
-        digest.update(bytes.fromhex(Content(file).sha256))
-    return digest.hexdigest()
+    """One hash over the safetensors files, as `results.json` has it; "" where there are none."""
+    return files_sha256(folder.glob("*.safetensors")) or ""

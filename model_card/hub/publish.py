@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -51,14 +51,13 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     token: str | None = None,
-    include: Sequence[str] = (),
     tag: str | None = None,
     overwrite_card: bool = False,
 ) -> str:
     """Push a model or dataset folder to the Hub and return its address.
 
-    The folder must load before anything is sent. A card is written if there is none, and written
-    anew if this package wrote the one there is; a card that somebody wrote on the Hub stays as it is.
+    The folder must load before anything is sent. A card is written where there is none, and rewritten
+    where this package wrote it; a card that somebody wrote on the Hub is kept.
     recipe.yaml is sent without secrets and without paths of this machine. Readers see one commit that holds everything;
     weights and code, or data files, of an earlier push that this one does not have are removed in
     it. What arrived is compared with what was sent, by size and hash. A dataset goes to a branch
@@ -71,14 +70,13 @@ def publish(
         private: the repository is created private; one that exists must be.
         revision: the branch to push to, created if it does not exist; default: main.
         token: default: the one huggingface_hub finds.
-        include: patterns of further files to send, such as "optimizer.safetensors" or "logs/*".
         tag: of a dataset's commit; by default it names the content.
         overwrite_card: also replace a card that somebody wrote on the Hub.
 
     Raises:
         FileNotFoundError, ValueError: in one line, before anything is sent: the folder is no model
-            or dataset, does not load, has a link out of it, or `include` asks for pickles; the
-            repository is public where it was to be private.
+            or dataset, does not load, or has a link out of it; the repository is public where it was
+            to be private.
         OSError: in one line, what the Hub answered.
     """
     from huggingface_hub.utils import validate_repo_id
@@ -97,7 +95,7 @@ def publish(
         raise ValueError("tag: only for datasets")
     checked: dict[str, Content] = {}
     # Nothing outside of the folder is read or written, by the card's way either.
-    check_links(folder, kind, include)
+    check_links(folder, kind)
     if kind == "model":
         check_model(folder)
         _write_card(folder, repo_id)
@@ -106,7 +104,7 @@ def publish(
         write_dataset_card(folder, repo_id)
         check_configs(folder)
 
-    files, left_out = chosen_files(folder, kind, include)
+    files, left_out = chosen_files(folder, kind)
     print(f"sending {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
     if left_out:
         print(f"left out: {printable(', '.join(left_out))}")
@@ -124,7 +122,7 @@ def publish(
                     )
         for note in _paths_of_this_machine(folder, sources):
             print(f"note: {printable(note)}")
-        # What the check has hashed is held against what arrives.
+        # The hashes of the check are compared with what arrives.
         contents = {name: checked.get(name) or Content(path) for name, path in sources.items()}
         return _send(folder, contents, repo_id, kind, private, revision, token, tag, overwrite_card)
 
@@ -174,7 +172,7 @@ def _send(
 
 
 def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: str) -> None:
-    """One commit with all files, held against what was sent."""
+    """Send all files in one commit, and compare what arrived with what was sent."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     if branch != "main":
@@ -255,37 +253,26 @@ def check_model(folder: Path) -> None:
         raise ValueError(f"{folder} does not load: {error}") from error
 
 
-def chosen_files(
-    folder: Path, kind: str, include: Sequence[str] = ()
-) -> tuple[list[Path], list[str]]:
-    """The files to send, and the names of what is left out (a folder counts as one).
-
-    Raises ValueError where `include` asks for pickles or finds nothing.
-    """
-    everything = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    chosen, left_out = [], []
-    for pattern in include:
-        found = [path for path in everything if _is(path.relative_to(folder).as_posix(), [pattern])]
-        if not found:
-            raise ValueError(f"include: {pattern!r} matches nothing in {folder}")
-    for path in everything:
+def chosen_files(folder: Path, kind: str) -> tuple[list[Path], list[str]]:
+    """The files to send, and the names of what is left out (a folder counts as one)."""
+    chosen, left_out = [], set()
+    for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        asked = _is(name, include)
-        if asked and _is(name, PICKLES):
-            raise ValueError(f"include: {name} is a pickle, and those are not published")
-        if asked or _belongs(name, kind):
+        if not path.is_file():
+            continue
+        if _belongs(name, kind):
             chosen.append(path)
         else:
-            left_out.append(name.split("/")[0] + "/" if "/" in name else name)
-    return chosen, sorted(set(left_out))
+            left_out.add(name.split("/")[0] + "/" if "/" in name else name)
+    return chosen, sorted(left_out)
 
 
-def check_links(folder: Path, kind: str, include: Sequence[str] = ()) -> None:
+def check_links(folder: Path, kind: str) -> None:
     """Raise ValueError for a link out of the folder in the place of what is sent, or of the card."""
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_symlink() or not (_belongs(name, kind) or _is(name, include)):
+        if not path.is_symlink() or not _belongs(name, kind):
             continue
         # A loop resolves to itself, which is inside; nothing can be read through it.
         if not Path(os.path.realpath(path)).is_relative_to(root):

@@ -1,6 +1,6 @@
 """A dataset onto the Hub so that readers never see half of it.
 
-1. The folder is held against its manifest, and every config is loaded, whole and streamed.
+1. The folder is compared with its manifest, and every config is loaded, whole and streamed.
 2. Everything goes to a branch of its own, `publish-<hash of what is sent>`, some files a commit. The same
    command continues a branch that an earlier one left, and sends what is not there yet.
 3. What the branch holds is compared with what was sent, file by file, and every config is loaded
@@ -9,7 +9,7 @@
    among them. It is refused if somebody has committed in the meantime. Then it is tagged, and the
    branch is deleted.
 
-Until 4 nobody who reads `main` sees anything; that commit is whole or absent.
+Readers of `main` see nothing before step 4; that commit is whole or absent.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import Any
 
 import modeling_maya
 import processing_maya
+from maya_vlm.training.common.files import write_bytes
 from maya_vlm.training.common.models import check_weights, find_model
 from maya_vlm.training.common.reading import parse_json
 from maya_vlm.training.common.revisions import split_revision
@@ -123,7 +124,7 @@ def renew(
             renewed.checks = check_folder(folder, changes, trust_remote_code)
         if not dry_run:
             for name, content in changes.items():
-                _replace(folder / name, content)
+                write_bytes(folder / name, content)
         return renewed
     return _renew_repository(name, revision, trust_remote_code, check, dry_run, create_pr, token)
 
@@ -173,12 +174,6 @@ def _read(folder: Path) -> dict[str, bytes]:
         for path in folder.iterdir()
         if path.is_file() and path.suffix in wanted and path.stat().st_size < 2**22
     }
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.renewed")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 # ------------------------------------------------------------------------------ the check

@@ -6,24 +6,23 @@ translated or refused by name, never guessed.
 """
 
 import json
-import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from processing_maya.processing_llava_cohere import find_file
+from processing_maya.processing_llava_cohere import IMAGE_ASPECTS, MODEL_TYPE, find_file
 
 from ..configuration_maya import MayaConfig
-from .tensors import TensorRef, has_weights, read_json, read_weights
+from .files import read_json
 
-MODEL_TYPE = "llava_cohere"
 IMAGE_TOKEN = "<image>"
 # Written into every converted folder: what was made from what.
 RECORD = "conversion.json"
 
+TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 # The original's names of weights -> ours. A tower inside the checkpoint carries its wrapper's names.
 RENAMINGS = {
     r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
@@ -70,25 +69,6 @@ TRAINING_ONLY = {"mm_projector_lr", "mm_vision_tower_lr", "mm_hidden_size", "mm_
 # mm_* fields with the values that can be read, and what they mean for us.
 FEATURE_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 MERGE_TYPES = ("flat",)
-IMAGE_ASPECTS = {"pad": "pad", "square": "square", None: "square"}
-
-# Published SigLIP towers by size: width, layers, heads, MLP width. The number of heads cannot be read
-# from the shapes of weights. [config.json of google/siglip-* and google/siglip2-*]
-SIGLIP_SIZES = {
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
-    "so400m": (1152, 27, 16, 4304),
-    "giant-opt": (1536, 40, 16, 6144),
-}
-SIGLIP_PICTURES = {
-    "base": [(16, 224), (16, 256), (16, 384), (16, 512)],
-    "large": [(16, 256), (16, 384)],
-    "so400m": [(14, 224), (14, 384), (16, 256), (16, 384), (16, 512)],
-    "giant-opt": [(16, 256), (16, 384)],
-}
-SIGLIP_NAME = re.compile(
-    r"(?:^|/)siglip2?-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)(?:-[\w.-]+)?$"
-)
 
 
 def rename(key: str, table: dict[str, str]) -> str:
@@ -189,164 +169,15 @@ def text_config(raw: dict, where: str) -> dict[str, Any]:
     return text
 
 
-def local_tower(name: str, config_folder: Path | None) -> Path | None:
-    """The folder that `mm_vision_tower` names, if it is here: beside the config first, then from the current folder."""
-    places = [] if config_folder is None else [config_folder / name]
-    for place in [*places, Path(name).expanduser()]:
-        if (place / "config.json").is_file():
-            return place
-    return None
-
-
-def vision_config_of(folder: Path) -> dict[str, Any]:
-    """The SigLIP vision config of a tower's folder: on its own, or nested in that of a full SigLIP."""
-    where = folder / "config.json"
-    raw = read_json(where)
-    if raw.get("model_type") == "siglip":
-        raw = raw.get("vision_config") or {}
-    elif raw.get("model_type") != "siglip_vision_model":
-        raise ValueError(
-            f"{where}: model_type: found {raw.get('model_type')!r}, expected 'siglip' or 'siglip_vision_model'."
-        )
-    return _clean_vision({**raw, "model_type": "siglip_vision_model"})
-
-
-def _clean_vision(vision: dict[str, Any]) -> dict[str, Any]:
-    full = AutoConfig.for_model("siglip_vision_model").to_dict()
-    drop = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-    return {key: value for key, value in vision.items() if key in full and key not in drop}
-
-
-def _published_tower(name: str) -> dict[str, Any] | None:
-    match = SIGLIP_NAME.search(name)
-    if not match:
-        return None
-    return _siglip(match.group(1), int(match.group(2)), int(match.group(3)))
-
-
-def _siglip(size: str, patch: int, image: int) -> dict[str, Any]:
-    width, layers, heads, mlp = SIGLIP_SIZES[size]
-    return _clean_vision(
-        {
-            **AutoConfig.for_model("siglip_vision_model").to_dict(),
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "intermediate_size": mlp,
-            "patch_size": patch,
-            "image_size": image,
-        }
-    )
-
-
-TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
-
-
-def _tower_from_shapes(tensors: dict[str, TensorRef]) -> dict[str, Any] | None:
-    """The published SigLIP tower whose weights have these shapes, if exactly one does."""
-    shapes = {
-        key.removeprefix(TOWER_PREFIX): ref.shape
-        for key, ref in tensors.items()
-        if key.startswith(TOWER_PREFIX)
-    }
-    try:
-        width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
-        positions = shapes["embeddings.position_embedding.weight"][0]
-        mlp = shapes["encoder.layers.0.mlp.fc1.weight"][0]
-    except (KeyError, ValueError, IndexError):
-        return None
-    layers = len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")})
-    found = [
-        (size, patch, image)
-        for size, (a, b, _, c) in SIGLIP_SIZES.items()
-        for size_patch, image in SIGLIP_PICTURES[size]
-        if (a, b, c) == (width, layers, mlp)
-        and size_patch == patch
-        and (image // patch) ** 2 == positions
-    ]
-    return _siglip(*found[0]) if len(found) == 1 else None
-
-
-def resolve_vision_config(
-    raw: dict,
-    where: str,
-    *,
-    config_folder: Path | None = None,
-    override: dict[str, Any] | None = None,
-    tower: str | None = None,
-    hub_kwargs: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The whole vision tower's config, which a `llava_cohere` config only names.
-
-    In this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower` names, the
-    published SigLIP of that name, the record of a conversion, the repository of that name, the published
-    SigLIP whose shapes the weights in `config_folder` have. Raises `ValueError` if none of these knows it.
-    """
-    name = tower or raw["mm_vision_tower"]
-    if override is not None:
-        vision = dict(override if isinstance(override, dict) else override.to_dict())
-        vision = _clean_vision(
-            {**(_published_tower(name) or {}), **vision, "model_type": "siglip_vision_model"}
-        )
-    elif folder := local_tower(name, config_folder if tower is None else None):
-        vision = vision_config_of(folder)
-    elif published := _published_tower(name):
-        vision = published
-    elif config_folder is not None and (recorded := _recorded_tower(config_folder)):
-        vision = recorded
-    else:
-        vision = _tower_elsewhere(name, where, config_folder, hub_kwargs or {})
-    width = AutoConfig.for_model(**vision).hidden_size
-    named = raw.get("mm_hidden_size", width)
-    if named != width:
-        raise _unknown(where, "mm_hidden_size", named, f"{width}, the width of {name}")
-    return vision
-
-
-def _recorded_tower(folder: Path) -> dict[str, Any] | None:
-    """The tower's config in the record of a checkpoint that the converter wrote."""
-    if not (folder / RECORD).is_file():
-        return None
-    vision = read_json(folder / RECORD).get("vision_config")
-    return (
-        _clean_vision({**vision, "model_type": "siglip_vision_model"})
-        if isinstance(vision, dict)
-        else None
-    )
-
-
-def _tower_elsewhere(
-    name: str, where: str, folder: Path | None, hub_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    hint = (
-        "give its folder (for `maya convert`: --vision-tower) or its values: "
-        "AutoConfig.from_pretrained(..., vision_config={'num_attention_heads': ..., ...})"
-    )
-    try:
-        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
-            config = AutoConfig.from_pretrained(name, **hub_kwargs)
-            vision = getattr(config, "vision_config", config)
-            if vision.model_type == "siglip_vision_model":
-                return _clean_vision(vision.to_dict())
-            raise ValueError(
-                f"{where}: mm_vision_tower: found {name!r}, a {vision.model_type}, expected a SigLIP vision tower."
-            )
-    except OSError:
-        pass
-    if folder is not None and has_weights(folder):
-        tensors = read_weights(folder, pickles=False)
-        if vision := _tower_from_shapes(tensors):
-            return vision
-    raise ValueError(
-        f"{where}: mm_vision_tower: found {name!r}, which is no folder here and no repository that can be reached; "
-        f"its number of attention heads is not in the weights: {hint}."
-    )
-
-
 def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
     """The embedding row for `<image>`: where the tokenizer has it, else its first id after all tokens.
 
-    `files` maps `tokenizer.json` and `tokenizer_config.json` to their paths, as far as they exist.
+    Args:
+        files: paths of `tokenizer.json` and `tokenizer_config.json`, as far as they exist.
+
+    Raises:
+        FileNotFoundError: no tokenizer.
+        ValueError: no row is spare.
     """
     ids: dict[str, int] = {}
     if "tokenizer.json" in files:
@@ -391,9 +222,11 @@ def to_maya(
     image_token_id: int,
     text: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A `MayaConfig` as a dict, from the original's config and what that does not say itself.
+    """Translate the original's config to that of a `MayaConfig`, as a dict.
 
-    `text` replaces the decoder's part, for a projector that is joined to a decoder kept elsewhere.
+    Args:
+        vision_config, image_token_id: what the original's config does not say itself.
+        text: replaces the decoder's part, for a projector that is joined to a decoder kept elsewhere.
     """
     check_model_type(raw, where)
     check_mm_fields(raw, where)
@@ -420,9 +253,13 @@ def to_maya(
 def to_llava_cohere(
     config: MayaConfig, *, vision_tower: str, image_aspect: str, original: dict | None = None
 ) -> dict[str, Any]:
-    """The original's config.json for a Maya model; `original` is the one it was converted from, if it was.
+    """Translate a Maya's config to the original's config.json.
 
-    Raises `ValueError` for a model that the original's code cannot express.
+    Args:
+        original: the config that the model was converted from, if it was; its spelling is kept.
+
+    Raises:
+        ValueError: the original's code cannot express the model.
     """
     text: Any = config.text_config
     vision: Any = config.vision_config
@@ -503,12 +340,3 @@ def read_raw(location: str | os.PathLike, **hub_kwargs: Any) -> dict:
     """config.json of a folder or repository as it stands."""
     raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
     return json.loads(json.dumps(raw))
-
-
-def human(nbytes: float) -> str:
-    """A size in GB (10^9) or smaller units, for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000 or unit == "GB":
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3f} {unit}"
-        nbytes /= 1000
-    raise AssertionError(math.nan)

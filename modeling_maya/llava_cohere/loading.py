@@ -15,28 +15,25 @@ import torch
 from transformers import AutoConfig
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from processing_maya.processing_llava_cohere import find_file
+from processing_maya.processing_llava_cohere import HUB_KWARGS, MODEL_TYPE, find_file
 
 from ..configuration_maya import MayaConfig
 from ..modeling_maya import MayaForConditionalGeneration, MayaPreTrainedModel
 from .config import (
     BACKWARD_RENAMINGS,
     DERIVED_BUFFERS,
-    MODEL_TYPE,
     RENAMINGS,
     TOWER_PREFIX,
     check_mm_fields,
     check_model_type,
     read_raw,
     rename,
-    resolve_vision_config,
     spare_row,
     to_maya,
     tokenizer_files,
 )
 from .tensors import TensorRef, check_shapes, read_weights
-
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+from .vision_config import resolve_vision_config
 
 
 def read_config(
@@ -47,7 +44,9 @@ def read_config(
 ) -> dict[str, Any]:
     """A `MayaConfig` dict for the `llava_cohere` config `raw` that was read from `location`.
 
-    `overrides` may hold `vision_config` and `image_token_id`, for a tower or tokenizer that cannot be found.
+    Args:
+        overrides: may hold `vision_config` and `image_token_id`, for a tower or tokenizer that cannot
+            be found.
     """
     overrides = overrides or {}
     folder = Path(location) if location is not None and Path(location).is_dir() else None
@@ -90,8 +89,11 @@ class LlavaCohereConfig(MayaConfig):
 
 
 def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a full `llava_cohere` checkpoint, in the order of the original's
-    modules: decoder, whole vision tower, projector; no head unless it is untied."""
+    """Name and shape of every tensor of a full `llava_cohere` checkpoint.
+
+    In the order of the original's modules: decoder, whole vision tower, projector; a head only if it
+    is untied.
+    """
     whole = MayaConfig(**{**_plain(config), "vision_keep_unused_weights": True})
     with torch.device("meta"):
         model = MayaForConditionalGeneration(whole)
@@ -133,9 +135,13 @@ def native_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: str) -> list[str]:
-    """Compare a checkpoint's tensors with what its config says; returns the names of derived buffers in it.
+    """Compare a checkpoint's tensors with what its config says.
 
-    Raises `ValueError` naming file, tensor, found and expected.
+    Returns:
+        The names of buffers in it that are computed, not learned.
+
+    Raises:
+        ValueError: names file, tensor, found and expected.
     """
     derived = [key for key in tensors if DERIVED_BUFFERS.search(key)]
     expected = llava_cohere_shapes(config)
@@ -202,9 +208,8 @@ def register() -> None:
         kind = raw.get("model_type", cls.model_type)
         if kind == MODEL_TYPE:
             raw = read_config(raw, location, kwargs, **hub_kwargs)
-        elif (
-            kind != cls.model_type
-        ):  # transformers would warn, and build a Maya of the default size
+        elif kind != cls.model_type:
+            # transformers would warn, and build a Maya of the default size.
             raise ValueError(
                 f"{Path(str(location)) / 'config.json'}: model_type: found {kind!r}, expected {cls.model_type!r} or "
                 f"{MODEL_TYPE!r}."

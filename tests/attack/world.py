@@ -128,7 +128,8 @@ def write_recipe(folder: Path, steps: int) -> None:
 
 
 def _build(folder: Path) -> None:
-    from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+    from maya_vlm.training.data.dataset.layout import assemble
+    from maya_vlm.training.data.dataset.plan import LayoutPlan
     from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 
     write_source(folder / "in", rows_of(12))

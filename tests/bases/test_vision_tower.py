@@ -19,23 +19,27 @@ from transformers import AutoImageProcessor, AutoModel, SiglipVisionModel
 
 from maya_vlm.training.bases.augmentation import AugmentationRecipe, augment
 from maya_vlm.training.bases.text_codes import ngram_buckets
-from maya_vlm.training.bases.vision_tower import train as vision_tower
-from maya_vlm.training.bases.vision_tower.train import (
+from maya_vlm.training.bases.vision_tower import classes as first_part
+from maya_vlm.training.bases.vision_tower.classes import train_classes
+from maya_vlm.training.bases.vision_tower.dataset import read_dataset
+from maya_vlm.training.bases.vision_tower.memory import class_keys, class_scores, write_memory
+from maya_vlm.training.bases.vision_tower.network import (
     CaptionEncoder,
-    TowerTrainer,
-    VisionTowerRecipe,
-    _Run,
-    class_scores,
-    read_dataset,
+    TowerWithHeads,
+    read_classes,
     read_features,
-    read_vision_tower_recipe,
     scale_stream,
-    train_vision_tower,
-    write_memory,
 )
+from maya_vlm.training.bases.vision_tower.recipe import VisionTowerRecipe
+from maya_vlm.training.bases.vision_tower.run import TowerRun
+from maya_vlm.training.bases.vision_tower.train import train_vision_tower
+from maya_vlm.training.common.schema import build as from_mapping
+from maya_vlm.training.common.schema import read_mapping
+from maya_vlm.training.run.train import train
 
-SHIPPED_RECIPE = Path(vision_tower.__file__).parents[2] / "recipes" / "bases" / "vision_tower.yaml"
-SHIPPED_TOWER = Path(vision_tower.__file__).parents[1] / "mini" / "vision_tower"
+TRAINING = Path(first_part.__file__).parents[2]
+SHIPPED_RECIPE = TRAINING / "recipes" / "bases" / "vision_tower.yaml"
+SHIPPED_TOWER = TRAINING / "bases" / "mini" / "vision_tower"
 STYLES = ("round", "square", "line")  # two to train on, one to validate on
 CONCEPTS = 12
 HELD_OUT = "c03"
@@ -183,6 +187,12 @@ def trained(recipe, tmp_path_factory) -> Path:
     return train_vision_tower(recipe, tmp_path_factory.mktemp("tower") / "out")
 
 
+def read_recipe(path: Path) -> VisionTowerRecipe:
+    values = read_mapping(path)
+    assert values.pop("kind") == "vision_tower"
+    return from_mapping(VisionTowerRecipe, values, str(path))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return SiglipVisionModel.from_pretrained(folder, dtype=torch.float32).state_dict()
 
@@ -218,7 +228,7 @@ def test_saved_folder_is_complete_and_small(trained, recipe):
     assert isinstance(tower, SiglipVisionModel)
     assert tower.dtype == torch.float16
     assert (trained / "model.safetensors").stat().st_size < 2 * tower.num_parameters() + 20_000
-    assert read_vision_tower_recipe(trained / "recipe.yaml") == recipe
+    assert read_recipe(trained / "recipe.yaml") == recipe
 
 
 def test_what_all_pictures_share_is_taken_out(trained, recipe):
@@ -237,7 +247,7 @@ def test_processor_gives_what_the_tower_was_trained_on(trained, dataset_folder):
 
 
 def test_before_last_is_what_maya_reads(recipe):
-    model = TowerTrainer(recipe, torch.eye(3, recipe.hidden_size), 2).eval()
+    model = TowerWithHeads(recipe, torch.eye(3, recipe.hidden_size), 2).eval()
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         classes = model.classes(pixels.float() / 127.5 - 1)
@@ -253,7 +263,7 @@ def test_a_memory_answers_to_each_key_with_its_code(recipe):
     recipe = dataclasses.replace(recipe, num_hidden_layers=5, code_layers=3, memory_layers=2)
     generator = torch.Generator().manual_seed(0)
     codes, keys = F.normalize(torch.randn(2, 60, 32, generator=generator), dim=2)
-    model = TowerTrainer(recipe, codes, 2).eval()
+    model = TowerWithHeads(recipe, codes, 2).eval()
     # Each patch shows a part of what the mean over four shows whole.
     shown = torch.cat([keys, -keys[:5]])[:, None] * 0.2
     noise = torch.randn(len(shown), 4, 32, generator=generator) * 0.05
@@ -275,10 +285,10 @@ def test_a_memory_answers_to_each_key_with_its_code(recipe):
 
 
 def test_class_scores_order_the_classes_as_the_concept_head_does(recipe, tmp_path):
-    run = _Run(recipe, read_dataset(recipe), tmp_path)
-    run.train()
-    features = run._lower(run.dataset.train.pixels)
-    keys, mean = run._class_keys(features)
+    run = TowerRun(recipe, read_dataset(recipe), tmp_path)
+    train_classes(run)
+    features = read_classes(run.model, run.dataset.train.pixels)
+    keys, mean = class_keys(run.model, features)
     scores = class_scores(features, keys)
     assert float(scores.std()) == pytest.approx(1.0, rel=1e-3)
     assert float(scores.mean()) == pytest.approx(mean, abs=1e-3)
@@ -295,7 +305,7 @@ def test_a_memory_too_small_for_the_concepts_is_refused_before_training(recipe, 
 
 @pytest.mark.parametrize("deviation", [1.0, 0.2])
 def test_scaling_the_stream_changes_nothing_but_its_size(recipe, deviation):
-    model = TowerTrainer(recipe, torch.eye(3, recipe.hidden_size), 2).eval()
+    model = TowerWithHeads(recipe, torch.eye(3, recipe.hidden_size), 2).eval()
     pixels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     before = read_features(model.tower, pixels)
     with torch.no_grad():
@@ -323,15 +333,15 @@ def test_a_broken_off_run_continues_to_the_same_weights(recipe, trained, tmp_pat
     class Cut(Exception):
         pass
 
-    loss = vision_tower._Run._loss
+    losses = first_part.class_losses
 
     def cut(run):
         if run.step == 47:
             raise Cut
-        return loss(run)
+        return losses(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vision_tower._Run, "_loss", cut)
+        patch.setattr(first_part, "class_losses", cut)
         with pytest.raises(Cut):
             train_vision_tower(recipe, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["training_state.safetensors"]
@@ -397,21 +407,31 @@ def test_what_the_dataset_lacks_is_named(recipe, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps is 0, expected a positive number"),
-        ({"steps": "many"}, "steps is 'many', expected a whole number"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast', expected a number"),
-        ({"learning_rate": float("nan")}, "expected a finite number"),
-        ({"label_smoothing": 1.5}, "expected at most 1"),
-        ({"mixed_share": 1.5}, "mixed_share is 1.5, expected at most 1"),
+        ({"steps": 0}, "steps: expected 1 or more, found 0"),
+        ({"steps": 20_000_000}, "steps: expected 1 or more and at most 10,000,000"),
+        ({"steps": "many"}, 'steps: expected a whole number, found text "many"'),
+        ({"learning_rate": "fast"}, 'learning_rate: expected a number, found text "fast"'),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate: expected a number, found nan, which is not finite",
+        ),
+        ({"label_smoothing": 1.5}, "label_smoothing: expected 0 or more and at most 1, found 1.5"),
+        ({"mixed_share": 1.5}, "mixed_share: expected 0 or more and at most 1, found 1.5"),
         ({"memory_steps": 20}, "unknown key 'memory_steps'"),
-        ({"train_styles": []}, "train_styles is .*expected a non-empty list"),
-        ({"validation_styles": ["round"]}, "round is both a train and a validation style"),
-        ({"num_hidden_layers": 3}, "at least 4"),
-        ({"memory_layers": 3}, "memory_layers is 3, of 2 code_layers"),
-        ({"num_attention_heads": 5}, "does not divide"),
-        ({"patch_size": 32}, "smaller than patch_size"),
-        ({"storage_dtype": "int4"}, "storage_dtype 'int4' is not one of"),
-        ({"augmentation": {"blurr": 0.1}}, "unknown key 'blurr'"),
+        ({"train_styles": []}, "train_styles: expected at least one name, found none"),
+        (
+            {"validation_styles": ["round"]},
+            "validation_styles: expected other .*, found round in both",
+        ),
+        ({"num_hidden_layers": 3}, "num_hidden_layers: expected at least 4"),
+        ({"memory_layers": 3}, "memory_layers: expected at most code_layers, 2, found 3"),
+        (
+            {"num_attention_heads": 5},
+            "hidden_size: expected a multiple of num_attention_heads, 5, found 32",
+        ),
+        ({"patch_size": 32}, "image_size: expected at least patch_size, 32, .* found 16"),
+        ({"storage_dtype": "int4"}, "storage_dtype: expected one of .*, found 'int4'"),
+        ({"augmentation": {"blurr": 0.1}}, "unknown key 'augmentation.blurr'"),
         ({"augmentation": {"blur": 2.0}}, "expected a probability"),
         ({"augmentation": {"outline": 0.9, "blur": 0.9}}, "at most one of them"),
         ({"speed": 3}, "unknown key 'speed'"),
@@ -422,24 +442,25 @@ def test_bad_recipes_are_named_in_one_line(recipe, tmp_path, change, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match=message) as error:
-        read_vision_tower_recipe(path)
+        read_recipe(path)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["kind: language_model", "- 1", "a: [", ""])
+@pytest.mark.parametrize("text", ["kind: tower", "kind: vision_tower", "- 1", "a: [", ""])
 def test_a_file_that_is_no_such_recipe(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"recipe\.yaml: ") as error:
-        read_vision_tower_recipe(path)
+        train(str(path), output_dir=str(tmp_path / "out"))
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_keys_are_named(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("kind: vision_tower\ndata: x\nlanguages: [en]\n")
-    with pytest.raises(ValueError, match="missing train_styles, validation_styles"):
-        read_vision_tower_recipe(path)
+    with pytest.raises(ValueError, match="train_styles: missing; expected a list of text"):
+        read_recipe(path)
 
 
 def test_augmentation_is_repeatable_in_range_and_leaves_its_input_alone():
@@ -486,7 +507,7 @@ def test_captions_to_vectors():
 
 
 def test_the_shipped_recipe_is_valid_and_leaves_the_test_style_alone():
-    recipe = read_vision_tower_recipe(SHIPPED_RECIPE)
+    recipe = read_recipe(SHIPPED_RECIPE)
     assert "twemoji" not in [*recipe.train_styles, *recipe.validation_styles]
     assert recipe.validation_styles == ["openmoji"]
 
@@ -499,8 +520,8 @@ def test_the_shipped_tower_loads_and_reads_pictures():
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert tower.num_parameters() == metrics["parameters"]
-    recipe = read_vision_tower_recipe(SHIPPED_TOWER / "recipe.yaml")
-    assert recipe == read_vision_tower_recipe(SHIPPED_RECIPE)
+    recipe = read_recipe(SHIPPED_TOWER / "recipe.yaml")
+    assert recipe == read_recipe(SHIPPED_RECIPE)
     pixels = torch.randint(0, 256, (2, 3, recipe.image_size, recipe.image_size), dtype=torch.uint8)
     features = read_features(tower, pixels)
     patches = (recipe.image_size // recipe.patch_size) ** 2

@@ -37,12 +37,8 @@ def make_checkpoint(folder: Path, nbytes: int, max_shard: str) -> dict[str, int]
     import torch
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    from modeling_maya.llava_cohere.tensors import (
-        CHUNK_BYTES,
-        TensorRef,
-        write_json,
-        write_safetensors,
-    )
+    from modeling_maya.llava_cohere.files import write_json
+    from modeling_maya.llava_cohere.tensors import CHUNK_BYTES, TensorRef, write_safetensors
     from tests.modeling_maya.llava_cohere import tiny_original
 
     width, mlp, heads, rows = 2048, 8192, 16, 64000

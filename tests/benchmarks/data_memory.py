@@ -70,7 +70,8 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def measure_sources(folder: Path) -> dict:
-    from maya_vlm.training.data.sources.step import SourcePlan, build_sources
+    from maya_vlm.training.data.sources.plan import SourcePlan
+    from maya_vlm.training.data.sources.step import build_sources
 
     plan = SourcePlan("llava", str(folder / "rows.json"), language="en", task="caption")
     imports, begun = bytes_of("VmHWM"), time.perf_counter()

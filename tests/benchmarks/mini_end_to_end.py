@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from maya_vlm.model_card.cards.dataset import write_dataset_card
 from maya_vlm.training.data.build import build_dataset
-from maya_vlm.training.data.review.sheets import read_review, write_reviews
+from maya_vlm.training.data.reviews import read_review, write_reviews
 from tests.helpers.endpoint_server import Faults, endpoint_process, stats
 from tests.helpers.hub_server import HubServer
 from tests.helpers.languages import MINI

@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 from maya_vlm.training.data.checks.rules import HARD, CheckPlan, RowChecker  # noqa: E402
 from maya_vlm.training.data.translation.worker import TRANSLATED  # noqa: E402
-from maya_vlm.training.data.verification.step import VerificationPlan  # noqa: E402
+from maya_vlm.training.data.verification.plan import VerificationPlan  # noqa: E402
 from maya_vlm.training.data.verification.survey import (  # noqa: E402
     LengthHistogram,
     Miner,

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from maya_vlm.training.common import images
-from maya_vlm.training.common.images import ImageStore, StorageError, open_place
+from maya_vlm.training.common import places
+from maya_vlm.training.common.images import ImageStore, StorageError
+from maya_vlm.training.common.places import open_place
 
 
 def png(color: str = "red") -> bytes:
@@ -123,7 +124,7 @@ def test_what_is_no_file_or_too_large_is_refused_before_it_is_read(folder):
 
 @pytest.mark.parametrize("lies", [False, True])
 def test_a_zip_bomb_is_refused_by_its_declared_and_by_its_real_size(tmp_path, monkeypatch, lies):
-    monkeypatch.setattr(images, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(places, "MAX_BYTES", 10_000)
     path = tmp_path / "bomb.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", png())

@@ -12,7 +12,7 @@ import yaml
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.schema import build as from_mapping
 from maya_vlm.training.data.plan import load_plan, make_worker, write_plan
-from maya_vlm.training.data.sources.step import SourcePlan
+from maya_vlm.training.data.sources.plan import SourcePlan
 from tests.helpers.endpoint_server import EndpointServer
 
 CAPTIONS = {

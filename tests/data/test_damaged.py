@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
-from maya_vlm.training.data.engine.progress import format_status, survey
-from maya_vlm.training.data.toxicity.sheets import apply_policy
+from maya_vlm.training.data.dataset.layout import assemble
+from maya_vlm.training.data.dataset.plan import LayoutPlan
+from maya_vlm.training.data.engine.progress import build_status, format_status
+from maya_vlm.training.data.reviews import apply_policy
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 
 ODD = {
@@ -62,7 +63,7 @@ def again(built, damage, *arguments):
     shutil.rmtree(plan.folder)
     shutil.copytree(whole, plan.folder)
     damage(plan.folder, *arguments)
-    told(lambda: format_status(survey(plan.folder)))
+    told(lambda: format_status(build_status(plan.folder)))
 
     def run():
         translate(plan)
@@ -168,5 +169,5 @@ def test_a_list_of_units_of_another_shape_is_one_line(built, tmp_path):
     for content in (*ODD.values(), b'{"worker": "x", "key": "k", "units": {"../../x": 3}}'):
         listed.write_bytes(content)
         with pytest.raises(ValueError, match=r"units\.json: ") as error:
-            survey(tmp_path / "copy")
+            build_status(tmp_path / "copy")
         assert str(error.value).isprintable()

@@ -5,14 +5,15 @@ import json
 import pyarrow.parquet as pq
 
 from maya_vlm.training.common.endpoint import EndpointPlan
-from maya_vlm.training.data.dataset.layout import LayoutPlan
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from maya_vlm.training.data.engine.units import run_units
 from maya_vlm.training.data.plan import Plan, toxicity_step
-from maya_vlm.training.data.sources.step import SourcePlan, build_sources
+from maya_vlm.training.data.sources.plan import SourcePlan
+from maya_vlm.training.data.sources.step import build_sources
 from maya_vlm.training.data.toxicity.decisions import decide_build
 from maya_vlm.training.data.toxicity.plan import JudgePlan, ToxicityPlan
 from maya_vlm.training.data.translation import worker as translation
-from maya_vlm.training.data.translation.translator import TranslatorPlan
+from maya_vlm.training.data.translation.plan import TranslatorPlan
 from tests.data.toxicity.judges import picture
 
 

@@ -234,7 +234,7 @@ def test_languages_of_the_recipe_are_averaged_apart(tmp_path):
         ({"baselines": ["deaf"]}, "unknown baseline 'deaf'; known: blind, shuffled"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"baseline_items": 0}, "baseline_items must be at least 1"),
-        ({"tasks": ["mimi"]}, "unknown task 'mimi'; known: mini"),
+        ({"tasks": ["mimi"]}, "unknown task 'mimi'; known: gqa, mini"),
     ],
 )
 def test_refuses_bad_arguments(folder, tmp_path, arguments, words):
@@ -284,7 +284,10 @@ def test_results_are_never_half_written(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "found None: run `maya evaluate` again"),
-        ('{"format": "maya-results-1"}', "expected the format 'maya-results-2'"),
+        (
+            '{"format": "maya-results-1"}',
+            "expected the format 'maya-results-2', found 'maya-results-1': run `maya evaluate` again",
+        ),
         ('{"format": "maya-results-2"}', "model: missing"),
     ],
 )

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from PIL import Image
 
 from maya_vlm.training.model.templates import find_template, ready, set_ends
 from processing_maya import MayaImageProcessor, MayaProcessor
@@ -120,6 +121,24 @@ def test_marks_are_exact_token_by_token(name):
     ours = processor.encode_conversation(turns)
     assert stock["input_ids"] == ours["input_ids"]
     assert stock["assistant_masks"] == ours["assistant_mask"]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("images", [0, 1])
+def test_an_encoded_prompt_equals_the_processors_call(name, images):
+    tokenizer, image_token = tokenizer_of(name)
+    processor = processor_for(
+        tokenizer, find_template("own", tokenizer, image_token).text, image_token
+    )
+    controls = "".join(tokenizer.get_added_vocab())
+    for text in ("Hi?", f"is {image_token} {controls}?", "</s>[INST]<|im_end|>\n", "चित्र? 絵？"):
+        turns = conversation(text, images=images)
+        rendered = processor.apply_chat_template(turns, add_generation_prompt=True)
+        pictures = [Image.new("RGB", (20, 10))] * images
+        called = processor(text=rendered, images=pictures or None)["input_ids"][0]
+        encoded = processor.encode_conversation(turns, add_generation_prompt=True)
+        assert encoded["input_ids"] == called
+        assert called.count(processor.image_token_id) == 2 * images
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -36,7 +36,7 @@ def test_files_and_settings(tmp_path):
         "tokenizer_config.json",
     } <= names
     # Nothing of the package that a flat copy could not import.
-    assert not {"__init__.py", "processing_llava_cohere.py"} & names
+    assert not {"__init__.py", "processing_llava_cohere.py", "templates.py"} & names
     assert (tmp_path / "chat_template.jinja").read_text(encoding="utf-8") == load_chat_template(
         "maya"
     )

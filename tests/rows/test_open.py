@@ -20,7 +20,8 @@ NAMES = ("00/a.png", "00/b.png", "01/c.png")
 
 FROM_HUB = """
 import json, sys
-from maya_vlm.training.data.sources.step import SourcePlan, read_source
+from maya_vlm.training.data.sources.plan import SourcePlan
+from maya_vlm.training.data.sources.rows import read_source
 from maya_vlm.training.data.sources.records import Record
 from maya_vlm.training.batches.groups import GroupData
 from maya_vlm.training.recipe import DataRecipe

@@ -19,8 +19,9 @@ from PIL import Image
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
 from maya_vlm.training.batches.open import open_groups
+from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.sources.records import Problem, Record
-from maya_vlm.training.data.sources.step import SourcePlan, read_source
+from maya_vlm.training.data.sources.rows import read_source
 from maya_vlm.training.data.validate import validate_data
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe
 from tests.helpers.tiny_processing import tiny_processor

@@ -7,7 +7,7 @@ encoder, a bag of hashed character n-grams over a concept's names in all languag
 tower draws its features towards the code of what it sees, the language model reads codes,
 disturbed, where image tokens will stand. Neither base is trained on the other, and no weight of the
 encoder is learned or shipped; the codes of the concepts that the tower may see are where the weights
-of its memory layers begin (vision_tower.py).
+of its memory layers begin (vision_tower/memory.py).
 """
 
 import hashlib

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..common.languages import as_language
+from ..common.picture_tables import is_content
 from ..common.telling import shown
-from ..rows.picture_tables import is_content
+from ..rows.parquet import is_list
 from ..rows.tables import (
     Cursor,
     DatasetFiles,
@@ -31,7 +32,6 @@ from ..rows.tables import (
     Unsorted,
     as_tables,
     flat,
-    is_list,
     is_text,
     is_texts,
     no_images,

@@ -24,12 +24,13 @@ from PIL import Image
 
 from ..common.images import ImageStore, StorageError, is_address
 from ..common.languages import as_language, no_language
+from ..common.picture_tables import is_content
 from ..common.telling import one_line, printable
 from ..recipe import DataRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
-from ..rows.picture_tables import is_content
-from ..rows.tables import DatasetFiles, Table, is_list, item_type
+from ..rows.parquet import is_list, item_type
+from ..rows.tables import DatasetFiles, Table
 from .joined import Filters, GroupedTables, GroupRows
 from .source import (
     Conversation,

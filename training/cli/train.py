@@ -105,9 +105,11 @@ def _train_base(kind: str, values: dict[str, Any], path: Path, output_dir: str |
         raise ValueError("--output-dir: expected a folder, found an empty text")
     target = Path(expand(output_dir or given or f"runs/{path.stem}"))
     if kind == "vision_tower":
-        from ..bases.vision_tower.train import VisionTowerRecipe, train_vision_tower
+        from ..bases.vision_tower.recipe import VisionTowerRecipe
+        from ..bases.vision_tower.train import train_vision_tower
 
         return train_vision_tower(build(VisionTowerRecipe, values, str(path)), target)
-    from ..bases.language_model.train import LanguageModelRecipe, train_language_model
+    from ..bases.language_model.recipe import LanguageModelRecipe
+    from ..bases.language_model.train import train_language_model
 
     return train_language_model(build(LanguageModelRecipe, values, str(path)), target)

@@ -1,21 +1,31 @@
-"""The ground that every other room stands on; beside itself it imports only what a Maya is.
+"""The ground that every other room stands on. It imports only the two Hub packages.
 
-reading.py: files of strangers (text, JSON, YAML), with bounded size and depth
-languages.py: codes of languages
-reading.py: files of strangers (text, JSON, YAML), with bounded size and depth
-files.py: small files that are whole or absent
-locks.py: locks that processes hold on files
-paths.py: ~ and $HOME in paths
-images.py: pictures in folders, archives and tables; json_rows.py, picture_tables.py: their tables
-hub.py, network.py: the Hub's datasets, and errors of the network
-shapes.py: values of strangers held against a shape
-cards.py: Hub cards, and the files that they name
-names.py: names of strangers as parts of paths
-telling.py: text of strangers in a message or on a terminal
-markdown.py: their text in cards and pages
-cells.py: their text in spreadsheets
-secrets.py: what is left out of files that are written for others
-revisions.py: a folder, or a repository at a revision
-models.py: models of strangers, found, checked and loaded
-adapters.py: their adapters of peft, with the bases that these name
+Files of strangers, and their values:
+    paths.py: `~` and $HOME in paths
+    names.py: names that become parts of paths
+    reading.py: text, JSON and YAML of bounded size and depth
+    shapes.py: plain values checked against a shape
+    schema.py: YAML checked against dataclasses, overrides, digests
+    languages.py: codes and names of languages
+    cards.py: the YAML of Hub cards
+    telling.py, markdown.py, cells.py: text of strangers in messages, pages and spreadsheets
+    secrets.py: what is left out of files that others read
+Files that are written:
+    files.py: every file is whole or absent; hashes of files and texts
+    locks.py: locks that processes hold on files
+    permissions.py: permissions of weights
+    provenance.py: machine, versions and commit that numbers come from
+Pictures:
+    hub_code.py: modules of the Hub packages, without the packages
+    images.py: one reader of pictures, ImageStore
+    picture_tables.py, places.py: where pictures are: tables; folders, .zip, .tar
+Models and services:
+    revisions.py: a folder, or a repository at a revision
+    models.py, adapters.py: models and adapters of others, found, checked and loaded
+    endpoint.py, thoughts.py: an OpenAI-compatible endpoint, and the tidying of its answers
+    network.py: which errors are the network's
+Processes:
+    signals.py: signals, and the end of the parent process
+    errors.py: user errors, in one line
+    versions.py: installed and tested versions
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_maya.llava_cohere.tensors import HeaderEntry, read_header
+from modeling_maya.llava_cohere.headers import HeaderEntry, read_header
 
 from .models import ADAPTER_CONFIG, Model, find_model, opening
 from .reading import read_json_mapping

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,28 @@ def write_parquet(path: Path, table: pa.Table, **options: Any) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(files: Iterable[Path]) -> str | None:
+    """One hash over files' names and bytes, in the order of their names; None without files."""
+    digest = hashlib.sha256()
+    names = sorted(files, key=lambda file: file.name)
+    for file in names:
+        digest.update(file.name.encode())
+        digest.update(bytes.fromhex(sha256_file(file)))
+    return digest.hexdigest() if names else None
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def sha256_text(text: str) -> str:
     """SHA-256 of a text's UTF-8 bytes, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_bytes(text.encode())
 
 
 def remove_temporaries(path: Path) -> None:

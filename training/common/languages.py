@@ -1,4 +1,4 @@
-"""Codes of languages, BCP-47, and the names that some datasets write in their place."""
+"""Maya's languages, and BCP-47 codes of any language."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from typing import Any
 
 from .telling import shown
 
-LANGUAGES = {
-    "english": "en",
-    "chinese": "zh",
-    "french": "fr",
-    "spanish": "es",
-    "russian": "ru",
-    "hindi": "hi",
-    "japanese": "ja",
-    "arabic": "ar",
-    "bengali": "bn",
-    "urdu": "ur",
+# English names of Maya's languages, in the order of tables.
+NAMES = {
+    "en": "English",
+    "zh": "Chinese",
+    "fr": "French",
+    "es": "Spanish",
+    "ru": "Russian",
+    "hi": "Hindi",
+    "ja": "Japanese",
+    "ar": "Arabic",
+    "bn": "Bengali",
+    "ur": "Urdu",
 }
+LANGUAGES = tuple(NAMES)
+# Some datasets write the name in place of the code.
+CODES = {name.lower(): code for code, name in NAMES.items()}
 _CODE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 
@@ -31,7 +35,7 @@ def as_language(value: Any) -> str | None:
     """The code of a row's cell, which may hold a name such as Hindi; None for what is no language."""
     if not isinstance(value, str):
         return None
-    code = LANGUAGES.get(value.strip().lower(), value)
+    code = CODES.get(value.strip().lower(), value)
     return code if is_language(code) else None
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from modeling_maya.llava_cohere.tensors import HeaderEntry, read_headers, read_index
+from modeling_maya.llava_cohere.headers import HeaderEntry, read_headers, read_index
 
 from .network import of_network
 from .reading import read_json_mapping

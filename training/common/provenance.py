@@ -1,14 +1,12 @@
-"""Where numbers come from: the day, the package's commit, the machine, the versions, hashes of files."""
+"""Where numbers come from: the day, the package's commit, the machine, the versions."""
 
-import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import TypedDict
 
 import torch
 
@@ -45,24 +43,6 @@ def provenance(*also: str) -> Provenance:
         "machine": machine(),
         "versions": versions() | {name: importlib.metadata.version(name) for name in also},
     }
-
-
-def files_sha256(files: Iterable[Path]) -> str | None:
-    """One hash over files' names and bytes, in the order of their names; None without files."""
-    digest = hashlib.sha256()
-    names = sorted(files, key=lambda file: file.name)
-    for file in names:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(_stream_sha256(stream))
-    return digest.hexdigest() if names else None
-
-
-def _stream_sha256(stream: BinaryIO) -> bytes:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.digest()
 
 
 def machine() -> Machine:

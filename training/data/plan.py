@@ -21,14 +21,14 @@ from ..common.telling import one_line
 from .checks.identify import Identifier
 from .checks.plan import CheckPlan
 from .checks.rules import RowChecker
-from .dataset.layout import LayoutPlan
-from .dataset.manifest import licence_of
+from .dataset.plan import LayoutPlan, licence_of
 from .engine.executors import ExecutorPlan
 from .engine.units import Worker
-from .sources.step import SourcePlan, finished_sources, plan_for_hash
+from .sources.plan import SourcePlan, plan_for_hash
+from .sources.step import finished_sources
 from .toxicity.plan import ToxicityPlan
-from .translation.worker import TranslatorPlan
-from .verification.step import VerificationPlan
+from .translation.plan import TranslatorPlan
+from .verification.plan import VerificationPlan
 
 if TYPE_CHECKING:
     from .toxicity.step import ToxicityStep
@@ -92,7 +92,7 @@ class Plan:
                 "layout.images: bytes: the source names no place of pictures; set source.images, or "
                 "source.extract_images for rows that hold them"
             )
-        licence_of(self)
+        licence_of(self.translator, self.layout)
         if self.toxicity is not None:
             toxicity_step(self)  # judges, languages and policy are held against each other
 

@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 from ..common.images import SUFFIXES, ImageStore, Place, check_padded_side, is_address, load_image
 from ..common.languages import as_language, no_language
 from ..common.telling import one_line
-from ..recipe import DataRecipe
 from ..rows.conversations import Picture, RowError, RowReader
 from ..rows.json_rows import Unreadable, rows_suffix
-from ..rows.open import open_pictures
+from ..rows.open import DatasetPath, open_pictures
 from .sources.pictures import look_at
+from .sources.plan import SourcePlan
 from .sources.records import Problem, place_of
-from .sources.step import SourcePlan, Tally, read_source, refuse_empty, sorted_rows
+from .sources.rows import read_source
+from .sources.sorting import Tally, refuse_empty, sorted_rows
 
 _ROUND_TURNS = "turns do not alternate: only the chat template aya takes them"
 
@@ -167,7 +168,7 @@ class _Training:
         self.tally = Tally()
         self.problem: Problem | None = None
         self._language = plan.language or "und"
-        self._recipe = DataRecipe(plan.paths[0], image_folder=images)
+        self._data = DatasetPath(plan.paths[0], image_folder=images)
         self._opened: list[ImageStore] = []
         if images is not None:
             self._pictures()
@@ -210,7 +211,7 @@ class _Training:
     def _pictures(self) -> ImageStore:
         """Opened when the first row names a picture."""
         if not self._opened:
-            place: Place | None = open_pictures(self._recipe)
+            place: Place | None = open_pictures(self._data)
             self._opened.append(ImageStore(place))
         return self._opened[0]
 

@@ -1,1 +1,10 @@
-"""How a Maya is scored: one file a benchmark, one runner, one results format."""
+"""How a Maya is scored: one file a benchmark, one runner, one results format.
+
+protocol.py: what a task is: requests, the score of one answer, rows of numbers
+tasks/: the benchmarks, one file each
+scoring/: how answers are read and scored
+run.py: `maya evaluate`: asks the model and two baselines, and writes what follows
+results.py: `results.json`, the one format of numbers
+table.py: its tables, for the terminal, for cards and for the README
+sheet/: some answers beside their pictures, as one image
+"""

@@ -18,12 +18,11 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from PIL.Image import Image
 
+from ..common.languages import LANGUAGES
 from ..inference.generation import Answer
-from .metrics import Interval, mean, mean_of_languages
 from .results import DataInfo, MetricInfo, Row
+from .scoring.intervals import Interval, mean, mean_of_languages
 
-# The order of languages in tables; others follow alphabetically.
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 # Of which runs there are rows: the model, two baselines that cannot know, and guessing at random.
 MODEL, BLIND, SHUFFLED, CHANCE = "model", "blind", "shuffled", "chance"
 BASELINES = (BLIND, SHUFFLED)
@@ -202,13 +201,16 @@ class Task(ABC):
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """Rows of this task's own metrics: for each subset each language, then the means of `groups`."""
+        """Rows of this task's own metrics: for each subset each language, then the means of `groups`.
+
+        A subset named "all" has all answers.
+        """
         return [
             row
             for metric in self.metrics
             for subset in self.subsets
             for row in self.rows(
-                [one for one in scored if one.request.subset == subset],
+                [one for one in scored if subset in (one.request.subset, "all")],
                 metric,
                 subset,
                 run,
@@ -312,9 +314,23 @@ def mean_rows(
 
 
 def in_order(languages: Iterable[str]) -> list[str]:
-    """Languages in the order of tables."""
+    """Languages in the order of tables: Maya's, then others alphabetically."""
     place = {language: number for number, language in enumerate(LANGUAGES)}
     return sorted(languages, key=lambda language: (place.get(language, len(place)), language))
+
+
+def chosen_languages(asked: Sequence[str] | None, known: list[str], split: str) -> list[str]:
+    """Those that are asked for, of the known ones; all for None. ValueError for an unknown one."""
+    if asked is None:
+        return known
+    unknown = [lang for lang in asked if lang not in known]
+    if unknown:
+        raise ValueError(
+            f"unknown language {', '.join(map(repr, unknown))}; {split!r} has {', '.join(known)}"
+        )
+    if not asked:
+        raise ValueError(f"no language asked for; {split!r} has {', '.join(known)}")
+    return list(dict.fromkeys(asked))
 
 
 def sample(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
@@ -326,7 +342,7 @@ def sample(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
     if limit is None:
         return names
     if limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+        raise ValueError(f"limit must be at least 1, found {limit}")
     key = {name: hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names}
     return sorted(sorted(names, key=key.__getitem__)[:limit])
 

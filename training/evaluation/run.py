@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from PIL.Image import Image
 
-from ..common.files import write_parquet
+from ..common.files import files_sha256, write_parquet
 from ..common.models import Model, check_weights, find_model, opening
-from ..common.provenance import files_sha256, provenance
+from ..common.provenance import provenance
 from ..common.reading import read_yaml
 from ..inference.generation import Answer, Question, answer, is_maya
 from ..inference.load import load
-from .metrics import SCRIPTS, in_script
 from .protocol import (
     BASELINES,
     BLIND,
@@ -40,7 +40,17 @@ from .protocol import (
     sample,
     shuffled,
 )
-from .results import FORMAT, MetricInfo, ModelInfo, Results, Row, read_results, write_results
+from .results import (
+    FORMAT,
+    MetricInfo,
+    ModelInfo,
+    Results,
+    Row,
+    TaskInfo,
+    read_results,
+    write_results,
+)
+from .scoring.scripts import SCRIPTS, in_script
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table
@@ -101,13 +111,13 @@ def evaluate(
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     for name, number in (("batch_size", batch_size), ("baseline_items", baseline_items)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+            raise ValueError(f"{name} must be at least 1, found {number}")
     chosen = [find_task(name) for name in dict.fromkeys(tasks)]
     if data is not None and len(chosen) > 1:
         raise ValueError(
             f"data: expected one task with it, found {len(chosen)}: {', '.join(tasks)}"
         )
-    # What can fail fails before the model is loaded and asked.
+    # ---- Read the datasets and check the folders: what can fail fails before the model is loaded.
     undrawn = sheet and missing_packages()
     found = find_model(model, revision)
     if found.revision is None and not found.is_adapter:
@@ -119,6 +129,7 @@ def evaluate(
     plans = {
         task.key: planned(loaded[task.key], baselines, baseline_items, seed) for task in chosen
     }
+    # ---- Load the model.
     network, processor = load(model, trust_remote_code, revision)
     asking = Asking(network, processor, batch_size)
     if not is_maya(network):
@@ -126,25 +137,16 @@ def evaluate(
             asking.try_out(loaded.values(), BLIND in baselines)
     results = _results_before(folder, _model_info(found, network), [task.key for task in chosen])
     seconds = {"load": time.perf_counter() - began}
+    # ---- Ask, score and write, task by task.
     for task in chosen:
         part = loaded[task.key]
         runs = _runs(task, part, plans[task.key], asking, seconds)
         groups = language_groups(str(found.folder), part.languages)
-        results["tasks"][task.key] = {
-            "title": task.title,
-            "version": task.version,
-            "protocol": task.protocol,
-            "source": task.protocols[task.protocol],
-            "asked": task.describe(),
-            "contamination": task.contamination,
-            "subsets": dict(task.subsets),
-            "parts": dict(task.parts),
-            "metrics": {**task.metrics, **MEASURES},
-            "metric": task.metric,
-            "languages": list(part.languages),
-            "groups": groups,
-            "data": part.data,
-            "settings": {
+        results["tasks"][task.key] = _task_info(
+            task,
+            part,
+            groups,
+            {
                 "baselines": list(baselines),
                 "baseline_items": baseline_items,
                 "batch_size": batch_size,
@@ -154,9 +156,8 @@ def evaluate(
                 "limit": limit,
                 "seed": seed,
             },
-            **provenance(),
-            "seconds": seconds,
-        }
+            seconds,
+        )
         for run, scored in runs.items():
             results["rows"] += task.aggregate(scored, run, groups, seed)
             results["rows"] += measures(task, scored, run, groups, seed)
@@ -211,7 +212,7 @@ class Asking:
         return answer(
             self.network,
             self.processor,
-            [pictures.load(key) for key in keys],
+            _InOrder(pictures, keys),
             questions,
             batch_size=self.batch_size,
             workers=self.workers,
@@ -222,10 +223,25 @@ class Asking:
         """Ask about each task's first picture for one token, to see whether the model can be asked so."""
         question = "What is this?"
         for part in parts:
-            picture = part.pictures.load(part.requests[0].pictures[0])
-            answer(self.network, self.processor, [picture], [Question(0, question, 1)])
+            keys = next((r.pictures for r in part.requests if r.pictures), ())
+            if keys:
+                picture = part.pictures.load(keys[0])
+                answer(self.network, self.processor, [picture], [Question(0, question, 1)])
         if blind:
             answer(self.network, self.processor, [], [Question(None, question, 1)])
+
+
+class _InOrder:
+    """Pictures by their place in a list of keys, read when they are asked for."""
+
+    def __init__(self, pictures: Pictures, keys: Sequence[str]):
+        self.pictures, self.keys = pictures, keys
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, place: int) -> Image:
+        return self.pictures.load(self.keys[place])
 
 
 def planned(
@@ -383,6 +399,33 @@ def _aligned_languages(recipe: Path) -> set[str]:
         return {lang for source in data for lang in source["languages"]}
     except (OSError, ValueError, LookupError, TypeError):
         return set()
+
+
+def _task_info(
+    task: Task,
+    part: Loaded,
+    groups: dict[str, list[str]],
+    settings: dict[str, Any],
+    seconds: dict[str, float],
+) -> TaskInfo:
+    return {
+        "title": task.title,
+        "version": task.version,
+        "protocol": task.protocol,
+        "source": task.protocols[task.protocol],
+        "asked": task.describe(),
+        "contamination": task.contamination,
+        "subsets": dict(task.subsets),
+        "parts": dict(task.parts),
+        "metrics": {**task.metrics, **MEASURES},
+        "metric": task.metric,
+        "languages": list(part.languages),
+        "groups": groups,
+        "data": part.data,
+        "settings": settings,
+        **provenance(),
+        "seconds": seconds,
+    }
 
 
 def _model_info(model: Model, network: Any) -> ModelInfo:

@@ -69,12 +69,12 @@ def chat(
         further: questions that follow the first one in the same conversation, as they come.
 
     Raises:
-        ValueError, FileNotFoundError, OSError, MemoryError: in one line, for what is no language, a
-            picture that cannot be read, a folder that is no model.
+        ValueError, FileNotFoundError, OSError, MemoryError: in one line: an invalid language code, a
+            picture that cannot be read, a folder without a model.
     """
     asked = question_in(question, language)
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
 
     from ..common.images import load_image
 

@@ -15,16 +15,25 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
 
 from modeling_maya import CACHE
-from processing_maya.processing_maya import BREAK
+
+from ..common.telling import shown
 
 # Questions that a model of others is asked together: each brings its picture along.
 FOREIGN_BATCH = 16
+
+
+class Images(Protocol):
+    """A list of pictures, or what reads each when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Image: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Answer:
 def answer(
     model: Any,
     processor: Any,
-    images: Sequence[Image],
+    images: Images,
     questions: Sequence[Question],
     *,
     batch_size: int = 256,
@@ -62,12 +71,12 @@ def answer(
     and on CPU two threads with a batch each do more than one batch on two threads. Equal blind
     questions are answered once. `progress` is called with the number of questions done so far.
     A model that is no Maya is asked at most FOREIGN_BATCH questions together, by one worker.
-    Raises ValueError for a batch size or a number of workers below 1, an image index out of range,
-    or a question whose text holds the image placeholder.
+    Raises ValueError for a batch size or a number of workers below 1, an image index out of range, and
+    a question that the chat template cannot show.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, found {value}")
     for number, question in enumerate(questions):
         if question.image is not None and not 0 <= question.image < len(images):
             raise ValueError(
@@ -121,7 +130,7 @@ def is_maya(model: Any) -> bool:
 def _answer_by_generate(
     model: Any,
     processor: Any,
-    images: Sequence[Image],
+    images: Images,
     questions: Sequence[Question],
     batch_size: int,
     progress: Callable[[int], None] | None,
@@ -164,7 +173,7 @@ def _answer_by_generate(
     return [answers[question] for question in questions]
 
 
-def _foreign_inputs(processor: Any, images: Sequence[Image], batch: Sequence[Question]) -> Any:
+def _foreign_inputs(processor: Any, images: Images, batch: Sequence[Question]) -> Any:
     """A padded batch in the processor's own format; either every question has its picture or none."""
     prompts, pictures = [], []
     for question in batch:
@@ -212,34 +221,17 @@ class _Prompts:
     """Token ids of questions in the model's own chat template, placeholders expanded."""
 
     def __init__(self, processor: Any, questions: Sequence[Question]):
-        tokenizer, image_token = processor.tokenizer, processor.image_token
-        image_id = tokenizer.convert_tokens_to_ids(image_token)
-        image = (image_id,) * processor.image_seq_length
         self.known: dict[tuple[bool, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        keys = list(dict.fromkeys(map(self._key, questions)))
-        prompts = []
-        for has_image, text in keys:
+        for has_image, text in dict.fromkeys(map(self._key, questions)):
             content = [{"type": "image"}] if has_image else []
             content.append({"type": "text", "text": text})
-            prompts.append(
-                processor.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    add_generation_prompt=True,
-                    tokenize=False,
-                )
-            )
-        for (has_image, text), ids in zip(keys, _tokenise(tokenizer, prompts), strict=True):
-            places = [i for i, token in enumerate(ids) if token == image_id]
-            if len(places) != has_image:
-                raise ValueError(
-                    f"the prompt of {text!r} has {len(places)} image placeholders, expected "
-                    f"{int(has_image)}: a question must not contain {image_token!r}"
-                )
-            cut = places[0] if has_image else -1
-            self.known[has_image, text] = (
-                ((*ids[:cut], *image) if has_image else ()),
-                tuple(ids[cut + 1 :]),
-            )
+            ids = processor.encode_conversation(
+                [{"role": "user", "content": content}],
+                name=f"the question {shown(text)}",
+                add_generation_prompt=True,
+            )["input_ids"]
+            cut = len(ids) - ids[::-1].index(processor.image_token_id) if has_image else 0
+            self.known[has_image, text] = (tuple(ids[:cut]), tuple(ids[cut:]))
 
     @staticmethod
     def _key(question: Question) -> tuple[bool, str]:
@@ -248,18 +240,6 @@ class _Prompts:
     def __call__(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(ids up to and including the image, ids after it); the first is empty without one."""
         return self.known[self._key(question)]
-
-
-def _tokenise(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
-    """Ids of rendered prompts, as the processor makes them."""
-    bos = tokenizer.bos_token
-    # A template that writes the beginning-of-text token itself must not get a second one.
-    special = not (bos and prompts and prompts[0].startswith(bos))
-    if not any(BREAK in prompt for prompt in prompts):
-        return tokenizer(prompts, add_special_tokens=special)["input_ids"]
-    # Control tokens that a question spells out were broken up by the template, and stay so.
-    pieces = [prompt.split(BREAK) for prompt in prompts]
-    return tokenizer(pieces, is_split_into_words=True, add_special_tokens=special)["input_ids"]
 
 
 def _end_tokens(model: Any, processor: Any) -> set[int]:
@@ -273,7 +253,7 @@ def _answer_chunk(
     model: Any,
     processor: Any,
     prompts: _Prompts,
-    images: Sequence[Image],
+    images: Images,
     questions: Sequence[Question],
     rows: list[int],
     batch_size: int,

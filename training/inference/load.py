@@ -34,10 +34,10 @@ def load(
     `trust_remote_code`: the installed package's classes are used.
 
     Raises:
-        FileNotFoundError: for a folder or repository that is none or holds no model.
-        ValueError: for a model that does not take images and text, and for files that are damaged or
-            do not belong together.
-        MemoryError: where its weights cannot fit.
+        FileNotFoundError: the folder or repository does not exist, or holds no model.
+        ValueError: the model does not take images and text, or its files are damaged or do not belong
+            together.
+        MemoryError: the weights do not fit.
     """
     found = find_model(model, revision)
     gpu = torch.cuda.is_available()
@@ -109,7 +109,7 @@ def open_model(
         if prompt.count(processor.image_token) != 1:
             raise ValueError(
                 f"{holder}: chat_template.jinja: expected one {processor.image_token} for a picture, found "
-                f"{prompt.count(processor.image_token)}: download it again, or save the processor anew"
+                f"{prompt.count(processor.image_token)}: download it again, or save the processor again"
             )
         check_tokens(holder, processor.tokenizer(prompt)["input_ids"], network)
     return network, processor

@@ -13,12 +13,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from ..common.hub_code import processing_module
-from ..common.images import SUFFIXES, is_address
 from ..common.reading import check_text
 from ..common.telling import found
+from .picture_cells import (
+    Found,
+    Picture,
+    RowError,
+    agreed_pictures,
+    is_stray_picture,
+    joined_pictures,
+    looks_like_picture,
+    picture_in_part,
+    picture_of,
+    pictures_elsewhere,
+    pictures_in_cell,
+)
 
 if TYPE_CHECKING:
     from processing_maya.conversations_maya import (
@@ -35,6 +46,8 @@ else:
     check_messages, count_images = _rules.check_messages, _rules.count_images
     messages_from_conversations = _rules.messages_from_conversations
     place_marks = _rules.place_marks
+
+__all__ = ["NAMED", "Found", "Picture", "Reading", "RowError", "RowReader", "picture_of"]
 
 TURNS = ("conversations", "messages", "turns")
 CAPTIONS = ("caption", "text")
@@ -58,21 +71,7 @@ ADDRESSES = ("image_url", "image_urls", "img_url", "url", "path", "file")
 # Which fields a recipe or plan may name the columns of.
 NAMED = ("image", "text", "turns")
 
-_PART_KEYS = ("image", "url", "path", "base64", "bytes", "image_url")
-_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _NOT_LOOKED_AT = ("id", "lang", "language", "task", "image_sha256")
-_LONGEST_NAME = 300
-
-Picture = str | bytes
-
-
-class RowError(ValueError):
-    """What is wrong with a row: its field, and the reason."""
-
-    def __init__(self, field: str, reason: str):
-        reason = reason.removesuffix(".")
-        super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
 
 
 class Reading(NamedTuple):
@@ -84,13 +83,6 @@ class Reading(NamedTuple):
 
     messages: list[dict[str, Any]]
     pictures: tuple[Picture, ...]
-
-
-class Found(NamedTuple):
-    """A picture of a row, and the name that it has beside its bytes."""
-
-    picture: Picture
-    name: str | None
 
 
 class RowReader:
@@ -185,25 +177,27 @@ class RowReader:
             if (pictures := self._in_column(row, column))
         ]
         if len(filled) > 1:
-            filled = [_agreed(filled)]
+            filled = [agreed_pictures(filled)]
         parts = self._in_parts(row) if self.parts else []
         if not filled:
             places = self.addresses if any(parts) else (*self.addresses, *self.looked_at)
-            filled = [(c, p) for c in places if (p := _alike(row.get(c), c, c in self.addresses))][
-                :1
-            ]
+            filled = [
+                (c, p)
+                for c in places
+                if (p := pictures_elsewhere(row.get(c), c, c in self.addresses))
+            ][:1]
         of_columns: tuple[str, list[Found]] = filled[0] if filled else ("", [])
         if not any(parts):
             return of_columns[1]
-        return _joined(self.turn_column(row), parts, *of_columns)
+        return joined_pictures(self.turn_column(row), parts, *of_columns)
 
     def _in_column(self, row: Mapping[str, Any], column: str) -> list[Found]:
         cell = row.get(column)
         if cell is None:
             return []
         if column in FILE_NAMES and not self._named:
-            return _in_cell(cell, column) if looks_like_picture(cell) else []
-        return _in_cell(cell, column)
+            return pictures_in_cell(cell, column) if looks_like_picture(cell) else []
+        return pictures_in_cell(cell, column)
 
     def turn_column(self, row: Mapping[str, Any]) -> str:
         """The column of a row's turns, "" for a row that has none."""
@@ -218,7 +212,7 @@ class RowReader:
             content = turn.get("content") if isinstance(turn, Mapping) else None
             for place, part in enumerate(content if isinstance(content, list) else ()):
                 if isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
-                    pictures.append(_in_part(part, f"{column}[{number}].content[{place}]"))
+                    pictures.append(picture_in_part(part, f"{column}[{number}].content[{place}]"))
         return pictures
 
     # Texts
@@ -326,7 +320,7 @@ def _from_turns(column: str, turns: Any, images: int) -> list[dict[str, Any]]:
         if not isinstance(turn, Mapping):
             raise RowError(field(number), f"expected a mapping, found {found(turn)}")
         for key, value in turn.items():
-            if key not in ("role", "content", "from", "value") and _is_stray_picture(key, value):
+            if key not in ("role", "content", "from", "value") and is_stray_picture(key, value):
                 raise RowError(
                     f"{field(number)}.{key}",
                     "expected the pictures of a turn in image parts of its content or in a column, found "
@@ -345,13 +339,6 @@ def _from_turns(column: str, turns: Any, images: int) -> list[dict[str, Any]]:
     messages = [_message(turn, field(number)) for number, turn in enumerate(turns, 1)]
     # The letters in an answer of LLaVA's are a mistake; here a picture has other places.
     return _checked(messages, images, field, answers_are_text=True)
-
-
-def _is_stray_picture(key: str, value: Any) -> bool:
-    """Whether a turn or a part of text holds a picture that nothing would read."""
-    if value in (None, "", [], {}):
-        return False
-    return key in ("image", "images", "image_url") or looks_like_picture(value)
 
 
 def _either(turn: Mapping[str, Any], first: str, second: str) -> Any:
@@ -381,7 +368,7 @@ def _part(part: Any, field: str) -> dict[str, Any]:
     if part.get("type") == "text" and not isinstance(part.get("text"), str):
         raise RowError(f"{field}.text", f"expected text, found {found(part.get('text'))}")
     for key, value in part.items():
-        if key != "text" and _is_stray_picture(key, value):
+        if key != "text" and is_stray_picture(key, value):
             raise RowError(
                 f"{field}.{key}",
                 f"expected a picture in a part of type 'image', found {found(value)}",
@@ -433,178 +420,3 @@ def _check_message(field: str, message: Mapping[str, Any]) -> None:
             check_text(text, field)
         except ValueError as error:
             raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
-
-
-# ------------------------------------------------------------------------------ pictures of cells
-
-
-def _in_cell(cell: Any, field: str) -> list[Found]:
-    """The pictures of a cell: one, a list of them, or none."""
-    if cell is None or cell == "":
-        return []
-    if isinstance(cell, (list, tuple)):
-        return [_picture(each, f"{field}[{number}]") for number, each in enumerate(cell)]
-    return [_picture(cell, field)]
-
-
-def _picture(value: Any, field: str) -> Found:
-    """A picture as a cell or part gives it. Of datasets' Image feature, its bytes come before its path."""
-    name = None
-    picture = value
-    if isinstance(value, Mapping):
-        name = value.get("path")
-        picture = next((value[k] for k in _PART_KEYS[::-1] if value.get(k)), name)
-        if isinstance(picture, Mapping) and set(picture) != set(value):
-            return _picture(picture, field)
-        held = value.get("bytes")
-        if isinstance(held, str) and not is_address(held):
-            raise RowError(field, f"expected the bytes of a picture, found {found(held)}")
-    if isinstance(picture, (bytearray, memoryview)):
-        picture = bytes(picture)
-    if not isinstance(picture, (str, bytes)) or not picture:
-        raise RowError(
-            field,
-            f"expected a picture's path, address or bytes, found {found(None if picture in ('', b'') else picture)}",
-        )
-    if isinstance(picture, str):
-        try:
-            check_text(picture, field)
-        except ValueError as error:
-            raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
-    return Found(picture, name if isinstance(name, str) and name else None)
-
-
-def picture_of(cell: Any, number: int) -> Picture:
-    """Picture `number` of a cell. Raises RowError."""
-    return _in_cell(cell, "image")[number].picture
-
-
-def _in_part(part: Mapping[str, Any], field: str) -> Found | None:
-    keys = [key for key in _PART_KEYS if part.get(key) not in (None, "", {})]
-    if not keys:
-        return None
-    if len(keys) > 1:
-        raise RowError(field, f"expected one picture in an image part, found {' and '.join(keys)}.")
-    return _picture(part[keys[0]], f"{field}.{keys[0]}")
-
-
-def _joined(
-    column: str, parts: list[Found | None], beside: str, of_column: list[Found]
-) -> list[Found]:
-    """The pictures of image parts, of which some may stand in a column."""
-    empty = parts.count(None)
-    filled = [part for part in parts if part is not None]
-    if len(of_column) == len(parts) and all(
-        part is None or _same(part, other) for part, other in zip(parts, of_column, strict=True)
-    ):
-        return [part or other for part, other in zip(parts, of_column, strict=True)]
-    if len(of_column) != empty:
-        where = f" and {len(of_column)} in {beside}" if of_column else ""
-        raise RowError(
-            f"{column}, {beside}" if beside else column,
-            f"{len(parts)} image parts, {len(filled)} pictures in them{where}: give each part its picture, "
-            "or list all pictures in one column",
-        )
-    rest = iter(of_column)
-    return [part or next(rest) for part in parts]
-
-
-def _agreed(filled: list[tuple[str, list[Found]]]) -> tuple[str, list[Found]]:
-    """The pictures of several filled columns, which are the same. Raises RowError where they are not."""
-    first, pictures = filled[0]
-    for column, others in filled[1:]:
-        same = len(others) == len(pictures) and all(
-            _same(one, other) for one, other in zip(pictures, others, strict=True)
-        )
-        if not same:
-            raise RowError(
-                f"{first}, {column}",
-                f"expected one picture in one column, found {_told(pictures)} and {_told(others)}: remove "
-                "one, or name the column of pictures (columns: {image: NAME})",
-            )
-    # A picture itself comes before its name.
-    return next((pair for pair in filled if isinstance(pair[1][0].picture, bytes)), filled[0])
-
-
-def _told(pictures: list[Found]) -> str:
-    some = [found(each.name or each.picture).removeprefix("text ") for each in pictures[:3]]
-    return ", ".join(some) + (", ..." if len(pictures) > 3 else "")
-
-
-def _same(one: Found, other: Found) -> bool:
-    """Whether two say the same picture, as far as their names tell."""
-    if one.picture == other.picture:
-        return True
-    names = [_name_of(each) for each in (one, other)]
-    if isinstance(one.picture, bytes) and isinstance(other.picture, bytes):
-        return False
-    if None in names:
-        return True
-    if isinstance(one.picture, bytes) or isinstance(other.picture, bytes):
-        # Bytes keep the last part of their file's name.
-        names = [str(name).rpartition("/")[2] for name in names]
-    first, second = (f"/{str(name).lstrip('/')}" for name in names)
-    return first.endswith(second) or second.endswith(first)
-
-
-def _name_of(each: Found) -> str | None:
-    """The name of a picture's file; None for one that is given as text or bytes without a name."""
-    if isinstance(each.picture, bytes):
-        return each.name
-    text = each.picture
-    if text.lower().startswith(("http://", "https://", "file://")):
-        return _path(text)
-    if is_address(text):
-        return None
-    return text.replace("\\", "/").removeprefix("./")
-
-
-def _alike(cell: Any, column: str, is_column: bool) -> list[Found]:
-    """The pictures of a cell in a column that need not be one of pictures.
-
-    Args:
-        is_column: the column's name says where a picture was found.
-
-    Raises RowError for a name of a picture in a column of any other name.
-    """
-    if is_column and isinstance(cell, (str, list)) and _addresses(cell):
-        return _in_cell(cell, column)
-    if not looks_like_picture(cell):
-        return []
-    held = cell[0] if isinstance(cell, list) else cell
-    if is_column or isinstance(held, bytes) or (isinstance(held, dict) and held.get("bytes")):
-        return _in_cell(cell, column)
-    raise RowError(
-        column,
-        f"expected a picture in a column of pictures, found {found(held)}: rename the column to image, or "
-        f"name it (columns: {{image: {column}}})",
-    )
-
-
-def _addresses(cell: str | list[Any]) -> bool:
-    texts = cell if isinstance(cell, list) else [cell]
-    return bool(texts) and all(isinstance(t, str) and t.lower().startswith("http") for t in texts)
-
-
-def looks_like_picture(cell: Any) -> bool:
-    """Whether a cell's value is plainly a picture: bytes or base64 of one, or a name that ends as one's."""
-    if isinstance(cell, (list, tuple)):
-        return any(looks_like_picture(each) for each in cell)
-    if isinstance(cell, Mapping):
-        return any(looks_like_picture(cell.get(key)) for key in _PART_KEYS)
-    if isinstance(cell, bytes):
-        return cell.startswith(_MAGIC) or (cell[:4] == b"RIFF" and cell[8:12] == b"WEBP")
-    if not isinstance(cell, str):
-        return False
-    if not cell.lower().startswith(("http:", "https:")) and is_address(cell):
-        return cell[:5].lower() != "data:" or cell[:11].lower() == "data:image/"
-    short = len(cell) <= _LONGEST_NAME and "\n" not in cell
-    return short and _path(cell).lower().endswith(SUFFIXES)
-
-
-def _path(text: str) -> str:
-    """The path of an address; a text that is none as it is."""
-    try:
-        return urlsplit(text).path if "://" in text else text
-    except ValueError:
-        return text

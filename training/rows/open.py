@@ -1,6 +1,6 @@
 """Rows of a dataset in memory: a file of JSON or parquet, a folder, or a dataset on the Hub.
 
-    rows = open_rows(recipe)
+    rows = open_rows(DatasetPath("data.jsonl"))
     rows[3]                 # a mapping of the columns that are wanted
     rows.column("lang")     # of all rows
 
@@ -11,23 +11,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..common.images import FolderPictures, Place, StorageError, open_place
+from ..common.images import Place, StorageError
+from ..common.picture_tables import PictureTables, is_content
+from ..common.places import FolderPictures, open_place
 from ..common.reading import open_file, parse_json
 from ..common.telling import one_line
-from ..recipe import DataRecipe
 from .conversations import RowReader
 from .hub import ARCHIVES, HUB, HubFiles, hub_caches, load_dataset
 from .json_rows import Unreadable, read_json_rows, rows_suffix
-from .picture_tables import PictureTables, is_content
-from .tables import card_files, check_columns, check_single, is_list, item_type
+from .parquet import is_list, item_type
+from .tables import card_files, check_columns, check_single
 
 SINGLE = "expected a .json, .jsonl (also .gz) or .parquet file or a dataset folder"
+
+
+class DatasetPlace(Protocol):
+    """Where a dataset is; a recipe's section `data` says it, too.
+
+    path: a file of rows, a dataset folder, or a Hub repository. data_files: the one file of these that has
+    the rows. image_folder: a folder or archive of the pictures that rows name, here or in the repository.
+    """
+
+    path: str
+    config: str | None
+    split: str
+    revision: str | None
+    data_files: str | None
+    image_folder: str | None
+
+
+@dataclass
+class DatasetPath:
+    """A `DatasetPlace` of which little needs to be said."""
+
+    path: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | None = None
+    image_folder: str | None = None
 
 
 class JsonRows:
@@ -148,38 +177,38 @@ def _has_parts(kind: pa.DataType) -> bool:
 # ------------------------------------------------------------------------------ opening
 
 
-def open_rows(recipe: DataRecipe) -> Rows:
-    """The rows of a recipe's dataset. Raises ValueError, OSError in one line that names the file."""
-    file = single_file(recipe)
+def open_rows(dataset: DatasetPlace) -> Rows:
+    """The rows of a dataset. Raises ValueError, OSError in one line that names the file."""
+    file = single_file(dataset)
     if file is None:
-        return ArrowRows(_load_table(recipe.path, recipe.config, recipe.split, recipe.revision))
+        return ArrowRows(_load_table(dataset.path, dataset.config, dataset.split, dataset.revision))
     if rows_suffix(file) == ".parquet":
         return ArrowRows(read_parquet([file]))
     return JsonRows(str(file))
 
 
-def single_file(recipe: DataRecipe) -> Path | None:
-    """The one file that a recipe's rows are in; of a Hub dataset, in Hugging Face's cache. None: a dataset.
+def single_file(dataset: DatasetPlace) -> Path | None:
+    """The one file that a dataset's rows are in; of a Hub dataset, in Hugging Face's cache. None: a dataset.
 
     Raises ValueError, FileNotFoundError, ConnectionError.
     """
-    path = Path(recipe.path)
-    if recipe.data_files is not None:
+    path = Path(dataset.path)
+    if dataset.data_files is not None:
         if path.is_dir():
-            path = path / recipe.data_files
-        elif path.exists() or recipe.path.startswith((".", "/", "~")):
+            path = path / dataset.data_files
+        elif path.exists() or dataset.path.startswith((".", "/", "~")):
             raise ValueError(
-                f"{recipe.path}: data_files: expected a folder or Hub dataset to have them"
+                f"{dataset.path}: data_files: expected a folder or Hub dataset to have them"
             )
         else:
-            path = HubFiles(recipe.path, recipe.revision).fetch(recipe.data_files)
+            path = HubFiles(dataset.path, dataset.revision).fetch(dataset.data_files)
     elif path.is_dir() or not (rows_suffix(path) or path.exists()):
         return None
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if not rows_suffix(path):
         raise ValueError(f"{path}: {SINGLE}")
-    check_single(str(path), recipe.config, recipe.split)
+    check_single(str(path), dataset.config, dataset.split)
     return path
 
 
@@ -242,11 +271,11 @@ def _other_files(path: str, revision: str | None) -> str:
 
 
 def open_pictures(
-    recipe: DataRecipe, names: Sequence[str] | None = None, streamed: bool = False
+    dataset: DatasetPlace, names: Sequence[str] | None = None, streamed: bool = False
 ) -> Place | None:
     """Where the pictures are that a dataset's rows name; None where they name none.
 
-    Data that a recipe names are the user's own, so links are followed.
+    The user names the data, so links are followed.
 
     Args:
         names: all that rows have; None where these are not known yet.
@@ -254,21 +283,21 @@ def open_pictures(
 
     Raises FileNotFoundError for an `image_folder` that is not there, else as `open_place`.
     """
-    path = Path(recipe.path)
-    if recipe.image_folder is not None:
-        folder = Path(recipe.image_folder)
+    path = Path(dataset.path)
+    if dataset.image_folder is not None:
+        folder = Path(dataset.image_folder)
         if folder.exists() or path.exists() or os.path.isabs(folder):
             return open_place(folder, follow_links=True, keep=not streamed)
-        return _repository_place(recipe, recipe.image_folder, streamed)
+        return _repository_place(dataset, dataset.image_folder, streamed)
     if names is not None and not names:
         return None
-    if path.is_dir() and recipe.data_files is None:
+    if path.is_dir() and dataset.data_files is None:
         return open_place(path, follow_links=True, keep=not streamed)
     if path.exists():
-        file = single_file(recipe)
+        file = single_file(dataset)
         assert file is not None
         return FolderPictures(file.parent)
-    place = _Repository(recipe, streamed)
+    place = _Repository(dataset, streamed)
     if names:
         place.open(names[0])
     return place
@@ -277,12 +306,12 @@ def open_pictures(
 class _Repository:
     """The pictures of a dataset on the Hub: its table of them, its only archive, or its files.
 
-    Names by whole paths are those of `datasets`, of what it has fetched.
+    Absolute paths name files that `datasets` has fetched.
     """
 
-    def __init__(self, recipe: DataRecipe, streamed: bool):
-        self.name = recipe.path
-        self._recipe, self._streamed = recipe, streamed
+    def __init__(self, dataset: DatasetPlace, streamed: bool):
+        self.name = dataset.path
+        self._dataset, self._streamed = dataset, streamed
         self._cached = FolderPictures(*hub_caches())
         self._place: Place | None = None
 
@@ -298,31 +327,31 @@ class _Repository:
         return self._place
 
     def _found(self, name: str) -> Place:
-        recipe = self._recipe
-        files = HubFiles(recipe.path, recipe.revision, keep=not self._streamed)
+        dataset = self._dataset
+        files = HubFiles(dataset.path, dataset.revision, keep=not self._streamed)
         if name.startswith(HUB):
             return files
-        if recipe.data_files is None:
+        if dataset.data_files is None:
             try:
-                table = load_dataset(recipe.path, "images", "train", recipe.revision).data.table
-                return PictureTables.of_table(table, recipe.path)
+                table = load_dataset(dataset.path, "images", "train", dataset.revision).data.table
+                return PictureTables.of_table(table, dataset.path)
             except ValueError:
                 tables = (f for f in files.files if f.startswith("images/"))
                 if any(file.endswith(".parquet") for file in tables):
                     raise
         archives = [file for file in files.files if file.lower().endswith(ARCHIVES)]
         if len(archives) == 1:
-            return _repository_place(recipe, archives[0], self._streamed)
+            return _repository_place(dataset, archives[0], self._streamed)
         return files
 
 
-def _repository_place(recipe: DataRecipe, name: str, streamed: bool) -> Place:
+def _repository_place(dataset: DatasetPlace, name: str, streamed: bool) -> Place:
     """A folder or archive in the Hub repository of a dataset."""
-    files = HubFiles(recipe.path, recipe.revision, folder=name, keep=not streamed)
+    files = HubFiles(dataset.path, dataset.revision, folder=name, keep=not streamed)
     if any(file.startswith(f"{files.folder}/") for file in files.files):
         return files
     if files.folder not in files.files:
         raise FileNotFoundError(
-            f"{name}: image_folder: no such folder or archive, here or in {recipe.path} on the Hub"
+            f"{name}: image_folder: no such folder or archive, here or in {dataset.path} on the Hub"
         )
     return open_place(files.fetch(files.folder))

@@ -71,8 +71,14 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values of this type are lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    """Whether values of this type are lists, of one length or of any."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(holds(kind) for holds in kinds)
+
+
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a list's items; another type as it is."""
+    return kind.value_type if is_list(kind) else kind
 
 
 def check_columns(path: Path, kinds: Mapping[str, Any]) -> None:

@@ -23,6 +23,8 @@ from ..common.reading import open_file, read_text
 from ..common.telling import one_line, printable, reason
 from .hub import HubFiles, dataset_builder
 from .json_rows import rows_suffix
+from .parquet import is_list
+from .parquet import is_text as is_text_type
 
 HUB = "hf://"
 # Read ahead when a remote file is read from its start to its end, in bytes.
@@ -429,27 +431,13 @@ def as_tables(files: Sequence[str]) -> list[Table]:
 
 def is_text(schema: pa.Schema, column: str) -> bool:
     """Whether the column is there and holds strings."""
-    kind = schema.field(column).type if column in schema.names else None
-    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether values of this type are lists, of one length or of any."""
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(holds(kind) for holds in kinds)
-
-
-def item_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a list's items; another type as it is."""
-    return kind.value_type if is_list(kind) else kind
+    return column in schema.names and is_text_type(schema.field(column).type)
 
 
 def is_texts(schema: pa.Schema, column: str) -> bool:
     """Whether the column is there and holds lists of strings."""
     kind = schema.field(column).type if column in schema.names else None
-    if kind is None or not is_list(kind):
-        return False
-    return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+    return kind is not None and is_list(kind) and is_text_type(kind.value_type)
 
 
 def row_name(row_id: str, language: str, path: str) -> str:

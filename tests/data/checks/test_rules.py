@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from maya_vlm.training.data.checks.comments import read_phrases
+from maya_vlm.training.data.checks.boilerplate import read_phrases
 from maya_vlm.training.data.checks.identify import Identifier, code_of, language_name
 from maya_vlm.training.data.checks.plan import LengthBin
 from maya_vlm.training.data.checks.repetition import find_repetition
@@ -230,12 +230,12 @@ def test_turns(checker):
         {"role": "user", "content": "<image>\nQu’est-ce que c’est ?"},
         {"role": "assistant", "content": GOOD["fr"]},
     ]
-    assert checker.check_turns(source, good, "fr") == []
+    assert checker.examine_turns(source, good, "fr").flags == []
     bad = [good[0], {"role": "assistant", "content": SOURCE}]
-    flags = checker.check_turns(source, bad, "fr")
+    flags = checker.examine_turns(source, bad, "fr").flags
     assert "copy" in names(flags, hard=True)
     assert next(f for f in flags if f.name == "copy").detail.startswith("turn 2:")
-    assert names(checker.check_turns(source, good[:1], "fr"), hard=True) == {"empty"}
+    assert names(checker.examine_turns(source, good[:1], "fr").flags, hard=True) == {"empty"}
     row = {"lang": "fr", "text": None, "turns": bad, "source_text": json.dumps(source)}
     assert checker.examine_row(row).hard
 

@@ -18,13 +18,15 @@ from PIL import Image
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.names import stays_inside
 from maya_vlm.training.data.dataset import export
+from maya_vlm.training.data.dataset.caption_requests import KNOWN
 from maya_vlm.training.data.dataset.export import REQUESTS, export_llava, export_messages, llava_row
 from maya_vlm.training.data.dataset.folder import open_dataset
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.layout import assemble
 from maya_vlm.training.data.dataset.messages import MESSAGES_SCHEMA
-from maya_vlm.training.data.engine.requests import KNOWN
+from maya_vlm.training.data.dataset.plan import LayoutPlan
+from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.sources.records import Record
-from maya_vlm.training.data.sources.step import SourcePlan, read_source
+from maya_vlm.training.data.sources.rows import read_source
 from tests.data.tiny_build import make_plan, read, rows_of, translate, write_source
 
 MINI = Path(__file__).parents[3] / "training" / "data" / "mini"

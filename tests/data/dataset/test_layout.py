@@ -10,13 +10,14 @@ from datasets import load_dataset
 
 from maya_vlm.training.common.endpoint import EndpointPlan
 from maya_vlm.training.data import build
-from maya_vlm.training.data.dataset import layout, shards
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset import parts, shards, texts
+from maya_vlm.training.data.dataset.layout import assemble
 from maya_vlm.training.data.dataset.manifest import FOLDERS, configs, matching
+from maya_vlm.training.data.dataset.plan import LayoutPlan, licence_of
 from maya_vlm.training.data.dataset.shards import Shards
 from maya_vlm.training.data.plan import Plan
-from maya_vlm.training.data.sources.step import SourcePlan
-from maya_vlm.training.data.translation.translator import TranslatorPlan
+from maya_vlm.training.data.sources.plan import SourcePlan
+from maya_vlm.training.data.translation.plan import TranslatorPlan
 from tests.data.tiny_build import make_plan, read, rows_of, translate, write_source
 from tests.data.toxicity.judges import picture
 
@@ -153,7 +154,7 @@ def test_a_killed_assembly_leaves_no_manifest_and_no_half_file(plan, monkeypatch
             raise OSError("a full disk")
         return dict(row) | {"caption": row["text"], "source_caption": row["source_text"]}
 
-    monkeypatch.setattr(layout._Build, "_row", dies)
+    monkeypatch.setattr(texts.Texts, "_row", dies)
     with pytest.raises(OSError, match="a full disk"):
         assemble(plan)
     root = plan.folder / "dataset"
@@ -183,8 +184,8 @@ def test_a_disk_that_takes_no_file_is_what_is_said(tmp_path, monkeypatch, fails_
 
 def test_decisions_are_hashed_once_for_all_languages(plan, monkeypatch):
     seen = []
-    hashed = layout.sha256_file
-    monkeypatch.setattr(layout, "sha256_file", lambda path: seen.append(path) or hashed(path))
+    hashed = parts.sha256_file
+    monkeypatch.setattr(parts, "sha256_file", lambda path: seen.append(path) or hashed(path))
     assemble(plan)
     assert seen.count(plan.folder / "toxicity" / "decisions.parquet") == 1
 
@@ -291,11 +292,10 @@ def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
         Plan(source=source, layout=LayoutPlan(licence="mit"), **common)
     with pytest.raises(ValueError, match=r"layout.images: bytes: the source names no place"):
         Plan(source=source, layout=LayoutPlan(images="bytes"), **common)
-    from maya_vlm.training.data.dataset.manifest import licence_of
-
-    assert licence_of(Plan(source=source, **common))[0] == "cc-by-nc-4.0"
+    plan = Plan(source=source, **common)
+    assert licence_of(plan.translator, plan.layout)[0] == "cc-by-nc-4.0"
     own = LayoutPlan(licence="cc-by-nc-sa-4.0", licence_note="Ours.")
-    licence, note = licence_of(Plan(source=source, layout=own, **common))
+    licence, note = licence_of(plan.translator, own)
     assert licence == "cc-by-nc-sa-4.0"
     assert note.startswith("Ours. aya-23-35b: Non-commercial")
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from maya_vlm.model_card.cards.dataset import write_dataset_card
 from maya_vlm.training.data.dataset import layout, messages_config
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.caption_requests import KNOWN, REQUESTS, known_requests
+from maya_vlm.training.data.dataset.layout import assemble
 from maya_vlm.training.data.dataset.messages import (
     MESSAGES_SCHEMA,
     as_messages,
@@ -21,7 +22,7 @@ from maya_vlm.training.data.dataset.messages import (
     share_languages,
 )
 from maya_vlm.training.data.dataset.messages_config import choose_rows
-from maya_vlm.training.data.engine.requests import KNOWN, REQUESTS, known_requests
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from maya_vlm.training.data.plan import load_plan, write_plan
 from tests.data.tiny_build import TinyTranslator, make_plan, read, rows_of, translate, write_source
 

@@ -13,7 +13,8 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from maya_vlm.model_card.cards.dataset import write_dataset_card
 from maya_vlm.training.data.dataset.export import export_messages
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.layout import assemble
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from maya_vlm.training.recipe import checkpointing_fields
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.helpers.tiny_llava import IMAGE_SIZE, save_tiny_llava

@@ -12,9 +12,10 @@ import pytest
 
 from maya_vlm.training.common.files import write_json
 from maya_vlm.training.data.engine import executors as engine
-from maya_vlm.training.data.engine.executors import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.engine.executors import ExecutorPlan, run_jobs
 from maya_vlm.training.data.engine.journal import Journal
-from maya_vlm.training.data.engine.progress import UNITS, survey
+from maya_vlm.training.data.engine.progress import UNITS, build_status
+from maya_vlm.training.data.engine.unit_files import Job
 from maya_vlm.training.data.engine.units import (
     Stopped,
     UnitManifest,
@@ -133,7 +134,8 @@ SCRIPT = """
 import functools, sys
 from pathlib import Path
 from tests.data.engine.tiny_worker import make, sources
-from maya_vlm.training.data.engine.executors import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.engine.executors import ExecutorPlan, run_jobs
+from maya_vlm.training.data.engine.unit_files import Job
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -349,6 +351,6 @@ def test_stop_is_told_apart_from_failure(jobs, tmp_path, monkeypatch):
 
 def test_survey_needs_a_build(tmp_path):
     with pytest.raises(FileNotFoundError, match="no build here"):
-        survey(tmp_path / "nothing")
+        build_status(tmp_path / "nothing")
     write_json(tmp_path / "source" / "x.json", {})
-    assert survey(tmp_path).source is None
+    assert build_status(tmp_path).source is None

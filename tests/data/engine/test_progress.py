@@ -8,9 +8,10 @@ import pytest
 
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.files import write_json
-from maya_vlm.training.data.engine.executors import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.engine.executors import ExecutorPlan, run_jobs
 from maya_vlm.training.data.engine.journal import Journal
-from maya_vlm.training.data.engine.progress import Progress, format_status, survey
+from maya_vlm.training.data.engine.progress import Progress, build_status, format_status
+from maya_vlm.training.data.engine.unit_files import Job
 from maya_vlm.training.data.engine.units import run_unit
 from tests.data.engine.tiny_worker import SCHEMA, TinyWorker, make, sources
 
@@ -39,7 +40,7 @@ class Judging(TinyWorker):
 
 def test_finished_build(jobs, tmp_path):
     run(jobs, tmp_path)
-    (worker,) = survey(tmp_path).workers
+    (worker,) = build_status(tmp_path).workers
     assert (worker.units_done, worker.units) == (3, 3)
     assert (worker.rows_done, worker.rows) == (30, 30)
     assert worker.counts == {"ok": 30}
@@ -59,12 +60,12 @@ def test_unit_in_work_counts_from_its_journal(jobs, tmp_path):
     # A line that is being written.
     with journal.path.open("ab") as file:
         file.write(b'00000000 {"n": 5, "ro')
-    (worker,) = survey(tmp_path).workers
+    (worker,) = build_status(tmp_path).workers
     assert (worker.units_done, worker.rows_done) == (2, 24)
     assert worker.counts == {"ok": 20, "failed": 4}
     assert worker.retries == 8
     assert worker.rate > 0
-    text = "\n".join(format_status(survey(tmp_path)))
+    text = "\n".join(format_status(build_status(tmp_path)))
     assert "30 rows in 3 units, 2 refused" in text
     assert "24/30" in text
     assert "failed 4, ok 20" in text
@@ -74,17 +75,19 @@ def test_unit_in_work_counts_from_its_journal(jobs, tmp_path):
 def test_nothing_moves_and_time_left_is_unknown(jobs, tmp_path):
     run(jobs, tmp_path)
     jobs[2].target.with_suffix(".json").unlink()
-    (worker,) = survey(tmp_path, now=time.time() + 3600).workers
+    (worker,) = build_status(tmp_path, now=time.time() + 3600).workers
     assert worker.rate == 0.0
     assert worker.seconds_left is None
-    assert "rows left" not in "\n".join(format_status(survey(tmp_path, now=time.time() + 3600)))
+    assert "rows left" not in "\n".join(
+        format_status(build_status(tmp_path, now=time.time() + 3600))
+    )
 
 
 def test_other_settings_do_not_count(jobs, tmp_path):
     run(jobs, tmp_path)
     listed = tmp_path / "translate" / "fr" / "units.json"
     write_json(listed, {**json.loads(listed.read_bytes()), "key": "model-2"})
-    (worker,) = survey(tmp_path).workers
+    (worker,) = build_status(tmp_path).workers
     assert (worker.units_done, worker.rows_done) == (0, 0)
 
 

@@ -17,8 +17,9 @@ import time
 
 import pytest
 
-from maya_vlm.training.data.engine.executors import ExecutorPlan, Job, run_jobs
+from maya_vlm.training.data.engine.executors import ExecutorPlan, run_jobs
 from maya_vlm.training.data.engine.journal import read_journal
+from maya_vlm.training.data.engine.unit_files import Job
 from tests.data.engine.tiny_worker import TinyWorker, make, read, sources
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maya_vlm.training.common.files import atomic, sha256_file, write_json, write_parquet
-from maya_vlm.training.data.engine.fitting import Fitting
+from maya_vlm.training.data.engine.answer_schema import AnswerSchema
 from maya_vlm.training.data.engine.journal import Journal, read_journal
 from maya_vlm.training.data.engine.units import (
     Stopped,
@@ -307,15 +307,15 @@ COLUMNS = {
 def test_what_fits_is_what_parquet_and_json_hold(name):
     kind, good, bad = COLUMNS[name]
     schema = pa.schema([("id", pa.string()), ("lang", pa.string()), (name, kind)])
-    fitting = Fitting("w", schema)
+    answers = AnswerSchema("w", schema)
     row = {"id": "1", "lang": "en"}
     for value in good:
-        fitting.check(row, {**row, name: value})
+        answers.check(row, {**row, name: value})
         json.dumps(value)
         pa.Table.from_pylist([{**row, name: value}], schema=schema)
     for value in bad:
         with pytest.raises(ValueError, match=rf"w: the answer to row '1' \(en\): {name}: expected"):
-            fitting.check(row, {**row, name: value})
+            answers.check(row, {**row, name: value})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from maya_vlm.training.common.provenance import files_sha256
+from maya_vlm.training.common.files import files_sha256
 from maya_vlm.training.data.mini_dataset.card import configs, write_attribution
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
 from maya_vlm.training.data.mini_dataset.messages import PICTURES, message_rows

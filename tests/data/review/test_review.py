@@ -8,15 +8,10 @@ import pytest
 from PIL import Image
 
 from maya_vlm.training.common.files import sha256_text
-from maya_vlm.training.data.review.pages import (
-    COLUMNS,
-    ReviewRow,
-    direction,
-    read_overrides,
-    read_sheet,
-    stratified,
-    write_sheet,
-)
+from maya_vlm.training.data.review.decisions import COLUMNS, ReviewRow, read_overrides
+from maya_vlm.training.data.review.filled import read_sheet
+from maya_vlm.training.data.review.pages import direction
+from maya_vlm.training.data.review.sheets import stratified, write_sheet
 from maya_vlm.training.data.sources.pictures import Pictures
 
 ROWS = [

@@ -19,21 +19,16 @@ from PIL import Image
 
 from maya_vlm.training.common import images as loading
 from maya_vlm.training.common.files import sha256_file
+from maya_vlm.training.common.picture_tables import PictureTables
 from maya_vlm.training.data.sources.external_sort import ExternalSort
 from maya_vlm.training.data.sources.pictures import Pictures
+from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.sources.readers import language_of_file
 from maya_vlm.training.data.sources.records import SOURCE_SCHEMA, Record
-from maya_vlm.training.data.sources.step import (
-    SourcePlan,
-    Tally,
-    build_sources,
-    check_sources,
-    read_source,
-    sorted_rows,
-    source_key,
-)
+from maya_vlm.training.data.sources.rows import read_source
+from maya_vlm.training.data.sources.sorting import Tally, sorted_rows
+from maya_vlm.training.data.sources.step import build_sources, check_sources, source_key
 from maya_vlm.training.data.validate import infer_source, validate, validate_sources
-from maya_vlm.training.rows.picture_tables import PictureTables
 from tests.data.engine.tiny_worker import read
 
 
@@ -550,8 +545,8 @@ def test_pictures_to_hand_on_are_decoded_within_limits(pictures, place, monkeypa
     with pytest.raises(FileNotFoundError, match=r"No such image file in .*'6.png'"):
         store.read_checked("6.png")
     monkeypatch.setitem(loading.read_picture_file.__globals__, "MAX_BYTES", 5000)
-    monkeypatch.setattr("maya_vlm.training.common.images.MAX_BYTES", 5000)
-    monkeypatch.setattr("maya_vlm.training.rows.picture_tables.MAX_BYTES", 5000)
+    monkeypatch.setattr("maya_vlm.training.common.places.MAX_BYTES", 5000)
+    monkeypatch.setattr("maya_vlm.training.common.picture_tables.MAX_BYTES", 5000)
     with pytest.raises(ValueError, match=r"5,?0\d\d"):
         store.read_checked("5.png")
 

@@ -10,7 +10,7 @@ import pytest
 
 from maya_vlm.training.common.files import sha256_text
 from maya_vlm.training.common.schema import build
-from maya_vlm.training.data.review.pages import read_sheet
+from maya_vlm.training.data.review.filled import read_sheet
 from maya_vlm.training.data.toxicity.decisions import decide_build, format_summary
 from maya_vlm.training.data.toxicity.plan import ToxicityPlan
 from maya_vlm.training.data.toxicity.policy import JudgeRule, Policy

@@ -17,8 +17,8 @@ from transformers import (
 
 from maya_vlm.training.common.schema import build
 from maya_vlm.training.data.translation.local_models import LocalModel
+from maya_vlm.training.data.translation.plan import LocalPlan
 from maya_vlm.training.data.translation.prompts import read_prompt
-from maya_vlm.training.data.translation.translator import LocalPlan
 from maya_vlm.training.data.translation.worker import TranslateWorker, TranslatorPlan
 from tests.helpers.tiny_processing import tiny_tokenizer
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from maya_vlm.training.data.checks.rules import RowChecker
+from maya_vlm.training.data.translation.plan import presets, read_preset
 from maya_vlm.training.data.translation.prompts import (
     FOLDER,
     Prompt,
@@ -13,7 +14,6 @@ from maya_vlm.training.data.translation.prompts import (
     translategemma_prompt,
     variants,
 )
-from maya_vlm.training.data.translation.translator import presets, read_preset
 from tests.helpers.endpoint_server import asked
 from tests.helpers.languages import MINI, PAPER
 

@@ -10,8 +10,8 @@ import pytest
 from maya_vlm.training.common.endpoint import EndpointError
 from maya_vlm.training.common.schema import build
 from maya_vlm.training.data.checks.rules import CheckPlan
-from maya_vlm.training.data.translation.segments import Piece, lost_code, split
-from maya_vlm.training.data.translation.translator import LocalPlan
+from maya_vlm.training.data.translation.plan import LocalPlan
+from maya_vlm.training.data.translation.text_pieces import Piece, lost_code, split
 from maya_vlm.training.data.translation.worker import (
     TRANSLATED,
     TranslateWorker,

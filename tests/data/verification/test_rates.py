@@ -45,7 +45,7 @@ def test_intervals():
 
 def test_the_studys_phrases_are_not_the_lists():
     """A phrase copied into a list would measure itself."""
-    from maya_vlm.training.data.checks.comments import read_phrases
+    from maya_vlm.training.data.checks.boilerplate import read_phrases
 
     for lang, kinds in study._COMMENTS.items():
         lists = (study.ROOT / f"training/data/checks/phrases/{lang}.yaml").read_text()

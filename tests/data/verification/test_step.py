@@ -17,24 +17,22 @@ from maya_vlm.training.cli import main
 from maya_vlm.training.common.endpoint import EndpointPlan
 from maya_vlm.training.data.checks.plan import CheckPlan
 from maya_vlm.training.data.engine.units import check_unit, run_units
-from maya_vlm.training.data.review.pages import read_sheet, write_sheet
+from maya_vlm.training.data.review.filled import read_sheet
+from maya_vlm.training.data.review.sheets import write_sheet
 from maya_vlm.training.data.translation.worker import TRANSLATED
 from maya_vlm.training.data.verification.back_translation import BackTranslationPlan
+from maya_vlm.training.data.verification.plan import VerificationPlan
 from maya_vlm.training.data.verification.quality import QualityPlan, QualityScorer
 from maya_vlm.training.data.verification.report import format_report, rows_to_review
-from maya_vlm.training.data.verification.step import (
-    VERIFIED,
-    VerificationPlan,
-    VerificationStep,
-    VerifyWorker,
-    final_rows,
-)
+from maya_vlm.training.data.verification.rows import VERIFIED, final_rows
+from maya_vlm.training.data.verification.step import VerificationStep
 from maya_vlm.training.data.verification.survey import (
     LengthHistogram,
     Miner,
     shares_start,
     starts,
 )
+from maya_vlm.training.data.verification.worker import VerifyWorker
 from tests.helpers.endpoint_server import EndpointServer
 
 THINGS = {

@@ -6,28 +6,105 @@ import pytest
 
 from maya_vlm.training.evaluation.scoring.intervals import (
     holm,
-    mean_interval,
+    mean,
+    mean_of_languages,
+    mean_of_ratios,
     paired_difference,
-    ratio_interval,
-    share_interval,
+    proportion,
+    wilson,
 )
 
 
+def ratio(parts):
+    return mean_of_ratios({"": parts})
+
+
+def alone(values):
+    """Each value an item of its own."""
+    return list(enumerate(values))
+
+
+def test_wilson_interval_solves_its_equation():
+    # Its ends are the p for which the observed share is exactly 1.96 standard errors away.
+    for correct, n in [(0, 20), (3, 40), (50, 100), (100, 100)]:
+        low, high = wilson(correct, n)
+        assert 0 <= low <= correct / n <= high <= 1
+        for end in (low, high):
+            if 0 < end < 1:
+                distance = abs(correct / n - end) / math.sqrt(end * (1 - end) / n)
+                assert distance == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_wilson_covers_about_95_percent():
+    rng = np.random.default_rng(0)
+    hits = [lo <= 0.3 <= hi for lo, hi in (wilson(int(k), 80) for k in rng.binomial(80, 0.3, 2000))]
+    assert 0.93 < np.mean(hits) < 0.97
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_proportion(correct, n):
+    with pytest.raises(ValueError, match="proportion"):
+        wilson(correct, n)
+
+
+def test_proportion():
+    assert proportion([True, False, True, True]) == (0.75, *wilson(3, 4))
+
+
+def test_mean_of_values_that_are_no_shares_is_drawn_over_items():
+    alone = [(f"c{i}", i % 2) for i in range(40)]
+    assert mean(alone) == proportion([value for _, value in alone])
+    # Two values of each item that are always alike are worth no more than one of each.
+    twice = [pair for pair in alone for _ in range(2)]
+    found, once = mean(twice), mean(alone)
+    assert found.value == once.value
+    assert found.high - found.low == pytest.approx(once.high - once.low, rel=0.1)
+    lengths = mean([(f"c{i}", 3.0 + i) for i in range(5)])
+    assert lengths.value == 5
+    assert 3 < lengths.low < 5 < lengths.high < 7
+
+
+def test_mean_is_unweighted_and_its_interval_keeps_the_dependence_of_languages():
+    rng = np.random.default_rng(1)
+    concepts = [f"c{i}" for i in range(300)]
+    known = rng.random(300) < 0.4
+    # Ten languages that know the same concepts are worth one; ten independent ones are worth more.
+    same = {f"l{j}": list(zip(concepts, known, strict=True)) for j in range(10)}
+    apart = {f"l{j}": list(zip(concepts, rng.random(300) < 0.4, strict=True)) for j in range(10)}
+    one, ten = mean_of_languages(same), mean_of_languages(apart)
+    assert one.value == pytest.approx(known.mean())
+    assert one.high - one.low == pytest.approx(np.diff(wilson(known.sum(), 300))[0], rel=0.15)
+    assert ten.high - ten.low < 0.5 * (one.high - one.low)
+    uneven = {"a": [("x", True)], "b": [("x", False), ("y", False), ("z", False)]}
+    assert mean_of_languages(uneven).value == 0.5
+    assert mean_of_languages(uneven) == mean_of_languages(uneven)
+
+
+def test_mean_of_answers_that_are_all_wrong_is_not_certain():
+    pairs = [(f"c{i}", False) for i in range(20)]
+    found = mean_of_languages({"en": pairs, "hi": pairs})
+    assert (found.value, found.low) == (0, 0)
+    assert found.high == pytest.approx(wilson(0, 20)[1])
+
+
+def test_mean_refuses_a_language_without_answers():
+    with pytest.raises(ValueError, match="ur"):
+        mean_of_languages({"en": [("x", True)], "ur": []})
+
+
 def test_a_share_has_wilsons_interval():
-    interval = share_interval([True] * 45 + [False] * 55)
-    assert interval["value"] == 0.45
-    assert (interval["low"], interval["high"]) == pytest.approx((0.3561, 0.5476), abs=1e-4)
-    assert share_interval([True] * 5)["low"] < 0.6
-    with pytest.raises(ValueError, match="at least one answer"):
-        share_interval([])
+    assert proportion([True] * 45 + [False] * 55) == pytest.approx((0.45, 0.3561, 0.5476), abs=1e-4)
+    assert proportion([True] * 5).low < 0.6
+    with pytest.raises(ValueError, match="n > 0, found 0 of 0"):
+        proportion([])
 
 
 def test_the_bootstrap_agrees_with_the_normal_interval_of_independent_values():
     values = np.random.default_rng(0).normal(5, 2, 400)
-    interval = mean_interval(values)
+    interval = mean(alone(values))
     half = 1.96 * values.std() / math.sqrt(400)
-    assert interval["low"] == pytest.approx(values.mean() - half, abs=0.03)
-    assert interval["high"] == pytest.approx(values.mean() + half, abs=0.03)
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
 
 
 def test_intervals_cover_about_95_percent_of_clustered_data():
@@ -37,49 +114,52 @@ def test_intervals_cover_about_95_percent_of_clustered_data():
     for trial in range(200):
         images = np.repeat(np.arange(40), 6)
         values = (rng.normal(size=40)[images] + 0.3 * rng.normal(size=240)).tolist()
-        clustered = mean_interval(values, images.tolist(), resamples=400, seed=trial)
-        alone = mean_interval(values, resamples=400, seed=trial)
-        hits += clustered["low"] <= 0 <= clustered["high"]
-        naive += alone["low"] <= 0 <= alone["high"]
+        pairs = list(zip(images.tolist(), values, strict=True))
+        clustered = mean(pairs, trial, resamples=400)
+        single = mean(alone(values), trial, resamples=400)
+        hits += clustered.low <= 0 <= clustered.high
+        naive += single.low <= 0 <= single.high
     assert 0.9 <= hits / 200 <= 0.99
     assert naive / 200 < 0.75
 
 
 def test_the_same_seed_gives_the_same_interval():
-    values = [1.0, 0.0, 0.5, 0.25, 0.75]
-    assert mean_interval(values) == mean_interval(values)
-    assert mean_interval(values) != mean_interval(values, seed=1)
+    values = alone([1.0, 0.0, 0.5, 0.26, 0.75, 0.31, 0.64])
+    assert mean(values) == mean(values[::-1])
+    assert mean(values) != mean(values, seed=1)
 
 
 def test_a_ratio_is_of_sums_and_not_a_mean_of_ratios():
-    interval = ratio_interval([4.0, 1.0], [8.0, 8.0], ["a", "b"])
-    assert interval["value"] == pytest.approx(5 / 16)
-    assert interval["low"] == pytest.approx(1 / 8)
-    assert interval["high"] == pytest.approx(1 / 2)
+    interval = ratio([("a", 4.0, 8.0), ("b", 1.0, 8.0)])
+    assert interval.value == pytest.approx(5 / 16)
+    assert interval.low == pytest.approx(1 / 8)
+    assert interval.high == pytest.approx(1 / 2)
 
 
 def test_all_right_or_all_wrong_still_has_an_interval():
-    interval = mean_interval([1.0] * 12, ["a", "a", "b"] * 4)
-    assert (interval["clusters"], interval["value"], interval["high"]) == (2, 1.0, 1.0)
-    assert 0 < interval["low"] < 0.5
-    assert mean_interval([0.0] * 3)["high"] > 0.3
+    for interval in (
+        mean([(item, 1.0) for item in ["a", "a", "b"] * 4]),
+        ratio([(item, 2.0, 2.0) for item in ["a", "a", "b"] * 4]),
+    ):
+        assert interval == (1.0, *wilson(2, 2))
+        assert 0 < interval.low < 0.5
+    assert mean(alone([0.0] * 3)).high > 0.3
 
 
 def test_one_cluster_is_too_little_to_tell():
-    interval = mean_interval([0.3, 0.6], ["a", "a"])
-    assert (interval["low"], interval["high"]) == (None, None)
+    assert mean([("a", 0.3), ("a", 0.6)])[1:] == (None, None)
+    assert ratio([("a", 0.3, 1), ("a", 0.6, 1)])[1:] == (None, None)
     assert paired_difference({"1": 0.3}, {"1": 0.6})["low"] is None
 
 
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: mean_interval([]), "at least one number"),
-        (lambda: mean_interval([1.0, math.nan]), "expected finite numbers, found nan at 1"),
-        (lambda: mean_interval([1.0], ["a", "b"]), "clusters: expected 1, one a value, found 2"),
-        (lambda: mean_interval([1.0, 0.5], resamples=0), "resamples: expected at least 1"),
-        (lambda: ratio_interval([1.0], [0.0]), "denominators of 0 or more with a sum above 0"),
-        (lambda: ratio_interval([1.0], [1.0, 1.0]), "expected 1 denominators, found 2"),
+        (lambda: mean_of_languages({"en": []}), "no answers in en"),
+        (lambda: ratio([]), "nothing to average"),
+        (lambda: mean(alone([1.0, math.nan])), "expected finite numbers, found nan at 1"),
+        (lambda: mean(alone([1.0, 0.5]), resamples=0), "resamples: expected at least 1"),
+        (lambda: ratio([("a", 1.0, 0.0)]), "denominators of 0 or more with a sum above 0"),
         (
             lambda: paired_difference({"1": 1.0}, {}),
             "question '1': expected with both models, not with the second",
@@ -160,7 +240,7 @@ def test_many_questions_need_little_memory():
     values = np.random.default_rng(0).random(9000)
     tracemalloc.start()
     try:
-        mean_interval(values)
+        mean(alone(values))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

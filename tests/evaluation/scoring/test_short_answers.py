@@ -1,10 +1,12 @@
 import pytest
 from hypothesis import given, settings
 
+from maya_vlm.training.evaluation.scoring.plain import normalise
 from maya_vlm.training.evaluation.scoring.short_answers import (
     RULES,
     ShortAnswer,
     gqa_prediction,
+    same,
     short_answer_score,
 )
 
@@ -86,3 +88,13 @@ def test_golden_cases():
             else:
                 found = RULES[case["task"].lower()][name](case["response"], golds)
                 assert found == expected, (name, case)
+
+
+def test_answers_are_compared_by_content_not_by_dress():
+    assert same(" Hot  dog.", ["hot dog"])
+    assert same("ＯＫ", ["ok"])
+    assert same("cafe\u0301", ["caf\u00e9"])
+    assert same("راکٹ۔", ["راکٹ"])
+    assert not same("", [""])
+    assert not same("dog", ["hot dog"])
+    assert normalise("«Да!»") == "да"

@@ -2,16 +2,18 @@
 
 import json
 import shutil
-from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from maya_vlm.model_card.cards.dataset import dataset_card, read_manifest, write_dataset_card
 from maya_vlm.model_card.cards.model import MARKER
 from maya_vlm.model_card.hub.publish_dataset import check_configs, check_files
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.layout import assemble
 from maya_vlm.training.data.dataset.manifest import FORMAT
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.model_card.cards.test_model import HOSTILE, check_card
 
@@ -98,18 +100,6 @@ def test_the_card_shows_how_others_train_on_the_pictures(tmp_path):
     assert "SFTTrainer" not in card
 
 
-def test_a_folder_laid_out_as_mini_is_gets_its_configs(tmp_path):
-    mini = Path(__file__).resolve().parents[3] / "training" / "data" / "mini"
-    for name in ("texts/hi", "images", "messages"):
-        shutil.copytree(mini / name, tmp_path / name)
-    configs = {
-        c["config_name"]: c["data_files"]
-        for c in front_matter(dataset_card(tmp_path, "user/x"))["configs"]
-    }
-    assert list(configs) == ["all", "hi", "images", "messages"]
-    assert [each["split"] for each in configs["messages"]] == ["test", "train", "validation"]
-
-
 def test_a_card_of_ones_own_is_kept_and_ours_is_written_anew(dataset):
     card = dataset / "README.md"
     card.write_text(f"{MARKER}\nold")
@@ -161,8 +151,14 @@ def test_configs_are_loaded_and_counted(dataset):
 
 
 def test_a_folder_of_something_else_has_no_card(tmp_path):
+    for path in ("texts/en/train-clean.parquet", "images/style.parquet"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        pq.write_table(pa.table({"id": ["1"]}), tmp_path / path)
     with pytest.raises(ValueError, match=r"expected the manifest.json of `maya data build`"):
-        dataset_card(tmp_path, "user/x")
+        write_dataset_card(tmp_path, "user/x")
+    (tmp_path / "README.md").write_text("mine")
+    write_dataset_card(tmp_path, "user/x")
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", HOSTILE)

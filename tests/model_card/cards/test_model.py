@@ -6,14 +6,14 @@ import json
 import pytest
 import yaml
 
-from maya_vlm.model_card.cards.dataset import dataset_card
 from maya_vlm.model_card.cards.model import MARKER, MINI_DATA, licence_texts, model_card
 from maya_vlm.model_card.cards.scores import weaknesses
 from maya_vlm.model_card.hub.content import weights_sha256 as card_hash
-from maya_vlm.training.common.provenance import files_sha256, provenance
+from maya_vlm.training.common.files import files_sha256
+from maya_vlm.training.common.provenance import provenance
 from maya_vlm.training.data.mini_dataset.sources import SOURCES
-from maya_vlm.training.evaluation import metrics
 from maya_vlm.training.evaluation.results import FORMAT, write_results
+from maya_vlm.training.evaluation.scoring.intervals import wilson
 from modeling_maya.llava_cohere.convert import convert
 from tests.evaluation.answers import results_of
 from tests.helpers.tiny_maya import save_tiny_maya
@@ -82,7 +82,7 @@ def test_card_is_filled_from_results_recipe_and_config(folder):
     assert found["Choice, old pictures", "accuracy, mean of all (2)"] == 50.0
     assert found["Choice, new pictures", "accuracy, mean of all (2)"] == 0.0
     assert MARKER in card
-    low, high = metrics.wilson(2, 2)
+    low, high = wilson(2, 2)
     assert f"| `en` (n = 2) | 100.0 [{100 * low:.1f}, {100 * high:.1f}] | 0.0 |" in card
     assert "| pretrain | 150 | 24 | en hi | data/mini `all` |" in card
     assert "| finetune | 2 epochs |" in card
@@ -265,31 +265,6 @@ def test_refuses_broken_files_in_one_line(folder, name, content, error, words):
     with pytest.raises(error, match=words) as caught:
         model_card(folder, "user/x")
     assert "\n" not in str(caught.value)
-
-
-def test_dataset_card_lists_what_is_there(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    def write(path: str, rows: int) -> None:
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.table({"id": [str(i) for i in range(rows)]}), file)
-
-    with pytest.raises(ValueError, match="no dataset of ours"):
-        dataset_card(tmp_path, "user/data")
-    for lang in ("en", "hi"):
-        write(f"texts/{lang}/train-clean.parquet", 3)
-        write(f"texts/{lang}/train-flagged.parquet", 1)
-    write("images/style.parquet", 4)
-    card = dataset_card(tmp_path, "user/data")
-    head = head_of(card)
-    assert [config["config_name"] for config in head["configs"]] == ["all", "en", "hi", "images"]
-    assert "| `all` | train | 8 |" in card
-    (tmp_path / "README.md").write_text(card)
-    from datasets import load_dataset
-
-    assert load_dataset(str(tmp_path), "hi", split="train", streaming=True).take(1)
 
 
 HOSTILE = [

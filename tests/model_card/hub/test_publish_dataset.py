@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from pathlib import Path
 
 import httpx2
 import huggingface_hub
@@ -189,9 +190,11 @@ def test_every_file_is_hashed_once_from_the_check_to_the_tag(hub, api, tmp_path,
     (tmp_path / "README.md").write_text("a card")
     seed(hub, "user/hashed")
     taken = []
-    hashed = Content._hash
+    hashed = hashlib.file_digest
     monkeypatch.setattr(
-        Content, "_hash", lambda self, digest: taken.append(self.file.name) or hashed(self, digest)
+        hashlib,
+        "file_digest",
+        lambda file, digest: taken.append(Path(file.name).name) or hashed(file, digest),
     )
     contents = publish_dataset.check_files(tmp_path)
     contents["README.md"] = Content(tmp_path / "README.md")

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from maya_vlm.training.data.dataset.export import export_messages
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.layout import assemble
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.helpers.hub_server import HubServer
 

@@ -130,5 +130,3 @@ def test_links_within_the_folder_and_of_what_is_not_sent_pass(tmp_path):
     (tmp_path / "folder" / "results.json").symlink_to("a.json")
     (tmp_path / "folder" / "checkpoint").symlink_to(tmp_path)
     check_links(tmp_path / "folder", "model")
-    with pytest.raises(ValueError, match="checkpoint: expected a file"):
-        check_links(tmp_path / "folder", "model", ["checkpoint"])

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import modeling_maya
 import processing_maya  # noqa: F401  (registers the processor)
-from modeling_maya.llava_cohere import convert as convert_llava_cohere
+from modeling_maya.llava_cohere import to_maya, write
 from modeling_maya.llava_cohere.convert import convert
 from tests.modeling_maya.llava_cohere import tiny_original as original
 
@@ -619,7 +619,7 @@ def test_sources_that_are_none(tmp_path, source, output):
 def test_too_little_disk(source, output, monkeypatch):
     original.write_checkpoint(source)
     usage = type("usage", (), {"free": 1000})()
-    monkeypatch.setattr(convert_llava_cohere.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"found 1.000 kB free on the disk, expected at least"):
         convert(source, output, log=quiet)
     assert not list(output.parent.iterdir())
@@ -634,7 +634,7 @@ def test_an_error_leaves_nothing(source, output, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert_llava_cohere, "custom_object_save", fail)
+    monkeypatch.setattr(to_maya, "custom_object_save", fail)
     with pytest.raises(KeyboardInterrupt):
         convert(source, output, log=quiet)
     assert not list(output.parent.iterdir())
@@ -649,7 +649,8 @@ sys.path.insert(0, {str(PACKAGES)!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from modeling_maya.llava_cohere import convert as module
+from modeling_maya.llava_cohere import to_maya, write
+from modeling_maya.llava_cohere.convert import convert
 
 steps = 0
 def counting(function):
@@ -661,17 +662,18 @@ def counting(function):
         return function(*args, **kwargs)
     return call
 
-module.write_safetensors = counting(module.write_safetensors)
-module.write_json = counting(module.write_json)
-module.custom_object_save = counting(module.custom_object_save)
-module.read_weights = counting(module.read_weights)
-module.os.rename = counting(os.rename)
-module.os.replace = counting(os.replace)
+write.write_safetensors = counting(write.write_safetensors)
+write.write_json = counting(write.write_json)
+to_maya.custom_object_save = counting(to_maya.custom_object_save)
+to_maya.read_weights = counting(to_maya.read_weights)
+write.read_weights = counting(write.read_weights)
+os.rename = counting(os.rename)
+os.replace = counting(os.replace)
 limit = 1
 while True:
     child = os.fork()
     if child == 0:
-        module.convert({str(source)!r}, {str(output)!r}, log=lambda line: None)
+        convert({str(source)!r}, {str(output)!r}, log=lambda line: None)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     output = Path({str(output)!r})
@@ -698,12 +700,13 @@ def test_killed_from_outside(source, output):
     code = f"""
 import sys, time
 sys.path.insert(0, {str(PACKAGES)!r})
-from modeling_maya.llava_cohere import convert as module
+from modeling_maya.llava_cohere import to_maya
+from modeling_maya.llava_cohere.convert import convert
 def slow(*args, **kwargs):
     print("writing", flush=True)
     time.sleep(600)
-module.custom_object_save = slow
-module.convert({str(source)!r}, {str(output)!r}, log=lambda line: None)
+to_maya.custom_object_save = slow
+convert({str(source)!r}, {str(output)!r}, log=lambda line: None)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == "writing"

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modeling_maya.llava_cohere.tensors import read_header, read_headers, read_pickle, read_weights
+from modeling_maya.llava_cohere.headers import read_header, read_headers
+from modeling_maya.llava_cohere.tensors import read_pickle, read_weights
 
 PLAIN = {
     "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},

@@ -64,12 +64,15 @@ WORD_PATTERN = (
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, chat_template: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """Learn the vocabulary from `texts` (repeat a text to weight it).
+    """Learn a vocabulary; the same one from the same texts in the same order.
 
-    `vocab_size` counts the control tokens, the 256 bytes and the merges; the 29 turn tokens and
-    ``<image>`` come after it. Deterministic for the same texts in the same order.
+    Args:
+        texts: a text that is repeated weighs more.
+        vocab_size: control tokens, the 256 bytes and merges; the 29 turn tokens and ``<image>`` come
+            after them.
 
-    Raises ValueError if `vocab_size` cannot hold the bytes, or if there are too few texts to fill it.
+    Raises:
+        ValueError: `vocab_size` cannot hold the bytes, or there are too few texts to fill it.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(CONTROL_TOKENS) + len(alphabet)

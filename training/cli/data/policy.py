@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ...data.reviews import apply_policy
     from ...data.toxicity.decisions import format_summary
-    from ...data.toxicity.sheets import apply_policy
 
     summary, sheets = apply_policy(args.folder, args.policy, sheets=args.sheets)
     print(format_summary(summary))

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ...data.review.sheets import format_read_back, read_review, write_reviews
+    from ...data.reviews import format_read_back, read_review, write_reviews
 
     if args.read is not None:
         for path in args.read:

@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ...data.engine.progress import format_status, survey
+    from ...data.engine.progress import build_status, format_status
 
-    print("\n".join(format_status(survey(args.folder))))
+    print("\n".join(format_status(build_status(args.folder))))

@@ -61,7 +61,7 @@ HARD = (
 )
 
 # log(characters of the language / characters of English): median and spread, measured on interface
-# strings and names; good until the build's own rows are calibrated (verification.py).
+# strings and names; good until the build's own rows are calibrated (the step verify).
 LENGTHS: dict[str, tuple[float, float]] = {
     "en": (0.0, 0.10),
     "zh": (math.log(0.25), 0.33),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...common.schema import digest, to_dict
-from .comments import excused, read_phrases
+from .boilerplate import excused, read_phrases
 from .identify import Identified, Identifier, code_of, primary, scripts
 from .plan import CHECKS, DEFAULTS, HARD, LENGTHS, CheckPlan, Flag, LengthBin
 from .repetition import find_repetition
@@ -127,16 +127,6 @@ class RowChecker:
     ) -> list[Flag]:
         """The flags of one text; hard ones first. Raises ValueError for a language not of the project."""
         return self.examine(source, text, lang, finish_reason).flags
-
-    def check_turns(
-        self,
-        source: Sequence[Mapping[str, str]],
-        turns: Sequence[Mapping[str, str]],
-        lang: str,
-        finish_reason: str | None = None,
-    ) -> list[Flag]:
-        """The flags of a conversation, each once, with the number of its first turn in the detail."""
-        return self.examine_turns(source, turns, lang, finish_reason).flags
 
     def examine_turns(
         self,

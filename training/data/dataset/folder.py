@@ -18,8 +18,7 @@ from ...common.cards import card_metadata
 from ...common.names import check_component, file_name, folded
 from ...common.reading import read_text
 from ...common.telling import one_line
-from ...rows.parquet import check_columns, is_list, is_text, read_rows
-from ..sources.records import Row
+from ...rows.parquet import Row, check_columns, is_list, is_text, read_rows
 from .manifest import matching, read_manifest
 from .manifest_shape import check_languages
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...common.files import write_json
 from ...common.reading import read_json, read_json_mapping
 from ...common.shapes import check_shape
 from ...common.telling import one_line
-from ..sources.records import Row
-from ..translation.translator import read_preset
+from ...rows.parquet import Row
 from .manifest_shape import FORMAT, SUMMARY, check_manifest
-
-if TYPE_CHECKING:
-    from ..plan import Plan
+from .plan import BuildPlan, licence_of
 
 # Folders of data files, and only those.
 FOLDERS = ("data", "rejected", "images", "messages", "audit")
@@ -78,7 +75,7 @@ def matching(files: dict[str, Row], pattern: str) -> list[str]:
 
 
 def write_manifest(
-    plan: Plan,
+    plan: BuildPlan,
     root: Path,
     source: dict[str, Any],
     parts: dict[str, dict[str, Any]],
@@ -103,7 +100,7 @@ def write_manifest(
     languages = {
         name: part["counts"] for name, part in parts.items() if "expected" in part["counts"]
     }
-    licence, note = licence_of(plan)
+    licence, note = licence_of(plan.translator, plan.layout)
     totals = {
         name: sum(counts[name] for counts in languages.values())
         for name in ("expected", "ok", "rejected", "failed", "clean", "review", "flagged")
@@ -130,31 +127,7 @@ def write_manifest(
     return manifest
 
 
-def licence_of(plan: Plan) -> tuple[str, str | None]:
-    """The dataset's licence as the Hub writes it, and what is to be said beside it.
-
-    Raises ValueError where the plan names a licence that allows what the translator's forbids.
-    """
-    bound = {}
-    if plan.translator is not None:
-        for each in [plan.translator, *plan.translator.per_language.values()]:
-            if each.preset is not None:
-                preset = read_preset(each.preset)
-                if "-nc" in preset.licence:
-                    bound[each.preset] = preset
-    licence = plan.layout.licence
-    if licence is not None and bound and "-nc" not in licence:
-        name, preset = next(iter(bound.items()))
-        raise ValueError(
-            f"layout.licence: {licence!r}, but texts made by {name} are {preset.licence}: "
-            f"{preset.licence_note} Name a non-commercial licence, or use another translator"
-        )
-    notes = [plan.layout.licence_note, *(f"{n}: {p.licence_note}" for n, p in bound.items())]
-    default = next(iter(bound.values())).licence if bound else "unknown"
-    return licence or default, " ".join(note for note in notes if note) or None
-
-
-def _source(plan: Plan, source: dict[str, Any]) -> Row:
+def _source(plan: BuildPlan, source: dict[str, Any]) -> Row:
     # A folder of this machine says nothing to others; its last part may.
     kept = ("read", "rows", "refused", "refused_for", "notes", "languages", "tasks")
     named = [
@@ -165,7 +138,7 @@ def _source(plan: Plan, source: dict[str, Any]) -> Row:
     return {"name": ", ".join(named), **about, **{name: source[name] for name in kept}}
 
 
-def _translation(plan: Plan, languages: dict[str, Row]) -> Row | None:
+def _translation(plan: BuildPlan, languages: dict[str, Row]) -> Row | None:
     """Models with the rows they were asked for, and every prompt by its id."""
     if plan.translator is None:
         return None
@@ -195,7 +168,7 @@ def _translation(plan: Plan, languages: dict[str, Row]) -> Row | None:
     }
 
 
-def _verification(plan: Plan) -> Row | None:
+def _verification(plan: BuildPlan) -> Row | None:
     if plan.verification is None:
         return None
     quality, back = plan.verification.quality, plan.verification.back_translation
@@ -208,7 +181,7 @@ def _verification(plan: Plan) -> Row | None:
     }
 
 
-def _toxicity(plan: Plan) -> Row | None:
+def _toxicity(plan: BuildPlan) -> Row | None:
     if plan.toxicity is None:
         return None
     path = plan.folder / "toxicity" / "summary.json"

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from ..engine.requests import request_for
-from ..sources.records import Row
+from ...rows.parquet import Row
+from .caption_requests import request_for
 
 Key = TypeVar("Key")
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...rows.parquet import parquet_file
-from ...rows.picture_tables import PictureTables
-from ..engine.requests import known_requests
-from ..sources.records import Row
+from ...common.picture_tables import PictureTables
+from ...rows.parquet import Row, parquet_file
+from .caption_requests import known_requests
 from .messages import as_messages, share_languages
 
 # Raised by one when the same files give other rows.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...common.files import atomic, disk_error, sha256_file
-from ..sources.records import Row
+from ...rows.parquet import Row
 
 # Rows of a row group: what a reader of a stream holds of a file.
 GROUP_ROWS = 2000

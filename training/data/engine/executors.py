@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -33,6 +33,7 @@ from ...common.files import write_bytes, write_json
 from ...common.signals import signal_handlers
 from ...rows.parquet import count_rows
 from .progress import UNITS, Progress
+from .unit_files import Job
 from .units import Stopped, UnitManifest, Worker, check_unit, run_units
 
 # What a rank may raise in another process; everything else goes through as a RuntimeError with its
@@ -93,14 +94,6 @@ class ExecutorPlan:
             for name, told in words.items()
             if name not in _PLAIN_OPTIONS or not _WORD.fullmatch(told)
         }
-
-
-class Job(NamedTuple):
-    """One unit of one worker."""
-
-    worker: str
-    source: Path
-    target: Path
 
 
 class UnitStep(PipelineStep):

@@ -10,13 +10,12 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ...common.files import disk_error, sync
 from ...common.reading import parse_json
 from ...common.shapes import has_shape
+from ...rows.parquet import Row
 
-Row = dict[str, Any]
 _OPENED = {"open": {"time": float}}
 _ANSWERED = {"n": int, "time": float, "row": dict}
 

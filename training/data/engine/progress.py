@@ -1,6 +1,6 @@
 """How far a build is, read from its manifests and journals only: it may be running or not.
 
-for line in format_status(survey(Path("runs/data/my-captions"))):
+for line in format_status(build_status(Path("runs/data/my-captions"))):
     print(line)
 """
 
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -23,10 +23,7 @@ from ...common.reading import read_json
 from ...common.shapes import check_shape, has_shape
 from ...common.telling import one_line, printable
 from .journal import read_journal
-from .unit_files import COUNTED, UnitManifest, count_failures, journals, manifest_path
-
-if TYPE_CHECKING:
-    from .executors import Job
+from .unit_files import COUNTED, Job, UnitManifest, count_failures, journals, manifest_path
 
 # Lists the units that a worker's folder shall have, with their rows; written before they are begun.
 UNITS = "units.json"
@@ -72,7 +69,7 @@ class BuildStatus:
     bytes: int
 
 
-def survey(folder: Path, now: float | None = None) -> BuildStatus:
+def build_status(folder: Path, now: float | None = None) -> BuildStatus:
     """Raises FileNotFoundError when there is no build in this folder, ValueError for damaged lists."""
     if not (folder / "plan.yaml").is_file() and not (folder / "source").is_dir():
         raise FileNotFoundError(f"{folder}: no build here; expected the plan's output_dir")

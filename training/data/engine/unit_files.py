@@ -10,15 +10,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...common.files import sha256_file
 from ...common.locks import only_one
 from ...common.reading import read_json
 from ...common.schema import build
 from ...common.telling import one_line
+from ...rows.parquet import Row
 from ...rows.parquet import read_rows as read_parquet
-from .journal import Journal, Row
+from .journal import Journal
 
 Key = tuple[str, str]
 
@@ -26,6 +27,14 @@ Key = tuple[str, str]
 COUNTED = ("status", "label")
 # Different reasons that a manifest counts.
 _REASONS = 20
+
+
+class Job(NamedTuple):
+    """One unit of one worker."""
+
+    worker: str
+    source: Path
+    target: Path
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ import pyarrow as pa
 
 from ...common.files import remove_temporaries, sha256_file, write_json, write_parquet
 from ...common.signals import Stopped
-from .fitting import Fitting
-from .journal import Journal, Row
+from ...rows.parquet import Row
+from .answer_schema import AnswerSchema
+from .journal import Journal
 from .unit_files import (
     COUNTED,
     Key,
@@ -54,7 +55,6 @@ from .unit_files import (
 
 __all__ = [
     "Key",
-    "Row",
     "Stopped",
     "UnitManifest",
     "Worker",
@@ -124,7 +124,7 @@ def run_units(worker: Worker, units: Iterable[tuple[Path, Path]]) -> list[UnitMa
 class _Run:
     def __init__(self, worker: Worker):
         self.worker = worker
-        self.fitting = Fitting(worker.name, worker.schema)
+        self.schema = AnswerSchema(worker.name, worker.schema)
         self.slots = asyncio.Semaphore(worker.concurrency)
         self.failure: BaseException | None = None
         self.stopped_by: signal.Signals | None = None
@@ -148,7 +148,7 @@ class _Run:
                         break
                     if len(running) == 2:
                         manifests.append(await running.pop(0))
-                    unit = _Unit(self.worker, self.fitting, source, target)
+                    unit = _Unit(self.worker, self.schema, source, target)
                     if (done := unit.open()) is not None:
                         manifests += [await task for task in running] + [done]
                         running = []
@@ -261,7 +261,7 @@ class _Unit:
     """One unit in work: its rows, lock and journal."""
 
     worker: Worker
-    fitting: Fitting
+    schema: AnswerSchema
     source: Path
     target: Path
     rows: list[Row] = field(default_factory=list)
@@ -313,7 +313,7 @@ class _Unit:
                 f"{self.worker.name}: {len(batch)} rows were given and {len(answers)} came back"
             )
         for n, answer in zip(batch, answers, strict=True):
-            self.fitting.check(self.rows[n], answer)
+            self.schema.check(self.rows[n], answer)
         for n, answer in zip(batch, answers, strict=True):
             self.journal.append(n, answer)
 

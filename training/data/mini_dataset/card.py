@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ...common.languages import NAMES
 from ..dataset.messages import trl_snippet
 from .concepts import LANGUAGES, Selection, load_sensitive
 from .messages import PICTURES
@@ -12,18 +13,6 @@ from .render import NAMED_AFTER, SIZE, SPLITS
 from .sources import SOURCES, needed_sources
 
 SPLIT_ORDER = ("train", "validation", "test")
-LANGUAGE_NAMES = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "es": "Spanish",
-    "ru": "Russian",
-    "hi": "Hindi",
-    "ja": "Japanese",
-    "ar": "Arabic",
-    "bn": "Bengali",
-    "ur": "Urdu",
-}
 
 
 def configs(styles: Iterable[str]) -> dict[str, dict[str, list[str]]]:
@@ -233,7 +222,7 @@ def _counts(manifest: dict[str, Any]) -> str:
     for language in LANGUAGES:
         numbers = [counts[language][split] for split in splits]
         numbers += [counts[f"instruct_{language}"][split] for split in splits]
-        rows.append((f"`{language}` {LANGUAGE_NAMES[language]}", *numbers))
+        rows.append((f"`{language}` {NAMES[language]}", *numbers))
     for label, name, other in (
         ("all", "all", "instruct"),
         ("toxicity-free", "toxicity_free", "instruct_toxicity_free"),

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...common.languages import LANGUAGES
 from .draw import draw
 from .sources import CHARACTER_SOURCES, Archive, SourceError
-
-LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 
 # emojibase's groups, and the CLDR character label that names each in every language.
 CATEGORIES = {

@@ -1,86 +1,146 @@
-"""`maya data review DIR`: write the sheets of a build, and read filled ones back."""
+"""Review sheets are drawn and written: a CSV, an HTML page, and a JSON file that says what was asked."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import csv
+import io
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ..plan import plan_of
+from ...common.cells import inert
+from ...common.files import sha256_text, write_bytes, write_json
+from ...common.telling import one_line
 from ..sources.pictures import Pictures
-from ..verification.report import rows_to_review, verify_report
-from ..verification.step import VerificationPlan
-from .pages import ReadBack, Sheet, read_sheet, write_sheet
+from .decisions import COLUMNS, DECISIONS, ReviewRow
+from .pages import sheet_page, thumbnail
 
 
-def write_reviews(
+@dataclass(frozen=True)
+class Sheet:
+    """A written sheet: its name and files."""
+
+    name: str
+    csv: Path
+    html: Path
+    rows: int
+
+
+def stratified(
+    rows: Iterable[Any], count: int, stratum: Callable[[Any], Any], seed: int = 0
+) -> list[Any]:
+    """`count` rows, as equally many of each stratum as there are; in memory are count a stratum.
+
+    The same rows and seed give the same sample, in the order of `rows`.
+    """
+    rng = random.Random(seed)
+    seen: Counter[Any] = Counter()
+    kept: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        key = stratum(row)
+        seen[key] += 1
+        if len(kept[key]) < count:
+            kept[key].append((number, row))
+        elif (place := rng.randrange(seen[key])) < count:
+            kept[key][place] = (number, row)
+    pools = [rng.sample(kept[key], len(kept[key])) for key in sorted(kept, key=str)]
+    chosen: list[tuple[int, Any]] = []
+    while len(chosen) < count and any(pools):
+        for pool in pools:
+            if pool and len(chosen) < count:
+                chosen.append(pool.pop())
+    return [row for _, row in sorted(chosen, key=lambda item: item[0])]
+
+
+def write_sheet(
     folder: Path,
+    kind: str,
+    rows: Sequence[ReviewRow],
     *,
-    languages: Sequence[str] | None = None,
-    rows: int | None = None,
+    name: str | None = None,
+    title: str = "",
+    pictures: Pictures | None = None,
     blur: bool = False,
-) -> list[Sheet]:
-    """One translation sheet a language of a verified build, with pictures where the plan has them.
+) -> Sheet:
+    """Write `review/<name>.csv`, `.html` and `.json` of a build; earlier sheets stay.
+
+    A row whose picture cannot be shown is there without it, and its reason says why.
 
     Args:
-        languages: only these of the plan's.
-        rows: of each sheet, instead of the plan's `verification.review_rows`.
+        folder: of the build.
+        kind: "translation" or "toxicity".
+        name: of the sheet; default: the kind and the next free number.
+        pictures: where those are that rows name; None shows none.
         blur: pictures are blurred until clicked on.
 
-    Raises ValueError for a folder that is no build, a build that is not verified, a language that is
-    none of its, or nothing left to review.
+    Raises ValueError for no rows, two rows with one (id, lang), or a name that is taken.
     """
-    plan = plan_of(folder)
-    verification = plan.verification or VerificationPlan()
-    if rows is not None:
-        if rows < 1:
-            raise ValueError(f"--rows: expected at least 1, found {rows}")
-        verification = replace(verification, review_rows=rows)
-    wanted = list(languages or plan.languages)
-    for lang in wanted:
-        if lang not in plan.languages:
-            raise ValueError(
-                f"language {lang!r}: expected one of the plan's, {', '.join(plan.languages)}"
-            )
-    images = plan.images
-    pictures = Pictures(images, follow_links=True) if images is not None else None
-    sheets = []
-    for lang in wanted:
-        asked = rows_to_review(folder, lang, verification)
-        if not asked:
-            continue
-        sheets.append(
-            write_sheet(
-                folder,
-                "translation",
-                asked,
-                title=f"{plan.name}, translations into {lang}",
-                pictures=pictures,
-                blur=blur,
-            )
-        )
-    if not sheets:
-        raise ValueError(f"{folder}: every row that has a text is reviewed already")
-    return sheets
+    if kind not in DECISIONS:
+        raise ValueError(f"kind {kind!r}: expected one of {', '.join(DECISIONS)}")
+    _check_rows(folder, rows)
+    review = folder / "review"
+    name = _free_name(review, kind) if name is None else name
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"sheet name {name!r}: expected letters, digits, dots and hyphens")
+    if (review / f"{name}.json").exists():
+        raise ValueError(f"{review / name}.json: there is a sheet of this name; choose another")
+    pictured = [_pictured(row, pictures) for row in rows]
+    shown, thumbnails = [row for row, _ in pictured], [thumbnail for _, thumbnail in pictured]
+    records = [_record(name, number, row) for number, row in enumerate(shown, 1)]
+    title = title or f"{kind} review {name}"
+    page = sheet_page(name, title, shown, records, DECISIONS[kind], thumbnails, blur)
+    # With a byte order mark spreadsheets read UTF-8.
+    write_bytes(review / f"{name}.csv", _csv(records).encode("utf-8-sig"))
+    write_bytes(review / f"{name}.html", page.encode())
+    asked = [
+        {
+            "id": row.id,
+            "lang": row.lang,
+            "text_sha256": sha256_text(row.text),
+            "decidable": list(row.decidable or DECISIONS[kind]),
+        }
+        for row in rows
+    ]
+    write_json(review / f"{name}.json", {"sheet": name, "kind": kind, "rows": asked})
+    return Sheet(name, review / f"{name}.csv", review / f"{name}.html", len(rows))
 
 
-def read_review(folder: Path, path: Path) -> ReadBack:
-    """Take a filled sheet of any kind; the report of a verified build is counted again.
-
-    Raises as `read_sheet`.
-    """
-    plan = plan_of(folder)
-    found = read_sheet(folder, path)
-    if found.kind == "translation" and (folder / "verify" / "report.json").is_file():
-        from ...common.files import write_json
-
-        report = verify_report(folder, plan.languages, plan.verification or VerificationPlan())
-        write_json(folder / "verify" / "report.json", report)
-    return found
+def _check_rows(folder: Path, rows: Sequence[ReviewRow]) -> None:
+    if not rows:
+        raise ValueError(f"{folder}: there is nothing to review")
+    keys = Counter((row.id, row.lang) for row in rows)
+    (key, times), *_ = keys.most_common(1)
+    if times > 1:
+        raise ValueError(f"row {key[0]!r} ({key[1]!r}) stands {times} times in one sheet")
 
 
-def format_read_back(found: ReadBack) -> str:
-    decisions = ", ".join(f"{name} {n:,}" for name, n in found.decisions.items()) or "no decisions"
-    return (
-        f"{found.sheet}: {found.rows:,} rows: {decisions}; {found.undecided:,} left open; "
-        f"{found.changed:,} changed an earlier decision; {found.in_force:,} {found.kind} "
-        "decisions are now in force"
-    )
+def _free_name(review: Path, kind: str) -> str:
+    taken = [path.stem.rpartition("-")[2] for path in review.glob(f"{kind}-*.json")]
+    return f"{kind}-{max((int(n) for n in taken if n.isdigit()), default=0) + 1}"
+
+
+def _record(name: str, number: int, row: ReviewRow) -> dict[str, str]:
+    """A row of the CSV."""
+    texts = {key: inert(getattr(row, key)) for key in ("id", "lang", "source", "text", "reason")}
+    return {"sheet": name, "row": str(number), **texts, "decision": "", "reviewer": "", "note": ""}
+
+
+def _csv(records: Sequence[dict[str, str]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
+
+
+def _pictured(row: ReviewRow, pictures: Pictures | None) -> tuple[ReviewRow, str | None]:
+    """The row and its picture's thumbnail, or None and the reason in the row."""
+    if row.image is None or pictures is None:
+        return row, None
+    try:
+        return row, thumbnail(pictures.read(row.image))
+    except (ValueError, OSError) as error:
+        told = one_line(f"{row.reason}; no picture: {error}")
+        return replace(row, reason=told), None

@@ -6,9 +6,9 @@ import heapq
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from ...rows.parquet import Row
+
 Key = tuple[str, str, int]
 
 RUN_BYTES = 8 << 20

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ...common.images import ImageStore, decode_picture, load_image, open_place, to_rgb
+from ...common.files import sha256_bytes
+from ...common.images import ImageStore, decode_picture, load_image, to_rgb
+from ...common.places import open_place
 
 
 class Looked(NamedTuple):
@@ -74,4 +75,4 @@ class Pictures:
         data = self.read(name)
         if self._decode and (fault := fault_of(data, name)) is not None:
             raise ValueError(fault)
-        return hashlib.sha256(data).hexdigest()
+        return sha256_bytes(data)

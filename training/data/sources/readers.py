@@ -18,16 +18,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ...common.images import SUFFIXES, FolderPictures, ImageStore, Place, read_picture_file
-from ...common.languages import LANGUAGES
+from ...common.images import SUFFIXES, ImageStore, Place, read_picture_file
+from ...common.languages import CODES
+from ...common.places import FolderPictures
 from ...common.reading import open_file
 from ...common.telling import one_line
 from ...rows.conversations import RowReader
 from ...rows.hub import HUB, HubFiles, dataset_builder, reading_dataset
 from ...rows.json_rows import Unreadable, read_json_rows, rows_suffix
 from ...rows.open import schema_reader
+from ...rows.parquet import parquet_file
 from ...rows.tables import check_columns
 
 Record = Any
@@ -53,8 +54,8 @@ class Table:
 def language_of_file(path: Path) -> str | None:
     """`ru` of `maya_russian_blip_laion_cc_sbu_558k.json` or `captions.ru.json`; None if unsaid."""
     words = re.split(r"[^a-z]+", path.stem.lower())
-    named = {LANGUAGES[w] for w in words if w in LANGUAGES}
-    named = named or {w for w in words[-1:] + words[:1] if w in LANGUAGES.values()}
+    named = {CODES[w] for w in words if w in CODES}
+    named = named or {w for w in words[-1:] + words[:1] if w in CODES.values()}
     if len(named) == 1:
         return named.pop()
     return "en" if path.stem.lower() in _ENGLISH_FILES else None
@@ -95,7 +96,7 @@ def open_tables(files: Sequence[Path], columns: Sequence[str] | None = None) -> 
     Raises ValueError, OSError that name the file, also while records are read.
     """
     open_file(files[0]).close()
-    with _reading(files[0]), pq.ParquetFile(files[0]) as file:
+    with parquet_file(files[0]) as file:
         schema = file.schema_arrow
     check_columns(schema.names, str(files[0]))
     if columns is not None:
@@ -109,29 +110,13 @@ def _table_records(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Pl
         # A file of a folder is told from those of others of the same name.
         name = f"{path.parent.name}/{path.name}" if len(files) > 1 else path.name
         number = 0
-        with _reading(path), pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             names = [name for name in columns if name in file.schema_arrow.names]
             for batch in file.iter_batches(1000, columns=names):
                 batch.validate(full=True)
                 for record in batch.to_pylist():
                     yield f"{name}[{number}]", record
                     number += 1
-
-
-class _reading:
-    """Tells what a broken parquet file raises in one line that names it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (pa.ArrowException, OSError)):
-            raise ValueError(
-                one_line(f"{self.path}: cannot be read as a parquet file: {error}; write it anew")
-            ) from None
 
 
 def open_hub(path: str, config: str | None, split: str, revision: str | None) -> Table:

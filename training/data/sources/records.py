@@ -7,7 +7,6 @@ alone: PALO's files carry several.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from ...common.files import sha256_bytes
 from ...common.images import is_address
-from ...common.languages import LANGUAGES, as_language, no_language
+from ...common.languages import CODES, as_language, no_language
 from ...common.reading import check_text
 from ...common.telling import found, one_line
 from ...rows.conversations import Found, RowError, RowReader
 from ...rows.json_rows import Unreadable
-
-Row = dict[str, Any]
+from ...rows.parquet import Row
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -224,7 +223,7 @@ def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | No
         raise RowError("image", f"expected one picture, found {len(pictures)}")
     picture, name = pictures[0]
     if isinstance(picture, bytes):
-        sha256 = hashlib.sha256(picture).hexdigest()
+        sha256 = sha256_bytes(picture)
         value = (PurePosixPath(name).name if name else "") or sha256
         _check("image", value)
         return value, sha256, picture
@@ -244,7 +243,7 @@ def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | No
 def _language(record: Mapping[str, Any], value: Any, language: str | None) -> str:
     if value is None:
         # PALO's builder leaves the translated turns under a key named after their language.
-        named = [code for name, code in LANGUAGES.items() if record.get(f"{name}_conversation")]
+        named = [code for name, code in CODES.items() if record.get(f"{name}_conversation")]
         value = named[0] if len(named) == 1 else language
     if value is None:
         raise RowError(

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from ...common.files import write_json, write_parquet
 from ...common.schema import build, digest, read_mapping, resolve_paths, to_dict
-from ...rows.parquet import read_rows
+from ...rows.parquet import Row, read_rows
 from ..sources.records import SOURCE_SCHEMA
 from ..translation.prompts import variants
 from ..translation.worker import TranslateWorker, TranslatorPlan
@@ -38,7 +38,6 @@ from .references import (
 from .sampling import Sample, stratified_sample
 
 FORMAT = "maya-preambles-1"
-Row = dict[str, Any]
 
 
 @dataclass

@@ -15,13 +15,12 @@ from ...common.cells import inert, original
 from ...common.files import write_bytes, write_parquet
 from ...common.reading import parse_json, read_json
 from ...common.telling import one_line
-from ...rows.parquet import read_rows
+from ...rows.parquet import Row, read_rows
 from ..engine.units import Worker, reopen_unit, run_unit
 from ..sources.records import SOURCE_SCHEMA
 from ..translation.worker import TranslateWorker, TranslatorPlan
 from ..verification.scoring import sentence_chrf
 
-Row = dict[str, Any]
 SHEET = (
     "id",
     "source",

@@ -1,1 +1,11 @@
-"""Toxicity: images and texts judged by models, the verdicts kept, a policy applied to them."""
+"""Toxicity: images and texts are judged by models, the verdicts are kept, a policy is applied to them.
+
+policy.py: from verdicts to decisions
+plan.py: section `toxicity` of a plan: judges and policy
+protocols.py: what guard models are asked, and how their answers are read
+classifiers.py, guards.py: judges that give probabilities, and judges that write their verdict
+verdicts.py: one verdict, and the worker that asks for it
+step.py: what is judged, by whom
+decisions.py: the policy on a build's verdicts
+sheets.py: rows for people to look at
+"""

@@ -22,9 +22,10 @@ import pyarrow as pa
 from ...common.files import sha256_text, write_json
 from ...common.reading import parse_json
 from ...common.schema import build, to_dict
-from ...rows.parquet import parquet_file
-from ..engine.units import Key, Row
-from ..review.pages import read_overrides
+from ...rows.parquet import Row, parquet_file
+from ..engine.storage import ShaTable, parquet_writer
+from ..engine.units import Key
+from ..review.decisions import read_overrides
 from .plan import JudgePlan
 from .policy import (
     Outcome,
@@ -37,7 +38,7 @@ from .policy import (
     outcome,
     overridden,
 )
-from .step import ShaTable, ToxicityStep, parquet_writer, stream
+from .step import ToxicityStep, stream
 from .verdicts import VERDICT_SCHEMA, image_sha, text_of
 
 DECISION_SCHEMA = pa.schema(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from ...common.schema import build, digest, read_mapping, to_dict
-from ..engine.units import Row
+from ...rows.parquet import Row
 
 Decided: TypeAlias = Literal["clean", "review", "drop"]
 Decision: TypeAlias = Literal["clean", "review", "flagged"]

@@ -1,6 +1,6 @@
-"""What people see of the toxicity step, and the policy applied again: `maya data policy DIR`.
+"""The review sheets of the toxicity step.
 
-Sheets are those of `review.py`, pictures blurred. What is about an image or a source text, and so
+Sheets are those of `review/sheets.py`, pictures blurred. What is about an image or a source text, and so
 about all languages of the id, is one row with the language ""; what is about a translation is a row
 of its own.
 """
@@ -11,42 +11,18 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from ...common.files import sha256_text
-from ...rows.parquet import check_columns, read_rows
-from ..engine.units import Key, Row
-from ..review.pages import ReviewRow, Sheet, write_sheet
+from ...rows.parquet import Row, check_columns, read_rows
+from ..engine.units import Key
+from ..review.decisions import ReviewRow
+from ..review.sheets import Sheet, write_sheet
 from ..sources.pictures import Pictures
-from .decisions import DECISION_SCHEMA, Summary, decide_build, rows_by_id
-from .policy import Policy
+from .decisions import DECISION_SCHEMA, rows_by_id
 from .step import ToxicityStep
 from .verdicts import text_of
 
 SHEET_ROWS = 1000  # pages with more pictures open slowly
-
-
-def apply_policy(
-    folder: Path, policy: str | None = None, sheets: bool = False
-) -> tuple[Summary, list[Sheet]]:
-    """Decide a build again, from its stored verdicts and what people decided since.
-
-    Args:
-        policy: a file or the name of a shipped one; by default the plan's.
-        sheets: write review sheets too.
-
-    Raises ValueError for a folder without a plan with a toxicity section, and as `decide_build`.
-    """
-    from ..plan import plan_of, toxicity_step_of_build
-
-    plan = plan_of(folder)
-    if plan.toxicity is None:
-        raise ValueError(
-            f"{folder / 'plan.yaml'}: no toxicity section, so no verdicts to decide on"
-        )
-    step = toxicity_step_of_build(plan)
-    summary = decide_build(step, Policy.read(policy) if policy is not None else None)
-    return summary, write_sheets(step) if sheets else []
 
 
 def to_review(

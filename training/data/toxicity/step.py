@@ -13,19 +13,15 @@ Inputs whose request failed for good are asked again where a run is told so.
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ...common.files import atomic, sha256_file, sha256_text, write_parquet
-from ...rows.parquet import check_columns, read_rows
-from ..engine.units import Row, UnitManifest, manifest_path, run_units
+from ...common.files import sha256_file, sha256_text, write_parquet
+from ...rows.parquet import Row, check_columns, read_rows
+from ..engine.storage import ShaTable
+from ..engine.units import UnitManifest, manifest_path, run_units
 from ..sources.pictures import Pictures
 from ..translation.worker import check_translated
 from .plan import JudgePlan, ToxicityPlan
@@ -257,69 +253,3 @@ def stream(place: Path) -> Iterator[Row]:
     """The rows of all units in a folder, in order, with the columns that judges need."""
     for path in sorted(place.glob("*.parquet")):
         yield from read_rows(path, _ROW_COLUMNS)
-
-
-class ShaTable:
-    """SHA-256 values and what is known of each, on disk, so that memory does not grow with rows.
-
-    Keys are the first 16 bytes with a short name in front.
-    """
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="maya-toxicity-")
-        self._database = sqlite3.connect(Path(self._folder.name, "table.sqlite"))
-        for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
-            self._database.execute(f"PRAGMA {pragma}")
-        self._database.execute(
-            "CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
-        )
-
-    def __enter__(self) -> ShaTable:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._database.close()
-        self._folder.cleanup()
-
-    @staticmethod
-    def _key(sha256: str, name: str) -> bytes:
-        return name.encode() + b"\0" + bytes.fromhex(sha256)[:16]
-
-    def add(self, sha256: str, name: str = "") -> bool:
-        """Whether it was new."""
-        found = self._database.execute(
-            "INSERT OR IGNORE INTO known VALUES (?, NULL)", (self._key(sha256, name),)
-        )
-        return found.rowcount == 1
-
-    def set(self, sha256: str, name: str, value: str) -> None:
-        self._database.execute(
-            "INSERT OR REPLACE INTO known VALUES (?, ?)", (self._key(sha256, name), value)
-        )
-
-    def get(self, sha256: str, name: str) -> str | None:
-        found = self._database.execute(
-            "SELECT value FROM known WHERE key = ?", (self._key(sha256, name),)
-        ).fetchone()
-        return found[0] if found else None
-
-
-@contextlib.contextmanager
-def parquet_writer(path: Path, schema: pa.Schema, batch: int = 10_000) -> Iterator[Any]:
-    """Gives a function that takes rows one by one; the file is there when the block has ended."""
-    rows: list[Row] = []
-    with atomic(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-
-            def write(row: Row) -> None:
-                rows.append(row)
-                if len(rows) == batch:
-                    flush()
-
-            def flush() -> None:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows.clear()
-
-            yield write
-            if rows:
-                flush()

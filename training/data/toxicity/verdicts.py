@@ -8,7 +8,6 @@ runs no model again. What a judge could not read or answer is "review", never "s
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +16,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 import pyarrow as pa
 from PIL import Image
 
-from ...common.files import sha256_text
+from ...common.files import sha256_bytes, sha256_text
 from ...common.images import decode_picture, to_rgb
 from ...common.telling import one_line
-from ..engine.units import Row
+from ...rows.parquet import Row
 from ..sources.pictures import Pictures
 
 Label: TypeAlias = Literal["safe", "unsafe", "review"]
@@ -228,7 +227,7 @@ def open_image(pictures: Pictures, path: str, sha256: str | None = None) -> Imag
         FileNotFoundError: there is none.
     """
     data = pictures.read(path)
-    found = hashlib.sha256(data).hexdigest()
+    found = sha256_bytes(data)
     if sha256 is not None and found != sha256:
         raise ValueError(
             f"{path}: its SHA-256 is {found[:16]}..., the row says {sha256[:16]}...: the file was "

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from ...common.endpoint import Answer
+from .plan import LocalPlan
 from .prompts import Prompt
-from .translator import LocalPlan
 
 # What an OpenAI-compatible server calls otherwise than `generate` does.
 _RENAMED = {"max_tokens": "max_new_tokens"}

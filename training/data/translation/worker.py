@@ -4,7 +4,7 @@
     run_unit(worker, source, target)
 
 A caption is one request; of a conversation every turn is translated by itself, and `<image>`, code
-and texts without letters stay as they are. An answer with a hard flag (checks.py) is asked for again
+and texts without letters stay as they are. An answer with a hard flag (checks/) is asked for again
 with another seed and temperature, or by a second preamble; when it stays so, the row is `rejected`,
 with the reasons. A request that fails for good makes its row `failed`. Neither keeps a text: nothing
 is ever left in the source language.
@@ -24,11 +24,13 @@ from ...common.endpoint import Answer
 from ...common.schema import digest
 from ...common.telling import one_line
 from ...common.thoughts import foreign_marks
+from ...rows.parquet import Row
 from ..checks.rules import CheckPlan, Flag, RowChecker
 from ..sources.records import SOURCE_SCHEMA
+from .plan import TranslatorPlan
 from .prompts import Prompt, examples
-from .segments import Piece, lost_code, split
-from .translator import TranslatorPlan, make_translator
+from .text_pieces import Piece, lost_code, split
+from .translator import make_translator
 
 __all__ = [
     "TRANSLATED",
@@ -40,8 +42,6 @@ __all__ = [
 
 # Raised by one when the same plan makes other requests or keeps other answers.
 VERSION = 1
-Row = dict[str, Any]
-
 # Columns of a translated row. A rejected or failed row has neither text nor turns.
 TRANSLATED = pa.schema(
     [

@@ -18,12 +18,10 @@ import pyarrow as pa
 from ...common.endpoint import Endpoint, EndpointPlan, check_parameters
 from ...common.schema import digest
 from ...common.thoughts import without_thought
-from ...rows.parquet import check_columns, read_rows
+from ...rows.parquet import Row, check_columns, read_rows
 from ..checks.identify import language_name
 
 VERSION = 1
-Row = dict[str, Any]
-
 # A sampled text on its way to the translator.
 SAMPLE = pa.schema(
     [

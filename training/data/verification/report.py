@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from ...rows.parquet import Row
 from ..checks.identify import code_of
-from ..review.pages import ReviewRow, read_overrides, stratified
-from ..sources.records import Row
+from ..review.decisions import ReviewRow, read_overrides
+from ..review.sheets import stratified
 from .back_translation import back_translations, plain_source, plain_text
-from .step import VerificationPlan, final_row, verified_rows
+from .plan import VerificationPlan
+from .rows import final_row, verified_rows
 from .survey import LENGTH_BINS, read_survey
 
 _SHOWN_STARTS = 20

@@ -27,14 +27,13 @@ from ...common.files import sha256_file, write_json
 from ...common.reading import read_json
 from ...common.schema import digest
 from ...common.shapes import has_shape
-from ...rows.parquet import count_rows, read_columns
+from ...rows.parquet import Row, count_rows, read_columns
 from ..checks.identify import scripts
 from ..checks.plan import LengthBin
 from ..engine.units import UnitManifest, manifest_path
 
 # Raised by one when the same rows give another survey.
 VERSION = 1
-Row = dict[str, Any]
 _FOUND = [{"text": str, "rows": int, "independence": float, "ids": [str]}]
 _SURVEY = {
     "inputs": str,

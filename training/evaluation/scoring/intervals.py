@@ -1,32 +1,29 @@
 """How sure a score is: 95 % intervals, paired comparisons of two models, correction for many of them.
 
-Questions on one image are not independent, so whole clusters of them are drawn again (bootstrap) or
+Questions on one image are not independent, so whole items, such as images, are drawn again (bootstrap) or
 change sides (permutation). Every function gives the same numbers for the same seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import TypedDict
+from functools import lru_cache
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from ..metrics import wilson
-
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 RESAMPLES = 2000
 # Draws held in memory at once.
 _CHUNK = 4_000_000
 
 
-class Interval(TypedDict):
-    """A value with its 95 % interval; low and high are None where there is too little to tell."""
+class Interval(NamedTuple):
+    """A value with its 95 % interval [low, high]; both are None where there is too little to tell."""
 
-    n: int
-    clusters: int
     value: float
     low: float | None
     high: float | None
-    method: str
 
 
 class Difference(TypedDict):
@@ -41,87 +38,98 @@ class Difference(TypedDict):
     method: str
 
 
-def share_interval(right: Sequence[bool]) -> Interval:
-    """A proportion of independent answers with its Wilson interval. Raises ValueError without answers."""
-    if not len(right):
-        raise ValueError("interval: expected at least one answer, found none")
-    correct, n = sum(map(bool, right)), len(right)
-    low, high = wilson(correct, n)
-    return {
-        "n": n,
-        "clusters": n,
-        "value": correct / n,
-        "low": low,
-        "high": high,
-        "method": "wilson@1",
-    }
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion: right at 0 and 1 too, unlike the normal one.
 
-
-def mean_interval(
-    values: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """A mean with the bootstrap's interval over clusters.
-
-    Args:
-        values: one a question.
-        clusters: what each question belongs to, such as its image; each its own if None.
-        resamples: how often clusters are drawn.
-        seed: of the draws.
-
-    Raises:
-        ValueError: no values, values that are not finite, or clusters of another number.
+    Raises ValueError unless 0 <= correct <= n and n > 0.
     """
-    return ratio_interval(values, np.ones(len(values)), clusters, resamples=resamples, seed=seed)
-
-
-def ratio_interval(
-    numerators: Sequence[float] | np.ndarray,
-    denominators: Sequence[float] | np.ndarray,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """A ratio of two sums, such as a relative score, with the bootstrap's interval over clusters.
-
-    Where all ratios are 0 or all are 1 the bootstrap sees no spread; the Wilson interval of that many
-    clusters is given then.
-
-    Raises:
-        ValueError: as `mean_interval`; a sum of denominators that is not above 0.
-    """
-    above, below = _finite(numerators, "values"), _finite(denominators, "denominators")
-    if len(above) != len(below):
-        raise ValueError(f"interval: expected {len(above)} denominators, found {len(below)}")
-    if below.sum() <= 0 or below.min() < 0:
-        raise ValueError("interval: expected denominators of 0 or more with a sum above 0")
-    index, count = _numbered(clusters, len(above))
-    sums = np.stack([np.bincount(index, above, count), np.bincount(index, below, count)])
-    value = float(above.sum() / below.sum())
-    low: float | None = None
-    high: float | None = None
-    method = f"bootstrap@1, {resamples} resamples, seed {seed}"
-    if np.array_equal(above, np.zeros_like(below)) or np.array_equal(above, below):
-        method = "wilson@1 of clusters"
-        low, high = wilson(count if value else 0, count)
-    elif count > 1:
-        drawn = np.concatenate(
-            [sums[:, picks].sum(axis=2) for picks in _draws(count, resamples, seed)], axis=1
+    if n <= 0 or not 0 <= correct <= n:
+        raise ValueError(
+            f"a proportion: expected 0 <= correct <= n and n > 0, found {correct} of {n}"
         )
-        known = drawn[1] > 0
-        low, high = map(float, np.percentile(drawn[0, known] / drawn[1, known], [2.5, 97.5]))
-    return {
-        "n": len(above),
-        "clusters": count,
-        "value": value,
-        "low": low,
-        "high": high,
-        "method": method,
-    }
+    p = correct / n
+    centre = p + Z95**2 / (2 * n)
+    spread = Z95 * np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    scale = 1 + Z95**2 / n
+    return max(0.0, float((centre - spread) / scale)), min(1.0, float((centre + spread) / scale))
+
+
+def proportion(values: Sequence[float]) -> Interval:
+    """The share of ones among zeros and ones, with Wilson's interval; ValueError if there is none."""
+    return Interval(sum(values) / max(1, len(values)), *wilson(int(sum(values)), len(values)))
+
+
+def mean(
+    values: Sequence[tuple[Hashable, float]], seed: int = 0, *, resamples: int = RESAMPLES
+) -> Interval:
+    """Mean of (item, value) pairs, with a bootstrap over items.
+
+    Where no item has two values and all are 0 or 1, the interval is Wilson's.
+    """
+    alone = len({item for item, _ in values}) == len(values)
+    if alone and all(value in (0, 1) for _, value in values):
+        return proportion([value for _, value in values])
+    return mean_of_languages({"": values}, resamples=resamples, seed=seed)
+
+
+def mean_of_languages(
+    values: Mapping[str, Sequence[tuple[Hashable, float]]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Unweighted mean of the languages' means, with a bootstrap over items.
+
+    `values` gives, for each language, (item, value) pairs. The same item is asked about in every
+    language, so answers are not independent: whole items are drawn with replacement, which keeps
+    that dependence. Where all values are 0 or all are 1, the bootstrap sees no spread; the interval is
+    then Wilson's, of that many items.
+
+    Raises:
+        ValueError: a language without values, or a value that is not finite.
+    """
+    return mean_of_ratios(
+        {lang: [(item, value, 1.0) for item, value in pairs] for lang, pairs in values.items()},
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def mean_of_ratios(
+    parts: Mapping[str, Sequence[tuple[Hashable, float, float]]],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Unweighted mean of several ratios of sums, such as F1 of each set, with a bootstrap over items.
+
+    `parts` gives, for each ratio, (item, numerator, denominator). Where all ratios are 0 or all are 1,
+    the interval is Wilson's, of that many items.
+
+    Raises:
+        ValueError: a ratio without parts or with a sum of denominators that is not above 0, or a number
+            that is not finite.
+    """
+    empty = [name for name, own in parts.items() if not own]
+    if empty or not parts:
+        raise ValueError(f"no answers in {', '.join(empty) or 'any language'}: nothing to average")
+    items = sorted({item for own in parts.values() for item, _, _ in own}, key=_order)
+    index = {item: i for i, item in enumerate(items)}
+    above = np.zeros((len(items), len(parts)))
+    below = np.zeros_like(above)
+    for column, own in enumerate(parts.values()):
+        _finite([part[1] for part in own], "values")
+        denominators = _finite([part[2] for part in own], "denominators")
+        if denominators.sum() <= 0 or denominators.min() < 0:
+            raise ValueError("interval: expected denominators of 0 or more with a sum above 0")
+        for item, numerator, denominator in own:
+            above[index[item], column] += numerator
+            below[index[item], column] += denominator
+    low, high = _bounds(above, below, resamples, seed)
+    every = [part for own in parts.values() for part in own]
+    if all(part[1] == 0 for part in every) or all(part[1] == part[2] for part in every):
+        low, high = wilson(len(items) if above.any() else 0, len(items))
+    return Interval(float((above.sum(0) / below.sum(0)).mean()), low, high)
 
 
 def paired_difference(
@@ -160,19 +168,12 @@ def paired_difference(
     # Draws must not depend on the order in which questions are listed.
     questions = sorted(first)
     differences = _finite([first[q] - second[q] for q in questions], "values")
-    own = None if clusters is None else [clusters[q] for q in questions]
-    index, count = _numbered(own, len(questions))
+    numbers: dict[Hashable, int] = {}
+    own = (q if clusters is None else clusters[q] for q in questions)
+    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in own])
+    count = len(numbers)
     sums, sizes = np.bincount(index, differences, count), np.bincount(index, minlength=count)
-    low: float | None = None
-    high: float | None = None
-    if count > 1:
-        drawn = np.concatenate(
-            [
-                sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
-                for picks in _draws(count, resamples, seed)
-            ]
-        )
-        low, high = map(float, np.percentile(drawn, [2.5, 97.5]))
+    low, high = _bounds(sums[:, None], sizes[:, None], resamples, seed)
     return {
         "n": len(questions),
         "clusters": count,
@@ -215,6 +216,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 # ------------------------------------------------------------------------------ draws
 
 
+def _order(item: Hashable) -> tuple[str, str]:
+    """Draws must not depend on the order in which items are listed, whatever they are."""
+    return type(item).__name__, str(item)
+
+
 def _finite(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     if array.ndim != 1 or not array.size:
@@ -227,15 +233,43 @@ def _finite(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _numbered(clusters: Sequence[Hashable] | None, n: int) -> tuple[np.ndarray, int]:
-    """The clusters as numbers, and how many there are."""
-    if clusters is None:
-        return np.arange(n), n
-    if len(clusters) != n:
-        raise ValueError(f"interval: clusters: expected {n}, one a value, found {len(clusters)}")
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    return index, len(numbers)
+def _bounds(
+    above: np.ndarray, below: np.ndarray, resamples: int, seed: int
+) -> tuple[float | None, float | None]:
+    """The bootstrap's 95 % interval of the mean over columns of sum(above) / sum(below).
+
+    Both are (items, columns). One item is too little to tell.
+    """
+    if len(above) < 2:
+        return None, None
+    means = []
+    for weights in _draws(len(above), resamples, seed):
+        drawn = weights @ below
+        known = drawn > 0
+        ratios = np.divide(weights @ above, drawn, out=np.zeros_like(drawn), where=known)
+        with np.errstate(invalid="ignore"):
+            means.append(ratios.sum(axis=1) / known.sum(axis=1))
+    low, high = map(float, np.nanpercentile(np.concatenate(means), [2.5, 97.5]))
+    return low, high
+
+
+def _draws(items: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each item is drawn when all are drawn again with replacement: (resamples, items).
+
+    In batches that fit in memory; of few items there is one, which is kept.
+    """
+    if 0 < items * resamples <= _CHUNK:
+        yield _kept_draws(items, resamples, seed)
+        return
+    rng = np.random.default_rng(seed)
+    for size in _sizes(items, resamples):
+        yield rng.multinomial(items, np.full(items, 1 / items), size=size).astype(float)
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(items: int, resamples: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
 
 
 def _sizes(count: int, resamples: int) -> Iterator[int]:
@@ -245,10 +279,3 @@ def _sizes(count: int, resamples: int) -> Iterator[int]:
     batch = max(1, _CHUNK // count)
     for begin in range(0, resamples, batch):
         yield min(batch, resamples - begin)
-
-
-def _draws(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Clusters drawn with replacement, (resamples, count) in batches."""
-    rng = np.random.default_rng(seed)
-    for size in _sizes(count, resamples):
-        yield rng.integers(0, count, size=(size, count))

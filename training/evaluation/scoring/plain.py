@@ -1,4 +1,4 @@
-"""Texts as parsers compare them: without markup and invisible marks, one form for each letter."""
+"""Texts as parsers and metrics compare them: without markup, invisible marks, or variants of a letter."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ _END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 def without_thought(text: str) -> str:
     """`text` without a reasoning block, closed or cut off."""
     return _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))
+
+
+def normalise(text: str) -> str:
+    """The form in which answers are compared: NFKC, case folded, single spaces, no end stop."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(text.split()).strip(" .!?。！？।۔؟\"'«»“”")
 
 
 def plain(text: str) -> str:

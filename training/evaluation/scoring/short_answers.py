@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from ..metrics import normalise
 from .parsed import no_duplicates, told
+from .plain import normalise
 from .vqa import without_articles, without_marks
 
 METRIC = "short_answers@1"

@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...common.files import write_bytes
 from ..protocol import Loaded, Scored, Task, sample
 from .lettering import RIGHT_TO_LEFT, check_packages, fit, line
 
@@ -74,12 +75,7 @@ def draw_sheet(
         parts += _card(task, loaded, image, lines, x, y)
     parts.append("</svg>")
     content = resvg_py.svg_to_bytes(svg_string="".join(parts), skip_system_fonts=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(bytes(content))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, bytes(content))
 
 
 def _card(

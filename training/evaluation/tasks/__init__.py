@@ -1,9 +1,22 @@
-"""The benchmarks, one file each. A new one is listed here."""
+"""The benchmarks, one file each. A new one is listed here.
+
+mini.py: the mini dataset of this package, ten languages
+pope.py, mme.py: yes or no
+gqa.py, vqav2.py: short answers
+scienceqa.py: multiple choice
+"""
 
 from ..protocol import Task
+from .gqa import Gqa
 from .mini import Mini
+from .mme import Mme
+from .pope import Pope
+from .scienceqa import ScienceQa
+from .vqav2 import VqaV2
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Mini,)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2)
+}
 
 
 def task(name: str) -> Task:

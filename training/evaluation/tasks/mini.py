@@ -3,7 +3,7 @@
 Three kinds of questions of the mini dataset's instruction rows, asked about the pictures of one split
 (by default `test`: an art style that nothing was trained on):
 
-* `name`: exact match of the object's name after `metrics.normalise`;
+* `name`: exact match of the object's name after `plain.normalise`;
 * `yesno`: exact match of the language's yes or no, pairs balanced (the true name, and a name of
   the same kind that is wrong);
 * `category`: exact match of one of the eight category names.
@@ -21,12 +21,24 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ...common.cards import check_cards
+from ...common.files import files_sha256
 from ...common.images import decode_picture, to_rgb
-from ...common.provenance import files_sha256
 from ...common.telling import one_line
 from ...inference.generation import Answer
-from ..metrics import Interval, normalise, proportion, same_answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task, in_order, sample
+from ..protocol import (
+    Loaded,
+    Picture,
+    Request,
+    Score,
+    Selection,
+    Task,
+    chosen_languages,
+    in_order,
+    sample,
+)
+from ..scoring.intervals import Interval, proportion
+from ..scoring.plain import normalise
+from ..scoring.short_answers import same
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "mini"
 # Enough for the longest answer of each kind in the dataset's wordiest language.
@@ -63,7 +75,7 @@ class Mini(Task):
         if not known:
             kinds = ", ".join(MAX_NEW_TOKENS)
             raise ValueError(f"{data}: split {split!r} has no rows of the tasks {kinds}")
-        languages = _languages(selection.languages, known, split)
+        languages = chosen_languages(selection.languages, known, split)
         table = table.filter(pc.is_in(table["lang"], value_set=pa.array(languages)))
         rows = table.to_pylist()
         # What may be answered is known from the whole split, before any picture is left out.
@@ -105,9 +117,7 @@ class Mini(Task):
 
     def score(self, request: Request, answer: Answer) -> Score:
         about = request.about
-        values: dict[str, float | None] = {
-            "accuracy": float(same_answer(answer.text, request.expected))
-        }
+        values: dict[str, float | None] = {"accuracy": float(same(answer.text, [request.expected]))}
         said = normalise(answer.text)
         if about["yes"] is not None:
             values["yes_rate"] = float(said != "" and said == normalise(about["yes"]))
@@ -147,19 +157,6 @@ def _request(
         marks=frozenset([row["concept"]]),
         avoid=frozenset(named),
     )
-
-
-def _languages(asked: Sequence[str] | None, known: list[str], split: str) -> list[str]:
-    if asked is None:
-        return known
-    unknown = [lang for lang in asked if lang not in known]
-    if unknown:
-        raise ValueError(
-            f"unknown language {', '.join(map(repr, unknown))}; {split!r} has {', '.join(known)}"
-        )
-    if not asked:
-        raise ValueError(f"no language asked for; {split!r} has {', '.join(known)}")
-    return list(dict.fromkeys(asked))
 
 
 def _table(data: str, config: str, split: str) -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-Row = dict[str, Any]
+from ...rows.parquet import Row
 
 
-class Fitting:
+class AnswerSchema:
     """The check of one worker's answers.
 
     Raises ValueError for a schema that does not begin with id, lang, or has a column whose values

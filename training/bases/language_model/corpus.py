@@ -1,15 +1,10 @@
-"""The texts of the concepts, and rows of one context and many questions made from them.
+"""Rows of one context and many questions, made from the texts of the concepts.
 
-A context stands where the image tokens of a Maya will stand and describes one concept; see
-language_model.py for why.
+A context stands where the image tokens of a Maya will stand and describes one concept; see train.py
+for why.
 """
 
-import json
-import tempfile
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,168 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from .concepts import Concepts
 from .recipe import LanguageModelRecipe
 from .tokenizer import CHATBOT, CONTROL_TOKENS, END_OF_TURN, START_OF_TURN, USER
-
-
-@dataclass
-class Concepts:
-    """The texts of the training concepts, all in the order of `ids`; held-out ones are not here.
-
-    A missing name is "", a missing keyword list is empty; `held_out` and `missing` count.
-    """
-
-    ids: list[str]
-    category: list[str]
-    names: dict[str, list[str]]
-    keywords: dict[str, list[list[str]]]
-    category_names: dict[str, dict[str, str]]
-    confusable: list[list[int]]
-    held_out: int
-    missing: dict[str, int]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
-    """The seen concepts of the mini dataset's train split, with texts in every language.
-
-    Raises FileNotFoundError if the folder is not there and ValueError if a column, a language or
-    a concept's text is missing.
-    """
-    from datasets import load_dataset
-
-    if not dataset.is_dir():
-        raise FileNotFoundError(
-            f"dataset folder {dataset} does not exist: build it with `maya data mini`"
-        )
-    # A cache of its own: the shared one takes another folder of the same name for this one.
-    with tempfile.TemporaryDirectory() as cache:
-        splits = load_dataset(str(dataset), "all", cache_dir=cache, keep_in_memory=True)
-    if "train" not in splits:
-        raise ValueError(f"{dataset}: config 'all' has no split 'train'; found {sorted(splits)}")
-    rows = splits["train"]
-    needed = {"lang", "text", "keywords", "category", "category_name", "concept", "seen"}
-    if missing := sorted(needed - set(rows.column_names)):
-        raise ValueError(
-            f"{dataset}: config 'all' lacks the columns {missing}; found {rows.column_names}"
-        )
-    rows = rows.select_columns(sorted(needed)).to_list()
-    for other in splits.values():
-        # concepts held out of training stand in the other splits: counted here, never read
-        columns = other.select_columns(["concept", "seen"]).to_dict()
-        held = {c for c, seen in zip(columns["concept"], columns["seen"], strict=True) if not seen}
-        rows += [{"concept": c, "seen": False} for c in sorted(held)]
-    return concepts_from_rows(rows, languages, pivot, str(dataset))
-
-
-def concepts_from_rows(
-    rows: list[dict[str, Any]], languages: list[str], pivot: str, source: str
-) -> Concepts:
-    """Collect rows (one picture, one language) into concepts; leaves out those not `seen`."""
-    texts: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    held_out = set()
-    for row in rows:
-        if not row["seen"]:
-            held_out.add(row["concept"])
-        elif row["lang"] in languages:
-            texts[row["concept"]].setdefault(row["lang"], row)
-    if not texts:
-        raise ValueError(f"{source}: no rows with seen=True in the languages {languages}")
-    ids = sorted(texts)
-    missing = {lang: sum(lang not in texts[c] for c in ids) for lang in languages}
-    for lang, count in missing.items():
-        # CLDR lacks a name here and there; a language that lacks many is a wrong dataset.
-        if count > len(ids) // 10:
-            raise ValueError(f"{source}: {count} of {len(ids)} concepts have no text in {lang!r}")
-    for concept in ids:
-        if pivot not in texts[concept]:
-            raise ValueError(f"{source}: concept {concept} has no text in the pivot {pivot!r}")
-        for lang, row in texts[concept].items():
-            if not row["text"].strip():
-                raise ValueError(f"{source}: concept {concept} has an empty text in {lang!r}")
-    names = {lang: [texts[c].get(lang, {}).get("text", "") for c in ids] for lang in languages}
-    category = [texts[c][pivot]["category"] for c in ids]
-    return Concepts(
-        ids=ids,
-        category=category,
-        names=names,
-        keywords={
-            lang: [list(texts[c].get(lang, {}).get("keywords") or ()) for c in ids]
-            for lang in languages
-        },
-        category_names={
-            lang: {
-                row["category"]: row["category_name"]
-                for row in (texts[c][lang] for c in ids if lang in texts[c])
-            }
-            for lang in languages
-        },
-        confusable=_confusable(names[pivot], category),
-        held_out=len(held_out),
-        missing=missing,
-    )
-
-
-def _confusable(names: list[str], category: list[str]) -> list[list[int]]:
-    """For each concept the ones of its category whose name shares a word, or else all of it.
-
-    A name whose words are all in the other's may be true of it ("person", "person running"), so
-    such pairs are left out.
-    """
-    words = [set(name.lower().replace(":", "").split()) for name in names]
-    near: list[list[int]] = []
-    for i, own in enumerate(words):
-        mates = [
-            j
-            for j, other in enumerate(words)
-            if j != i and category[j] == category[i] and not (own <= other or other <= own)
-        ]
-        shared = [j for j in mates if any(len(w) > 2 for w in own & words[j])]
-        near.append(shared if len(shared) > 2 else mates or [i])
-    return near
-
-
-def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
-    """Question wordings per language and task; see training/data/mini_dataset/prompts.json."""
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts file {path} does not exist")
-    prompts = json.loads(path.read_text(encoding="utf-8"))
-    for lang in languages:
-        if lang not in prompts:
-            raise ValueError(f"{path}: no prompts for language {lang!r}; found {sorted(prompts)}")
-        for key in ("name", "yesno", "category", "keywords", "yes", "no"):
-            if not prompts[lang].get(key):
-                raise ValueError(f"{path}: language {lang!r} has no {key!r}")
-        for wording in prompts[lang]["yesno"]:
-            if "{name}" not in wording:
-                raise ValueError(f"{path}: {lang!r} yesno {wording!r} lacks the place '{{name}}'")
-    return {lang: prompts[lang] for lang in languages}
-
-
-def tokenizer_texts(
-    concepts: Concepts, prompts: dict[str, Any], recipe: LanguageModelRecipe
-) -> Iterator[str]:
-    """What the merges are learned from: names (weighted), keywords, prompts, answers."""
-    for lang in recipe.languages:
-        weight = recipe.language_weights.get(lang, 2)
-        for name, words in zip(concepts.names[lang], concepts.keywords[lang], strict=True):
-            if name:
-                yield from [name] * (recipe.caption_weight * weight)
-                yield from [f" {name}"] * weight
-            for word in words:
-                yield from [word] * weight
-        for _ in range(200):
-            for key in ("name", "yesno", "category", "keywords"):
-                yield from prompts[lang][key]
-            yield from (prompts[lang]["yes"], prompts[lang]["no"])
-            yield from concepts.category_names[lang].values()
-
-
-# --------------------------------------------------------------------------------------------
-# Rows: one context, many questions
-# --------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -195,33 +31,26 @@ class Segment:
 
 @dataclass
 class Batch:
-    """Rows of `row_tokens`, padded at the end. R rows, L positions, N answer tokens.
+    """Rows of at most `row_tokens`, padded at the end: R rows, L positions, S slots, N answer tokens."""
 
-    ids, positions, segment: (R, L) int64, segment 0 is the context, -1 padding. soft: (R, S, C)
-    float32 weights of concepts with gains folded in, and `slot_noise`. The answers are flat:
-    `at` (N,) into R*L, `target` (N,), `weight` (N,), and `group` (N,) numbering the segments.
-    `code_at` (M,) into R*L are the last tokens of text contexts and of questions that state a name, and
-    the positions that answer these; `code_of` (M,) the concepts named. `claim_at` (K,) are those
-    of them that state something of a soft context; `claim_true` (K,) float32, whether it is true.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    segment: Tensor
-    soft_rows: Tensor
-    soft_concepts: Tensor
-    soft_weights: Tensor
-    soft_noise: Tensor
-    at: Tensor
-    target: Tensor
-    weight: Tensor
-    group: Tensor
+    ids: Tensor  # (R, L) int64
+    positions: Tensor  # (R, L) int64
+    segment: Tensor  # (R, L) int64: 0 the context, then the questions, -1 padding
+    soft_rows: Tensor  # (Q,) rows whose context is soft
+    soft_concepts: Tensor  # (Q, 2) the concepts that a soft context mixes
+    soft_weights: Tensor  # (Q, S, 2) float32, their weights in every slot
+    soft_noise: Tensor  # (Q, S + 1) float32, sizes: one a slot, then the shared one
+    at: Tensor  # (N,) into R*L, where an answer token is predicted
+    target: Tensor  # (N,) the answer tokens
+    weight: Tensor  # (N,) of their losses
+    group: Tensor  # (N,) index into `segments`
+    # (M,) into R*L: the last tokens of text contexts and of questions that state a name, and the
+    # positions that answer these.
     code_at: Tensor
-    code_of: Tensor
-    claim_at: Tensor
-    claim_true: Tensor
+    code_of: Tensor  # (M,) the concepts named there
+    claim_at: Tensor  # (K,) those of `code_at` that state something of a soft context
+    claim_true: Tensor  # (K,) float32, whether it is true
     segments: list[Segment]
-    context_length: list[int]
 
 
 # How a language writes a list; elsewhere ", ".
@@ -300,7 +129,7 @@ class Corpus:
         words = self.concepts.keywords[lang][concept][: self.recipe.keyword_count]
         return _SEPARATORS.get(lang, ", ").join(words)
 
-    # Contexts. Ids; for a soft one the ids are unknown tokens that are replaced by vectors.
+    # Contexts. The ids of a soft one are unknown tokens, which vectors replace.
 
     def context(self, kind: str, concept: int, lang: str, rng: np.random.Generator) -> list[int]:
         """Token ids of a text context of at most `context_slots` tokens."""
@@ -410,9 +239,11 @@ class Corpus:
     def sample(
         self, rng: np.random.Generator, concepts: np.ndarray, difficulty: float = 1.0
     ) -> Batch:
-        """One training batch: a row for each of `concepts` (indices).
+        """Draw one training batch.
 
-        `difficulty` (0 to 1) scales the weight of yes/no and what disturbs soft contexts.
+        Args:
+            concepts: indices, one a row.
+            difficulty: from 0 to 1; scales the weight of yes/no and what disturbs soft contexts.
         """
         recipe = self.recipe
         kinds, kind_p = _weights(recipe.contexts)
@@ -477,9 +308,11 @@ class Corpus:
         rows: list[tuple[list[int], Any, list[Segment]]],
         described: list[int | None] | None = None,
     ) -> Batch:
-        """Lay rows of (context ids, soft description or None, segments) into tensors.
+        """Lay rows into tensors.
 
-        `described` has the concept of each row whose code should be read off its text context.
+        Args:
+            rows: (context ids, what `_soft` returns or None, segments).
+            described: of each row, the concept whose code is to be read off its text context.
         """
         lengths = [
             len(self.prefix) + len(context) + sum(len(s.ids) for s in segments)
@@ -554,7 +387,6 @@ class Corpus:
             claim_at=torch.tensor(claim_at, dtype=torch.long),
             claim_true=torch.tensor(claim_true),
             segments=flat,
-            context_length=[len(context) for context, _, _ in rows],
         )
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..common.images import MAX_BYTES, StorageError
-from ..common.telling import one_line
+from .images import MAX_BYTES, StorageError
+from .telling import one_line
 
 # What a row's name of a picture may be called, where the struct of bytes does not hold it.
 _NAMES = ("image", "path")

@@ -1,0 +1,172 @@
+"""The texts of the concepts: read from the mini dataset, and those the tokenizer is made from."""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...common.reading import read_json_mapping
+from .recipe import LanguageModelRecipe
+
+
+@dataclass
+class Concepts:
+    """The texts of the training concepts, all in the order of `ids`; held-out ones are not here.
+
+    Texts are by language. A missing name is "", a missing keyword list is empty.
+    """
+
+    ids: list[str]
+    category: list[str]
+    names: dict[str, list[str]]
+    keywords: dict[str, list[list[str]]]
+    category_names: dict[str, dict[str, str]]
+    confusable: list[list[int]]  # for each concept, others that are easily taken for it
+    held_out: int  # concepts left out
+    missing: dict[str, int]  # names missing, by language
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
+    """The seen concepts of the mini dataset's train split, with texts in every language.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a column, a language or a concept's text is missing.
+    """
+    from datasets import load_dataset
+
+    if not dataset.is_dir():
+        raise FileNotFoundError(
+            f"dataset folder {dataset} does not exist: build it with `maya data mini`"
+        )
+    # A cache of its own: the shared one takes another folder of the same name for this one.
+    with tempfile.TemporaryDirectory() as cache:
+        splits = load_dataset(str(dataset), "all", cache_dir=cache, keep_in_memory=True)
+    if "train" not in splits:
+        raise ValueError(f"{dataset}: config 'all' has no split 'train'; found {sorted(splits)}")
+    rows = splits["train"]
+    needed = {"lang", "text", "keywords", "category", "category_name", "concept", "seen"}
+    if missing := sorted(needed - set(rows.column_names)):
+        raise ValueError(
+            f"{dataset}: config 'all' lacks the columns {missing}; found {rows.column_names}"
+        )
+    rows = rows.select_columns(sorted(needed)).to_list()
+    for other in splits.values():
+        # concepts held out of training stand in the other splits: counted here, never read
+        columns = other.select_columns(["concept", "seen"]).to_dict()
+        held = {c for c, seen in zip(columns["concept"], columns["seen"], strict=True) if not seen}
+        rows += [{"concept": c, "seen": False} for c in sorted(held)]
+    return concepts_from_rows(rows, languages, pivot, str(dataset))
+
+
+def concepts_from_rows(
+    rows: list[dict[str, Any]], languages: list[str], pivot: str, source: str
+) -> Concepts:
+    """Collect rows (one picture, one language) into concepts; leaves out those not `seen`."""
+    texts: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    held_out = set()
+    for row in rows:
+        if not row["seen"]:
+            held_out.add(row["concept"])
+        elif row["lang"] in languages:
+            texts[row["concept"]].setdefault(row["lang"], row)
+    if not texts:
+        raise ValueError(f"{source}: no rows with seen=True in the languages {languages}")
+    ids = sorted(texts)
+    missing = {lang: sum(lang not in texts[c] for c in ids) for lang in languages}
+    for lang, count in missing.items():
+        # CLDR lacks a name here and there; a language that lacks many is a wrong dataset.
+        if count > len(ids) // 10:
+            raise ValueError(f"{source}: {count} of {len(ids)} concepts have no text in {lang!r}")
+    for concept in ids:
+        if pivot not in texts[concept]:
+            raise ValueError(f"{source}: concept {concept} has no text in the pivot {pivot!r}")
+        for lang, row in texts[concept].items():
+            if not row["text"].strip():
+                raise ValueError(f"{source}: concept {concept} has an empty text in {lang!r}")
+    names = {lang: [texts[c].get(lang, {}).get("text", "") for c in ids] for lang in languages}
+    category = [texts[c][pivot]["category"] for c in ids]
+    return Concepts(
+        ids=ids,
+        category=category,
+        names=names,
+        keywords={
+            lang: [list(texts[c].get(lang, {}).get("keywords") or ()) for c in ids]
+            for lang in languages
+        },
+        category_names={
+            lang: {
+                row["category"]: row["category_name"]
+                for row in (texts[c][lang] for c in ids if lang in texts[c])
+            }
+            for lang in languages
+        },
+        confusable=_confusable(names[pivot], category),
+        held_out=len(held_out),
+        missing=missing,
+    )
+
+
+def _confusable(names: list[str], category: list[str]) -> list[list[int]]:
+    """For each concept the ones of its category whose name shares a word, or else all of it.
+
+    A name whose words are all in the other's may be true of it ("person", "person running"), so
+    such pairs are left out.
+    """
+    words = [set(name.lower().replace(":", "").split()) for name in names]
+    near: list[list[int]] = []
+    for i, own in enumerate(words):
+        mates = [
+            j
+            for j, other in enumerate(words)
+            if j != i and category[j] == category[i] and not (own <= other or other <= own)
+        ]
+        shared = [j for j in mates if any(len(w) > 2 for w in own & words[j])]
+        near.append(shared if len(shared) > 2 else mates or [i])
+    return near
+
+
+def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
+    """Question wordings per language and task; see training/data/mini_dataset/prompts.json.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a language or a wording is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts file {path} does not exist")
+    prompts = read_json_mapping(path)
+    for lang in languages:
+        if lang not in prompts:
+            raise ValueError(f"{path}: no prompts for language {lang!r}; found {sorted(prompts)}")
+        for key in ("name", "yesno", "category", "keywords", "yes", "no"):
+            if not prompts[lang].get(key):
+                raise ValueError(f"{path}: language {lang!r} has no {key!r}")
+        for wording in prompts[lang]["yesno"]:
+            if "{name}" not in wording:
+                raise ValueError(f"{path}: {lang!r} yesno {wording!r} lacks the place '{{name}}'")
+    return {lang: prompts[lang] for lang in languages}
+
+
+def tokenizer_texts(
+    concepts: Concepts, prompts: dict[str, Any], recipe: LanguageModelRecipe
+) -> Iterator[str]:
+    """What the merges are learned from: names (weighted), keywords, prompts, answers."""
+    for lang in recipe.languages:
+        weight = recipe.language_weights.get(lang, 2)
+        for name, words in zip(concepts.names[lang], concepts.keywords[lang], strict=True):
+            if name:
+                yield from [name] * (recipe.caption_weight * weight)
+                yield from [f" {name}"] * weight
+            for word in words:
+                yield from [word] * weight
+        for _ in range(200):
+            for key in ("name", "yesno", "category", "keywords"):
+                yield from prompts[lang][key]
+            yield from (prompts[lang]["yes"], prompts[lang]["no"])
+            yield from concepts.category_names[lang].values()

@@ -1,0 +1,75 @@
+"""Write what a run of a base model needs to go on, and what it leaves: whole or not at all."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..common.files import atomic, remove_temporaries
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
+    """Replace the state of a run by these tensors, with `notes` as the file's metadata."""
+    remove_temporaries(path)
+    copies = {name: value.contiguous().clone() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(copies, temporary, metadata=notes)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the notes that `save_state` wrote."""
+    with safetensors.safe_open(path, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        return tensors, stored.metadata() or {}
+
+
+def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `part` and a dot, without that beginning."""
+    start = f"{part}."
+    return {n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)}
+
+
+def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The states of several optimizers: `optimizer.NUMBER.PARAMETER.NAME` -> tensor."""
+    return {
+        f"optimizer.{number}.{place}.{name}": value
+        for number, optimizer in enumerate(optimizers)
+        for place, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def load_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give the optimizers the states that `optimizer_tensors` took from them."""
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in part_of(tensors, f"optimizer.{number}").items():
+            place, name = key.split(".")
+            state[int(place)][name] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
+
+
+def move_files(part: Path, folder: Path, last: Callable[[Path], bool]) -> None:
+    """Move the files of `part`, a complete model folder, into `folder`, and remove `part`.
+
+    Args:
+        last: whether a file is one that says, where it is, that the folder is complete.
+    """
+    for file in sorted(part.iterdir(), key=last):
+        os.replace(file, folder / file.name)
+    part.rmdir()
+
+
+def set_rates(
+    optimizers: Iterable[torch.optim.Optimizer], peaks: Iterable[float], factor: float
+) -> None:
+    """Set the learning rates of optimizers to `factor` times their peaks."""
+    for optimizer, peak in zip(optimizers, peaks, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * factor

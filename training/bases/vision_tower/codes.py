@@ -1,0 +1,89 @@
+"""The second part: the code layers learn to say the classes in the terms of the text codes."""
+
+import time
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .memory import class_keys, class_scores, write_memory
+from .network import read_before_last, read_classes, scale_stream
+from .run import TowerRun
+
+
+def train_codes(run: TowerRun) -> tuple[Tensor, Tensor]:
+    """Train the second part, on features of the averaged lower layers.
+
+    Returns:
+        The features, float16 [n, patches, hidden], and their concepts, int64 [n].
+    """
+    recipe, model, started = run.recipe, run.model, time.monotonic()
+    model.load_state_dict(run.average)
+    # The code layers add to what is there: beside a faint stream, what they add stands out.
+    # What all pictures share would have to be taken away first.
+    lower = read_classes(model, run.dataset.train.pixels[::8])
+    with torch.no_grad():
+        last = model.tower.encoder.layers[model.class_layers - 1]
+        last.mlp.fc2.bias -= lower.mean((0, 1))
+    scale_stream(model.tower, lower, recipe.code_stream)
+    stored, concept = _redrawn_features(run)
+    seconds = time.monotonic() - started
+    print(f"{len(stored)} redrawn pictures read  {seconds:.0f} s", flush=True)
+    keys, offset = class_keys(model, stored[:: recipe.code_copies])
+    layers = model.tower.encoder.layers[model.class_layers : -1]
+    write_memory(
+        layers[: recipe.memory_layers],
+        keys,
+        model.code.codes,
+        threshold=offset + recipe.memory_threshold,
+        sharpness=recipe.memory_sharpness,
+        gain=recipe.memory_gain,
+        stream=4 * recipe.code_stream,  # beside it, what a patch shows of its own is small
+    )
+    rates = (recipe.code_matrix_learning_rate, recipe.code_learning_rate)
+    loss = partial(_code_loss, run, stored, keys)
+    run.fit("code", recipe.code_steps, rates, layers, [], len(stored), loss)
+    # A projector would have to learn to take away what all codes share.
+    with torch.no_grad():
+        raised = read_before_last(model, stored[:: recipe.code_copies])
+        layers[-1].mlp.fc2.bias -= raised.mean((0, 1))
+    return stored, concept
+
+
+@torch.no_grad()
+def _redrawn_features(run: TowerRun) -> tuple[Tensor, Tensor]:
+    """Features of every training picture augmented `code_copies` times, and the concepts."""
+    concept, copies, found = run.dataset.train.concept, run.recipe.code_copies, []
+    run.model.eval()
+    for copy in range(1, copies + 1):
+        for number, rows in enumerate(torch.arange(len(concept)).split(128)):
+            pictures = run.redrawn(rows, copy / copies, run.generator(3, copy * 100_003 + number))
+            found.append(run.model.classes(pictures).half())
+    return torch.cat(found), concept.repeat(copies)
+
+
+def _code_loss(
+    run: TowerRun, stored: Tensor, keys: Tensor, rows: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the class scores say, right or not, is to be said by the codes, also of mixtures."""
+    recipe, model = run.recipe, run.model
+    seen = stored[rows].float()
+    mixed = round(len(rows) * recipe.mixed_share)
+    with_which = torch.randint(len(rows), (mixed,), generator=generator)
+    share = 0.5 + torch.rand(mixed, 1, 1, generator=generator) / 2
+    seen = torch.cat([share * seen[:mixed] + (1 - share) * seen[with_which], seen[mixed:]])
+    classes = (class_scores(seen, keys) * recipe.class_sharpness).softmax(1)
+    said = model.before_last(seen)
+    which = torch.randint(said.shape[1], (len(rows),), generator=generator)
+    said = torch.cat([said.mean(1), said[torch.arange(len(rows)), which]])
+    code = F.cosine_similarity(said, (classes @ model.code.codes).repeat(2, 1))
+    cosines = model.code.cosines(said)
+    concepts = F.cross_entropy(cosines * recipe.code_scale, classes.repeat(2, 1))
+    agreeing = cosines[: len(rows)].argmax(1) == classes.argmax(1)
+    figures = {
+        "code": concepts,
+        "cosine": code[: len(rows)].mean(),
+        "agreement": agreeing.float().mean(),
+    }
+    return concepts + recipe.code_cosine_weight * (1 - code.mean()), figures

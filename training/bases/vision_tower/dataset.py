@@ -1,0 +1,190 @@
+"""Read the pictures and captions of a run: those of the seen concepts, in memory."""
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...common.images import decode_picture, to_rgb
+from .recipe import WHERE, VisionTowerRecipe
+
+# Pictures of these mean something else, or nothing, when mirrored.
+ONE_WAY = re.compile(
+    r"\b(left|right|clock|clockwise|o.clock|thirty|arrow|quarter|crescent|button|input|level)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class Pictures:
+    """Pictures of the concepts to learn, in memory: uint8, as the dataset stores them."""
+
+    pixels: Tensor  # uint8 [n, 3, image_size, image_size]
+    concept: Tensor  # int64 [n], index into Dataset.concepts
+
+
+@dataclass
+class Dataset:
+    """What a run reads of the mini dataset; nothing of the held-out concepts is in it."""
+
+    concepts: list[str]
+    categories: list[str]
+    category: Tensor  # int64 [concepts]
+    may_flip: Tensor  # bool [concepts]
+    captions: list[list[str | None]]  # [concepts][languages]; a few have no name in a language
+    train: Pictures
+    validation: Pictures
+    held_out: int  # concepts left out
+
+
+@dataclass
+class Texts:
+    """The dataset's texts by concept, held-out concepts included."""
+
+    seen: dict[str, bool]
+    category: dict[str, str]
+    captions: dict[str, dict[str, str]]  # concept -> language -> caption
+
+
+def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
+    """Read pictures and captions, without the held-out concepts.
+
+    Raises:
+        FileNotFoundError: no dataset folder.
+        ValueError: a column, style or language that the recipe needs is not there, or a picture
+            does not open.
+    """
+    folder = find_dataset(recipe.data)
+    texts = _read_texts(folder, recipe.languages)
+    rows = _read_pictures(folder, [*recipe.train_styles, *recipe.validation_styles])
+    pictured = {concept for style, _, concept, _ in rows if style in recipe.train_styles}
+    # A concept without a picture to learn from has no place among the classes.
+    concepts = sorted(c for c, is_seen in texts.seen.items() if is_seen and c in pictured)
+    if not concepts:
+        raise ValueError(
+            f"{folder}: no row with seen = true has a picture in {', '.join(recipe.train_styles)}; "
+            "there is nothing to train on"
+        )
+    numbers = {concept: number for number, concept in enumerate(concepts)}
+    parts = []
+    for part, styles in (
+        ("train", recipe.train_styles),
+        ("validation", recipe.validation_styles),
+    ):
+        chosen = [row for row in rows if row[0] in styles and row[2] in numbers]
+        if not chosen:
+            raise ValueError(f"{folder}: the {part} styles have no picture of a seen concept")
+        pixels = [_decode(row[3], f"{folder}: {row[1]}", recipe.image_size) for row in chosen]
+        parts.append(
+            Pictures(
+                torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+                torch.tensor([numbers[row[2]] for row in chosen]),
+            )
+        )
+    category = [texts.category[concept] for concept in concepts]
+    categories = sorted(set(category))
+    captions = [texts.captions[concept] for concept in concepts]
+    one_way = [
+        kind == "symbols" or bool(ONE_WAY.search(named.get("en", "")))
+        for kind, named in zip(category, captions, strict=True)
+    ]
+    return Dataset(
+        concepts=concepts,
+        categories=categories,
+        category=torch.tensor([categories.index(kind) for kind in category]),
+        may_flip=~torch.tensor(one_way),
+        captions=[[named.get(lang) for lang in recipe.languages] for named in captions],
+        train=parts[0],
+        validation=parts[1],
+        held_out=sum(not is_seen for is_seen in texts.seen.values()),
+    )
+
+
+def find_dataset(data: str) -> Path:
+    """The dataset folder: as given, or, if relative and not there, inside this installation."""
+    for folder in (Path(data), Path(__file__).resolve().parents[3] / data):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{WHERE}: data: no folder {data!r}; give a built mini dataset "
+        "(`maya data mini --output DIR` makes one)"
+    )
+
+
+def _read_texts(folder: Path, languages: list[str]) -> Texts:
+    table = _read_table(folder, "all", ["lang", "text", "category", "concept", "seen"])
+    texts = Texts({}, {}, {})
+    for lang, text, kind, concept, is_seen in zip(*table, strict=True):
+        if texts.seen.setdefault(concept, is_seen) != is_seen:
+            raise ValueError(
+                f"{folder}: concept {concept!r} is marked both seen and held out; rebuild the "
+                "dataset"
+            )
+        texts.category[concept] = kind
+        texts.captions.setdefault(concept, {})[lang] = text
+    absent = sorted(set(languages) - set(table[0]))
+    if absent:
+        raise ValueError(
+            f"{folder}: no captions in {', '.join(absent)}; found "
+            f"{', '.join(sorted(set(table[0])))}; change `languages` in the recipe"
+        )
+    return texts
+
+
+def _read_pictures(folder: Path, styles: list[str]) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """(style, file name, concept, undecoded picture) of the pictures in these styles."""
+    table = _read_table(folder, "images", ["style", "image", "concept", "picture"])
+    absent = sorted(set(styles) - set(table[0]))
+    if absent:
+        raise ValueError(
+            f"{folder}: no pictures in style {', '.join(absent)}; found "
+            f"{', '.join(sorted(set(table[0])))}"
+        )
+    return [row for row in zip(*table, strict=True) if row[0] in styles]
+
+
+def _read_table(folder: Path, config: str, columns: list[str]) -> list[list[Any]]:
+    """The named columns of a configuration, all splits in one."""
+    import datasets
+
+    try:
+        # A cache of its own: the shared one takes a changed folder, or another of the same name,
+        # for the one that it has read before.
+        with tempfile.TemporaryDirectory() as cache:
+            splits = datasets.load_dataset(
+                str(folder), config, cache_dir=cache, keep_in_memory=True
+            )
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: configuration {config!r} does not load: {reason}") from error
+    table: list[list[Any]] = [[] for _ in columns]
+    for split in splits.values():
+        missing = [name for name in columns if name not in split.column_names]
+        if missing:
+            raise ValueError(
+                f"{folder}: configuration {config!r} has no column {', '.join(missing)}; found "
+                f"{', '.join(split.column_names)}"
+            )
+        for name, values in zip(columns, table, strict=True):
+            if isinstance(split.features[name], datasets.Image):
+                split = split.cast_column(name, datasets.Image(decode=False))
+            values.extend(split[name])
+    return table
+
+
+def _decode(picture: dict[str, Any], where: str, size: int) -> np.ndarray:
+    try:
+        rgb = to_rgb(decode_picture(picture["bytes"], where))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: not a readable picture ({error}); rebuild the dataset"
+        ) from error
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)

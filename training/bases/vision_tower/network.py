@@ -1,0 +1,198 @@
+"""The tower with the heads that it is trained with, and what is read off its layers."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from ..text_codes import BUCKETS
+from .recipe import VisionTowerRecipe
+
+
+class CaptionEncoder(nn.Module):
+    """Captions to vectors: the mean of hashed character 2- to 4-grams, then a two-layer MLP.
+
+    It learns within a few minutes what a transformer over bytes would need hours for, and it is
+    thrown away: Maya has a language model of its own.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.grams = nn.EmbeddingBag(BUCKETS, width, mode="mean")
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, features: list[list[int]]) -> Tensor:
+        """Bucket numbers of [batch] captions to float [batch, width]."""
+        starts = np.cumsum([0, *(len(row) for row in features[:-1])])
+        flat = torch.tensor([number for row in features for number in row])
+        bags = self.grams(flat, torch.from_numpy(starts))
+        return self.mlp(bags)
+
+
+class CodeReader(nn.Module):
+    """Concept logits of the first part: a linear map of the features beside the fixed codes."""
+
+    def __init__(self, codes: Tensor) -> None:
+        super().__init__()
+        width = codes.shape[1]
+        self.register_buffer("codes", F.normalize(codes, dim=1))
+        self.map = nn.Linear(width, width)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float [n, width] to float [n, concepts]."""
+        return self.cosines(self.map(features)) * self.log_scale.exp()
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """Of features, float [n, width], with every code: float [n, concepts]."""
+        return F.normalize(features, dim=1) @ self.codes.T
+
+
+class TowerWithHeads(nn.Module):
+    """The tower with the parts that only training needs.
+
+    Args:
+        codes: of the concepts, float [concepts, hidden_size].
+    """
+
+    def __init__(self, recipe: VisionTowerRecipe, codes: Tensor, categories: int) -> None:
+        super().__init__()
+        width = recipe.hidden_size
+        config = SiglipVisionConfig(
+            image_size=recipe.image_size,
+            patch_size=recipe.patch_size,
+            hidden_size=width,
+            num_hidden_layers=recipe.num_hidden_layers,
+            intermediate_size=recipe.intermediate_size,
+            num_attention_heads=recipe.num_attention_heads,
+            vision_use_head=True,
+        )
+        self.tower = SiglipVisionModel(config)
+        self.class_layers = recipe.num_hidden_layers - 1 - recipe.code_layers
+        with torch.no_grad():
+            for layer in self.tower.encoder.layers[self.class_layers : -1]:
+                for written in (layer.self_attn.out_proj, layer.mlp.fc2):
+                    written.weight.zero_()
+                    written.bias.zero_()
+        # Normalised over the batch: at the start all pictures look nearly alike to the encoder,
+        # and what they share would drown what tells them apart.
+        self.mean_norm = nn.BatchNorm1d(width, affine=False)
+        self.patch_norm = nn.BatchNorm1d(width, affine=False)
+        self.concept = nn.Linear(width, len(codes))
+        self.patch_concept = nn.Linear(width, len(codes))
+        self.code = CodeReader(codes)
+        self.category = nn.Linear(width, categories)
+        self.captions = CaptionEncoder(recipe.contrastive_dim)
+        self.picture_projection = nn.Linear(width, recipe.contrastive_dim)
+        # Starting values of the SigLIP paper, section 3.2.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def classes(self, pixel_values: Tensor) -> Tensor:
+        """float [n, 3, size, size] to float [n, patches, hidden], what the classes are read off."""
+        hidden = self.tower.embeddings(pixel_values)
+        for layer in self.tower.encoder.layers[: self.class_layers]:
+            hidden = layer(hidden, attention_mask=None)
+        return hidden
+
+    def before_last(self, classes: Tensor) -> Tensor:
+        """From there to hidden_states[-2], of the same shape."""
+        for layer in self.tower.encoder.layers[self.class_layers : -1]:
+            classes = layer(classes, attention_mask=None)
+        return classes
+
+    def pooled(self, before_last: Tensor) -> Tensor:
+        """What the tower returns as pooler_output, from its layer before last."""
+        hidden = self.tower.encoder.layers[-1](before_last, attention_mask=None)
+        return self.tower.head(self.tower.post_layernorm(hidden))
+
+    def embed(self, before_last: Tensor) -> Tensor:
+        """Pictures in the space of the captions, unit length."""
+        return F.normalize(self.picture_projection(self.pooled(before_last)), dim=-1)
+
+
+def normalize(pictures: Tensor) -> Tensor:
+    """0 to 1 becomes -1 to 1, as the image processor does with mean and deviation 0.5."""
+    return pictures * 2 - 1
+
+
+@torch.no_grad()
+def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.Generator) -> None:
+    """Start the patch embedding from the principal components of the pictures' patches.
+
+    Neighbouring pixels are nearly equal, so that random projections of a patch are nearly equal
+    too; whitened ones differ from the first step on.
+
+    Args:
+        tower: changed in place.
+        pictures: float [n, 3, size, size], normalized.
+    """
+    embedding, width = tower.embeddings.patch_embedding, tower.config.hidden_size
+    size = tower.config.patch_size
+    patches = F.unfold(pictures, size, stride=size).transpose(1, 2).reshape(-1, 3 * size * size)
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    count = min(width, len(values))
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    # Faint components are noise: the floor keeps them faint.
+    components = (vectors / (values + 3e-4 * values.sum()).sqrt()).T
+    mixing = torch.randn(width, count, generator=generator)
+    mixing = torch.linalg.qr(mixing)[0] if count == width else mixing / math.sqrt(count)
+    weight = mixing @ components
+    embedding.weight.copy_(weight.view_as(embedding.weight))
+    embedding.bias.copy_(-weight @ mean)
+
+
+@torch.no_grad()
+def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 1.0) -> None:
+    """Give hidden_states[-2] a standard deviation of 1, and change nothing else.
+
+    Every reader of the residual stream inside the tower normalises it first, so the stream may be
+    scaled by scaling all that is written to it. Maya's projector reads it as it is, and a linear
+    layer learns best from numbers near 1.
+
+    Args:
+        tower: changed in place.
+        features: float [n, patches, hidden], the stream of some pictures where it is to be scaled.
+        deviation: the standard deviation that it gets.
+    """
+    factor = float(deviation / (features - features.mean((0, 1))).std())
+    written = [
+        tower.embeddings.patch_embedding.weight,
+        tower.embeddings.patch_embedding.bias,
+        tower.embeddings.position_embedding.weight,
+    ]
+    for layer in tower.encoder.layers:
+        written += [*layer.self_attn.out_proj.parameters(), *layer.mlp.fc2.parameters()]
+    for parameter in written:
+        parameter.mul_(factor)
+
+
+@torch.no_grad()
+def read_features(tower: SiglipVisionModel, pixels: Tensor) -> Tensor:
+    """What Maya reads: hidden_states[-2], float [n, patches, hidden], of uint8 [n, 3, size, size]."""
+    return torch.cat(
+        [
+            tower(normalize(part.float() / 255), output_hidden_states=True).hidden_states[-2]
+            for part in pixels.split(256)
+        ]
+    )
+
+
+@torch.no_grad()
+def read_classes(model: TowerWithHeads, pixels: Tensor) -> Tensor:
+    """What the classes are read off, float [n, patches, hidden], of uint8 [n, 3, size, size]."""
+    model.eval()
+    return torch.cat([model.classes(normalize(part.float() / 255)) for part in pixels.split(256)])
+
+
+@torch.no_grad()
+def read_before_last(model: TowerWithHeads, classes: Tensor) -> Tensor:
+    """What Maya reads, hidden_states[-2], of stored features of the classes' layers."""
+    model.eval()
+    return torch.cat([model.before_last(part.float()) for part in classes.split(256)])

@@ -1,0 +1,82 @@
+"""Rows and hashes on the disk, so that memory does not grow with the rows of a build."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...common.files import atomic
+from ...rows.parquet import Row
+
+
+class ShaTable:
+    """SHA-256 values and what is known of each, on disk, so that memory does not grow with rows.
+
+    Keys are the first 16 bytes with a short name in front.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="maya-toxicity-")
+        self._database = sqlite3.connect(Path(self._folder.name, "table.sqlite"))
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute(
+            "CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
+        )
+
+    def __enter__(self) -> ShaTable:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._database.close()
+        self._folder.cleanup()
+
+    @staticmethod
+    def _key(sha256: str, name: str) -> bytes:
+        return name.encode() + b"\0" + bytes.fromhex(sha256)[:16]
+
+    def add(self, sha256: str, name: str = "") -> bool:
+        """Whether it was new."""
+        found = self._database.execute(
+            "INSERT OR IGNORE INTO known VALUES (?, NULL)", (self._key(sha256, name),)
+        )
+        return found.rowcount == 1
+
+    def set(self, sha256: str, name: str, value: str) -> None:
+        self._database.execute(
+            "INSERT OR REPLACE INTO known VALUES (?, ?)", (self._key(sha256, name), value)
+        )
+
+    def get(self, sha256: str, name: str) -> str | None:
+        found = self._database.execute(
+            "SELECT value FROM known WHERE key = ?", (self._key(sha256, name),)
+        ).fetchone()
+        return found[0] if found else None
+
+
+@contextlib.contextmanager
+def parquet_writer(path: Path, schema: pa.Schema, batch: int = 10_000) -> Iterator[Any]:
+    """Gives a function that takes rows one by one; the file is there when the block has ended."""
+    rows: list[Row] = []
+    with atomic(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+            def write(row: Row) -> None:
+                rows.append(row)
+                if len(rows) == batch:
+                    flush()
+
+            def flush() -> None:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows.clear()
+
+            yield write
+            if rows:
+                flush()

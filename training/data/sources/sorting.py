@@ -1,0 +1,129 @@
+"""Rows sorted by (id, lang), each pair once, and the counts of what was read."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...common.images import SUFFIXES
+from ...rows.parquet import Row
+from .external_sort import ExternalSort
+from .plan import SourcePlan
+from .records import Problem, Record, place_of
+
+
+@dataclass
+class Tally:
+    """Counts of what was read; `refused` by field, with the first problem of each."""
+
+    read: int = 0
+    rows: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+
+    def refuse(self, problem: Problem) -> None:
+        name = problem.field.split("[")[0]
+        self.refused[name] += 1
+        self.first.setdefault(name, str(problem))
+
+    def lines(self) -> list[str]:
+        refused = sum(self.refused.values())
+        return [
+            f"{self.read:,} rows read: {self.rows:,} good, {refused:,} refused",
+            *(
+                f"  refused for {name}: {n:,}; the first: {self.first[name]}"
+                for name, n in self.refused.most_common()
+            ),
+            *(f"  {note}: {n:,}" for note, n in self.notes.most_common()),
+            f"  languages: {_counts(self.languages)}; tasks: {_counts(self.tasks)}",
+        ]
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in sorted(counter.items())) or "none"
+
+
+def sorted_rows(
+    reads: Iterable[Record | Problem],
+    folder: Path,
+    duplicates: str,
+    tally: Tally,
+    report: Callable[[Problem], None],
+) -> Iterator[Row]:
+    """Rows by (id, lang), each pair once.
+
+    Args:
+        folder: for the runs of the sort; the caller deletes it.
+        report: is told of every refused row, those that repeat another's (id, lang) too.
+    """
+    sort = ExternalSort(folder)
+    for read in reads:
+        tally.read += 1
+        if isinstance(read, Problem):
+            tally.refuse(read)
+            report(read)
+            continue
+        if read.note is not None:
+            tally.notes[read.note] += 1
+        sort.add(read.row, read.where)
+    for row, problem in _each_once(sort, duplicates):
+        if problem is not None:
+            tally.duplicates += 1
+            tally.refuse(problem)
+            report(problem)
+            continue
+        tally.rows += 1
+        tally.languages[row["lang"]] += 1
+        tally.tasks[row["task"]] += 1
+        yield row
+
+
+def _each_once(sort: ExternalSort, duplicates: str) -> Iterator[tuple[Row, Problem | None]]:
+    last: tuple[str, str] | None = None
+    times = 1
+    # Renamed rows wait for their place in the order: (id, lang, order of arrival, row, where).
+    waiting: list[tuple[str, str, int, Row, str]] = []
+    end: tuple[Any, ...] = (("", "", 0), None, "")
+    for (identity, lang, number), row, where in itertools.chain(sort.rows(), [end]):
+        while waiting and (row is None or waiting[0][:2] <= (identity, lang)):
+            new, new_lang, _, renamed, place = heapq.heappop(waiting)
+            taken = (new, new_lang) in (last, (identity, lang))
+            yield renamed, _repeated(renamed, place) if taken else None
+        if row is None:
+            return
+        times = times + 1 if (identity, lang) == last else 1
+        last = (identity, lang)
+        if times == 1:
+            yield row, None
+        elif duplicates == "number":
+            renamed = {**row, "id": f"{identity}#{times}"}
+            heapq.heappush(waiting, (renamed["id"], lang, number, renamed, where))
+        else:
+            yield row, _repeated(row, where)
+
+
+def _repeated(row: Row, where: str) -> Problem:
+    reason = f"another row has this id and the lang {row['lang']!r}"
+    return Problem(place_of(where, row["id"]), "id, lang", reason)
+
+
+def refuse_empty(plan: SourcePlan, tally: Tally) -> None:
+    """Raises ValueError, saying what to do, for a source of which no row was read, good or bad."""
+    if tally.read:
+        return
+    expected = "rows"
+    if plan.kind == "folder":
+        suffixes = ", ".join(sorted(SUFFIXES))
+        expected = f"pictures ({suffixes}) or rows of metadata.jsonl or metadata.csv"
+    raise ValueError(
+        f"{', '.join(plan.paths)}: expected {expected}, found none; add some, or correct source.path"
+    )

@@ -1,0 +1,207 @@
+"""Section `translator` of a plan: which model translates, how it is asked; presets of known models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...common.endpoint import EndpointPlan, check_parameters
+from ...common.languages import check_language
+from ...common.schema import build, read_mapping
+from .prompts import Brackets, Prompt, read_prompt, translategemma_prompt
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass
+class LocalPlan:
+    """A model that runs in this process, through transformers.
+
+    model: a Hub repository or folder; the preset's where there is one.
+    revision: the Hub commit, stored with every answer.
+    kind: None reads it off the model's config.
+    dtype, device: e.g. bfloat16, cuda; None for float32 on a CPU, as stored on a GPU.
+    batch_size: texts generated at once.
+    codes: the model's code of each language, by BCP-47 code; none for a model of one direction.
+    language_token: the token that an answer in a language begins with.
+    """
+
+    model: str = ""
+    revision: str | None = None
+    kind: Literal["seq2seq", "causal"] | None = None
+    dtype: str | None = None
+    device: str | None = None
+    batch_size: int = 16
+    codes: dict[str, str] = field(default_factory=dict)
+    language_token: str = "{code}"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+
+
+@dataclass
+class Preset:
+    """What is known of a model, in `presets/NAME.yaml`.
+
+    prompt: "none" for models that take the bare text.
+    languages: those it knows; None where `codes` says it.
+    brackets: two characters that its answers stand in, or none.
+    licence, licence_note: of texts that it made, for the card.
+    """
+
+    model: str
+    prompt: Literal["preamble", "translategemma", "none"]
+    brackets: str
+    parameters: dict[str, Any]
+    licence: str
+    licence_note: str
+    languages: list[str] | None = None
+    codes: dict[str, str] = field(default_factory=dict)
+    language_token: str = "{code}"
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_preset(name: str) -> Preset:
+    """A shipped preset, or one from a YAML file. Raises ValueError for neither."""
+    path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
+    if not path.is_file():
+        raise ValueError(f"preset {name!r}: no such file, and none of {', '.join(presets())}")
+    return build(Preset, read_mapping(path), str(path))
+
+
+@dataclass
+class TranslatorPlan:
+    """Who translates, and how.
+
+    > Parameters that say who translates
+
+    preset: a shipped preset (aya-23-35b, aya-expanse-32b, translategemma, nllb-200-600m,
+        m2m100-418m) or a file like them: it fills in what stands at its default below.
+    endpoint: an OpenAI-compatible server; `local`: a model in this process. One of the two.
+    languages: those the model knows; asking for another one is an error. None: not known.
+    per_language: a whole plan of its own for some languages, such as those the model does not know.
+
+    > Parameters that say what is asked
+
+    prompt: "preamble"; "translategemma", its own message; "none", the bare text.
+    preamble: a shipped one (rules, rules_only, native, brief, bare) or a text file.
+    second_preamble: asks again instead of `preamble`.
+    preamble_parts: files of languages that have no shipped one: {sw: ./sw.yaml}.
+    brackets: two characters that the answer is to stand in, so that comments outside of them are
+        cut off; "" for none.
+    parameters: of the request, under their OpenAI names. Greedy unless they say otherwise.
+
+    > Parameters that say when to ask again
+
+    retries: how often an answer with a hard flag is asked for again.
+    retry_parameters: what is changed then.
+    seed: sent with every request, one more at every retry; None to send none.
+    """
+
+    preset: str | None = None
+    endpoint: EndpointPlan | None = None
+    local: LocalPlan | None = None
+    languages: list[str] | None = None
+    per_language: dict[str, "TranslatorPlan"] = field(default_factory=dict)
+
+    prompt: Literal["preamble", "translategemma", "none"] | None = None
+    preamble: str = "rules"
+    second_preamble: str | None = None
+    preamble_parts: dict[str, str] = field(default_factory=dict)
+    brackets: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    retries: int = 2
+    retry_parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.3})
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if (self.endpoint is None) == (self.local is None):
+            raise ValueError(
+                "translator: expected one of endpoint and local, found "
+                + ("both" if self.endpoint else "neither")
+            )
+        if self.retries < 0:
+            raise ValueError(f"translator: retries: expected 0 or more, found {self.retries}")
+        if self.preset is not None:
+            self._fill_in(read_preset(self.preset))
+        if self.prompt is None:
+            self.prompt = "preamble"
+        if self.brackets is None:
+            self.brackets = "〘〙" if self.prompt == "preamble" else ""
+        if len(self.brackets) not in (0, 2) or len(set(self.brackets)) != len(self.brackets):
+            raise ValueError(
+                f"translator: brackets: expected two characters or none, found {self.brackets!r}"
+            )
+        for key in ("parameters", "retry_parameters") if self.endpoint is not None else ():
+            check_parameters(getattr(self, key), f"translator: {key}")
+        for key in ("languages", "per_language", "preamble_parts"):
+            for lang in getattr(self, key) or ():
+                check_language(lang, f"translator: {key}")
+        self.parameters = {"temperature": 0.0, "max_tokens": 2048, **self.parameters}
+        if not self.model:
+            place = "endpoint" if self.endpoint else "local"
+            raise ValueError(f"translator: {place}.model: missing; name it, or a preset")
+        if self.endpoint is not None and self.prompt == "none":
+            raise ValueError('translator: prompt: "none" is for models in this process')
+
+    def _fill_in(self, preset: Preset) -> None:
+        self.languages = self.languages or preset.languages or list(preset.codes)
+        self.prompt = self.prompt or preset.prompt
+        self.brackets = preset.brackets if self.brackets is None else self.brackets
+        self.parameters = {**preset.parameters, **self.parameters}
+        if self.endpoint is not None:
+            self.endpoint = replace(self.endpoint, model=self.endpoint.model or preset.model)
+        if self.local is not None:
+            own = self.local.codes
+            self.local = replace(
+                self.local,
+                model=self.local.model or preset.model,
+                codes=own or preset.codes,
+                language_token=self.local.language_token if own else preset.language_token,
+            )
+
+    @property
+    def model(self) -> str:
+        return self.endpoint.model if self.endpoint else self.local.model if self.local else ""
+
+    @property
+    def model_revision(self) -> str | None:
+        if self.endpoint:
+            return self.endpoint.model_revision
+        return self.local.revision if self.local else None
+
+    def for_language(self, lang: str) -> "TranslatorPlan":
+        return self.per_language.get(lang, self)
+
+    def check_languages(self, source: str, targets: Sequence[str]) -> None:
+        """Raises ValueError naming the languages that the models do not know."""
+        for lang in targets:
+            plan = self.for_language(lang)
+            if plan.languages is None:
+                continue
+            known = {code.split("-")[0] for code in plan.languages}
+            missing = [code for code in (source, lang) if code.split("-")[0] not in known]
+            if missing:
+                raise ValueError(
+                    f"translator: {plan.preset or plan.model} does not know {', '.join(missing)}; "
+                    f"its languages: {', '.join(plan.languages)}. Leave it out, or give it another "
+                    f"translator in per_language: {{{missing[0]}: ...}}"
+                )
+
+    def prompts(self, source: str, target: str) -> list[Prompt | None]:
+        """What the first try says, and what the next ones say."""
+        if self.prompt == "none":
+            return [None, None]
+        if self.prompt == "translategemma":
+            return [translategemma_prompt(source, target)] * 2
+        assert self.brackets is not None
+        pair: Brackets | None = (self.brackets[0], self.brackets[1]) if self.brackets else None
+        return [
+            read_prompt(name, source, target, pair, self.preamble_parts)
+            for name in (self.preamble, self.second_preamble or self.preamble)
+        ]

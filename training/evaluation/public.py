@@ -1,0 +1,163 @@
+"""Public datasets in their own columns: a repository of the Hub, or a folder with the same files.
+
+Texts are read at once, pictures when they are asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..common.cards import check_cards
+from ..common.files import files_sha256
+from ..common.images import decode_picture, to_rgb
+from ..common.revisions import split_revision
+from ..common.telling import one_line, reason
+from .protocol import Loaded, Pictures, Request, Selection, chosen_languages, sample
+from .results import DataInfo
+
+# How LLaVA (2310.03744) asks for short answers and for letters, and what it generates at most.
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+MAX_NEW_TOKENS = 16
+
+
+class Split:
+    """One split of a config of a public dataset.
+
+    Args:
+        selection: its `data` and `revision` go before the task's own.
+        repository: the task's dataset.
+        revision: the commit that the task pins; None for one that pins none.
+        config, split: names of the dataset.
+        columns: that the task reads, pictures included.
+        pictures: the column of pictures, None where there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: in one line: no such dataset, config or split, a missing column.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        repository: str,
+        revision: str | None,
+        config: str,
+        split: str,
+        columns: Sequence[str],
+        pictures: str | None = None,
+    ):
+        import datasets
+
+        name, own = split_revision(selection.data or repository, selection.revision)
+        self.name, self.place = name, f"{name}: config {config!r}, split {split!r}"
+        self.folder = Path(name) if Path(name).is_dir() else None
+        self.pictures = pictures
+        if self.folder is None and own is None and name == repository:
+            own = revision
+        if self.folder is not None:
+            check_cards(self.folder)
+        try:
+            builder = datasets.load_dataset_builder(name, config, revision=own)
+            files = builder.config.data_files or {}
+            if split not in files:
+                raise ValueError(f"the splits are {', '.join(map(str, files)) or 'none'}")
+            self.files = [str(file) for file in files[split]]
+            # From the files of this split alone: others can be tens of gigabytes.
+            found = datasets.load_dataset("parquet", data_files={split: self.files}, split=split)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"no dataset at {name!r}: expected {repository}, or a folder with its files: "
+                f"{reason(error)}"
+            ) from error
+        except (ValueError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"{self.place}: cannot be read: {reason(error)}") from error
+        missing = sorted(set(columns) - set(found.column_names))
+        if missing:
+            raise ValueError(
+                f"{self.place}: expected the columns {', '.join(columns)}, found no "
+                f"{', '.join(missing)}: use the files of {repository}"
+            )
+        self.table = found.data
+        self.texts = [column for column in columns if column != pictures]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each row's number and its texts, in the order of the files."""
+        number = 0
+        for batch in self.table.table.select(self.texts).to_batches(max_chunksize=10_000):
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+
+    def has_picture(self) -> list[bool]:
+        """Whether each row has a picture."""
+        return self.table.column(self.pictures).is_valid().to_pylist()
+
+    def picture(self, number: int, key: str) -> Image.Image:
+        """The picture of a row. Raises ValueError in one line for one that cannot be decoded."""
+        cell = self.table.column(self.pictures)[number].as_py() or {}
+        try:
+            return to_rgb(decode_picture(cell.get("bytes") or b"", key))
+        except ValueError as error:
+            raise ValueError(
+                one_line(f"{self.place}: picture {key!r} cannot be decoded: {error}")
+            ) from None
+
+    def info(self, requests: Sequence[Request], split: str) -> DataInfo:
+        """What results say of the dataset."""
+        return {
+            "name": self.name if self.folder is None else self.folder.resolve().name,
+            "revision": None if self.folder else _commit(self.files),
+            "files_sha256": files_sha256(map(Path, self.files)) if self.folder else None,
+            "split": split,
+            "styles": [],
+            "images": len({key for request in requests for key in request.pictures}),
+            "items": {},
+            "requests": len(requests),
+        }
+
+
+def _commit(files: Sequence[str]) -> str | None:
+    """The commit in addresses of the Hub's files: hf://datasets/user/name@COMMIT/file."""
+    return files[0].partition("@")[2].partition("/")[0] or None
+
+
+class RowPictures:
+    """Pictures by key: a split and the number of its row."""
+
+    def __init__(self, rows: Mapping[str, tuple[Split, int]]):
+        self.rows = rows
+
+    def load(self, key: str) -> Image.Image:
+        split, number = self.rows[key]
+        return split.picture(number, key)
+
+
+def loaded(
+    selection: Selection,
+    split: Split,
+    requests: Sequence[Request],
+    pictures: Pictures,
+    names: str,
+) -> Loaded:
+    """The requests of an English benchmark whose items the selection takes.
+
+    Args:
+        split: that results describe.
+        names: of the split or splits.
+
+    Raises:
+        ValueError: no requests, or a language other than English.
+    """
+    if not requests:
+        raise ValueError(f"{split.place}: expected rows, found none")
+    languages = chosen_languages(selection.languages, ["en"], names)
+    kept = set(sample({r.item for r in requests}, selection.limit, selection.seed))
+    requests = [request for request in requests if request.item in kept]
+    return Loaded(requests, pictures, split.info(requests, names), languages)

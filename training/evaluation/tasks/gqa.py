@@ -1,0 +1,88 @@
+"""GQA: short answers about scenes, on the balanced questions of testdev.
+
+Source: GQA (1902.09506), eval.py, which compares letter by letter; asked and converted as LLaVA does
+(convert_gqa_for_eval.py: small letters, no full stop at the end).
+"""
+
+from typing import Any
+
+from ...inference.generation import Answer
+from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..scoring.short_answers import METRIC, RULES, gqa_prediction
+
+REPOSITORY, REVISION = "lmms-lab/GQA", "6ac3999af690e1f5631e2bf1efcf51e9a9afee4b"
+
+
+class Gqa(Task):
+    """Scenes, objects and their relations, 12,578 questions about 398 pictures."""
+
+    name = "gqa"
+    title = "GQA"
+    protocols = {
+        "llava": "GQA (1902.09506), eval.py, after LLaVA's convert_gqa_for_eval.py",
+        "lmms_eval": "lmms-eval 0.7.3: equal without case and ASCII punctuation",
+    }
+    metrics = {
+        "accuracy": {"title": "exact match", "higher_is_better": True, "percent": True},
+        "same": {
+            "title": "equal after removal of marks around",
+            "higher_is_better": True,
+            "percent": True,
+        },
+    }
+
+    def __init__(self, protocol: str | None = None):
+        super().__init__(protocol)
+        self.rule = "gqa_official" if self.protocol == "llava" else "gqa_lmms_eval"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "prompt": f"{{question}}{SHORT}",
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "metric": f"{METRIC} {self.rule}",
+        }
+
+    def load(self, selection: Selection) -> Loaded:
+        name = selection.split or "testdev"
+        images, questions = (
+            Split(
+                selection, REPOSITORY, REVISION, f"{name}_balanced_{kind}", name, columns, picture
+            )
+            for kind, columns, picture in (
+                ("images", ("id", "image"), "image"),
+                ("instructions", ("id", "imageId", "question", "answer"), None),
+            )
+        )
+        places = {row["id"]: (images, number) for number, row in images.rows()}
+        requests = []
+        for number, row in questions.rows():
+            if row["imageId"] not in places:
+                raise ValueError(
+                    f"{questions.place}: row {number}: imageId: expected an id of {images.place}, found "
+                    f"{row['imageId']!r}"
+                )
+            if not row["answer"]:
+                raise ValueError(
+                    f"{questions.place}: row {number}: answer: expected one, found none"
+                )
+            requests.append(
+                Request(
+                    id=row["id"],
+                    language="en",
+                    content=(Picture(row["imageId"]), row["question"] + SHORT),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    item=row["imageId"],
+                    answer_language="en",
+                    expected=row["answer"],
+                )
+            )
+        return loaded(selection, questions, requests, RowPictures(places), name)
+
+    def score(self, request: Request, answer: Answer) -> Score:
+        gold = [request.expected]
+        values: dict[str, float | None] = {
+            "accuracy": float(RULES["gqa"][self.rule](answer.text, gold)),
+            "same": float(RULES["gqa"]["same"](answer.text, gold)),
+        }
+        return Score(values, gqa_prediction(answer.text) or None, not answer.text.strip())

@@ -1,0 +1,132 @@
+"""POPE: is an object in the picture, yes or no, in three sets of questions that grow harder.
+
+Source: POPE (2305.10355), evaluate.py; asked as LLaVA asks. The paper's table shows the F1 of each set,
+LLaVA's the mean of the three. Yes is the positive class.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...inference.generation import Answer
+from ..protocol import Loaded, Picture, Place, Request, Score, Scored, Selection, Task
+from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..results import Row
+from ..scoring.intervals import Interval, mean_of_ratios
+from ..scoring.yes_no_public import YES_NO_PARSERS
+
+REPOSITORY, REVISION = "lmms-lab/POPE", "4db1276663dfa5eb8ad16a52d24c31a09e470896"
+COLUMNS = ("question_id", "question", "answer", "image_source", "image")
+SETS = ("random", "popular", "adversarial")
+# Metric -> numerator and denominator, as sums over what `_counts` gives.
+RATIOS = {
+    "f1": lambda c: (2 * c["tp"], c["said"] + c["yes"]),
+    "precision": lambda c: (c["tp"], c["said"]),
+    "recall": lambda c: (c["tp"], c["yes"]),
+    "accuracy": lambda c: (c["right"], 1),
+    "yes_rate": lambda c: (c["said"], 1),
+}
+
+
+class Pope(Task):
+    """Hallucinated objects: F1 of yes over questions whose answer is yes half of the time."""
+
+    name = "pope"
+    title = "POPE"
+    protocols = {
+        "paper": "POPE (2305.10355), evaluate.py: an answer without No, not or no is a yes",
+        "strict": "as paper, but an answer that says neither yes nor no in ten languages is wrong",
+    }
+    subsets = {name: name for name in SETS} | {"mean": "mean of the sets"}
+    metrics = {
+        "f1": {"title": "F1", "higher_is_better": True, "percent": True},
+        "accuracy": {"title": "accuracy", "higher_is_better": True, "percent": True},
+        "precision": {"title": "precision", "higher_is_better": True, "percent": True},
+        "recall": {"title": "recall", "higher_is_better": True, "percent": True},
+        "yes_rate": {"title": "share of yes", "higher_is_better": None, "percent": True},
+    }
+    metric = "f1"
+
+    def __init__(self, protocol: str | None = None):
+        super().__init__(protocol)
+        self.parser = YES_NO_PARSERS["yes_no_pope" if self.protocol == "paper" else "yes_no"]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "prompt": f"{{question}}{SHORT}",
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "parser": self.parser.id,
+        }
+
+    def load(self, selection: Selection) -> Loaded:
+        names = [selection.split] if selection.split else list(SETS)
+        requests: list[Request] = []
+        places: dict[str, tuple[Split, int]] = {}
+        for name in names:
+            split = Split(selection, REPOSITORY, REVISION, "Full", name, COLUMNS, "image")
+            for number, row in split.rows():
+                if row["answer"] not in ("yes", "no"):
+                    raise ValueError(
+                        f"{split.place}: row {number}: answer: expected yes or no, found "
+                        f"{row['answer']!r}"
+                    )
+                places.setdefault(row["image_source"], (split, number))
+                requests.append(
+                    Request(
+                        id=f"{name}/{row['question_id']}",
+                        language="en",
+                        content=(Picture(row["image_source"]), row["question"] + SHORT),
+                        max_new_tokens=MAX_NEW_TOKENS,
+                        item=row["image_source"],
+                        subset=name,
+                        expected=row["answer"],
+                    )
+                )
+        return loaded(selection, split, requests, RowPictures(places), ", ".join(names))
+
+    def score(self, request: Request, answer: Answer) -> Score:
+        said = self.parser(answer.text)
+        return Score({"accuracy": float(said == request.expected)}, said, said is None)
+
+    def aggregate(
+        self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
+    ) -> list[Row]:
+        """Each metric of each set, then its mean over the sets. English is the one language."""
+        sets = {name: [one for one in scored if one.request.subset == name] for name in SETS}
+        sets = {name: own for name, own in sets.items() if own}
+        chosen = {name: {name: own} for name, own in sets.items()}
+        if len(sets) == len(SETS):
+            chosen["mean"] = sets
+        return [
+            row
+            for metric in self.metrics
+            for subset, own in chosen.items()
+            for row in self._rows(own, metric, subset, run, groups, seed)
+        ]
+
+    def _rows(
+        self,
+        sets: Mapping[str, Sequence[Scored]],
+        metric: str,
+        subset: str,
+        run: str,
+        groups: Mapping[str, Sequence[str]],
+        seed: int,
+    ) -> Iterator[Row]:
+        parts = {
+            name: [(one.request.item, *RATIOS[metric](_counts(one))) for one in own]
+            for name, own in sets.items()
+        }
+        # As the script, 0 where there is nothing to divide by.
+        known = all(any(part[2] for part in own) for own in parts.values())
+        interval = mean_of_ratios(parts, seed=seed) if known else Interval(0.0, None, None)
+        n = sum(map(len, sets.values()))
+        failures = sum(one.score.unparsable for own in sets.values() for one in own)
+        place = Place(self.key, subset, run, metric, self.metrics[metric]["higher_is_better"])
+        for language in ("en", *groups):
+            yield place.row(language, *interval, n, failures)
+
+
+def _counts(one: Scored) -> dict[str, int]:
+    said, label = one.score.parsed == "yes", one.request.expected == "yes"
+    right = one.score.parsed == one.request.expected
+    return {"tp": int(said and label), "said": int(said), "yes": int(label), "right": int(right)}
