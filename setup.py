@@ -25,6 +25,7 @@ TRAIN = [
     "safetensors>=0.4.3",
     "bitsandbytes>=0.50",
     "psutil>=5.9",
+    "filelock>=3.15",
 ]
 DATA = [
     *DATASETS,

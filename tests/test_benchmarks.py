@@ -97,7 +97,8 @@ def test_climbing_stays_above_no_images():
 
 
 def test_held_out_things_are_not_learned(tmp_path):
-    from maya_vlm.training.batches.joined import Filters, image_groups
+    from maya_vlm.training.batches.joined import Filters
+    from tests.helpers.image_groups import image_groups
 
     study = learning_by_group_size
     source = study.recipe_of(study.Run(1, 16, 2e-2, 1, 0)).stages[0].data[0]

@@ -57,7 +57,7 @@ def changed(path: str, value, tmp_path: Path, remove: bool = False) -> Path:
         ("stages.0.args.label_smoothing_factor", 0.1, r"label_smoothing_factor: set by maya"),
         ("stages.0.args.average_tokens_across_devices", False, r"across_devices: set by maya"),
         ("stages.0.args.output_dir", "x", r"args.output_dir: set by maya; use the recipe's output_dir"),
-        ("stages.0.data.0.augment", {"rotation": 1}, r"augment.rotation'; did you mean"),
+        ("stages.0.data.0.augment", {"rotate": 1}, r"data\[0\].augment: images are no longer changed at random"),
         ("stages.0.name", "a/b", r"stages\[0\].name: expected letters, digits"),
         ("model.image_aspect", "round", r"model.image_aspect: expected 'pad' \| 'square' \| 'crop'"),
         ("model.checkpoint", "c", r"model.vision_tower: the checkpoint decides this"),

@@ -99,7 +99,7 @@ REFUSED: dict[str, str] = {
     "average_tokens_across_devices": "nothing: the loss is the mean over the tokens of all processes",
     "use_liger_kernel": "nothing: the head computes loss and gradient tile by tile already",
     "liger_kernel_config": "nothing: the head computes loss and gradient tile by tile already",
-    "neftune_noise_alpha": "augment: NEFTune scales its noise by the length of a text, and a row holds many",
+    "neftune_noise_alpha": "nothing: NEFTune scales its noise by the length of a text, and a row holds many",
     "optim_target_modules": "the stage's train rules",
     "use_cache": "nothing: training keeps no cache of keys and values",
     "include_num_input_tokens_seen": "nothing: the log has tokens_per_second",

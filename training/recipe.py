@@ -41,7 +41,6 @@ from .common.telling import one_line, printable
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
-KINDS = ("maya", "vision_tower", "language_model")
 # Chat templates by name; `own` is the decoder's.
 TEMPLATES = ("maya", "aya", "plain", "own")
 
@@ -51,32 +50,32 @@ class ModelRecipe:
     """Which model is trained: two bases, or the `checkpoint` of an earlier stage.
 
     Each is a folder or a repository of the Hub, at a revision where the name says so
-    (`user/name@v1`). revision: the checkpoint's, where its name does not say it. With `checkpoint`, the
-    architecture is the checkpoint's and may not be given again. A checkpoint may be an adapter: a first
-    stage with an `adapter` continues it, another starts from its base with the adapter merged.
-
-    chat_template: `maya`, `aya` and `plain` are Maya's own; `own` is the one that comes with the
-    decoder (or the checkpoint), with the answers marked; or the path of a .jinja file. It must fit the
-    decoder's tokenizer, see templates.py.
-    image_token: the token that stands for a patch of an image. `<image>` takes a spare row of the
-    decoder's embeddings; for a decoder without one, a token that it has and does not need, such as
-    <|image_pad|>, <|reserved_special_token_0|> or <unused0>.
-    attention: how the decoder's attention over shared prefixes is computed, see attention.py; the
-    same result from each. auto: flex on a GPU, segments elsewhere.
+    (`user/name@v1`).
     """
 
     vision_tower: str | None = None
     language_model: str | None = None
     checkpoint: str | None = None
+    """A Maya, whose architecture may not be given again; or an adapter: a first stage with an `adapter`
+    continues it, another starts from its base with the adapter merged."""
     revision: str | None = None
+    """The checkpoint's revision, where its name does not say it."""
     projector_num_layers: int | None = None
     chat_template: str | None = None
+    """`maya`, `aya` and `plain` are Maya's own; `own` is the one that comes with the decoder (or the
+    checkpoint), with the answers marked; or the path of a .jinja file. It must fit the decoder's
+    tokenizer, see templates.py."""
     image_token: str | None = None
+    """The token of a patch of an image. `<image>` takes a spare row of the decoder's embeddings; for a
+    decoder without one, name a token that it has and does not need, such as <|image_pad|>,
+    <|reserved_special_token_0|> or <unused0>."""
     image_aspect: Literal["pad", "square", "crop"] | None = None
     vision_feature_layer: int | None = None
     vision_feature_select_strategy: Literal["full", "default"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"
+    """How the decoder's attention over shared prefixes is computed, with the same result from each, see
+    attention.py. auto: flex on a GPU, segments elsewhere."""
 
 
 # What a model built from base folders gets where the recipe is silent.
@@ -90,64 +89,41 @@ MODEL_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass
-class AugmentRecipe:
-    """Random changes to a training image; every visit of an image draws anew. Each is 0 to 1 but rotate.
-
-    rotate: largest angle in degrees. scale, translate, shear: largest relative change.
-    color: largest change of brightness, contrast and saturation. hue: the same for the hue, as a
-    part of the full circle. background: chance that white becomes a random light colour.
-    blur, gray: chance of a slight blur, of losing the colours.
-    redraw: strength, 0 to 1, of what the mini vision tower was trained with: another drawing of the
-    same thing (warps, outlines, other palettes). Made for small pictures on white.
-    """
-
-    rotate: float = 0.0
-    scale: float = 0.0
-    translate: float = 0.0
-    shear: float = 0.0
-    color: float = 0.0
-    hue: float = 0.0
-    background: float = 0.0
-    blur: float = 0.0
-    gray: float = 0.0
-    redraw: float = 0.0
-
-
-@dataclass
 class DataRecipe:
-    """One source of training conversations.
-
-    path: a dataset folder, a .json / .jsonl (also .gz) / .parquet file, or a Hub repository.
-    data_files: the one file of a folder or Hub repository that has the rows, such as LLaVA's JSON.
-    revision: branch, tag or commit of a Hub repository.
-    languages: BCP-47 codes to keep (all when empty). tasks: how often a conversation of each task
-    is seen per epoch (0.5: half of them, drawn anew each epoch); tasks not named are left out.
-    limit: at most this many images, drawn from the seed. language: the code of rows that carry none.
-    chat_template: another than the model's, named in the same way.
-    image_folder: where the pictures are that rows name: a folder, a .zip or .tar, here or in the Hub repository
-    of `path`; else the folder of the rows' own file, or the dataset's table of images.
-    columns: which column is which of image, text and turns, where several or none say it by their names; an
-    empty name for image says that rows have no pictures.
-    streaming: read parquet files as they are trained on, from a folder or the Hub, see streaming.py;
-    then limit takes the first images, and tasks are in or out (1.0).
-    revision: branch, tag or commit of a Hub repository; a run that continues reads the commit that it
-    began with.
-    """
+    """One source of training conversations."""
 
     path: str
+    """A dataset folder, a .json / .jsonl (also .gz) / .parquet file, or a Hub repository."""
     config: str | None = None
+    """The dataset's configuration, such as toxicity_free."""
     split: str = "train"
     languages: list[str] = field(default_factory=list)
+    """BCP-47 codes to keep; all when empty."""
     tasks: dict[str, float] = field(default_factory=dict)
+    """How often an epoch has a conversation of each task (0.5: half of them, another half in every
+    epoch). Tasks that are not named are left out."""
     limit: int | None = None
+    """At most this many images, drawn from the seed."""
     language: str = "und"
+    """The code of rows that carry none."""
     image_folder: str | None = None
+    """Where the images are that rows name: a folder, a .zip or .tar, here or in the Hub repository of
+    `path`. Default: the folder of the rows' own file, or the dataset's table of images."""
     chat_template: str | None = None
-    augment: AugmentRecipe | None = None
+    """Another than the model's, named in the same way."""
+    augment: Any = None
+    """Refused, but for the null that older saved recipes have."""
     streaming: bool = False
+    """Read parquet files as they are trained on, from a folder or the Hub, see streaming.py. Then
+    `limit` takes the first images, and tasks are in or out (1.0)."""
     data_files: str | None = None
+    """The one file of a folder or Hub repository that has the rows, such as LLaVA's JSON."""
     revision: str | None = None
+    """Branch, tag or commit of a Hub repository. A run that continues reads the commit that it began
+    with."""
     columns: dict[str, str] = field(default_factory=dict)
+    """Which column is which of image, text and turns, where several or none say it by their names. An
+    empty name for image says that rows have no images."""
 
 
 @dataclass
@@ -164,77 +140,70 @@ class Rule:
 
 @dataclass
 class AdapterRecipe:
-    """Low-rank matrices that learn beside frozen linear layers of the decoder: W + alpha / r * B A.
-
-    rate: of A; B learns at `rate * lora_plus_ratio` (LoRA+, arXiv 2402.12354; 1: plain LoRA).
-    type: dora learns the length of every row of W apart from its direction (arXiv 2402.09353).
-    target_modules: which linear layers of the decoder, by a regular expression (re.search in the
-    name) or by the last parts of their names; all when left out. Vision tower, projector and head
-    never get an adapter: the `train` rules decide about them, and about everything else.
-    quantize: hold the decoder's frozen linear layers in 4 bits (nf4: QLoRA, arXiv 2305.14314) or
-    8 (int8: LLM.int8(), arXiv 2208.07339). double_quant: nf4's own constants in 8 bits too.
-    """
+    """Low-rank matrices that learn beside frozen linear layers of the decoder: W + alpha / r * B A."""
 
     rate: float
+    """Of A; B learns at `rate * lora_plus_ratio`."""
     type: Literal["lora", "dora"] = "lora"
+    """dora learns the length of every row of W apart from its direction (arXiv 2402.09353)."""
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | list[str] | None = None
+    """Which linear layers of the decoder, by a regular expression (re.search in the name) or by the last
+    parts of their names; all when left out. Vision tower, projector and head never get an adapter: the
+    `train` rules decide about them, and about everything else."""
     lora_plus_ratio: float = 1.0
+    """LoRA+ (arXiv 2402.12354); 1 is plain LoRA."""
     quantize: Literal["nf4", "int8"] | None = None
+    """Hold the decoder's frozen linear layers in 4 bits (nf4: QLoRA, arXiv 2305.14314) or 8 (int8:
+    LLM.int8(), arXiv 2208.07339)."""
     double_quant: bool = True
+    """nf4's own constants in 8 bits too."""
 
 
 @dataclass
 class StageRecipe:
-    """One stage. `batch_size` counts groups (one image with its conversations) per optimizer step,
-    over all processes; `group_size` is the most conversations in a group (languages per image, where
-    every language has one).
-
-    order: of the groups, anew in every epoch (shuffled), or as the data has its images (stored).
-    shuffle_buffer: images of streamed data that are held and shuffled together.
-    on_bad_row: a row that cannot be read or has nothing to learn stops the run, or is left out,
-    counted, and listed in the stage's bad_rows.jsonl. on_long_row: the same for one longer than
-    args.max_length, which may also be shortened at its text's end.
-    args.max_length: most tokens of a packed row; a step is computed in as many rows as it needs.
-
-    eval_data: held-out rows, in the form of `data`. Their loss, accuracy and bits per byte, in all and by
-    language, are logged as eval_loss, eval_hi/loss, ...: every args.eval_steps, or, with
-    args.eval_strategy epoch, after each pass over `data`, and at the end. They are packed as training's
-    are. With args.load_best_model_at_end the stage ends with the checkpoint that was best in
-    args.metric_for_best_model (loss, hi/accuracy, ...).
-    early_stopping_patience: end the stage after so many evaluations in a row that are no better than the
-    best one by more than early_stopping_threshold, as transformers' EarlyStoppingCallback.
-
-    train: ordered; the first rule that finds a parameter's name decides. adapter: low-rank matrices
-    beside frozen layers. args: any field of TRL's SFTConfig, passed on; torch_compile and its
-    backend and mode are our own, see compiling.py.
-    """
+    """One stage."""
 
     name: str
     data: list[DataRecipe]
     train: list[Rule]
+    """Ordered; the first rule that finds a parameter's name decides."""
     batch_size: int = 8
+    """Groups (one image with its conversations) per optimizer step, over all processes."""
     group_size: int = 1
+    """Most conversations in a group: languages per image, where every language has one."""
     order: Literal["shuffled", "stored"] = "shuffled"
+    """Of the groups: shuffled, in another order in every epoch, or as the data has its images."""
     shuffle_buffer: int = 2048
+    """Images of streamed data that are held and shuffled together."""
     on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read or has nothing to learn stops the run, or is left out, counted, and
+    listed in the stage's bad_rows.jsonl."""
     on_long_row: Literal["stop", "skip", "shorten"] = "stop"
+    """The same for a row longer than args.max_length, which may also be shortened at its text's end."""
     eval_data: list[DataRecipe] = field(default_factory=list)
+    """Held-out rows, in the form of `data`, packed as training's are. Their loss, accuracy and bits per
+    byte, in all and by language, are logged as eval_loss, eval_hi/loss, ...: every args.eval_steps, or,
+    with args.eval_strategy epoch, after each pass over `data`, and at the end. With
+    args.load_best_model_at_end the stage ends with the checkpoint that was best in
+    args.metric_for_best_model (loss, hi/accuracy, ...)."""
     early_stopping_patience: int | None = None
+    """End the stage after so many evaluations in a row that are no better than the best one by more than
+    `early_stopping_threshold`, as transformers' EarlyStoppingCallback."""
     early_stopping_threshold: float = 0.0
     adapter: AdapterRecipe | None = None
+    """Low-rank matrices beside frozen layers."""
     args: dict[str, Any] = field(default_factory=dict)
+    """Any field of TRL's SFTConfig, passed on. max_length: most tokens of a packed row; a step is
+    computed in as many rows as it needs. torch_compile and its backend and mode are our own, see
+    compiling.py."""
 
 
 @dataclass
 class Recipe:
-    """A whole run; the stages follow one another, each from the model the last one left.
-
-    processes: how many share the work ("auto": one per GPU, or on CPU one per core up to four); no more
-    than there are GPUs, or cores where there is no GPU.
-    """
+    """A whole run; the stages follow one another, each from the model the last one left."""
 
     output_dir: str
     model: ModelRecipe
@@ -242,6 +211,8 @@ class Recipe:
     kind: Literal["maya"] = "maya"
     seed: int = 0
     processes: int | Literal["auto"] = 1
+    """How many share the work, at most one for each GPU, or core where there is no GPU. auto: one per
+    GPU, or on CPU one per core up to four."""
 
 
 # Passes over the data where a stage's args say neither max_steps nor num_train_epochs.
@@ -476,9 +447,10 @@ def _check_source(source: DataRecipe, first: DataRecipe, where: str, key: str) -
             "data, as either all of a stage's data is streamed or none of it"
         )
     Bounds(least=1).check(source.limit, where, f"{key}.limit")
-    for name, value in dataclasses.asdict(source.augment or AugmentRecipe()).items():
-        most = 180 if name == "rotate" else 1
-        Bounds(least=0, most=most).check(value, where, f"{key}.augment.{name}")
+    if source.augment is not None:
+        raise ValueError(
+            f"{where}: {key}.augment: images are no longer changed at random: leave the key out"
+        )
     for task, rate in source.tasks.items():
         Bounds(least=0, most=1000).check(rate, where, f"{key}.tasks.{task}")
         if source.streaming and rate != 1:

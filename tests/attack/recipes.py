@@ -24,7 +24,6 @@ NUMBERS = (
     ("stages", 0, "args", "max_length"),
     ("stages", 0, "args", "gradient_accumulation_steps"),
     ("stages", 0, "data", 0, "tasks", "name"),
-    ("stages", 0, "data", 0, "augment", "rotate"),
     ("stages", 0, "adapter", "rate"),
     ("stages", 0, "adapter", "r"),
     ("model", "projector_num_layers"),

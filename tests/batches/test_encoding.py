@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maya_vlm.training.batches.encoding import ConversationEncoder
-from maya_vlm.training.batches.groups import Conversation
+from maya_vlm.training.batches.source import Conversation
 from processing_maya import load_chat_template
 from tests.helpers.tiny_processing import TEXTS, tiny_processor
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.streaming import open_groups
-from maya_vlm.training.recipe import AugmentRecipe, DataRecipe, Rule, StageRecipe
+from maya_vlm.training.batches.open import open_groups
+from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe
 from tests.helpers.tiny_processing import tiny_processor
 
 from ..run.tiny_run import make_data, one_row
@@ -143,7 +143,7 @@ def test_several_images_a_row_are_grouped_as_one(tmp_path):
     found = [sorted(p.tolist()) for _, p in data.plan(None, 8, 0)]
     assert sorted(found) == [[0, 2], [1, 4], [3], [5]]
     assert data.conversation(2).images == (0, 1)
-    batch = one_row(data, [0, 2], [5], [1, 4], [3], layout="dense")
+    batch = one_row(data, [0, 2], [5], [1, 4], [3], attention="dense")
     assert batch["pixel_values"].shape[0] == 2
     assert batch["image_index"].tolist() == [0, 1, 1, 0, 0]
     # The same rows in a second file, as another language's, and limited to some images.
@@ -242,9 +242,7 @@ def test_bad_cells_are_left_out_where_the_recipe_says_so(tmp_path):
     rows = [{"lang": "fr", "messages": turns()}, {"messages": None}, {"messages": turns()}, {}]
     data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), languages=["en"], language="en")])  # fmt: skip
     plan = data.plan(None, 1, seed=0)
-    collator = GroupCollator(
-        data, tiny_processor(), seed=0, plan=plan, batch_size=3, on_bad_row="skip"
-    )
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=3, on_bad_row="skip")
     found = collator([{"step": 0, "rank": 0}])
     assert sorted(row.id for row in found["bad_rows"]) == ["1", "3"]
     assert all(f"row '{row.id}' (en) of " in row.reason for row in found["bad_rows"])
@@ -262,7 +260,7 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
         GroupData([DataRecipe(str(path))])
     data = GroupData([DataRecipe(str(path))], on_bad_row="skip")
     collator = GroupCollator(
-        data, tiny_processor(), seed=0, plan=data.plan(None, 1, 0), batch_size=4, on_bad_row="skip"
+        data, tiny_processor(), plan=data.plan(None, 1, 0), batch_size=4, on_bad_row="skip"
     )
     found = collator([{"step": 0, "rank": 0}])
     assert {row.id: row.reason.split("found ")[1][:8] for row in found["bad_rows"]} == {
@@ -288,7 +286,7 @@ def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
         data = open_groups(stage, seed=0)
         plan = data.plan(None, 8, 0)
         return GroupCollator(
-            data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan), on_bad_row=policy
+            data, tiny_processor(), plan=plan, batch_size=len(plan), on_bad_row=policy
         )
 
     rows = [{"id": f"g{i}", "image": c, "caption": "boat"} for i, c in enumerate(["seen.png", None, "seen.png"])]  # fmt: skip
@@ -337,24 +335,6 @@ def test_bad_sources(change, error, message, tmp_path):
     assert "\n" not in str(found.value)
 
 
-def test_augmentation_is_drawn_from_seed_epoch_and_row(tmp_path):
-    path = str(make_data(tmp_path))
-    augment = AugmentRecipe(
-        rotate=20, scale=0.2, translate=0.1, shear=0.1, color=0.4, hue=0.1, background=0.5, blur=0.5, gray=0.2, redraw=0.5
-    )  # fmt: skip
-    data = GroupData([DataRecipe(path, augment=augment)])
-    plain = GroupData([DataRecipe(path)])
-
-    def pixels(source, epoch, seed=0):
-        return one_row(source, [0], epoch=epoch, seed=seed)["pixel_values"].numpy()
-
-    assert np.array_equal(pixels(data, 0), pixels(data, 0))
-    assert not np.array_equal(pixels(data, 0), pixels(data, 1))
-    assert not np.array_equal(pixels(data, 0), pixels(data, 0, seed=1))
-    assert not np.array_equal(pixels(data, 0), pixels(plain, 0))
-    assert np.array_equal(pixels(plain, 0), pixels(plain, 1))
-
-
 def test_cells_that_are_no_language_follow_the_policy(tmp_path):
     codes = ["klingonish", 7, "", "en", None, "tlh", "zh-Hant", "pt-BR", "und"]
     rows = [{"id": f"f{i}", "lang": c, "messages": turns()} for i, c in enumerate(codes)]
@@ -365,7 +345,7 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path):
     assert data.languages == ["en", "hi", "tlh", "zh-Hant", "pt-BR", "und"]
     assert data.summary().startswith("9 conversations about 0 images; languages: en 1, hi 1, ")
     collator = GroupCollator(
-        data, tiny_processor(), seed=0, plan=data.plan(None, 1, 0), batch_size=9, on_bad_row="skip"
+        data, tiny_processor(), plan=data.plan(None, 1, 0), batch_size=9, on_bad_row="skip"
     )
     found = collator([{"step": 0, "rank": 0}])
     assert {row.id: row.reason.split("found ")[1] for row in found["bad_rows"]} == {

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from maya_vlm.training.batches.collator import GroupCollator, pack_group
+from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.packing import divide
+from maya_vlm.training.batches.packing import balance_rows, pack_group
 from maya_vlm.training.recipe import DataRecipe
 from tests.helpers.tiny import IMAGE_TOKEN
 from tests.helpers.tiny_processing import tiny_processor
@@ -24,7 +24,7 @@ def test_every_group_once_and_no_row_too_long(ranks, max_length):
     random = np.random.default_rng(ranks)
     for count in (0, 1, 5, 40):
         lengths = random.integers(1, 65, count).tolist()
-        shares = divide(lengths, ranks, max_length)
+        shares = balance_rows(lengths, ranks, max_length)
         assert len(shares) == ranks
         assert len({len(rows) for rows in shares}) == 1
         rows = [row for share in shares for row in share]
@@ -37,15 +37,16 @@ def test_ranks_get_nearly_the_same():
     lengths = np.random.default_rng(0).integers(100, 900, 64).tolist()
     for limit in (None, 2048):
         work = [
-            sum(lengths[i] for row in share for i in row) for share in divide(lengths, 8, limit)
+            sum(lengths[i] for row in share for i in row)
+            for share in balance_rows(lengths, 8, limit)
         ]
         assert max(work) / np.mean(work) < 1.05
-        assert len(divide(lengths, 8, limit)[0]) == (1 if limit is None else 3)
+        assert len(balance_rows(lengths, 8, limit)[0]) == (1 if limit is None else 3)
 
 
 def test_a_group_that_fits_nowhere():
     with pytest.raises(ValueError, match="a group of 65 tokens does not fit rows of max_length 64"):
-        divide([3, 65], 2, 64)
+        balance_rows([3, 65], 2, 64)
 
 
 def test_long_groups_become_several_trees():
@@ -76,7 +77,7 @@ def targets(rows: list[dict]) -> Counter:
 def test_the_same_work_on_any_number_of_ranks(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=7)))])
     plan = data.plan(14, 2, seed=0)
-    options = {"seed": 0, "plan": plan, "batch_size": 7}
+    options = {"plan": plan, "batch_size": 7}
     alone = GroupCollator(data, tiny_processor(), **options)
     for ranks, limit in ((2, None), (3, 80), (5, 60)):
         many = GroupCollator(data, tiny_processor(), ranks=ranks, max_length=limit, **options)
@@ -92,7 +93,7 @@ def test_the_same_work_on_any_number_of_ranks(tmp_path):
 def test_a_rank_without_work_takes_part(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=2)))])
     plan = data.plan(1, 3, seed=0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=1, ranks=2)
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=1, ranks=2)
     idle = min(
         (share(collator, 0, rank)["rows"][0] for rank in (0, 1)), key=lambda r: len(r["labels"])
     )
@@ -104,7 +105,7 @@ def test_a_rank_without_work_takes_part(tmp_path):
 def test_a_distinct_image_is_encoded_once(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=2)))])
     plan = data.plan(None, 1, seed=0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
     (row,) = share(collator, 0, 0)["rows"]
     assert len(plan) == 6
     assert len(row["pixel_values"]) == 2
@@ -130,7 +131,7 @@ def collate_all(path, **policies):
     data = GroupData([DataRecipe(str(path))])
     plan = data.plan(None, 3, seed=0, shuffled=False)
     collator = GroupCollator(
-        data, tiny_processor(), seed=0, max_length=120, plan=plan, batch_size=len(plan), **policies
+        data, tiny_processor(), max_length=120, plan=plan, batch_size=len(plan), **policies
     )
     return share(collator, 0, 0)
 
@@ -174,7 +175,7 @@ def test_an_image_is_never_cut(tmp_path):
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=1)))])
     plan = data.plan(None, 1, seed=0)
     collator = GroupCollator(
-        data, tiny_processor(), seed=0, max_length=8, plan=plan, batch_size=3, on_long_row="shorten"
+        data, tiny_processor(), max_length=8, plan=plan, batch_size=3, on_long_row="shorten"
     )
     found = share(collator, 0, 0)
     assert [row.action for row in found["bad_rows"]] == ["skipped"] * 3

@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.joined import Filters, Joined, image_groups
-from maya_vlm.training.batches.streaming import StreamedGroups, open_groups
+from maya_vlm.training.batches.joined import Filters, GroupedTables
+from maya_vlm.training.batches.open import open_groups
+from maya_vlm.training.batches.streaming import StreamedGroups
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe, load_recipe
 from maya_vlm.training.rows.tables import StorageError, Table, find_files
 from tests.helpers.hub_server import HubServer
+from tests.helpers.image_groups import image_groups
 from tests.helpers.tiny_processing import tiny_processor
 
 from ..run.tiny_run import make_recipe, write
@@ -104,7 +106,7 @@ def test_as_in_memory(tmp_path, built):
     path = make_tables(tmp_path, missing=(), built=built)
     streamed = stream(path)
     whole = GroupData([DataRecipe(str(path), image_folder=str(tmp_path))])
-    options = {"seed": 0, "batch_size": 20}
+    options = {"batch_size": 20}
     found = []
     for data in (streamed, whole):
         plan = data.plan(None, 3, seed=0)
@@ -165,7 +167,7 @@ def test_any_step_can_be_read_alone(tmp_path):
 def test_workers_and_ranks_compute_what_one_process_does(tmp_path):
     data = stream(make_tables(tmp_path))
     plan = data.plan(24, 2, seed=0)
-    options = {"seed": 0, "plan": plan, "batch_size": 6}
+    options = {"plan": plan, "batch_size": 6}
     alone = GroupCollator(data, tiny_processor(), **options)
     steps = [targets(share(alone, step, 0)["rows"]) for step in range(4)]
     many = GroupCollator(data, tiny_processor(), ranks=3, max_length=80, **options)
@@ -178,9 +180,7 @@ def test_workers_and_ranks_compute_what_one_process_does(tmp_path):
     # Processes that are not forked get the data by pickling.
     again = pickle.loads(pickle.dumps(data))
     assert len(again._windows) == 0
-    fresh = GroupCollator(
-        again, tiny_processor(), seed=0, batch_size=6, plan=again.plan(24, 2, seed=0)
-    )
+    fresh = GroupCollator(again, tiny_processor(), batch_size=6, plan=again.plan(24, 2, seed=0))
     assert targets(share(fresh, 2, 0)["rows"]) == steps[2]
 
 
@@ -197,7 +197,7 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Table, "_read", count)
     plan = data.plan(None, 8, 0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=12)
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=12)
     for step in range(len(plan) // 12):
         share(collator, step, 0)
         assert len(data._windows) <= 2
@@ -234,7 +234,7 @@ def test_rows_that_hold_their_images(tmp_path):
     assert all(len(group) == 1 for group in found), "which image it is cannot be known"
     assert "images: the rows hold their images themselves, so none is shared" in data.report[0]
     plan = data.plan(None, 8, 0)
-    collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
     (row,) = share(collator, 0, 0)["rows"]
     assert len(row["pixel_values"]) == 10 + 2
     assert len(row["image_index"]) == 10 + 2
@@ -266,7 +266,7 @@ def test_lists_of_paths_are_grouped_as_in_memory(tmp_path, large):
     for data in (stream(path, 100), GroupData([DataRecipe(str(path))])):
         plan = data.plan(None, 8, 0)
         found.append(sorted(sorted(i for i, _ in names(data, part)) for _, part in plan[:]))
-        collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan))
+        collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
         (row,) = share(collator, 0, 0)["rows"]
         assert len(row["pixel_values"]) == 4
         assert len(row["image_index"]) == 1 + 2 + 2 + 1
@@ -304,7 +304,7 @@ def test_lists_of_one_length_keep_all_their_images(tmp_path):
     assert pa.types.is_fixed_size_list(pq.read_schema(path).field("images").type)
     for data in (stream(path), GroupData([DataRecipe(str(path))])):
         plan = data.plan(None, 1, 0)
-        collator = GroupCollator(data, tiny_processor(), seed=0, plan=plan, batch_size=1)
+        collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=1)
         (row,) = share(collator, 0, 0)["rows"]
         assert len(row["pixel_values"]) == 2
 
@@ -381,7 +381,7 @@ def test_any_tables(tmp_path_factory, tables, group, block):
         for i, row in enumerate(rows):
             row |= {"id": f"{row['id']}-{i}", "image": row["id"]}
         write_shards(folder / f"t{number}", "rows", rows, 1 + number, group)
-    joined = Joined(str(folder), find_files(str(folder)), block=block)
+    joined = GroupedTables(str(folder), find_files(str(folder)), block=block)
     rows = joined.read(range(len(joined)), ["id"])
     assert joined.conversations == len(rows.number) == sum(map(len, tables))
     assert len(set(rows.number.tolist())) == len(rows.number)
@@ -545,9 +545,7 @@ def damaged(tmp_path) -> Path:
 def collate(path: Path, **policies):
     data = stream(path)
     plan = data.plan(None, 3, seed=0)
-    collator = GroupCollator(
-        data, tiny_processor(), seed=0, plan=plan, batch_size=len(plan), **policies
-    )
+    collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan), **policies)
     return share(collator, 0, 0)
 
 
@@ -585,7 +583,7 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path, codes):
     for one in (data, whole):
         plan = one.plan(None, 3, seed=0)
         collator = GroupCollator(
-            one, tiny_processor(), seed=0, plan=plan, batch_size=len(plan), on_bad_row="skip"
+            one, tiny_processor(), plan=plan, batch_size=len(plan), on_bad_row="skip"
         )
         (row,) = (batch := share(collator, 0, 0))["rows"]
         learned = Counter(one.languages[i] for i in row["language"].tolist())
@@ -603,7 +601,7 @@ def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, po
     path = make_tables(tmp_path, images=12)
     file = path / "images" / "part-00001-of-00002.parquet"
     whole = file.read_bytes()
-    original = Joined.read_images
+    original = GroupedTables.read_images
 
     def breaking(damage):
         def read(self, names):
@@ -630,7 +628,7 @@ def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, po
         with monkeypatch.context() as patched:
             file.write_bytes(whole)
             patched.setattr(Table, "_read", Table._read)
-            patched.setattr(Joined, "read_images", breaking(damage))
+            patched.setattr(GroupedTables, "read_images", breaking(damage))
             with pytest.raises(OSError, match=rf"part-00001-of-00002.parquet: {message}"):
                 collate(path, on_bad_row=policy)
 
@@ -642,7 +640,7 @@ import json, sys
 from pathlib import Path
 from huggingface_hub import HfApi
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe
-from maya_vlm.training.batches.streaming import open_groups
+from maya_vlm.training.batches.open import open_groups
 folder, pinned = Path(sys.argv[1]), Path(sys.argv[2])
 api = HfApi()
 api.create_repo("user/captions", repo_type="dataset")

@@ -84,7 +84,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Median step of pretraining on `images` images a step, each with a caption of 15 to 45 tokens
     in eight languages. `peak`: FLOP/s to measure against."""
-    from maya_vlm.training.model.flops import forward_flops, learning, training_flops
+    from maya_vlm.training.model.flops import forward_flops, trainable_parts, training_flops
     from maya_vlm.training.recipe import Rule
     from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
 
@@ -111,7 +111,7 @@ def pretrain(
         reset_memory()
         timings, utilisation, tokens = [], [], 0
         forward = forward_flops(config)
-        learns = learning(
+        learns = trainable_parts(
             ((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), config, forward
         )
         for number in range(WARM_UP + steps):

@@ -6,7 +6,7 @@ The dataset is made on the spot: captions in one sorted table a language, images
 each, as a photo of LLaVA-Pretrain has) once in a table of their own. Three readers give every caption with
 its image's bytes, undecoded, in bounded memory:
 
-    grouped      `maya_vlm.training.batches.joined.image_groups`: one pass over all tables
+    grouped      `maya_vlm.training.batches.joined`: one pass over all tables
     joined_by_8  `datasets` in streaming mode, for each language its captions beside the images, merged
     separate_8   the same from eight datasets that hold the image's bytes in every row
 
@@ -74,7 +74,7 @@ def make_dataset(folder: Path, images: int) -> None:
 
 
 def grouped(folder: Path) -> Iterator[tuple[str, str, str, bytes]]:
-    from maya_vlm.training.batches.joined import image_groups
+    from tests.helpers.image_groups import image_groups
 
     for group in image_groups(str(folder / "tables"), "all"):
         assert isinstance(group.image, bytes)

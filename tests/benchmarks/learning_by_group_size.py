@@ -79,11 +79,18 @@ class Run:
 @cache
 def flops_per_sample(group_size: int) -> float:
     """Forward and backward of a caption in pretraining at full size, its share of the image in it."""
-    from maya_vlm.training.model.flops import Learning, forward_flops, training_flops, visible_pairs
+    from maya_vlm.training.model.flops import (
+        TrainableParts,
+        forward_flops,
+        training_flops,
+        visible_pairs,
+    )
     from tests.benchmarks.gpu_full_size import full_size_config
 
     flops = forward_flops(full_size_config())
-    projector = Learning(False, True, False, (0.0,) * flops.layers, (0,) * flops.layers, False)
+    projector = TrainableParts(
+        False, True, False, (0.0,) * flops.layers, (0,) * flops.layers, False
+    )
     texts = [TEXT_TOKENS] * group_size
     return (
         training_flops(
@@ -169,7 +176,8 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
 
     from maya_vlm.training.common.files import write_json
     from maya_vlm.training.recipe import write_recipe
-    from maya_vlm.training.run.train import LOG, train
+    from maya_vlm.training.run.finish import LOG
+    from maya_vlm.training.run.train import train
 
     folder = work / run.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +215,7 @@ def held_out(folder: Path, source: Any) -> dict[str, Any]:
 
     model = MayaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = MayaProcessor.from_pretrained(folder)
-    data = GroupData([dataclasses.replace(source, split="validation", augment=None, tasks={})])
+    data = GroupData([dataclasses.replace(source, split="validation", tasks={})])
     sums: dict[str, list[float]] = {}
     lengths = []
     for start in range(0, len(data), 32):
@@ -552,7 +560,7 @@ def report(record: dict[str, Any], output: Path) -> None:
 def fingerprint(held_out_concepts: int) -> str:
     """Of the recipe and its inputs: results of another are no results of this."""
     from maya_vlm.training.common.schema import digest
-    from maya_vlm.training.run.train import make_manifest
+    from maya_vlm.training.run.manifest import make_manifest
 
     manifest = make_manifest(recipe_of(Run(1, *START[1], samples=1, seed=0)))
     return digest({**manifest, "held_out_concepts": held_out_concepts})

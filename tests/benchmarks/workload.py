@@ -167,8 +167,7 @@ def maya_trainer(
         data_collator=GroupCollator(
             data,
             processor,
-            seed=0,
-            layout=layout,
+            attention=layout,
             plan=plan,
             batch_size=images,
         ),

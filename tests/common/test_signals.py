@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from maya_vlm.training.common.signals import end_by_parent_only, handling
+from maya_vlm.training.common.signals import ignore_foreign_sigterm, signal_handlers
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _ours():
 def test_handled_inside_of_the_block_only():
     came, outside = [], []
     signal.signal(signal.SIGTERM, lambda number, frame: outside.append(number))
-    with contextlib.suppress(KeyError), handling(lambda number, frame: came.append(number)):
+    with contextlib.suppress(KeyError), signal_handlers(lambda number, frame: came.append(number)):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         raise KeyError
@@ -38,7 +38,7 @@ def test_handled_inside_of_the_block_only():
 def test_what_is_ignored_from_outside_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     came: list[int] = []
-    with handling(lambda number, frame: came.append(number)):
+    with signal_handlers(lambda number, frame: came.append(number)):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
     assert came == [signal.SIGTERM]
@@ -49,7 +49,7 @@ def test_another_thread_changes_nothing():
     before, found = signal.getsignal(signal.SIGTERM), []
 
     def run():
-        with handling(lambda number, frame: None):
+        with signal_handlers(lambda number, frame: None):
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
@@ -59,7 +59,7 @@ def test_another_thread_changes_nothing():
 
 
 def wait_for_parent(ready):
-    end_by_parent_only()
+    ignore_foreign_sigterm()
     ready.set()
     time.sleep(60)
 

@@ -174,7 +174,7 @@ TABLE = (
         "_n_gpu",
         "transformers:TrainingArguments",
         "use",
-        ("training/run/train.py",),
+        ("training/run/sft_config.py",),
         "Trainer would wrap the model in DataParallel where it sees several GPUs",
     ),
     PrivateName(
@@ -189,7 +189,7 @@ TABLE = (
         "_reset_state",
         "accelerate.state:AcceleratorState",
         "use",
-        ("training/run/train.py",),
+        ("training/run/processes.py",),
         "a forked process must not know what its parent knew of the number of processes",
         ("reset_partial_state",),
     ),

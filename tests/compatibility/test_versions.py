@@ -117,7 +117,7 @@ def test_an_error_with_an_untested_version_is_one_line_that_names_it(newer, caps
     def renamed(*args, **kwargs):
         raise TypeError("got an unexpected keyword argument 'cache'")
 
-    monkeypatch.setattr("maya_vlm.training.cli._chat", renamed)
+    monkeypatch.setattr("maya_vlm.training.cli.chat.run", renamed)
     assert main(["chat", "a.png"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
@@ -131,7 +131,7 @@ def test_an_error_with_tested_versions_keeps_its_traceback(monkeypatch):
     def broken(*args, **kwargs):
         raise TypeError("a fault of ours")
 
-    monkeypatch.setattr("maya_vlm.training.cli._chat", broken)
+    monkeypatch.setattr("maya_vlm.training.cli.chat.run", broken)
     with pytest.raises(TypeError, match="a fault of ours"):
         main(["chat", "a.png"])
 

@@ -35,7 +35,7 @@ from maya_vlm.training.recipe import (
     StageRecipe,
     load_recipe,
 )
-from maya_vlm.training.run.estimate import stage_memory
+from maya_vlm.training.run.memory import stage_memory
 from maya_vlm.training.run.train import train
 from maya_vlm.training.run.trainer import LineCallback, MayaTrainer
 from modeling_maya import MayaConfig, MayaForConditionalGeneration

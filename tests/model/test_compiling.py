@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from maya_vlm.training.batches.collator import Encoded, lay_out, pack_group
+from maya_vlm.training.batches.packing import Encoded, lay_out, pack_group
 from maya_vlm.training.model.attention import set_attention
 from maya_vlm.training.model.compiling import compile_layers
 from maya_vlm.training.run.train import train

@@ -4,16 +4,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from maya_vlm.training.batches.collator import GroupCollator, pack_group
+from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
+from maya_vlm.training.batches.packing import pack_group
 from maya_vlm.training.model.adapters import add_adapter
 from maya_vlm.training.model.attention import dense_mask
 from maya_vlm.training.model.flops import (
     DECODERS,
     device_peak,
     forward_flops,
-    learning,
     measure_peak,
+    trainable_parts,
     training_flops,
     visible_pairs,
 )
@@ -57,7 +58,7 @@ def counted(model, backward: bool) -> int:
 
 def formula(model, **options) -> float:
     flops = forward_flops(model.config)
-    learns = learning(
+    learns = trainable_parts(
         ((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), model.config, flops
     )
     return training_flops(flops, learns, **work(model)[1], **options)
@@ -185,7 +186,7 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
     for stage, found, model in zip(recipe.stages, asked, given, strict=True):
         processor = MayaProcessor.from_pretrained(folder)
         data = GroupData(stage.data, seed=recipe.seed)
-        collator = GroupCollator(data, processor, seed=recipe.seed)
+        collator = GroupCollator(data, processor)
         groups = [
             [collator.encode(i) for i in part.tolist()]
             for _, part in data.plan(stage.batch_size, stage.group_size, recipe.seed)

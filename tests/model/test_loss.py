@@ -118,7 +118,7 @@ def test_only_supervised_positions_are_scored(monkeypatch):
         lambda x, *rest: scored.append(len(x)) or torch.nn.functional.linear(x, *rest),
     )
     add_pair_loss(model)
-    total, losses, _ = model(**inputs, source=source, labels=ids[0, source + 1])
+    total, losses, _ = model(**inputs, logit_positions=source, labels=ids[0, source + 1])
     assert scored == [2]
     torch.testing.assert_close(losses.mean(), expected.detach())
     torch.testing.assert_close(total / 2, expected)

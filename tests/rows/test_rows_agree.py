@@ -18,7 +18,7 @@ from PIL import Image
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.streaming import open_groups
+from maya_vlm.training.batches.open import open_groups
 from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.sources.records import Problem, Record
 from maya_vlm.training.data.sources.rows import read_source
@@ -282,7 +282,7 @@ def trained(data) -> dict[int, str]:
     """Row -> why training leaves it out, "" where it learns from it."""
     plan = data.plan(None, 8, 0)
     collator = GroupCollator(
-        data, tiny_processor(12, 4, "aya"), seed=0, plan=plan, batch_size=64, on_bad_row="skip"
+        data, tiny_processor(12, 4, "aya"), plan=plan, batch_size=64, on_bad_row="skip"
     )
     verdicts = {}
     for step in range(-(-len(plan) // 64)):

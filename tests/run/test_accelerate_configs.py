@@ -39,8 +39,7 @@ from maya_vlm.training.model.freezing import apply_rules
 from maya_vlm.training.recipe import RECIPES, Rule, load_recipe
 from maya_vlm.training.run import trainer
 from maya_vlm.training.run.launch import CONFIGS, environment, find_config, launch
-from maya_vlm.training.run.train import _run as run_recipe
-from maya_vlm.training.run.train import train
+from maya_vlm.training.run.train import run_recipe, train
 from maya_vlm.training.run.trainer import add_pair_loss, checkpoints
 from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model
 
@@ -142,7 +141,7 @@ def shares(config) -> list[dict[str, torch.Tensor]]:
         words = torch.randint(IMAGE_TOKEN + 1, VOCAB, (15,), generator=random).tolist()
         ids = torch.tensor([[5] + [IMAGE_TOKEN] * (images * config.image_seq_length) + words])
         source = torch.arange(ids.shape[1] - learned - 1, ids.shape[1] - 1)
-        share = {"input_ids": ids, "source": source, "labels": ids[0, source + 1]}
+        share = {"input_ids": ids, "logit_positions": source, "labels": ids[0, source + 1]}
         if images:
             share |= {"pixel_values": tiny_images(2), "image_index": torch.tensor([0, 1, 0])}
         result.append(share)
@@ -331,7 +330,7 @@ def test_buffers_keep_their_precision():
     """DeepSpeed casts a model with its buffers before training begins."""
     model = make("finetune")
     exact = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    keep = trainer.ExactBuffers(model)
+    keep = trainer.RestoreFp32Buffers(model)
     model.bfloat16()
     assert any(b.dtype != exact[n].dtype for n, b in model.named_buffers())
     keep.on_train_begin(None, None, None, model=model)
@@ -344,7 +343,7 @@ def test_buffers_keep_their_precision():
 def test_a_run_keeps_its_buffers(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        trainer.ExactBuffers, "on_train_begin", lambda *_, model, **__: begun.append(model)
+        trainer.RestoreFp32Buffers, "on_train_begin", lambda *_, model, **__: begun.append(model)
     )
     recipe = make_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]

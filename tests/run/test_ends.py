@@ -15,11 +15,14 @@ from safetensors.torch import load_file
 
 from maya_vlm.training import cli
 from maya_vlm.training.recipe import load_recipe
+from maya_vlm.training.run import processes as processes_module
+from maya_vlm.training.run import stage as stage_module
 from maya_vlm.training.run import train as run_module
 from maya_vlm.training.run.checkpoints import checkpoints
 from maya_vlm.training.run.manifest import MANIFEST, WORK, make_manifest, write_manifest
+from maya_vlm.training.run.processes import check_processes
 from maya_vlm.training.run.schedule import Schedule
-from maya_vlm.training.run.train import check_processes, train
+from maya_vlm.training.run.train import train
 
 from .test_train import ended_at, losses
 from .tiny_run import make_recipe, write
@@ -105,7 +108,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(straight, tmp_path, process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_before_the_first_step_too(tmp_path, number, monkeypatch, capsys):
     path = one_stage(tmp_path)
-    monkeypatch.setattr(run_module, "_load", lambda *args: os.kill(os.getpid(), number))
+    monkeypatch.setattr(stage_module, "load_model", lambda *args: os.kill(os.getpid(), number))
     assert cli.main(["train", str(path)]) == 128 + number
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error == f"maya train: stopped by {number.name}; the same command continues"
@@ -118,9 +121,8 @@ def test_every_command_ends_in_one_line(command, monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(
-        cli, f"_{command[0]}" if command[0] != "data" else "_data_status", interrupted
-    )
+    module = cli.data.status if command[0] == "data" else cli.COMMANDS[command[0]]
+    monkeypatch.setattr(module, "run", interrupted)
     assert cli.main(command) == 130
     said = capsys.readouterr()
     assert said.err.startswith(f"maya {command[0]}: stopped by SIGINT")
@@ -146,13 +148,13 @@ def test_a_reader_that_is_gone_is_no_error():
 
 def test_no_more_processes_than_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(run_module, "available_cores", lambda: 3)
+    monkeypatch.setattr(processes_module, "available_cores", lambda: 3)
     check_processes(3)
     with pytest.raises(
         ValueError, match="processes: expected at most 3, one for each core of this"
     ):
         check_processes(999)
-    monkeypatch.setattr(run_module, "available_cores", lambda: 1)
+    monkeypatch.setattr(processes_module, "available_cores", lambda: 1)
     check_processes(2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -268,7 +270,7 @@ def test_a_run_that_ends_before_the_lock_is_seen(tmp_path, monkeypatch):
     path = one_stage(tmp_path)
     output = tmp_path / "run"
     other = make_manifest(load_recipe(path, ["seed=9"]))
-    original = run_module._lock
+    original = run_module.only_one
 
     def lock(file, folder):
         write_manifest(output, other)
@@ -276,7 +278,7 @@ def test_a_run_that_ends_before_the_lock_is_seen(tmp_path, monkeypatch):
         (output / "finetune" / "config.json").touch()
         return original(file, folder)
 
-    monkeypatch.setattr(run_module, "_lock", lock)
+    monkeypatch.setattr(run_module, "only_one", lock)
     with pytest.raises(ValueError, match=r"holds the work of another recipe \(seed: 9 -> 3\)"):
         train(str(path))
     assert (output / WORK / MANIFEST).is_file()

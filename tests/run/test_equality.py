@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers.models.cohere import modeling_cohere
 
-from maya_vlm.training.batches.collator import Encoded, lay_out, pack_group, shared_prefix
+from maya_vlm.training.batches.packing import Encoded, lay_out, pack_group, shared_prefix
 from maya_vlm.training.model.attention import block_mask, dense_mask, row_plan, set_attention
 from maya_vlm.training.run.trainer import add_pair_loss
 from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model
@@ -245,7 +245,7 @@ def shifted_labels(batch, layout):
     width = batch["input_ids"].shape[1]
     positions = batch["position_ids"].flatten()
     keep = []
-    for i, source in enumerate(batch["source"].tolist()):
+    for i, source in enumerate(batch["logit_positions"].tolist()):
         following = source + 1
         same_row = following // width == source // width
         inside = same_row and positions[following] == positions[source] + 1
@@ -253,7 +253,10 @@ def shifted_labels(batch, layout):
         keep.append(bool(inside and token == batch["labels"][i]))
     keep = torch.tensor(keep)
     assert 0 < (~keep).sum() < len(keep), (targets, sources)
-    batch["source"], batch["labels"] = batch["source"][keep], batch["labels"][keep]
+    batch["logit_positions"], batch["labels"] = (
+        batch["logit_positions"][keep],
+        batch["labels"][keep],
+    )
 
 
 @pytest.mark.parametrize(

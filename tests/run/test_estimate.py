@@ -8,22 +8,18 @@ import torch
 
 from maya_vlm.training import cli
 from maya_vlm.training.model.assemble import build_maya
-from maya_vlm.training.model.flops import forward_flops, learning, visible_pairs
+from maya_vlm.training.model.flops import forward_flops, trainable_parts, visible_pairs
 from maya_vlm.training.model.freezing import apply_rules, parameter_groups
 from maya_vlm.training.recipe import RECIPES, AdapterRecipe, Rule, StageRecipe
-from maya_vlm.training.run.estimate import (
-    GIB,
-    GPUS,
-    Device,
-    Work,
+from maya_vlm.training.run.estimate import GPUS, estimate
+from maya_vlm.training.run.memory import (
     activation_bytes,
-    assumed_work,
-    estimate,
-    format_estimate,
     optimizer_bytes,
     sharding,
     stage_memory,
 )
+from maya_vlm.training.run.report import GIB, Device, format_estimate
+from maya_vlm.training.run.work import Work, assumed_work
 from modeling_maya import MayaConfig
 from tests.helpers.tiny import enable_checkpointing, tiny_config, tiny_inputs, tiny_model
 
@@ -224,7 +220,7 @@ def test_activations_are_not_more_than_estimated(decoder, rules):
     inputs = tiny_inputs(model.config, images=[3], text_tokens=40)
     inputs.pop("attention_mask")
     flops = forward_flops(model.config)
-    learns = learning(
+    learns = trainable_parts(
         ((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), model.config, flops
     )
     tokens = inputs["input_ids"].shape[1]

@@ -17,7 +17,8 @@ from maya_vlm.training.batches.groups import GroupData
 from maya_vlm.training.recipe import load_recipe
 from maya_vlm.training.run import checkpoints as checkpoints_module
 from maya_vlm.training.run import trainer
-from maya_vlm.training.run.estimate import estimate, format_estimate
+from maya_vlm.training.run.estimate import estimate
+from maya_vlm.training.run.report import format_estimate
 from maya_vlm.training.run.schedule import Schedule, is_exhausted
 from maya_vlm.training.run.train import train
 from modeling_maya import MayaForConditionalGeneration
@@ -79,7 +80,7 @@ def test_metrics_are_those_of_a_plain_forward(finished):
     model = MayaForConditionalGeneration.from_pretrained(folder).eval()
     processor = MayaProcessor.from_pretrained(folder)
     data = GroupData(stage.eval_data)
-    collator = GroupCollator(data, processor, seed=0)
+    collator = GroupCollator(data, processor)
     sums: dict[str, list[float]] = {}
     for index in range(len(data)):
         conversation = data.conversation(index)

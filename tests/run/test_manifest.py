@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.batches.streaming import open_groups
+from maya_vlm.training.batches.open import open_groups
 from maya_vlm.training.common.schema import to_dict, without_defaults
 from maya_vlm.training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe
 from maya_vlm.training.run import manifest as manifest_module
@@ -300,7 +300,7 @@ def test_a_run_that_continues_looks_at_its_pictures(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("maya_vlm.training.run.train._finish_stage", killed)
+        patch.setattr("maya_vlm.training.run.stage.finish_stage", killed)
         with pytest.raises(KeyboardInterrupt):
             train(path)
     picture = tmp_path / "data" / "pictures" / "0.png"
@@ -326,16 +326,18 @@ def test_secrets_are_written_nowhere(tmp_path, monkeypatch):
         "run_name": "hf_mysecret3333",
     }
     seen = []
+    from maya_vlm.training.run import stage as stage_module
     from maya_vlm.training.run import train as run_module
 
-    original = run_module._arguments
+    original = run_module.stage_arguments
 
     def arguments(*args):
         found = original(*args)
         seen.append(found.hub_token)
         return found
 
-    monkeypatch.setattr(run_module, "_arguments", arguments)
+    for module in (run_module, stage_module):
+        monkeypatch.setattr(module, "stage_arguments", arguments)
     folder = train(str(write(recipe, tmp_path / "r.yaml")))
     assert set(seen) == {"mysecret-1"}, "the run itself gets the value"
     for file in folder.rglob("*"):

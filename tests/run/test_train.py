@@ -15,11 +15,15 @@ from huggingface_hub.errors import StrictDataclassError
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
+from maya_vlm.training.common.locks import only_one
 from maya_vlm.training.common.signals import Stopped
 from maya_vlm.training.recipe import find_recipe, load_recipe
+from maya_vlm.training.run import finish as finish_module
 from maya_vlm.training.run import manifest as manifest_module
+from maya_vlm.training.run import output as output_module
 from maya_vlm.training.run import train as run_module
 from maya_vlm.training.run.checkpoints import checkpoints
+from maya_vlm.training.run.finish import merge_bad_rows
 from maya_vlm.training.run.manifest import check_manifest, make_manifest
 from maya_vlm.training.run.train import train
 from maya_vlm.training.run.trainer import MayaTrainer, language_metrics
@@ -301,14 +305,14 @@ def test_the_list_of_bad_rows_outlives_a_kill_at_the_end(tmp_path, monkeypatch):
     picture.write_bytes(picture.read_bytes()[:60])
     path = str(write(recipe, tmp_path / "r.yaml"))
 
-    write_json = run_module.write_json
+    write_json = finish_module.write_json
 
     def killed(file, value):
-        if file.name == run_module.LOG:
+        if file.name == finish_module.LOG:
             raise KeyboardInterrupt
         write_json(file, value)
 
-    monkeypatch.setattr(run_module, "write_json", killed)
+    monkeypatch.setattr(finish_module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         train(path)
     monkeypatch.undo()
@@ -422,7 +426,7 @@ def test_every_bad_row_is_listed_once_whatever_its_id(tmp_path):
         rows = [{"id": "same", "row": number, "data": 0, **common} for number in numbers]
         rows += [{"id": "same", "row": 0, "data": 1, **common}, {"id": "old", **common}]
         file.write_text("\n".join(json.dumps(row) for row in rows) + '\n{"id": "cut')
-    told = run_module._merge_bad_rows(files, tmp_path / "bad_rows.jsonl")
+    told = merge_bad_rows(files, tmp_path / "bad_rows.jsonl")
     listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").open()]
     assert told == ["rows.json: 12 rows skipped, listed in bad_rows.jsonl"]
     places = sorted((row.get("data", -1), row.get("row", -1)) for row in listed)
@@ -491,7 +495,7 @@ def test_half_a_model_folder_does_not_load(finished, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_recipe", lambda recipe, path, folder=None: cut(None, path) if path.parent.name.endswith(".model") else None)  # fmt: skip
+        patch.setattr(finish_module, "write_recipe", lambda recipe, path, folder=None: cut(None, path) if path.parent.name.endswith(".model") else None)  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             train(str(path), output_dir=str(output))
     assert not (output / "pretrain").exists()
@@ -508,13 +512,13 @@ def test_restart_takes_nothing_from_a_run_in_progress(tmp_path, monkeypatch):
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_text(stage.name)
 
-    monkeypatch.setattr(run_module, "_run_stage", run_stage)
+    monkeypatch.setattr(run_module, "run_stage", run_stage)
     output = train(str(path))
     (output / "notes.txt").write_text("not of a run")
     (output / ".work" / "finetune" / "checkpoint-2").mkdir(parents=True)
     before = sorted(output.rglob("*"))
-    with run_module._lock(output / ".work" / "lock", output):
-        with pytest.raises(ValueError, match="another run is writing to"):
+    with only_one(output / ".work" / "lock", "held"):
+        with pytest.raises(OSError, match="another run is writing to"):
             train(str(path), ["seed=4"], restart=True)
         assert sorted(output.rglob("*")) == before
 
@@ -522,7 +526,7 @@ def test_restart_takes_nothing_from_a_run_in_progress(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.shutil, "rmtree", killed)
+        patch.setattr(output_module.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             train(str(path), ["seed=4"], restart=True)
     assert not list(output.rglob("config.json")), "half a folder must not pass for a finished stage"
@@ -545,7 +549,7 @@ def test_bad_input_of_a_process_is_one_line(error, message, tmp_path, monkeypatc
     def run(*args):
         raise error
 
-    monkeypatch.setattr(run_module, "_run", run)
+    monkeypatch.setattr(run_module, "run_recipe", run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = write(make_recipe(tmp_path), tmp_path / "r.yaml")
     with pytest.raises(ValueError, match=message) as found:
@@ -588,7 +592,7 @@ def test_a_rank_without_images_keeps_step(tmp_path):
         data = GroupData(stage.data)
         plan = data.plan(6 * stage.batch_size, stage.group_size, seed=3)
         collator = GroupCollator(
-            data, tiny_processor(), seed=3, plan=plan, batch_size=stage.batch_size, ranks=2
+            data, tiny_processor(), plan=plan, batch_size=stage.batch_size, ranks=2
         )
         seen = {
             tuple(
@@ -644,7 +648,7 @@ def test_logged_numbers_equal_a_plain_forward(finished):
     model = MayaForConditionalGeneration.from_pretrained(folder / "pretrain").eval()
     processor = MayaProcessor.from_pretrained(folder / "pretrain")
     data = GroupData(stage.data, seed=recipe.seed)
-    collator = GroupCollator(data, processor, seed=recipe.seed)
+    collator = GroupCollator(data, processor)
     sums = {}
     for _, part in data.plan(stage.batch_size, stage.group_size, recipe.seed):
         for index in part.tolist():
@@ -769,14 +773,3 @@ def test_accumulation_is_not_for_recipes_to_set(tmp_path):
         ValueError, match="gradient_accumulation_steps: set by maya; use max_length"
     ):
         train(str(write(recipe, tmp_path / "r.yaml")))
-
-
-def test_bases_are_dispatched(tmp_path):
-    path = write({"kind": "horse"}, tmp_path / "r.yaml")
-    with pytest.raises(
-        ValueError, match="kind: expected 'maya', 'vision_tower' or 'language_model'"
-    ):
-        train(str(path))
-    path = write({"kind": "vision_tower", "stepz": 3}, tmp_path / "v.yaml")
-    with pytest.raises(ValueError, match="stepz"):
-        train(str(path))

@@ -135,7 +135,6 @@ def one_row(
 ) -> dict[str, Any]:
     """The only row of a step of these groups of conversations, as one process computes it."""
     plan = [(epoch, np.array(group)) for group in groups]
-    options = {"seed": 0, **options}
     collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan), **options)
     (row,) = collator([{"step": 0, "rank": 0}])["rows"]
     return row

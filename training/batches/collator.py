@@ -1,75 +1,34 @@
-"""Groups to rows: tokens, positions, pixels, and which position predicts which token.
-
-The conversations of a group start with the same tokens (the turn's opening and the image). That
-common start is laid down once, the rest of each conversation follows as a branch whose positions
-restart behind the prefix. The first token of a branch is predicted from the prefix's last position,
-once per branch, which shifted labels cannot express: so a row carries explicit pairs
-`source` -> `labels`.
+"""The batches of a rank: the groups of each step are read, tokenised, packed and given their pixels.
 
 What cannot be trained on (a truncated image, an empty text, too many tokens) stops the run with the
 row's name, or is left out, counted and listed, as the recipe's policies say.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
 
-from ..bases.augmentation import AugmentationRecipe
-from ..bases.augmentation import augment as redraw
-from ..common.images import to_rgb, upright
-from ..common.signals import end_by_parent_only
+from ..common.signals import ignore_foreign_sigterm
 from ..common.telling import one_line
-from ..model.attention import Layout, dense_mask, row_plan
+from ..model.attention import AttentionBackend
 from ..model.templates import find_template
-from ..recipe import AugmentRecipe
 from ..rows.tables import row_name
 from .encoding import ConversationEncoder
-from .groups import Conversation, GroupData
-from .packing import divide
-from .streaming import StreamedGroups
+from .packing import Encoded, Packed, balance_rows, lay_out, pack_group
+from .source import Conversation, GroupSource
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One conversation in tokens. ids, trained: (n,); trained is True where a token is learned. index: its
-    number in the data."""
-
-    id: str
-    language: int
-    ids: np.ndarray
-    trained: np.ndarray
-    text_bytes: int
-    images: tuple[Any, ...]
-    source: int
-    index: int = -1
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A group's tokens: `prefix` once, then the branches. Pairs are (source, target) positions in
-    the tokens of each conversation."""
-
-    prefix: np.ndarray
-    branches: list[np.ndarray]
-    encoded: list[Encoded]
-
-    def __len__(self) -> int:
-        return len(self.prefix) + sum(map(len, self.branches))
-
-
-@dataclass(frozen=True)
 class BadRow:
     """A row that the run did without, or did not learn whole, and why.
 
-    id, language, path, row, data: as in `groups.RowName`.
+    id, language, path, row, data: as in `RowName`.
     """
 
     id: str
@@ -81,154 +40,21 @@ class BadRow:
     action: Literal["skipped", "shortened"]
 
 
-def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
-    """How many tokens the conversations of a group share at their start.
-
-    Never reaches a trained token, nor takes a conversation's last token. 0 when their common start
-    does not hold all of their image: then nothing is worth sharing. One conversation alone is all
-    prefix.
-    """
-    if len(encoded) == 1:
-        return len(encoded[0].ids)
-    limit = min(min(int(e.trained.argmax()), len(e.ids) - 1) for e in encoded)
-    first = encoded[0].ids[:limit]
-    common = limit
-    for other in encoded[1:]:
-        different = np.flatnonzero(first[:common] != other.ids[:common])
-        if len(different):
-            common = int(different[0])
-    blocks = [int((e.ids == image_token).sum()) for e in encoded]
-    inside = int((first[:common] == image_token).sum())
-    return common if all(b == inside for b in blocks) and inside else 0
-
-
 class LongRow(ValueError):
     """A conversation is longer than max_length, and the recipe says stop."""
-
-
-def pack_group(
-    encoded: Sequence[Encoded], image_token: int, max_length: int | None = None
-) -> list[Packed]:
-    """The group as one tree; as several when it is longer than `max_length` tokens; as separate
-    conversations when they have no start in common."""
-    length = shared_prefix(encoded, image_token)
-    if length == 0:
-        return [Packed(e.ids, [], [e]) for e in encoded]
-    if len(encoded) == 1:
-        return [Packed(encoded[0].ids, [], list(encoded))]
-    branches = [e.ids[length:] for e in encoded]
-    if max_length is None or length + sum(map(len, branches)) <= max_length:
-        return [Packed(encoded[0].ids[:length], branches, list(encoded))]
-    trees: list[list[Encoded]] = []
-    room = 0
-    for item, branch in zip(encoded, branches, strict=True):
-        if not trees or len(branch) > room:
-            trees.append([])
-            room = max_length - length
-        trees[-1].append(item)
-        room -= len(branch)
-    # Fewer conversations may share a longer start, never a shorter one: what fitted still fits.
-    return [tree for part in trees for tree in pack_group(part, image_token)]
-
-
-def lay_out(
-    packed: Sequence[Packed], layout: Layout, languages: int, pad_token: int
-) -> dict[str, Any]:
-    """Tensors of a batch of groups, without pixels.
-
-    Returns:
-        input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
-        attention_mask: the dense mask (R, 1, N, N), or a stand-in.
-        plan: what `attention.row_plan` returns (not for "dense").
-        source (M,): index into R * N of the position that predicts; labels (M,): the token it
-        predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
-        trained text. padding: how many of the tokens are padding.
-    """
-    rows: list[dict[str, list]] = []
-    nothing: np.ndarray = np.zeros(0, np.int64)
-    source, target, language = [nothing], [nothing], [nothing]
-    text_bytes = torch.zeros(languages, dtype=torch.long)
-    sizes = [len(p) for p in packed]
-    width = max(sizes) if layout == "dense" else sum(sizes)
-    start = 0
-    for number, item in enumerate(packed):
-        if layout == "dense":
-            start = number * width
-        prefix = len(item.prefix)
-        ids, positions = [item.prefix], [np.arange(prefix)]
-        branch_of: list[np.ndarray] = [np.zeros(prefix, np.int64)]
-        offset = start + prefix
-        for j, branch in enumerate(item.branches):
-            ids.append(branch)
-            positions.append(np.arange(prefix, prefix + len(branch)))
-            branch_of.append(np.full(len(branch), j + 1))
-        for j, conversation in enumerate(item.encoded):
-            targets = np.flatnonzero(conversation.trained)
-            # A position of the prefix keeps its place; behind it the branch begins.
-            behind = offset - prefix
-            before: np.ndarray = targets - 1
-            source.append(np.where(before < prefix, start + before, behind + before))
-            target.append(conversation.ids[targets])
-            language.append(np.full(len(targets), conversation.language))
-            text_bytes[conversation.language] += conversation.text_bytes
-            if item.branches:
-                offset += len(item.branches[j])
-        rows.append(
-            {
-                "ids": np.concatenate(ids),
-                "positions": np.concatenate(positions),
-                "branch": np.concatenate(branch_of),
-            }
-        )
-        start += sizes[number]
-
-    batch: dict[str, Any] = {
-        "source": torch.from_numpy(np.concatenate(source)),
-        "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
-        "language": torch.from_numpy(np.concatenate(language).astype(np.int64)),
-        "text_bytes": text_bytes,
-        "padding": 0,
-    }
-    if layout != "dense":
-        batch["input_ids"] = torch.from_numpy(
-            np.concatenate([r["ids"] for r in rows]).astype(np.int64)
-        )[None]
-        batch["position_ids"] = torch.from_numpy(np.concatenate([r["positions"] for r in rows]))[
-            None
-        ]
-        batch["plan"] = row_plan(
-            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], layout
-        )
-        # A ready-made mask: keeps transformers from building one over the whole row.
-        batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        return batch
-
-    def fill(name: str, value: int) -> torch.Tensor:
-        out: np.ndarray = np.full((len(rows), width), value, np.int64)
-        for i, row in enumerate(rows):
-            out[i, : len(row[name])] = row[name]
-        return torch.from_numpy(out)
-
-    branch_ids = fill("branch", -1)
-    batch["padding"] = int((branch_ids < 0).sum())
-    batch["input_ids"] = fill("ids", pad_token)
-    batch["position_ids"] = fill("positions", 0)
-    batch["attention_mask"] = dense_mask(torch.zeros_like(branch_ids), branch_ids)
-    return batch
 
 
 class GroupCollator:
     """Turns one share of a step, {"step", "rank"}, into the rows that this rank computes.
 
-    The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.divide`; so the
+    The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.balance_rows`; so the
     groups of a step, and with them the result, do not depend on the number of processes.
 
-    Conversations are tokenised when first seen and kept, but for those of streams; images are read, changed at random as the
-    recipe's `augment` says (from the seed, the epoch and the conversation, so on any worker and
-    after any restart the same), and processed each time.
+    Conversations are tokenised when first seen and kept, but for those of streams; images are read
+    and processed each time.
 
     Args:
-        plan: what `GroupData.plan` returned. ranks: processes that share a step.
+        plan: what `data.plan` returned. ranks: processes that share a step.
         max_length: most real tokens of a row, and so of a conversation; None for no limit.
         on_bad_row: what becomes of a row that cannot be read or has nothing to learn.
         on_long_row: what becomes of a conversation longer than max_length; "shorten" cuts its end,
@@ -240,11 +66,10 @@ class GroupCollator:
 
     def __init__(
         self,
-        data: GroupData | StreamedGroups,
+        data: GroupSource,
         processor: Any,
         *,
-        seed: int,
-        layout: Layout = "segments",
+        attention: AttentionBackend = "segments",
         max_length: int | None = None,
         plan: Sequence[tuple[int, np.ndarray]] = (),
         batch_size: int = 1,
@@ -254,8 +79,7 @@ class GroupCollator:
     ):
         self.data = data
         self.processor = processor
-        self.seed = seed
-        self.layout: Layout = layout
+        self.attention: AttentionBackend = attention
         self.max_length = max_length
         self.plan = plan
         self.batch_size = batch_size
@@ -280,12 +104,12 @@ class GroupCollator:
         """{"rows": a list of tensors as `lay_out` returns, "bad_rows": a list of BadRow}; in a worker
         of a loader {"error": what it would raise elsewhere} if that is bad input.
 
-        A row with images has besides `pixel_values` of the distinct ones, and `image_index`, which
-        of them each block of image tokens is.
+        A row with images also has `pixel_values` of the distinct ones, and `image_index`, which of
+        them each block of image tokens is.
         """
         in_worker = torch.utils.data.get_worker_info() is not None
         if in_worker and not self._outlives:
-            end_by_parent_only()
+            ignore_foreign_sigterm()
             self._outlives = True
         try:
             return self._share(items)
@@ -300,12 +124,12 @@ class GroupCollator:
         (item,) = items
         step, rank = item["step"], item["rank"]
         groups = self.plan[step * self.batch_size : (step + 1) * self.batch_size]
-        if isinstance(self.data, StreamedGroups):
+        if self.data.streamed:
             self._encoded.clear()
             self._shortened.clear()
         bad: list[BadRow] = []
-        trees: list[tuple[int, Packed]] = []
-        for epoch, part in groups:
+        trees: list[Packed] = []
+        for _, part in groups:
             encoded = []
             for index in part.tolist():
                 found = self._usable(index)
@@ -317,29 +141,28 @@ class GroupCollator:
                 if isinstance(found, Encoded):
                     encoded.append(found)
             if encoded:
-                packed = pack_group(encoded, self.image_token, self.max_length)
-                trees += [(epoch, tree) for tree in packed]
-        shares = divide([len(tree) for _, tree in trees], self.ranks, self.max_length)
+                trees += pack_group(encoded, self.image_token, self.max_length)
+        shares = balance_rows([len(tree) for tree in trees], self.ranks, self.max_length)
         rows = [self._row([trees[i] for i in row], bad) for row in shares[rank]]
         return {"rows": rows, "bad_rows": bad}
 
-    def _row(self, trees: Sequence[tuple[int, Packed]], bad: list[BadRow]) -> dict[str, Any]:
+    def _row(self, trees: Sequence[Packed], bad: list[BadRow]) -> dict[str, Any]:
         packed: list[Packed] = []
         pixels: dict[tuple, torch.Tensor] = {}
         shown: list[tuple] = []
-        for epoch, tree in trees:
+        for tree in trees:
             first = tree.encoded[0]
-            names = [self._image_name(first, key, epoch) for key in first.images]
+            names = [(first.source, key) for key in first.images]
             try:
                 new = {
-                    name: self._pixels(first, key, epoch)
+                    name: self._pixels(first, key)
                     for name, key in zip(names, first.images, strict=True)
                     if name not in pixels
                 }
             except ValueError as error:
                 if self.on_bad_row == "stop":
                     raise
-                bad += [self._without_image(e, error) for e in tree.encoded]
+                bad += [self._bad_row(e.index, str(error)) for e in tree.encoded]
                 continue
             packed.append(tree)
             pixels |= new
@@ -348,53 +171,30 @@ class GroupCollator:
             # A rank with nothing to do still takes part: one token, nothing to learn.
             packed = [Packed(np.array([self.pad_token], np.int32), [], [])]
             assert not pixels
-        batch = lay_out(packed, self.layout, len(self.data.languages), self.pad_token)
+        batch = lay_out(packed, self.attention, len(self.data.languages), self.pad_token)
         if pixels:
             batch["pixel_values"] = torch.cat(list(pixels.values()))
             number = {name: n for n, name in enumerate(pixels)}
             batch["image_index"] = torch.tensor([number[name] for name in shown])
         return batch
 
-    def _without_image(self, row: Encoded, error: ValueError) -> BadRow:
-        return self._bad_row(row.index, str(error))
-
     def _bad_row(
         self, index: int, reason: str, action: Literal["skipped", "shortened"] = "skipped"
     ) -> BadRow:
         return BadRow(*self.data.name(index), one_line(reason), action)
 
-    def _image_name(self, first: Encoded, key: Any, epoch: int) -> tuple:
-        """What tells an image from the others of a row."""
-        if self.data.sources[first.source].recipe.augment is None:
-            return first.source, key
-        return first.source, key, epoch, first.id, first.language
-
-    def _pixels(self, first: Encoded, key: Any, epoch: int) -> torch.Tensor:
+    def _pixels(self, first: Encoded, key: Any) -> torch.Tensor:
         """The image as it is trained on, (1, 3, height, width). Raises ValueError naming the row."""
         image = self.data.load_image(first.source, key, first.id)
-        recipe = self.data.sources[first.source].recipe
         try:
-            if recipe.augment is not None:
-                random = self._random(epoch, first.id, first.language)
-                image = augment_image(self._upright(image), recipe.augment, random)
             return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
         except ValueError as error:
-            name = row_name(first.id, self.data.languages[first.language], recipe.path)
+            path = self.data.sources[first.source].recipe.path
+            name = row_name(first.id, self.data.languages[first.language], path)
             raise ValueError(
                 f"{name}: its image cannot be used: {str(error).removesuffix('.')}; repair the file or "
                 "remove the row"
             ) from None
-
-    def _upright(self, image: Image.Image) -> Image.Image:
-        """The image as the image processor reads it, RGB."""
-        settings = self.processor.image_processor
-        if settings.apply_exif_rotation:
-            image = upright(image)
-        color = settings.transparent_color
-        return to_rgb(image, tuple(color) if color is not None else None)
-
-    def _random(self, epoch: int, row_id: str, language: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, zlib.crc32(row_id.encode()), language])
 
     def encode(self, index: int) -> Encoded:
         """Conversation `index` in tokens. Raises ValueError as the class says."""
@@ -463,72 +263,3 @@ def _assistant_text(conversation: Conversation) -> str:
             parts = [{"text": content}] if isinstance(content, str) else content
             text += "".join(part.get("text", "") for part in parts)
     return text
-
-
-# ------------------------------------------------------------------------------ augmentation
-
-
-def augment_image(
-    image: Image.Image, recipe: AugmentRecipe, random: np.random.Generator
-) -> Image.Image:
-    """A randomly changed copy of an RGB image, of the same size. White is taken as background."""
-    draw = random.uniform(-1.0, 1.0, 9)
-    chance = random.random(3)
-    background = (255, 255, 255)
-    if chance[0] < recipe.background:
-        red, green, blue = random.integers(160, 256, 3).tolist()
-        background = (red, green, blue)
-    width, height = image.size
-    if recipe.rotate or recipe.scale or recipe.translate or recipe.shear:
-        angle = np.deg2rad(recipe.rotate * draw[0])
-        zoom = np.exp(recipe.scale * draw[1])
-        shear = np.array([[1.0, recipe.shear * draw[2]], [0.0, 1.0]])
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        # PIL wants the map from output to input, about the centre.
-        matrix = turn @ shear / zoom
-        centre = np.array([width / 2, height / 2])
-        moved = centre + recipe.translate * draw[3:5] * np.array([width, height])
-        offset = centre - matrix @ moved
-        image = image.transform(
-            image.size,
-            Image.Transform.AFFINE,
-            (*matrix[0], offset[0], *matrix[1], offset[1]),
-            resample=Image.Resampling.BILINEAR,
-            fillcolor=(255, 255, 255),
-        )
-    if chance[1] < recipe.blur:
-        image = image.filter(
-            ImageFilter.GaussianBlur(float(0.4 + 0.6 * abs(draw[5]) * max(width / 64, 1)))
-        )
-    if recipe.hue:
-        hue, saturation, value = image.convert("HSV").split()
-        shift = int(255 * recipe.hue * draw[6])
-        hue = hue.point(lambda v: (v + shift) % 256)
-        image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    if chance[2] < recipe.gray:
-        image = image.convert("L").convert("RGB")
-    elif recipe.color:
-        image = ImageEnhance.Color(image).enhance(1 + recipe.color * draw[7])
-    if recipe.color or background != (255, 255, 255):
-        pixels = np.asarray(image, np.float32)
-        if recipe.color:
-            gain = 1 + recipe.color * random.uniform(-0.5, 0.5)
-            middle = pixels.mean()
-            pixels = (pixels - middle) * (1 + recipe.color * draw[8]) + middle * gain
-        pixels = pixels * (np.array(background, np.float32) / 255)
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-    if recipe.redraw:
-        image = _redraw(image, recipe.redraw, int(random.integers(1 << 62)))
-    return image
-
-
-def _redraw(image: Image.Image, strength: float, seed: int) -> Image.Image:
-    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    redrawn = redraw(
-        picture,
-        torch.zeros(1, dtype=torch.bool),  # never mirrored: arrows and letters would lie
-        AugmentationRecipe().at(strength),
-        torch.Generator().manual_seed(seed),
-    )
-    pixels = (redrawn[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
-    return Image.fromarray(pixels)

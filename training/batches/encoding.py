@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .groups import Conversation
+from .source import Conversation
 
 # Stands for the text of a turn while the pieces are learned; ordinary words, two of a shape.
 _STAND_INS = ("Ab cd {}.", "q{}w")

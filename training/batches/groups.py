@@ -1,60 +1,26 @@
-"""Rows of any known shape become groups: one image, K conversations, each with its language.
-
-Rows are opened by rows.py and read by conversations.py. Everything after this file sees only conversations,
-images and the plan of groups.
+"""Rows that are held in memory become groups: one image, K conversations, each with its language.
 
 The plan is drawn from the seed alone, so it is the same on any number of processes and needs no
 state to be resumed.
 """
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from ..common.images import ImageStore, StorageError, is_address
-from ..common.languages import as_language, is_language, no_language
+from ..common.images import ImageStore, is_address
+from ..common.languages import as_language, no_language
 from ..common.telling import printable, shown
 from ..recipe import DataRecipe
-from ..rows.conversations import NAMED, RowError, RowReader
+from ..rows.conversations import RowError, RowReader
 from ..rows.open import Rows, open_pictures, open_rows
-from ..rows.tables import no_images, row_name
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Turns about the images of one row.
-
-    messages: chat-template messages; images not placed by {"type": "image"} parts belong in front
-    of the first question. images: keys for `load_image` of the data they are from, in the order of
-    the image items.
-    """
-
-    id: str
-    language: str
-    task: str
-    messages: list[dict[str, Any]]
-    images: tuple[Any, ...]
-    source: int
-
-
-class RowName(NamedTuple):
-    """Which row a conversation is: an id may be that of several rows, its number and its data are not.
-
-    id: without one, the row's number. language: what is in its place, where it is none. row: number in its
-    file or dataset, from 0. data: number of its dataset in the stage.
-    """
-
-    id: str
-    language: str
-    path: str
-    row: int
-    data: int
+from ..rows.tables import no_images
+from .source import Conversation, RowName, bad_row, check_data, left_out, load_picture, split_groups
 
 
 @dataclass
@@ -73,6 +39,9 @@ class _Source:
     no_language: dict[int, str] = field(default_factory=dict)  # what a row has in place of one
     refused: dict[int, str] = field(default_factory=dict)  # why a row is a bad one
 
+    def named_pictures(self) -> Iterator[Any]:
+        return iter(self.image_keys)
+
 
 class GroupData:
     """All conversations of a stage, from all its sources, addressed by one number each.
@@ -80,12 +49,16 @@ class GroupData:
     on_bad_row: what a row that cannot be read does, or a cell that is no image or no language: stop here
         with its row, or be refused by `conversation`.
 
+    A `GroupSource`.
+
     Attributes:
         languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
             for a language that is none.
         image: (n,) int64, the image of each conversation, over all sources; -1 for none. The same
             several images in the same order count as one.
     """
+
+    streamed = False
 
     def __init__(
         self,
@@ -137,8 +110,6 @@ class GroupData:
         if place in source.refused:
             raise ValueError(source.refused[place])
         row = source.rows[place]
-        identity = _row_id(source, place)
-        language = self.languages[self.language[index]]
         if source.row_images is not None:
             images = source.row_images[local]
         else:
@@ -147,12 +118,10 @@ class GroupData:
         try:
             messages = source.reader.messages(row, len(images))
         except RowError as error:
-            raise ValueError(
-                f"{row_name(identity, language, source.recipe.path)}: {error}; repair the row or remove it"
-            ) from None
+            raise bad_row(self.name(index), error) from None
         return Conversation(
-            id=identity,
-            language=language,
+            id=_row_id(source, place),
+            language=self.languages[self.language[index]],
             task=self.tasks[self.task[index]],
             messages=messages,
             images=images,
@@ -174,10 +143,7 @@ class GroupData:
         )
 
     def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
-        """The image `key` of a source, in its own mode.
-
-        Raises ValueError naming the row if it cannot be read, and OSError naming the place if that cannot.
-        """
+        """As `GroupSource.load_image`."""
         item = self.sources[source]
         return load_picture(item.pictures, item.image_keys[key], row_id, item.recipe.path)
 
@@ -231,42 +197,6 @@ class GroupData:
             + "; tasks: "
             + ", ".join(f"{printable(k)} {v:,}" for k, v in tasks.items())
         )
-
-
-def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: str) -> Image.Image:
-    """A row's picture, in its own mode. Raises as `GroupData.load_image`."""
-    try:
-        return pictures.load(picture)
-    except StorageError:
-        raise
-    except (ValueError, OSError) as error:
-        if isinstance(error, ConnectionError) and not is_address(str(picture)):
-            raise
-        raise ValueError(
-            f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
-            f"{str(error).removesuffix('.')}; repair the file or remove the row"
-        ) from None
-
-
-def split_groups(
-    chosen: np.ndarray, image: np.ndarray, group_size: int, random: np.random.Generator
-) -> list[np.ndarray]:
-    """Conversations by their image, in random order, in near-equal parts of at most `group_size`.
-
-    Args:
-        chosen: (n,) conversations. image: (n,) of each; those of -1 are groups of one: nothing is
-            shared.
-    """
-    key = image.copy()
-    alone = key < 0
-    key[alone] = image.max(initial=-1) + 1 + np.arange(alone.sum())
-    order = np.lexsort((random.random(len(chosen)), key))
-    chosen, key = chosen[order], key[order]
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    parts: list[np.ndarray] = []
-    for block in np.split(chosen, starts[1:]):
-        parts += np.array_split(block, -(-len(block) // group_size))
-    return parts
 
 
 def _common_numbers(
@@ -349,8 +279,7 @@ def _open_source(
             dropped = Counter(np.array(values)[~mask & keep].tolist())
             keep &= mask
             if dropped:
-                text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(dropped.items()))
-                report.append(f"{recipe.path}: left out, as the recipe's {name} say: {text}")
+                report.append(left_out(recipe.path, name, dropped))
 
     _find_images(source, on_bad_row)
     if source.row_images is not None:
@@ -391,28 +320,6 @@ def _open_source(
         group[index],
         report,
     )
-
-
-def check_data(recipe: DataRecipe) -> None:
-    """Raises ValueError for values of a recipe's data that fit no dataset."""
-    path = recipe.path
-    for name, values in (("language", [recipe.language]), ("languages", recipe.languages)):
-        for value in values:
-            if not is_language(value):
-                raise ValueError(f"{path}: {name}: {no_language(value)}; correct the recipe")
-    if recipe.limit is not None and recipe.limit < 1:
-        raise ValueError(f"{path}: limit: expected 1 image or more, found {recipe.limit}")
-    for task, rate in recipe.tasks.items():
-        if not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(
-                f"{path}: tasks.{printable(task)}: expected how often its rows are seen, 0 or more, found "
-                f"{rate:g}"
-            )
-    for name in recipe.columns:
-        if name not in NAMED:
-            raise ValueError(
-                f"{path}: columns: expected some of {', '.join(NAMED)}, found {shown(name)}"
-            )
 
 
 def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:

@@ -12,9 +12,9 @@ list of images, are one group.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,6 @@ from ..rows.tables import (
     Table,
     Unsorted,
     as_tables,
-    find_files,
     flat,
     is_text,
     is_texts,
@@ -57,12 +56,12 @@ class Filters:
 
 
 @dataclass
-class Rows:
+class GroupRows:
     """Rows of some blocks that passed the filters.
 
     table: n rows. number: (n,) int64, the row's number over all tables. block: (n,). key: (n,)
     int64, the same for rows about one image, ascending as the tables are sorted; -1 where a row names
-    none. language, task: n texts; what stands there where it is no language.
+    none. language, task: n strings; an invalid language is kept as found.
     """
 
     table: pa.Table
@@ -73,7 +72,7 @@ class Rows:
     task: list[str]
 
 
-class Joined:
+class GroupedTables:
     """A dataset in blocks of whole groups.
 
     Args:
@@ -307,7 +306,7 @@ class Joined:
 
     # -------------------------------------------------------------------------- reading
 
-    def read(self, blocks: Sequence[int], columns: Sequence[str]) -> Rows:
+    def read(self, blocks: Sequence[int], columns: Sequence[str]) -> GroupRows:
         """The rows of some blocks, of every table, in the order of the tables."""
         wanted = [c for c in dict.fromkeys([*columns, *self._scanned()]) if c in self.columns]
         chosen = np.unique(np.asarray(blocks))
@@ -353,7 +352,7 @@ class Joined:
         if not keep.all():
             table = table.filter(pa.array(keep))
         table = table.combine_chunks()
-        return Rows(
+        return GroupRows(
             table=table,
             number=np.concatenate(number)[keep],
             block=of_block[keep],
@@ -473,53 +472,3 @@ class _Labels:
 
     def of(self, keep: np.ndarray) -> list[str]:
         return [self.names[code] for code in self.codes[keep].tolist()]
-
-
-# ------------------------------------------------------------------------------ for readers
-
-
-@dataclass
-class ImageGroup:
-    """One image with its rows. image: bytes of its file, or what names it where the dataset does not
-    hold it (several names with a null character between), or None. rows: as dictionaries, without the
-    image's own bytes."""
-
-    image: bytes | str | None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-
-def image_groups(
-    path: str, config: str | None = None, split: str = "train", filters: Filters | None = None
-) -> Iterator[ImageGroup]:
-    """Every image of a dataset with its rows in all languages, in stored order, in bounded memory.
-
-    Args:
-        path: a folder, or a Hub repository; laid out as the module says.
-
-    Raises ValueError, OSError as `find_files` and `Joined` do; FileNotFoundError for a row whose
-    image is not in the dataset's table of images.
-    """
-    joined = Joined(path, find_files(path, config, split), filters)
-    for block in range(len(joined)):
-        rows = joined.read([block], joined.columns)
-        dicts = rows.table.to_pylist()
-        order = np.argsort(
-            np.where(rows.key < 0, rows.key.max(initial=0) + 1, rows.key), kind="stable"
-        )
-        names = [None] * len(dicts) if joined.key is None else joined.names(rows.table).to_pylist()
-        found = joined.read_images([n for n in names if n is not None]) if joined.images else {}
-        group, last = ImageGroup(None), -1
-        for i in order.tolist():
-            if rows.key[i] < 0 or rows.key[i] != last:
-                if group.rows:
-                    yield group
-                name = names[i]
-                group, last = ImageGroup(name), int(rows.key[i])
-                if name is not None and joined.images is not None:
-                    if name not in found:
-                        raise FileNotFoundError(f"{path}: {name!r} is not in the table of images")
-                    value = found[name].as_py()
-                    group.image = value["bytes"] if isinstance(value, dict) else value
-            group.rows.append(dicts[i])
-        if group.rows:
-            yield group

@@ -1,4 +1,10 @@
-"""Which rank computes which groups of a step, and in which rows.
+"""Conversations in tokens to the rows of a step: trees with a shared prefix, balanced, laid out as tensors.
+
+The conversations of a group start with the same tokens (the turn's opening and the image). That
+common start is laid down once, the rest of each conversation follows as a branch whose positions
+restart behind the prefix. The first token of a branch is predicted from the prefix's last position,
+once per branch, which shifted labels cannot express: so a row carries explicit pairs
+`logit_positions` -> `labels`.
 
 The lengths of all groups of a step are known before an image is opened: a picture is always the
 same number of tokens. So every rank works out the same division of the step by itself, and no rank
@@ -7,9 +13,90 @@ length.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..model.attention import AttentionBackend, dense_mask, row_plan
 
 
-def divide(
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation in tokens. ids, trained: (n,); trained is True where a token is learned. index: its
+    number in the data."""
+
+    id: str
+    language: int
+    ids: np.ndarray
+    trained: np.ndarray
+    text_bytes: int
+    images: tuple[Any, ...]
+    source: int
+    index: int = -1
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A group's tokens: `prefix` once, then the branches. Pairs are (predicting, predicted) positions in
+    the tokens of each conversation."""
+
+    prefix: np.ndarray
+    branches: list[np.ndarray]
+    encoded: list[Encoded]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(map(len, self.branches))
+
+
+def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
+    """How many tokens the conversations of a group share at their start.
+
+    Never reaches a trained token, nor takes a conversation's last token. 0 when their common start
+    does not hold all of their image: then nothing is worth sharing. One conversation alone is all
+    prefix.
+    """
+    if len(encoded) == 1:
+        return len(encoded[0].ids)
+    limit = min(min(int(e.trained.argmax()), len(e.ids) - 1) for e in encoded)
+    first = encoded[0].ids[:limit]
+    common = limit
+    for other in encoded[1:]:
+        different = np.flatnonzero(first[:common] != other.ids[:common])
+        if len(different):
+            common = int(different[0])
+    blocks = [int((e.ids == image_token).sum()) for e in encoded]
+    inside = int((first[:common] == image_token).sum())
+    return common if all(b == inside for b in blocks) and inside else 0
+
+
+def pack_group(
+    encoded: Sequence[Encoded], image_token: int, max_length: int | None = None
+) -> list[Packed]:
+    """The group as one tree; as several when it is longer than `max_length` tokens; as separate
+    conversations when they have no start in common."""
+    length = shared_prefix(encoded, image_token)
+    if length == 0:
+        return [Packed(e.ids, [], [e]) for e in encoded]
+    if len(encoded) == 1:
+        return [Packed(encoded[0].ids, [], list(encoded))]
+    branches = [e.ids[length:] for e in encoded]
+    if max_length is None or length + sum(map(len, branches)) <= max_length:
+        return [Packed(encoded[0].ids[:length], branches, list(encoded))]
+    trees: list[list[Encoded]] = []
+    room = 0
+    for item, branch in zip(encoded, branches, strict=True):
+        if not trees or len(branch) > room:
+            trees.append([])
+            room = max_length - length
+        trees[-1].append(item)
+        room -= len(branch)
+    # Fewer conversations may share a longer start, never a shorter one: what fitted still fits.
+    return [tree for part in trees for tree in pack_group(part, image_token)]
+
+
+def balance_rows(
     lengths: Sequence[int], ranks: int, max_length: int | None = None
 ) -> list[list[list[int]]]:
     """Divide the groups of one step among ranks and rows.
@@ -52,3 +139,89 @@ def divide(
         turn, rank = divmod(place, ranks)
         shares[rank if turn % 2 == 0 else ranks - 1 - rank].append(sorted(rows[row]))
     return shares
+
+
+def lay_out(
+    packed: Sequence[Packed], attention: AttentionBackend, languages: int, pad_token: int
+) -> dict[str, Any]:
+    """Tensors of a batch of groups, without pixels.
+
+    Returns:
+        input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
+        attention_mask: the dense mask (R, 1, N, N), or a stand-in.
+        plan: what `attention.row_plan` returns (not for "dense").
+        logit_positions (M,): index into R * N of the position that predicts; labels (M,): the token it
+        predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
+        trained text. padding: how many of the tokens are padding.
+    """
+    rows: list[dict[str, list]] = []
+    nothing: np.ndarray = np.zeros(0, np.int64)
+    predicting, target, language = [nothing], [nothing], [nothing]
+    text_bytes = torch.zeros(languages, dtype=torch.long)
+    sizes = [len(p) for p in packed]
+    width = max(sizes) if attention == "dense" else sum(sizes)
+    start = 0
+    for number, item in enumerate(packed):
+        if attention == "dense":
+            start = number * width
+        prefix = len(item.prefix)
+        ids, positions = [item.prefix], [np.arange(prefix)]
+        branch_of: list[np.ndarray] = [np.zeros(prefix, np.int64)]
+        offset = start + prefix
+        for j, branch in enumerate(item.branches):
+            ids.append(branch)
+            positions.append(np.arange(prefix, prefix + len(branch)))
+            branch_of.append(np.full(len(branch), j + 1))
+        for j, conversation in enumerate(item.encoded):
+            targets = np.flatnonzero(conversation.trained)
+            # A position of the prefix keeps its place; behind it the branch begins.
+            behind = offset - prefix
+            before: np.ndarray = targets - 1
+            predicting.append(np.where(before < prefix, start + before, behind + before))
+            target.append(conversation.ids[targets])
+            language.append(np.full(len(targets), conversation.language))
+            text_bytes[conversation.language] += conversation.text_bytes
+            if item.branches:
+                offset += len(item.branches[j])
+        rows.append(
+            {
+                "ids": np.concatenate(ids),
+                "positions": np.concatenate(positions),
+                "branch": np.concatenate(branch_of),
+            }
+        )
+        start += sizes[number]
+
+    batch: dict[str, Any] = {
+        "logit_positions": torch.from_numpy(np.concatenate(predicting)),
+        "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
+        "language": torch.from_numpy(np.concatenate(language).astype(np.int64)),
+        "text_bytes": text_bytes,
+        "padding": 0,
+    }
+    if attention != "dense":
+        batch["input_ids"] = torch.from_numpy(
+            np.concatenate([r["ids"] for r in rows]).astype(np.int64)
+        )[None]
+        batch["position_ids"] = torch.from_numpy(np.concatenate([r["positions"] for r in rows]))[
+            None
+        ]
+        batch["plan"] = row_plan(
+            [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], attention
+        )
+        # A ready-made mask: keeps transformers from building one over the whole row.
+        batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        return batch
+
+    def fill(name: str, value: int) -> torch.Tensor:
+        out: np.ndarray = np.full((len(rows), width), value, np.int64)
+        for i, row in enumerate(rows):
+            out[i, : len(row[name])] = row[name]
+        return torch.from_numpy(out)
+
+    branch_ids = fill("branch", -1)
+    batch["padding"] = int((branch_ids < 0).sum())
+    batch["input_ids"] = fill("ids", pad_token)
+    batch["position_ids"] = fill("positions", 0)
+    batch["attention_mask"] = dense_mask(torch.zeros_like(branch_ids), branch_ids)
+    return batch

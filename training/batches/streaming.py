@@ -13,7 +13,7 @@ needs their lengths, and the images of whole blocks.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -22,46 +22,29 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ..common.files import write_json
 from ..common.images import ImageStore, StorageError, is_address
 from ..common.languages import as_language, no_language
 from ..common.picture_tables import is_content
-from ..common.reading import read_json
 from ..common.telling import one_line, printable
-from ..recipe import DataRecipe, StageRecipe
+from ..recipe import DataRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
 from ..rows.parquet import is_list, item_type
-from ..rows.tables import DatasetFiles, Table, find_files, row_name
-from .groups import Conversation, GroupData, RowName, check_data, load_picture, split_groups
-from .joined import Filters, Joined, Rows
+from ..rows.tables import DatasetFiles, Table
+from .joined import Filters, GroupedTables, GroupRows
+from .source import (
+    Conversation,
+    RowName,
+    bad_row,
+    check_data,
+    left_out,
+    load_picture,
+    split_groups,
+    unreadable_image,
+)
 
 # Blocks whose groups are shuffled together.
 TOGETHER = 8
-
-
-def open_groups(
-    stage: StageRecipe, seed: int, pinned: Path | None = None
-) -> "GroupData | StreamedGroups":
-    """The data of a stage, streamed where its recipe says so.
-
-    Args:
-        pinned: a JSON file of the streams' files; made if it is not there. A run that continues
-            reads the commit of a Hub dataset that it began with.
-    """
-    if not stage.data[0].streaming:
-        return GroupData(stage.data, seed=seed, on_bad_row=stage.on_bad_row)
-    if pinned is not None and pinned.is_file():
-        files = [DatasetFiles(**f) for f in read_json(pinned)]
-    else:
-        for recipe in stage.data:
-            check_data(recipe)
-        files = [
-            find_files(r.path, r.config, r.split, r.revision, r.data_files) for r in stage.data
-        ]
-        if pinned is not None:
-            write_json(pinned, [vars(f) for f in files])
-    return StreamedGroups(stage.data, files, stage.shuffle_buffer)
 
 
 @dataclass
@@ -69,7 +52,7 @@ class _Stream:
     """One dataset: its blocks, how its rows are read, and the number of its first row."""
 
     recipe: DataRecipe
-    joined: Joined
+    joined: GroupedTables
     reader: RowReader
     first: int
     number: int  # of the dataset in the stage
@@ -92,6 +75,19 @@ class _Stream:
         reader = self.reader
         return self.joined.key is None and bool(reader.pictured or reader.addresses or reader.parts)
 
+    def named_pictures(self) -> Iterator[Any]:
+        if self.joined.images is not None or self.held:
+            return
+        columns = [c for c in self.reader.wanted_for_pictures if c in self.joined.columns]
+        for table in self.joined.tables:
+            for part in table.scan(columns):
+                for row in part.to_pylist():
+                    try:
+                        pictures = self.reader.pictures(row)
+                    except RowError:  # listed, or refused, where the row is read
+                        continue
+                    yield from pictures
+
 
 class _Held(bytes):
     """Stands for the bytes of a picture in a row: (conversation, column, number in its cell)."""
@@ -104,14 +100,14 @@ class _Window:
     """Blocks in memory: their groups in training order, and where each conversation is."""
 
     groups: list[np.ndarray]
-    rows: dict[int, Rows]  # by source
+    rows: dict[int, GroupRows]  # by source
     place: dict[int, tuple[int, int]]  # conversation -> (source, row)
     names: dict[int, set[str]] = field(default_factory=dict)  # of images, by source
     images: dict[int, dict[str, Any]] = field(default_factory=dict)  # read when first asked for
 
 
 class StreamedGroups:
-    """What `GroupData` is, for datasets that stay where they are.
+    """A `GroupSource` of datasets that are read as they are trained on.
 
     Conversations are addressed by their row's number over all tables; those of a step can be read
     once `plan` has given them.
@@ -120,8 +116,10 @@ class StreamedGroups:
         files: of each recipe's dataset. buffer: images that are shuffled together.
 
     Raises:
-        ValueError, OSError: as `Joined`, and for columns of no known shape.
+        ValueError, OSError: as `GroupedTables`, and for columns of no known shape.
     """
+
+    streamed = True
 
     def __init__(self, recipes: Sequence[DataRecipe], files: Sequence[DatasetFiles], buffer: int):
         self.sources: list[_Stream] = []
@@ -146,7 +144,7 @@ class StreamedGroups:
             )
             pictures = (*reader.pictured, *reader.addresses)
             block = max(1, buffer // TOGETHER)
-            joined = Joined(recipe.path, found, filters, block, pictures)
+            joined = GroupedTables(recipe.path, found, filters, block, pictures)
             stream = _Stream(recipe, joined, reader, first, len(self.sources))
             if joined.images is None:
                 stream.pictures = ImageStore(open_pictures(recipe, streamed=True))
@@ -155,10 +153,7 @@ class StreamedGroups:
             languages += joined.languages
             tasks += joined.tasks
             if joined.dropped:
-                text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(joined.dropped.items()))
-                self.report.append(
-                    f"{recipe.path}: left out, as the recipe's languages and tasks say: {text}"
-                )
+                self.report.append(left_out(recipe.path, "languages and tasks", joined.dropped))
             if joined.key is None and stream.held:
                 self.report.append(
                     f"{recipe.path}: {stream.held[0]}: the rows hold their images themselves, so none is shared; "
@@ -179,7 +174,7 @@ class StreamedGroups:
                 "en or pt-BR, found none; repair the rows"
             )
         self.blocks = [(s, b) for s, source in enumerate(self.sources) for b in range(len(source.joined))]  # fmt: skip
-        self._windows: dict[_Name, _Window] = {}
+        self._windows: dict[_WindowKey, _Window] = {}
 
     def __len__(self) -> int:
         return sum(source.joined.conversations for source in self.sources)
@@ -210,12 +205,11 @@ class StreamedGroups:
         seed: int,
         shuffled: bool = True,
     ) -> "StreamPlan":
-        """As `GroupData.plan`, read when asked for; not shuffled: in the order of the tables."""
+        """As `GroupSource.plan`, read when asked for; not shuffled: in the order of the tables."""
         return StreamPlan(self, groups, group_size, seed, shuffled)
 
     def conversation(self, index: int) -> Conversation:
-        """Conversation `index` of a group that `plan` gave lately. Raises ValueError naming a row that
-        is a bad one."""
+        """As `GroupSource.conversation`, of a group that `plan` gave lately."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
         name = self.name(index)
@@ -231,9 +225,7 @@ class StreamedGroups:
             images = self._images_of(source, rows.table, row, values)
             messages = source.reader.messages(values, len(images))
         except RowError as error:
-            raise ValueError(
-                f"{row_name(name.id, name.language, name.path)}: {error}; repair the row or remove it"
-            ) from None
+            raise bad_row(name, error) from None
         return Conversation(
             id=name.id,
             language=name.language,
@@ -258,11 +250,7 @@ class StreamedGroups:
         )
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
-        """The image `key` of a source, in its own mode.
-
-        Raises ValueError naming the row if it cannot be read, and OSError naming the file if the table
-        of images cannot.
-        """
+        """As `GroupSource.load_image`."""
         stream = self.sources[source]
         path, table = stream.recipe.path, stream.joined.images
         if table is None or not isinstance(key, _Named):
@@ -274,18 +262,12 @@ class StreamedGroups:
                 one_line(f"{table.files[0]}: images cannot be read: {error}; write the table anew")
             ) from None
         if found is None:
-            raise ValueError(
-                f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
-                f"{printable(repr(str(key)))} is not in the images of {path}; repair the file or remove the "
-                "row"
-            )
+            reason = f"{printable(repr(str(key)))} is not in the images of {path}"
+            raise unreadable_image(row_id, path, reason)
         try:
             picture = picture_of(found.as_py(), 0)
         except RowError as error:
-            raise ValueError(
-                f"row {printable(repr(row_id))} of {path}: its image cannot be read: {error}; repair the "
-                "file or remove the row"
-            ) from None
+            raise unreadable_image(row_id, path, error) from None
         return load_picture(stream.pictures, picture, row_id, path)
 
     # -------------------------------------------------------------------------- inside
@@ -344,11 +326,11 @@ class StreamedGroups:
                 return window.images[number].get(name)
         return joined.read_images([name]).get(name)
 
-    def _window(self, name: "_Name") -> _Window:
+    def _window(self, name: "_WindowKey") -> _Window:
         """Read a window, or find it read."""
         if name in self._windows:
             return self._windows[name]
-        rows: dict[int, Rows] = {}
+        rows: dict[int, GroupRows] = {}
         place: dict[int, tuple[int, int]] = {}
         for number in sorted({s for s, _ in name.blocks}):
             source = self.sources[number]
@@ -368,7 +350,7 @@ class StreamedGroups:
         self._windows[name] = _Window(groups, rows, place)
         return self._windows[name]
 
-    def _forget_all_but(self, names: Iterable["_Name"]) -> None:
+    def _forget_all_but(self, names: Iterable["_WindowKey"]) -> None:
         for name in set(self._windows) - set(names):
             del self._windows[name]
 
@@ -407,7 +389,7 @@ def _placeholder(value: Any, place: tuple[int, str, int]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Name:
+class _WindowKey:
     """What a window follows from. blocks: (source, block) pairs."""
 
     blocks: tuple[tuple[int, int], ...]
@@ -419,8 +401,8 @@ class _Name:
 class StreamPlan(Sequence[tuple[int, np.ndarray]]):
     """Groups in training order, (epoch, conversations), found from their number alone.
 
-    A slice of it, such as a step, is read when it is taken; what the slice before needed and this one
-    does not is let go.
+    A slice of it, such as a step, is read when it is taken; data that only the previous slice needed is
+    released.
     """
 
     def __init__(
@@ -438,7 +420,7 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
         )
         self.per_epoch = int(self._counts.sum())
         self._length = self.per_epoch if groups is None else groups
-        self._epoch: tuple[int, list[_Name], np.ndarray] = (-1, [], np.zeros(0, np.int64))
+        self._epoch: tuple[int, list[_WindowKey], np.ndarray] = (-1, [], np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return self._length
@@ -457,20 +439,20 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
         self.data._forget_all_but(name for _, name, _ in places)
         return [(epoch, self.data._window(name).groups[i]) for epoch, name, i in places]
 
-    def _find(self, index: int) -> tuple[int, _Name, int]:
+    def _find(self, index: int) -> tuple[int, _WindowKey, int]:
         """(epoch, window, place in the window) of a group."""
         epoch, place = divmod(index, self.per_epoch)
         if self._epoch[0] != epoch:
             order = np.arange(len(self._counts))
             if self.shuffled:
                 order = np.random.default_rng([self.seed, epoch]).permutation(order)
-            names: list[_Name] = []
+            names: list[_WindowKey] = []
             starts = [0]
             for number in range(-(-len(order) // TOGETHER)):
                 window = order[number * TOGETHER : (number + 1) * TOGETHER].tolist()
                 blocks = tuple(self.data.blocks[i] for i in window)
                 names.append(
-                    _Name(blocks, (self.seed, epoch, number), self.group_size, self.shuffled)
+                    _WindowKey(blocks, (self.seed, epoch, number), self.group_size, self.shuffled)
                 )
                 starts.append(starts[-1] + int(self._counts[window].sum()))
             self._epoch = epoch, names, np.array(starts)

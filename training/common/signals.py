@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def handling(
+def signal_handlers(
     handler: Callable[[int, Any], Any],
     numbers: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
 ) -> Iterator[None]:
@@ -61,7 +61,7 @@ def stopping(then: str) -> Iterator[None]:
         raise Interruption(number)
 
     try:
-        with handling(stop):
+        with signal_handlers(stop):
             yield
     except Interruption as error:
         number = signal.Signals(error.args[0])
@@ -105,7 +105,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def end_by_parent_only() -> None:
+def ignore_foreign_sigterm() -> None:
     """Have this process, a loader's worker, end with its parent or by a SIGTERM of it, and by no other
     signal of these.
 

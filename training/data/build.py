@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.locks import only_one
 from ..common.signals import stopping
 from ..common.telling import one_line
 from .engine.executors import run_jobs
 from .engine.progress import failure_lines
-from .engine.unit_files import Job, only_one
+from .engine.unit_files import Job
 from .engine.units import UnitManifest, reopen_unit
 from .plan import (
     Plan,

@@ -6,7 +6,7 @@ decoder takes; it is the reference, and slow on a long row. The others compute t
 T x T mask, on one row of whole groups without padding:
 
 - segments: scaled_dot_product_attention over the prefixes and over branches of about one length, cut
-  out of the row and filled up inside attention only. Any device.
+  out of the row and padded inside attention only. Any device.
 - varlen: one call of FlashAttention, each branch with a copy of its prefix's keys and values. GPU,
   half precision.
 - flex: torch's flex attention with a block mask from the two ids, compiled. GPU (torch 2.13 has no
@@ -43,10 +43,10 @@ try:
 except ImportError:  # an older torch
     varlen_attn = None
 
-Layout = Literal["segments", "varlen", "flex", "dense"]
+AttentionBackend = Literal["segments", "varlen", "flex", "dense"]
 
-# What each layout's attention is called in transformers.
-IMPLEMENTATIONS: dict[Layout, str] = {
+# What each is called in transformers.
+IMPLEMENTATIONS: dict[AttentionBackend, str] = {
     "segments": "maya_segments",
     "varlen": "maya_varlen",
     "flex": "maya_flex",
@@ -56,8 +56,8 @@ COMPILERS = ("gcc", "clang")  # that Triton looks for
 
 
 def choose_attention(
-    wanted: Literal["auto"] | Layout, decoder: nn.Module, device: str, half: bool
-) -> Layout:
+    wanted: Literal["auto"] | AttentionBackend, decoder: nn.Module, device: str, half: bool
+) -> AttentionBackend:
     """How a run computes attention: as `wanted`; auto is flex on a GPU, else segments.
 
     Args:
@@ -75,35 +75,35 @@ def choose_attention(
     return wanted
 
 
-def _problem(layout: Layout, decoder: Any, device: str, half: bool) -> str:
-    """Why the kernel of `layout` cannot be used, or nothing."""
+def _problem(attention: AttentionBackend, decoder: Any, device: str, half: bool) -> str:
+    """Why the kernel of `attention` cannot be used, or nothing."""
     config = decoder.config
     dropout = getattr(config, "attention_dropout", 0.0)
     size = head_size(config)
-    if layout in ("segments", "dense"):
+    if attention in ("segments", "dense"):
         return ""
     if device != "cuda":
         return f"needs a CUDA GPU, the run is on {device}"
     if dropout:
         return f"has no dropout, the decoder's attention_dropout is {dropout:g}"
-    if layout == "flex" and size < 16:
+    if attention == "flex" and size < 16:
         return f"needs attention heads of 16 or more, the decoder's are {size}"
-    if layout == "flex" and importlib.util.find_spec("triton") is None:
+    if attention == "flex" and importlib.util.find_spec("triton") is None:
         return "is compiled by Triton, which is not installed"
-    if layout == "flex" and not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
+    if attention == "flex" and not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
         return f"is compiled by Triton, which needs a C compiler: {', '.join(COMPILERS)} or $CC"
-    if layout == "varlen" and varlen_attn is None:
+    if attention == "varlen" and varlen_attn is None:
         return f"needs torch.nn.attention.varlen, which torch {torch.__version__} does not have"
-    if layout == "varlen" and not half:
+    if attention == "varlen" and not half:
         return "computes in half precision only, the run's is float32 (args.bf16)"
-    if layout == "varlen" and (size % 8 or size > 256):
+    if attention == "varlen" and (size % 8 or size > 256):
         return f"needs attention heads of 8, 16, ... 256, the decoder's are {size}"
     return ""
 
 
-def set_attention(decoder: Any, layout: Layout) -> None:
-    """Make a transformers decoder compute attention as `layout` says."""
-    decoder.set_attn_implementation(IMPLEMENTATIONS[layout])
+def set_attention(decoder: Any, attention: AttentionBackend) -> None:
+    """Make a transformers decoder compute attention in this way."""
+    decoder.set_attn_implementation(IMPLEMENTATIONS[attention])
 
 
 # ------------------------------------------------------------------------------ the rule
@@ -141,8 +141,10 @@ def block_mask(group: torch.Tensor, branch: torch.Tensor) -> BlockMask:
     return create_block_mask(visible, rows, None, length, length, device=group.device)
 
 
-def row_plan(groups: Sequence[tuple[int, Sequence[int]]], layout: Layout) -> dict[str, Any]:
-    """What the attention function of `layout` is told about one row of groups.
+def row_plan(
+    groups: Sequence[tuple[int, Sequence[int]]], attention: AttentionBackend
+) -> dict[str, Any]:
+    """What an attention function is told about one row of groups.
 
     Args:
         groups: (prefix length, branch lengths) in row order, each group laid out as its prefix and
@@ -155,7 +157,7 @@ def row_plan(groups: Sequence[tuple[int, Sequence[int]]], layout: Layout) -> dic
     longest = max(prefix + max(branches, default=0) for prefix, branches in groups)
     plan: dict[str, Any] = {"longest": longest}
     if len(groups) > 1 or groups[0][1]:
-        make = {"segments": segment_plan, "varlen": varlen_plan, "flex": flex_plan}[layout]
+        make = {"segments": segment_plan, "varlen": varlen_plan, "flex": flex_plan}[attention]
         plan.update(make(groups))
     return plan
 
@@ -171,7 +173,7 @@ def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
             then its branches.
 
     Returns:
-        prefix (G, P): indices of the prefixes' tokens in the row, short ones filled up with 0;
+        prefix (G, P): indices of the prefixes' tokens in the row, short ones padded with 0;
         blocks: branches of about one length together, each block with `branch` (S, L) indices,
         `owner` (S,), the group of each branch, and `visible` (S or 1, 1, L, P + L), what a branch's
         token sees of its prefix and of itself; restore (N,): where each token's output lies in the
@@ -277,7 +279,7 @@ def segment_attention(
         return out.transpose(1, 2).flatten(0, 1)  # (segments * width, heads, dim)
 
     prefix_key, prefix_value = cut(key, prefix), cut(value, prefix)
-    # Short segments are filled up behind their last token, which causal attention never sees.
+    # Short segments are padded behind their last token, which causal attention never sees.
     outputs = [attend(cut(query, prefix), prefix_key, prefix_value, None)]
     for block in blocks:
         branch, owner = block["branch"], block["owner"]

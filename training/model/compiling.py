@@ -19,13 +19,13 @@ ARGUMENTS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 GRAPHS = 64
 
 
-def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segments") -> None:
+def compile_layers(decoder: Any, args: Mapping[str, Any], attention: str = "segments") -> None:
     """Compile the decoder's layers in place where `args` asks for it.
 
     Args:
         args: a stage's. torch_compile; torch_compile_backend (inductor) and torch_compile_mode, each
             of which asks for it too, as in TrainingArguments.
-        layout: of attention; flex compiles its own part, also where nothing else is.
+        attention: the decoder's; flex compiles its own part, also where nothing else is.
 
     Raises:
         ValueError: for a backend or mode that torch does not have, modes that record CUDA graphs, and
@@ -33,7 +33,7 @@ def compile_layers(decoder: Any, args: Mapping[str, Any], layout: str = "segment
     """
     wanted, backend, mode = (args.get(name) for name in ARGUMENTS)
     asked = wanted or backend or mode
-    if asked or layout == "flex":
+    if asked or attention == "flex":
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     if not asked:
         return

@@ -66,7 +66,7 @@ class ForwardFlops:
 
 
 @dataclass(frozen=True)
-class Learning:
+class TrainableParts:
     """Which parts of a model learn. Tower and projector are taken as learning whole or not at all.
 
     layers: per decoder layer the part of its matrices' weights that learns, 0 to 1.
@@ -133,12 +133,12 @@ def forward_flops(config: Any) -> ForwardFlops:
     )
 
 
-def learning(
+def trainable_parts(
     parameters: Iterable[tuple[str, Sequence[int], bool]], config: Any, flops: ForwardFlops
-) -> Learning:
+) -> TrainableParts:
     """Which parts learn, from (name, shape, learns) of every parameter of a Maya, adapters included.
 
-    learning(((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), config, flops)
+    trainable_parts(((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), config, flops)
     """
     weights, adapters = [0] * flops.layers, [0] * flops.layers
     names = set()
@@ -151,7 +151,7 @@ def learning(
             into = adapters if ".lora_" in name else weights
             into[int(layer[1])] += shape[0] * shape[1]
     embeddings = any("embed_tokens" in name for name in names)
-    return Learning(
+    return TrainableParts(
         tower=any("vision_tower." in name for name in names),
         projector=any("multi_modal_projector." in name for name in names),
         embeddings=embeddings,
@@ -164,7 +164,7 @@ def learning(
 
 def training_flops(
     flops: ForwardFlops,
-    learns: Learning,
+    learns: TrainableParts,
     *,
     tokens: float,
     pairs: float,

@@ -100,7 +100,7 @@ def apply_rules(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[Row]:
     """Set requires_grad of every parameter of `model`; returns the table. Raises as `rates`."""
-    for _, parameter, rate in decided(model, rules, adapter):
+    for _, parameter, rate in parameter_rates(model, rules, adapter):
         parameter.requires_grad_(rate is not None)
     return table(model, rules, adapter)
 
@@ -110,7 +110,7 @@ def table(
 ) -> list[Row]:
     """Parts and rates in model order, tied parameters counted once, adapter matrices apart."""
     rows: dict[tuple[str, float | None], Row] = {}
-    for name, parameter, rate in decided(model, rules, adapter):
+    for name, parameter, rate in parameter_rates(model, rules, adapter):
         part = next((p for p in PARTS if p in name.split(".")), name.split(".")[0])
         if adapter is not None and (matrix := MATRIX.search(name)):
             part = f"{part} adapter {matrix[1].split('_')[0]}"
@@ -122,7 +122,7 @@ def table(
     return list(rows.values())
 
 
-def decided(
+def parameter_rates(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[tuple[str, nn.Parameter, float | None]]:
     """(name, parameter, rate) in model order, tied parameters once. Raises as `rates`."""
@@ -157,7 +157,7 @@ def parameter_groups(
     """Optimizer groups: one per rate, weights apart from vectors, which do not decay (biases, norms,
     DoRA's magnitudes)."""
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
-    for _, parameter, rate in decided(model, rules, adapter):
+    for _, parameter, rate in parameter_rates(model, rules, adapter):
         if rate is not None and parameter.requires_grad:
             groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
     return [

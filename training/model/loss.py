@@ -29,9 +29,9 @@ def token_losses(
         scale: the decoder's logit scale.
 
     Returns:
-        The sum of the losses in nats, which can be differentiated once; and, only to be looked at,
-        the (M,) losses and (M,) bool. Losses are float32, or float64 where `hidden` is; products are
-        of `hidden`'s dtype, or of autocast's.
+        (sum of the losses in nats, (M,) losses, (M,) correct). Only the sum has a gradient, once.
+        Losses are float32, or float64 where `hidden` is; products are of `hidden`'s dtype, or of
+        autocast's.
     """
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)

@@ -14,6 +14,8 @@ from typing import Any
 from ..common.paths import expand
 from ..common.reading import read_yaml
 from ..common.signals import LAUNCHER
+from ..recipe import find_recipe, load_recipe
+from .processes import check_processes, count_processes, threads_per_process
 
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate"
 
@@ -117,11 +119,8 @@ def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequen
 
     Returns the exit code. Raises ValueError, FileNotFoundError as `find_config` and `load_recipe`.
     """
-    from ..recipe import find_recipe, load_recipe
-    from .train import _processes, check_processes
-
     file = find_config(config)
-    processes = _processes(load_recipe(find_recipe(recipe), overrides))
+    processes = count_processes(load_recipe(find_recipe(recipe), overrides))
     if read_config(file).get("num_machines") in (None, 1):
         check_processes(processes)
     command = [sys.argv[0], "train", recipe, *options]
@@ -129,8 +128,6 @@ def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequen
 
 
 def _options(config: Path, processes: int, command: Sequence[str]) -> list[str]:
-    from .train import threads_per_process
-
     threads = os.environ.get("OMP_NUM_THREADS", str(threads_per_process(processes)))
     options = ["--config_file", str(config), "--num_processes", str(processes)]
     return [*options, "--num_cpu_threads_per_process", threads, *command]

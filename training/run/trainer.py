@@ -27,10 +27,10 @@ from ..model.adapters import load_adapter, save_adapter
 from ..model.attention import flex_inputs
 from ..model.flops import (
     ForwardFlops,
-    Learning,
+    TrainableParts,
     device_peak,
     forward_flops,
-    learning,
+    trainable_parts,
     training_flops,
 )
 from ..model.freezing import parameter_groups
@@ -44,10 +44,10 @@ PARTIAL = ".partial"
 
 
 def add_pair_loss(model: PreTrainedModel) -> None:
-    """Teach `model(..., source=...)` to return what `token_losses` does of pairs instead of logits.
+    """Teach `model(..., logit_positions=...)` to return what `token_losses` does of pairs instead of logits.
 
     As TRL adds its own fused head: the call must go through the model's forward, because DDP and
-    FSDP prepare gradients there. Without `source` the forward is as before.
+    FSDP prepare gradients there. Without `logit_positions` the forward is as before.
 
     The head is called as a module, once: where weights are cut among ranks, that is what gathers
     them, and a collective in which all ranks must take part.
@@ -66,11 +66,11 @@ def add_pair_loss(model: PreTrainedModel) -> None:
     def forward(
         self: Any,
         *args: Any,
-        source: torch.Tensor | None = None,
+        logit_positions: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        if source is None:
+        if logit_positions is None:
             return original(*args, **kwargs)
         labels = kwargs.pop("labels")
         if "group" in (kwargs.get("plan") or {}):
@@ -88,7 +88,7 @@ def add_pair_loss(model: PreTrainedModel) -> None:
         # that every rank calls every part once and in one order, as DDP, FSDP and ZeRO-3 need.
         scale = getattr(self.config.get_text_config(), "logit_scale", None)
         return self.get_output_embeddings()(
-            hidden.flatten(0, 1).index_select(0, source),
+            hidden.flatten(0, 1).index_select(0, logit_positions),
             labels=labels,
             scale=1.0 if scale is None else float(scale),
         )
@@ -146,7 +146,7 @@ class MayaTrainer(SFTTrainer):
         self._loss_shifts_labels = False
         # (languages, 4): sums of loss, right guesses, tokens, bytes since the last log.
         self._sums = torch.zeros(len(self.languages), 4, dtype=torch.float64)
-        # The same of a run that this one continues, behind its last log.
+        # The same sums restored from the checkpoint, accumulated since its last log line.
         self._sums_before = torch.zeros_like(self._sums)
         # Sum and number of the steps' losses, since the last log and since the stage began.
         self._step_losses = torch.zeros(2, 2, dtype=torch.float64)
@@ -154,23 +154,23 @@ class MayaTrainer(SFTTrainer):
         # of positions, which with one for each token is what attention looks at.
         self._work = torch.zeros(3, dtype=torch.float64)
         self._positions = torch.zeros((), dtype=torch.float64)
-        self._flops: tuple[ForwardFlops, Learning] | None = None
+        self._flops: tuple[ForwardFlops, TrainableParts] | None = None
         with contextlib.suppress(ValueError):  # of an architecture not known there
             forward = forward_flops(model.config)
             named = ((n, p.shape, p.requires_grad) for n, p in model.named_parameters())
-            self._flops = forward, learning(named, model.config, forward)
+            self._flops = forward, trainable_parts(named, model.config, forward)
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         dtype = half or model.model.language_model.dtype
         # FLOP/s of this process's device, and whose number that is.
         self._peak, self.peak_source = device_peak(args.device, dtype)
         self._since = time.perf_counter()
-        self.add_callback(ExactBuffers(model))
+        self.add_callback(RestoreFp32Buffers(model))
         if schedule is not None:
             self.remove_callback(DefaultFlowCallback)
             self.add_callback(schedule)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
-            plugin.mixed_precision_policy = exact_sums()
+            plugin.mixed_precision_policy = fp32_reduce_policy()
         self.bad_rows_file: Path | None = None
         self._bad_rows: set[BadRow] = set()
 
@@ -423,7 +423,7 @@ class MayaTrainer(SFTTrainer):
             )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Takes up the sums for the next log line too."""
+        """Restore the sums for the next log line too."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             sums = read_sums(Path(checkpoint))
@@ -536,7 +536,7 @@ def language_sums(
     return sums
 
 
-def exact_sums() -> MixedPrecisionPolicy:
+def fp32_reduce_policy() -> MixedPrecisionPolicy:
     """FSDP2 computes in bfloat16, but adds up gradients in float32 and leaves the loss as it comes.
 
     accelerate's own policy rounds the sums of losses to bfloat16, and the gradients of every rank.
@@ -544,7 +544,7 @@ def exact_sums() -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
-class ExactBuffers(TrainerCallback):
+class RestoreFp32Buffers(TrainerCallback):
     """Gives a model's buffers their precision back, which DeepSpeed takes with that of the weights.
 
     The frequencies of rotary positions rounded to bfloat16 are off by radians after a thousand tokens.

@@ -8,7 +8,7 @@ that dataset's content (manifest.py).
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -17,12 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..batches.groups import GroupData
-from ..batches.streaming import StreamedGroups
+from ..batches.source import GroupSource
 from ..common.images import is_address
 from ..common.telling import one_line
 from ..recipe import DataRecipe, StageRecipe
-from ..rows.conversations import RowError
 
 # Of a source whose pictures are larger together, only sizes and dates are noted.
 HASHED = 16 << 30
@@ -50,7 +48,7 @@ def folder_of(recipe: DataRecipe) -> Path | None:
     return Path(recipe.path).parent if Path(recipe.path).is_file() else None
 
 
-def note(stage: StageRecipe, data: Sequence[GroupData | StreamedGroups], file: Path) -> str | None:
+def note(stage: StageRecipe, data: Sequence[GroupSource], file: Path) -> str | None:
     """Note the pictures of a stage in `file`, if that is not there; returns what is to be told.
 
     Args:
@@ -58,15 +56,15 @@ def note(stage: StageRecipe, data: Sequence[GroupData | StreamedGroups], file: P
     """
     if file.is_file():
         return None
-    sources = [(each, number) for each in data for number in range(len(each.sources))]
+    sources = [source for each in data for source in each.sources]
     recipes = _recipes(stage)
     tables, told = [], None
     left = MOST
-    for place, ((each, number), recipe) in enumerate(zip(sources, recipes, strict=True)):
+    for place, (source, recipe) in enumerate(zip(sources, recipes, strict=True)):
         folder = folder_of(recipe)
         if folder is None:
             continue
-        names = list(dict.fromkeys(_names(each, number)))
+        names = list(dict.fromkeys(filter(_is_file, source.named_pictures())))
         if len(names) > left:
             told = f"only the first {MOST:,} pictures are watched for changes"
             names = names[:left]
@@ -142,26 +140,8 @@ def _recipes(stage: StageRecipe) -> list[DataRecipe]:
     return [*stage.data, *stage.eval_data]
 
 
-def _names(data: GroupData | StreamedGroups, number: int) -> Iterator[str]:
-    """The pictures that a source's rows name, those on the network left out."""
-    if isinstance(data, GroupData):
-        yield from (key for key in data.sources[number].image_keys if _is_file(key))
-        return
-    source = data.sources[number]
-    if source.joined.images is not None or source.held:
-        return
-    columns = [c for c in source.reader.wanted_for_pictures if c in source.joined.columns]
-    for table in source.joined.tables:
-        for part in table.scan(columns):
-            for row in part.to_pylist():
-                try:
-                    pictures = source.reader.pictures(row)
-                except RowError:  # listed, or refused, where the row is read
-                    continue
-                yield from filter(_is_file, pictures)
-
-
 def _is_file(key: object) -> bool:
+    """Whether a picture's key is the name of a file, not of the network."""
     if not isinstance(key, str) or is_address(key):
         return False
     try:

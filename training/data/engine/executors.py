@@ -30,7 +30,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
 from ...common.files import write_bytes, write_json
-from ...common.signals import handling
+from ...common.signals import signal_handlers
 from ...rows.parquet import count_rows
 from .progress import UNITS, Progress
 from .unit_files import Job
@@ -338,7 +338,7 @@ def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Sign
             elif number == signal.SIGINT:
                 process.kill()
 
-    with handling(handle):
+    with signal_handlers(handle):
         yield came
 
 

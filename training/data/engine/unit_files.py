@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
-
 from ...common.files import sha256_file
+from ...common.locks import only_one
 from ...common.reading import read_json
 from ...common.schema import build
 from ...common.telling import one_line
@@ -204,17 +203,3 @@ def locked(target: Path) -> Iterator[None]:
         finally:
             # Still held: who opens the file after this finds another one.
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def only_one(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock of a file. Raises OSError with this message when another process holds it."""
-    lock = filelock.FileLock(path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise OSError(refusal) from None
-    try:
-        yield
-    finally:
-        lock.release()

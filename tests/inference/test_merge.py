@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from maya_vlm.model_card.hub.publish import check_model
 from maya_vlm.training.inference.chat import chat
 from maya_vlm.training.inference.load import load
-from maya_vlm.training.model.merge import merge
+from maya_vlm.training.inference.merge import merge
 from maya_vlm.training.run.train import train
 from modeling_maya import MayaConfig, MayaForConditionalGeneration
 from tests.helpers.tiny_maya import save_tiny_maya, tiny_picture

@@ -8,7 +8,7 @@ import torch
 
 from ..common.adapters import find_adapter
 from ..common.models import ADAPTER_CONFIG, find_model
-from ..inference.load import open_model
+from .load import open_model
 
 DTYPES = ("float32", "bfloat16", "float16")
 

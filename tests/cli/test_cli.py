@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -28,6 +29,36 @@ def test_help_imports_nothing_heavy():
     )
     for command in ("train", "data", "evaluate", "chat", "convert", "publish"):
         assert command in output
+
+
+COMMANDS = [*cli.COMMANDS.items(), *((f"data {k}", v) for k, v in cli.data.COMMANDS.items())]
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_help_ends_with_examples_that_parse(name, command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*name.split(), "--help"])
+    examples = capsys.readouterr().out.split("examples:\n")[1].rstrip().split("\n")
+    assert len(examples) == 3
+    for line in examples:
+        words = shlex.split(line)
+        words = words[words.index("maya") + 1 :]
+        end = min(words.index(w) if w in words else len(words) for w in ("|", ">"))
+        assert cli.build_parser().parse_args(words[:end]).call == command.run
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "horse"}, "kind: expected 'maya', 'vision_tower' or 'language_model', found"),
+        ({"kind": "vision_tower", "stepz": 3}, "stepz"),
+    ],
+)
+def test_recipes_of_bases_are_dispatched(values, message, tmp_path, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps(values))
+    assert cli.main(["train", str(path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_what_starts_a_training_imports_nothing_heavy():
@@ -70,7 +101,7 @@ def test_missing_package_names_the_extra(capsys, monkeypatch):
     def call(args):
         raise ModuleNotFoundError("No module named 'trl'", name="trl")
 
-    monkeypatch.setattr(cli, "_train", call)
+    monkeypatch.setattr(cli.train, "run", call)
     assert cli.main(["train", "mini"]) == 2
     assert "[train]" in capsys.readouterr().err
 

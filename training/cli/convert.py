@@ -1,0 +1,58 @@
+"""`maya convert`: convert the original Maya's weights."""
+
+import argparse
+
+from .parser import add_trust, as_path, as_place
+
+SUMMARY = "convert the original Maya's weights"
+EXAMPLES = """
+maya convert user/original maya --dry-run
+maya convert user/original maya --dtype bfloat16
+maya convert runs/mini original --to llava_cohere
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_trust(parser)
+    parser.add_argument(
+        "source", type=as_place, help="a llava_cohere checkpoint folder or repository"
+    )
+    parser.add_argument("output", type=as_path, nargs="?", help="the folder to write")
+    parser.add_argument(
+        "--base-model", type=as_place, help="the decoder, for projector-only and LoRA sources"
+    )
+    parser.add_argument(
+        "--vision-tower", type=as_place, help="the vision tower's folder or repository"
+    )
+    parser.add_argument(
+        "--tower-source",
+        choices=["checkpoint", "hub"],
+        default="checkpoint",
+        help="which copy of the vision tower to write",
+    )
+    parser.add_argument("--to", choices=["maya", "llava_cohere"], default="maya")
+    parser.add_argument("--dtype", help="e.g. bfloat16 (default: as stored)")
+    parser.add_argument("--revision", help="branch, tag or commit of the source repository")
+    parser.add_argument("--max-shard-size", default="5GB")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written")
+
+
+def run(args: argparse.Namespace) -> None:
+    from modeling_maya.llava_cohere.convert import convert
+
+    from ..common.revisions import split_revision
+
+    source, revision = split_revision(args.source, args.revision)
+    convert(
+        source,
+        args.output,
+        base_model=args.base_model,
+        vision_tower=args.vision_tower,
+        tower_source=args.tower_source,
+        to=args.to,
+        dry_run=args.dry_run,
+        dtype=args.dtype,
+        revision=revision,
+        max_shard_size=args.max_shard_size,
+        trust_remote_code=args.trust_remote_code,
+    )

@@ -1,0 +1,32 @@
+"""`maya data policy`: decide what is toxic again, from stored verdicts and reviews; no model runs."""
+
+import argparse
+
+from ..parser import as_path, as_place
+
+SUMMARY = "decide what is toxic again, from stored verdicts and reviews; no model runs"
+EXAMPLES = """
+maya data policy runs/data/captions
+maya data policy runs/data/captions --policy paper
+maya data policy runs/data/captions --policy strict.yaml --sheets
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=as_path, help="the plan's output_dir")
+    parser.add_argument(
+        "--policy", type=as_place, help="a YAML file, `default` or `paper` (default: the plan's)"
+    )
+    parser.add_argument(
+        "--sheets", action="store_true", help="write review sheets, pictures blurred"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from ...data.reviews import apply_policy
+    from ...data.toxicity.decisions import format_summary
+
+    summary, sheets = apply_policy(args.folder, args.policy, sheets=args.sheets)
+    print(format_summary(summary))
+    for sheet in sheets:
+        print(f"{sheet.rows:,} rows to review: {sheet.csv} and {sheet.html}")

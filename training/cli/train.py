@@ -1,0 +1,115 @@
+"""`maya train`: run the stages of a recipe."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .parser import add_set, add_trust, as_folder
+
+SUMMARY = "run the stages of a recipe"
+EXAMPLES = """
+maya train mini
+maya train mini --set seed=1 stages.1.args.max_steps=500
+maya train recipe.yaml --estimate --gpu h100
+"""
+# Kinds of recipes of base models.
+KINDS = ("vision_tower", "language_model")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_trust(parser)
+    parser.add_argument("recipe", help="a YAML file, or a shipped recipe such as `mini`")
+    add_set(parser, "recipe keys to change, e.g. seed=1 stages.0.args.max_steps=10")
+    parser.add_argument(
+        "--output-dir", type=as_folder, help="where to write, instead of the recipe's output_dir"
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="throw away what an earlier run left there"
+    )
+    parser.add_argument(
+        "--accelerate",
+        metavar="CONFIG",
+        help="start the processes with accelerate, from a config file of its or a shipped one: "
+        "ddp, fsdp2, zero2 or zero3",
+    )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="print memory per process and time of every stage, and start nothing",
+    )
+    parser.add_argument(
+        "--gpu", help="estimate for this GPU: a100, h100, h200 or l4 (default: what is here)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.estimate:
+        from ..run.estimate import estimate
+        from ..run.report import format_estimate
+
+        stages = estimate(
+            args.recipe,
+            args.overrides,
+            gpu=args.gpu,
+            accelerate=args.accelerate,
+            trust_remote_code=args.trust_remote_code,
+        )
+        print(format_estimate(stages))
+        return
+    if args.gpu is not None:
+        raise ValueError("--gpu: only with --estimate; a run takes the GPUs of its machine")
+    if args.accelerate is not None and "WORLD_SIZE" not in os.environ:
+        from ..run.launch import relaunch
+
+        options = [] if args.output_dir is None else ["--output-dir", args.output_dir]
+        options += ["--trust-remote-code"] if args.trust_remote_code else []
+        options += ["--restart"] if args.restart else []
+        if code := relaunch(args.accelerate, args.recipe, args.overrides, options):
+            sys.exit(code)
+        return
+    from ..common.schema import read_mapping
+    from ..recipe import find_recipe
+
+    path = find_recipe(args.recipe)
+    values = read_mapping(path, args.overrides)
+    kind = values.pop("kind", "maya")
+    if kind in KINDS:
+        folder = _train_base(kind, values, path, args.output_dir)
+        print(f"saved to {folder}")
+        return
+    if kind != "maya":
+        kinds = ", ".join(map(repr, KINDS[:-1]))
+        raise ValueError(f"{path}: kind: expected 'maya', {kinds} or {KINDS[-1]!r}, found {kind!r}")
+    from ..run.train import train
+
+    folder = train(
+        args.recipe,
+        overrides=args.overrides,
+        output_dir=args.output_dir,
+        trust_remote_code=args.trust_remote_code,
+        restart=args.restart,
+    )
+    print(f"saved to {folder}")
+
+
+def _train_base(kind: str, values: dict[str, Any], path: Path, output_dir: str | None) -> Path:
+    """Train a base model; `values` are those of the recipe's file, without its kind."""
+    from ..common.paths import expand
+    from ..common.schema import build, resolve_paths
+
+    values = resolve_paths(values, path.resolve().parent)
+    given = values.pop("output_dir", None)
+    if output_dir is not None and not output_dir.strip():
+        raise ValueError("--output-dir: expected a folder, found an empty text")
+    target = Path(expand(output_dir or given or f"runs/{path.stem}"))
+    if kind == "vision_tower":
+        from ..bases.vision_tower.recipe import VisionTowerRecipe
+        from ..bases.vision_tower.train import train_vision_tower
+
+        return train_vision_tower(build(VisionTowerRecipe, values, str(path)), target)
+    from ..bases.language_model.recipe import LanguageModelRecipe
+    from ..bases.language_model.train import train_language_model
+
+    return train_language_model(build(LanguageModelRecipe, values, str(path)), target)

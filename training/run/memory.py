@@ -1,0 +1,280 @@
+"""Memory of a process: weights, gradients and optimizer state counted tensor by tensor, activations by formula.
+
+The models are built without weights (torch's meta device), so an 8B takes seconds.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from modeling_maya import MayaConfig, MayaForConditionalGeneration
+
+from ..model.adapters import add_adapter, bytes_saved
+from ..model.flops import TrainableParts, head_size
+from ..model.freezing import parameter_rates, table
+from ..recipe import Recipe, StageRecipe
+
+Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
+# What `args.fsdp` comes to where nothing can be sharded.
+WITHOUT_FSDP: dict[Sharding, str] = {
+    "none": "fsdp: left out, one process holds the whole model",
+    "ddp": "fsdp: without a GPU it is DDP, every process holds the whole model",
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. `activations` is None where the length of a row is not known.
+
+    buffers: gathered layers, bfloat16 copies of float32 weights, gradients on their way.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int = 0
+    activations: int | None = None
+
+    @property
+    def resident(self) -> int:
+        """What is there all the time: weights, gradients and optimizer state, the least there is."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.resident + self.buffers + (self.activations or 0)
+
+
+def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
+    """The config of a Maya that a recipe builds from bases with these configs."""
+    model = recipe.model
+    assert model.projector_num_layers is not None
+    assert model.vision_feature_layer is not None
+    assert model.vision_feature_select_strategy is not None
+    return MayaConfig(
+        vision_config=getattr(vision, "vision_config", vision),
+        text_config=text,
+        image_token_id=0,
+        projector_num_layers=model.projector_num_layers,
+        vision_feature_layer=model.vision_feature_layer,
+        vision_feature_select_strategy=model.vision_feature_select_strategy,
+    )
+
+
+def sharding(
+    args: Mapping[str, Any], processes: int, environment: Mapping[str, str], cuda: bool = True
+) -> Sharding:
+    """How a stage's state is cut, from its args and the variables that accelerate sets.
+
+    Not cuda: accelerate takes FSDP for DDP on CPUs.
+    """
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
+        return "zero3" if stage == 3 else "zero2"
+    if args.get("fsdp") or environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return ("fsdp" if cuda else "ddp") if processes > 1 else "none"
+    return "ddp" if processes > 1 else "none"
+
+
+def stage_memory(
+    config: MayaConfig,
+    stage: StageRecipe,
+    dtype: torch.dtype,
+    mixed: bool,
+    shards: Sharding = "none",
+    processes: int = 1,
+) -> tuple[MayaForConditionalGeneration, Memory]:
+    """The stage's model without weights, its adapter put in, and its memory but for activations.
+
+    What learns is float32 where `mixed`, everything else `dtype`. DeepSpeed holds all weights and
+    gradients in bfloat16 then, and float32 copies of what learns beside the optimizer's state.
+
+    buffers, by sharding: none, ddp: the bfloat16 copies that autocast makes of trained matrices;
+    ddp besides a second copy of the gradients, in buckets; fsdp: two layers and the embeddings
+    whole, with their gradients; zero2, zero3: DeepSpeed's defaults, buckets of 5e8 and 1e9 live
+    parameters. All: the gradient of the largest trained matrix before it is added up.
+
+    Raises ValueError as `freezing.rates` and `adapters.add_adapter`.
+    """
+    with torch.device("meta"):
+        model = MayaForConditionalGeneration(config)
+        model.tie_weights()
+        saved = 0
+        if stage.adapter is not None:
+            saved = bytes_saved(model, stage.adapter, dtype.itemsize)
+            add_adapter(model, stage.adapter, stage.train)
+    found = parameter_rates(model, stage.train, stage.adapter)
+    trained = [(name, parameter) for name, parameter, rate in found if rate is not None]
+    count = sum(p.numel() for _, p in trained)
+    whole = sum(p.numel() for _, p, _ in found)
+    width, learned = dtype.itemsize, 4 if mixed else dtype.itemsize
+    optim = str(stage.args.get("optim", "adamw_torch_fused"))
+    optimizer = optimizer_bytes(optim, trained, learned)
+    if shards in ("zero2", "zero3") and mixed:
+        weights, gradients, optimizer = 2 * whole - saved, 2 * count, optimizer + 4 * count
+    else:
+        weights = (whole - count) * width + count * learned - saved
+        gradients = count * learned
+    matrices = [p.numel() for _, p in trained if p.ndim > 1]
+    compute = 2 if mixed else width
+    buffers = max(matrices, default=0) * (compute + (learned if mixed else 0))
+    if shards in ("none", "ddp"):
+        buffers += 2 * sum(matrices) if mixed else 0
+        buffers += gradients if shards == "ddp" else 0
+    elif shards == "fsdp":
+        layer = list(model.model.language_model.layers[-1].parameters())
+        ends = list({model.get_input_embeddings().weight, model.get_output_embeddings().weight})
+        learning_now = {id(p) for _, p in trained}.intersection(map(id, layer + ends))
+        buffers += compute * sum(p.numel() for p in 2 * layer + ends)
+        buffers += (compute + learned) * sum(
+            p.numel() for p in layer + ends if id(p) in learning_now
+        )
+    elif shards == "zero3":
+        buffers += 2 * min(whole, 10**9)
+    else:
+        buffers += 2 * 2 * min(count, 5 * 10**8)
+    if shards in ("fsdp", "zero3"):
+        weights //= processes
+    if shards in ("fsdp", "zero2", "zero3"):
+        gradients, optimizer = gradients // processes, optimizer // processes
+    return model, Memory(weights, gradients, optimizer, buffers)
+
+
+def optimizer_bytes(optim: str, trained: Sequence[tuple[str, nn.Parameter]], width: int) -> int:
+    """Bytes of an optimizer's state, counters of steps left out.
+
+    adamw_torch*: two moments as wide as a weight (`width` bytes). bitsandbytes: float32, or with
+    "8bit" a byte and a float32 constant for each 256 weights of tensors of 4,096 weights and more;
+    embeddings keep 32 bits, as in Trainer. torchao's 8 and 4 bits alike, with blocks of 256 and 128.
+    lion and rmsprop have one moment, ademamix three, adafactor a row and a column, sgd none. Others
+    are taken as adamw_torch.
+    """
+    if optim == "sgd":
+        return 0
+    if optim == "adafactor":
+        return sum(width * (sum(p.shape) if p.ndim == 2 else p.numel()) for _, p in trained)
+    moments = 2
+    if "lion" in optim or "rmsprop" in optim or optim == "adagrad":
+        moments = 1
+    elif "ademamix" in optim:
+        moments = 3
+    torchao = optim in ("adamw_torch_8bit", "adamw_torch_4bit")
+    bitsandbytes = (
+        not torchao
+        and optim not in ("rmsprop", "adagrad")
+        and ("8bit" in optim or "32bit" in optim or "ademamix" in optim or "rmsprop" in optim)
+    )
+    total = 0.0
+    for name, parameter in trained:
+        size = parameter.numel()
+        small = size < 4096
+        if torchao and not small:
+            total += moments * (
+                size + 4 * size / 256 if "8" in optim else size / 2 + 4 * size / 128
+            )
+        elif "8bit" in optim and bitsandbytes and not small and "embed_tokens" not in name:
+            total += moments * (size + 4 * math.ceil(size / 256))
+        else:
+            total += moments * size * (4 if bitsandbytes else width)
+    return int(total)
+
+
+def activation_bytes(
+    config: MayaConfig,
+    learns: TrainableParts,
+    *,
+    tokens: int,
+    images: int,
+    width: int,
+    stream: int,
+    checkpointing: bool,
+    tile: int,
+) -> int:
+    """An upper estimate of what the forward pass of one row keeps for the backward pass, with what
+    the largest steps need besides.
+
+    A decoder layer, per token, at `width` bytes: 5 times the queries (before and after attention,
+    keys and values repeated to as many heads), 4 times the MLP's width, each norm's output; norms
+    themselves work in float32 and keep three times their input. With gradient checkpointing a layer
+    keeps its input alone (`stream` bytes a value), and one layer at a time the rest. Twice a layer
+    more for gradients on their way. Logits: a tile of the head, in float32 and `width` bytes. A
+    frozen tower keeps its layers' outputs. A dense attention mask is counted once.
+
+    Args:
+        tokens: of the row; images: in it; tile: most logits held at once, see `head.TILE`.
+    """
+    # transformers types sub-configurations as what a caller may pass.
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    wide, heads = text.hidden_size, text.num_attention_heads
+    size = head_size(text)
+    norms = 1 if text.model_type.startswith("cohere") else 2
+    layer = norms * (12 + width) * wide + width * (5 * heads * size + 4 * text.intermediate_size)
+    if getattr(text, "use_qk_norm", False) or text.model_type == "qwen3":
+        layer += 12 * size * (heads + text.num_key_value_heads)
+    kept = text.num_hidden_layers
+    if not (checkpointing or learns.tower or learns.projector or learns.embeddings):
+        lowest = [i for i in range(kept) if learns.layers[i] or learns.adapters[i]]
+        kept -= min(lowest, default=kept)
+    decoder = kept * stream * wide + 2 * layer if checkpointing else (kept + 2) * layer
+    ends = (12 + 5 * stream) * wide
+    total = tokens * (decoder + ends) + (1 + width) * tokens**2
+
+    side, deep = vision.hidden_size, vision.intermediate_size
+    depth = config.vision_layers_used
+    patches = images * (cast(int, config.image_seq_length) + 1)
+    block = (8 + 10 * width) * side + 3 * width * deep
+    kept_whole = depth if learns.tower and not checkpointing else 0
+    tower = (depth + 1) * width * side + (kept_whole + 2) * block
+    projector = width * (side + 3 * config.projector_num_layers * wide)
+    logits = min(tile, tokens * text.vocab_size) * (4 + 2 * width)
+    return int(total + patches * (tower + projector) + logits)
+
+
+# ------------------------------------------------------------------------------ checked
+
+
+def check_memory(
+    recipe: Recipe, stage: StageRecipe, previous: Path | None, state: Any, trust: bool
+) -> list[str]:
+    """Raise MemoryError, in one line, when the model and its training state cannot fit.
+
+    Returns lines for the user.
+    """
+    import psutil
+
+    from ..model.assemble import base_configs
+    from ..model.checkpoint import checkpoint_config, find_checkpoint
+
+    source = recipe.model
+    if previous is None and source.checkpoint is None:
+        bases = base_configs(str(source.vision_tower), str(source.language_model), trust)
+        config = maya_config(recipe, *bases)
+    else:
+        config = checkpoint_config(find_checkpoint(source, previous))
+    dtype, count = getattr(torch, source.dtype), state.num_processes
+    mixed = bool(stage.args.get("bf16", torch.cuda.is_available()))
+    shards = sharding(stage.args, count, os.environ, torch.cuda.is_available())
+    model, memory = stage_memory(config, stage, dtype, mixed, shards, count)
+    needed, rows = memory.resident, table(model, stage.train, stage.adapter)
+    total = sum(row.parameters for row in rows)
+    trained = sum(row.parameters for row in rows if row.rate is not None)
+    if torch.cuda.is_available():
+        free, place = torch.cuda.mem_get_info(state.local_process_index)[0], "GPU memory"
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        free, place = psutil.virtual_memory().available // max(1, local), "memory"
+    if needed > free:
+        raise MemoryError(
+            f"stage {stage.name}: too little {place}: weights, gradients and optimizer state of "
+            f"{total:,} parameters ({trained:,} trained) take {needed / 2**30:.1f} GiB a process, "
+            f"{free / 2**30:.1f} GiB are free; train fewer parts, use dtype bfloat16, an adapter, "
+            "quantized weights, an 8-bit optimizer or fsdp, or a larger machine"
+        )
+    return [WITHOUT_FSDP[shards]] if stage.args.get("fsdp") and shards in WITHOUT_FSDP else []

@@ -1,0 +1,328 @@
+"""One stage of a run: its data, model and trainer are made, it is trained, and finished or stopped."""
+
+import dataclasses
+import gc
+import math
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..common.signals import Interruption, Stopped, signal_handlers
+from ..recipe import AdapterRecipe, Recipe, StageRecipe, count_steps, template_owners
+from .checkpoints import newest_whole, read_state
+from .context import StageRun
+from .finish import finish_stage
+from .sft_config import check_metric, metric_name, stage_arguments
+
+# The pictures of a stage whose changes are watched.
+PICTURES = "pictures.{}.parquet"
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: StageRecipe,
+    previous: Path | None,
+    folder: Path,
+    trust_remote_code: bool,
+    state: Any,
+) -> int | None:
+    """Train a stage, or what is left of it; returns the signal that asked to stop after its end, if any.
+
+    Raises Stopped when it was asked before that.
+    """
+    import torch
+    from transformers import set_seed
+
+    from ..model.freezing import format_table
+    from .memory import check_memory
+
+    run = StageRun(recipe, stage, previous, folder, trust_remote_code, state)
+    run.say(f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
+    # Reference cycles keep the previous model alive; free it before loading the next.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    for line in check_memory(recipe, stage, previous, state, trust_remote_code):
+        run.say("  " + line)
+    data, held = _open_data(run)
+    set_seed(recipe.seed)
+    model, processor, rows = _make_model(run)
+    run.say(format_table(rows))
+    args = stage_arguments(recipe, stage, folder, state)
+    attention = _prepare_decoder(run, model, args)
+    schedule, plan = _plan_steps(run, data, args)
+    found = _newest_checkpoint(run, args)
+    if found is not None:
+        run.say(f"continuing from {found}")
+        args.eval_on_start = False
+        done = read_state(found)
+        if schedule.stops_early(done["log_history"]):
+            args.max_steps = done["global_step"]
+    trainer = _make_trainer(run, model, processor, args, attention, schedule, data, plan, held)
+    return _train(run, trainer, found, rows)
+
+
+# ------------------------------------------------------------------------------ data
+
+
+def _open_data(run: StageRun) -> tuple[Any, Any]:
+    """The stage's data, and its held-out data or None."""
+    from ..batches.open import open_groups
+    from .watched import note
+
+    stage, seed = run.stage, run.recipe.seed
+    with run.state.main_process_first():
+        data = open_groups(stage, seed, pinned=run.work / f"{stage.name}.files.json")
+        held = None
+        if stage.eval_data:
+            held = open_groups(
+                dataclasses.replace(stage, data=stage.eval_data),
+                seed,
+                pinned=run.work / f"{stage.name}.eval_files.json",
+            )
+    for line in [*data.report, data.summary()]:
+        run.say("  " + line)
+    if held is not None:
+        for line in [*held.report, held.summary()]:
+            run.say("  held out: " + line)
+        check_metric(stage, held.languages)
+    if run.state.is_main_process:
+        opened = [data] if held is None else [data, held]
+        if told := note(stage, opened, run.work / PICTURES.format(stage.name)):
+            run.say("  " + told)
+    return data, held
+
+
+# ------------------------------------------------------------------------------ model
+
+
+def _make_model(run: StageRun) -> tuple[Any, Any, list[Any]]:
+    """The model with its adapter and its rates, its processor, and the rows of the table of parts."""
+    from ..model.adapters import add_adapter
+    from ..model.freezing import apply_rules
+
+    stage = run.stage
+    model, processor = load_model(run)
+    if stage.adapter is not None:
+        add_adapter(model, stage.adapter, stage.train)
+    rows = apply_rules(model, stage.train, stage.adapter)
+    if stage.adapter is not None:
+        _continue_adapter(run, stage.adapter, model)
+    return model, processor, rows
+
+
+def load_model(run: StageRun) -> tuple[Any, Any]:
+    """The model and processor a stage starts from, quantized where its adapter says so."""
+    import torch
+
+    recipe, stage, previous = run.recipe, run.stage, run.previous
+    model = recipe.model
+    dtype = getattr(torch, model.dtype)
+    named = dict.fromkeys(owner.chat_template for _, owner in template_owners(recipe))
+    further = [name for name in named if name not in (None, model.chat_template)]
+    if previous is None and model.checkpoint is None:
+        from ..model.assemble import IMAGE, build_maya
+
+        assert model.projector_num_layers is not None
+        assert model.vision_feature_layer is not None
+        return build_maya(
+            str(model.vision_tower),
+            str(model.language_model),
+            projector_num_layers=model.projector_num_layers,
+            chat_template=str(model.chat_template),
+            further_templates=further,
+            image_token=model.image_token or IMAGE,
+            image_aspect=str(model.image_aspect),
+            vision_feature_layer=model.vision_feature_layer,
+            vision_feature_select_strategy=str(model.vision_feature_select_strategy),
+            dtype=dtype,
+            trust_remote_code=run.trust_remote_code,
+        )
+    from ..model.checkpoint import find_checkpoint, load_checkpoint
+
+    options = {}
+    if stage.adapter is not None and stage.adapter.quantize is not None:
+        from ..model.adapters import quantization
+
+        options["quantization_config"] = quantization(stage.adapter, dtype)
+    return load_checkpoint(
+        find_checkpoint(model, previous),
+        model,
+        # A stage with an adapter continues that of the checkpoint.
+        merged=stage.adapter is None,
+        further_templates=further,
+        **options,
+    )
+
+
+def _continue_adapter(run: StageRun, adapter: AdapterRecipe, model: Any) -> None:
+    """Give a fresh adapter the values of the one that the stage starts from, if that is one."""
+    from ..common.adapters import Adapter
+    from ..model.adapters import check_continued, load_adapter
+    from ..model.checkpoint import find_checkpoint
+
+    found = find_checkpoint(run.recipe.model, run.previous)
+    if isinstance(found, Adapter):
+        check_continued(found, adapter)
+        load_adapter(model, found.weights.parent, more=True)
+        run.say(f"continues the adapter of {found.model}, on {found.base}")
+
+
+def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
+    """Give the decoder its dtype and attention, and compile its layers; returns the attention's name."""
+    import torch
+
+    from ..model.attention import choose_attention, set_attention
+    from ..model.compiling import compile_layers
+
+    if args.bf16:
+        # In bfloat16 a small step rounds to nothing: what learns is kept in float32.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    decoder = model.model.language_model
+    half = args.bf16 or args.fp16 or decoder.dtype != torch.float32
+    attention = choose_attention(run.recipe.model.attention, decoder, run.state.device.type, half)
+    set_attention(decoder, attention)
+    compile_layers(decoder, run.stage.args, attention)
+    run.say(f"attention: {attention}")
+    return attention
+
+
+# ------------------------------------------------------------------------------ steps
+
+
+def _plan_steps(run: StageRun, data: Any, args: Any) -> tuple[Any, Sequence[Any]]:
+    """The schedule and the groups of the stage; sets the steps of `args`."""
+    from .schedule import Schedule
+
+    stage, seed = run.stage, run.recipe.seed
+    per_step = stage.batch_size
+    shuffled = stage.order == "shuffled"
+    per_epoch = len(data.plan(None, stage.group_size, seed, shuffled=shuffled))
+    steps = count_steps(args.max_steps, args.num_train_epochs, per_step, per_epoch)
+    groups = steps * per_step
+    if args.max_steps <= 0:  # epochs: the last step has what is left, and nothing of the next
+        groups = min(groups, math.ceil(per_epoch * args.num_train_epochs))
+    args.max_steps = steps
+    plan = data.plan(groups, stage.group_size, seed, shuffled=shuffled)
+    run.say(
+        f"{args.max_steps:,} steps of {per_step} groups of at most {stage.group_size} conversations: "
+        f"{groups / per_epoch:.2f} passes over the data"
+    )
+    args.num_train_epochs = 1.0
+    schedule = Schedule(
+        save=args.save_strategy.value,
+        per_step=per_step,
+        groups=groups,
+        per_epoch=per_epoch,
+        metric=metric_name(args),
+        greater=bool(args.greater_is_better),
+        patience=stage.early_stopping_patience,
+        threshold=stage.early_stopping_threshold,
+    )
+    # The schedule decides; for Trainer any strategy but `no` keeps the best step in its state.
+    args.save_strategy = type(args.save_strategy)(
+        "steps" if schedule.save == "best" else schedule.save
+    )
+    return schedule, plan
+
+
+def _newest_checkpoint(run: StageRun, args: Any) -> Path | None:
+    """The checkpoint that all ranks continue from; see `newest_whole`, which the first one asks."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Path | None] = [None]
+    if run.state.is_main_process:
+        found = [newest_whole(Path(args.output_dir), bool(args.load_best_model_at_end), run.say)]
+    broadcast_object_list(found)
+    return found[0]
+
+
+# ------------------------------------------------------------------------------ training
+
+
+def _make_trainer(
+    run: StageRun,
+    model: Any,
+    processor: Any,
+    args: Any,
+    attention: Any,
+    schedule: Any,
+    data: Any,
+    plan: Sequence[Any],
+    held: Any,
+) -> Any:
+    import datasets
+
+    from ..batches.collator import GroupCollator
+    from .held_out import HeldOut
+    from .trainer import MayaTrainer, quiet_callbacks
+
+    stage, ranks = run.stage, run.state.num_processes
+    dataset = datasets.Dataset.from_dict(
+        {
+            "step": [step for step in range(args.max_steps) for _ in range(ranks)],
+            "rank": list(range(ranks)) * args.max_steps,
+        }
+    )
+    options: dict[str, Any] = {
+        "attention": attention,
+        "max_length": stage.args.get("max_length"),
+        "batch_size": stage.batch_size,
+        "ranks": ranks,
+        "on_bad_row": stage.on_bad_row,
+        "on_long_row": stage.on_long_row,
+    }
+    held_out = None
+    if held is not None:
+        pass_over = held.plan(None, stage.group_size, run.recipe.seed, shuffled=False)
+        held_out = HeldOut(
+            GroupCollator(held, processor, plan=pass_over, **options), held.languages
+        )
+    trainer = MayaTrainer(
+        model,
+        args,
+        rules=stage.train,
+        languages=data.languages,
+        schedule=schedule,
+        held_out=held_out,
+        adapter=stage.adapter,
+        train_dataset=dataset,
+        eval_dataset=None if held_out is None else dataset,  # asked for, and not read
+        data_collator=GroupCollator(data, processor, plan=plan, **options),
+        processing_class=processor,
+    )
+    quiet_callbacks(trainer, stage.name)
+    trainer.bad_rows_file = run.work / f"{stage.name}.bad_rows.{run.state.process_index}.jsonl"
+    return trainer
+
+
+def _train(run: StageRun, trainer: Any, found: Path | None, rows: Sequence[Any]) -> int | None:
+    """Train from a checkpoint, if any, to the end, and finish the stage; see `run_stage`."""
+    from ..model.attention import set_attention
+
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and asked and run.state.num_processes == 1:
+            raise Interruption(number)  # asked for the second time
+        asked.append(number)
+        trainer.ask_to_stop()
+
+    decoder = trainer.model.model.language_model
+    # The trainer saves after the step in progress and stops; with no step left, the stage is finished
+    # first.
+    with signal_handlers(ask):
+        trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        stop = signal.Signals(asked[0]) if asked else signal.SIGTERM
+        if trainer.is_finished:
+            set_attention(decoder, "dense")
+            finish_stage(run, trainer, rows)
+            return stop if trainer.is_asked_to_stop() else None
+    raise Stopped(
+        f"stage {run.stage.name}: asked to stop, saved after step {trainer.state.global_step} of "
+        f"{trainer.args.max_steps}; the same command continues",
+        stop,
+    )

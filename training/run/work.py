@@ -1,0 +1,180 @@
+"""The work of a stage: its groups, their lengths, its steps and evaluations; measured, or assumed by a file."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling_maya import MayaConfig
+
+from ..arguments import LOGGING_STEPS
+from ..common.reading import read_json_mapping
+from ..common.schema import build
+from ..model.flops import visible_pairs
+from ..recipe import Recipe, StageRecipe, count_steps
+
+# Groups of a stage's data that are tokenised for its lengths.
+SAMPLE = 256
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage computes. tokens, pairs, positions, images: means over groups of a sample;
+    longest: tokens of the longest group in it. assumed: where these numbers are from, if not from
+    the data."""
+
+    groups_per_epoch: int
+    steps: int
+    tokens: float
+    pairs: float
+    positions: float
+    images: float
+    longest: int
+    assumed: str = ""
+
+
+def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work:
+    """Groups, steps, and lengths from a sample of a stage's data.
+
+    Raises FileNotFoundError or ValueError, in one line, where data or tokenizer is not here: nothing
+    is downloaded for it but a tokenizer.
+    """
+    from ..batches.collator import GroupCollator
+    from ..batches.open import open_groups
+    from ..batches.packing import pack_group
+
+    for source in stage.data:
+        if not Path(source.path).exists():
+            raise FileNotFoundError(f"no {source.path} here")
+    processor = _processor(recipe, config)
+    data = open_groups(stage, recipe.seed)
+    shuffled = stage.order == "shuffled"
+    plan = data.plan(None, stage.group_size, recipe.seed, shuffled=shuffled)
+    collator = GroupCollator(data, processor, max_length=stage.args.get("max_length"))
+    count = tokens = pairs = positions = images = longest = 0
+    for number in range(0, len(plan), max(1, len(plan) // SAMPLE)):
+        _, part = plan[number]
+        try:
+            encoded = [collator.encode(index) for index in part.tolist()]
+        except ValueError:
+            continue  # bad and long rows are for the run's own policy
+        count += 1
+        trees = pack_group(encoded, collator.image_token, collator.max_length)
+        longest = max(longest, sum(len(tree) for tree in trees))
+        images += len({key for item in encoded for key in item.images})
+        positions += sum(int(item.trained.sum()) for item in encoded)
+        for tree in trees:
+            tokens += len(tree)
+            pairs += visible_pairs(len(tree.prefix), [len(b) for b in tree.branches])
+    if not count:
+        raise ValueError(f"stage {stage.name}: no row of a sample of its data can be used")
+    return Work(
+        len(plan),
+        _steps(stage, len(plan)),
+        tokens / count,
+        pairs / count,
+        positions / count,
+        images / count,
+        longest,
+    )
+
+
+@dataclass(frozen=True)
+class AssumedData:
+    """prefix and branches: tokens of an image and of each of its conversations, which are learned;
+    source: where this is from."""
+
+    images_per_epoch: int
+    prefix: int
+    branches: list[int]
+    source: str
+
+
+def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
+    """What `file` says of a stage's data, for when that is not here; None if it says nothing.
+
+    By the stage's name, what `AssumedData` holds; an image's conversations become near-equal groups of at
+    most the stage's group_size. Raises ValueError naming the file and key.
+    """
+    if not file.is_file():
+        return None
+    values = read_described(file).get(stage.name)
+    if values is None:
+        return None
+    said = build(AssumedData, values, str(file), stage.name)
+    if not said.branches:
+        raise ValueError(f"{file}: {stage.name}.branches: expected at least one, found none")
+    parts = -(-len(said.branches) // stage.group_size)
+    groups = [part.tolist() for part in np.array_split(said.branches, parts)]
+    count = said.images_per_epoch * parts
+    return Work(
+        groups_per_epoch=count,
+        steps=_steps(stage, count),
+        tokens=said.prefix + sum(said.branches) / parts,
+        pairs=sum(visible_pairs(said.prefix, group) for group in groups) / parts,
+        positions=sum(said.branches) / parts,
+        images=1.0,
+        longest=said.prefix + max(map(sum, groups)),
+        assumed=said.source,
+    )
+
+
+def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:
+    return count_steps(
+        int(stage.args.get("max_steps", 0)),
+        float(stage.args.get("num_train_epochs", 1.0)),
+        stage.batch_size,
+        groups_per_epoch,
+    )
+
+
+def _processor(recipe: Recipe, config: MayaConfig) -> Any:
+    """The processor a recipe trains with, from what its bases or checkpoint hold."""
+    from processing_maya import MayaImageProcessor, MayaProcessor
+
+    from ..model.assemble import IMAGE, add_placeholder, find_base, open_tokenizer
+    from ..model.checkpoint import find_checkpoint, open_processor
+    from ..model.templates import find_template
+
+    model = recipe.model
+    try:
+        if model.checkpoint is not None:
+            return open_processor(find_checkpoint(model), model)
+        language = find_base(str(model.language_model), "language_model")
+        tokenizer = open_tokenizer(language, config.get_text_config().vocab_size)
+    except OSError:
+        name = model.checkpoint or model.language_model
+        raise ValueError(f"no tokenizer of {name} here") from None
+    image_token = model.image_token or IMAGE
+    add_placeholder(tokenizer, image_token, config.get_text_config().vocab_size)
+    height, width = config.vision_image_size
+    template = find_template(str(model.chat_template), tokenizer, image_token)
+    return MayaProcessor(
+        image_processor=MayaImageProcessor(size={"height": height, "width": width}),
+        tokenizer=tokenizer,
+        image_seq_length=config.image_seq_length,
+        chat_template=template.text,
+        image_token=image_token,
+    )
+
+
+def evaluations(stage: StageRecipe, work: Work) -> int:
+    """How often a stage looks at its held-out rows: as its args say, and at its end."""
+    at_first = int(bool(stage.args.get("eval_on_start")))
+    if stage.args.get("eval_strategy", "steps") == "epoch":
+        passes = work.steps * stage.batch_size / work.groups_per_epoch
+        return at_first + math.ceil(passes)
+    args = stage.args
+    every = float(args.get("eval_steps") or args.get("logging_steps") or LOGGING_STEPS)
+    every = math.ceil(work.steps * every) if every < 1 else every
+    return at_first + math.ceil(work.steps / every)
+
+
+def read_described(file: Path) -> dict[str, Any]:
+    """The mapping in a file that describes what is not here. Raises ValueError naming the file."""
+    try:
+        return read_json_mapping(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; correct it") from None
