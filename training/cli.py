@@ -141,7 +141,8 @@ def _data_export(args: argparse.Namespace) -> None:
 def _data_validate(args: argparse.Namespace) -> None:
     from .data.validate import validate_sources
 
-    if validate_sources(args.sources, images=args.images, language=args.language):
+    options = {"images": args.images, "language": args.language, "data_files": args.data_files}
+    if validate_sources(args.sources, **options):
         sys.exit(1)
 
 
@@ -550,6 +551,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     validate.add_argument("--images", type=_place, help="folder or zip of the pictures")
     validate.add_argument("--language", help="BCP-47 code of rows that do not say theirs")
+    validate.add_argument(
+        "--data-files",
+        metavar="FILE",
+        help="the one file of a folder or Hub dataset that has the rows, such as LLaVA's JSON",
+    )
 
     preambles = _subcommand(
         datasets, "preambles", _data_preambles, "find the preamble that translates best"
@@ -698,7 +704,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as error:
         # Of processes that train together, all stop; one of them says so.
         if os.environ.get("RANK", "0") == "0":
-            _tell(f"maya {args.command}: {one_line(str(error))}")
+            _tell(f"maya {args.command}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
         then = "; the same command continues" if args.command in ("train", "data") else ""
@@ -725,7 +731,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _extra(command: str) -> str:
