@@ -182,7 +182,7 @@ def _evaluate(about: str, expect: Expect, name: str, write: Writer) -> Case:
         options = ["--data", str(folder), "--output", str(place.output), "--no-baselines"]
         return ["evaluate", str(place.world.model), *options]
 
-    return Case(about, prepare, expect, ("questions",), seconds=60)
+    return Case(about, prepare, expect, ("questions", "picture '"), seconds=60)
 
 
 def _address(chance: random.Random) -> Case:

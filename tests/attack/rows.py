@@ -200,7 +200,7 @@ def _odd_file(chance: random.Random) -> Case:
         "10**5 digits": (good.replace(b'"en"', b"1" * 100_000), "refused"),
         "double key": (good.replace(b'"id"', b'"id": "x", "id"'), "refused"),
         "raw control": (good.replace(b"boat", b"bo\x01\x1b[2Jat"), "refused"),
-        "long": (good.replace(b"boat", b"a" * 500_000), "either"),
+        "long": (good.replace(b"boat", b"a" * 3_000_000), "either"),
         "html": (b"<!DOCTYPE html><title>404</title>", "refused"),
         "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "refused"),
         "trailing": (good + b"\n]", "refused"),
@@ -218,6 +218,9 @@ def _odd_file(chance: random.Random) -> Case:
     data, expect = shapes[sort]
     if chance.random() < 0.7:
         return _validate(f"{kind} {sort}", name, data, expect=expect, **known)
+    if sort == "long":
+        # The recipe sets no longest row, so a run would learn from all of it.
+        data = good.replace(b"boat", b"a" * 10_000)
     return _train(f"{kind} {sort}", name, data, chance.random() < 0.5, **_of_train(sort, expect))
 
 

@@ -4,21 +4,24 @@ The blind run asks the same questions without a picture, the shuffled run with a
 remains there was learned from the texts alone.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from ..common.files import write_parquet
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import files_sha256, provenance
 from ..common.reading import read_yaml
+from ..common.telling import one_line
 from ..inference.generation import Answer, Question, answer, is_maya
 from ..inference.load import load
 from .metrics import SCRIPTS, in_script
@@ -208,22 +211,41 @@ class Asking:
             )
             for request in requests
         ]
-        return answer(
-            self.network,
-            self.processor,
-            [pictures.load(key) for key in keys],
-            questions,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            progress=progress,
-        )
+        with self._naming_pictures(keys, loaded := [pictures.load(key) for key in keys]):
+            return answer(
+                self.network,
+                self.processor,
+                loaded,
+                questions,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                progress=progress,
+            )
+
+    @contextlib.contextmanager
+    def _naming_pictures(
+        self, keys: Sequence[str], loaded: Sequence[Image.Image]
+    ) -> Iterator[None]:
+        """Have an error of a picture that the processor does not take name it."""
+        try:
+            yield
+        except ValueError:
+            read = getattr(self.processor, "image_processor", None)
+            for key, picture in zip(keys, loaded, strict=True) if read else ():
+                try:
+                    read(picture, return_tensors="pt")
+                except ValueError as error:
+                    raise ValueError(one_line(f"picture {key!r}: {error}")) from None
+            raise
 
     def try_out(self, parts: Iterable[Loaded], blind: bool) -> None:
         """Ask about each task's first picture for one token, to see whether the model can be asked so."""
         question = "What is this?"
         for part in parts:
-            picture = part.pictures.load(part.requests[0].pictures[0])
-            answer(self.network, self.processor, [picture], [Question(0, question, 1)])
+            key = part.requests[0].pictures[0]
+            picture = part.pictures.load(key)
+            with self._naming_pictures([key], [picture]):
+                answer(self.network, self.processor, [picture], [Question(0, question, 1)])
         if blind:
             answer(self.network, self.processor, [], [Question(None, question, 1)])
 
