@@ -230,7 +230,7 @@ class Asking:
         try:
             yield
         except ValueError:
-            read = getattr(self.processor, "image_processor", None)
+            read: Any = getattr(self.processor, "image_processor", None)
             for key, picture in zip(keys, loaded, strict=True) if read else ():
                 try:
                     read(picture, return_tensors="pt")
