@@ -325,3 +325,12 @@ def test_refuses_rows_of_no_task(tmp_path):
     write_results(results, tmp_path / "results.json")
     with pytest.raises(ValueError, match=r"rows\[3\]: 'letters' with the subset 'elsewhere'"):
         read_results(tmp_path / "results.json")
+
+
+def test_refuses_results_whose_metric_is_not_among_the_metrics(tmp_path):
+    path = tmp_path / "results.json"
+    results = results_of({"model": "AABBxx"})
+    results["tasks"]["letters"]["metric"] = "."
+    write_results(results, path)
+    with pytest.raises(ValueError, match=r"tasks\.letters\.metric: expected one of .*, found '\.'"):
+        read_results(path)
