@@ -801,3 +801,8 @@ def test_validate_reads_the_one_file_that_is_named(tmp_path, capsys):
     for wrong in (f"{path}/rows.json", "plan.yaml"):
         with pytest.raises(ValueError, match=f"{wrong}: --data-files"):
             validate_sources([wrong], data_files="rows.json")
+
+
+def test_a_blank_name_of_the_pictures_is_refused():
+    with pytest.raises(ValueError, match=r"^source\.images: expected a folder, .* found ' '$"):
+        SourcePlan("llava", "rows.json", images=" ")
