@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 import pyarrow.parquet
 
+from maya_vlm.training.common.cards import check_cards
+from maya_vlm.training.common.reading import open_file
 from maya_vlm.training.common.telling import one_line
 
 from ..cards.dataset import read_manifest
@@ -46,6 +48,7 @@ def check_files(folder: Path) -> dict[str, Content]:
     if not files:
         raise FileNotFoundError(f"{folder} is not a dataset folder: it has no .parquet files")
     for file in files:
+        open_file(file).close()  # a pipe or a device is no table
         try:
             rows = pyarrow.parquet.read_metadata(file).num_rows
         except (pyarrow.ArrowException, OSError) as error:
@@ -69,6 +72,7 @@ def check_configs(folder: Path) -> None:
     """
     from datasets import get_dataset_config_names, get_dataset_split_names
 
+    check_cards(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         try:
@@ -125,7 +129,10 @@ def count_config(
     import datasets
 
     shown = datasets.utils.logging.is_progress_bar_enabled()
+    verbosity = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    # What it logs of a broken file stands in the error as well.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         found = datasets.load_dataset(
             path, config, streaming=streaming, revision=revision, token=token, cache_dir=cache
@@ -137,6 +144,7 @@ def count_config(
             f"{path}: config {config!r}: datasets cannot read it: {message}"
         ) from error
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()
 

@@ -32,7 +32,10 @@ def cases(chance: random.Random) -> Iterator[Case]:
 
 
 class Answer:
-    """What is sent: a status with its reason, headers and a body; or bytes as they are."""
+    """What is sent: a status with its reason, headers and a body; or bytes as they are.
+
+    open: the connection stays open after `raw`, and nothing more comes.
+    """
 
     def __init__(
         self,
@@ -41,9 +44,11 @@ class Answer:
         reason: str | None = None,
         raw: bytes | None = None,
         endless: bytes | None = None,
+        open: bool = False,
     ) -> None:
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.status, self.reason, self.raw, self.endless = status, reason, raw, endless
+        self.open = open
 
 
 def _reply(text: Any, **fields: Any) -> dict[str, Any]:
@@ -69,6 +74,8 @@ def _handler(odd: Answer, good: str | None) -> type[BaseHTTPRequestHandler]:
             answer = odd if odd_one else Answer(_reply(good or f"〘{text}〙"))
             if answer.raw is not None:
                 self.wfile.write(answer.raw)
+                if answer.open:
+                    self.rfile.read(1)  # until the client goes
                 self.close_connection = True
                 return
             self.send_response(answer.status, answer.reason)
@@ -202,6 +209,15 @@ def _wire(chance: random.Random) -> tuple[str, Answer, Expect]:
         "wrong length": Answer(raw=head + b"Content-Length: 99999\r\n\r\n{}"),
         "negative length": Answer(raw=head + b"Content-Length: -1\r\n\r\n{}"),
         "bad gzip": Answer(raw=head + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd"),
+        "chunks without an end": Answer(
+            raw=head + b"Transfer-Encoding: chunked\r\n\r\n4\r\n{   \r\n"
+        ),
+        "bad chunk": Answer(raw=head + b"Transfer-Encoding: chunked\r\n\r\n\x1b[2J\r\n{}"),
+        "headers without an end": Answer(raw=head + b"X: y\r\n", open=True),
+        "body without an end": Answer(raw=head + b'Content-Length: 99\r\n\r\n{"choices', open=True),
+        "stream": Answer(
+            raw=head + b"Content-Type: text/event-stream\r\n\r\ndata: {}\n\n", open=True
+        ),
         "endless": Answer(endless=b" " * 2**20),
         "slow and endless": Answer(endless=b" "),
     }

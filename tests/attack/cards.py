@@ -51,6 +51,7 @@ def card_faults(text: str) -> list[Fault]:
         faults.append(Fault("a card's head is not its own", parts[1][:200]))
     body = re.sub(r"^```.*?^```$", "", parts[2], flags=re.DOTALL | re.MULTILINE)
     body = re.sub(r"(`+)(?!`)[^\n]*?(?<!`)\1(?!`)", "", body)
+    body = re.sub(r"\\[!-/:-@\[-`{-~]", "", body)  # what a backslash makes text
     if found := _MARKUP.search(body):
         faults.append(Fault("a name becomes markup of a card", body[found.start() - 40 :][:120]))
     if bad := [letter for letter in text if letter != "\n" and _controls(letter)]:

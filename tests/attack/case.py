@@ -83,7 +83,7 @@ class Case:
     rows: how many rows `maya data validate` must account for; bad ones make it end with 1.
     writes: files of the input that the command may change, such as a card beside a model.
     answers: the command prints a model's answer, which is not judged.
-    seconds: after so long the command hangs.
+    seconds: a command hangs that computes so long, or does not end in three times as long.
     check: what else must hold of the folder; returns faults.
     """
 

@@ -23,6 +23,8 @@ from typing import Any
 
 from .case import Case, Outcome, Place
 
+# A machine with other work takes so many times longer: a hang is that many times the seconds that a case computes.
+SLOWER = 3
 ADDRESS_SPACE = 3 * 2**30  # bytes above what the process has: the machine survives what leaks
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Evaluation notes the commit of the package and the processor's name.
@@ -54,7 +56,8 @@ def attempt(case: Case, place: Place) -> Outcome:
             outcome.seconds = time.monotonic() - began
             if done:
                 break
-            if outcome.seconds > case.seconds and not outcome.hang:
+            late = outcome.seconds > SLOWER * case.seconds or _computed(child) > case.seconds
+            if late and not outcome.hang:
                 outcome.hang = True
                 os.kill(child, signal.SIGKILL)
             time.sleep(0.005)
@@ -86,6 +89,15 @@ def attempt(case: Case, place: Place) -> Outcome:
     if case.check is not None and outcome.code is not None:
         outcome.found = case.check(place, outcome)
     return outcome
+
+
+def _computed(child: int) -> float:
+    """Seconds that a child has computed; 0 for one that has ended."""
+    try:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident() -> float:

@@ -47,11 +47,11 @@ def _case(
         if verb == "publish":
             return ["publish", str(folder), "user/name", "--kind", "dataset"]
         if verb == "validate":
-            return ["data", "validate", str(folder / "data"), "--language", "en"]
+            return ["data", "validate", str(folder), "--language", "en"]
         form = verb.split()[1]
         return ["data", "export", str(folder), "--output", str(place.output), "--format", form]
 
-    # `validate` reads the texts only; publishing ends with that there is no Hub.
+    # `validate` reads no manifest; publishing ends with that there is no Hub.
     known = expect if verb.startswith("export") or about == "good" else "either"
     shown = ("dataset", "offline", *names)
     writes = ("data",) if verb == "publish" else ()

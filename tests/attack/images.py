@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import zipfile
 import zlib
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
@@ -55,7 +58,8 @@ def cases(chance: random.Random) -> Iterator[Case]:
             yield _address(chance)
             continue
         about, expect, suffix, write = chance.choice(_SORTS)(chance)
-        command = chance.choice([_validate, _validate, _validate, _chat, _zip, _build, _train])
+        commands = [_validate, _validate, _validate, _chat, _zip, _build, _train, _train, _evaluate]
+        command = chance.choice(commands)
         if command is _chat and about == "link out":
             # A link that the user names is the user's; one that a row names is a stranger's.
             command = _validate
@@ -158,9 +162,36 @@ def _train(about: str, expect: Expect, name: str, write: Writer) -> Case:
     return Case(about, prepare, "either" if expect == "either" else "accepted", (name, "row-1"))
 
 
+def _evaluate(about: str, expect: Expect, name: str, write: Writer) -> Case:
+    """A dataset of questions about three pictures, one of which is bad."""
+
+    def prepare(place: Place) -> list[str]:
+        place.input.mkdir(exist_ok=True)
+        path = place.input / name
+        write(place, path)
+        small = path.is_file() and not path.is_symlink() and path.stat().st_size < 2**26
+        data = path.read_bytes() if small else b""
+        folder = place.input / "questions"
+        shutil.copytree(place.world.questions, folder)
+        table = pq.read_table(folder / "images" / "test.parquet")
+        pictures = table.column("picture").to_pylist()
+        pictures[1] = {"bytes": data, "path": name}
+        cells = pa.array(pictures, table.schema.field("picture").type)
+        at = table.schema.get_field_index("picture")
+        pq.write_table(table.set_column(at, "picture", cells), folder / "images" / "test.parquet")
+        options = ["--data", str(folder), "--output", str(place.output), "--no-baselines"]
+        return ["evaluate", str(place.world.model), *options]
+
+    return Case(about, prepare, expect, ("questions", "picture '"), seconds=60)
+
+
 def _address(chance: random.Random) -> Case:
-    """An address that nobody outside of this machine and its network can ask."""
+    """An address that nobody outside of this machine and its network can ask: an argument, or a row's."""
     address = chance.choice(ADDRESSES)
+    command = chance.choice([_validate, _build, _train, _train, None])
+    if command is not None:
+        about = f"{command.__name__[1:]} {address!r:.60}"
+        return command(about, "refused", address, lambda place, path: None)
     # Control characters are shown as escapes; a data URI is too long to be shown.
     names = (address[:40], address[7:25], "data: URI", "x1b[2J")
 

@@ -127,7 +127,7 @@ def _recipe(chance: random.Random) -> Case:
         f"recipe {key} {value!r:.40}",
         prepare,
         expect,
-        ("recipe.yaml", "rows.jsonl", key, value[:20]),
+        ("recipe.yaml", "rows.jsonl", key, value[:20].removeprefix("~"), value.split("/")[-1]),
     )
 
 

@@ -130,4 +130,7 @@ def _set(chance: random.Random) -> Case:
     def prepare(place: Place) -> list[str]:
         return _command(place, yaml.safe_dump(good_plan(place)), "build", [text])
 
-    return Case(f"build --set {text:.40}", prepare, "refused", ("plan.yaml", text[:20]))
+    # Control characters are shown as escapes.
+    shown = text.encode("unicode_escape", "backslashreplace").decode()
+    names = ("plan.yaml", text[:20], shown[:20])
+    return Case(f"build --set {text:.40}", prepare, "refused", names)

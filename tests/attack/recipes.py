@@ -188,4 +188,6 @@ def _set(chance: random.Random) -> Case:
         return _command(place, yaml.safe_dump(place.world.recipe()), False, [text])
 
     expect: Expect = "either" if text == "output_dir=[]" else "refused"
-    return Case(f"--set {text:.40}", prepare, expect, ("recipe.yaml", text[:20]))
+    # Control characters are shown as escapes.
+    shown = text.encode("unicode_escape", "backslashreplace").decode()
+    return Case(f"--set {text:.40}", prepare, expect, ("recipe.yaml", text[:20], shown[:20]))

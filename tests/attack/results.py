@@ -49,9 +49,9 @@ def _value(chance: random.Random) -> Case:
     seed, value = chance.randrange(2**32), chance.choice([*ODD, *HOSTILE])
 
     def make(results: Any) -> Any:
-        parts = ("settings", "model", "data", "runs", "chance", "failures", "fidelity", "yes_rate")
-        found = [p for p in paths_of(results) if p[0] in parts]
-        at = random.Random(seed).choice(found)
+        draw = random.Random(seed)
+        part = draw.choice(["model", "tasks", "tasks", "rows"])
+        at = (part, *draw.choice(paths_of(results[part])))
         if at == ("model", "weights_sha256"):
             at = ("model", "name")
         return changed(results, at, value)
@@ -60,25 +60,34 @@ def _value(chance: random.Random) -> Case:
 
 
 def _key(chance: random.Random) -> Case:
-    """A hostile name of a language or a task; or a part that is gone."""
-    name, gone = chance.choice(HOSTILE), chance.random() < 0.3
-    part = chance.choice(["runs", "model", "data", "settings", "failures", "chance", "versions"])
+    """A hostile name of a language, a task, a subset or a metric; or a part that is gone."""
+    name = chance.choice(HOSTILE)
+    part = chance.choice(["language", "language", "task", "subset", "metric", "gone", "gone"])
+    gone = chance.choice(["model", "tasks", "rows", "languages", "metrics", "subsets", "data"])
 
     def make(results: Any) -> Any:
-        if gone:
-            del results[part]
-            return results
-        results["settings"]["languages"] = ["en", name]
-        for task in results["runs"]["model"].values():
-            for scores in task.values():
-                if "fr" in scores["languages"]:
-                    scores["languages"][name] = scores["languages"].pop("fr")
-        for counts in results["failures"].values():
-            if "fr" in counts:
-                counts[name] = counts.pop("fr")
+        key, task = next(iter(results["tasks"].items()))
+        rows = [row for row in results["rows"] if row["task"] == key]
+        if part == "gone":
+            del (results if gone in results else task)[gone]
+        elif part == "task":
+            results["tasks"][name] = results["tasks"].pop(key)
+        elif part == "language":
+            task["languages"] = [name if each == "fr" else each for each in task["languages"]]
+        else:
+            known = task[f"{part}s"]
+            old = task["metric"] if part == "metric" else rows[0]["subset"]
+            if old in known:
+                known[name] = known.pop(old)
+            rows = [row for row in rows if row[part] == old]
+            if part == "metric":
+                task["metric"] = name
+        for row in rows if part != "gone" else ():
+            if part != "language" or row["language"] == "fr":
+                row[part] = name
         return results
 
-    about = f"without {part}" if gone else f"language {name!r:.40}"
+    about = f"without {gone}" if part == "gone" else f"{part} {name!r:.40}"
     return _case(about, "results.json", _edit(make))
 
 
@@ -88,7 +97,8 @@ def _whole(chance: random.Random) -> Case:
         "deep": deep(100_000),
         "list": "[]",
         "null": "null",
-        "only its format": '{"format": "maya-results-1"}',
+        "only its format": '{"format": "maya-results-2"}',
+        "the format before": '{"format": "maya-results-1"}',
         "another format": '{"format": "\\u001b[2J"}',
         "empty": "",
         "html": "<!DOCTYPE html>",

@@ -96,7 +96,8 @@ def _skipped(bad: int) -> Any:
     """A check: a run that skips lists every bad row once."""
 
     def check(place: Place, outcome: Outcome) -> list[Fault]:
-        lists = list(place.output.rglob("bad_rows.jsonl"))
+        # The run's folder has a copy of its last stage's list.
+        lists = list(place.output.glob("*/bad_rows.jsonl"))
         listed = sum(len(path.read_bytes().splitlines()) for path in lists)
         if outcome.code == 0 and listed != bad:
             return [Fault("counts do not add up", f"{bad} rows are bad, {listed} are listed")]
@@ -125,6 +126,9 @@ def _odd_row(chance: random.Random) -> Case:
         content = path[0] in ("conversations", "messages")
         if (content and not isinstance(value, str)) or value in ("", " "):
             expect = "refused" if content else "either"
+        if path[:2] == ("messages", 0) and value in ("", " "):
+            # Whoever asks may show a picture and say nothing.
+            expect = "either"
         if value == "\ud83d" and content:
             expect = "refused"
     elif sort == "gone":
@@ -137,8 +141,7 @@ def _odd_row(chance: random.Random) -> Case:
         name = "value" if "value" in first else "content"
         first[name] = chance.choice(["<image>" * 2, "<image> and <image>", "<image>" * 9])
         about += f" {first[name]}"
-        # In `messages` beside `images` a mark is a text like others.
-        expect = "refused" if name == "value" else "either"
+        # All marks of one turn stand for its one picture, as in LLaVA's own reader.
     elif sort == "ids":
         repeated = chance.sample(range(ROWS), 3)
         for number in repeated:
@@ -218,6 +221,9 @@ def _odd_file(chance: random.Random) -> Case:
     data, expect = shapes[sort]
     if chance.random() < 0.7:
         return _validate(f"{kind} {sort}", name, data, expect=expect, **known)
+    if sort == "long":
+        # The recipe sets no longest row, so a run would learn from all of it.
+        data = good.replace(b"boat", b"a" * 10_000)
     return _train(f"{kind} {sort}", name, data, chance.random() < 0.5, **_of_train(sort, expect))
 
 

@@ -100,6 +100,11 @@ class World:
         return self._made("build", _build) / "build" / "dataset"
 
     @property
+    def questions(self) -> Path:
+        """A dataset in the layout of the mini one: questions in English about three pictures."""
+        return self._made("questions", _questions)
+
+    @property
     def evaluated(self) -> Path:
         """The model with the results of a short evaluation."""
         return self._made("evaluated", lambda folder: _evaluated(self.model, folder))
@@ -137,6 +142,26 @@ def _build(folder: Path) -> None:
     plan = make_plan(folder, languages=("fr",), judged=False, layout=layout)
     translate(plan)
     assemble(plan, progress=False)
+
+
+def _questions(folder: Path) -> None:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from maya_vlm.training.data.sources.step import MINI
+
+    rows = pq.read_table(MINI / "instruct" / "en" / "test-clean.parquet")
+    names = rows.column("image").unique()[:3]
+    pictures = pq.read_table(MINI / "images" / "twemoji.parquet")
+    configs = []
+    for name, table in (("instruct", rows), ("images", pictures)):
+        path = folder / name / "test.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(table.filter(pc.is_in(table["image"], value_set=names)), path)
+        files = [{"split": "test", "path": f"{name}/test.parquet"}]
+        configs.append({"config_name": name, "data_files": files})
+    head = yaml.safe_dump({"configs": configs})
+    (folder / "README.md").write_text(f"---\n{head}---\n", encoding="utf-8")
 
 
 def _evaluated(model: Path, folder: Path) -> None:

@@ -64,6 +64,45 @@ def test_answer_and_its_request():
     assert "Authorization" not in headers
 
 
+def test_a_servers_own_parameters_go_into_the_request():
+    extra = {"sampler_2": {"a": [1, None, True, "x"]}}
+    module.check_parameters({"temperature": 0.0, "extra_body": extra}, "parameters")
+    with EndpointServer(TRUTHS, record=True) as server:
+        ask(server.url, ONE, temperature=0.0, extra_body=extra)
+    assert server.seen[0][1] == {
+        "model": "aya",
+        "messages": messages(ONE),
+        "temperature": 0.0,
+        **extra,
+    }
+    merged = module.merge_parameters({"seed": 1, "extra_body": extra}, {"extra_body": {"b": 2}})
+    assert merged == {"seed": 1, "extra_body": {**extra, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        (
+            {"sampler_2": 1},
+            "found 'sampler_2'; .*put one that only this server knows below",
+        ),
+        ({"extra_body": [1]}, "p.extra_body: expected a mapping of parameters, found a list of 1"),
+        ({"extra_body": {"temperature": 1}}, "'temperature' is a known parameter: move it out of"),
+        (
+            {"extra_body": {"messages": []}},
+            "expected the name of a server's own .* found 'messages'",
+        ),
+        ({"extra_body": {1: 1}}, "expected the name of a server's own parameter, found 1"),
+        ({"extra_body": {"x": float("inf")}}, "p.extra_body: expected a finite number, found inf"),
+        ({"extra_body": {"x": {"y": b"z"}}}, "expected text, numbers, lists .* found 1 bytes"),
+        ({"extra_body": {"x": {"api_key": "abcd"}}}, "'x' would be stored with the plan"),
+    ],
+)
+def test_parameters_are_checked(parameters, told):
+    with pytest.raises(ValueError, match=told):
+        module.check_parameters(parameters, "p")
+
+
 def test_logprobs_only_where_asked_for():
     with EndpointServer(TRUTHS) as server:
         assert ask(server.url, ONE)[0].logprobs is None

@@ -28,3 +28,14 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
         files.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_cannot_be_read_while_a_file_is_written_is_told_as_it_is(tmp_path):
+    def write():
+        with files.atomic(tmp_path / "out.json") as path:
+            path.write_bytes(b"{}")
+            raise FileNotFoundError("rows.json: no such file")
+
+    with pytest.raises(FileNotFoundError, match=r"^rows\.json: no such file$"):
+        write()
+    assert not list(tmp_path.iterdir())

@@ -168,3 +168,10 @@ def test_a_member_of_an_archive_that_is_no_file_is_not_there(folder):
         archive.add(folder / "link.png", "link.png")
     with pytest.raises(FileNotFoundError, match="No such image file"):
         ImageStore(open_place(path)).load("link.png")
+
+
+def test_a_pipe_among_tables_of_pictures_is_refused(folder):
+    place = packed(folder, "tables")
+    os.mkfifo(place / "images" / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet: expected an ordinary file, found a"):
+        open_place(place)

@@ -93,3 +93,8 @@ def test_what_is_no_secret_stays(values):
 def test_secrets_inside_of_texts(text, expected):
     assert redact_text(text) == expected
     assert without_secrets({"a": [text]}) == {"a": [expected]}
+
+
+def test_a_long_name_is_looked_at_by_its_end():
+    name = "x" * 300_000
+    assert redact_text(f"{name}_token=abcd {name}") == f"{name}_token={REDACTED} {name}"

@@ -8,14 +8,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from maya_vlm.training.evaluation.protocol import Selection, shuffled
+from maya_vlm.training.evaluation.protocol import Picture, Request, Selection, shuffled
 from maya_vlm.training.evaluation.results import Results, read_results, write_results
-from maya_vlm.training.evaluation.run import evaluate, language_groups
+from maya_vlm.training.evaluation.run import Asking, evaluate, language_groups
 from maya_vlm.training.evaluation.sheet import lettering
 from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks import mini
 from maya_vlm.training.evaluation.tasks.mini import DATA, Mini
 from maya_vlm.training.inference.generation import Answer
+from maya_vlm.training.inference.load import load
 from tests.evaluation.answers import results_of, scored
 from tests.helpers.tiny_maya import save_tiny_maya
 
@@ -54,6 +55,26 @@ def test_pictures_that_are_none_are_told_in_one_line(monkeypatch, side):
     ) as error:
         mini._Pictures("x", "test", {"a.png"})
     assert "\n" not in str(error.value)
+
+
+def test_a_picture_that_the_processor_does_not_take_is_named(folder):
+    class Pictures:
+        def load(self, key):
+            return Image.new("RGB", (20_000 if key == "b.png" else 8, 1))
+
+    about = {
+        "language": "en",
+        "max_new_tokens": 1,
+        "item": "a",
+        "answer_language": "en",
+        "subset": "a",
+    }
+    requests = [
+        Request(id=key, content=(Picture(key), "What?"), **about) for key in ("a.png", "b.png")
+    ]
+    asking = Asking(*load(str(folder)), batch_size=2)
+    with pytest.raises(ValueError, match=r"^picture 'b\.png': Cannot pad a picture of 20000x1"):
+        asking(requests, Pictures(), lambda done: None)
 
 
 def test_writes_results_answers_and_sheet_beside_the_model(folder, results):
@@ -307,3 +328,12 @@ def test_refuses_rows_of_no_task(tmp_path):
     write_results(results, tmp_path / "results.json")
     with pytest.raises(ValueError, match=r"rows\[3\]: 'letters' with the subset 'elsewhere'"):
         read_results(tmp_path / "results.json")
+
+
+def test_refuses_results_whose_metric_is_not_among_the_metrics(tmp_path):
+    path = tmp_path / "results.json"
+    results = results_of({"model": "AABBxx"})
+    results["tasks"]["letters"]["metric"] = "."
+    write_results(results, path)
+    with pytest.raises(ValueError, match=r"tasks\.letters\.metric: expected one of .*, found '\.'"):
+        read_results(path)

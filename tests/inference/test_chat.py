@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from maya_vlm.training.inference.chat import ANSWER_IN, QUESTIONS, chat, question_in
 
@@ -111,6 +112,13 @@ def test_refuses_bad_input_in_one_line(folder, picture, arguments, error, words)
     with pytest.raises(error, match=words) as caught:
         chat(**{"model": str(folder), "image": picture, **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_the_processor_does_not_take_is_named(folder, tmp_path):
+    path = tmp_path / "long.png"
+    Image.new("RGB", (20000, 1)).save(path)
+    with pytest.raises(ValueError, match=r"long\.png: Cannot pad a picture of 20000x1 pixels"):
+        chat(str(folder), str(path), "What?")
 
 
 def test_refuses_a_broken_picture(folder, tmp_path):

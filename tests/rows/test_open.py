@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 
 from maya_vlm.training.batches.groups import GroupData
+from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.sources.step import SourcePlan, read_source
 from maya_vlm.training.recipe import DataRecipe
+from maya_vlm.training.rows.tables import find_files
+from tests.data.tiny_build import make_plan, rows_of, translate, write_source
 from tests.helpers.hub_server import HubServer, Repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,3 +184,28 @@ def test_what_a_recipe_asks_in_vain_is_told_by_its_key(tmp_path, more, reason):
     with pytest.raises((ValueError, FileNotFoundError), match=reason) as error:
         local(tmp_path, **more)
     assert "\n" not in str(error.value)
+
+
+def test_a_built_dataset_is_read_before_it_has_a_card(tmp_path):
+    plan = make_plan(tmp_path, languages=("fr",), judged=False, layout=LayoutPlan(images="bytes"))
+    write_source(tmp_path / "in", rows_of(3))
+    translate(plan)
+    assemble(plan, progress=False)
+    folder = str(plan.folder / "dataset")
+    data = GroupData([DataRecipe(folder)])
+    assert len(data) == 6
+    assert [data.load_image(0, key, "row").size for key in data.conversation(0).images]
+    assert len(GroupData([DataRecipe(folder, config="fr")])) == 3
+    assert [Path(file).parent.name for file in find_files(folder).rows] == ["en", "fr"]
+    rows = list(read_source(SourcePlan("hub", folder, images=folder), decode=True))
+    assert [row.row["lang"] for row in rows] == ["en"] * 3 + ["fr"] * 3
+    for more, reason in (
+        ({"config": "de"}, "config: expected one of all, "),
+        ({"split": "test"}, "split: "),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            GroupData([DataRecipe(folder, **more)])
+    manifest = Path(folder, "manifest.json")
+    manifest.write_text(manifest.read_text().replace("data/*/*.parquet", "../../*.parquet"))
+    with pytest.raises(ValueError, match=r"manifest.json: configs: expected files below"):
+        GroupData([DataRecipe(folder)])

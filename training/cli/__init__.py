@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as error:
         # All processes that train together stop; only one of them prints why.
         if os.environ.get("RANK", "0") == "0":
-            _tell(f"maya {args.command}: {one_line(str(error))}")
+            _tell(f"maya {args.command}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
         then = "; the same command continues" if args.command in ("train", "data") else ""
@@ -93,4 +93,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)

@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from .reading import NotJSON, parse_json
+from .secrets import redact
+from .telling import found as described
 from .telling import one_line
 
 # Worth another try: the server or the network may do better.
@@ -153,26 +155,73 @@ PARAMETERS = frozenset(
 )
 
 
-def check_parameters(parameters: dict[str, Any], where: str) -> None:
-    """Raise ValueError, naming the key, for parameters that no server knows, and for NaN and infinity.
+# The key of parameters that only one server knows; its entries go into the request beside the others.
+EXTRA = "extra_body"
+# Set by the client itself, or for answers of another form.
+_NOT_EXTRA = frozenset(["model", "messages", "stream", "stream_options", "n", EXTRA])
 
-    Servers pass over what they do not know, so a slip of the pen would change nothing in silence.
+
+def check_parameters(parameters: dict[str, Any], where: str) -> None:
+    """Raise ValueError, naming the key, for unknown names, for NaN and for infinity.
+
+    Servers pass over what they do not know, so a slip of the pen would change nothing in silence. Below
+    `extra_body` any other name is allowed.
     """
     for name, value in parameters.items():
-        if name not in PARAMETERS:
+        if name == EXTRA:
+            _check_extra(value, f"{where}.{EXTRA}")
+        elif name not in PARAMETERS:
             close = difflib.get_close_matches(str(name), PARAMETERS, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             told = one_line(repr(name), 60)
             raise ValueError(
-                f"{where}: expected a parameter of chat completions, found {told}{hint}"
+                f"{where}: expected a parameter of chat completions, found {told}{hint}; put one that "
+                f"only this server knows below {EXTRA}"
             )
-        waiting = [value]
-        while waiting:
-            each = waiting.pop()
-            if isinstance(each, float) and not math.isfinite(each):
-                raise ValueError(f"{where}.{name}: expected a finite number, found {each}")
-            if isinstance(each, (dict, list)):
-                waiting += each.values() if isinstance(each, dict) else each
+        _check_plain(value, f"{where}.{name}")
+
+
+def _check_extra(extra: Any, where: str) -> None:
+    if not isinstance(extra, dict):
+        raise ValueError(f"{where}: expected a mapping of parameters, found {described(extra)}")
+    for name, value in extra.items():
+        told = one_line(repr(name), 60)
+        if not isinstance(name, str) or not name.strip() or name in _NOT_EXTRA:
+            raise ValueError(
+                f"{where}: expected the name of a server's own parameter, found {told}"
+            )
+        if name in PARAMETERS:
+            raise ValueError(f"{where}: {told} is a known parameter: move it out of {EXTRA}")
+        if redact({name: value}) != {name: value}:
+            raise ValueError(
+                f"{where}: {told} would be stored with the plan: put the key into an environment "
+                "variable and name that in api_key_env"
+            )
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Raise ValueError for a value that JSON cannot hold."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, float) and not math.isfinite(each):
+            raise ValueError(f"{where}: expected a finite number, found {each}")
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+        elif not isinstance(each, (str, int, float, type(None))):
+            raise ValueError(
+                f"{where}: expected text, numbers, lists and mappings, found {described(each)}"
+            )
+
+
+def merge_parameters(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both, `second` over `first`; so are the entries of their `extra_body`."""
+    merged = {**first, **second}
+    if EXTRA in first and EXTRA in second:
+        merged[EXTRA] = {**first[EXTRA], **second[EXTRA]}
+    return merged
 
 
 class EndpointError(OSError):
@@ -317,14 +366,15 @@ class Endpoint:
         self._session = None
 
     async def complete(self, messages: list[dict], **parameters: Any) -> Answer:
-        """The answer to `messages`; `parameters` (temperature, max_tokens, seed ...) go along.
+        """The answer to `messages`; `parameters` (temperature, max_tokens, extra_body ...) go along.
 
         Raises:
             EndpointError: 401, 402, 403, 404, 405, a redirect, no connection in `max_attempts`,
                 or `stop_after` failures in a row.
         """
         assert self._session is not None, "use the endpoint in an `async with` block"
-        body = {"model": self.plan.model, "messages": messages, **parameters}
+        extra = parameters.pop(EXTRA, {})
+        body = {"model": self.plan.model, "messages": messages, **parameters, **extra}
         async with self._places:
             for attempt in range(1, self.plan.max_attempts + 1):
                 found = await self._attempt(body, attempt)

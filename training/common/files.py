@@ -110,8 +110,12 @@ def remove_temporaries(path: Path) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> OSError:
-    """`error` as one line that names the file and says what to do."""
-    if error.errno is None and (str(path) in str(error) or ": cannot be written: " in str(error)):
+    """`error` as one line that names the file and says what to do; one of ours stays as it is.
+
+    Ours have no number and a class of their own: what is written may be read from elsewhere at the same time.
+    """
+    ours = type(error) is not OSError or ": cannot be written: " in str(error)
+    if error.errno is None and (ours or str(path) in str(error)):
         return error
     text = f"{path}: cannot be written: {error.strerror or error}"
     return OSError(f"{text}; when that is mended, run the same command again")

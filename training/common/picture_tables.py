@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .images import MAX_BYTES, StorageError
+from .reading import open_file
 from .telling import one_line
 
 # What a row's name of a picture may be called, where the struct of bytes does not hold it.
@@ -55,6 +56,7 @@ class PictureTables:
         self.name = name if name is not None else str(found[0]) if found else "no table"
         for path in found:
             try:
+                open_file(path).close()  # a pipe or a device is no table
                 with pq.ParquetFile(path) as file:
                     for group in range(file.num_row_groups):
                         columns = _name_columns(file.schema_arrow)

@@ -234,8 +234,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     dotted, sep, text = override.partition("=")
     shown = one_line(redact_text(override), 100)
     if not sep or not dotted:
-        raise ValueError(f"override {shown!r}: expected KEY=VALUE, such as seed=1")
-    value = parse_yaml(text, f"override {shown!r}")
+        raise ValueError(f"override '{shown}': expected KEY=VALUE, such as seed=1")
+    value = parse_yaml(text, f"override '{shown}'")
     parts = dotted.split(".")
     node: Any = data
     for i, part in enumerate(parts):
@@ -249,7 +249,7 @@ def _override(data: dict[str, Any], override: str) -> None:
             else:
                 known = [n for n in names if n] or "none"
                 raise ValueError(
-                    f"override {shown!r}: {here} has {len(node)} items "
+                    f"override '{shown}': {here} has {len(node)} items "
                     f"(names: {known}), and no {part!r}"
                 )
             if last:
@@ -263,7 +263,7 @@ def _override(data: dict[str, Any], override: str) -> None:
                     node[part] = {}
                 node = node[part]
         else:
-            raise ValueError(f"override {shown!r}: {here} is {_describe(node)}, not a mapping")
+            raise ValueError(f"override '{shown}': {here} is {_describe(node)}, not a mapping")
 
 
 # What ships with the package is named without the place that it is installed in.

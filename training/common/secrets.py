@@ -24,8 +24,9 @@ _VALUE = re.compile(
 )
 # User and password in an address.
 _IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
-# NAME=value inside of a text; the name may be dotted, as in --set.
-_PAIR = re.compile(r"([A-Za-z_][\w.-]*)=([^\s,;'\"]+)")
+# NAME=value inside of a text; the name may be dotted, as in --set. Of a longer name its end is looked at, so that
+# the search takes no time that is quadratic in the length of a text.
+_PAIR = re.compile(r"([A-Za-z_][\w.-]{0,100})=([^\s,;'\"]+)")
 
 
 def is_secret_name(name: str) -> bool:

@@ -30,7 +30,10 @@ _ROUND_TURNS = "turns do not alternate: only the chat template aya takes them"
 
 
 def validate_sources(
-    sources: Sequence[str], images: str | None = None, language: str | None = None
+    sources: Sequence[str],
+    images: str | None = None,
+    language: str | None = None,
+    data_files: str | None = None,
 ) -> int:
     """Print every bad row and the counts of each source.
 
@@ -38,6 +41,7 @@ def validate_sources(
         sources: paths, Hub datasets, or plans of which the `source` section is read.
         images: folder, .zip or .tar of the pictures, where the source is no plan.
         language: BCP-47 code of rows that do not say theirs, where the source is no plan.
+        data_files: the one file of a folder or Hub dataset that has the rows, where the source is no plan.
 
     Returns:
         How many rows are bad: of plans, for building; of other sources, for training.
@@ -50,10 +54,12 @@ def validate_sources(
         if Path(source).suffix in (".yaml", ".yml"):
             from .plan import load_plan
 
+            if data_files is not None:
+                raise ValueError(f"{source}: --data-files: write source.data_files into the plan")
             plan = load_plan(Path(source)).source
             tally = validate(plan, lambda problem: tqdm.write(str(problem)))
             print("\n".join([f"{source}, for building:", *tally.lines()]), flush=True)
-        elif _is_text_beside_pictures(plan := infer_source(source, images, language)):
+        elif _is_text_beside_pictures(plan := infer_source(source, images, language, data_files)):
             tally = validate(plan, lambda problem: tqdm.write(str(problem)))
             advice = (
                 "list the pictures in a metadata.jsonl (file_name, caption), or build a dataset"
@@ -76,14 +82,23 @@ def _is_text_beside_pictures(plan: SourcePlan) -> bool:
     return plan.kind == "folder" and not any((Path(plan.paths[0]) / n).exists() for n in listed)
 
 
-def infer_source(path: str, images: str | None = None, language: str | None = None) -> SourcePlan:
+def infer_source(
+    path: str,
+    images: str | None = None,
+    language: str | None = None,
+    data_files: str | None = None,
+) -> SourcePlan:
     """The plan of a source of which only the path is known.
 
     Raises ValueError when it is nothing that can be read.
     """
     place = Path(path)
     kind: Literal["mini", "llava", "hub", "folder"]
-    if rows_suffix(place) == ".parquet" or not (place.exists() or rows_suffix(place)):
+    if data_files is not None:
+        if (rows_suffix(place) or place.exists()) and not place.is_dir():
+            raise ValueError(f"{path}: --data-files: expected a folder or Hub dataset to have them")
+        kind = "hub"
+    elif rows_suffix(place) == ".parquet" or not (place.exists() or rows_suffix(place)):
         kind = "hub"
     elif rows_suffix(place):
         kind = "llava"
@@ -104,7 +119,7 @@ def infer_source(path: str, images: str | None = None, language: str | None = No
         kind = "hub"
         if images is None and any((place / "images").glob("*.parquet")):
             images = path
-    return SourcePlan(kind, path, images=images, language=language)
+    return SourcePlan(kind, path, images=images, language=language, data_files=data_files)
 
 
 def validate(plan: SourcePlan, report: Callable[[Problem], None]) -> Tally:
@@ -168,7 +183,7 @@ class _Training:
         self.tally = Tally()
         self.problem: Problem | None = None
         self._language = plan.language or "und"
-        self._data = DatasetPath(plan.paths[0], image_folder=images)
+        self._data = DatasetPath(plan.paths[0], image_folder=images, data_files=plan.data_files)
         self._opened: list[ImageStore] = []
         if images is not None:
             self._pictures()

@@ -124,6 +124,12 @@ def read_results(path: Path) -> Results:
             f"{path}: expected the format {FORMAT!r}, found {found!r}: run `maya evaluate` again"
         )
     check_shape(content, _shape(Results), str(path))
+    for name, info in content["tasks"].items():
+        if info["metric"] not in info["metrics"]:
+            raise ValueError(
+                f"{path}: tasks.{name}.metric: expected one of {', '.join(info['metrics'])}, found "
+                f"{info['metric']!r}: run `maya evaluate` again"
+            )
     for number, row in enumerate(content["rows"]):
         task = content["tasks"].get(row["task"])
         if task is None or row["subset"] not in (*task["subsets"], "all"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..common.languages import check_language
 from ..common.reading import check_text
+from ..common.telling import one_line
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "data" / "mini_dataset" / "prompts.json"
 
@@ -80,9 +81,15 @@ def chat(
 
     picture = load_image(image, allow_private=allow_private)
 
+    from .generation import is_maya
     from .load import load
 
     network, processor = load(model, trust_remote_code, revision)
+    if is_maya(network):
+        try:
+            processor.image_processor(picture, return_tensors="pt")
+        except ValueError as error:  # such as a picture too long to be padded; it names none
+            raise ValueError(f"{one_line(image, 200)}: {error}") from None
     said = ""
     history: list[tuple[str, str]] = []
     for following in itertools.chain([asked], further):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..common.cards import check_cards
 from ..common.images import MAX_BYTES, read_picture_file
 from ..common.network import of_network
 from ..common.telling import one_line, reason
@@ -75,6 +76,8 @@ def dataset_builder(path: str, config: str | None, revision: str | None, what: s
     """
     import datasets
 
+    if Path(path).is_dir():
+        check_cards(Path(path))
     with reading_dataset(path, what):
         builder = datasets.load_dataset_builder(path, config, revision=revision)
     kind = type(builder).__module__.rpartition(".")[2]

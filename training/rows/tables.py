@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from ..common.cards import card_metadata, check_cards
 from ..common.images import StorageError
+from ..common.names import stays_inside
 from ..common.network import of_network
-from ..common.reading import open_file, read_text
+from ..common.reading import open_file, read_json, read_text
+from ..common.shapes import check_shape
 from ..common.telling import one_line, printable, reason
 from .hub import HubFiles, dataset_builder
 from .json_rows import rows_suffix
@@ -27,6 +29,8 @@ from .parquet import is_list
 from .parquet import is_text as is_text_type
 
 HUB = "hf://"
+# The manifest of what `maya data build` writes.
+_BUILT = "maya-dataset-1"
 # Read ahead when a remote file is read from its start to its end, in bytes.
 AHEAD = 8 << 20
 
@@ -106,8 +110,8 @@ def check_single(path: str, config: str | None, split: str) -> None:
 
 
 def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
-    """The parquet files of a split, as the dataset card's YAML names them; none without a card, or
-    where the card leaves splits to the rules of `datasets`.
+    """The parquet files of a split, as the dataset card's YAML names them; without a card, as the manifest of
+    `maya data build` does; none where neither does.
 
     Read here and not through `datasets`, whose cache would hold a second copy of a local folder.
 
@@ -116,7 +120,7 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
     check_cards(folder)
     card = folder / "README.md"
     if not card.is_file():
-        return []
+        return built_files(folder, config, split)
     configs = _card_configs(card)
     if not configs:
         return []
@@ -152,6 +156,34 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"{folder}: no file matches {', '.join(map(str, patterns))}")
     return files if all(f.suffix == ".parquet" for f in files) else []
+
+
+def built_files(folder: Path, config: str | None, split: str) -> list[Path]:
+    """The parquet files of a dataset that is built and has no card yet; none for another folder.
+
+    Raises ValueError, FileNotFoundError: a broken manifest, or one without that config, split or file.
+    """
+    path = folder / "manifest.json"
+    if (folder / "README.md").exists() or not path.is_file():
+        return []
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != _BUILT:
+        return []
+    check_shape(manifest, {"configs": {...: {"path": str}}}, str(path))
+    configs = manifest["configs"]
+    config = next(iter(configs), None) if config is None else config
+    if config not in configs or split != "train":
+        key, value = ("split", split) if config in configs else ("config", config)
+        known = "train" if config in configs else ", ".join(configs)
+        raise ValueError(one_line(f"{folder}: {key}: expected one of {known}, found {value!r}"))
+    pattern = configs[config]["path"]
+    if not stays_inside(pattern):
+        raise ValueError(
+            one_line(f"{path}: configs: expected files below {folder}, found {pattern!r}")
+        )
+    if files := sorted(folder.glob(pattern)):
+        return files
+    raise FileNotFoundError(one_line(f"{folder}: no file matches {pattern!r}"))
 
 
 def _card_configs(card: Path) -> list[dict[str, Any]]:

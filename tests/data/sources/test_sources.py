@@ -779,3 +779,25 @@ def test_a_missing_table_or_a_device_is_told_as_a_file(tmp_path):
                 (ValueError, FileNotFoundError), match=rf"{name}\.parquet: {reason}"
             ):
                 list(read_source(plan))
+
+
+def test_validate_reads_the_one_file_that_is_named(tmp_path, capsys):
+    turns = [("human", "<image>\nWhat?"), ("gpt", "A red boat.")]
+    said = [{"from": who, "value": text} for who, text in turns]
+    rows = [{"id": "1", "image": "a.png", "conversations": said}, {"id": "2", "image": "b.png"}]
+    (tmp_path / "one").mkdir()
+    write_json(tmp_path / "one" / "rows.json", rows[:1])
+    write_json(tmp_path / "one" / "other.json", rows)
+    Image.new("RGB", (4, 4)).save(tmp_path / "one" / "a.png")
+    path = str(tmp_path / "one")
+    assert validate_sources([path], language="en", data_files="rows.json") == 0
+    assert capsys.readouterr().out.count("1 rows read: 1 good, 0 refused") == 2
+    assert validate_sources([path], language="en", data_files="other.json") == 1
+    for wrong in (f"{path}/rows.json", "plan.yaml"):
+        with pytest.raises(ValueError, match=f"{wrong}: --data-files"):
+            validate_sources([wrong], data_files="rows.json")
+
+
+def test_a_blank_name_of_the_pictures_is_refused():
+    with pytest.raises(ValueError, match=r"^source\.images: expected a folder, .* found ' '$"):
+        SourcePlan("llava", "rows.json", images=" ")

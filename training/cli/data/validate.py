@@ -22,10 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", type=as_place, help="folder or zip of the pictures")
     parser.add_argument("--language", help="BCP-47 code of rows that do not say theirs")
+    parser.add_argument(
+        "--data-files",
+        metavar="FILE",
+        help="the one file of a folder or Hub dataset that has the rows, such as LLaVA's JSON",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from ...data.validate import validate_sources
 
-    if validate_sources(args.sources, images=args.images, language=args.language):
+    options = {"images": args.images, "language": args.language, "data_files": args.data_files}
+    if validate_sources(args.sources, **options):
         sys.exit(1)

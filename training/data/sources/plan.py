@@ -69,6 +69,10 @@ class SourcePlan:
             self.images = self.images or (self.paths[0] if self.path else None)
         elif self.kind == "hub":
             self.split = self.split or "train"
+        if self.images is not None and not self.images.strip():
+            raise ValueError(
+                f"source.images: expected a folder, .zip or .tar of pictures, found {self.images!r}"
+            )
         if self.path is None:
             raise ValueError(f"source.path: a source of kind {self.kind} needs one")
         if self.kind != "llava" and len(self.paths) != 1:

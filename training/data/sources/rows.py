@@ -11,6 +11,7 @@ from ...common.files import write_bytes
 from ...rows.conversations import RowReader
 from ...rows.hub import HubFiles
 from ...rows.json_rows import rows_suffix
+from ...rows.tables import built_files
 from ..checks.identify import Identifier
 from .pictures import Pictures, fault_of
 from .plan import SourcePlan
@@ -76,6 +77,9 @@ def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, Table]]:
         yield plan.paths[0], language_of_file(path), open_rows(path)
     elif plan.kind == "hub":
         split = plan.split or "train"
+        if files := built_files(path, plan.config, split):
+            yield plan.paths[0], None, open_tables(files)
+            return
         yield plan.paths[0], None, open_hub(plan.paths[0], plan.config, split, plan.revision)
     elif plan.kind == "folder":
         if not path.is_dir():

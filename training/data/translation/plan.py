@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...common.endpoint import EndpointPlan, check_parameters
+from ...common.endpoint import EndpointPlan, check_parameters, merge_parameters
 from ...common.languages import check_language
 from ...common.schema import build, read_mapping
 from .prompts import Brackets, Prompt, read_prompt, translategemma_prompt
@@ -93,7 +93,8 @@ class TranslatorPlan:
     preamble_parts: files of languages that have no shipped one: {sw: ./sw.yaml}.
     brackets: two characters that the answer is to stand in, so that comments outside of them are
         cut off; "" for none.
-    parameters: of the request, under their OpenAI names. Greedy unless they say otherwise.
+    parameters: of the request, under their OpenAI names. Greedy unless they say otherwise. What only one
+        server knows stands below `extra_body`: {extra_body: {its_name: 1}}.
 
     > Parameters that say when to ask again
 
@@ -153,7 +154,7 @@ class TranslatorPlan:
         self.languages = self.languages or preset.languages or list(preset.codes)
         self.prompt = self.prompt or preset.prompt
         self.brackets = preset.brackets if self.brackets is None else self.brackets
-        self.parameters = {**preset.parameters, **self.parameters}
+        self.parameters = merge_parameters(preset.parameters, self.parameters)
         if self.endpoint is not None:
             self.endpoint = replace(self.endpoint, model=self.endpoint.model or preset.model)
         if self.local is not None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...common.endpoint import Answer
+from ...common.endpoint import Answer, merge_parameters
 from ...common.schema import digest
 from ...common.telling import one_line
 from ...common.thoughts import foreign_marks
@@ -160,7 +160,7 @@ class TranslateWorker:
     def request(self, number: int) -> tuple[Prompt | None, dict[str, Any]]:
         """Prompt and parameters of a text's first (0), second ... try."""
         plan = self.plan
-        parameters = {**plan.parameters, **(plan.retry_parameters if number else {})}
+        parameters = merge_parameters(plan.parameters, plan.retry_parameters if number else {})
         if plan.seed is not None:
             parameters["seed"] = plan.seed + number
         return self.prompts[min(number, 1)], parameters
