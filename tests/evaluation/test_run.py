@@ -10,14 +10,14 @@ from PIL import Image
 
 from maya_vlm.training.evaluation.protocol import Selection, shuffled
 from maya_vlm.training.evaluation.results import Results, read_results, write_results
-from maya_vlm.training.evaluation.run import evaluate, language_groups
+from maya_vlm.training.evaluation.run import Asking, evaluate, language_groups
 from maya_vlm.training.evaluation.sheet import lettering
 from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks import mini
 from maya_vlm.training.evaluation.tasks.mini import DATA, Mini
 from maya_vlm.training.inference.generation import Answer
 from tests.evaluation.answers import results_of, scored
-from tests.helpers.tiny_maya import save_tiny_maya
+from tests.helpers.tiny_maya import save_tiny_maya, tiny_maya
 
 pytest.importorskip("datasets")
 
@@ -131,6 +131,16 @@ def test_runs_without_the_font_packages_and_says_so(folder, tmp_path, monkeypatc
     assert "no sheet.png: the answer sheet needs no-such-fonts" in capsys.readouterr().out
     assert (tmp_path / "results.json").is_file()
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_picture_that_the_processor_refuses_is_named(loaded):
+    def refuse(*_, **__):
+        raise ValueError("too thin")
+
+    model, processor = tiny_maya()
+    processor.image_processor = refuse
+    with pytest.raises(ValueError, match=r"^picture '[^']+': too thin$"):
+        Asking(model, processor, 8)(loaded.requests[:4], loaded.pictures, lambda done: None)
 
 
 def test_right_answers_score_one_and_shifted_ones_do_not(loaded):

@@ -4,11 +4,12 @@ The blind run asks the same questions without a picture, the shuffled run with a
 remains there was learned from the texts alone.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..common.files import files_sha256, write_parquet
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import provenance
 from ..common.reading import read_yaml
+from ..common.telling import one_line
 from ..inference.generation import Answer, Question, answer, is_maya
 from ..inference.load import load
 from .protocol import (
@@ -209,15 +211,32 @@ class Asking:
             )
             for request in requests
         ]
-        return answer(
-            self.network,
-            self.processor,
-            _InOrder(pictures, keys),
-            questions,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            progress=progress,
-        )
+        asked = _InOrder(pictures, keys)
+        with self._naming_pictures(asked):
+            return answer(
+                self.network,
+                self.processor,
+                asked,
+                questions,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                progress=progress,
+            )
+
+    @contextlib.contextmanager
+    def _naming_pictures(self, asked: "_InOrder") -> Iterator[None]:
+        """Name the picture in the error of one that the processor does not take."""
+        try:
+            yield
+        except ValueError:
+            read: Any = getattr(self.processor, "image_processor", None)
+            for place, key in enumerate(asked.keys) if read else ():
+                picture = asked[place]
+                try:
+                    read(picture, return_tensors="pt")
+                except ValueError as error:
+                    raise ValueError(one_line(f"picture {key!r}: {error}")) from None
+            raise
 
     def try_out(self, parts: Iterable[Loaded], blind: bool) -> None:
         """Ask about each task's first picture for one token, to see whether the model can be asked so."""
@@ -225,8 +244,9 @@ class Asking:
         for part in parts:
             keys = next((r.pictures for r in part.requests if r.pictures), ())
             if keys:
-                picture = part.pictures.load(keys[0])
-                answer(self.network, self.processor, [picture], [Question(0, question, 1)])
+                asked = _InOrder(part.pictures, keys[:1])
+                with self._naming_pictures(asked):
+                    answer(self.network, self.processor, asked, [Question(0, question, 1)])
         if blind:
             answer(self.network, self.processor, [], [Question(None, question, 1)])
 
