@@ -18,7 +18,7 @@ from maya_vlm.training.evaluation.tasks.mini import DATA, Mini
 from maya_vlm.training.inference.generation import Answer
 from maya_vlm.training.inference.load import load
 from tests.evaluation.answers import results_of, scored
-from tests.helpers.tiny_maya import save_tiny_maya
+from tests.helpers.tiny_maya import save_tiny_maya, tiny_maya
 
 pytest.importorskip("datasets")
 
@@ -152,6 +152,16 @@ def test_runs_without_the_font_packages_and_says_so(folder, tmp_path, monkeypatc
     assert "no sheet.png: the answer sheet needs no-such-fonts" in capsys.readouterr().out
     assert (tmp_path / "results.json").is_file()
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_a_picture_that_the_processor_refuses_is_named(loaded):
+    def refuse(*_, **__):
+        raise ValueError("too thin")
+
+    model, processor = tiny_maya()
+    processor.image_processor = refuse
+    with pytest.raises(ValueError, match=r"^picture '[^']+': too thin$"):
+        Asking(model, processor, 8)(loaded.requests[:4], loaded.pictures, lambda done: None)
 
 
 def test_right_answers_score_one_and_shifted_ones_do_not(loaded):

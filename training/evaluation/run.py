@@ -211,12 +211,12 @@ class Asking:
             )
             for request in requests
         ]
-        in_order = _InOrder(pictures, keys)
-        with self._naming_pictures(keys, in_order):
+        asked = _InOrder(pictures, keys)
+        with self._naming_pictures(asked):
             return answer(
                 self.network,
                 self.processor,
-                in_order,
+                asked,
                 questions,
                 batch_size=self.batch_size,
                 workers=self.workers,
@@ -224,13 +224,14 @@ class Asking:
             )
 
     @contextlib.contextmanager
-    def _naming_pictures(self, keys: Sequence[str], pictures: Sequence[Image]) -> Iterator[None]:
-        """Have an error of a picture that the processor does not take name it."""
+    def _naming_pictures(self, asked: "_InOrder") -> Iterator[None]:
+        """Name the picture in the error of one that the processor does not take."""
         try:
             yield
         except ValueError:
             read: Any = getattr(self.processor, "image_processor", None)
-            for key, picture in zip(keys, pictures, strict=True) if read else ():
+            for place, key in enumerate(asked.keys) if read else ():
+                picture = asked[place]
                 try:
                     read(picture, return_tensors="pt")
                 except ValueError as error:
@@ -243,9 +244,9 @@ class Asking:
         for part in parts:
             keys = next((r.pictures for r in part.requests if r.pictures), ())
             if keys:
-                picture = part.pictures.load(keys[0])
-                with self._naming_pictures(keys[:1], [picture]):
-                    answer(self.network, self.processor, [picture], [Question(0, question, 1)])
+                asked = _InOrder(part.pictures, keys[:1])
+                with self._naming_pictures(asked):
+                    answer(self.network, self.processor, asked, [Question(0, question, 1)])
         if blind:
             answer(self.network, self.processor, [], [Question(None, question, 1)])
 
