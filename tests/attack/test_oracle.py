@@ -198,7 +198,7 @@ def keeps_to_its_folder(place):
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_child_is_watched(command, sort, tmp_path, monkeypatch):
     place = Place(tmp_path / "case", World(tmp_path / "world"))
-    monkeypatch.setattr(cli, "_env", lambda args: command(place))
+    monkeypatch.setattr(cli.env, "run", lambda args: command(place))
     seconds = 1.0 if command is hangs else 30.0
     case = Case("", lambda place: ["env"], "refused", ("rows.json",), seconds=seconds)
     found = [fault.sort for fault in judge(case, attempt(case, place))]
