@@ -82,7 +82,9 @@ def _value(chance: random.Random) -> Case:
         _put(plan, path, value)
         return _command(place, yaml.safe_dump(plan, allow_unicode=True), verb, [])
 
-    names = ("plan.yaml", "rows.json", str(path[-1]))
+    names: tuple[str, ...] = ("plan.yaml", "rows.json", str(path[-1]))
+    if isinstance(value, str) and value.strip():
+        names = (*names, value[:20])
     return Case(f"{verb} {dotted(path)} = {value!r:.40}", prepare, expect, names)
 
 
