@@ -148,7 +148,7 @@ def _questions(folder: Path) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from maya_vlm.training.data.sources.step import MINI
+    from maya_vlm.training.data.sources.plan import MINI
 
     rows = pq.read_table(MINI / "instruct" / "en" / "test-clean.parquet")
     names = rows.column("image").unique()[:3]

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.data.dataset.layout import LayoutPlan, assemble
+from maya_vlm.training.data.dataset.layout import assemble
+from maya_vlm.training.data.dataset.plan import LayoutPlan
 from maya_vlm.training.data.sources.step import SourcePlan, read_source
 from maya_vlm.training.recipe import DataRecipe
 from maya_vlm.training.rows.tables import find_files
