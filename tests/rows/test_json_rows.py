@@ -205,3 +205,13 @@ def test_suffixes():
     }
     for name, suffix in {**known, "a.parquet.gz": "", "a.gz": "", "a.csv": "", "json": ""}.items():
         assert rows_suffix(name) == suffix
+
+
+def test_a_line_without_end_is_refused_before_others_read_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_rows, "MAX_ROW", 20)
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"id": 1}\n' + b" " * 30))
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz: line 2: expected at most 20 bytes"):
+        json_rows.check_lines(path)
+    path.write_bytes(gzip.compress(b'{"id": 1}\n' * 9))
+    json_rows.check_lines(path)

@@ -63,6 +63,16 @@ def read_json_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any
         yield from _array(path)
 
 
+def check_lines(path: str | os.PathLike) -> None:
+    """Raise ValueError where a line has more than MAX_ROW bytes, unpacked: other readers hold it whole."""
+    with _File(path) as file:
+        number = 1
+        while line := file.line(MAX_ROW + 1):
+            if len(line) > MAX_ROW:
+                raise ValueError(f"{path}: line {number}: expected at most {MAX_ROW:,} bytes")
+            number += line.endswith(b"\n")
+
+
 class _File:
     """Bytes of a file, unpacked where it is compressed."""
 

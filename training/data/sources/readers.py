@@ -26,7 +26,7 @@ from ...common.reading import open_file
 from ...common.telling import one_line
 from ...rows.conversations import RowReader
 from ...rows.hub import HUB, HubFiles, dataset_builder, reading_dataset
-from ...rows.json_rows import Unreadable, read_json_rows, rows_suffix
+from ...rows.json_rows import Unreadable, check_lines, read_json_rows, rows_suffix
 from ...rows.open import schema_reader
 from ...rows.parquet import parquet_file
 from ...rows.tables import check_columns
@@ -127,6 +127,10 @@ def open_hub(path: str, config: str | None, split: str, revision: str | None) ->
     import datasets
 
     what = f"config {config!r}, split {split!r}"
+    if Path(path).is_dir():
+        for file in files_in(Path(path)):
+            if rows_suffix(file) == ".jsonl":
+                check_lines(file)
     builder = dataset_builder(path, config, revision, what)
     of_files = type(builder).__module__.rpartition(".")[2] == "imagefolder"
     with reading_dataset(path, what):
