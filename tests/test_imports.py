@@ -17,7 +17,7 @@ PACKAGES = {
     "processing_maya": "processing_maya",
 }
 # Room -> the rooms that it may import. Rooms of training/ by their folder, or by the file's name where
-# the file stands in training/ itself; floors of training/data/ are in FLOORS.
+# the file stands in training/ itself. The floors of training/data/ are in tests/data/test_floors.py.
 HUB = {"modeling_maya", "processing_maya", "llava_cohere"}
 GROUND = {"common", *HUB}
 ROOMS = {
@@ -39,17 +39,6 @@ ROOMS = {
     "model_card": {"evaluation", "inference", "recipe", "data", *GROUND},
 }
 ROOMS["cli"] = {*ROOMS, *GROUND}
-# The floors of training/data/, the highest first: a floor imports lower ones only.
-FLOORS = (
-    ("build", "validate", "reviews", "plan"),
-    ("mini_dataset",),
-    ("dataset",),
-    ("study", "toxicity"),
-    ("verification",),
-    ("translation", "review"),
-    ("sources",),
-    ("checks", "engine"),
-)
 
 
 class Import(NamedTuple):
@@ -165,29 +154,3 @@ def test_arrows_between_rooms_go_one_way():
 
 def test_rooms_that_are_named_are_there():
     assert {room(module) for module in MODULES} - {""} == set(ROOMS)
-
-
-def floor(module: str) -> int | None:
-    """Which of FLOORS a module of training/data/ stands on."""
-    parts = shown(module).split(".")
-    if parts[:2] != ["training", "data"] or len(parts) < 3:
-        return None
-    return next((number for number, names in enumerate(FLOORS) if parts[2] in names), -1)
-
-
-def test_floors_of_the_data_room_import_lower_ones_only():
-    assert [shown(module) for module in MODULES if floor(module) == -1] == []
-    upwards = [
-        f"{shown(found.importer)} -> {shown(found.imported)}"
-        for found in ALL
-        if (source := floor(found.importer)) is not None
-        and (target := floor(found.imported)) is not None
-        and (target < source or (target == source and not same_room(found)))
-    ]
-    assert upwards == []
-
-
-def same_room(found: Import) -> bool:
-    """Whether both are of one room; build, validate, reviews and plan are the roof together."""
-    one, other = (shown(name).split(".")[2] for name in (found.importer, found.imported))
-    return one == other or {one, other} <= set(FLOORS[0])
