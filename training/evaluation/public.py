@@ -5,6 +5,7 @@ Texts are read at once, pictures when they are asked about.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from ..common.files import files_sha256
 from ..common.images import decode_picture, to_rgb
 from ..common.revisions import split_revision
 from ..common.telling import one_line, reason
-from .protocol import Loaded, Pictures, Request, Selection, chosen_languages, sample
+from .protocol import (
+    Loaded,
+    Pictures,
+    Request,
+    Selection,
+    chosen_languages,
+    in_order,
+    sample,
+)
 from .results import DataInfo
 
 # How LLaVA (2310.03744) asks for short answers and for letters, and what it generates at most.
@@ -99,6 +108,11 @@ class Split:
         """Whether each row has a picture."""
         return self.table.column(self.pictures).is_valid().to_pylist()
 
+    def picture_names(self) -> list[str]:
+        """A name of each row's picture where the dataset has none: from its bytes, so equal ones share it."""
+        cells = (cell.as_py() or {} for cell in self.table.column(self.pictures))
+        return [hashlib.sha256(cell.get("bytes") or b"").hexdigest()[:16] for cell in cells]
+
     def picture(self, number: int, key: str) -> Image.Image:
         """The picture of a row. Raises ValueError in one line for one that cannot be decoded."""
         cell = self.table.column(self.pictures)[number].as_py() or {}
@@ -109,12 +123,15 @@ class Split:
                 one_line(f"{self.place}: picture {key!r} cannot be decoded: {error}")
             ) from None
 
-    def info(self, requests: Sequence[Request], split: str) -> DataInfo:
-        """What results say of the dataset."""
+    def info(
+        self, requests: Sequence[Request], split: str, others: Sequence[Split] = ()
+    ) -> DataInfo:
+        """What results say of the dataset: this split, and `others` of it."""
+        files = [file for split in (self, *others) for file in split.files]
         return {
             "name": self.name if self.folder is None else self.folder.resolve().name,
             "revision": None if self.folder else _commit(self.files),
-            "files_sha256": files_sha256(map(Path, self.files)) if self.folder else None,
+            "files_sha256": files_sha256(map(Path, files)) if self.folder else None,
             "split": split,
             "styles": [],
             "images": len({key for request in requests for key in request.pictures}),
@@ -139,25 +156,59 @@ class RowPictures:
         return split.picture(number, key)
 
 
+def language_splits(
+    selection: Selection,
+    repository: str,
+    revision: str | None,
+    config: str,
+    names: Mapping[str, str],
+    columns: Sequence[str],
+    pictures: str,
+) -> dict[str, Split]:
+    """The splits of the languages that are asked for, where a dataset has one for each.
+
+    Args:
+        names: BCP-47 code -> the dataset's name of the split.
+        selection, repository, revision, config, columns, pictures: as for `Split`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Split`; an unknown language; a split that is chosen by name.
+    """
+    if selection.split is not None:
+        raise ValueError(
+            f"split: expected none, since the splits of {repository} are its languages, found "
+            f"{selection.split!r}: choose languages"
+        )
+    chosen = chosen_languages(selection.languages, in_order(names), repository)
+    return {
+        lang: Split(selection, repository, revision, config, names[lang], columns, pictures)
+        for lang in chosen
+    }
+
+
 def loaded(
     selection: Selection,
     split: Split,
     requests: Sequence[Request],
     pictures: Pictures,
     names: str,
+    others: Sequence[Split] = (),
 ) -> Loaded:
-    """The requests of an English benchmark whose items the selection takes.
+    """The requests whose languages and items the selection takes.
 
     Args:
         split: that results describe.
         names: of the split or splits.
+        others: further splits whose files were read.
 
     Raises:
-        ValueError: no requests, or a language other than English.
+        ValueError: no requests, or a language that has none.
     """
     if not requests:
         raise ValueError(f"{split.place}: expected rows, found none")
-    languages = chosen_languages(selection.languages, ["en"], names)
+    known = in_order({request.language for request in requests})
+    languages = chosen_languages(selection.languages, known, names)
+    requests = [request for request in requests if request.language in languages]
     kept = set(sample({r.item for r in requests}, selection.limit, selection.seed))
     requests = [request for request in requests if request.item in kept]
-    return Loaded(requests, pictures, split.info(requests, names), languages)
+    return Loaded(requests, pictures, split.info(requests, names, others), languages)

@@ -2,7 +2,7 @@
 
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
-gqa.py, vqav2.py: short answers
+gqa.py, vqav2.py, textvqa.py, vizwiz.py: short answers
 scienceqa.py: multiple choice
 """
 
@@ -12,10 +12,12 @@ from .mini import Mini
 from .mme import Mme
 from .pope import Pope
 from .scienceqa import ScienceQa
+from .textvqa import TextVqa
+from .vizwiz import VizWiz
 from .vqav2 import VqaV2
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2)
+    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, TextVqa, VizWiz)
 }
 
 

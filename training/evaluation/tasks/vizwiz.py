@@ -1,0 +1,85 @@
+"""VizWiz: questions of blind people about pictures they took, each compared with the answers of ten people.
+
+Source: VizWiz (1802.08218); asked as LLaVA asks, scored as EvalAI does. Only the validation set has answers:
+published numbers are of the test set, which its server scores.
+"""
+
+from typing import Any
+
+from ...inference.generation import Answer
+from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..public import SHORT, RowPictures, Split, loaded
+from ..scoring.vqa import METRIC, accuracy, processed
+
+REPOSITORY = "lmms-lab/VizWiz-VQA"
+COLUMNS = ("question_id", "question", "answers", "category", "image")
+SUFFIX = f"\nWhen the provided information is insufficient, respond with 'Unanswerable'.{SHORT}"
+# LLaVA's model_vqa_loader.py; lmms-eval sets none of its own.
+MAX_NEW_TOKENS = 128
+# The dataset's name of a kind of answer -> the subset.
+KINDS = {"other": "other", "unanswerable": "unanswerable", "yes/no": "yes_no", "number": "number"}
+
+
+class VizWiz(Task):
+    """Everyday questions of blind people, 4,319 questions, each about its own picture."""
+
+    name = "vizwiz"
+    title = "VizWiz"
+    # The default is what LLaVA's and Maya's published numbers were asked with.
+    protocols = {
+        "llava": "LLaVA (2310.03744): the question as it stands; VQA accuracy after EvalAI's processor",
+        "lmms_eval": "lmms-eval 0.7.3, tasks/vizwiz_vqa: as llava, but the question capitalised",
+    }
+    subsets = {
+        "other": "other",
+        "unanswerable": "unanswerable",
+        "yes_no": "yes or no",
+        "number": "number",
+        "all": "all",
+    }
+    metrics = {
+        "accuracy": {"title": "VQA accuracy", "higher_is_better": True, "percent": True},
+    }
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "prompt": f"{{question}}{SUFFIX}",
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "stop": "none",
+            "metric": f"{METRIC} evalai",
+        }
+
+    def load(self, selection: Selection) -> Loaded:
+        name = selection.split or "val"
+        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        requests = []
+        places: dict[str, tuple[Split, int]] = {}
+        for number, row in split.rows():
+            answers = tuple(row["answers"] or ())
+            if not answers or row["category"] not in KINDS:
+                raise ValueError(
+                    f"{split.place}: row {number}: expected answers of people and one of the categories "
+                    f"{', '.join(KINDS)}, found {len(answers)} and {row['category']!r}"
+                )
+            question, key = row["question"], row["question_id"]
+            if self.protocol == "lmms_eval":
+                question = question.capitalize()
+            places[key] = (split, number)
+            requests.append(
+                Request(
+                    id=key,
+                    language="en",
+                    content=(Picture(key), question + SUFFIX),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    item=key,
+                    answer_language="en",
+                    subset=KINDS[row["category"]],
+                    expected=answers,
+                )
+            )
+        return loaded(selection, split, requests, RowPictures(places), name)
+
+    def score(self, request: Request, answer: Answer) -> Score:
+        value = accuracy(answer.text, request.expected, "evalai")
+        said = processed(answer.text, request.expected, "evalai")
+        return Score({"accuracy": value}, said or None, not answer.text.strip())
