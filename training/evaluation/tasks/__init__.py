@@ -3,21 +3,26 @@
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
 gqa.py, vqav2.py, textvqa.py, vizwiz.py: short answers
+xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 scienceqa.py: multiple choice
 """
 
 from ..protocol import Task
 from .gqa import Gqa
+from .maxm import MaXm
 from .mini import Mini
 from .mme import Mme
+from .mtvqa import MtVqa
 from .pope import Pope
 from .scienceqa import ScienceQa
 from .textvqa import TextVqa
 from .vizwiz import VizWiz
 from .vqav2 import VqaV2
+from .xgqa import XGqa
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, TextVqa, VizWiz)
+    task.name: task
+    for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, TextVqa, VizWiz, XGqa, MaXm, MtVqa)
 }
 
 

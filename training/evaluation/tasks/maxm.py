@@ -1,0 +1,104 @@
+"""MaXM: short answers in seven languages, any of several right ones.
+
+Source: MaXM (2209.05401). Two harnesses publish numbers: Centurio's (2501.05122) takes an answer that equals a
+right one, Pangea's (2410.16153) one that begins or ends with it, but only if that has no capital. Centurio's is
+the default: Maya's published numbers are of it, and it treats all languages alike. Its prompt is not public:
+both ask in Pangea's words and cut where Pangea does, at 64 tokens; Centurio's limit is 512.
+"""
+
+from typing import Any
+
+from ...inference.generation import Answer
+from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..public import RowPictures, Split, language_splits, loaded
+from ..scoring.short_answers import METRIC, RULES
+
+REPOSITORY = "neulab/PangeaBench-maxm"
+COLUMNS = ("image", "image_id", "question", "answers")
+# BCP-47 code -> the split, and what the prompt calls the language.
+LANGUAGES = {lang: lang for lang in ("en", "zh", "fr", "hi", "ro", "th")} | {"he": "iw"}
+NAMES = {
+    "en": "English",
+    "zh": "Chinese",
+    "fr": "French",
+    "hi": "Hindi",
+    "ro": "Romanian",
+    "th": "Thai",
+    "he": "Hebrew",
+}
+PREFIX = "Given the image and the question, provide a concise answer. "
+SUFFIX = "\nAnswer the question using a single word or phrase in {language}."
+MAX_NEW_TOKENS = 64
+
+
+class MaXm(Task):
+    """Questions about pictures from many regions, in seven languages."""
+
+    name = "maxm"
+    title = "MaXM"
+    protocols = {
+        "centurio": "Centurio (2501.05122): equal to any right answer in small letters; asked as pangea",
+        "pangea": "Pangea (2410.16153), lmms_eval/tasks/maxm: relaxed_accuracy",
+    }
+    metrics = {
+        "accuracy": {"title": "right answers", "higher_is_better": True, "percent": True},
+        "same": {
+            "title": "equal after removal of marks around",
+            "higher_is_better": True,
+            "percent": True,
+        },
+    }
+
+    def __init__(self, protocol: str | None = None):
+        super().__init__(protocol)
+        self.rule = "centurio_exact_any" if self.protocol == "centurio" else "pangea_relaxed"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "prompt": f"{PREFIX}{{question}}{SUFFIX}",
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "stop": "none",
+            "metric": f"{METRIC} {self.rule}",
+        }
+
+    def load(self, selection: Selection) -> Loaded:
+        splits = language_splits(
+            selection, REPOSITORY, None, "default", LANGUAGES, COLUMNS, "image"
+        )
+        requests = []
+        places: dict[str, tuple[Split, int]] = {}
+        for language, split in splits.items():
+            suffix = SUFFIX.format(language=NAMES[language])
+            for number, row in split.rows():
+                answers = row["answers"]
+                if not isinstance(answers, list) or not all(map(str.strip, answers or [""])):
+                    raise ValueError(
+                        f"{split.place}: row {number}: answers: expected a list of right ones, found "
+                        f"{answers!r}"
+                    )
+                places.setdefault(row["image_id"], (split, number))
+                requests.append(
+                    Request(
+                        id=f"{language}/{number}",
+                        language=language,
+                        content=(
+                            Picture(row["image_id"]),
+                            PREFIX + row["question"].strip() + suffix,
+                        ),
+                        max_new_tokens=MAX_NEW_TOKENS,
+                        item=row["image_id"],
+                        answer_language=language,
+                        expected=tuple(answers),
+                    )
+                )
+        first, *others = splits.values()
+        names = ", ".join(LANGUAGES[language] for language in splits)
+        return loaded(selection, first, requests, RowPictures(places), names, others)
+
+    def score(self, request: Request, answer: Answer) -> Score:
+        values: dict[str, float | None] = {
+            "accuracy": float(RULES["maxm"][self.rule](answer.text, request.expected)),
+            "same": float(RULES["maxm"]["same"](answer.text, request.expected)),
+        }
+        said = answer.text.strip().lower()
+        return Score(values, said or None, not said)

@@ -1,0 +1,116 @@
+"""MTVQA: short answers about text in pictures, in nine languages.
+
+Source: MTVQA (2405.11985). Three ways of scoring are published, all asked alike. The default is the benchmark's
+own script: the right answer occurs in the prediction, which alone loses its full stops, so that a long answer
+gains and 3.5 is never found. lmms-eval takes the stops from both, Centurio (2501.05122) wants the answer alone.
+The mean over languages is the benchmark's average.
+"""
+
+import ast
+from typing import Any
+
+from ...inference.generation import Answer
+from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..public import RowPictures, Split, loaded
+from ..scoring.short_answers import METRIC, RULES
+
+REPOSITORY = "ByteDance/MTVQA"
+COLUMNS = ("image", "qa_pairs", "lang")
+# The dataset's name of a language -> BCP-47 code.
+LANGUAGES = {name: name.lower() for name in ("AR", "DE", "FR", "IT", "JA", "RU", "TH", "VI")}
+LANGUAGES["KR"] = "ko"
+SUFFIX = "\nAnswer the question using a word or phrase in the language of the question."
+# lmms-eval's; Centurio's is 512.
+MAX_NEW_TOKENS = 64
+
+
+class MtVqa(Task):
+    """Reading in nine languages, 2,116 pictures of the test set."""
+
+    name = "mtvqa"
+    title = "MTVQA"
+    protocols = {
+        "paper": "MTVQA (2405.11985): the right answer occurs in the prediction",
+        "lmms_eval": "lmms-eval 0.7.3, tasks/mtvqa: as paper, without full stops on both sides",
+        "centurio": "Centurio (2501.05122): equal in small letters; asked as paper",
+    }
+    metrics = {
+        "accuracy": {"title": "right answers", "higher_is_better": True, "percent": True},
+        "same": {
+            "title": "equal after removal of marks around",
+            "higher_is_better": True,
+            "percent": True,
+        },
+    }
+
+    def __init__(self, protocol: str | None = None):
+        super().__init__(protocol)
+        rules = {
+            "paper": "mtvqa_contains",
+            "lmms_eval": "lmms_contains",
+            "centurio": "centurio_exact",
+        }
+        self.rule = rules[self.protocol]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "prompt": f"{{question}}{SUFFIX}",
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "stop": "none",
+            "metric": f"{METRIC} {self.rule}",
+        }
+
+    def load(self, selection: Selection) -> Loaded:
+        name = selection.split or "test"
+        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        requests = []
+        places: dict[str, tuple[Split, int]] = {}
+        for number, row in split.rows():
+            if row["lang"] not in LANGUAGES:
+                raise ValueError(
+                    f"{split.place}: row {number}: lang: expected one of {', '.join(LANGUAGES)}, found "
+                    f"{row['lang']!r}"
+                )
+            language = LANGUAGES[row["lang"]]
+            pairs = _pairs(row["qa_pairs"])
+            if not pairs:
+                raise ValueError(
+                    f"{split.place}: row {number}: qa_pairs: expected a printed list of questions and "
+                    f"answers, found {str(row['qa_pairs'])[:80]!r}"
+                )
+            picture = f"{language}/{number}"
+            places[picture] = (split, number)
+            requests += [
+                Request(
+                    id=f"{picture}/{place}",
+                    language=language,
+                    content=(Picture(picture), question + SUFFIX),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    item=picture,
+                    answer_language=language,
+                    expected=gold,
+                )
+                for place, (question, gold) in enumerate(pairs)
+            ]
+        return loaded(selection, split, requests, RowPictures(places), name)
+
+    def score(self, request: Request, answer: Answer) -> Score:
+        gold = [request.expected]
+        values: dict[str, float | None] = {
+            "accuracy": float(RULES["mtvqa"][self.rule](answer.text, gold)),
+            "same": float(RULES["mtvqa"]["same"](answer.text, gold)),
+        }
+        said = answer.text.strip().lower()
+        return Score(values, said or None, not said)
+
+
+def _pairs(cell: str | None) -> list[tuple[str, str]]:
+    """Questions and answers of a cell, which holds a printed list of them; none where it is anything else."""
+    try:
+        pairs = [
+            (str(pair["question"]).strip(), str(pair["answer"]).strip())
+            for pair in ast.literal_eval(cell or "")
+        ]
+    except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError):
+        return []
+    return pairs if all(question and gold for question, gold in pairs) else []

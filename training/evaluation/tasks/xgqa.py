@@ -1,0 +1,94 @@
+"""xGQA: GQA's questions in eight languages, answered in English.
+
+Source: xGQA (2109.06082), the few-shot test set. Two harnesses publish numbers: Centurio's (2501.05122) takes
+an answer only as it stands, Pangea's (2410.16153) also one that merely contains it, so that "woman" is right
+where "man" is. Centurio's is the default, since Maya's published numbers are of it and long answers gain
+nothing. Its prompt is not public: both ask in Pangea's words and cut where Pangea does, at 16 tokens;
+Centurio's limit is 512, but no right answer is so long.
+"""
+
+from typing import Any
+
+from ...inference.generation import Answer
+from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..public import MAX_NEW_TOKENS, RowPictures, Split, language_splits, loaded
+from ..scoring.short_answers import METRIC, RULES
+
+REPOSITORY = "neulab/PangeaBench-xgqa"
+COLUMNS = ("image", "question", "answer")
+LANGUAGES = {lang: lang for lang in ("en", "zh", "ru", "bn", "de", "id", "ko", "pt")}
+# Pangea joins it to the question with a space.
+SHORT = " Answer the question using a single word or phrase"
+
+
+class XGqa(Task):
+    """Scenes, objects and their relations, 9,666 questions in each of eight languages."""
+
+    name = "xgqa"
+    title = "xGQA"
+    protocols = {
+        "centurio": "Centurio (2501.05122): equal in small letters; asked as pangea",
+        "pangea": "Pangea (2410.16153), lmms_eval/tasks/xgqa: the right answer occurs in the prediction",
+    }
+    metrics = {
+        "accuracy": {"title": "right answers", "higher_is_better": True, "percent": True},
+        "same": {
+            "title": "equal after removal of marks around",
+            "higher_is_better": True,
+            "percent": True,
+        },
+    }
+
+    def __init__(self, protocol: str | None = None):
+        super().__init__(protocol)
+        self.rule = "centurio_exact" if self.protocol == "centurio" else "pangea_contains"
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "prompt": f"{{question}}{SHORT}.",
+            "prompt_not_english": f"{{question}}{SHORT} in English.",
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "stop": "none",
+            "metric": f"{METRIC} {self.rule}",
+        }
+
+    def load(self, selection: Selection) -> Loaded:
+        splits = language_splits(
+            selection, REPOSITORY, None, "default", LANGUAGES, COLUMNS, "image"
+        )
+        requests = []
+        places: dict[str, tuple[Split, int]] = {}
+        for language, split in splits.items():
+            suffix = f"{SHORT}." if language == "en" else f"{SHORT} in English."
+            # The same pictures in all languages, in each row.
+            pictures = split.picture_names()
+            for number, row in split.rows():
+                if not (row["answer"] or "").strip():
+                    raise ValueError(
+                        f"{split.place}: row {number}: answer: expected one, found none"
+                    )
+                picture = pictures[number]
+                places.setdefault(picture, (split, number))
+                requests.append(
+                    Request(
+                        id=f"{language}/{number}",
+                        language=language,
+                        content=(Picture(picture), row["question"].strip() + suffix),
+                        max_new_tokens=MAX_NEW_TOKENS,
+                        item=picture,
+                        answer_language="en",
+                        expected=row["answer"],
+                    )
+                )
+        first, *others = splits.values()
+        names = ", ".join(splits)
+        return loaded(selection, first, requests, RowPictures(places), names, others)
+
+    def score(self, request: Request, answer: Answer) -> Score:
+        gold = [request.expected]
+        values: dict[str, float | None] = {
+            "accuracy": float(RULES["xgqa"][self.rule](answer.text, gold)),
+            "same": float(RULES["xgqa"]["same"](answer.text, gold)),
+        }
+        said = answer.text.strip().lower()
+        return Score(values, said or None, not said)
