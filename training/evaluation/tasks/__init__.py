@@ -4,11 +4,13 @@ mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
 gqa.py, vqav2.py, textvqa.py, vizwiz.py: short answers
 xgqa.py, maxm.py, mtvqa.py: short answers in several languages
+marvl.py: true or false, about two pictures
 scienceqa.py: multiple choice
 """
 
 from ..protocol import Task
 from .gqa import Gqa
+from .marvl import MaRvl
 from .maxm import MaXm
 from .mini import Mini
 from .mme import Mme
@@ -22,7 +24,7 @@ from .xgqa import XGqa
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, TextVqa, VizWiz, XGqa, MaXm, MtVqa)
+    for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, TextVqa, VizWiz, XGqa, MaXm, MtVqa, MaRvl)
 }
 
 
