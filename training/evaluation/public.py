@@ -104,6 +104,13 @@ class Split:
                 yield number, row
                 number += 1
 
+    def text(self, number: int, row: Mapping[str, Any], column: str) -> str:
+        """A cell that must hold a text. Raises ValueError, naming the row, for one without."""
+        found = row[column]
+        if isinstance(found, str):
+            return found
+        raise ValueError(f"{self.place}: row {number}: {column}: expected a text, found {found!r}")
+
     def has_picture(self) -> list[bool]:
         """Whether each row has a picture."""
         return self.table.column(self.pictures).is_valid().to_pylist()

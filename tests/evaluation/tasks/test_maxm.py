@@ -73,7 +73,7 @@ def test_scores_follow_the_protocol(tmp_path, protocol, right):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    for name, answers in (("none", []), ("blank", ["one", " "])):
+    for name, answers in (("none", []), ("blank", ["one", " "]), ("null", [None])):
         data = write(
             tmp_path / name, lambda lang, a=answers: [row | {"answers": a} for row in rows(lang)]
         )

@@ -64,7 +64,7 @@ def test_kinds_have_their_own_figures(tmp_path):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    told = r"row 0: expected answers of people and one of the categories .*, found 0 and 'other'"
+    told = r"row 0: expected answers of people and one of the categories .*, found \(\) and 'other'"
     with pytest.raises(ValueError, match=told):
         VizWiz().load(write(tmp_path / "a", [ROWS[0] | {"answers": None, "category": "other"}]))
     bare = [{name: one[name] for name in one if name != "category"} for one in ROWS]

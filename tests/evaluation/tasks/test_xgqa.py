@@ -61,6 +61,9 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     empty = write(tmp_path / "b", lambda lang: [row | {"answer": " "} for row in rows(lang)])
     with pytest.raises(ValueError, match=r"row 0: answer: expected one, found none"):
         XGqa().load(Selection(data=empty, languages=["en"]))
+    null = write(tmp_path / "d", lambda lang: [row | {"question": None} for row in rows(lang)])
+    with pytest.raises(ValueError, match=r"row 0: question: expected a text, found None"):
+        XGqa().load(Selection(data=null, languages=["en"]))
     bare = write(
         tmp_path / "c",
         lambda lang: [{name: row[name] for name in ("image", "question")} for row in rows(lang)],

@@ -61,7 +61,7 @@ class MaRvl(Task):
             # Several statements are about one pair of pictures.
             pictures = split.picture_names()
             for number, row in split.rows():
-                turns = [turn["value"] or "" for turn in row["conversations"] or ()]
+                turns = [(turn or {}).get("value") or "" for turn in row["conversations"] or ()]
                 label = turns[1].lower() if len(turns) == 2 else ""
                 told = [word for word in ("true", "false") if word in label]
                 if len(told) != 1:

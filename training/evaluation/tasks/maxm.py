@@ -70,23 +70,28 @@ class MaXm(Task):
         for language, split in splits.items():
             suffix = SUFFIX.format(language=NAMES[language])
             for number, row in split.rows():
+                question, picture = (
+                    split.text(number, row, each) for each in ("question", "image_id")
+                )
                 answers = row["answers"]
-                if not isinstance(answers, list) or not all(map(str.strip, answers or [""])):
+                if not isinstance(answers, list) or not all(
+                    isinstance(each, str) and each.strip() for each in answers or [None]
+                ):
                     raise ValueError(
                         f"{split.place}: row {number}: answers: expected a list of right ones, found "
                         f"{answers!r}"
                     )
-                places.setdefault(row["image_id"], (split, number))
+                places.setdefault(picture, (split, number))
                 requests.append(
                     Request(
                         id=f"{language}/{number}",
                         language=language,
                         content=(
-                            Picture(row["image_id"]),
-                            PREFIX + row["question"].strip() + suffix,
+                            Picture(picture),
+                            PREFIX + question.strip() + suffix,
                         ),
                         max_new_tokens=MAX_NEW_TOKENS,
-                        item=row["image_id"],
+                        item=picture,
                         answer_language=language,
                         expected=tuple(answers),
                     )

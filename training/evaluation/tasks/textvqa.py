@@ -46,29 +46,30 @@ class TextVqa(Task):
         requests = []
         places: dict[str, tuple[Split, int]] = {}
         for number, row in split.rows():
-            if not row["answers"]:
+            question, picture = (split.text(number, row, each) for each in ("question", "image_id"))
+            if not row["answers"] or None in row["answers"]:
                 raise ValueError(
-                    f"{split.place}: row {number}: answers: expected those of people, found none"
+                    f"{split.place}: row {number}: answers: expected those of people, found "
+                    f"{row['answers']!r}"
                 )
-            places.setdefault(row["image_id"], (split, number))
+            places.setdefault(picture, (split, number))
             requests.append(
                 Request(
                     id=str(row["question_id"]),
                     language="en",
-                    content=(Picture(row["image_id"]), self._question(row) + SHORT),
+                    content=(Picture(picture), self._question(question, row["ocr_tokens"]) + SHORT),
                     max_new_tokens=MAX_NEW_TOKENS,
-                    item=row["image_id"],
+                    item=picture,
                     answer_language="en",
                     expected=tuple(row["answers"]),
                 )
             )
         return loaded(selection, split, requests, RowPictures(places), name)
 
-    def _question(self, row: dict[str, Any]) -> str:
-        question: str = row["question"]
+    def _question(self, question: str, words: list[str | None] | None) -> str:
         if self.protocol == "lmms_eval":
             return question.capitalize()
-        return f"{question}\nReference OCR token: {', '.join(row['ocr_tokens'] or ())}"
+        return f"{question}\nReference OCR token: {', '.join(word or '' for word in words or ())}"
 
     def score(self, request: Request, answer: Answer) -> Score:
         value = accuracy(answer.text, request.expected, "evalai")

@@ -56,12 +56,12 @@ class VizWiz(Task):
         places: dict[str, tuple[Split, int]] = {}
         for number, row in split.rows():
             answers = tuple(row["answers"] or ())
-            if not answers or row["category"] not in KINDS:
+            if not answers or None in answers or row["category"] not in KINDS:
                 raise ValueError(
                     f"{split.place}: row {number}: expected answers of people and one of the categories "
-                    f"{', '.join(KINDS)}, found {len(answers)} and {row['category']!r}"
+                    f"{', '.join(KINDS)}, found {answers!r} and {row['category']!r}"
                 )
-            question, key = row["question"], row["question_id"]
+            question, key = (split.text(number, row, each) for each in ("question", "question_id"))
             if self.protocol == "lmms_eval":
                 question = question.capitalize()
             places[key] = (split, number)

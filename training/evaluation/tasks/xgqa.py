@@ -63,7 +63,8 @@ class XGqa(Task):
             # The same pictures in all languages, in each row.
             pictures = split.picture_names()
             for number, row in split.rows():
-                if not (row["answer"] or "").strip():
+                question, gold = (split.text(number, row, each) for each in ("question", "answer"))
+                if not gold.strip():
                     raise ValueError(
                         f"{split.place}: row {number}: answer: expected one, found none"
                     )
@@ -73,11 +74,11 @@ class XGqa(Task):
                     Request(
                         id=f"{language}/{number}",
                         language=language,
-                        content=(Picture(picture), row["question"].strip() + suffix),
+                        content=(Picture(picture), question.strip() + suffix),
                         max_new_tokens=MAX_NEW_TOKENS,
                         item=picture,
                         answer_language="en",
-                        expected=row["answer"],
+                        expected=gold,
                     )
                 )
         first, *others = splits.values()
