@@ -9,7 +9,7 @@ from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks import TASKS, task
 from tests.helpers.tiny_maya import save_tiny_maya
 
-from . import test_gqa, test_mme, test_pope, test_scienceqa, test_vqav2
+from . import test_gqa, test_mmbench, test_mme, test_pope, test_scienceqa, test_vqav2
 from .public_rows import write_dataset
 
 
@@ -26,7 +26,12 @@ def write(name, folder):
     if name == "mme":
         rows = test_mme.rows(("count", "OCR", "code_reasoning"))
         return str(write_dataset(folder, test_mme.FEATURES, {("default", "test"): rows}))
-    module = {"gqa": test_gqa, "scienceqa": test_scienceqa, "vqav2": test_vqav2}[name]
+    module = {
+        "gqa": test_gqa,
+        "scienceqa": test_scienceqa,
+        "vqav2": test_vqav2,
+        "mmbench": test_mmbench,
+    }[name]
     return module.write(folder).data
 
 

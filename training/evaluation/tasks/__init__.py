@@ -3,19 +3,20 @@
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
 gqa.py, vqav2.py: short answers
-scienceqa.py: multiple choice
+scienceqa.py, mmbench.py: multiple choice
 """
 
 from ..protocol import Task
 from .gqa import Gqa
 from .mini import Mini
+from .mmbench import MmBench
 from .mme import Mme
 from .pope import Pope
 from .scienceqa import ScienceQa
 from .vqav2 import VqaV2
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2)
+    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, MmBench)
 }
 
 
