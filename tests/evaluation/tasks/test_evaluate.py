@@ -9,8 +9,20 @@ from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks import TASKS, task
 from tests.helpers.tiny_maya import save_tiny_maya
 
-from . import test_gqa, test_mmbench, test_mme, test_pope, test_scienceqa, test_vqav2
+from . import (
+    test_cvqa,
+    test_gqa,
+    test_mmbench,
+    test_mme,
+    test_pope,
+    test_scienceqa,
+    test_vqav2,
+    test_xm3600,
+)
 from .public_rows import write_dataset
+
+# Of benchmarks whose small copy has not all languages.
+LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"]}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +43,8 @@ def write(name, folder):
         "scienceqa": test_scienceqa,
         "vqav2": test_vqav2,
         "mmbench": test_mmbench,
+        "cvqa": test_cvqa,
+        "xm3600": test_xm3600,
     }[name]
     return module.write(folder).data
 
@@ -38,15 +52,19 @@ def write(name, folder):
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"mini"}))
 def test_every_benchmark_runs_to_its_table_and_its_card(name, model, tmp_path):
     data, output = write(name, tmp_path / "data"), tmp_path / "out"
-    results = evaluate(str(model), [name], data=data, output=output, sheet=False)
+    languages = LANGUAGES.get(name)
+    results = evaluate(
+        str(model), [name], data=data, output=output, sheet=False, languages=languages
+    )
     assert read_results(output / "results.json") == results
     info = results["tasks"][name]
     assert info["data"]["name"] == "data"
-    assert info["asked"]["max_new_tokens"] == 16
+    assert info["asked"]["max_new_tokens"] == info["settings"]["max_new_tokens"][0]
     runs = {row["run"] for row in results["rows"] if row["metric"] == info["metric"]}
     assert {"model", "blind", "shuffled"} <= runs
     table = text_table(results, name)
-    assert any(line.startswith("en ") for line in table.splitlines())
+    language = info["languages"][0]
+    assert any(line.startswith(f"{language} ") for line in table.splitlines())
     assert info["metrics"][info["metric"]]["title"] in table
     assert sections(results)[0]["tables"]
     assert weaknesses(results)

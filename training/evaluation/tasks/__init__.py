@@ -3,10 +3,12 @@
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
 gqa.py, vqav2.py: short answers
-scienceqa.py, mmbench.py: multiple choice
+scienceqa.py, mmbench.py, cvqa.py: multiple choice
+xm3600.py: captions
 """
 
 from ..protocol import Task
+from .cvqa import Cvqa
 from .gqa import Gqa
 from .mini import Mini
 from .mmbench import MmBench
@@ -14,9 +16,10 @@ from .mme import Mme
 from .pope import Pope
 from .scienceqa import ScienceQa
 from .vqav2 import VqaV2
+from .xm3600 import Xm3600
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, MmBench)
+    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, MmBench, Cvqa, Xm3600)
 }
 
 
