@@ -18,11 +18,12 @@ from . import (
     test_scienceqa,
     test_vqav2,
     test_xm3600,
+    test_xmmmu,
 )
 from .public_rows import write_dataset
 
 # Of benchmarks whose small copy has not all languages.
-LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"]}
+LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"], "xmmmu": ["en"]}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ def write(name, folder):
         "mmbench": test_mmbench,
         "cvqa": test_cvqa,
         "xm3600": test_xm3600,
+        "xmmmu": test_xmmmu,
     }[name]
     return module.write(folder).data
 

@@ -3,7 +3,7 @@
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
 gqa.py, vqav2.py: short answers
-scienceqa.py, mmbench.py, cvqa.py: multiple choice
+scienceqa.py, mmbench.py, cvqa.py, xmmmu.py: multiple choice
 xm3600.py: captions
 """
 
@@ -17,9 +17,11 @@ from .pope import Pope
 from .scienceqa import ScienceQa
 from .vqav2 import VqaV2
 from .xm3600 import Xm3600
+from .xmmmu import Xmmmu
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, MmBench, Cvqa, Xm3600)
+    task.name: task
+    for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, MmBench, Cvqa, Xm3600, Xmmmu)
 }
 
 
