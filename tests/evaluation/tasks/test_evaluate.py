@@ -12,6 +12,7 @@ from tests.helpers.tiny_maya import save_tiny_maya
 from . import (
     test_cvqa,
     test_gqa,
+    test_m3exam,
     test_mmbench,
     test_mme,
     test_pope,
@@ -23,7 +24,7 @@ from . import (
 from .public_rows import write_dataset
 
 # Of benchmarks whose small copy has not all languages.
-LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"], "xmmmu": ["en"]}
+LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"], "xmmmu": ["en"], "m3exam": ["en"]}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def write(name, folder):
         "cvqa": test_cvqa,
         "xm3600": test_xm3600,
         "xmmmu": test_xmmmu,
+        "m3exam": test_m3exam,
     }[name]
     return module.write(folder).data
 
