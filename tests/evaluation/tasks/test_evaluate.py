@@ -12,6 +12,7 @@ from tests.helpers.tiny_maya import save_tiny_maya
 from . import (
     test_cvqa,
     test_gqa,
+    test_kaleidoscope,
     test_m3exam,
     test_mmbench,
     test_mme,
@@ -49,6 +50,7 @@ def write(name, folder):
         "xm3600": test_xm3600,
         "xmmmu": test_xmmmu,
         "m3exam": test_m3exam,
+        "kaleidoscope": test_kaleidoscope,
     }[name]
     return module.write(folder).data
 

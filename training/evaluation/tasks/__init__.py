@@ -3,13 +3,14 @@
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
 gqa.py, vqav2.py: short answers
-scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py: multiple choice
+scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
 xm3600.py: captions
 """
 
 from ..protocol import Task
 from .cvqa import Cvqa
 from .gqa import Gqa
+from .kaleidoscope import Kaleidoscope
 from .m3exam import M3Exam
 from .mini import Mini
 from .mmbench import MmBench
@@ -22,7 +23,20 @@ from .xmmmu import Xmmmu
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, MmBench, Cvqa, Xm3600, Xmmmu, M3Exam)
+    for task in (
+        Mini,
+        Pope,
+        Mme,
+        Gqa,
+        ScienceQa,
+        VqaV2,
+        MmBench,
+        Cvqa,
+        Xm3600,
+        Xmmmu,
+        M3Exam,
+        Kaleidoscope,
+    )
 }
 
 
