@@ -56,6 +56,7 @@ class MmBench(Task):
     def describe(self) -> dict[str, Any]:
         return {
             "prompt": f"{{hint}}\n{{question}}\nA. ...\nB. ...{LETTER}",
+            "its end in Chinese": LANGUAGES["zh"][1],
             "max_new_tokens": MAX_NEW_TOKENS,
             "parser": self.parser.id,
             "metric": f"{METRIC} {self.protocol}",
