@@ -14,11 +14,19 @@ def is_bad_input(error: BaseException) -> bool:
     """Whether an error is told without its traceback; a package that is not installed is one too."""
     if isinstance(error, ModuleNotFoundError):
         return error.name is not None
-    if of_network(error):
+    if of_network(error) or of_lost_process(error):
         return True
     # A field of a config of transformers; it is no ValueError, and its module need not be loaded.
     names = {cls.__name__ for cls in type(error).__mro__}
     return isinstance(error, USER_ERRORS) or "StrictDataclassError" in names
+
+
+def of_lost_process(error: BaseException) -> bool:
+    """Whether another process of the same run is gone: gloo's and NCCL's errors of a closed connection."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError"):
+        return True
+    closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in closed)
 
 
 def in_one_line(error: BaseException, extra: str) -> str:
@@ -37,4 +45,6 @@ def in_one_line(error: BaseException, extra: str) -> str:
         told = (
             f"cannot reach the Hub ({place}): {told}: check the connection, or give a local folder"
         )
+    if of_lost_process(error):
+        told = f"another process of this run is gone ({one_line(told, 200)}); the same command continues"
     return one_line(told)

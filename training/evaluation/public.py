@@ -219,3 +219,32 @@ def loaded(
     kept = set(sample({r.item for r in requests}, selection.limit, selection.seed))
     requests = [request for request in requests if request.item in kept]
     return Loaded(requests, pictures, split.info(requests, names, others), languages)
+
+
+def loaded_in(
+    selection: Selection,
+    splits: Mapping[str, Split],
+    requests: Sequence[Request],
+    pictures: Pictures,
+    names: str,
+) -> Loaded:
+    """The requests of a benchmark of several languages; the same items are taken in each.
+
+    Args:
+        splits: language -> where it was read, in the order of tables; several may be read at one place.
+        names: of the split or splits.
+
+    Raises:
+        ValueError: no requests.
+    """
+    first = next(iter(splits.values()))
+    if not requests:
+        raise ValueError(f"{first.place}: expected rows, found none")
+    kept = set(sample({r.item for r in requests}, selection.limit, selection.seed))
+    requests = [request for request in requests if request.item in kept]
+    data = first.info(requests, names)
+    if first.folder is not None:
+        files = dict.fromkeys(file for split in splits.values() for file in split.files)
+        data["files_sha256"] = files_sha256(map(Path, files))
+    asked = {request.language for request in requests}
+    return Loaded(requests, pictures, data, [lang for lang in splits if lang in asked])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import in_one_line, is_bad_input
+from ..common.errors import in_one_line, is_bad_input, of_lost_process
 from ..common.signals import Stopped, end_with_parent, signal_handlers
 from ..recipe import Recipe
 
@@ -165,7 +165,7 @@ def _process(
         told = Path(errors, f"rank-{rank}.txt")
         if isinstance(error, Stopped):
             told.write_text(STOPPED + str(error), encoding="utf-8")
-        elif is_bad_input(error):
+        elif is_bad_input(error) and not of_lost_process(error):  # the lost one says why
             told.write_text(in_one_line(error, "train"), encoding="utf-8")
         raise
     finally:

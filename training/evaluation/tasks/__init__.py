@@ -5,14 +5,19 @@ pope.py, mme.py: yes or no
 gqa.py, vqav2.py, textvqa.py, vizwiz.py: short answers
 xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures
-scienceqa.py: multiple choice
+scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
+xm3600.py: captions
 """
 
 from ..protocol import Task
+from .cvqa import Cvqa
 from .gqa import Gqa
+from .kaleidoscope import Kaleidoscope
+from .m3exam import M3Exam
 from .marvl import MaRvl
 from .maxm import MaXm
 from .mini import Mini
+from .mmbench import MmBench
 from .mme import Mme
 from .mtvqa import MtVqa
 from .pope import Pope
@@ -21,10 +26,31 @@ from .textvqa import TextVqa
 from .vizwiz import VizWiz
 from .vqav2 import VqaV2
 from .xgqa import XGqa
+from .xm3600 import Xm3600
+from .xmmmu import Xmmmu
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (Mini, Pope, Mme, Gqa, ScienceQa, VqaV2, TextVqa, VizWiz, XGqa, MaXm, MtVqa, MaRvl)
+    for task in (
+        Mini,
+        Pope,
+        Mme,
+        Gqa,
+        ScienceQa,
+        VqaV2,
+        TextVqa,
+        VizWiz,
+        MmBench,
+        Cvqa,
+        XGqa,
+        MaXm,
+        MaRvl,
+        Xm3600,
+        MtVqa,
+        Kaleidoscope,
+        Xmmmu,
+        M3Exam,
+    )
 }
 
 

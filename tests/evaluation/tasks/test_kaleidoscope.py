@@ -1,0 +1,94 @@
+import io
+import zipfile
+
+import datasets
+import pytest
+
+from maya_vlm.training.evaluation.protocol import Selection
+from maya_vlm.training.evaluation.tasks.kaleidoscope import SYSTEM, Kaleidoscope
+
+from .public_rows import TEXT, answered, picture, values, write_dataset
+
+NAMES = ("question", "image", "image_information", "image_type", "language", "country", "level")
+FEATURES = dict.fromkeys((*NAMES, "category_en", "general_category_en"), TEXT)
+FEATURES |= {"options": datasets.List(TEXT), "answer": datasets.Value("int64")}
+
+
+def row(question, options, answer, image=None, language="en"):
+    return dict.fromkeys(FEATURES, "x") | {
+        "question": question,
+        "options": options,
+        "answer": answer,
+        "image": image,
+        "language": language,
+    }
+
+
+ROWS = [
+    row("Which?", ["a", "b"], 1, "data/x/1.png"),
+    row("Какой?", ["да", "нет", "оба"], 0, "data/x/2.png", "ru"),
+    row("What?", ["u", "v", "w", "x"], 3),
+    row("Which picture?", ["data/x/1.png", "data/x/2.png"], 0),
+]
+
+
+def write(folder, rows=ROWS, packed=True):
+    write_dataset(folder, FEATURES, {("default", "train"): rows})
+    files = {}
+    for number in (1, 2):
+        picture(number).save(file := io.BytesIO(), "PNG")
+        files[f"data/x/{number}.png"] = file.getvalue()
+    if packed:
+        with zipfile.ZipFile(folder / "data.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(f"final_data/{name}", content)
+    else:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    return Selection(data=str(folder))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_questions_are_asked_with_pictures_of_the_archive(tmp_path, packed):
+    task = Kaleidoscope()
+    loaded = task.load(write(tmp_path, packed=packed))
+    assert loaded.languages == ["en", "ru"]
+    assert loaded.requests[1].text == (
+        f"{SYSTEM}\n\nOutput your choice in the specified JSON format.\n\n"
+        "Вопрос: Какой?\nВарианты:\nA. да\nB. нет\nC. оба\n\nANSWER:"
+    )
+    assert [request.subset for request in loaded.requests] == ["image", "image", "text"]
+    read = loaded.pictures.load("data/x/2.png")
+    assert (read.size, read.getpixel((0, 0))) == ((512, 512), (2, 90, 200))
+    assert task.describe()["left out, with pictures as options"]["en"] == 1
+    only = Kaleidoscope().load(Selection(data=str(tmp_path), languages=["ru"]))
+    assert [request.id for request in only.requests] == ["train/1"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "last", "valid"), [("direct", None, 1.0), ("strict", "A", 0.5)]
+)
+def test_scores_follow_the_protocol(tmp_path, protocol, last, valid):
+    task = Kaleidoscope(protocol)
+    loaded = task.load(write(tmp_path))
+    texts = ['{"choice": "B"}', '{"choice": "A"}', "The answer is A"]
+    scored = answered(task, loaded, texts)
+    assert [one.score.parsed for one in scored] == ["B", "A", last]
+    assert values(task, scored, "accuracy") == {"image": 1.0, "text": 0.0, "all": 0.5}
+    assert values(task, scored, "valid_accuracy")["all"] == valid
+
+
+def test_what_is_wrong_is_told_in_one_line(tmp_path):
+    selection = write(tmp_path / "a")
+    (tmp_path / "a" / "data.zip").unlink()
+    with pytest.raises(FileNotFoundError, match="No such image file in"):
+        Kaleidoscope().load(selection)
+    with pytest.raises(ValueError, match="the place of one of 2 options, found 'en' and 4"):
+        Kaleidoscope().load(write(tmp_path / "b", [row("?", ["x", "y"], 4)]))
+    bad = write(tmp_path / "c", [row("?", ["x", "y"], 1, "../../secret.png")], packed=False)
+    with pytest.raises(ValueError, match="lies outside"):
+        Kaleidoscope().load(bad)
+    bare = [{name: cell for name, cell in one.items() if name != "answer"} for one in ROWS]
+    with pytest.raises(ValueError, match=r"found no answer: use the files of CohereLabs/kaleido"):
+        Kaleidoscope().load(write(tmp_path / "d", bare))

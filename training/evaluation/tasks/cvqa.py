@@ -1,0 +1,180 @@
+"""CVQA: multiple choice about culture, written by people of 39 pairs of a language and a country.
+
+Source: CVQA (2406.05967); asked as Pangea (2410.16153) asks. The paper's number is the mean over the 39 pairs;
+the mean over questions stands beside it. Each row has a licence of its own: show it beside a picture that
+is printed.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ...inference.generation import Answer
+from ..protocol import (
+    Loaded,
+    Picture,
+    Place,
+    Request,
+    Score,
+    Scored,
+    Selection,
+    Task,
+    chosen_languages,
+    in_order,
+)
+from ..public import LETTER, MAX_NEW_TOKENS, RowPictures, Split, loaded_in
+from ..results import Row
+from ..scoring.choices import LATIN, letters_for
+from ..scoring.choices_public import CHOICE_PARSERS
+from ..scoring.intervals import Interval, mean, mean_of_languages
+
+REPOSITORY = "afaji/cvqa"
+COLUMNS = (
+    *("ID", "Subset", "Question", "Options", "Translated Question", "Translated Options"),
+    *("Label", "image"),
+)
+# The dataset's names; BCP-47 codes.
+LANGUAGES = {
+    "Amharic": "am",
+    "Bengali": "bn",
+    "Breton": "br",
+    "Bulgarian": "bg",
+    "Chinese": "zh",
+    "Egyptian Arabic": "arz",
+    "Egyptian_Arabic": "arz",
+    "Filipino": "fil",
+    "Hindi": "hi",
+    "Igbo": "ig",
+    "Indonesian": "id",
+    "Irish": "ga",
+    "Japanese": "ja",
+    "Javanese": "jv",
+    "Kinyarwanda": "rw",
+    "Korean": "ko",
+    "Malay": "ms",
+    "Marathi": "mr",
+    "Minangkabau": "min",
+    "Mongolian": "mn",
+    "Norwegian": "no",
+    "Oromo": "om",
+    "Portuguese": "pt",
+    "Romanian": "ro",
+    "Russian": "ru",
+    "Sinhala": "si",
+    "Spanish": "es",
+    "Sundanese": "su",
+    "Swahili": "sw",
+    "Tamil": "ta",
+    "Telugu": "te",
+    "Urdu": "ur",
+}
+SUBSET = re.compile(r"\('([^']+)', '([^']+)'\)")
+
+
+class Cvqa(Task):
+    """Culture of 39 pairs of a language and a country, 10,374 questions with four options."""
+
+    name = "cvqa"
+    title = "CVQA"
+    protocols = {
+        # The default's parser neither guesses nor reads the article of "La respuesta" as an A.
+        "local": "CVQA (2406.05967), questions in the local language; this package's parser",
+        "english": "as local, but the questions in English",
+        "pangea": "as local, but Pangea's parser (2410.16153); where that guesses, the answer is wrong",
+    }
+    metrics = {
+        "accuracy": {
+            "title": "accuracy, mean of countries",
+            "higher_is_better": True,
+            "percent": True,
+        },
+        "micro": {"title": "accuracy of questions", "higher_is_better": True, "percent": True},
+    }
+
+    def __init__(self, protocol: str | None = None):
+        super().__init__(protocol)
+        self.parser = CHOICE_PARSERS["choice_pangea_cvqa" if protocol == "pangea" else "choice"]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "prompt": _prompt("{question}", {"A": "...", "B": "..."}),
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "parser": self.parser.id,
+        }
+
+    def load(self, selection: Selection) -> Loaded:
+        name = selection.split or "test"
+        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        kind = "Translated " if self.protocol == "english" else ""
+        requests: list[Request] = []
+        places: dict[str, tuple[Split, int]] = {}
+        for number, row in split.rows():
+            found = SUBSET.fullmatch(row["Subset"] or "")
+            if found is None or found[1] not in LANGUAGES:
+                raise ValueError(
+                    f"{split.place}: row {number}: Subset: expected a known language and its country, as "
+                    f"('Hindi', 'India'), found {row['Subset']!r}"
+                )
+            texts, label = row[f"{kind}Options"] or [], row["Label"]
+            # A label of -1 is a hidden one.
+            if label is None or not 0 <= label < len(texts):
+                raise ValueError(
+                    f"{split.place}: row {number}: Label: expected the place of one of {len(texts)} options, "
+                    f"found {label!r}"
+                )
+            options = letters_for(texts)
+            places[row["ID"]] = (split, number)
+            requests.append(
+                Request(
+                    id=row["ID"],
+                    language="en" if kind else LANGUAGES[found[1]],
+                    content=(Picture(row["ID"]), _prompt(row[f"{kind}Question"], options)),
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    # Questions about one picture have its number before "_".
+                    item=row["ID"].partition("_")[0],
+                    expected=LATIN[label],
+                    about={"options": options, "country": f"{found[1]}, {found[2]}"},
+                    chance=1 / len(options),
+                )
+            )
+        known = in_order({request.language for request in requests})
+        asked = chosen_languages(selection.languages, known, name) if known else []
+        requests = [request for request in requests if request.language in asked]
+        splits = dict.fromkeys(asked, split) or {"": split}
+        return loaded_in(selection, splits, requests, RowPictures(places), name)
+
+    def score(self, request: Request, answer: Answer) -> Score:
+        letter = self.parser(answer.text, request.about["options"]).letter
+        return Score({"micro": float(letter == request.expected)}, letter, letter is None)
+
+    def aggregate(
+        self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
+    ) -> list[Row]:
+        """Means over the countries of each language and group of languages, then over questions."""
+        languages = in_order({one.request.language for one in scored})
+        rows = []
+        for metric in self.metrics:
+            place = Place(self.key, "all", run, metric, True)
+            for name, members in [*((lang, [lang]) for lang in languages), *groups.items()]:
+                own = [one for one in scored if one.request.language in members]
+                if own:
+                    interval = _interval(own, metric, seed)
+                    failures = sum(one.score.unparsable for one in own)
+                    rows.append(place.row(name, *interval, len(own), failures))
+        return rows
+
+
+def _interval(own: Iterable[Scored], metric: str, seed: int) -> Interval:
+    countries: dict[str, list[tuple[str, float]]] = {}
+    for one in own:
+        country = one.request.about["country"] if metric == "accuracy" else ""
+        value = one.score.values["micro"] or 0.0
+        countries.setdefault(country, []).append((one.request.item, value))
+    if len(countries) == 1:
+        return mean(next(iter(countries.values())), seed)
+    return mean_of_languages(countries, seed=seed)
+
+
+def _prompt(question: str, options: Mapping[str, str]) -> str:
+    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    return f"Question: {question} \n\n Options: {listed} \n\n {LETTER.strip()}"
