@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class Split:
         self, requests: Sequence[Request], split: str, others: Sequence[Split] = ()
     ) -> DataInfo:
         """What results say of the dataset: this split, and `others` of it."""
-        files = [file for split in (self, *others) for file in split.files]
+        files = dict.fromkeys(file for split in (self, *others) for file in split.files)
         return {
             "name": self.name if self.folder is None else self.folder.resolve().name,
             "revision": None if self.folder else _commit(self.files),
@@ -237,14 +238,9 @@ def loaded_in(
     Raises:
         ValueError: no requests.
     """
-    first = next(iter(splits.values()))
-    if not requests:
-        raise ValueError(f"{first.place}: expected rows, found none")
-    kept = set(sample({r.item for r in requests}, selection.limit, selection.seed))
-    requests = [request for request in requests if request.item in kept]
-    data = first.info(requests, names)
-    if first.folder is not None:
-        files = dict.fromkeys(file for split in splits.values() for file in split.files)
-        data["files_sha256"] = files_sha256(map(Path, files))
-    asked = {request.language for request in requests}
-    return Loaded(requests, pictures, data, [lang for lang in splits if lang in asked])
+    # A language that has no rows is left out, not an error.
+    every = replace(selection, languages=None)
+    first, *others = dict.fromkeys(splits.values())
+    made = loaded(every, first, requests, pictures, names, others)
+    asked = {request.language for request in made.requests}
+    return replace(made, languages=[lang for lang in splits if lang in asked])

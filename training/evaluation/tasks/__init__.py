@@ -2,6 +2,7 @@
 
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
+short_answers.py: what tasks of short answers share
 gqa.py, vqav2.py, textvqa.py, vizwiz.py: short answers
 xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures

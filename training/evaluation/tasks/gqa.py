@@ -6,15 +6,15 @@ Source: GQA (1902.09506), eval.py, which compares letter by letter; asked and co
 
 from typing import Any
 
-from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..protocol import Loaded, Picture, Request, Selection
 from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
-from ..scoring.short_answers import METRIC, RULES, gqa_prediction
+from ..scoring.short_answers import gqa_prediction
+from .short_answers import ShortAnswers
 
 REPOSITORY, REVISION = "lmms-lab/GQA", "6ac3999af690e1f5631e2bf1efcf51e9a9afee4b"
 
 
-class Gqa(Task):
+class Gqa(ShortAnswers):
     """Scenes, objects and their relations, 12,578 questions about 398 pictures."""
 
     name = "gqa"
@@ -23,24 +23,16 @@ class Gqa(Task):
         "llava": "GQA (1902.09506), eval.py, after LLaVA's convert_gqa_for_eval.py",
         "lmms_eval": "lmms-eval 0.7.3: equal without case and ASCII punctuation",
     }
-    metrics = {
-        "accuracy": {"title": "exact match", "higher_is_better": True, "percent": True},
-        "same": {
-            "title": "equal after removal of marks around",
-            "higher_is_better": True,
-            "percent": True,
-        },
+    rules = {"llava": "gqa_official", "lmms_eval": "gqa_lmms_eval"}
+    metrics = ShortAnswers.metrics | {
+        "accuracy": {"title": "exact match", "higher_is_better": True, "percent": True}
     }
-
-    def __init__(self, protocol: str | None = None):
-        super().__init__(protocol)
-        self.rule = "gqa_official" if self.protocol == "llava" else "gqa_lmms_eval"
 
     def describe(self) -> dict[str, Any]:
         return {
             "prompt": f"{{question}}{SHORT}",
             "max_new_tokens": MAX_NEW_TOKENS,
-            "metric": f"{METRIC} {self.rule}",
+            **super().describe(),
         }
 
     def load(self, selection: Selection) -> Loaded:
@@ -79,10 +71,5 @@ class Gqa(Task):
             )
         return loaded(selection, questions, requests, RowPictures(places), name)
 
-    def score(self, request: Request, answer: Answer) -> Score:
-        gold = [request.expected]
-        values: dict[str, float | None] = {
-            "accuracy": float(RULES["gqa"][self.rule](answer.text, gold)),
-            "same": float(RULES["gqa"]["same"](answer.text, gold)),
-        }
-        return Score(values, gqa_prediction(answer.text) or None, not answer.text.strip())
+    def parsed(self, text: str) -> str:
+        return gqa_prediction(text)

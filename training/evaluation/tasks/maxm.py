@@ -8,10 +8,9 @@ both ask in Pangea's words and cut where Pangea does, at 64 tokens; Centurio's l
 
 from typing import Any
 
-from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..protocol import Loaded, Picture, Request, Selection
 from ..public import RowPictures, Split, language_splits, loaded
-from ..scoring.short_answers import METRIC, RULES
+from .short_answers import ShortAnswers
 
 REPOSITORY = "neulab/PangeaBench-maxm"
 COLUMNS = ("image", "image_id", "question", "answers")
@@ -31,7 +30,7 @@ SUFFIX = "\nAnswer the question using a single word or phrase in {language}."
 MAX_NEW_TOKENS = 64
 
 
-class MaXm(Task):
+class MaXm(ShortAnswers):
     """Questions about pictures from many regions, in seven languages."""
 
     name = "maxm"
@@ -40,25 +39,14 @@ class MaXm(Task):
         "centurio": "Centurio (2501.05122): equal to any right answer in small letters; asked as pangea",
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/maxm: relaxed_accuracy",
     }
-    metrics = {
-        "accuracy": {"title": "right answers", "higher_is_better": True, "percent": True},
-        "same": {
-            "title": "equal after removal of marks around",
-            "higher_is_better": True,
-            "percent": True,
-        },
-    }
-
-    def __init__(self, protocol: str | None = None):
-        super().__init__(protocol)
-        self.rule = "centurio_exact_any" if self.protocol == "centurio" else "pangea_relaxed"
+    rules = {"centurio": "centurio_exact_any", "pangea": "pangea_relaxed"}
 
     def describe(self) -> dict[str, Any]:
         return {
             "prompt": f"{PREFIX}{{question}}{SUFFIX}",
             "max_new_tokens": MAX_NEW_TOKENS,
             "stop": "none",
-            "metric": f"{METRIC} {self.rule}",
+            **super().describe(),
         }
 
     def load(self, selection: Selection) -> Loaded:
@@ -99,11 +87,3 @@ class MaXm(Task):
         first, *others = splits.values()
         names = ", ".join(LANGUAGES[language] for language in splits)
         return loaded(selection, first, requests, RowPictures(places), names, others)
-
-    def score(self, request: Request, answer: Answer) -> Score:
-        values: dict[str, float | None] = {
-            "accuracy": float(RULES["maxm"][self.rule](answer.text, request.expected)),
-            "same": float(RULES["maxm"]["same"](answer.text, request.expected)),
-        }
-        said = answer.text.strip().lower()
-        return Score(values, said or None, not said)

@@ -9,10 +9,9 @@ The mean over languages is the benchmark's average.
 import ast
 from typing import Any
 
-from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..protocol import Loaded, Picture, Request, Selection
 from ..public import RowPictures, Split, loaded
-from ..scoring.short_answers import METRIC, RULES
+from .short_answers import ShortAnswers
 
 REPOSITORY = "ByteDance/MTVQA"
 COLUMNS = ("image", "qa_pairs", "lang")
@@ -24,7 +23,7 @@ SUFFIX = "\nAnswer the question using a word or phrase in the language of the qu
 MAX_NEW_TOKENS = 64
 
 
-class MtVqa(Task):
+class MtVqa(ShortAnswers):
     """Reading in nine languages, 2,116 pictures of the test set."""
 
     name = "mtvqa"
@@ -34,30 +33,14 @@ class MtVqa(Task):
         "lmms_eval": "lmms-eval 0.7.3, tasks/mtvqa: as paper, without full stops on both sides",
         "centurio": "Centurio (2501.05122): equal in small letters; asked as paper",
     }
-    metrics = {
-        "accuracy": {"title": "right answers", "higher_is_better": True, "percent": True},
-        "same": {
-            "title": "equal after removal of marks around",
-            "higher_is_better": True,
-            "percent": True,
-        },
-    }
-
-    def __init__(self, protocol: str | None = None):
-        super().__init__(protocol)
-        rules = {
-            "paper": "mtvqa_contains",
-            "lmms_eval": "lmms_contains",
-            "centurio": "centurio_exact",
-        }
-        self.rule = rules[self.protocol]
+    rules = {"paper": "mtvqa_contains", "lmms_eval": "lmms_contains", "centurio": "centurio_exact"}
 
     def describe(self) -> dict[str, Any]:
         return {
             "prompt": f"{{question}}{SUFFIX}",
             "max_new_tokens": MAX_NEW_TOKENS,
             "stop": "none",
-            "metric": f"{METRIC} {self.rule}",
+            **super().describe(),
         }
 
     def load(self, selection: Selection) -> Loaded:
@@ -93,15 +76,6 @@ class MtVqa(Task):
                 for place, (question, gold) in enumerate(pairs)
             ]
         return loaded(selection, split, requests, RowPictures(places), name)
-
-    def score(self, request: Request, answer: Answer) -> Score:
-        gold = [request.expected]
-        values: dict[str, float | None] = {
-            "accuracy": float(RULES["mtvqa"][self.rule](answer.text, gold)),
-            "same": float(RULES["mtvqa"]["same"](answer.text, gold)),
-        }
-        said = answer.text.strip().lower()
-        return Score(values, said or None, not said)
 
 
 def _pairs(cell: str | None) -> list[tuple[str, str]]:

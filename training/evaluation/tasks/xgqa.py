@@ -9,10 +9,9 @@ Centurio's limit is 512, but no right answer is so long.
 
 from typing import Any
 
-from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task
+from ..protocol import Loaded, Picture, Request, Selection
 from ..public import MAX_NEW_TOKENS, RowPictures, Split, language_splits, loaded
-from ..scoring.short_answers import METRIC, RULES
+from .short_answers import ShortAnswers
 
 REPOSITORY = "neulab/PangeaBench-xgqa"
 COLUMNS = ("image", "question", "answer")
@@ -21,7 +20,7 @@ LANGUAGES = {lang: lang for lang in ("en", "zh", "ru", "bn", "de", "id", "ko", "
 SHORT = " Answer the question using a single word or phrase"
 
 
-class XGqa(Task):
+class XGqa(ShortAnswers):
     """Scenes, objects and their relations, 9,666 questions in each of eight languages."""
 
     name = "xgqa"
@@ -30,18 +29,7 @@ class XGqa(Task):
         "centurio": "Centurio (2501.05122): equal in small letters; asked as pangea",
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/xgqa: the right answer occurs in the prediction",
     }
-    metrics = {
-        "accuracy": {"title": "right answers", "higher_is_better": True, "percent": True},
-        "same": {
-            "title": "equal after removal of marks around",
-            "higher_is_better": True,
-            "percent": True,
-        },
-    }
-
-    def __init__(self, protocol: str | None = None):
-        super().__init__(protocol)
-        self.rule = "centurio_exact" if self.protocol == "centurio" else "pangea_contains"
+    rules = {"centurio": "centurio_exact", "pangea": "pangea_contains"}
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -49,7 +37,7 @@ class XGqa(Task):
             "prompt_not_english": f"{{question}}{SHORT} in English.",
             "max_new_tokens": MAX_NEW_TOKENS,
             "stop": "none",
-            "metric": f"{METRIC} {self.rule}",
+            **super().describe(),
         }
 
     def load(self, selection: Selection) -> Loaded:
@@ -84,12 +72,3 @@ class XGqa(Task):
         first, *others = splits.values()
         names = ", ".join(splits)
         return loaded(selection, first, requests, RowPictures(places), names, others)
-
-    def score(self, request: Request, answer: Answer) -> Score:
-        gold = [request.expected]
-        values: dict[str, float | None] = {
-            "accuracy": float(RULES["xgqa"][self.rule](answer.text, gold)),
-            "same": float(RULES["xgqa"]["same"](answer.text, gold)),
-        }
-        said = answer.text.strip().lower()
-        return Score(values, said or None, not said)
