@@ -70,6 +70,10 @@ class Split:
             own = revision
         if self.folder is not None:
             check_cards(self.folder)
+        elif Path(name).exists():  # else it would be looked up on the Hub
+            raise ValueError(
+                f"data: expected {repository}, or a folder with its files, found a file {name}"
+            )
         try:
             builder = datasets.load_dataset_builder(name, config, revision=own)
             files = builder.config.data_files or {}

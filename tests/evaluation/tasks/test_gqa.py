@@ -63,3 +63,12 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     bare = [{name: row[name] for name in row if name != "imageId"} for row in QUESTIONS]
     with pytest.raises(ValueError, match=r"found no imageId: use the files of lmms-lab/GQA"):
         Gqa().load(write(tmp_path / "c", bare))
+
+
+def test_a_file_is_no_dataset_and_is_not_looked_up_on_the_hub(tmp_path):
+    file = tmp_path / "questions.json"
+    file.write_text("[]")
+    with pytest.raises(
+        ValueError, match=r"^data: expected lmms-lab/GQA, or a folder .* found a file"
+    ):
+        Gqa().load(Selection(data=str(file)))
