@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from maya_vlm.training.common.provenance import provenance
+from maya_vlm.training.evaluation.measures import MEASURES, measures
 from maya_vlm.training.evaluation.protocol import (
     Loaded,
     Picture,
@@ -15,7 +16,7 @@ from maya_vlm.training.evaluation.protocol import (
     Task,
 )
 from maya_vlm.training.evaluation.results import FORMAT, Results
-from maya_vlm.training.evaluation.run import MEASURES, chance_rows, measures
+from maya_vlm.training.evaluation.run import chance_rows
 from maya_vlm.training.inference.generation import Answer
 
 

@@ -198,6 +198,11 @@ class Task(ABC):
     def score(self, request: Request, answer: Answer) -> Score:
         """Judges one answer. It never guesses: what cannot be understood is unparsable."""
 
+    def scores(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Score]:
+        """Judges many answers, in their order; a task whose judge is a model asks it about several at
+        once."""
+        return [self.score(*one) for one in zip(requests, answers, strict=True)]
+
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:

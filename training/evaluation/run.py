@@ -4,26 +4,23 @@ The blind run asks the same questions without a picture, the shuffled run with a
 remains there was learned from the texts alone.
 """
 
-import contextlib
 import json
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
-from PIL.Image import Image
 
 from ..common.files import files_sha256, write_parquet
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import provenance
 from ..common.reading import read_yaml
-from ..common.telling import one_line
-from ..inference.generation import Answer, Question, answer, is_maya
+from ..inference.generation import is_maya
 from ..inference.load import load
+from .asking import Asking, Progress
+from .measures import MEASURES, measures
 from .protocol import (
     BASELINES,
     BLIND,
@@ -31,20 +28,17 @@ from .protocol import (
     MODEL,
     SHUFFLED,
     Loaded,
-    Pictures,
     Place,
     Request,
     Scored,
     Selection,
     Task,
     blind,
-    mean_rows,
     sample,
     shuffled,
 )
 from .results import (
     FORMAT,
-    MetricInfo,
     ModelInfo,
     Results,
     Row,
@@ -52,20 +46,10 @@ from .results import (
     read_results,
     write_results,
 )
-from .scoring.scripts import SCRIPTS, in_script
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table
 from .tasks import task as find_task
-
-# What every answer is measured by, whatever the task.
-MEASURES: dict[str, MetricInfo] = {
-    "unparsable": {"title": "unparsable", "higher_is_better": False, "percent": True},
-    "empty": {"title": "empty", "higher_is_better": False, "percent": True},
-    "cut": {"title": "cut by the limit", "higher_is_better": False, "percent": True},
-    "own_script": {"title": "in the script asked for", "higher_is_better": True, "percent": True},
-    "tokens": {"title": "mean tokens", "higher_is_better": None, "percent": False},
-}
 
 
 def evaluate(
@@ -167,6 +151,7 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "answers").mkdir(exist_ok=True)
         _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
+        task.export(runs[MODEL], folder / "answers")
         if sheet and task.sheet and not undrawn:
             draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
         seconds["total"] = time.perf_counter() - began
@@ -179,89 +164,6 @@ def evaluate(
         print(f"\nno sheet.png: {undrawn}")
     print(f"\nwritten to {folder}: results.json and the answers")
     return results
-
-
-class Asking:
-    """Puts requests to one model.
-
-    Args:
-        network, processor: as `model.load` gives them.
-        batch_size: requests answered together.
-    """
-
-    def __init__(self, network: Any, processor: Any, batch_size: int):
-        self.network, self.processor, self.batch_size = network, processor, batch_size
-        # A small model on CPU answers faster as one thread a core than with all cores on one batch.
-        small = sum(p.numel() for p in network.parameters()) < 200_000_000
-        self.workers = min(os.cpu_count() or 1, 8) if small and network.device.type == "cpu" else 1
-        if self.workers > 1:
-            torch.set_num_threads(1)
-
-    def __call__(
-        self, requests: Sequence[Request], pictures: Pictures, progress: Callable[[int], None]
-    ) -> list[Answer]:
-        """Answers in the order of the requests."""
-        keys = sorted({key for request in requests for key in request.pictures})
-        place = {key: number for number, key in enumerate(keys)}
-        questions = [
-            Question(
-                place[request.pictures[0]] if request.pictures else None,
-                request.text,
-                request.max_new_tokens,
-            )
-            for request in requests
-        ]
-        asked = _InOrder(pictures, keys)
-        with self._naming_pictures(asked):
-            return answer(
-                self.network,
-                self.processor,
-                asked,
-                questions,
-                batch_size=self.batch_size,
-                workers=self.workers,
-                progress=progress,
-            )
-
-    @contextlib.contextmanager
-    def _naming_pictures(self, asked: "_InOrder") -> Iterator[None]:
-        """Name the picture in the error of one that the processor does not take."""
-        try:
-            yield
-        except ValueError:
-            read: Any = getattr(self.processor, "image_processor", None)
-            for place, key in enumerate(asked.keys) if read else ():
-                picture = asked[place]
-                try:
-                    read(picture, return_tensors="pt")
-                except ValueError as error:
-                    raise ValueError(one_line(f"picture {key!r}: {error}")) from None
-            raise
-
-    def try_out(self, parts: Iterable[Loaded], blind: bool) -> None:
-        """Ask about each task's first picture for one token, to see whether the model can be asked so."""
-        question = "What is this?"
-        for part in parts:
-            keys = next((r.pictures for r in part.requests if r.pictures), ())
-            if keys:
-                asked = _InOrder(part.pictures, keys[:1])
-                with self._naming_pictures(asked):
-                    answer(self.network, self.processor, asked, [Question(0, question, 1)])
-        if blind:
-            answer(self.network, self.processor, [], [Question(None, question, 1)])
-
-
-class _InOrder:
-    """Pictures by their place in a list of keys, read when they are asked for."""
-
-    def __init__(self, pictures: Pictures, keys: Sequence[str]):
-        self.pictures, self.keys = pictures, keys
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, place: int) -> Image:
-        return self.pictures.load(self.keys[place])
 
 
 def planned(
@@ -291,45 +193,10 @@ def _runs(
     for run, requests in plans.items():
         start = time.perf_counter()
         answers = asking(requests, part.pictures, Progress(f"{task.key}, {run}", len(requests)))
-        runs[run] = [
-            Scored(request, given, task.score(request, given))
-            for request, given in zip(requests, answers, strict=True)
-        ]
+        scores = task.scores(requests, answers)
+        runs[run] = [Scored(*one) for one in zip(requests, answers, scores, strict=True)]
         seconds[run] = time.perf_counter() - start
     return runs
-
-
-def measures(
-    task: Task, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
-) -> list[Row]:
-    """Rows of MEASURES over all answers of a run."""
-    rows = []
-    for metric, info in MEASURES.items():
-        values: dict[str, list[tuple[str, float]]] = {}
-        for one in scored:
-            value = _measure(metric, one)
-            if value is not None:
-                pair = (one.request.item, float(value))
-                values.setdefault(one.request.language, []).append(pair)
-        place = Place(task.key, "all", run, metric, info["higher_is_better"])
-        rows += mean_rows(place, values, groups, seed)
-    return rows
-
-
-def _measure(metric: str, one: Scored) -> float | None:
-    """One answer's value; None where it says nothing about it."""
-    request, given = one.request, one.answer
-    if metric == "unparsable":
-        return one.score.unparsable
-    if metric == "empty":
-        return not given.text
-    if metric == "cut":
-        return not given.ended
-    if metric == "tokens":
-        return given.tokens
-    if request.answer_language not in SCRIPTS or not given.text:
-        return None
-    return in_script(given.text, request.answer_language)
 
 
 def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:
@@ -360,23 +227,6 @@ def _results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Res
         before["tasks"].pop(name, None)
     before["rows"] = [row for row in before["rows"] if row["task"] not in tasks]
     return before
-
-
-class Progress:
-    """Prints how far a run is, at most every five seconds."""
-
-    def __init__(self, name: str, total: int):
-        self.name, self.total = name, total
-        self.began = self.printed = time.perf_counter()
-
-    def __call__(self, done: int) -> None:
-        now = time.perf_counter()
-        if now - self.printed > 5:
-            self.printed = now
-            rate = done / (now - self.began)
-            print(
-                f"{self.name}: {done:,} of {self.total:,} answers, {rate:,.0f} a second", flush=True
-            )
 
 
 def check_writable(folder: Path) -> None:
