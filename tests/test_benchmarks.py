@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -364,3 +365,32 @@ def test_readers_read_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(grouped_reading.subprocess, "run", lose_a_row)
     with pytest.raises(RuntimeError, match="did not read the same"):
         grouped_reading.main()
+
+
+# --------------------------------------------------------------------------------- two_versions
+
+
+@pytest.mark.slow
+def test_one_version_beside_itself(tmp_path):
+    from tests.benchmarks import two_versions
+
+    maya, output = str(Path(sys.executable).parent / "maya"), tmp_path / "versions.json"
+    quick = ["--rounds", "1", "--steps", "2", "2", "--limit", "4", "--rows", "200"]
+    two_versions.main(["--before", maya, "--after", maya, *quick, "--output", str(output)])
+    record = json.loads(output.read_text())
+    assert record["weights_equal"]
+    assert list(record["commands"]) == ["help", "train", "evaluate", "validate"]
+    for command in record["commands"].values():
+        ratio = (
+            command["after"]["cpu_seconds"]["median"] / command["before"]["cpu_seconds"]["median"]
+        )
+        assert command["after_over_before"]["cpu_seconds"]["median"] == pytest.approx(
+            ratio, rel=0.01
+        )
+
+
+def test_a_command_that_fails_is_told_with_its_output():
+    from tests.benchmarks import two_versions
+
+    with pytest.raises(RuntimeError, match=r"(?s)ended with 3:.*no such thing"):
+        two_versions.run([sys.executable, "-c", "print('no such thing'); raise SystemExit(3)"])
