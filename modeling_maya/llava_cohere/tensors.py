@@ -263,9 +263,6 @@ def stored_bytes(refs: Iterable[TensorRef], dtype: torch.dtype | None) -> int:
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file, read in chunks."""
-    digest = hashlib.sha256()
+    """Digest of a file's bytes, in hex."""
     with open(path, "rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            digest.update(data)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
