@@ -23,7 +23,7 @@ from PIL import Image
 
 from modeling_maya.llava_cohere.headers import HeaderEntry, read_headers, read_index
 
-from .network import of_network
+from .errors import of_network
 from .reading import read_json_mapping
 from .revisions import REPOSITORY, is_path, split_revision
 from .telling import one_line, printable

@@ -40,7 +40,7 @@ from transformers import CohereForCausalLM, GenerationConfig, PreTrainedTokenize
 
 from processing_maya import load_chat_template
 
-from ...common.permissions import ordinary_permissions
+from ...common.files import ordinary_permissions
 from ..storing import move_files
 from .concepts import Concepts, read_concepts, read_prompts, tokenizer_texts
 from .corpus import Corpus

@@ -37,8 +37,7 @@ import yaml
 from PIL import Image
 from transformers import SiglipVisionModel
 
-from ...common.files import write_json, write_text
-from ...common.permissions import ordinary_permissions
+from ...common.files import ordinary_permissions, write_json, write_text
 from ..storing import move_files
 from .captions import train_captions
 from .classes import train_classes
