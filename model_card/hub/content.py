@@ -1,11 +1,15 @@
 """What files are known by: size and hashes, on this machine and on the Hub."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maya_vlm.training.common.files import files_sha256, sha256_file
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 class Content:
@@ -36,6 +40,26 @@ class Content:
         if entry.lfs is None:
             return entry.blob_id == self.blob_id
         return entry.lfs.sha256 == self.sha256
+
+
+def tree(api: "HfApi", repo_id: str, kind: str, revision: str) -> dict[str, Any]:
+    """Path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
+    from huggingface_hub import RepoFile
+
+    found = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
+    return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+
+
+def check_arrived(
+    api: "HfApi", contents: Mapping[str, Content], repo_id: str, kind: str, revision: str
+) -> None:
+    """Raise OSError unless a revision of a repository has these files, by size and hash."""
+    there = tree(api, repo_id, kind, revision)
+    wrong = [name for name, each in contents.items() if not each.arrived(there.get(name))]
+    if wrong:
+        raise OSError(
+            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
+        )
 
 
 def weights_sha256(folder: Path) -> str:

@@ -157,7 +157,7 @@ def test_card_of_converted_weights_says_what_from_which_revision(tmp_path):
     assert head_of(card)["base_model"] == ["someone/maya"]
 
     (folder / "conversion.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"conversion\.json: expected `converted_from`"):
+    with pytest.raises(ValueError, match=r"conversion\.json: converted_from: missing"):
         model_card(folder, "user/maya-converted")
 
 
