@@ -5,6 +5,7 @@ what was found and what was expected. Paths that start with "." are relative to 
 in, others to the working directory.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -118,30 +119,23 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where, key)  # type: ignore[arg-type]
-    if origin is list or hint is list:
-        if not isinstance(value, list):
+    container = origin or hint
+    if container in (list, dict, tuple):
+        if not isinstance(value, (list, tuple) if container is tuple else container):
             raise _mismatch(hint, value, where, key)
-        if not args:
+        if container is tuple:
+            return tuple(value)
+        if not args or args[-1] is Any:
             return value
-        return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
-    if origin is dict or hint is dict:
-        if not isinstance(value, dict):
-            raise _mismatch(hint, value, where, key)
-        if not args or args[1] is Any:
-            return value
+        if container is list:
+            return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
         return {k: convert(args[1], v, where, join_key(key, k)) for k, v in value.items()}
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _mismatch(hint, value, where, key)
-        return tuple(value)
     if hint is float:
+        number = math.nan
         # YAML reads 1e-3 (no dot) as text.
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise _mismatch(hint, value, where, key)
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            raise _mismatch(hint, value, where, key) from None
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                number = float(value)
         if not math.isfinite(number):
             raise _mismatch(hint, value, where, key)
         return number
