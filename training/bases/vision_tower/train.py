@@ -39,9 +39,8 @@ from transformers import SiglipVisionModel
 
 from ...common.files import ordinary_permissions, write_json, write_text
 from ..storing import move_files
-from .captions import train_captions
 from .classes import train_classes
-from .codes import train_codes
+from .codes import train_captions, train_codes
 from .dataset import read_dataset
 from .network import read_features, scale_stream
 from .probe import probe
