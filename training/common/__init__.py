@@ -8,7 +8,7 @@ Files of strangers, and their values:
     schema.py: YAML checked against dataclasses, overrides, digests
     languages.py: codes and names of languages
     cards.py: the YAML of Hub cards
-    telling.py, markdown.py, cells.py: text of strangers in messages, pages and spreadsheets
+    telling.py, markdown.py: text of strangers in messages, spreadsheets and pages
     secrets.py: what is left out of files that others read
 Files that are written:
     files.py: every file is whole or absent; hashes of files and texts; locks and permissions
