@@ -127,9 +127,9 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
             return tuple(value)
         if not args or args[-1] is Any:
             return value
-        if container is list:
-            return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
-        return {k: convert(args[1], v, where, join_key(key, k)) for k, v in value.items()}
+        if isinstance(value, dict):
+            return {k: convert(args[1], v, where, join_key(key, k)) for k, v in value.items()}
+        return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
     if hint is float:
         number = math.nan
         # YAML reads 1e-3 (no dot) as text.
@@ -233,31 +233,27 @@ def _override(data: dict[str, Any], override: str) -> None:
     parts = dotted.split(".")
     node: Any = data
     for i, part in enumerate(parts):
-        last, here = i == len(parts) - 1, ".".join(parts[:i]) or "the file"
+        here = ".".join(parts[:i]) or "the file"
+        key: Any = part
         if isinstance(node, list):
             names = [n.get("name") for n in node if isinstance(n, dict)]
             if part in names:
-                index = names.index(part)
+                key = names.index(part)
             elif part.isdigit() and int(part) < len(node):
-                index = int(part)
+                key = int(part)
             else:
                 known = [n for n in names if n] or "none"
                 raise ValueError(
                     f"override '{shown}': {here} has {len(node)} items "
                     f"(names: {known}), and no {part!r}"
                 )
-            if last:
-                node[index] = value
-            node = node[index]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            else:
-                if node.get(part) is None:
-                    node[part] = {}
-                node = node[part]
-        else:
+        elif not isinstance(node, dict):
             raise ValueError(f"override '{shown}': {here} is {_describe(node)}, not a mapping")
+        if i == len(parts) - 1:
+            node[key] = value
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
 
 
 # What ships with the package is named without the place that it is installed in.

@@ -83,45 +83,39 @@ class Corpus:
         self.to_answer = [self.end, token(START_OF_TURN), token(CHATBOT)]
         self.to_question = [token(START_OF_TURN), token(USER)]
         self.first_text = len(CONTROL_TOKENS)
-        self.name = {lang: self._encode(concepts.names[lang]) for lang in self.languages}
-        self.listed = {
-            lang: self._encode([self.keyword_answer(lang, i) for i in range(len(concepts))])
-            for lang in self.languages
-        }
-        self.keyword = {
-            lang: [self._encode(words) for words in concepts.keywords[lang]]
-            for lang in self.languages
-        }
         self.comma = self._encode([", "])[0]
-        self.category = {
-            lang: dict(zip(named, self._encode(list(named.values())), strict=True))
-            for lang, named in concepts.category_names.items()
-        }
-        self.question = {
-            lang: {
-                task: self._encode(prompts[lang][task]) for task in ("name", "category", "keywords")
+        # Token ids by language, and by concept where there is one.
+        self.name: dict[str, list[list[int]]] = {}
+        self.listed: dict[str, list[list[int]]] = {}  # keywords as one answer
+        self.keyword: dict[str, list[list[list[int]]]] = {}
+        self.category: dict[str, dict[str, list[int]]] = {}
+        self.question: dict[str, dict[str, list[list[int]]]] = {}  # task -> wordings
+        self.stated: dict[str, list[list[list[int]]]] = {}  # wording -> about each concept
+        self.yes: dict[str, list[int]] = {}
+        self.no: dict[str, list[int]] = {}
+        self.named: dict[str, np.ndarray] = {}  # bool [concepts]
+        for lang in self.languages:
+            asked, names = prompts[lang], concepts.names[lang]
+            keywords, comma = concepts.keywords[lang], _SEPARATORS.get(lang, ", ")
+            kinds = concepts.category_names[lang]
+            self.name[lang] = self._encode(names)
+            self.listed[lang] = self._encode(
+                [comma.join(words[: recipe.keyword_count]) for words in keywords]
+            )
+            self.keyword[lang] = [self._encode(words) for words in keywords]
+            self.category[lang] = dict(zip(kinds, self._encode(list(kinds.values())), strict=True))
+            self.question[lang] = {
+                task: self._encode(asked[task]) for task in ("name", "category", "keywords")
             }
-            for lang in self.languages
-        }
-        self.stated = {
-            lang: [
-                self._encode([wording.replace("{name}", n) for n in concepts.names[lang]])
-                for wording in prompts[lang]["yesno"]
+            self.stated[lang] = [
+                self._encode([wording.replace("{name}", name) for name in names])
+                for wording in asked["yesno"]
             ]
-            for lang in self.languages
-        }
-        self.named = {
-            lang: np.array([bool(n) for n in concepts.names[lang]]) for lang in self.languages
-        }
-        self.yes = {lang: self._encode([prompts[lang]["yes"]])[0] for lang in self.languages}
-        self.no = {lang: self._encode([prompts[lang]["no"]])[0] for lang in self.languages}
+            self.yes[lang], self.no[lang] = self._encode([asked["yes"], asked["no"]])
+            self.named[lang] = np.array([bool(name) for name in names])
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-    def keyword_answer(self, lang: str, concept: int) -> str:
-        words = self.concepts.keywords[lang][concept][: self.recipe.keyword_count]
-        return _SEPARATORS.get(lang, ", ").join(words)
 
     # Contexts. The ids of a soft one are unknown tokens, which vectors replace.
 

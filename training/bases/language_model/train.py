@@ -27,7 +27,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -40,9 +39,8 @@ from transformers import CohereForCausalLM, GenerationConfig, PreTrainedTokenize
 
 from processing_maya import load_chat_template
 
-from ...common.files import ordinary_permissions
 from ...common.reading import read_json_mapping
-from ..storing import move_files
+from ..storing import complete_folder
 from .concepts import Concepts, read_concepts, read_prompts, tokenizer_texts
 from .corpus import Corpus
 from .learner import Learner
@@ -221,16 +219,15 @@ def _save(
     metrics: dict[str, Any],
 ) -> None:
     """Write everything beside the folder first, then move it in, config.json last."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     model.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    model.to(dtype).save_pretrained(part)
-    ordinary_permissions(part / "model.safetensors")
-    tokenizer.save_pretrained(part)
-    (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    move_files(part, folder, last=lambda file: file.name == "config.json")
+    beside = folder.with_name(folder.name + ".part")
+    with complete_folder(folder, beside, lambda file: file.name == "config.json") as part:
+        model.to(dtype).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        metrics_text = json.dumps(metrics, indent=1) + "\n"
+        (part / "metrics.json").write_text(metrics_text, encoding="utf-8")

@@ -27,7 +27,6 @@ Matrices inside the layers are updated with Muon (Jordan et al., 2024), everythi
 import dataclasses
 import os
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ import yaml
 from PIL import Image
 from transformers import SiglipVisionModel
 
-from ...common.files import ordinary_permissions, write_json, write_text
-from ..storing import move_files
+from ...common.files import write_json, write_text
+from ..storing import complete_folder
 from .classes import train_classes
 from .codes import train_captions, train_codes
 from .dataset import read_dataset
@@ -80,23 +79,20 @@ def save_tower(run: TowerRun) -> Path:
     scale_stream(tower, read_features(tower, run.dataset.train.pixels[::4]))
     tower = tower.to(getattr(torch, recipe.storage_dtype))
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    tower.save_pretrained(partial)
-    ordinary_permissions(partial / "model.safetensors")
-    SiglipImageProcessorPil(
-        size={"height": recipe.image_size, "width": recipe.image_size},
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-        resample=Image.Resampling.BICUBIC,
-    ).save_pretrained(partial)
-    values = {"kind": "vision_tower", **dataclasses.asdict(recipe)}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_text(partial / "recipe.yaml", text)
-    metrics = _metrics(run, SiglipVisionModel.from_pretrained(partial, dtype=torch.float32))
-    write_json(partial / "metrics.json", metrics)
     # The weights go last: a folder with weights is complete.
-    move_files(partial, folder, last=lambda file: file.suffix == ".safetensors")
+    with complete_folder(folder, folder / ".partial", lambda f: f.suffix == ".safetensors") as part:
+        tower.save_pretrained(part)
+        SiglipImageProcessorPil(
+            size={"height": recipe.image_size, "width": recipe.image_size},
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+            resample=Image.Resampling.BICUBIC,
+        ).save_pretrained(part)
+        values = {"kind": "vision_tower", **dataclasses.asdict(recipe)}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_text(part / "recipe.yaml", text)
+        metrics = _metrics(run, SiglipVisionModel.from_pretrained(part, dtype=torch.float32))
+        write_json(part / "metrics.json", metrics)
     run.state_path.unlink(missing_ok=True)
     saved = metrics["stored_weights"]
     print("stored weights, validation  " + "  ".join(f"{k} {v}" for k, v in saved.items()))
