@@ -5,13 +5,10 @@ What the original's fields mean is described by its training code (nahidalam/may
 translated or refused by name, never guessed.
 """
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedConfig
 
 from processing_maya.processing_llava_cohere import IMAGE_ASPECTS, MODEL_TYPE, find_file
 
@@ -313,9 +310,3 @@ def _keep_spelling(original: dict, written: dict[str, Any]) -> dict[str, Any]:
         for field, value in written.items()
         if field not in free and (field not in meant or meant[field] != value)
     }
-
-
-def read_raw(location: str | os.PathLike, **hub_kwargs: Any) -> dict:
-    """config.json of a folder or repository as it stands."""
-    raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
-    return json.loads(json.dumps(raw))

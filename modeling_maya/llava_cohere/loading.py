@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from processing_maya.processing_llava_cohere import HUB_KWARGS, MODEL_TYPE, find_file
@@ -26,7 +26,6 @@ from .config import (
     TOWER_PREFIX,
     check_mm_fields,
     check_model_type,
-    read_raw,
     rename,
     spare_row,
     to_maya,
@@ -220,7 +219,7 @@ def register() -> None:
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         if location is None or not _is_llava_cohere(location, hub_kwargs):
             return native_load(cls, location, *args, **kwargs)
-        raw = read_raw(location, **hub_kwargs)
+        raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
         if raw.get("model_type") != MODEL_TYPE:
             return native_load(cls, location, *args, **kwargs)
         config = kwargs.get("config")

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from .config import RECORD, TOWER_PREFIX
-from .files import read_json
+from .files import optional_json, read_json
 from .headers import has_weights
 from .origin import Origin, fetch, local_origin
 from .tensors import TensorRef, max_difference, read_weights
@@ -54,35 +54,33 @@ def vision_config_of(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{where}: model_type: found {raw.get('model_type')!r}, expected 'siglip' or 'siglip_vision_model'."
         )
-    return _clean_vision({**raw, "model_type": "siglip_vision_model"})
+    return _clean_vision(raw)
 
 
 def _clean_vision(vision: dict[str, Any]) -> dict[str, Any]:
     full = AutoConfig.for_model("siglip_vision_model").to_dict()
     drop = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-    return {key: value for key, value in vision.items() if key in full and key not in drop}
+    kept = {key: value for key, value in vision.items() if key in full and key not in drop}
+    return {**kept, "model_type": "siglip_vision_model"}
 
 
 def _published_tower(name: str) -> dict[str, Any] | None:
     match = SIGLIP_NAME.search(name)
-    if not match:
-        return None
-    return _siglip(match.group(1), int(match.group(2)), int(match.group(3)))
+    return _siglip(match[1], int(match[2]), int(match[3])) if match else None
 
 
 def _siglip(size: str, patch: int, image: int) -> dict[str, Any]:
     width, layers, heads, mlp = SIGLIP_SIZES[size]
-    return _clean_vision(
-        {
-            **AutoConfig.for_model("siglip_vision_model").to_dict(),
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "intermediate_size": mlp,
-            "patch_size": patch,
-            "image_size": image,
-        }
+    config = AutoConfig.for_model(
+        "siglip_vision_model",
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=mlp,
+        patch_size=patch,
+        image_size=image,
     )
+    return _clean_vision(config.to_dict())
 
 
 def _tower_from_shapes(tensors: dict[str, TensorRef]) -> dict[str, Any] | None:
@@ -131,9 +129,7 @@ def resolve_vision_config(
     name = tower or raw["mm_vision_tower"]
     if override is not None:
         vision = dict(override if isinstance(override, dict) else override.to_dict())
-        vision = _clean_vision(
-            {**(_published_tower(name) or {}), **vision, "model_type": "siglip_vision_model"}
-        )
+        vision = _clean_vision({**(_published_tower(name) or {}), **vision})
     elif folder := local_tower(name, config_folder if tower is None else None):
         vision = vision_config_of(folder)
     elif published := _published_tower(name):
@@ -153,14 +149,8 @@ def resolve_vision_config(
 
 def _recorded_tower(folder: Path) -> dict[str, Any] | None:
     """The tower's config in the record of a checkpoint that the converter wrote."""
-    if not (folder / RECORD).is_file():
-        return None
-    vision = read_json(folder / RECORD).get("vision_config")
-    return (
-        _clean_vision({**vision, "model_type": "siglip_vision_model"})
-        if isinstance(vision, dict)
-        else None
-    )
+    vision = (optional_json(folder / RECORD) or {}).get("vision_config")
+    return _clean_vision(vision) if isinstance(vision, dict) else None
 
 
 def _tower_elsewhere(
