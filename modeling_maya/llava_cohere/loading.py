@@ -110,11 +110,7 @@ def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def native_shapes(config: MayaConfig, **changes: Any) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a saved Maya, without a tied head.
-
-    Args:
-        changes: other values of the config's fields.
-    """
+    """Name and shape of every tensor of a saved Maya whose config has these changes; no tied head."""
     fields = config.to_dict()
     for name in ("auto_map", "model_type", "transformers_version", "architectures"):
         fields.pop(name, None)

@@ -71,8 +71,6 @@ def augment(
     Args:
         pictures: float [batch, 3, height, width] from 0 to 1, on white.
         may_flip: bool [batch], whether the picture means the same when mirrored.
-        recipe: how far and how often.
-        generator: the only source of randomness.
 
     Returns:
         float [batch, 3, height, width] from 0 to 1; the input is left alone.

@@ -61,8 +61,7 @@ def load_optimizers(
 def complete_folder(folder: Path, part: Path, last: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield `part` to save a model into; move its files into `folder` when the block ends.
 
-    Args:
-        last: whether a file is one that says, where it is, that the folder is complete.
+    The files that are `last` say, by being there, that the folder is complete.
     """
     shutil.rmtree(part, ignore_errors=True)
     yield part

@@ -68,11 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> str:
-    """`table` as a parquet file (zstd); returns the SHA-256 of its bytes, in hex.
-
-    Args:
-        options: of `pyarrow.parquet.write_table`.
-    """
+    """`table` as a parquet file (zstd), with options of pyarrow's; returns its SHA-256, in hex."""
     with atomic(path) as temporary:
         pq.write_table(table, temporary, **{"compression": "zstd", **options})
         return sha256_file(temporary)

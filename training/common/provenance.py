@@ -34,11 +34,7 @@ class Provenance(TypedDict):
 
 
 def provenance(*also: str) -> Provenance:
-    """Here and now.
-
-    Args:
-        also: packages whose versions decide the numbers, beside those that always do.
-    """
+    """Here and now. The versions are those of `versions`, and of the packages in `also`."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "package": package(),

@@ -48,16 +48,11 @@ from .run import TowerRun
 
 
 def train_vision_tower(recipe: VisionTowerRecipe, output_dir: Path) -> Path:
-    """Train a tower and save it.
+    """Train a tower and save it in `output_dir`, which is returned.
 
-    Args:
-        recipe: everything that decides the weights.
-        output_dir: gets config.json, model.safetensors, preprocessor_config.json, the resolved
-            recipe.yaml and metrics.json. While training it also holds the state of the run; the
-            same call continues from it, a call with a changed recipe does not.
-
-    Returns:
-        output_dir.
+    The folder gets config.json, model.safetensors, preprocessor_config.json, the resolved recipe.yaml
+    and metrics.json. While training it also holds the state of the run; the same call continues from
+    it, a call with a changed recipe does not.
 
     Raises:
         FileNotFoundError: the dataset is not there.
