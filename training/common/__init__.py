@@ -16,7 +16,7 @@ Files that are written:
 Pictures:
     hub_code.py: modules of the Hub packages, without the packages
     images.py: one reader of pictures, ImageStore
-    picture_tables.py, places.py: where pictures are: tables; folders, .zip, .tar
+    places.py: where pictures are: folders, .zip, .tar, tables
 Models and services:
     revisions.py: a folder, or a repository at a revision
     models.py, adapters.py: models and adapters of others, found, checked and loaded
