@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from maya_vlm.training.common.files import write_text
+from maya_vlm.training.common.files import files_sha256, write_text
 from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
@@ -18,7 +18,6 @@ from maya_vlm.training.common.telling import printable
 from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
 
-from ..hub.content import weights_sha256
 from .scores import languages_of, model_index, sections, weaknesses
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -209,7 +208,8 @@ def _read_results(folder: Path) -> Results | None:
     if not path.is_file():
         return None
     results = read_results(path)
-    if results["model"]["weights_sha256"] != weights_sha256(folder):
+    found = files_sha256(folder.glob("*.safetensors"))
+    if found is None or results["model"]["weights_sha256"] != found:
         raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
     return results
 

@@ -12,10 +12,9 @@ from maya_vlm.training.common.telling import one_line, printable
 
 from ..cards.dataset import write_dataset_card
 from ..cards.model import licence_texts, model_card, write_card
-from .content import Content, check_arrived
 from .publish_dataset import check_configs, check_files, push_dataset
 from .recipe_copy import published_recipe
-from .remote import has_card_of_its_owner, open_repository
+from .remote import Content, check_arrived, has_card_of_its_owner, open_repository
 
 # What belongs to a published model: all of it at the top of the folder.
 MODEL_FILES = (

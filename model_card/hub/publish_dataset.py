@@ -27,7 +27,7 @@ from maya_vlm.training.common.reading import open_file
 from maya_vlm.training.common.telling import one_line
 
 from ..cards.dataset import read_manifest
-from .content import Content, check_arrived, tree
+from .remote import Content, check_arrived, tree
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -82,12 +82,9 @@ def check_configs(folder: Path) -> None:
             raise ValueError(f"{folder}: datasets cannot read it: {message}") from error
         return
     for config in manifest["configs"]:
-        streamed = count_config(str(folder), config, streaming=True)
-        _check_rows(str(folder), config, streamed, manifest)
+        _check_rows(manifest, str(folder), config, streaming=True)
         with tempfile.TemporaryDirectory(prefix=".check-", dir=folder.parent) as cache:
-            _check_rows(
-                str(folder), config, count_config(str(folder), config, cache=cache), manifest
-            )
+            _check_rows(manifest, str(folder), config, cache=cache)
 
 
 def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Content]) -> None:
@@ -103,11 +100,14 @@ def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Conten
             )
 
 
-def _check_rows(place: str, config: str, rows: dict[str, int], manifest: dict[str, Any]) -> None:
+def _check_rows(manifest: dict[str, Any], path: str, config: str, **options: Any) -> None:
+    """Raise ValueError unless a config has the manifest's rows. Arguments as of `count_config`."""
+    rows = count_config(path, config, **options)
     expected = {"train": manifest["configs"][config]["rows"]}
     if rows != expected:
+        at = f" at {options['revision']}" if "revision" in options else ""
         raise ValueError(
-            f"{place}: config {config!r} has {rows} rows, the manifest says {expected}; run "
+            f"{path}{at}: config {config!r} has {rows} rows, the manifest says {expected}; run "
             "`maya data build` again, and leave the configs of README.md to it"
         )
 
@@ -213,8 +213,7 @@ def push_dataset(
     if (about := read_manifest(folder)) is not None:
         token = api.token if isinstance(api.token, str) else None
         for config in about["configs"]:
-            rows = count_config(repo_id, config, streaming=True, revision=staging, token=token)
-            _check_rows(f"{repo_id} at {staging}", config, rows, about)
+            _check_rows(about, repo_id, config, streaming=True, revision=staging, token=token)
     staged = api.repo_info(repo_id, repo_type="dataset", revision=staging).sha
     stale = [
         name

@@ -14,8 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._http import default_client_factory
 
 from maya_vlm.model_card.hub import publish_dataset
-from maya_vlm.model_card.hub.content import Content
 from maya_vlm.model_card.hub.publish_dataset import push_dataset
+from maya_vlm.model_card.hub.remote import Content
 from tests.helpers.hub_server import TOKEN, HubServer, Repository
 
 OLD = {"data/old.parquet": b"old rows", "README.md": b"old card", "notes.txt": b"kept"}
