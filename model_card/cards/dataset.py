@@ -36,11 +36,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def write_dataset_card(folder: Path, repo_id: str | None = None) -> Path:
-    """Write README.md of a dataset folder, except where it has one of its owner's.
-
-    Args:
-        repo_id: where it is, or will be, on the Hub; None while it is only a folder.
-    """
+    """Write README.md of a folder, or of a dataset for the Hub, except where it has one of its owner's."""
     write_card(folder, lambda: dataset_card(folder, repo_id or "path/to/this/folder"))
     return folder / "README.md"
 

@@ -9,16 +9,15 @@ from typing import Any
 
 import yaml
 
-from maya_vlm.training.common.files import write_text
+from maya_vlm.training.common.files import files_sha256, write_text
 from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
 from maya_vlm.training.common.shapes import check_shape
-from maya_vlm.training.common.telling import one_line, printable
+from maya_vlm.training.common.telling import printable
 from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
 
-from ..hub.content import weights_sha256
 from .scores import languages_of, model_index, sections, weaknesses
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,8 +39,12 @@ _RECIPE = {
     ],
     "model": dict,
 }
-_NAMED = {"name": str}
 _ORIGIN = {"name": str, "commit": (str, None), "kind": str}
+_ORIGIN_PARTS = {
+    "base_model": {"name": str},
+    "vision_tower": {"name": str},
+    "files": [{"name": str, "bytes": int, "sha256": str}],
+}
 
 
 def model_card(folder: Path, repo_id: str) -> str:
@@ -193,17 +196,10 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record = read_json(path)
-    origin = record.get("converted_from")
-    if not isinstance(origin, dict) or not {"name", "commit", "kind"} <= set(origin):
-        raise ValueError(
-            f"{path}: expected `converted_from` with name, commit and kind, found "
-            f"{one_line(repr(origin), 60)}: convert again"
-        )
-    parts = [part for part in ("base_model", "vision_tower") if origin.get(part)]
-    check_shape(origin, _ORIGIN | dict.fromkeys(parts, _NAMED), str(path), "converted_from")
-    if "files" in origin:
-        files = [{"name": str, "bytes": int, "sha256": str}]
-        check_shape(origin["files"], files, str(path), "converted_from.files")
+    check_shape(record, {"converted_from": _ORIGIN}, str(path))
+    origin = record["converted_from"]
+    also = {name: shape for name, shape in _ORIGIN_PARTS.items() if origin.get(name)}
+    check_shape(origin, also, str(path), "converted_from")
     return record
 
 
@@ -212,7 +208,8 @@ def _read_results(folder: Path) -> Results | None:
     if not path.is_file():
         return None
     results = read_results(path)
-    if results["model"]["weights_sha256"] != weights_sha256(folder):
+    found = files_sha256(folder.glob("*.safetensors"))
+    if found is None or results["model"]["weights_sha256"] != found:
         raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
     return results
 

@@ -12,10 +12,9 @@ from maya_vlm.training.common.telling import one_line, printable
 
 from ..cards.dataset import write_dataset_card
 from ..cards.model import licence_texts, model_card, write_card
-from .content import Content
-from .publish_dataset import check_configs, check_files, push_dataset, tree
+from .publish_dataset import check_configs, check_files, push_dataset
 from .recipe_copy import published_recipe
-from .remote import has_card_of_its_owner, open_repository
+from .remote import Content, check_arrived, has_card_of_its_owner, open_repository
 
 # What belongs to a published model: all of it at the top of the folder.
 MODEL_FILES = (
@@ -57,11 +56,10 @@ def publish(
     """Push a model or dataset folder to the Hub and return its address.
 
     The folder must load before anything is sent. A card is written where there is none, and rewritten
-    where this package wrote it; a card that somebody wrote on the Hub is kept.
-    recipe.yaml is sent without secrets and without paths of this machine. Readers see one commit that holds everything;
-    weights and code, or data files, of an earlier push that this one does not have are removed in
-    it. What arrived is compared with what was sent, by size and hash. A dataset goes to a branch
-    first, is loaded from there, and is tagged at the end (publish_dataset.py).
+    where this package wrote it; a card that somebody wrote on the Hub is kept. recipe.yaml is sent
+    without secrets and without paths of this machine. Readers see one commit, which also removes the
+    weights and code, or data files, that only an earlier push had. What arrived is compared with
+    what was sent, by size and hash. A dataset takes the way of publish_dataset.py.
 
     Args:
         folder: as `maya train` or `maya data` writes it.
@@ -168,7 +166,8 @@ def _send(
         # What huggingface_hub makes of a connection that ends while a large file is sent.
         told = one_line(f"{error} {error.__cause__ or ''}")
         raise OSError(f"sending to {kind} {repo_id} failed: {told}: publish again") from error
-    return _address(api.endpoint, kind, repo_id, revision)
+    address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    return address if revision is None else f"{address}/tree/{revision}"
 
 
 def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: str) -> None:
@@ -196,17 +195,15 @@ def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: st
         repo_type="model",
         revision=branch,
     )
-    remote = tree(api, repo_id, "model", commit.oid)
-    wrong = [name for name, each in contents.items() if not each.arrived(remote.get(name))]
-    if wrong:
-        raise OSError(
-            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
-        )
+    check_arrived(api, contents, repo_id, "model", commit.oid)
 
 
-def _address(endpoint: str, kind: str, repo_id: str, revision: str | None) -> str:
-    address = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-    return address if revision is None else f"{address}/tree/{revision}"
+def _write_card(folder: Path, repo_id: str) -> None:
+    """Write the card, and the licence texts that it names."""
+    if write_card(folder, lambda: model_card(folder, repo_id)):
+        licences = licence_texts(folder)
+        if licences is not None:
+            (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
 
 
 def check_model(folder: Path) -> None:
@@ -295,14 +292,6 @@ def _belongs(name: str, kind: str) -> bool:
 
 def _is(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, p) or fnmatch(name.rsplit("/", 1)[-1], p) for p in patterns)
-
-
-def _write_card(folder: Path, repo_id: str) -> None:
-    """Write the card, and the licence texts that it names."""
-    if write_card(folder, lambda: model_card(folder, repo_id)):
-        licences = licence_texts(folder)
-        if licences is not None:
-            (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
 
 
 def _paths_of_this_machine(folder: Path, sources: dict[str, Path]) -> list[str]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from maya_vlm.training.common.reading import open_file
 from maya_vlm.training.common.telling import one_line
 
 from ..cards.dataset import read_manifest
-from .content import Content
+from .remote import Content, check_arrived, tree
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -83,12 +82,9 @@ def check_configs(folder: Path) -> None:
             raise ValueError(f"{folder}: datasets cannot read it: {message}") from error
         return
     for config in manifest["configs"]:
-        streamed = count_config(str(folder), config, streaming=True)
-        _check_rows(str(folder), config, streamed, manifest)
+        _check_rows(manifest, str(folder), config, streaming=True)
         with tempfile.TemporaryDirectory(prefix=".check-", dir=folder.parent) as cache:
-            _check_rows(
-                str(folder), config, count_config(str(folder), config, cache=cache), manifest
-            )
+            _check_rows(manifest, str(folder), config, cache=cache)
 
 
 def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Content]) -> None:
@@ -104,11 +100,14 @@ def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Conten
             )
 
 
-def _check_rows(place: str, config: str, rows: dict[str, int], manifest: dict[str, Any]) -> None:
+def _check_rows(manifest: dict[str, Any], path: str, config: str, **options: Any) -> None:
+    """Raise ValueError unless a config has the manifest's rows. Arguments as of `count_config`."""
+    rows = count_config(path, config, **options)
     expected = {"train": manifest["configs"][config]["rows"]}
     if rows != expected:
+        at = f" at {options['revision']}" if "revision" in options else ""
         raise ValueError(
-            f"{place}: config {config!r} has {rows} rows, the manifest says {expected}; run "
+            f"{path}{at}: config {config!r} has {rows} rows, the manifest says {expected}; run "
             "`maya data build` again, and leave the configs of README.md to it"
         )
 
@@ -200,18 +199,21 @@ def push_dataset(
         api.create_branch(repo_id, branch=staging, repo_type="dataset", exist_ok=True)
     there = tree(api, repo_id, "dataset", staging)
     missing = [name for name, _ in listed if not contents[name].arrived(there.get(name))]
-    for number, part in enumerate(_parts(missing, FILES_A_COMMIT), 1):
-        print(
-            f"{staging}: {number * FILES_A_COMMIT - FILES_A_COMMIT + len(part)} of {len(missing)}"
-        )
+    for start in range(0, len(missing), FILES_A_COMMIT):
+        part = missing[start : start + FILES_A_COMMIT]
+        print(f"{staging}: {start + len(part)} of {len(missing)}")
         api.create_commit(
             repo_id,
             [CommitOperationAdd(path_in_repo=n, path_or_fileobj=contents[n].file) for n in part],
-            commit_message=f"{title}, part {number}",
+            commit_message=f"{title}, part {start // FILES_A_COMMIT + 1}",
             repo_type="dataset",
             revision=staging,
         )
-    _verify(api, folder, contents, repo_id, staging)
+    check_arrived(api, contents, repo_id, "dataset", staging)
+    if (about := read_manifest(folder)) is not None:
+        token = api.token if isinstance(api.token, str) else None
+        for config in about["configs"]:
+            _check_rows(about, repo_id, config, streaming=True, revision=staging, token=token)
     staged = api.repo_info(repo_id, repo_type="dataset", revision=staging).sha
     stale = [
         name
@@ -231,56 +233,19 @@ def push_dataset(
         revision=branch,
         parent_commit=before,
     )
-    there = tree(api, repo_id, "dataset", commit.oid)
-    if wrong := [name for name, _ in listed if not contents[name].arrived(there.get(name))]:
-        raise OSError(f"{len(wrong)} of {len(listed)} files are not as sent, e.g. {wrong[0]}")
+    check_arrived(api, contents, repo_id, "dataset", commit.oid)
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if tags.get(tag) not in (None, commit.oid):
         # The same content was published before, and something else in between.
         api.delete_tag(repo_id, tag=tag, repo_type="dataset")
+    manifest = contents.get("manifest.json")
     api.create_tag(
         repo_id,
         tag=tag,
-        tag_message=_message(contents),
+        tag_message=f"manifest.json {manifest.sha256}" if manifest else "no manifest",
         revision=commit.oid,
         repo_type="dataset",
         exist_ok=True,
     )
     api.delete_branch(repo_id, branch=staging, repo_type="dataset")
     return tag
-
-
-def _message(contents: dict[str, Content]) -> str:
-    manifest = contents.get("manifest.json")
-    return f"manifest.json {manifest.sha256}" if manifest else "no manifest"
-
-
-def _verify(
-    api: HfApi, folder: Path, contents: dict[str, Content], repo_id: str, branch: str
-) -> None:
-    there = tree(api, repo_id, "dataset", branch)
-    wrong = [name for name, each in contents.items() if not each.arrived(there.get(name))]
-    if wrong:
-        raise OSError(
-            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
-        )
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return
-    token = api.token if isinstance(api.token, str) else None
-    for config in manifest["configs"]:
-        rows = count_config(repo_id, config, streaming=True, revision=branch, token=token)
-        _check_rows(f"{repo_id} at {branch}", config, rows, manifest)
-
-
-def tree(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, Any]:
-    """Path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
-    from huggingface_hub import RepoFile
-
-    found = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
-    return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
-
-
-def _parts(names: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(names), size):
-        yield names[start : start + size]

@@ -1,20 +1,73 @@
-"""What a repository of the Hub is like before something is sent to it: who sees it, and whose card it has."""
+"""A repository of the Hub: who sees it, whose card it has, and whether the files that were sent arrived."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from maya_vlm.training.common.files import sha256_file
 from maya_vlm.training.common.reading import read_text
 
 from ..cards.model import MARKER
-from .content import Content
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _LONGEST_CARD = 2**20
+
+
+class Content:
+    """A file that is not written to any more; each hash is taken once, when it is first asked for.
+
+    size: in bytes.
+    """
+
+    def __init__(self, file: Path):
+        self.file, self.size = file, file.stat().st_size
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the bytes, in hex: what the Hub calls a large file."""
+        return sha256_file(self.file)
+
+    @cached_property
+    def blob_id(self) -> str:
+        """git's name of the file, in hex: what the Hub calls a small one."""
+        with self.file.open("rb") as file:
+            head = hashlib.sha1(b"blob %d\0" % self.size)
+            return hashlib.file_digest(file, lambda: head).hexdigest()
+
+    def arrived(self, entry: Any) -> bool:
+        """Whether a RepoFile of the Hub has these bytes; False for None."""
+        if entry is None or entry.size != self.size:
+            return False
+        if entry.lfs is None:
+            return entry.blob_id == self.blob_id
+        return entry.lfs.sha256 == self.sha256
+
+
+def tree(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, Any]:
+    """Path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
+    from huggingface_hub import RepoFile
+
+    found = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
+    return {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+
+
+def check_arrived(
+    api: HfApi, contents: Mapping[str, Content], repo_id: str, kind: str, revision: str
+) -> None:
+    """Raise OSError unless a revision of a repository has these files, by size and hash."""
+    there = tree(api, repo_id, kind, revision)
+    wrong = [name for name, each in contents.items() if not each.arrived(there.get(name))]
+    if wrong:
+        raise OSError(
+            f"{len(wrong)} of {len(contents)} files did not arrive whole, e.g. {wrong[0]}: publish again"
+        )
 
 
 def open_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> None:

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,6 +48,8 @@ EARLIER_TEMPLATES = {
     "e4ab79c4d5e331eb3268ae06d59893e268e3171d5779649631eb9e9e3615d962": ("plain", True),
 }
 TOLERANCE = 1e-5
+# Endings of the files that renewing looks at.
+SMALL = (".json", ".jinja", ".py")
 
 # Run in a process of its own, so that a folder's own code is used and not this package's.
 ANSWER = """
@@ -168,11 +169,10 @@ def _parse(content: bytes, name: str) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, bytes]:
     """The small files of a folder that renewing looks at."""
-    wanted = (".json", ".jinja", ".py")
     return {
         path.name: path.read_bytes()
         for path in folder.iterdir()
-        if path.is_file() and path.suffix in wanted and path.stat().st_size < 2**22
+        if path.is_file() and path.suffix in SMALL and path.stat().st_size < 2**22
     }
 
 
@@ -256,25 +256,22 @@ def _renew_repository(
     create_pr: bool,
     token: str | None,
 ) -> Renewed:
-    from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import HFValidationError
 
     api = HfApi(token=token)
     try:
-        info = api.model_info(repo_id, revision=revision, files_metadata=True)
-        small = [
-            file.rfilename
-            for file in info.siblings or []
-            if "/" not in file.rfilename and file.rfilename.endswith((".json", ".jinja", ".py"))
-        ]
-        small = [name for name in small if not name.endswith(".index.json")]
+        commit = api.model_info(repo_id, revision=revision).sha
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "repository"
-            folder.mkdir()
-            for name in small:
-                path = hf_hub_download(repo_id, name, revision=info.sha, token=token)
-                shutil.copyfile(path, folder / name)
+            api.snapshot_download(
+                repo_id,
+                revision=commit,
+                local_dir=folder,
+                allow_patterns=[f"*{ending}" for ending in SMALL],
+                ignore_patterns=["*/*", "*.index.json"],
+            )
             changes = changed_files(_read(folder))
             renewed = Renewed(sorted(changes))
             if changes and check:
@@ -283,7 +280,7 @@ def _renew_repository(
                 renewed.checks = check_folder(folder, small_changes, trust_remote_code)
                 renewed.checks.append("compared on a small model with random weights")
         if changes and not dry_run:
-            commit = api.create_commit(
+            done = api.create_commit(
                 repo_id,
                 [
                     CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
@@ -292,9 +289,9 @@ def _renew_repository(
                 commit_message=f"Renew the code (maya-vlm {own_version()})",
                 revision=revision,
                 create_pr=create_pr,
-                parent_commit=None if create_pr else info.sha,
+                parent_commit=None if create_pr else commit,
             )
-            renewed.address = commit.pr_url or commit.commit_url
+            renewed.address = done.pr_url or done.commit_url
     except HfHubHTTPError as error:
         answer = error.server_message or " ".join(str(error).split())
         raise OSError(f"the Hub refused {repo_id}: {answer}") from None

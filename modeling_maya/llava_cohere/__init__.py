@@ -7,14 +7,12 @@ they know nothing of it; `modeling_maya/__init__.py` calls `loading.register`. I
 - headers.py: headers of safetensors files, checked, and the index of shards.
 - tensors.py: tensors on disk, one at a time: read, compared, written.
 - config.py: the original's config and Maya's, one as the other; names of tensors.
-- vision_config.py: the config of the tower, which the original's config only names.
-- loading.py: `from_pretrained` reads the original's folders.
 - origin.py: the folder or repository that is converted.
-- tower.py: the vision tower, the checkpoint's copy or the one that its config names.
+- tower.py: the vision tower, which the original's config only names: its config, and its weights.
+- loading.py: `from_pretrained` reads the original's folders.
 - lora.py: LoRA layers merged into their decoder.
-- plan.py: what will be written, and the report of it.
+- write.py: what will be written, the report of it, and the writing.
 - to_maya.py: plans the conversion to a Maya.
 - to_original.py: plans the way back.
-- write.py: writes what was planned.
 - convert.py: `convert`, all of it. Begin here.
 """

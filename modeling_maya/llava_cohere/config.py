@@ -5,13 +5,10 @@ What the original's fields mean is described by its training code (nahidalam/may
 translated or refused by name, never guessed.
 """
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedConfig
 
 from processing_maya.processing_llava_cohere import IMAGE_ASPECTS, MODEL_TYPE, find_file
 
@@ -68,7 +65,6 @@ DEFAULT_ROPE_THETA = 10000.0
 TRAINING_ONLY = {"mm_projector_lr", "mm_vision_tower_lr", "mm_hidden_size", "mm_vision_tower"}
 # mm_* fields with the values that can be read, and what they mean for us.
 FEATURE_STRATEGIES = {"patch": "default", "cls_patch": "full"}
-MERGE_TYPES = ("flat",)
 
 
 def rename(key: str, table: dict[str, str]) -> str:
@@ -104,43 +100,34 @@ def projector_layers(raw: dict, where: str) -> int:
 def check_mm_fields(raw: dict, where: str) -> None:
     """Refuse, by name, every field of the original that says something we do not do."""
     projector_layers(raw, where)
-    if not isinstance(raw.get("mm_vision_tower"), str):
-        raise _unknown(
-            where, "mm_vision_tower", raw.get("mm_vision_tower"), "a repository or folder"
-        )
-    layer = raw.get("mm_vision_select_layer", -2)
-    if not isinstance(layer, int) or isinstance(layer, bool):
-        raise _unknown(where, "mm_vision_select_layer", layer, "an integer")
+    off = (None, False)
+    layer, aspect = raw.get("mm_vision_select_layer", -2), raw.get("image_aspect_ratio")
     feature = raw.get("mm_vision_select_feature", "patch")
-    if feature not in FEATURE_STRATEGIES:
-        raise _unknown(
-            where, "mm_vision_select_feature", feature, f"one of {sorted(FEATURE_STRATEGIES)}"
-        )
     merge = raw.get("mm_patch_merge_type", "flat")
-    if merge not in MERGE_TYPES:
-        raise _unknown(where, "mm_patch_merge_type", merge, f"one of {list(MERGE_TYPES)}")
-    aspect = raw.get("image_aspect_ratio")
-    if not isinstance(aspect, str | None) or aspect not in IMAGE_ASPECTS:
-        raise _unknown(where, "image_aspect_ratio", aspect, "'pad', 'square' or null")
-    for field in ("mm_use_im_start_end", "mm_use_im_patch_token"):
-        if raw.get(field, False) not in (False, None):
-            raise _unknown(
-                where, field, raw[field], "false: tokens around the image are not supported"
-            )
-    if raw.get("use_mm_proj", True) is not True:
-        raise _unknown(where, "use_mm_proj", raw["use_mm_proj"], "true")
-    if raw.get("s2") not in (None, False):
-        raise _unknown(where, "s2", raw["s2"], "false: multi-scale towers are not supported")
-    known = TRAINING_ONLY | {
-        "mm_projector_type",
-        "mm_vision_select_layer",
-        "mm_vision_select_feature",
-        "mm_patch_merge_type",
-        "mm_use_im_start_end",
-        "mm_use_im_patch_token",
+    no_tokens = "false: tokens around the image are not supported"
+    readable = {  # field -> whether its value can be read, and what can
+        "mm_vision_tower": (isinstance(raw.get("mm_vision_tower"), str), "a repository or folder"),
+        "mm_vision_select_layer": (type(layer) is int, "an integer"),
+        "mm_vision_select_feature": (
+            feature in [*FEATURE_STRATEGIES],
+            f"one of {sorted(FEATURE_STRATEGIES)}",
+        ),
+        "mm_patch_merge_type": (merge == "flat", "one of ['flat']"),
+        "image_aspect_ratio": (
+            isinstance(aspect, str | None) and aspect in IMAGE_ASPECTS,
+            "'pad', 'square' or null",
+        ),
+        "mm_use_im_start_end": (raw.get("mm_use_im_start_end") in off, no_tokens),
+        "mm_use_im_patch_token": (raw.get("mm_use_im_patch_token") in off, no_tokens),
+        "use_mm_proj": (raw.get("use_mm_proj", True) is True, "true"),
+        "s2": (raw.get("s2") in off, "false: multi-scale towers are not supported"),
     }
+    for field, (is_readable, expected) in readable.items():
+        if not is_readable:
+            raise _unknown(where, field, raw.get(field), expected)
+    known = TRAINING_ONLY | {"mm_projector_type", *(f for f in readable if f.startswith("mm_"))}
     for field in sorted(raw):
-        if field.startswith("mm_") and field not in known and raw[field] not in (None, False):
+        if field.startswith("mm_") and field not in known and raw[field] not in off:
             raise _unknown(
                 where, field, raw[field], f"no such field; known are {', '.join(sorted(known))}"
             )
@@ -308,35 +295,18 @@ def to_llava_cohere(
 
 def _keep_spelling(original: dict, written: dict[str, Any]) -> dict[str, Any]:
     """`original` with every value replaced that `written` contradicts; absent defaults stay absent."""
-    defaults = {**TEXT_DEFAULTS, "rope_theta": DEFAULT_ROPE_THETA, "rope_scaling": None}
-    kept = dict(original)
-    for field, value in written.items():
-        if field == "image_aspect_ratio" and IMAGE_ASPECTS.get(original.get(field)) == value:
-            continue
-        if (
-            field == "mm_projector_type"
-            and original.get(field) == "linear"
-            and value == "mlp1x_gelu"
-        ):
-            continue
-        if (
-            field == "num_key_value_heads"
-            and original.get(field) is None
-            and value == written["num_attention_heads"]
-        ):
-            continue
-        if field in ("architectures", "tokenizer_padding_side") and field in original:
-            continue
-        if field == "torch_dtype" and original.get("dtype") == value:
-            continue
-        if field in defaults and field not in original and value == defaults[field]:
-            continue
-        if field not in original or original[field] != value:
-            kept[field] = value
-    return kept
-
-
-def read_raw(location: str | os.PathLike, **hub_kwargs: Any) -> dict:
-    """config.json of a folder or repository as it stands."""
-    raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
-    return json.loads(json.dumps(raw))
+    meant = {**TEXT_DEFAULTS, "rope_theta": DEFAULT_ROPE_THETA, "rope_scaling": None, **original}
+    meant["image_aspect_ratio"] = IMAGE_ASPECTS.get(original.get("image_aspect_ratio"))
+    if meant.get("mm_projector_type") == "linear":
+        meant["mm_projector_type"] = "mlp1x_gelu"
+    if meant["num_key_value_heads"] is None:
+        meant["num_key_value_heads"] = written["num_attention_heads"]
+    if original.get("dtype") == written.get("torch_dtype"):
+        meant["torch_dtype"] = original.get("dtype")
+    # What the original says of these is kept, whatever it is.
+    free = {"architectures", "tokenizer_padding_side"} & set(original)
+    return original | {
+        field: value
+        for field, value in written.items()
+        if field not in free and (field not in meant or meant[field] != value)
+    }

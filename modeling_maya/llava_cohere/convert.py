@@ -20,11 +20,10 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from processing_maya.processing_llava_cohere import MODEL_TYPE
 
 from .origin import fetch
-from .plan import describe, make_report
 from .tensors import stored_dtype
 from .to_maya import plan_maya
 from .to_original import plan_original
-from .write import check_output, write
+from .write import check_output, describe, make_report, write
 
 MAX_SHARD_SIZE = "5GB"
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,7 +41,6 @@ def convert(
     trust_remote_code: bool = False,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
-    vision_config: dict[str, Any] | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -62,7 +60,6 @@ def convert(
         trust_remote_code: passed on to the tokenizer's loading; nothing here sets it.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; default: every tensor as it is stored.
         revision: of `source`, if it is a repository.
-        vision_config: the tower's values, if neither its folder nor its repository can be reached.
         max_shard_size: of the written weights, as "5GB" or a number of bytes.
         log: receives the report, line by line.
 
@@ -93,7 +90,6 @@ def convert(
             base_model=base_model,
             vision_tower=tower,
             tower_source=tower_source,
-            vision_config=vision_config,
             trust_remote_code=trust_remote_code,
             dtype=cast,
         )
@@ -116,6 +112,3 @@ def convert(
         write(plan, shards, Path(output), cast)
         log(f"written: {output}")
     return report
-
-
-__all__ = ["convert"]

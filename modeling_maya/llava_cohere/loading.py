@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from processing_maya.processing_llava_cohere import HUB_KWARGS, MODEL_TYPE, find_file
@@ -26,14 +26,13 @@ from .config import (
     TOWER_PREFIX,
     check_mm_fields,
     check_model_type,
-    read_raw,
     rename,
     spare_row,
     to_maya,
     tokenizer_files,
 )
 from .tensors import TensorRef, check_shapes, read_weights
-from .vision_config import resolve_vision_config
+from .tower import resolve_vision_config
 
 
 def read_config(
@@ -94,14 +93,6 @@ def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
     In the order of the original's modules: decoder, whole vision tower, projector; a head only if it
     is untied.
     """
-    whole = MayaConfig(**{**_plain(config), "vision_keep_unused_weights": True})
-    with torch.device("meta"):
-        model = MayaForConditionalGeneration(whole)
-    shapes = {
-        rename(key, BACKWARD_RENAMINGS): tuple(tensor.shape)
-        for key, tensor in model.state_dict().items()
-        if key != "lm_head.weight" or not config.tie_word_embeddings
-    }
     groups = (
         "model.embed_tokens.",
         "model.layers.",
@@ -109,24 +100,22 @@ def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
         "model.vision_tower.",
         "model.mm_projector.",
     )
-    return dict(sorted(shapes.items(), key=lambda item: _place(item[0], groups)))
+
+    def place(key: str) -> int:
+        return next((i for i, group in enumerate(groups) if key.startswith(group)), len(groups))
+
+    shapes = native_shapes(config, vision_keep_unused_weights=True)
+    renamed = {rename(key, BACKWARD_RENAMINGS): shape for key, shape in shapes.items()}
+    return {key: renamed[key] for key in sorted(renamed, key=place)}
 
 
-def _plain(config: MayaConfig) -> dict[str, Any]:
+def native_shapes(config: MayaConfig, **changes: Any) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a saved Maya whose config has these changes; no tied head."""
     fields = config.to_dict()
     for name in ("auto_map", "model_type", "transformers_version", "architectures"):
         fields.pop(name, None)
-    return fields
-
-
-def _place(key: str, groups: tuple[str, ...]) -> int:
-    return next((index for index, group in enumerate(groups) if key.startswith(group)), len(groups))
-
-
-def native_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a saved Maya, without a tied head."""
     with torch.device("meta"):
-        model = MayaForConditionalGeneration(MayaConfig(**_plain(config)))
+        model = MayaForConditionalGeneration(MayaConfig(**{**fields, **changes}))
     return {
         key: tuple(tensor.shape)
         for key, tensor in model.state_dict().items()
@@ -226,7 +215,7 @@ def register() -> None:
         hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if kwargs.get(key) is not None}
         if location is None or not _is_llava_cohere(location, hub_kwargs):
             return native_load(cls, location, *args, **kwargs)
-        raw = read_raw(location, **hub_kwargs)
+        raw, _ = PreTrainedConfig.get_config_dict(location, **hub_kwargs)
         if raw.get("model_type") != MODEL_TYPE:
             return native_load(cls, location, *args, **kwargs)
         config = kwargs.get("config")

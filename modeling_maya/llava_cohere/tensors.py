@@ -66,8 +66,7 @@ def _read_range(path: Path, start: int, nbytes: int, dtype: torch.dtype) -> Iter
 def read_safetensors(path: Path) -> dict[str, TensorRef]:
     """The tensors of one safetensors file, from its header alone; every length is checked first.
 
-    Raises:
-        FileNotFoundError, ValueError: as `read_header`, and for a dtype that is not in DTYPES.
+    Raises as `read_header`, and ValueError for a dtype that is not in DTYPES.
     """
     tensors = {}
     for key, entry in read_header(path).items():
@@ -150,11 +149,7 @@ def _slices(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
     """All tensors of a model folder: one file or shards with an index, safetensors first.
 
-    Args:
-        pickles: read `pytorch_model.bin`, too; only the converter sets it.
-
-    Raises:
-        FileNotFoundError, ValueError: as `headers.read_files`.
+    Only the converter reads `pickles` (`pytorch_model.bin`), too. Raises as `headers.read_files`.
     """
     if pickles and not has_weights(folder) and has_weights(folder, "pytorch_model.bin"):
         return read_files(folder, "pytorch_model.bin", read_pickle)
@@ -263,9 +258,6 @@ def stored_bytes(refs: Iterable[TensorRef], dtype: torch.dtype | None) -> int:
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file, read in chunks."""
-    digest = hashlib.sha256()
+    """Digest of a file's bytes, in hex."""
     with open(path, "rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            digest.update(data)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

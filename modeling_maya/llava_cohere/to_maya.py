@@ -29,10 +29,9 @@ from .headers import has_weights
 from .loading import check_checkpoint, native_shapes
 from .lora import merge_lora
 from .origin import Origin, fetch
-from .plan import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan, versions
 from .tensors import TensorRef, check_shapes, read_pickle, read_weights, same_bytes
-from .tower import compare_towers, named_tower, tower_tensors
-from .vision_config import resolve_vision_config
+from .tower import compare_towers, named_tower, resolve_vision_config, tower_tensors
+from .write import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan, versions
 
 
 @dataclass
@@ -53,7 +52,6 @@ def plan_maya(
     base_model: str | os.PathLike | None,
     vision_tower: str | None,
     tower_source: str,
-    vision_config: dict[str, Any] | None,
     trust_remote_code: bool,
     dtype: torch.dtype | None,
 ) -> ConversionPlan:
@@ -74,14 +72,14 @@ def plan_maya(
     # The vision tower: the checkpoint's own copy and the one that its config names.
     own = {key: ref for key, ref in tensors.items() if key.startswith(TOWER_PREFIX)}
     use_named = tower_source == "hub" or not own
-    named = named_tower(vision_tower, raw, folder, required=use_named and vision_config is None)
+    named = named_tower(vision_tower, raw, folder, required=use_named)
     if use_named and named is None:
         raise FileNotFoundError(
             f"{where}: mm_vision_tower: found {vision_tower or raw.get('mm_vision_tower')!r}, which could not be "
             "read, expected a folder or repository with the vision tower's weights: name it with --vision-tower."
         )
     tower = str(named.folder) if named is not None else vision_tower
-    config = _maya_config(raw, where, source, vision_config, tower)
+    config = _maya_config(raw, where, source, tower)
     tensors, difference = _take_tower(tensors, own, named, use_named, notes)
 
     # What the model computes with, under Maya's names, and what is kept for the way back only.
@@ -207,19 +205,14 @@ def _take_tower(
     return tensors, difference
 
 
-def _maya_config(
-    raw: dict, where: str, source: Source, vision_config: dict[str, Any] | None, tower: str | None
-) -> MayaConfig:
+def _maya_config(raw: dict, where: str, source: Source, tower: str | None) -> MayaConfig:
     """The Maya's config, which a model can be built from.
 
     Args:
-        vision_config: the tower's values, if they were given.
         tower: its folder, or the name that was given for it.
     """
     with reading(where):
-        vision = resolve_vision_config(
-            raw, where, config_folder=Path(where).parent, override=vision_config, tower=tower
-        )
+        vision = resolve_vision_config(raw, where, config_folder=Path(where).parent, tower=tower)
         rows = (source.text or text_config(raw, where))["vocab_size"]
     place = source.tokenizer_at
     with reading(f"{place}: its tokenizer"):

@@ -10,8 +10,8 @@ from .config import BACKWARD_RENAMINGS, IMAGE_TOKEN, RECORD, rename, to_llava_co
 from .files import optional_json, read_json, reading, write_json
 from .loading import llava_cohere_shapes, native_shapes
 from .origin import Origin
-from .plan import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan, versions
 from .tensors import TensorRef, check_shapes, read_safetensors, read_weights
+from .write import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan, versions
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -1,14 +1,184 @@
-"""The vision tower of a conversion: the checkpoint's own copy, and the one that its config names."""
+"""The vision tower, which the original's config only names: its config, and its weights.
+
+Its weights are the checkpoint's own copy, or those that the config names.
+"""
 
 import functools
 import re
 from pathlib import Path
 from typing import Any
 
-from .config import TOWER_PREFIX
+from transformers import AutoConfig
+
+from .config import RECORD, TOWER_PREFIX
+from .files import optional_json, read_json
+from .headers import has_weights
 from .origin import Origin, fetch, local_origin
 from .tensors import TensorRef, max_difference, read_weights
-from .vision_config import local_tower
+
+# Published SigLIP towers by size: width, layers, heads, MLP width. The number of heads cannot be read
+# from the shapes of weights. [config.json of google/siglip-* and google/siglip2-*]
+SIGLIP_SIZES = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giant-opt": (1536, 40, 16, 6144),
+}
+SIGLIP_PICTURES = {
+    "base": [(16, 224), (16, 256), (16, 384), (16, 512)],
+    "large": [(16, 256), (16, 384)],
+    "so400m": [(14, 224), (14, 384), (16, 256), (16, 384), (16, 512)],
+    "giant-opt": [(16, 256), (16, 384)],
+}
+SIGLIP_NAME = re.compile(
+    r"(?:^|/)siglip2?-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)(?:-[\w.-]+)?$"
+)
+
+
+def local_tower(name: str, config_folder: Path | None) -> Path | None:
+    """The folder that `mm_vision_tower` names, if it is here: beside the config first, then from the current folder."""
+    places = [] if config_folder is None else [config_folder / name]
+    for place in [*places, Path(name).expanduser()]:
+        if (place / "config.json").is_file():
+            return place
+    return None
+
+
+def vision_config_of(folder: Path) -> dict[str, Any]:
+    """The SigLIP vision config of a tower's folder: on its own, or nested in that of a full SigLIP."""
+    where = folder / "config.json"
+    raw = read_json(where)
+    if raw.get("model_type") == "siglip":
+        raw = raw.get("vision_config") or {}
+    elif raw.get("model_type") != "siglip_vision_model":
+        raise ValueError(
+            f"{where}: model_type: found {raw.get('model_type')!r}, expected 'siglip' or 'siglip_vision_model'."
+        )
+    return _clean_vision(raw)
+
+
+def _clean_vision(vision: dict[str, Any]) -> dict[str, Any]:
+    full = AutoConfig.for_model("siglip_vision_model").to_dict()
+    drop = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    kept = {key: value for key, value in vision.items() if key in full and key not in drop}
+    return {**kept, "model_type": "siglip_vision_model"}
+
+
+def _published_tower(name: str) -> dict[str, Any] | None:
+    match = SIGLIP_NAME.search(name)
+    return _siglip(match[1], int(match[2]), int(match[3])) if match else None
+
+
+def _siglip(size: str, patch: int, image: int) -> dict[str, Any]:
+    width, layers, heads, mlp = SIGLIP_SIZES[size]
+    config = AutoConfig.for_model(
+        "siglip_vision_model",
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=mlp,
+        patch_size=patch,
+        image_size=image,
+    )
+    return _clean_vision(config.to_dict())
+
+
+def _tower_from_shapes(tensors: dict[str, TensorRef]) -> dict[str, Any] | None:
+    """The published SigLIP tower whose weights have these shapes, if exactly one does."""
+    shapes = {
+        key.removeprefix(TOWER_PREFIX): ref.shape
+        for key, ref in tensors.items()
+        if key.startswith(TOWER_PREFIX)
+    }
+    try:
+        width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
+        positions = shapes["embeddings.position_embedding.weight"][0]
+        mlp = shapes["encoder.layers.0.mlp.fc1.weight"][0]
+    except (KeyError, ValueError, IndexError):
+        return None
+    layers = len({key.split(".")[2] for key in shapes if key.startswith("encoder.layers.")})
+    found = [
+        (size, patch, image)
+        for size, (a, b, _, c) in SIGLIP_SIZES.items()
+        for size_patch, image in SIGLIP_PICTURES[size]
+        if (a, b, c) == (width, layers, mlp)
+        and size_patch == patch
+        and (image // patch) ** 2 == positions
+    ]
+    return _siglip(*found[0]) if len(found) == 1 else None
+
+
+def resolve_vision_config(
+    raw: dict,
+    where: str,
+    *,
+    config_folder: Path | None = None,
+    override: dict[str, Any] | None = None,
+    tower: str | None = None,
+    hub_kwargs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole vision tower's config, which a `llava_cohere` config only names.
+
+    Looked up in this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower`
+    names, the published SigLIP of that name, the record of a conversion, the repository of that name,
+    the published SigLIP whose shapes the weights in `config_folder` have.
+
+    Raises:
+        ValueError: none of these knows it.
+    """
+    name = tower or raw["mm_vision_tower"]
+    if override is not None:
+        vision = dict(override if isinstance(override, dict) else override.to_dict())
+        vision = _clean_vision({**(_published_tower(name) or {}), **vision})
+    elif folder := local_tower(name, config_folder if tower is None else None):
+        vision = vision_config_of(folder)
+    elif published := _published_tower(name):
+        vision = published
+    elif config_folder is not None and (recorded := _recorded_tower(config_folder)):
+        vision = recorded
+    else:
+        vision = _tower_elsewhere(name, where, config_folder, hub_kwargs or {})
+    width = AutoConfig.for_model(**vision).hidden_size
+    named = raw.get("mm_hidden_size", width)
+    if named != width:
+        raise ValueError(
+            f"{where}: mm_hidden_size: found {named!r}, expected {width}, the width of {name}."
+        )
+    return vision
+
+
+def _recorded_tower(folder: Path) -> dict[str, Any] | None:
+    """The tower's config in the record of a checkpoint that the converter wrote."""
+    vision = (optional_json(folder / RECORD) or {}).get("vision_config")
+    return _clean_vision(vision) if isinstance(vision, dict) else None
+
+
+def _tower_elsewhere(
+    name: str, where: str, folder: Path | None, hub_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    hint = (
+        "give its folder (for `maya convert`: --vision-tower) or its values: "
+        "AutoConfig.from_pretrained(..., vision_config={'num_attention_heads': ..., ...})"
+    )
+    try:
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith("."):
+            config = AutoConfig.from_pretrained(name, **hub_kwargs)
+            vision = getattr(config, "vision_config", config)
+            if vision.model_type == "siglip_vision_model":
+                return _clean_vision(vision.to_dict())
+            raise ValueError(
+                f"{where}: mm_vision_tower: found {name!r}, a {vision.model_type}, expected a SigLIP vision tower."
+            )
+    except OSError:
+        pass
+    if folder is not None and has_weights(folder):
+        tensors = read_weights(folder, pickles=False)
+        if vision := _tower_from_shapes(tensors):
+            return vision
+    raise ValueError(
+        f"{where}: mm_vision_tower: found {name!r}, which is no folder here and no repository that can be reached; "
+        f"its number of attention heads is not in the weights: {hint}."
+    )
 
 
 def named_tower(given: str | None, raw: dict, folder: Path, *, required: bool) -> Origin | None:

@@ -1,16 +1,127 @@
-"""Write what a plan says: a complete folder under its name, or none."""
+"""What a conversion will write, decided and checked before the first byte is; the report of it; the writing."""
 
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from .config import RECORD
 from .files import human, write_json
-from .plan import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan
-from .tensors import check_shapes, read_weights, sha256, stored_bytes, write_safetensors
+from .tensors import (
+    CHUNK_BYTES,
+    TensorRef,
+    check_shapes,
+    read_weights,
+    sha256,
+    stored_bytes,
+    stored_dtype,
+    write_safetensors,
+)
+
+# What the model does not compute with, kept beside it so that the way back is bit-equal.
+UNUSED_TOWER = "unused_tower.safetensors"
+PARTIAL_CONFIG = "config.json.partial"
+PARTS = (
+    ("embeddings", r"(model\.language_model|model)\.embed_tokens\."),
+    ("decoder layers", r"(model\.language_model|model)\.(layers|norm)\."),
+    ("head", r"lm_head\."),
+    ("projector", r"model\.(multi_modal_projector|mm_projector)\."),
+    ("vision tower", r"model\.vision_tower\."),
+)
+
+
+@dataclass
+class ConversionPlan:
+    """Everything that will be written."""
+
+    kind: str
+    tensors: dict[str, TensorRef]  # under the names they will have
+    config: dict[str, Any]
+    record: dict[str, Any]
+    sources: list[Path]  # every file that was read
+    finish: Callable[[Path], None]  # writes all small files, and config.json as PARTIAL_CONFIG
+    side: dict[str, TensorRef] = field(default_factory=dict)  # for UNUSED_TOWER
+    notes: list[str] = field(default_factory=list)
+
+
+def versions() -> dict[str, str]:
+    """The libraries' versions, for the record of a conversion."""
+    return {"transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def make_report(plan: ConversionPlan, shards: Any, dtype: torch.dtype | None) -> dict[str, Any]:
+    """The report that `convert` returns.
+
+    Args:
+        shards: how huggingface_hub splits the plan's tensors into files.
+        dtype: what floating-point tensors are cast to; None: nothing.
+    """
+    chosen = {
+        name: {key: ref for key, ref in plan.tensors.items() if re.match(pattern, key)}
+        for name, pattern in PARTS
+    }
+    chosen["unused tower"] = plan.side
+    return {
+        "kind": plan.kind,
+        "tensors": len(plan.tensors),
+        "parameters": sum(ref.numel for ref in plan.tensors.values()),
+        "bytes": stored_bytes(plan.tensors.values(), dtype),
+        "shards": {
+            name: stored_bytes((plan.tensors[key] for key in keys), dtype)
+            for name, keys in sorted(shards.filename_to_tensors.items())
+        },
+        "side_bytes": stored_bytes(plan.side.values(), dtype),
+        # A chunk as it is read, in float32, its neighbour in a comparison, and the header's text. Pickles
+        # are mapped as a whole, and what was read of them stays counted until the end.
+        "memory_bytes": 6 * CHUNK_BYTES
+        + sum(path.stat().st_size for path in plan.sources if path.suffix == ".bin"),
+        "parts": {name: _part(tensors, dtype) for name, tensors in chosen.items() if tensors},
+        "notes": list(plan.notes),
+        "source_bytes": sum(path.stat().st_size for path in plan.sources),
+    }
+
+
+def _part(tensors: dict[str, TensorRef], dtype: torch.dtype | None) -> dict[str, Any]:
+    dtypes = {str(stored_dtype(ref, dtype)).removeprefix("torch.") for ref in tensors.values()}
+    return {
+        "tensors": len(tensors),
+        "parameters": sum(ref.numel for ref in tensors.values()),
+        "bytes": stored_bytes(tensors.values(), dtype),
+        "dtype": "+".join(sorted(dtypes)),
+    }
+
+
+def describe(
+    plan: ConversionPlan,
+    report: dict[str, Any],
+    output: str | os.PathLike | None,
+    to: str,
+    dry_run: bool,
+) -> Iterator[str]:
+    """The lines of a report."""
+    yield f"source: {plan.record['converted_from']['name']} ({plan.kind}), {human(report['source_bytes'])}"
+    yield f"{'would write' if dry_run else 'writing'}: {output or 'nowhere yet'} ({to})"
+    for name, size in report["shards"].items():
+        yield f"  {name}  {human(size)}"
+    if plan.side:
+        yield f"  {UNUSED_TOWER}  {human(report['side_bytes'])}"
+    yield f"{'part':<16}{'tensors':>8}{'parameters':>16}{'size':>14}  dtype"
+    for name, part in report["parts"].items():
+        yield (
+            f"{name:<16}{part['tensors']:>8}{part['parameters']:>16,}{human(part['bytes']):>14}  {part['dtype']}"
+        )
+    yield f"{'model':<16}{report['tensors']:>8}{report['parameters']:>16,}{human(report['bytes']):>14}"
+    yield from plan.notes
+    yield (
+        f"memory: {human(report['memory_bytes'])} of buffers to convert, {human(report['bytes'])} to load the result; "
+        f"disk: {human(report['bytes'] + report['side_bytes'])}"
+    )
 
 
 def check_output(output: Path) -> None:
@@ -88,8 +199,6 @@ def _remove_stale(output: Path) -> None:
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # a process of somebody else
     return True

@@ -430,10 +430,10 @@ def test_what_the_dataset_lacks_is_named(recipe, change, message):
             "hidden_size: expected a multiple of num_attention_heads, 5, found 32",
         ),
         ({"patch_size": 32}, "image_size: expected at least patch_size, 32, .* found 16"),
-        ({"storage_dtype": "int4"}, "storage_dtype: expected one of .*, found 'int4'"),
+        ({"storage_dtype": "int4"}, "storage_dtype: expected 'float16' .*, found text \"int4\""),
         ({"augmentation": {"blurr": 0.1}}, "unknown key 'augmentation.blurr'"),
-        ({"augmentation": {"blur": 2.0}}, "expected a probability"),
-        ({"augmentation": {"outline": 0.9, "blur": 0.9}}, "at most one of them"),
+        ({"augmentation": {"blur": 2.0}}, "blur: expected 0 or more and at most 1, found 2"),
+        ({"augmentation": {"outline": 0.9, "blur": 0.9}}, "expected at most 1, as .* found 1.95"),
         ({"speed": 3}, "unknown key 'speed'"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maya_vlm.training.common.cells import inert, original
+from maya_vlm.training.common.telling import inert, original
 
 FORMULAS = [
     "=1+1", "+1", "-1", "@x", "\t=1", "\rx", "\tx", "＝1+1", "＋1", "－1", "＠x", " =1", "\u00a0=1", "\ufeff=1",

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from maya_vlm.training.batches.collator import GroupCollator
 from maya_vlm.training.batches.groups import GroupData
-from maya_vlm.training.common.locks import only_one
+from maya_vlm.training.common.files import only_one
 from maya_vlm.training.common.signals import Stopped
 from maya_vlm.training.recipe import find_recipe, load_recipe
 from maya_vlm.training.run import finish as finish_module

@@ -17,6 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.schema import Bounds
+
+WHERE = "vision tower recipe"
+PROBABILITIES = {"flip", "outline", "blur", "posterize", "grayscale"}
+PROBABILITIES |= {"channel_shuffle", "background", "erase"}
 # Rec. 601 luma weights, the same that PIL's "L" mode uses.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -48,34 +53,14 @@ class AugmentationRecipe:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ValueError(
-                    f"augmentation.{name}: found {value!r}, expected a number of at least 0"
-                )
-        for name in PROBABILITIES:
-            value = getattr(self, name)
-            if value > 1:
-                raise ValueError(
-                    f"augmentation.{name}: found {value!r}, expected a probability from 0 to 1"
-                )
-        if self.outline + self.blur + self.posterize > 1:
+            bounds = Bounds(least=0, most=1 if name in PROBABILITIES else None)
+            bounds.check(value, WHERE, f"augmentation.{name}")
+        together = self.outline + self.blur + self.posterize
+        if together > 1:
             raise ValueError(
-                "augmentation: outline + blur + posterize is "
-                f"{self.outline + self.blur + self.posterize:g}; a picture gets at most one of "
-                "them, so lower them to at most 1 together"
+                f"{WHERE}: augmentation: outline + blur + posterize: expected at most 1, as a picture "
+                f"gets at most one of them, found {together:g}"
             )
-
-
-PROBABILITIES = (
-    "flip",
-    "outline",
-    "blur",
-    "posterize",
-    "grayscale",
-    "channel_shuffle",
-    "background",
-    "erase",
-)
 
 
 def augment(
@@ -86,8 +71,6 @@ def augment(
     Args:
         pictures: float [batch, 3, height, width] from 0 to 1, on white.
         may_flip: bool [batch], whether the picture means the same when mirrored.
-        recipe: how far and how often.
-        generator: the only source of randomness.
 
     Returns:
         float [batch, 3, height, width] from 0 to 1; the input is left alone.

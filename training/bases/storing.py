@@ -1,15 +1,17 @@
 """Write what a run of a base model needs to go on, and what it leaves: whole or not at all."""
 
 import os
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..common.files import atomic, remove_temporaries
+from ..common.files import atomic, ordinary_permissions, remove_temporaries
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
@@ -55,12 +57,15 @@ def load_optimizers(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
 
 
-def move_files(part: Path, folder: Path, last: Callable[[Path], bool]) -> None:
-    """Move the files of `part`, a complete model folder, into `folder`, and remove `part`.
+@contextmanager
+def complete_folder(folder: Path, part: Path, last: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield `part` to save a model into; move its files into `folder` when the block ends.
 
-    Args:
-        last: whether a file is one that says, where it is, that the folder is complete.
+    The files that are `last` say, by being there, that the folder is complete.
     """
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    ordinary_permissions(part / "model.safetensors")
     for file in sorted(part.iterdir(), key=last):
         os.replace(file, folder / file.name)
     part.rmdir()

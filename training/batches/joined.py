@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..common.languages import as_language
-from ..common.picture_tables import is_content
+from ..common.places import is_content
 from ..common.telling import shown
 from ..rows.parquet import is_list
 from ..rows.tables import (

@@ -24,7 +24,7 @@ from PIL import Image
 
 from ..common.images import ImageStore, StorageError, is_address
 from ..common.languages import as_language, no_language
-from ..common.picture_tables import is_content
+from ..common.places import is_content
 from ..common.telling import one_line, printable
 from ..recipe import DataRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of

@@ -5,7 +5,6 @@ import sys
 
 from .parser import add_trust, as_place
 
-SUMMARY = "ask about an image"
 EXAMPLES = """
 maya chat picture.png --language hi
 maya chat picture.png "What is this?" --model runs/mini

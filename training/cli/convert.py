@@ -4,7 +4,6 @@ import argparse
 
 from .parser import add_trust, as_path, as_place
 
-SUMMARY = "convert the original Maya's weights"
 EXAMPLES = """
 maya convert user/original maya --dry-run
 maya convert user/original maya --dtype bfloat16

@@ -4,7 +4,6 @@ import argparse
 
 from ..common.versions import report
 
-SUMMARY = "print the versions that matter, for a bug report"
 EXAMPLES = """
 maya env
 maya env > versions.md

@@ -4,7 +4,6 @@ import argparse
 
 from .parser import add_languages, add_trust, as_new_folder, as_place
 
-SUMMARY = "score a model per language"
 EXAMPLES = """
 maya evaluate runs/mini
 maya evaluate user/name@v1 --tasks mini --languages hi zh --limit 100

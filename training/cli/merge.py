@@ -5,7 +5,6 @@ from pathlib import Path
 
 from .parser import add_trust
 
-SUMMARY = "merge an adapter of peft into its base"
 EXAMPLES = """
 maya merge runs/lora/finetune/adapter merged
 maya merge user/adapter@v1 merged --dtype bfloat16

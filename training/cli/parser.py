@@ -16,12 +16,11 @@ from ..common.versions import installed, own_version, warn_of_versions
 
 
 class Command(Protocol):
-    """The module of a subcommand.
+    """The module of a subcommand; its docstring is "`maya NAME`: SUMMARY."
 
-    SUMMARY: one line for the help. EXAMPLES: commands, one a line, that the help ends with.
+    EXAMPLES: commands, one a line, that the help ends with.
     """
 
-    SUMMARY: str
     EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
@@ -49,10 +48,11 @@ class Parser(argparse.ArgumentParser):
     def add_command(self, name: str, command: Command) -> None:
         """Add the subcommand of a module, after `add_subparsers`."""
         examples = "".join(f"  {line}\n" for line in command.EXAMPLES.strip().splitlines())
+        summary = (command.__doc__ or "").partition(": ")[2].strip().rstrip(".")
         parser = self.commands.add_parser(
             name,
-            help=command.SUMMARY,
-            description=command.SUMMARY,
+            help=summary,
+            description=summary,
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -4,7 +4,6 @@ import argparse
 
 from .parser import as_path
 
-SUMMARY = "push a model or dataset to the Hub"
 EXAMPLES = """
 maya publish runs/mini user/maya-mini
 maya publish runs/mini user/maya-mini --private --revision trial

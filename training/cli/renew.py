@@ -4,7 +4,6 @@ import argparse
 
 from .parser import add_trust, as_place
 
-SUMMARY = "give a saved or published Maya the code of this package"
 EXAMPLES = """
 maya renew runs/mini --dry-run
 maya renew runs/mini

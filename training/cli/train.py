@@ -8,7 +8,6 @@ from typing import Any
 
 from .parser import add_set, add_trust, as_folder
 
-SUMMARY = "run the stages of a recipe"
 EXAMPLES = """
 maya train mini
 maya train mini --set seed=1 stages.1.args.max_steps=500

@@ -8,24 +8,21 @@ Files of strangers, and their values:
     schema.py: YAML checked against dataclasses, overrides, digests
     languages.py: codes and names of languages
     cards.py: the YAML of Hub cards
-    telling.py, markdown.py, cells.py: text of strangers in messages, pages and spreadsheets
+    telling.py, markdown.py: text of strangers in messages, spreadsheets and pages
     secrets.py: what is left out of files that others read
 Files that are written:
-    files.py: every file is whole or absent; hashes of files and texts
-    locks.py: locks that processes hold on files
-    permissions.py: permissions of weights
+    files.py: every file is whole or absent; hashes of files and texts; locks and permissions
     provenance.py: machine, versions and commit that numbers come from
 Pictures:
     hub_code.py: modules of the Hub packages, without the packages
     images.py: one reader of pictures, ImageStore
-    picture_tables.py, places.py: where pictures are: tables; folders, .zip, .tar
+    places.py: where pictures are: folders, .zip, .tar, tables
 Models and services:
     revisions.py: a folder, or a repository at a revision
     models.py, adapters.py: models and adapters of others, found, checked and loaded
     endpoint.py, thoughts.py: an OpenAI-compatible endpoint, and the tidying of its answers
-    network.py: which errors are the network's
 Processes:
     signals.py: signals, and the end of the parent process
-    errors.py: user errors, in one line
+    errors.py: user errors, in one line; which are the network's
     versions.py: installed and tested versions
 """

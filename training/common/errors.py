@@ -2,12 +2,13 @@
 
 import os
 
-from .network import of_network
 from .secrets import redact_text
 from .telling import one_line
 from .versions import how_to_install, warn_of_versions
 
 USER_ERRORS = (ValueError, OSError, MemoryError)
+# Libraries that talk to the Hub; their errors need be no OSError, and huggingface_hub changes library.
+NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp")
 
 
 def is_bad_input(error: BaseException) -> bool:
@@ -19,6 +20,11 @@ def is_bad_input(error: BaseException) -> bool:
     # A field of a config of transformers; it is no ValueError, and its module need not be loaded.
     names = {cls.__name__ for cls in type(error).__mro__}
     return isinstance(error, USER_ERRORS) or "StrictDataclassError" in names
+
+
+def of_network(error: BaseException) -> bool:
+    """Whether a library that talks to the Hub raised it."""
+    return type(error).__module__.partition(".")[0] in NETWORK
 
 
 def of_lost_process(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -67,11 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> str:
-    """`table` as a parquet file (zstd); returns the SHA-256 of its bytes, in hex.
-
-    Args:
-        options: of `pyarrow.parquet.write_table`.
-    """
+    """`table` as a parquet file (zstd), with options of pyarrow's; returns its SHA-256, in hex."""
     with atomic(path) as temporary:
         pq.write_table(table, temporary, **{"compression": "zstd", **options})
         return sha256_file(temporary)
@@ -107,6 +104,30 @@ def remove_temporaries(path: Path) -> None:
     """Delete what killed writers of `path` left; only for who holds the lock of `path`."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file. Raises OSError with this message when another process holds it."""
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise OSError(refusal) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def ordinary_permissions(file: Path) -> None:
+    """Give a file the permissions of every other file of this process.
+
+    safetensors creates files that only their owner can read.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def disk_error(path: Path, error: OSError) -> OSError:

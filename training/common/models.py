@@ -23,7 +23,7 @@ from PIL import Image
 
 from modeling_maya.llava_cohere.headers import HeaderEntry, read_headers, read_index
 
-from .network import of_network
+from .errors import of_network
 from .reading import read_json_mapping
 from .revisions import REPOSITORY, is_path, split_revision
 from .telling import one_line, printable
@@ -273,11 +273,8 @@ def check_generation(model: Model, rows: int) -> None:
 def load_network(auto: Any, model: Model, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The network in a model's weights, and transformers' report of what it found, for `check_report`.
 
-    Args:
-        auto: a class with transformers' `from_pretrained`, such as `AutoModelForCausalLM`.
-        options: further arguments of `from_pretrained`.
-
-    Raises ValueError for files that cannot be loaded.
+    `auto` is a class such as `AutoModelForCausalLM`; `options` go to its `from_pretrained`. Raises
+    ValueError for files that cannot be loaded.
     """
     with opening(model):
         return auto.from_pretrained(

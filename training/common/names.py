@@ -44,11 +44,7 @@ def check_component(name: str, where: str) -> None:
 
 
 def file_name(name: str, otherwise: str) -> str:
-    """A name as one component of a path that is no hidden file.
-
-    Args:
-        otherwise: where nothing of the name is left.
-    """
+    """A name as one component of a path that is no hidden file; `otherwise` if nothing of it is left."""
     letters = (letter if letter == printable(letter) else "-" for letter in name)
     cleaned = _SPECIAL.sub("-", "".join(letters))
     cleaned = re.sub("-{2,}", "-", cleaned)[:LONGEST]

@@ -10,6 +10,8 @@ from typing import TypedDict
 
 import torch
 
+from .versions import PACKAGE, version_of
+
 
 class Machine(TypedDict):
     """Where it ran."""
@@ -32,11 +34,7 @@ class Provenance(TypedDict):
 
 
 def provenance(*also: str) -> Provenance:
-    """Here and now.
-
-    Args:
-        also: packages whose versions decide the numbers, beside those that always do.
-    """
+    """Here and now. The versions are those of `versions`, and of the packages in `also`."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "package": package(),
@@ -80,17 +78,13 @@ def versions() -> dict[str, str]:
 
 def package() -> dict[str, str | bool | None]:
     """This package's version and, in a git checkout, its commit and whether files were changed."""
-    try:
-        version: str | None = importlib.metadata.version("maya-vlm")
-    except importlib.metadata.PackageNotFoundError:
-        version = None
     here = Path(__file__).resolve().parents[2]
     commit, modified = None, None
     if (here / ".git").exists():
         commit = _git(here, "rev-parse", "HEAD")
         status = _git(here, "status", "--porcelain", "--untracked-files=no")
         modified = None if status is None else bool(status)
-    return {"version": version, "commit": commit, "modified": modified}
+    return {"version": version_of(PACKAGE), "commit": commit, "modified": modified}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -5,6 +5,7 @@ what was found and what was expected. Paths that start with "." are relative to 
 in, others to the working directory.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -118,30 +119,23 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where, key)  # type: ignore[arg-type]
-    if origin is list or hint is list:
-        if not isinstance(value, list):
+    container = origin or hint
+    if container in (list, dict, tuple):
+        if not isinstance(value, (list, tuple) if container is tuple else container):
             raise _mismatch(hint, value, where, key)
-        if not args:
+        if container is tuple:
+            return tuple(value)
+        if not args or args[-1] is Any:
             return value
+        if isinstance(value, dict):
+            return {k: convert(args[1], v, where, join_key(key, k)) for k, v in value.items()}
         return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
-    if origin is dict or hint is dict:
-        if not isinstance(value, dict):
-            raise _mismatch(hint, value, where, key)
-        if not args or args[1] is Any:
-            return value
-        return {k: convert(args[1], v, where, join_key(key, k)) for k, v in value.items()}
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _mismatch(hint, value, where, key)
-        return tuple(value)
     if hint is float:
+        number = math.nan
         # YAML reads 1e-3 (no dot) as text.
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise _mismatch(hint, value, where, key)
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            raise _mismatch(hint, value, where, key) from None
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                number = float(value)
         if not math.isfinite(number):
             raise _mismatch(hint, value, where, key)
         return number
@@ -239,31 +233,27 @@ def _override(data: dict[str, Any], override: str) -> None:
     parts = dotted.split(".")
     node: Any = data
     for i, part in enumerate(parts):
-        last, here = i == len(parts) - 1, ".".join(parts[:i]) or "the file"
+        here = ".".join(parts[:i]) or "the file"
+        key: Any = part
         if isinstance(node, list):
             names = [n.get("name") for n in node if isinstance(n, dict)]
             if part in names:
-                index = names.index(part)
+                key = names.index(part)
             elif part.isdigit() and int(part) < len(node):
-                index = int(part)
+                key = int(part)
             else:
                 known = [n for n in names if n] or "none"
                 raise ValueError(
                     f"override '{shown}': {here} has {len(node)} items "
                     f"(names: {known}), and no {part!r}"
                 )
-            if last:
-                node[index] = value
-            node = node[index]
-        elif isinstance(node, dict):
-            if last:
-                node[part] = value
-            else:
-                if node.get(part) is None:
-                    node[part] = {}
-                node = node[part]
-        else:
+        elif not isinstance(node, dict):
             raise ValueError(f"override '{shown}': {here} is {_describe(node)}, not a mapping")
+        if i == len(parts) - 1:
+            node[key] = value
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
 
 
 # What ships with the package is named without the place that it is installed in.

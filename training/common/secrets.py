@@ -53,14 +53,11 @@ def redact(value: Any) -> Any:
 def without_secrets(value: Any) -> Any:
     """As `redact`, but without the keys that hold a secret, for values that are read again."""
     if isinstance(value, dict):
-        return {
-            name: without_secrets(each)
-            for name, each in value.items()
-            if not _is_secret(name, each)
-        }
+        kept = {name: each for name, each in value.items() if not _is_secret(name, each)}
+        return {name: without_secrets(each) for name, each in kept.items()}
     if isinstance(value, (list, tuple)):
         return [without_secrets(each) for each in value]
-    return redact_text(value) if isinstance(value, str) else value
+    return redact(value)
 
 
 def redact_text(text: str) -> str:

@@ -98,10 +98,8 @@ def end_with_parent(parent: int | None = None) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # a process of somebody else
     return True
 
 

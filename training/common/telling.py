@@ -1,11 +1,17 @@
-"""Text of strangers in messages: one line, bounded, without control characters."""
+"""Text of strangers in messages: one line, bounded, without control characters; and in spreadsheets."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # Longest error message of a command, in characters.
 LONGEST = 500
+# Spreadsheets look for a formula behind spaces and quotes too, and take full-width forms for the others.
+_FORMULA = re.compile(
+    r"[\s\"'`‘’“”«»\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060\ufeff]*[=+\-@＝＋－＠﹦﹢﹣﹫]|"
+    r"[\s\"'`]*[\t\r]"
+)
 
 
 def printable(text: str) -> str:
@@ -76,3 +82,14 @@ def reason(error: BaseException) -> str:
             said.append(text)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return one_line(": ".join(said))
+
+
+def inert(text: str) -> str:
+    """`text` for a spreadsheet's cell, with an apostrophe before it where it would be run as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def original(text: str) -> str:
+    """The text that `inert` made this cell of: original(inert(text)) == text."""
+    rest = text.removeprefix("'")
+    return rest if rest != text and _FORMULA.match(rest) else text

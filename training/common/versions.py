@@ -48,19 +48,24 @@ class Installed:
         return f"- {self.name}: {found}{tested}{', OUTSIDE OF THE TESTED RANGE' if self.outside else ''}"
 
 
+def version_of(name: str) -> str | None:
+    """The version of an installed package, None without it."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def tested_ranges() -> dict[str, str]:
     """Package -> its bounds; empty where this package is not installed.
 
     Those of the extras count where TRL is installed: loading a Maya is tested with more releases than
     training one.
     """
-    try:
-        lines = importlib.metadata.requires(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
+    if version_of(PACKAGE) is None:
         return {}
-    try:
-        importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
+    lines = importlib.metadata.requires(PACKAGE) or []
+    if version_of("trl") is None:
         lines = [line for line in lines if "extra ==" not in line]
     found: dict[str, set[str]] = {}
     for line in lines:
@@ -83,22 +88,12 @@ def _narrowest(bounds: set[str]) -> str:
 def installed() -> list[Installed]:
     """The packages that matter, in the order of `SHOWN`."""
     ranges = tested_ranges()
-    found = []
-    for name in SHOWN:
-        try:
-            version: str | None = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        found.append(Installed(name, version, ranges.get(name, "")))
-    return found
+    return [Installed(name, version_of(name), ranges.get(name, "")) for name in SHOWN]
 
 
 def own_version() -> str:
     """Of this package, `unknown` where it is not installed."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    return version_of(PACKAGE) or "unknown"
 
 
 def checkout() -> Path | None:

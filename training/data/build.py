@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.locks import only_one
+from ..common.files import only_one
 from ..common.signals import stopping
 from ..common.telling import one_line
 from .engine.executors import run_jobs

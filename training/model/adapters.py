@@ -31,8 +31,8 @@ from transformers.utils import is_bitsandbytes_available
 from modeling_maya import MayaForConditionalGeneration
 
 from ..common.adapters import WEIGHTS, Adapter, check_tensors, find_adapter, put_on
+from ..common.files import ordinary_permissions
 from ..common.models import Model, check_report, find_model, load_network, opening
-from ..common.permissions import ordinary_permissions
 from ..common.telling import one_line
 from ..recipe import AdapterRecipe, Rule, StageRecipe
 from .freezing import rates

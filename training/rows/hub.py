@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.cards import check_cards
+from ..common.errors import of_network
 from ..common.images import MAX_BYTES, read_picture_file
-from ..common.network import of_network
 from ..common.telling import one_line, reason
 
 HUB = "hf://datasets/"

@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..common.images import Place, StorageError
-from ..common.picture_tables import PictureTables, is_content
-from ..common.places import FolderPictures, open_place
+from ..common.places import FolderPictures, PictureTables, is_content, open_place
 from ..common.reading import open_file, parse_json
 from ..common.telling import one_line
 from .conversations import RowReader

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..common.cards import card_metadata, check_cards
+from ..common.errors import of_network
 from ..common.images import StorageError
 from ..common.names import stays_inside
-from ..common.network import of_network
 from ..common.reading import open_file, read_json, read_text
 from ..common.shapes import check_shape
 from ..common.telling import one_line, printable, reason

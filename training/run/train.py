@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ..common.locks import only_one
+from ..common.files import only_one
 from ..common.signals import LAUNCHER, Stopped, end_with_parent, stopping
 from ..recipe import Recipe, find_recipe, load_recipe, write_recipe
 from .checkpoints import writing

@@ -19,7 +19,7 @@ from PIL import Image
 
 from maya_vlm.training.common import images as loading
 from maya_vlm.training.common.files import sha256_file
-from maya_vlm.training.common.picture_tables import PictureTables
+from maya_vlm.training.common.places import PictureTables
 from maya_vlm.training.data.sources.external_sort import ExternalSort
 from maya_vlm.training.data.sources.pictures import Pictures
 from maya_vlm.training.data.sources.plan import SourcePlan
@@ -546,7 +546,6 @@ def test_pictures_to_hand_on_are_decoded_within_limits(pictures, place, monkeypa
         store.read_checked("6.png")
     monkeypatch.setitem(loading.read_picture_file.__globals__, "MAX_BYTES", 5000)
     monkeypatch.setattr("maya_vlm.training.common.places.MAX_BYTES", 5000)
-    monkeypatch.setattr("maya_vlm.training.common.picture_tables.MAX_BYTES", 5000)
     with pytest.raises(ValueError, match=r"5,?0\d\d"):
         store.read_checked("5.png")
 

@@ -14,8 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._http import default_client_factory
 
 from maya_vlm.model_card.hub import publish_dataset
-from maya_vlm.model_card.hub.content import Content
 from maya_vlm.model_card.hub.publish_dataset import push_dataset
+from maya_vlm.model_card.hub.remote import Content
 from tests.helpers.hub_server import TOKEN, HubServer, Repository
 
 OLD = {"data/old.parquet": b"old rows", "README.md": b"old card", "notes.txt": b"kept"}
@@ -136,7 +136,7 @@ def test_a_commit_of_somebody_else_is_not_overwritten(hub, api, names, tmp_path,
     def meanwhile(*_):
         repository.commit("main", {**OLD, "theirs.txt": b"theirs"}, "theirs")
 
-    monkeypatch.setattr(publish_dataset, "_verify", meanwhile)
+    monkeypatch.setattr(publish_dataset, "check_arrived", meanwhile)
     with pytest.raises(HfHubHTTPError, match="moved since"):
         push(api, tmp_path, names, "user/race", "main")
     assert hub.files("dataset", "user/race") == {**OLD, "theirs.txt": b"theirs"}
@@ -145,7 +145,7 @@ def test_a_commit_of_somebody_else_is_not_overwritten(hub, api, names, tmp_path,
 
 def test_a_damaged_branch_is_not_merged(hub, api, names, tmp_path, monkeypatch):
     repository = seed(hub, "user/damaged")
-    verify = publish_dataset._verify
+    check = publish_dataset.check_arrived
 
     def damage(*args):
         (staging,) = set(repository.branches) - {"main"}
@@ -153,9 +153,9 @@ def test_a_damaged_branch_is_not_merged(hub, api, names, tmp_path, monkeypatch):
         repository.commit(
             staging, {**files, "data/fr/clean-00001.parquet": b"rows x"}, "a bit flips"
         )
-        verify(*args)
+        check(*args)
 
-    monkeypatch.setattr(publish_dataset, "_verify", damage)
+    monkeypatch.setattr(publish_dataset, "check_arrived", damage)
     with pytest.raises(
         OSError, match=r"1 of 5 files did not arrive whole, e.g. data/fr/clean-00001"
     ):

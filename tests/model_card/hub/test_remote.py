@@ -8,9 +8,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from maya_vlm.model_card.cards.model import MARKER
-from maya_vlm.model_card.hub.content import Content
 from maya_vlm.model_card.hub.publish import check_links, publish
-from maya_vlm.model_card.hub.remote import has_card_of_its_owner, open_repository
+from maya_vlm.model_card.hub.remote import Content, has_card_of_its_owner, open_repository
 from tests.helpers.hub_server import TOKEN, HubServer, Repository
 from tests.helpers.tiny_maya import save_tiny_maya
 

@@ -1,6 +1,5 @@
 """The texts of the concepts: read from the mini dataset, and those the tokenizer is made from."""
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ...common.reading import read_json_mapping
+from ..tables import read_splits
 from .recipe import LanguageModelRecipe
+
+COLUMNS = ("lang", "text", "keywords", "category", "category_name", "concept", "seen")
 
 
 @dataclass
@@ -38,29 +40,21 @@ def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
         FileNotFoundError: no such folder.
         ValueError: a column, a language or a concept's text is missing.
     """
-    from datasets import load_dataset
-
     if not dataset.is_dir():
         raise FileNotFoundError(
             f"dataset folder {dataset} does not exist: build it with `maya data mini`"
         )
-    # A cache of its own: the shared one takes another folder of the same name for this one.
-    with tempfile.TemporaryDirectory() as cache:
-        splits = load_dataset(str(dataset), "all", cache_dir=cache, keep_in_memory=True)
+    splits = read_splits(dataset, "all", COLUMNS)
     if "train" not in splits:
         raise ValueError(f"{dataset}: config 'all' has no split 'train'; found {sorted(splits)}")
-    rows = splits["train"]
-    needed = {"lang", "text", "keywords", "category", "category_name", "concept", "seen"}
-    if missing := sorted(needed - set(rows.column_names)):
-        raise ValueError(
-            f"{dataset}: config 'all' lacks the columns {missing}; found {rows.column_names}"
-        )
-    rows = rows.select_columns(sorted(needed)).to_list()
+    train = splits.pop("train")
+    rows = [dict(zip(train, values, strict=True)) for values in zip(*train.values(), strict=True)]
     for other in splits.values():
-        # concepts held out of training stand in the other splits: counted here, never read
-        columns = other.select_columns(["concept", "seen"]).to_dict()
-        held = {c for c, seen in zip(columns["concept"], columns["seen"], strict=True) if not seen}
-        rows += [{"concept": c, "seen": False} for c in sorted(held)]
+        # The concepts held out of training stand in the other splits. They are counted only.
+        flags = zip(other["concept"], other["seen"], strict=True)
+        rows += [
+            {"concept": c, "seen": False} for c in sorted({c for c, seen in flags if not seen})
+        ]
     return concepts_from_rows(rows, languages, pivot, str(dataset))
 
 

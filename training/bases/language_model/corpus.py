@@ -83,51 +83,39 @@ class Corpus:
         self.to_answer = [self.end, token(START_OF_TURN), token(CHATBOT)]
         self.to_question = [token(START_OF_TURN), token(USER)]
         self.first_text = len(CONTROL_TOKENS)
-        self.name = {lang: self._encode(concepts.names[lang]) for lang in self.languages}
-        self.listed = {
-            lang: self._encode([self.keyword_answer(lang, i) for i in range(len(concepts))])
-            for lang in self.languages
-        }
-        self.keyword = {
-            lang: [self._encode(words) for words in concepts.keywords[lang]]
-            for lang in self.languages
-        }
         self.comma = self._encode([", "])[0]
-        self.category = {
-            lang: dict(
-                zip(
-                    concepts.category_names[lang],
-                    self._encode(list(concepts.category_names[lang].values())),
-                    strict=True,
-                )
+        # Token ids by language, and by concept where there is one.
+        self.name: dict[str, list[list[int]]] = {}
+        self.listed: dict[str, list[list[int]]] = {}  # keywords as one answer
+        self.keyword: dict[str, list[list[list[int]]]] = {}
+        self.category: dict[str, dict[str, list[int]]] = {}
+        self.question: dict[str, dict[str, list[list[int]]]] = {}  # task -> wordings
+        self.stated: dict[str, list[list[list[int]]]] = {}  # wording -> about each concept
+        self.yes: dict[str, list[int]] = {}
+        self.no: dict[str, list[int]] = {}
+        self.named: dict[str, np.ndarray] = {}  # bool [concepts]
+        for lang in self.languages:
+            asked, names = prompts[lang], concepts.names[lang]
+            keywords, comma = concepts.keywords[lang], _SEPARATORS.get(lang, ", ")
+            kinds = concepts.category_names[lang]
+            self.name[lang] = self._encode(names)
+            self.listed[lang] = self._encode(
+                [comma.join(words[: recipe.keyword_count]) for words in keywords]
             )
-            for lang in self.languages
-        }
-        self.question = {
-            lang: {
-                task: self._encode(prompts[lang][task]) for task in ("name", "category", "keywords")
+            self.keyword[lang] = [self._encode(words) for words in keywords]
+            self.category[lang] = dict(zip(kinds, self._encode(list(kinds.values())), strict=True))
+            self.question[lang] = {
+                task: self._encode(asked[task]) for task in ("name", "category", "keywords")
             }
-            for lang in self.languages
-        }
-        self.stated = {
-            lang: [
-                self._encode([wording.replace("{name}", n) for n in concepts.names[lang]])
-                for wording in prompts[lang]["yesno"]
+            self.stated[lang] = [
+                self._encode([wording.replace("{name}", name) for name in names])
+                for wording in asked["yesno"]
             ]
-            for lang in self.languages
-        }
-        self.named = {
-            lang: np.array([bool(n) for n in concepts.names[lang]]) for lang in self.languages
-        }
-        self.yes = {lang: self._encode([prompts[lang]["yes"]])[0] for lang in self.languages}
-        self.no = {lang: self._encode([prompts[lang]["no"]])[0] for lang in self.languages}
+            self.yes[lang], self.no[lang] = self._encode([asked["yes"], asked["no"]])
+            self.named[lang] = np.array([bool(name) for name in names])
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-    def keyword_answer(self, lang: str, concept: int) -> str:
-        words = self.concepts.keywords[lang][concept][: self.recipe.keyword_count]
-        return _SEPARATORS.get(lang, ", ").join(words)
 
     # Contexts. The ids of a soft one are unknown tokens, which vectors replace.
 
@@ -173,9 +161,8 @@ class Corpus:
         about: int | None = None,
     ) -> Segment:
         """A question about `concept`; for yesno `about` is the stated concept."""
-        turns: list[tuple[list[int], list[int], float, int | None]] = []
-        tasks = _CHATS[rng.integers(len(_CHATS))] if task == "chat" else (task,)
-        for turn in tasks:
+        made = Segment([], [], task, lang)
+        for turn in _CHATS[rng.integers(len(_CHATS))] if task == "chat" else (task,):
             weight, named = 1.0, None
             if turn == "yesno":
                 stated = self.stated[lang][rng.integers(len(self.stated[lang]))]
@@ -193,22 +180,15 @@ class Corpus:
                 else:
                     answer = self.listed[lang][concept]
                     weight = self.recipe.keyword_loss
-            turns.append((question, answer, weight, named))
-        ids: list[int] = []
-        targets: list[tuple[int, int, float]] = []
-        claims: list[tuple[int, int]] = []
-        for n, (question, answer, weight, named) in enumerate(turns):
-            ids += (self.to_question if n else []) + question
-            if named is not None:
-                claims.append((len(ids) - 1, named))
-            ids += self.to_answer
-            if named is not None:
-                claims.append((len(ids) - 1, named))
+            for part in ([*(self.to_question if made.ids else []), *question], self.to_answer):
+                made.ids += part
+                if named is not None:
+                    made.stated.append((len(made.ids) - 1, named))
             for target in [*answer, self.end]:
-                targets.append((len(ids) - 1, target, weight))
-                ids.append(target)
-        del ids[-1]  # nothing follows the last end of turn
-        return Segment(ids, targets, task, lang, claims)
+                made.targets.append((len(made.ids) - 1, target, weight))
+                made.ids.append(target)
+        del made.ids[-1]  # nothing follows the last end of turn
+        return made
 
     def languages_of(self, concept: int) -> list[str]:
         """The languages in which the concept has a name."""
@@ -322,16 +302,11 @@ class Corpus:
         ids: np.ndarray = np.zeros((len(rows), width), dtype=np.int64)
         positions = np.zeros_like(ids)
         number = np.full_like(ids, -1)
-        at: list[int] = []
-        target: list[int] = []
-        weight: list[float] = []
-        group: list[int] = []
-        code_at: list[int] = []
-        code_of: list[int] = []
-        claim_at: list[int] = []
-        claim_true: list[float] = []
+        answers: list[tuple[int, int, float, int]] = []  # place, token, weight, segment
+        codes: list[tuple[int, int]] = []  # place, concept
+        claims: list[tuple[int, float]] = []  # place, truth
+        soft_rows: list[int] = []
         flat: list[Segment] = []
-        soft_rows, soft_concepts, soft_weights, soft_noise = [], [], [], []
         for r, (context, soft, segments) in enumerate(rows):
             here = len(self.prefix) + len(context)
             ids[r, :here] = self.prefix + context
@@ -339,53 +314,40 @@ class Corpus:
             number[r, :here] = 0
             if soft is not None:
                 soft_rows.append(r)
-                soft_concepts.append(soft[0])
-                soft_weights.append(soft[1])
-                soft_noise.append(soft[2])
             concept = described[r] if described else None
             if concept is not None:
-                code_at.append(r * width + here - 1)
-                code_of.append(concept)
+                codes.append((r * width + here - 1, concept))
             start = here
             for n, segment in enumerate(segments):
                 stop = start + len(segment.ids)
                 ids[r, start:stop] = segment.ids
                 positions[r, start:stop] = np.arange(here, here + stop - start)
                 number[r, start:stop] = n + 1
-                for place, token, w in segment.targets:
-                    at.append(r * width + start + place)
-                    target.append(token)
-                    weight.append(w)
-                    group.append(len(flat))
-                for place, named in segment.stated:
-                    code_at.append(r * width + start + place)
-                    code_of.append(named)
-                    if soft is not None:
-                        claim_at.append(code_at[-1])
-                        claim_true.append(float(named == soft[0][0]))
+                first = r * width + start
+                answers += [(first + at, token, w, len(flat)) for at, token, w in segment.targets]
+                codes += [(first + at, named) for at, named in segment.stated]
+                if soft is not None:
+                    claims += [(first + at, float(c == soft[0][0])) for at, c in segment.stated]
                 flat.append(segment)
                 start = stop
         slots = self.recipe.context_slots
+        concepts, weights, noise = ([rows[r][1][part] for r in soft_rows] for part in range(3))
         return Batch(
             ids=torch.from_numpy(ids),
             positions=torch.from_numpy(positions),
             segment=torch.from_numpy(number),
             soft_rows=torch.tensor(soft_rows, dtype=torch.long),
-            soft_concepts=torch.tensor(soft_concepts, dtype=torch.long).reshape(-1, 2),
-            soft_weights=torch.from_numpy(
-                np.stack(soft_weights) if soft_rows else np.zeros((0, slots, 2), np.float32)
-            ),
-            soft_noise=torch.from_numpy(
-                np.stack(soft_noise) if soft_rows else np.zeros((0, slots + 1), np.float32)
-            ),
-            at=torch.tensor(at),
-            target=torch.tensor(target),
-            weight=torch.tensor(weight),
-            group=torch.tensor(group),
-            code_at=torch.tensor(code_at, dtype=torch.long),
-            code_of=torch.tensor(code_of, dtype=torch.long),
-            claim_at=torch.tensor(claim_at, dtype=torch.long),
-            claim_true=torch.tensor(claim_true),
+            soft_concepts=torch.tensor(concepts, dtype=torch.long).reshape(-1, 2),
+            soft_weights=torch.from_numpy(np.array(weights, np.float32).reshape(-1, slots, 2)),
+            soft_noise=torch.from_numpy(np.array(noise, np.float32).reshape(-1, slots + 1)),
+            at=torch.tensor([place for place, *_ in answers]),
+            target=torch.tensor([token for _, token, *_ in answers]),
+            weight=torch.tensor([weight for _, _, weight, _ in answers]),
+            group=torch.tensor([segment for *_, segment in answers]),
+            code_at=torch.tensor([place for place, _ in codes], dtype=torch.long),
+            code_of=torch.tensor([concept for _, concept in codes], dtype=torch.long),
+            claim_at=torch.tensor([place for place, _ in claims], dtype=torch.long),
+            claim_true=torch.tensor([truth for _, truth in claims]),
             segments=flat,
         )
 

@@ -47,7 +47,7 @@ class Learner:
         self.step = 0
 
     def train_step(self) -> dict[str, float]:
-        """One update; returns the loss and the answer-token counts it was made of."""
+        """One update; returns the losses and the number of questions."""
         recipe = self.recipe
         batch = self.corpus.sample(
             np.random.default_rng((recipe.seed, 1, self.step)),
@@ -68,8 +68,6 @@ class Learner:
             "code_loss": float(code_loss.detach()),
             "match_loss": float(match_loss.detach()),
             "questions": len(batch.segments),
-            "tokens": int((batch.segment >= 0).sum()),
-            "cells": batch.ids.numel(),
         }
 
     def _code_loss(self, middle: Tensor, batch: Batch) -> Tensor:

@@ -141,14 +141,12 @@ def embed(model: CohereForCausalLM, batch: Batch, soft: Tensor, prefix: int, see
         return x
     slots = batch.soft_weights.shape[1]
     size = soft.pow(2).mean().sqrt()
-    noise = torch.randn(
-        rows, slots + 1, soft.shape[1], generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(rows, slots + 1, soft.shape[1], generator=generator)
     noise = noise * batch.soft_noise[:, :, None] * size
-    shared = soft[batch.soft_concepts]  # (rows, 2, D)
-    laid = batch.soft_weights @ shared + noise[:, :slots] + noise[:, slots:]
-    x = x.index_put((batch.soft_rows[:, None], torch.arange(prefix, prefix + slots)[None]), laid)
-    return x
+    laid = batch.soft_weights @ soft[batch.soft_concepts] + noise[:, :slots] + noise[:, slots:]
+    places = torch.arange(prefix, prefix + slots)
+    return x.index_put((batch.soft_rows[:, None], places[None]), laid)
 
 
 def soft_contexts(corpus: Corpus) -> Tensor:

@@ -1,6 +1,7 @@
 """What decides a run of the base language model; the keys of its YAML."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ...arguments import MAX_STEPS
 from ...common.languages import LANGUAGES
@@ -8,7 +9,6 @@ from ...common.schema import Bounds, unknown_key
 from .tokenizer import IMAGE_TOKEN, TURN_TOKENS
 
 WHERE = "language model recipe"
-STORAGE_DTYPES = ("float16", "bfloat16", "float32")
 TASKS = ("name", "yesno", "category", "keywords", "chat")
 CONTEXTS = ("soft", "pivot", "other", "keywords", "both", "noisy")
 
@@ -108,7 +108,7 @@ class LanguageModelRecipe:
     ramp: float = 0.5
     checkpoint_every: int = 500
     evaluate_concepts: int | None = None  # concepts that are scored at the end; None: all
-    storage_dtype: str = "float16"
+    storage_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,11 +140,6 @@ class LanguageModelRecipe:
             raise ValueError(
                 f"{WHERE}: embedding_rows: expected at least {needed}, vocab_size and "
                 f"{len(TURN_TOKENS)} turn tokens and {IMAGE_TOKEN}, found {self.embedding_rows}"
-            )
-        if self.storage_dtype not in STORAGE_DTYPES:
-            raise ValueError(
-                f"{WHERE}: storage_dtype: expected one of {', '.join(STORAGE_DTYPES)}, found "
-                f"{self.storage_dtype!r}"
             )
         if self.match_loss and self.num_hidden_layers < 2:
             raise ValueError(

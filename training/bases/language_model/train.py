@@ -27,7 +27,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -40,8 +39,8 @@ from transformers import CohereForCausalLM, GenerationConfig, PreTrainedTokenize
 
 from processing_maya import load_chat_template
 
-from ...common.permissions import ordinary_permissions
-from ..storing import move_files
+from ...common.reading import read_json_mapping
+from ..storing import complete_folder
 from .concepts import Concepts, read_concepts, read_prompts, tokenizer_texts
 from .corpus import Corpus
 from .learner import Learner
@@ -117,7 +116,7 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     print(score_table(scores), flush=True)
     metrics = {
         "recipe": dataclasses.asdict(recipe) | {"dataset": None, "prompts": None, "start": None},
-        "started_from": _metrics_of(recipe.start),
+        "started_from": recipe.start and read_json_mapping(Path(recipe.start) / "metrics.json"),
         "data": {
             "fingerprint": key,
             "concepts": len(concepts),
@@ -132,22 +131,6 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
         "scores": scores,
         "concepts_scored": len(chosen),
         "training_seconds": round(seconds, 1),
-        **_machine(),
-        "seed": recipe.seed,
-    }
-    _save(output_dir, model, tokenizer, dtype, metrics)
-    checkpoint.unlink(missing_ok=True)
-    return output_dir
-
-
-def _metrics_of(folder: str | None) -> dict[str, Any] | None:
-    if folder is None:
-        return None
-    return json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8"))
-
-
-def _machine() -> dict[str, Any]:
-    return {
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -158,7 +141,11 @@ def _machine() -> dict[str, Any]:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
+        "seed": recipe.seed,
     }
+    _save(output_dir, model, tokenizer, dtype, metrics)
+    checkpoint.unlink(missing_ok=True)
+    return output_dir
 
 
 def _start_from(model: CohereForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -218,11 +205,8 @@ def _run_steps(learner: Learner, checkpoint: Path, key: str, spent: float) -> fl
 
 def _fingerprint(recipe: LanguageModelRecipe, concepts: Concepts, prompts: dict[str, Any]) -> str:
     """Hash of everything a run depends on; a checkpoint of another run is not continued."""
-    values = dataclasses.asdict(recipe) | {
-        "dataset": None,
-        "prompts": None,
-        "checkpoint_every": None,
-    }
+    free = dict.fromkeys(("dataset", "prompts", "checkpoint_every"))
+    values = dataclasses.asdict(recipe) | free
     text = json.dumps([values, dataclasses.asdict(concepts), prompts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -235,16 +219,15 @@ def _save(
     metrics: dict[str, Any],
 ) -> None:
     """Write everything beside the folder first, then move it in, config.json last."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     model.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=model.config.bos_token_id,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
-    model.to(dtype).save_pretrained(part)
-    ordinary_permissions(part / "model.safetensors")
-    tokenizer.save_pretrained(part)
-    (part / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    move_files(part, folder, last=lambda file: file.name == "config.json")
+    beside = folder.with_name(folder.name + ".part")
+    with complete_folder(folder, beside, lambda file: file.name == "config.json") as part:
+        model.to(dtype).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        metrics_text = json.dumps(metrics, indent=1) + "\n"
+        (part / "metrics.json").write_text(metrics_text, encoding="utf-8")

@@ -6,8 +6,7 @@
 - run.py: what the parts share: model, randomness, log, and the state to go on from.
 - classes.py: the first part, concept classification.
 - memory.py: the associative memory that the second part begins with.
-- codes.py: the second part, text codes.
-- captions.py: the third part, captions.
+- codes.py: the second part, text codes, and the third, captions.
 - probe.py: scores of the heads, and of probes fitted to the features.
 - train.py: from the recipe to the saved folder. Begin here.
 """

@@ -1,7 +1,6 @@
 """Read the pictures and captions of a run: those of the seen concepts, in memory."""
 
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...common.images import decode_picture, to_rgb
+from ..tables import read_splits
 from .recipe import WHERE, VisionTowerRecipe
 
 # Pictures of these mean something else, or nothing, when mirrored.
@@ -43,15 +43,6 @@ class Dataset:
     held_out: int  # concepts left out
 
 
-@dataclass
-class Texts:
-    """The dataset's texts by concept, held-out concepts included."""
-
-    seen: dict[str, bool]
-    category: dict[str, str]
-    captions: dict[str, dict[str, str]]  # concept -> language -> caption
-
-
 def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
     """Read pictures and captions, without the held-out concepts.
 
@@ -61,11 +52,11 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
             does not open.
     """
     folder = find_dataset(recipe.data)
-    texts = _read_texts(folder, recipe.languages)
+    seen, category_of, captions_of = _read_texts(folder, recipe.languages)
     rows = _read_pictures(folder, [*recipe.train_styles, *recipe.validation_styles])
     pictured = {concept for style, _, concept, _ in rows if style in recipe.train_styles}
     # A concept without a picture to learn from has no place among the classes.
-    concepts = sorted(c for c, is_seen in texts.seen.items() if is_seen and c in pictured)
+    concepts = sorted(c for c, is_seen in seen.items() if is_seen and c in pictured)
     if not concepts:
         raise ValueError(
             f"{folder}: no row with seen = true has a picture in {', '.join(recipe.train_styles)}; "
@@ -87,9 +78,9 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
                 torch.tensor([numbers[row[2]] for row in chosen]),
             )
         )
-    category = [texts.category[concept] for concept in concepts]
+    category = [category_of[concept] for concept in concepts]
     categories = sorted(set(category))
-    captions = [texts.captions[concept] for concept in concepts]
+    captions = [captions_of[concept] for concept in concepts]
     one_way = [
         kind == "symbols" or bool(ONE_WAY.search(named.get("en", "")))
         for kind, named in zip(category, captions, strict=True)
@@ -102,7 +93,7 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
         captions=[[named.get(lang) for lang in recipe.languages] for named in captions],
         train=parts[0],
         validation=parts[1],
-        held_out=sum(not is_seen for is_seen in texts.seen.values()),
+        held_out=sum(not is_seen for is_seen in seen.values()),
     )
 
 
@@ -117,24 +108,29 @@ def find_dataset(data: str) -> Path:
     )
 
 
-def _read_texts(folder: Path, languages: list[str]) -> Texts:
+def _read_texts(
+    folder: Path, languages: list[str]
+) -> tuple[dict[str, bool], dict[str, str], dict[str, dict[str, str]]]:
+    """Whether each concept is seen, its category, and its captions by language; held-out ones, too."""
     table = _read_table(folder, "all", ["lang", "text", "category", "concept", "seen"])
-    texts = Texts({}, {}, {})
+    seen: dict[str, bool] = {}
+    category: dict[str, str] = {}
+    captions: dict[str, dict[str, str]] = {}
     for lang, text, kind, concept, is_seen in zip(*table, strict=True):
-        if texts.seen.setdefault(concept, is_seen) != is_seen:
+        if seen.setdefault(concept, is_seen) != is_seen:
             raise ValueError(
                 f"{folder}: concept {concept!r} is marked both seen and held out; rebuild the "
                 "dataset"
             )
-        texts.category[concept] = kind
-        texts.captions.setdefault(concept, {})[lang] = text
+        category[concept] = kind
+        captions.setdefault(concept, {})[lang] = text
     absent = sorted(set(languages) - set(table[0]))
     if absent:
         raise ValueError(
             f"{folder}: no captions in {', '.join(absent)}; found "
             f"{', '.join(sorted(set(table[0])))}; change `languages` in the recipe"
         )
-    return texts
+    return seen, category, captions
 
 
 def _read_pictures(folder: Path, styles: list[str]) -> list[tuple[str, str, str, dict[str, Any]]]:
@@ -151,31 +147,8 @@ def _read_pictures(folder: Path, styles: list[str]) -> list[tuple[str, str, str,
 
 def _read_table(folder: Path, config: str, columns: list[str]) -> list[list[Any]]:
     """The named columns of a configuration, all splits in one."""
-    import datasets
-
-    try:
-        # A cache of its own: the shared one takes a changed folder, or another of the same name,
-        # for the one that it has read before.
-        with tempfile.TemporaryDirectory() as cache:
-            splits = datasets.load_dataset(
-                str(folder), config, cache_dir=cache, keep_in_memory=True
-            )
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder}: configuration {config!r} does not load: {reason}") from error
-    table: list[list[Any]] = [[] for _ in columns]
-    for split in splits.values():
-        missing = [name for name in columns if name not in split.column_names]
-        if missing:
-            raise ValueError(
-                f"{folder}: configuration {config!r} has no column {', '.join(missing)}; found "
-                f"{', '.join(split.column_names)}"
-            )
-        for name, values in zip(columns, table, strict=True):
-            if isinstance(split.features[name], datasets.Image):
-                split = split.cast_column(name, datasets.Image(decode=False))
-            values.extend(split[name])
-    return table
+    splits = read_splits(folder, config, columns).values()
+    return [[value for split in splits for value in split[name]] for name in columns]
 
 
 def _decode(picture: dict[str, Any], where: str, size: int) -> np.ndarray:

@@ -123,13 +123,12 @@ def normalize(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.Generator) -> None:
-    """Start the patch embedding from the principal components of the pictures' patches.
+    """Start a tower's patch embedding, in place, from the principal components of pictures' patches.
 
     Neighbouring pixels are nearly equal, so that random projections of a patch are nearly equal
     too; whitened ones differ from the first step on.
 
     Args:
-        tower: changed in place.
         pictures: float [n, 3, size, size], normalized.
     """
     embedding, width = tower.embeddings.patch_embedding, tower.config.hidden_size
@@ -150,16 +149,14 @@ def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.
 
 @torch.no_grad()
 def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 1.0) -> None:
-    """Give hidden_states[-2] a standard deviation of 1, and change nothing else.
+    """Give hidden_states[-2] of a tower this standard deviation, in place, and change nothing else.
 
     Every reader of the residual stream inside the tower normalises it first, so the stream may be
     scaled by scaling all that is written to it. Maya's projector reads it as it is, and a linear
     layer learns best from numbers near 1.
 
     Args:
-        tower: changed in place.
         features: float [n, patches, hidden], the stream of some pictures where it is to be scaled.
-        deviation: the standard deviation that it gets.
     """
     factor = float(deviation / (features - features.mean((0, 1))).std())
     written = [

@@ -6,30 +6,24 @@ from torch import Tensor, nn
 from transformers import SiglipVisionModel
 
 from .dataset import Dataset
-from .network import TowerWithHeads, normalize, read_features
+from .network import TowerWithHeads, read_before_last, read_classes, read_features
 
 
 @torch.no_grad()
 def score_classes(model: TowerWithHeads, dataset: Dataset) -> dict[str, float]:
     """Scores of the first part's heads, all seen concepts."""
     concept, category = dataset.validation.concept, dataset.category
-    means, codes, patches, kinds = [], [], [], []
-    for pixels in dataset.validation.pixels.split(256):
-        classes = model.classes(normalize(pixels.float() / 255))
-        mean = model.mean_norm(classes.mean(1))
-        means.append(model.concept(mean))
-        codes.append(model.code(mean))
-        kinds.append(model.category(mean))
-        flat = model.patch_norm(classes.flatten(0, 1))
-        patches.append(model.patch_concept(flat).view(*classes.shape[:2], -1)[:, 0])
-    logits = torch.cat(means)
+    classes = read_classes(model, dataset.validation.pixels)
+    mean = model.mean_norm(classes.mean(1))
+    logits = model.concept(mean)
+    first_patch = model.patch_concept(model.patch_norm(classes[:, 0]))
     return _rounded(
         {
-            "code_top1": _top(torch.cat(codes), concept, 1),
+            "code_top1": _top(model.code(mean), concept, 1),
             "top1": _top(logits, concept, 1),
             "top5": _top(logits, concept, 5),
-            "first_patch_top1": _top(torch.cat(patches), concept, 1),
-            "category": _top(torch.cat(kinds), category[concept], 1),
+            "first_patch_top1": _top(first_patch, concept, 1),
+            "category": _top(model.category(mean), category[concept], 1),
             "category_of_top1": _share(category[logits.argmax(1)] == category[concept]),
         }
     )
@@ -50,12 +44,9 @@ def score_codes(
         features: [concepts][languages], n-gram buckets of the captions; empty where there is none.
     """
     concept = dataset.validation.concept
-    codes, embedded = [], []
-    for pixels in dataset.validation.pixels.split(256):
-        before_last = model.before_last(model.classes(normalize(pixels.float() / 255)))
-        codes.append(model.code.cosines(before_last.mean(1)))
-        embedded.append(model.embed(before_last))
-    cosines, pictures = torch.cat(codes), torch.cat(embedded)
+    before_last = read_before_last(model, read_classes(model, dataset.validation.pixels))
+    cosines = model.code.cosines(before_last.mean(1))
+    pictures = model.embed(before_last)
     scores = {
         "code_top1": _top(cosines, concept, 1),
         "code_cosine": float(cosines.gather(1, concept[:, None]).mean()),

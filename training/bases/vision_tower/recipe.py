@@ -1,13 +1,12 @@
 """The recipe of the mini vision tower: the keys of its YAML, and what each may be."""
 
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from ...arguments import MAX_STEPS
 from ...common.schema import Bounds
-from ..augmentation import AugmentationRecipe
+from ..augmentation import WHERE, AugmentationRecipe
 
-WHERE = "vision tower recipe"
-STORAGE_DTYPES = ("float16", "bfloat16", "float32")
 COUNT, RATE, SHARE = Bounds(least=1, most=MAX_STEPS), Bounds(least=0), Bounds(least=0, most=1)
 # Keys that take other numbers than COUNT (whole numbers) and RATE (the others).
 NUMBERS = {
@@ -70,7 +69,7 @@ class VisionTowerRecipe:
     contrastive_learning_rate: float = 2e-3  # AdamW, falling to zero
     contrastive_matrix_learning_rate: float = 0.02  # Muon, likewise
 
-    storage_dtype: str = "float16"
+    storage_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     seed: int = 0
     log_every: int = 100
     evaluate_every: int = 500
@@ -104,11 +103,6 @@ class VisionTowerRecipe:
             raise ValueError(
                 f"{WHERE}: memory_layers: expected at most code_layers, {self.code_layers}, found "
                 f"{self.memory_layers}"
-            )
-        if self.storage_dtype not in STORAGE_DTYPES:
-            raise ValueError(
-                f"{WHERE}: storage_dtype: expected one of {', '.join(STORAGE_DTYPES)}, found "
-                f"{self.storage_dtype!r}"
             )
         shared = sorted(set(self.train_styles) & set(self.validation_styles))
         if shared:

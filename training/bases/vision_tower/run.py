@@ -63,12 +63,12 @@ class TowerRun:
         self.step = 0
         self.log: list[dict[str, float]] = []
         self.evaluations: list[dict[str, float]] = []
-        self._seconds_before, self._started = 0.0, time.monotonic()
+        self._started = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Of training, those before an interruption included."""
-        return self._seconds_before + time.monotonic() - self._started
+        return time.monotonic() - self._started
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
         """Randomness of one step or pass: nothing to store, and resuming changes nothing."""
@@ -197,7 +197,7 @@ class TowerRun:
         self.model.load_state_dict(part_of(tensors, "model"))
         self.average = part_of(tensors, "average")
         load_optimizers(optimizers, tensors)
-        self.step, self._seconds_before = notes["step"], notes["seconds"]
+        self.step, self._started = notes["step"], self._started - notes["seconds"]
         self.log, self.evaluations = notes["log"], notes["evaluations"]
         print(f"continuing after step {self.step}", flush=True)
 

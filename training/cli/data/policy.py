@@ -4,7 +4,6 @@ import argparse
 
 from ..parser import as_path, as_place
 
-SUMMARY = "decide what is toxic again, from stored verdicts and reviews; no model runs"
 EXAMPLES = """
 maya data policy runs/data/captions
 maya data policy runs/data/captions --policy paper

@@ -4,7 +4,6 @@ import argparse
 
 from ..parser import add_set, add_trust, as_path
 
-SUMMARY = "find the preamble that translates best"
 EXAMPLES = """
 maya data preambles study.yaml
 maya data preambles study.yaml --set samples=30

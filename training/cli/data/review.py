@@ -4,7 +4,6 @@ import argparse
 
 from ..parser import add_languages, as_path
 
-SUMMARY = "sheets of translations for people"
 EXAMPLES = """
 maya data review runs/data/captions
 maya data review runs/data/captions --languages hi zh --rows 100 --blur

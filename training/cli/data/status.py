@@ -4,7 +4,6 @@ import argparse
 
 from ..parser import as_path
 
-SUMMARY = "how far a build is, running or not"
 EXAMPLES = """
 maya data status runs/data/captions
 maya data status runs/data/captions > progress.txt

@@ -5,7 +5,6 @@ import sys
 
 from ..parser import as_place
 
-SUMMARY = "name every bad row of sources"
 EXAMPLES = """
 maya data validate rows.json --images images.zip
 maya data validate user/dataset --language en

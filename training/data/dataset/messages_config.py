@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...common.picture_tables import PictureTables
+from ...common.places import PictureTables
 from ...rows.parquet import Row, parquet_file
 from .caption_requests import known_requests
 from .messages import as_messages, share_languages

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...common.files import sha256_file
-from ...common.locks import only_one
+from ...common.files import only_one, sha256_file
 from ...common.reading import read_json
 from ...common.schema import build
 from ...common.telling import one_line

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.cells import inert, original
 from ...common.files import sha256_text
 from ...common.reading import read_bytes, read_json
 from ...common.shapes import check_shape
-from ...common.telling import one_line
+from ...common.telling import inert, one_line, original
 from .decisions import COLUMNS, DECISIONS, keep_overrides
 
 # What the JSON beside a sheet says.

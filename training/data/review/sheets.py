@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...common.cells import inert
 from ...common.files import sha256_text, write_bytes, write_json
-from ...common.telling import one_line
+from ...common.telling import inert, one_line
 from ..sources.pictures import Pictures
 from .decisions import COLUMNS, DECISIONS, ReviewRow
 from .pages import sheet_page, thumbnail

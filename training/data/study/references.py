@@ -11,10 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...common.cells import inert, original
 from ...common.files import write_bytes, write_parquet
 from ...common.reading import parse_json, read_json
-from ...common.telling import one_line
+from ...common.telling import inert, one_line, original
 from ...rows.parquet import Row, read_rows
 from ..engine.units import Worker, reopen_unit, run_unit
 from ..sources.records import SOURCE_SCHEMA

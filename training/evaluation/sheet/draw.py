@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...common.files import write_bytes
 from ..protocol import Loaded, Scored, Task, sample
-from .lettering import RIGHT_TO_LEFT, check_packages, fit, line
+from .lettering import RIGHT_TO_LEFT, fit, line, missing_packages
 
 # Sizes in pixels.
 COLUMNS, CARD, GAP, MARGIN, TITLE = 4, 440, 16, 24, 64
@@ -32,7 +32,8 @@ def draw_sheet(
     Only answers of one of `Task.sheet`'s subsets are shown, the first that has any. Raises ValueError
     where there is none or a package is missing.
     """
-    check_packages()
+    if missing := missing_packages():
+        raise ValueError(missing)
     import resvg_py
 
     chosen: list[Scored] = []

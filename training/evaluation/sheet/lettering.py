@@ -49,34 +49,18 @@ def missing_packages() -> str:
     )
 
 
-def check_packages() -> None:
-    """Raises ValueError, naming what to install, where pictures of text cannot be drawn."""
-    if missing_packages():
-        raise ValueError(missing_packages())
-
-
-@lru_cache(maxsize=1)
-def font_files() -> list[str]:
-    """The files of the font packages."""
-    files: list[str] = []
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin is not None:
-            folder = Path(spec.origin).parent
-            files += [str(f) for f in sorted(folder.iterdir()) if f.suffix in (".ttf", ".ttc")]
-    return files
-
-
 @lru_cache(maxsize=1)
 def _faces() -> dict[str, Any]:
     """Every upright face by family name; Noto Sans first, then the others."""
     import uharfbuzz as hb
 
+    specs = [importlib.util.find_spec(name) for name in PACKAGES]
+    folders = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
     faces: dict[str, Any] = {}
-    for file in font_files():
-        if "Italic" in file:
+    for file in [file for folder in folders for file in sorted(folder.iterdir())]:
+        if file.suffix not in (".ttf", ".ttc") or "Italic" in file.name:
             continue
-        blob = hb.Blob.from_file_path(file)
+        blob = hb.Blob.from_file_path(str(file))
         for number in range((len(blob) and hb.Face(blob).count) or 1):
             face = hb.Face(blob, number)
             faces[face.get_name(hb.OTNameIdPredefined.FONT_FAMILY)] = face
@@ -163,7 +147,11 @@ def visual(found: list[Run], language: str) -> list[Run]:
 
 def width(text: str, language: str, size: float, weight: int = 400) -> float:
     """How wide the line is, in pixels."""
-    return sum(_run_width(run, size, weight) for run in runs(text, language))
+    total = 0.0
+    for run in runs(text, language):
+        font, glyphs = _shape(run, weight)
+        total += sum(advance for _, advance, _, _ in glyphs) * size / font.face.upem
+    return total
 
 
 def _shape(run: Run, weight: int) -> tuple[Any, list[tuple[int, int, int, int]]]:
@@ -178,11 +166,6 @@ def _shape(run: Run, weight: int) -> tuple[Any, list[tuple[int, int, int, int]]]
     hb.shape(font, buffer)
     places = zip(buffer.glyph_infos, buffer.glyph_positions, strict=True)
     return font, [(i.codepoint, p.x_advance, p.x_offset, p.y_offset) for i, p in places]
-
-
-def _run_width(run: Run, size: float, weight: int) -> float:
-    font, glyphs = _shape(run, weight)
-    return sum(advance for _, advance, _, _ in glyphs) * size / font.face.upem
 
 
 @cache
