@@ -22,22 +22,19 @@ import pyarrow as pa
 from ...common.files import write_json, write_parquet
 from ...common.schema import build, digest, read_mapping, resolve_paths, to_dict
 from ...rows.parquet import Row, read_rows
+from ..engine.unit_files import reopen_unit
+from ..engine.units import run_unit
 from ..sources.records import SOURCE_SCHEMA
 from ..translation.prompts import variants
 from ..translation.worker import TranslateWorker, TranslatorPlan
 from ..verification.scoring import METRICS, Comparison, compare
 from .preamble_report import write_report
-from .references import (
-    given_references,
-    made_references,
-    read_sheet,
-    read_table,
-    run_again,
-    write_sheet,
-)
+from .references import read_references, read_table
 from .sampling import Sample, stratified_sample
 
 FORMAT = "maya-preambles-1"
+# Keys of a study that once made its own references.
+_REMOVED = ("reference_translator", "accept_unreviewed")
 
 
 @dataclass
@@ -49,16 +46,11 @@ class PreambleStudyPlan:
     name, output_dir: of the study; the same plan continues what is there.
     captions: a .csv, .jsonl, .json or .parquet file, or a folder of parquet files such as a build's
         `source`, with the columns id and text.
+    references: such a file with good translations: id and a column per language, or id, lang and text.
     languages: BCP-47 codes of the targets.
     translator: the model; its own preamble is one among `preambles` only if it stands there.
     preambles: shipped ones and text files. Default: all that are shipped.
     source_language: readability has a part in the sampling for English only.
-
-    > Parameters that say where references come from
-
-    references: a file with id and a column per language, or id, lang and text. Without one,
-        `reference_translator` makes them and people check them in `review/references-LANG.csv`.
-    accept_unreviewed: go on with machine references that nobody has checked; the report says so.
 
     > Parameters of sampling and scoring
 
@@ -72,14 +64,11 @@ class PreambleStudyPlan:
     name: str
     output_dir: str
     captions: str
+    references: str
     languages: list[str]
     translator: TranslatorPlan
     preambles: list[str] = field(default_factory=variants)
     source_language: str = "en"
-
-    references: str | None = None
-    reference_translator: TranslatorPlan | None = None
-    accept_unreviewed: bool = False
 
     samples: int = 300
     length_bins: int = 5
@@ -97,16 +86,12 @@ class PreambleStudyPlan:
         shorts = [_short(preamble) for preamble in self.preambles]
         if len(set(shorts)) < len(shorts):
             raise ValueError(f"preambles: two have the same name in {shorts}")
-        if (self.references is None) == (self.reference_translator is None):
-            raise ValueError("expected one of references and reference_translator")
         for key in ("samples", "length_bins", "readability_bins", "resamples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha: expected a number between 0 and 1, found {self.alpha}")
         self.translator.check_languages(self.source_language, self.languages)
-        if self.reference_translator is not None:
-            self.reference_translator.check_languages(self.source_language, self.languages)
         for lang in self.languages:
             if self.translator.for_language(lang).prompt != "preamble":
                 raise ValueError(f"translator: {lang}: its model takes no preamble to compare")
@@ -193,13 +178,13 @@ def run_study(
         the report's file and what `results.json` beside it holds.
 
     Raises:
-        ValueError: a bad plan, bad captions or references, sheets that are not filled in.
+        ValueError: a bad plan, bad captions or references.
         OSError: an endpoint that refuses everyone.
     """
     plan = load_study(path, overrides)
     folder = Path(plan.output_dir)
-    given = given_references(Path(plan.references), plan.languages) if plan.references else None
-    captions, dropped = _captions(plan, given)
+    references = read_references(Path(plan.references), plan.languages)
+    captions, dropped = _captions(plan, references)
     names = list(captions)
     readable = plan.readability_bins if plan.source_language.split("-")[0] == "en" else 1
     sample = stratified_sample(
@@ -208,14 +193,6 @@ def run_study(
     chosen = {names[i]: captions[names[i]] for i in sample.chosen}
     source = folder / "sample.parquet"
     _write_sample(plan, chosen, source)
-    references = {
-        lang: (
-            {number: given[lang][number] for number in chosen}
-            if given is not None
-            else _checked_references(plan, folder, source, chosen, lang, trust_remote_code)
-        )
-        for lang in plan.languages
-    }
     languages = {}
     for lang in plan.languages:
         answers = {}
@@ -223,15 +200,19 @@ def run_study(
             target = folder / "answers" / lang / f"{_short(preamble)}.parquet"
             worker = StudyWorker(plan, preamble, lang, trust_remote_code)
             print(f"{lang}: {_short(preamble)}", flush=True)
-            run_again(worker, source, target)
+            run_unit(worker, source, target)
+            if reopen_unit(target, {"failed"}):
+                run_unit(worker, source, target)
             answers[_short(preamble)] = (worker, list(read_rows(target)))
-        languages[lang] = _scored(plan, lang, answers, references[lang])
+        languages[lang] = _scored(
+            plan, lang, answers, {number: references[lang][number] for number in chosen}
+        )
     record = {
         "format": FORMAT,
         "name": plan.name,
         "plan": to_dict(plan),
         "versions": _versions(),
-        "references": _reference_kind(plan),
+        "references": {"kind": "given"},
         "sample": _described(plan, sample, chosen, dropped, list(captions.values())),
         "languages": languages,
     }
@@ -243,6 +224,12 @@ def run_study(
 def load_study(path: Path, overrides: Sequence[str] = ()) -> PreambleStudyPlan:
     """Read and check a plan. Raises ValueError (one line) naming the file and the key."""
     data = resolve_paths(read_mapping(path, overrides), path.resolve().parent)
+    for key in _REMOVED:
+        if key in data:
+            raise ValueError(
+                f"{path}: {key}: a study makes no references any more: translate the captions with "
+                "`maya data build`, have people check them, and name the file in `references`"
+            )
     return build(PreambleStudyPlan, data, str(path))
 
 
@@ -252,7 +239,7 @@ def _short(preamble: str) -> str:
 
 
 def _captions(
-    plan: PreambleStudyPlan, given: dict[str, dict[str, str]] | None
+    plan: PreambleStudyPlan, references: dict[str, dict[str, str]]
 ) -> tuple[dict[str, str], dict[str, int]]:
     """id -> text of what can be drawn, in order of ids; and what was left out, counted."""
     found: dict[str, str] = {}
@@ -265,7 +252,7 @@ def _captions(
             raise ValueError(f"{where}: id {number!r} stands twice")
         if text is None or not str(text).strip():
             dropped["no text"] += 1
-        elif given is not None and any(number not in given[lang] for lang in plan.languages):
+        elif any(number not in references[lang] for lang in plan.languages):
             dropped["no reference in every language"] += 1
         else:
             found[number] = str(text)
@@ -279,30 +266,6 @@ def _write_sample(plan: PreambleStudyPlan, chosen: dict[str, str], path: Path) -
         for number, text in chosen.items()
     ]
     write_parquet(path, pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA))
-
-
-def _checked_references(
-    plan: PreambleStudyPlan,
-    folder: Path,
-    source: Path,
-    chosen: dict[str, str],
-    lang: str,
-    trust_remote_code: bool,
-) -> dict[str, str]:
-    """References from a sheet; where there is none yet, one is written first."""
-    sheet = folder / "review" / f"references-{lang}.csv"
-    if not sheet.is_file():
-        assert plan.reference_translator is not None
-        rows = made_references(
-            plan.reference_translator,
-            source,
-            folder / "references",
-            plan.source_language,
-            lang,
-            trust_remote_code,
-        )
-        write_sheet(sheet, rows)
-    return read_sheet(sheet, chosen, plan.accept_unreviewed)
 
 
 def _scored(
@@ -375,14 +338,6 @@ def _described(
             "drawn": round(float(np.mean([length for length, _ in drawn])), 2),
         },
     }
-
-
-def _reference_kind(plan: PreambleStudyPlan) -> dict[str, Any]:
-    if plan.reference_translator is None:
-        return {"kind": "given"}
-    kind = "machine, not checked by people" if plan.accept_unreviewed else "machine, checked"
-    own = plan.reference_translator
-    return {"kind": kind, "model": own.model, "model_revision": own.model_revision}
 
 
 def _versions() -> dict[str, str]:
