@@ -49,6 +49,7 @@ from maya_vlm.training.data.verification.survey import (  # noqa: E402
     shares_start,
 )
 from tests.helpers.languages import MINI  # noqa: E402
+from tests.helpers.steps import run_step  # noqa: E402
 
 LANGUAGES = MINI[1:]  # English is what is translated
 # Folders of the languages in the packages' catalogues.
@@ -346,7 +347,7 @@ def _work(folder: str, rounds: int) -> list[tuple[float, float]]:
         start = time.process_time()
         step.survey()
         surveyed = time.process_time()
-        step.run()
+        run_step(step)
         seconds.append((surveyed - start, time.process_time() - surveyed))
     return seconds
 

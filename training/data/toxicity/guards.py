@@ -26,8 +26,6 @@ TOP_LOGPROBS = 20  # what vLLM and OpenAI give at most
 class EndpointChat:
     """A guard behind an OpenAI-compatible endpoint.
 
-    Messages are OpenAI's, but for images: {"type": "image", "image": ImageRef}.
-
     logprobs: ask for the tokens' log probabilities, from which the score is read; a server that
         does not give them leaves the score empty.
     """
@@ -42,20 +40,26 @@ class EndpointChat:
     async def __aexit__(self, *error: Any) -> None:
         await self.endpoint.__aexit__(*error)
 
+    @staticmethod
+    def image_part(image: ImageRef) -> dict:
+        """The image as a part of a message."""
+        data = base64.b64encode(image.data).decode()
+        return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
+
     async def complete_all(self, chats: Sequence[list[dict]], max_tokens: int) -> list[Answer]:
+        """One answer a chat, in order."""
         parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         if self.logprobs:
             parameters |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        bodies = [[_openai(message) for message in chat] for chat in chats]
         return list(
-            await asyncio.gather(*(self.endpoint.complete(b, **parameters) for b in bodies))
+            await asyncio.gather(*(self.endpoint.complete(chat, **parameters) for chat in chats))
         )
 
 
 class LocalChat:
     """A guard in this process: a transformers causal model, or one that sees images too.
 
-    Messages are those of `EndpointChat`; the chats of one call are one padded batch.
+    The chats of one call are one padded batch.
     """
 
     def __init__(
@@ -79,6 +83,10 @@ class LocalChat:
 
     async def __aexit__(self, *error: Any) -> None:
         self._model = self._reader = None
+
+    @staticmethod
+    def image_part(image: ImageRef) -> dict:
+        return {"type": "image", "image": image.picture}
 
     async def complete_all(self, chats: Sequence[list[dict]], max_tokens: int) -> list[Answer]:
         return await asyncio.to_thread(self._generate, chats, max_tokens)
@@ -112,7 +120,7 @@ class LocalChat:
         import torch
 
         inputs = self._reader.apply_chat_template(
-            [[_transformers(message) for message in chat] for chat in chats],
+            list(chats),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -209,7 +217,7 @@ class GuardJudge:
         chats = []
         for item in items:
             if isinstance(item, ImageRef):
-                parts = [{"type": "image", "image": item}, {"type": "text", "text": self.prompt}]
+                parts = [self.chat.image_part(item), {"type": "text", "text": self.prompt}]
                 chats.append([{"role": "user", "content": parts}])
             else:
                 chats.append(self.protocol.messages(self.prompt, item[0]))
@@ -224,29 +232,3 @@ class GuardJudge:
             why = f"the verdict was cut off (finish_reason {answer.finish_reason!r})"
             return Judgement.unreadable(answer.text, why)
         return self.protocol.read(answer.text, answer.logprobs)
-
-
-def _openai(message: dict) -> dict:
-    """A message with an image as endpoints take it."""
-    if isinstance(message["content"], str):
-        return message
-    parts = []
-    for part in message["content"]:
-        if part["type"] == "image":
-            image: ImageRef = part["image"]
-            data = base64.b64encode(image.data).decode()
-            url = f"data:{image.media_type};base64,{data}"
-            part = {"type": "image_url", "image_url": {"url": url}}
-        parts.append(part)
-    return {**message, "content": parts}
-
-
-def _transformers(message: dict) -> dict:
-    """A message with an image as transformers' processors take it."""
-    if isinstance(message["content"], str):
-        return message
-    parts = [
-        {**part, "image": part["image"].picture} if part["type"] == "image" else part
-        for part in message["content"]
-    ]
-    return {**message, "content": parts}

@@ -45,13 +45,13 @@ class GuardProtocol:
 
     name: str
     stage: Stage
-    version: int
-    messages: Callable[[str, str], list[dict]]
     parse: Callable[[str], Judgement]
     decides: str
     words: dict[str, Label]
     max_tokens: int
     prompts: tuple[str, ...]
+    messages: Callable[[str, str], list[dict]]
+    version: int = 1
 
     @property
     def prompt(self) -> str:
@@ -262,7 +262,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="llavaguard-v1.2",
             stage="image",
-            version=1,
             messages=_as_user,
             parse=parse_llavaguard_v1_2,
             decides=_RATING,
@@ -273,7 +272,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="llavaguard-v1.0",
             stage="image",
-            version=1,
             messages=_as_user,
             parse=parse_llavaguard_v1_0,
             decides=_DECISION,
@@ -284,7 +282,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="qwen3guard",
             stage="text",
-            version=1,
             messages=_as_user,
             parse=parse_qwen3guard,
             decides=r"Safety:[ \t]*(?=\w)",
@@ -295,7 +292,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="polyguard",
             stage="text",
-            version=1,
             messages=_as_interaction,
             parse=parse_polyguard,
             decides=r"Harmful request:[ \t]*(?=\w)",
@@ -306,7 +302,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="rationale",
             stage="rationale",
-            version=1,
             messages=_as_user,
             parse=parse_word,
             decides=r"^\W*(?:(?i:(?:final )?answer)\W+)?(?=(?i:safe|unsafe))",

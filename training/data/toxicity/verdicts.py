@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -98,8 +97,8 @@ class ImageRef:
     picture: Image.Image
 
 
-class TextJudge(Protocol):
-    """Reads texts (captions, translations, or the rationales of another judge)."""
+class Judge(Protocol):
+    """Reads texts (captions, translations, or the rationales of another judge), or looks at images."""
 
     key: str
     """Hash of all that changes its answers: model, revision, prompt, parser, parameters."""
@@ -111,27 +110,11 @@ class TextJudge(Protocol):
     async def __aenter__(self) -> Any: ...
     async def __aexit__(self, *error: Any) -> Any: ...
 
-    async def judge(self, texts: Sequence[tuple[str, str]]) -> list[Judgement]:
-        """One judgement for each (text, BCP-47 language), in order.
+    async def judge(self, items: Any) -> list[Judgement]:
+        """One judgement for each (text, BCP-47 language), or for each `ImageRef`, in order.
 
-        Raises only what makes the whole run pointless; a text's fault is a judgement.
+        Raises only what makes the whole run pointless; an item's fault is a judgement.
         """
-
-
-class ImageJudge(Protocol):
-    """Looks at images. The other members are those of TextJudge."""
-
-    key: str
-    model_revision: str
-    policy_sha: str
-    batch_rows: int
-    concurrency: int
-
-    async def __aenter__(self) -> Any: ...
-    async def __aexit__(self, *error: Any) -> Any: ...
-
-    async def judge(self, images: Sequence[ImageRef]) -> list[Judgement]:
-        """One judgement for each image, in order."""
 
 
 class JudgeWorker:
@@ -143,7 +126,7 @@ class JudgeWorker:
 
     def __init__(
         self,
-        judge: TextJudge | ImageJudge,
+        judge: Judge,
         *,
         name: str,
         judge_name: str,
@@ -172,8 +155,7 @@ class JudgeWorker:
         if self.stage == "image":
             judgements = await self._look(rows)
         else:
-            texts = [(row["text"], row["lang"]) for row in rows]
-            judgements = await self.judge.judge(texts)  # type: ignore[arg-type]
+            judgements = await self.judge.judge([(row["text"], row["lang"]) for row in rows])
         if len(judgements) != len(rows):
             raise ValueError(
                 f"{self.name}: {len(rows)} inputs were given and {len(judgements)} judgements came "
@@ -194,7 +176,7 @@ class JudgeWorker:
             except (ValueError, FileNotFoundError) as error:
                 found[n] = Judgement.unreadable(None, str(error))
         if images:
-            answers = await self.judge.judge(list(images.values()))  # type: ignore[arg-type]
+            answers = await self.judge.judge(list(images.values()))
             found.update(zip(images, answers, strict=True))
         return [found[n] for n in range(len(rows))]
 

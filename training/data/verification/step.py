@@ -26,7 +26,7 @@ from ...common.files import write_json, write_parquet
 from ...common.signals import end_with_parent
 from ...rows.parquet import Row
 from ..engine.executors import leave_ctrl_c, without_signals
-from ..engine.units import Worker, run_units
+from ..engine.units import Worker
 from ..translation.worker import check_translated
 from .back_translation import SAMPLE, BackTranslationWorker, drawn, plain_source
 from .plan import VerificationPlan
@@ -58,12 +58,6 @@ class VerificationStep:
         self.plan, self.folder, self.run_id = plan, folder, run_id
         self.source_language, self.languages = source_language, list(languages)
         self.workers = workers
-
-    def run(self) -> None:
-        """Everything in this process."""
-        for units in self.rounds():
-            for name, pairs in units.items():
-                run_units(self.worker(name), pairs)
 
     def rounds(self) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
         """Worker -> its (source, target) units; the second round needs the first one's results.
