@@ -40,7 +40,8 @@ RESULT = Path(__file__).parent / "results" / "verification_rates.json"
 PHRASES = Path(__file__).parent / "verification_phrases.yaml"
 sys.path.insert(0, str(ROOT))
 
-from maya_vlm.training.data.checks.rules import HARD, CheckPlan, RowChecker  # noqa: E402
+from maya_vlm.training.data.checks.plan import HARD, CheckPlan  # noqa: E402
+from maya_vlm.training.data.checks.rules import RowChecker  # noqa: E402
 from maya_vlm.training.data.translation.worker import TRANSLATED  # noqa: E402
 from maya_vlm.training.data.verification.plan import VerificationPlan  # noqa: E402
 from maya_vlm.training.data.verification.survey import (  # noqa: E402

@@ -7,9 +7,9 @@ import pytest
 
 from maya_vlm.training.data.checks.boilerplate import read_phrases
 from maya_vlm.training.data.checks.identify import Identifier, code_of, language_name
-from maya_vlm.training.data.checks.plan import LengthBin
+from maya_vlm.training.data.checks.plan import CHECKS, HARD, CheckPlan, LengthBin
 from maya_vlm.training.data.checks.repetition import find_repetition
-from maya_vlm.training.data.checks.rules import CHECKS, HARD, CheckPlan, RowChecker
+from maya_vlm.training.data.checks.rules import RowChecker
 
 SOURCE = "A woman in a blue dress standing in front of a wooden house near the river"
 GOOD = {

@@ -11,13 +11,13 @@ import textwrap
 import pytest
 
 from maya_vlm.training.common.files import write_json
+from maya_vlm.training.common.signals import Stopped
 from maya_vlm.training.data.engine import executors as engine
 from maya_vlm.training.data.engine.executors import ExecutorPlan, run_jobs
 from maya_vlm.training.data.engine.journal import Journal
 from maya_vlm.training.data.engine.progress import UNITS, build_status
-from maya_vlm.training.data.engine.unit_files import Job
-from maya_vlm.training.data.engine.units import (
-    Stopped,
+from maya_vlm.training.data.engine.unit_files import (
+    Job,
     UnitManifest,
     check_unit,
     manifest_path,

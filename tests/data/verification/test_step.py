@@ -16,7 +16,8 @@ from PIL import Image
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.endpoint import EndpointPlan
 from maya_vlm.training.data.checks.plan import CheckPlan
-from maya_vlm.training.data.engine.units import check_unit, run_units
+from maya_vlm.training.data.engine.unit_files import check_unit
+from maya_vlm.training.data.engine.units import run_units
 from maya_vlm.training.data.review.filled import read_sheet
 from maya_vlm.training.data.review.sheets import write_sheet
 from maya_vlm.training.data.translation.worker import TRANSLATED

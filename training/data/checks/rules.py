@@ -21,10 +21,8 @@ from typing import Any
 from ...common.schema import digest, to_dict
 from .boilerplate import excused, read_phrases
 from .identify import Identified, Identifier, code_of, primary, scripts
-from .plan import CHECKS, DEFAULTS, HARD, LENGTHS, CheckPlan, Flag, LengthBin
+from .plan import DEFAULTS, LENGTHS, CheckPlan, Flag, LengthBin
 from .repetition import find_repetition
-
-__all__ = ["CHECKS", "HARD", "CheckPlan", "Examination", "Flag", "LengthBin", "RowChecker"]
 
 # Raised by one when a check decides differently on the same text.
 VERSION = 3

@@ -30,11 +30,11 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
 from ...common.files import write_bytes, write_json
-from ...common.signals import signal_handlers
+from ...common.signals import Stopped, signal_handlers
 from ...rows.parquet import count_rows
 from .progress import UNITS, Progress
-from .unit_files import Job
-from .units import Stopped, UnitManifest, Worker, check_unit, run_units
+from .unit_files import Job, UnitManifest, check_unit
+from .units import Worker, run_units
 
 # What a rank may raise in another process; everything else goes through as a RuntimeError with its
 # traceback, because many exceptions cannot be unpickled, and a pool that meets one waits for ever.
@@ -189,23 +189,24 @@ def _remove_others(folder: Path, units: set[str]) -> None:
         print(f"{folder}: {len(gone)} files of units that are gone from the source deleted")
 
 
-def _tasks(step: UnitStep, plan: ExecutorPlan) -> int:
-    return min(plan.tasks or plan.workers, len(step.jobs))
+def _arguments(step: UnitStep, plan: ExecutorPlan, logs: Path) -> dict[str, Any]:
+    """What all of datatrove's executors are given."""
+    return {
+        "pipeline": [step],
+        "tasks": min(plan.tasks or plan.workers, len(step.jobs)),
+        "workers": plan.workers,
+        "logging_dir": str(logs.resolve()),
+        "skip_completed": False,
+    }
 
 
 # This machine
 
 
 def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
-    tasks = _tasks(step, plan)
-    executor = LocalExecutor(
-        pipeline=[step],
-        tasks=tasks,
-        workers=min(plan.workers, tasks),
-        logging_dir=str(logs),
-        skip_completed=False,
-    )
-    executor.run()
+    arguments = _arguments(step, plan, logs)
+    workers = min(plan.workers, arguments["tasks"])
+    LocalExecutor(**{**arguments, "workers": workers}).run()
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -354,14 +355,7 @@ def _run_slurm(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
         "job_name": f"maya-{step.jobs[0].worker.split('/')[0]}",
         "env_command": f'export PATH="{bin_folder}:$PATH"',
     }
-    executor = SlurmPipelineExecutor(
-        pipeline=[step],
-        tasks=_tasks(step, plan),
-        workers=plan.workers,
-        logging_dir=str(logs.resolve()),
-        skip_completed=False,
-        **{**defaults, **plan.options},
-    )
+    executor = SlurmPipelineExecutor(**_arguments(step, plan, logs), **{**defaults, **plan.options})
     executor.run()
     with _forwarding(list) as stopped:
         while not stopped and _in_queue(executor.job_id):
@@ -386,11 +380,4 @@ def _in_queue(job_id: str) -> bool:
 def _run_ray(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
     from datatrove.executor import RayPipelineExecutor
 
-    RayPipelineExecutor(
-        pipeline=[step],
-        tasks=_tasks(step, plan),
-        workers=plan.workers,
-        logging_dir=str(logs.resolve()),
-        skip_completed=False,
-        **plan.options,
-    ).run()
+    RayPipelineExecutor(**_arguments(step, plan, logs), **plan.options).run()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,10 +196,7 @@ def format_status(status: BuildStatus) -> list[str]:
             ]
         )
     if status.workers:
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
-            lines.append("  ".join(cells).rstrip())
+        lines += text_table(table)
         for worker in status.workers:
             lines += failure_lines(worker.name, worker.failures)
         left = sum(worker.rows - worker.rows_done for worker in status.workers)
@@ -208,6 +205,23 @@ def format_status(status: BuildStatus) -> list[str]:
             lines.append(f"{left:,} rows left, {_duration(left / rate)} at {rate:.1f} rows/s")
     # Names and counts stand in files that anybody may have written.
     return [printable(line) for line in lines]
+
+
+def text_table(rows: Sequence[Sequence[Any]], right: Collection[int] = ()) -> list[str]:
+    """Rows as lines of aligned columns; whole numbers have commas.
+
+    Args:
+        right: numbers of the columns that are aligned to the right.
+    """
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if n in right else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
 
 
 def failure_lines(name: str, failures: Counter[str]) -> list[str]:

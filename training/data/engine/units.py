@@ -40,7 +40,6 @@ from .answer_schema import AnswerSchema
 from .journal import Journal
 from .unit_files import (
     COUNTED,
-    Key,
     UnitManifest,
     check_unit,
     count_failures,
@@ -50,20 +49,7 @@ from .unit_files import (
     locked,
     manifest_path,
     read_rows,
-    reopen_unit,
 )
-
-__all__ = [
-    "Key",
-    "Stopped",
-    "UnitManifest",
-    "Worker",
-    "check_unit",
-    "manifest_path",
-    "reopen_unit",
-    "run_unit",
-    "run_units",
-]
 
 SYNC_ROWS = 32
 SYNC_SECONDS = 1.0

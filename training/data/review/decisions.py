@@ -37,7 +37,6 @@ class ReviewRow:
     source, text: what it was made from, and what is asked about; either may be "".
     image: the picture's name, None for none.
     reason: why it is in the sheet, in words.
-    decidable: the decisions that make sense for it, all of the kind's if empty.
     """
 
     id: str
@@ -47,7 +46,6 @@ class ReviewRow:
     source_lang: str = ""
     image: str | None = None
     reason: str = ""
-    decidable: tuple[str, ...] = ()
 
 
 def read_overrides(folder: Path, kind: str) -> dict[tuple[str, str], dict[str, Any]]:

@@ -25,8 +25,9 @@ from ...rows.parquet import Row, read_rows
 from ..engine.unit_files import reopen_unit
 from ..engine.units import run_unit
 from ..sources.records import SOURCE_SCHEMA
+from ..translation.plan import TranslatorPlan
 from ..translation.prompts import variants
-from ..translation.worker import TranslateWorker, TranslatorPlan
+from ..translation.worker import TranslateWorker
 from ..verification.scoring import METRICS, Comparison, compare
 from .preamble_report import write_report
 from .references import read_references, read_table

@@ -24,8 +24,9 @@ from ...common.files import sha256_text, write_json
 from ...common.reading import parse_json
 from ...common.schema import build, to_dict
 from ...rows.parquet import Row, parquet_file
+from ..engine.progress import text_table
 from ..engine.storage import ShaTable, parquet_writer
-from ..engine.units import Key
+from ..engine.unit_files import Key
 from ..review.decisions import read_overrides
 from .plan import JudgePlan
 from .policy import (
@@ -322,7 +323,11 @@ def format_summary(summary: Summary) -> str:
     ]
     sums: list[Any] = [sum(line[n] for line in lines) for n in range(1, len(head))]
     total = ["all", *sums]
-    text = [f"policy {summary.policy} ({summary.policy_sha})", *_table([head, *lines, total])]
+    columns = range(1, len(head))
+    text = [
+        f"policy {summary.policy} ({summary.policy_sha})",
+        *text_table([head, *lines, total], right=columns),
+    ]
     if summary.unjudged:
         text.append(f"texts not judged: {', '.join(summary.unjudged)}")
     places = sorted({place[:3] for place in summary.found})
@@ -331,7 +336,7 @@ def format_summary(summary: Summary) -> str:
         for decision, stage, category in places:
             counts = [summary.found[decision, stage, category, x] for x in summary.languages]
             rows.append([decision, stage, category, *counts, sum(counts)])
-        text += ["", *_table(rows)]
+        text += ["", *text_table(rows, right=range(3, len(rows[0])))]
     if summary.stale:
         text.append(
             f"decisions of people about rows or texts that are not there any more: {summary.stale:,}"
@@ -342,16 +347,3 @@ def format_summary(summary: Summary) -> str:
             f"without an answer, so for people (or build with --retry-failed): {', '.join(failed)}"
         )
     return "\n".join(text)
-
-
-def _table(rows: list[list[Any]]) -> list[str]:
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
-    numbers = [isinstance(cell, int) for cell in rows[-1]]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        ).rstrip()
-        for row in cells
-    ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from ...common.files import sha256_text
 from ...rows.parquet import Row, check_columns, read_rows
-from ..engine.units import Key
+from ..engine.unit_files import Key
 from ..review.decisions import ReviewRow
 from ..review.sheets import Sheet, write_sheet
 from ..sources.pictures import Pictures

@@ -21,7 +21,7 @@ import pyarrow as pa
 from ...common.files import sha256_file, sha256_text, write_parquet
 from ...rows.parquet import Row, check_columns, read_rows
 from ..engine.storage import ShaTable
-from ..engine.units import UnitManifest, manifest_path
+from ..engine.unit_files import UnitManifest, manifest_path
 from ..sources.pictures import Pictures
 from ..translation.worker import check_translated
 from .plan import JudgePlan, ToxicityPlan

@@ -25,20 +25,13 @@ from ...common.schema import digest
 from ...common.telling import one_line
 from ...common.thoughts import foreign_marks
 from ...rows.parquet import Row
-from ..checks.rules import CheckPlan, Flag, RowChecker
+from ..checks.plan import CheckPlan, Flag
+from ..checks.rules import RowChecker
 from ..sources.records import SOURCE_SCHEMA
 from .plan import TranslatorPlan
 from .prompts import Prompt, examples
 from .text_pieces import Piece, lost_code, split
 from .translator import make_translator
-
-__all__ = [
-    "TRANSLATED",
-    "TranslateWorker",
-    "TranslatorPlan",
-    "check_translated",
-    "source_of_turns",
-]
 
 # Raised by one when the same plan makes other requests or keeps other answers.
 VERSION = 1

@@ -30,7 +30,7 @@ from ...common.shapes import has_shape
 from ...rows.parquet import Row, count_rows, read_columns
 from ..checks.identify import scripts
 from ..checks.plan import LengthBin
-from ..engine.units import UnitManifest, manifest_path
+from ..engine.unit_files import UnitManifest, manifest_path
 
 # Raised by one when the same rows give another survey.
 VERSION = 1
