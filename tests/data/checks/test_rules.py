@@ -298,18 +298,18 @@ def test_phrases_of_a_plan(tmp_path):
     assert swahili.key != RowChecker("en", ["sw"]).key
     for bad, message in (
         ({"prefaces": "['(']"}, "prefaces: '\\(' is no regular expression"),
-        ({"words": "[no]"}, "words: expected texts, found False"),
-        ({"prefaces": "hii hapa"}, "prefaces: expected a list of texts, found 'hii hapa'; write"),
-        ({"dangling": ""}, "dangling: expected a list of texts, found None"),
+        ({"words": "[no]"}, r"words\[0\]: expected text, found a truth value false"),
+        ({"prefaces": "hii hapa"}, 'prefaces: expected a list of text, found text "hii hapa"'),
+        ({"dangling": ""}, "dangling: expected a list of text, found nothing"),
         ({"excuses": "{about: x, prefaces: [], refusals: [], notes: []}"}, "excuses.about: expec"),
-        ({"excuses": "{}"}, "excuses: expected the keys"),
+        ({"excuses": "{}"}, "excuses.about: missing; expected a list of text"),
     ):
         other = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"  # files are read once
         other.write_text("\n".join(f"{k}: {v}" for k, v in {**content, **bad}.items()))
         with pytest.raises(ValueError, match=message):
             read_phrases("sw", str(other))
     (tmp_path / "few.yaml").write_text("about: []")
-    with pytest.raises(ValueError, match="expected the keys"):
+    with pytest.raises(ValueError, match="prefaces: missing"):
         read_phrases("sw", str(tmp_path / "few.yaml"))
 
 
