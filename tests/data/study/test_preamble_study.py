@@ -340,7 +340,8 @@ def test_references_in_rows_of_id_lang_text(tmp_path):
             "reference_translator: a study makes no references any more: translate the captions",
         ),
         ({"samples": 0}, "samples: expected at least 1, found 0"),
-        ({"alpha": 5.0}, "alpha: expected a number between 0 and 1"),
+        ({"alpha": 5.0}, "alpha: always 0.05 now, and the report has every p: leave it out"),
+        ({"decide_by": "bleu"}, r"decide_by: chrf\+\+ always decides now"),
         ({"sampels": 3}, "unknown key 'sampels'; did you mean 'samples'"),
         (
             {"translator": {"preset": "translategemma", "endpoint": {"base_url": "http://h"}}},

@@ -14,19 +14,8 @@ from ...rows.parquet import check_columns, is_text, read_rows
 # What people may decide, by kind of sheet.
 DECISIONS = {"translation": ("accept", "reject"), "toxicity": ("clean", "flagged")}
 COLUMNS = ("sheet", "row", "id", "lang", "source", "text", "reason", "decision", "reviewer", "note")
-OVERRIDES = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("decision", pa.string()),
-        ("reviewer", pa.string()),
-        ("note", pa.string()),
-        ("text_sha256", pa.string()),
-        ("sheet", pa.string()),
-        ("read_at", pa.string()),
-    ]
-)
+_KEPT = ("kind", "id", "lang", "decision", "reviewer", "note", "text_sha256", "sheet", "read_at")
+OVERRIDES = pa.schema([(name, pa.string()) for name in _KEPT])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,22 @@ from .references import read_references, read_table
 from .sampling import Sample, stratified_sample
 
 FORMAT = "maya-preambles-1"
-# Keys of a study that once made its own references.
-_REMOVED = ("reference_translator", "accept_unreviewed")
+_BINS = 5  # of length, and of readability; as many as in the paper
+_DECISIVE = "chrf++"  # the metric that decides on a winner
+_ALPHA = 0.05  # the p below which a winner is one
+_OWN_REFERENCES = (
+    "a study makes no references any more: translate the captions with `maya data build`, have "
+    "people check them, and name the file in `references`"
+)
+# Keys that studies once had, and what to do without them.
+_REMOVED = {
+    "reference_translator": _OWN_REFERENCES,
+    "accept_unreviewed": _OWN_REFERENCES,
+    "length_bins": f"always {_BINS} now: leave it out",
+    "readability_bins": f"always {_BINS} for English captions now: leave it out",
+    "decide_by": f"{_DECISIVE} always decides now, and BLEU is in the report: leave it out",
+    "alpha": f"always {_ALPHA} now, and the report has every p: leave it out",
+}
 
 
 @dataclass
@@ -56,9 +70,7 @@ class PreambleStudyPlan:
     > Parameters of sampling and scoring
 
     samples: 30 in the paper; so few seldom tell preambles apart (data from 300 on does).
-    length_bins, readability_bins: 5 times 5 in the paper.
-    decide_by: the metric that decides on a winner.
-    resamples, alpha: of the paired bootstrap, and the p below which a winner is one.
+    resamples: of the paired bootstrap.
     seed: of sample and bootstrap.
     """
 
@@ -68,15 +80,11 @@ class PreambleStudyPlan:
     references: str
     languages: list[str]
     translator: TranslatorPlan
-    preambles: list[str] = field(default_factory=variants)
+    preambles: list[str] = field(default_factory=lambda: list(variants()))
     source_language: str = "en"
 
     samples: int = 300
-    length_bins: int = 5
-    readability_bins: int = 5
-    decide_by: Literal["chrf++", "bleu"] = "chrf++"
     resamples: int = 1000
-    alpha: float = 0.05
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -87,11 +95,9 @@ class PreambleStudyPlan:
         shorts = [_short(preamble) for preamble in self.preambles]
         if len(set(shorts)) < len(shorts):
             raise ValueError(f"preambles: two have the same name in {shorts}")
-        for key in ("samples", "length_bins", "readability_bins", "resamples"):
+        for key in ("samples", "resamples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha: expected a number between 0 and 1, found {self.alpha}")
         self.translator.check_languages(self.source_language, self.languages)
         for lang in self.languages:
             if self.translator.for_language(lang).prompt != "preamble":
@@ -187,10 +193,8 @@ def run_study(
     references = read_references(Path(plan.references), plan.languages)
     captions, dropped = _captions(plan, references)
     names = list(captions)
-    readable = plan.readability_bins if plan.source_language.split("-")[0] == "en" else 1
-    sample = stratified_sample(
-        list(captions.values()), plan.samples, plan.length_bins, readable, plan.seed
-    )
+    readable = _BINS if plan.source_language.split("-")[0] == "en" else 1
+    sample = stratified_sample(list(captions.values()), plan.samples, _BINS, readable, plan.seed)
     chosen = {names[i]: captions[names[i]] for i in sample.chosen}
     source = folder / "sample.parquet"
     _write_sample(plan, chosen, source)
@@ -211,7 +215,7 @@ def run_study(
     record = {
         "format": FORMAT,
         "name": plan.name,
-        "plan": to_dict(plan),
+        "plan": {**to_dict(plan), "decide_by": _DECISIVE, "alpha": _ALPHA},
         "versions": _versions(),
         "references": {"kind": "given"},
         "sample": _described(plan, sample, chosen, dropped, list(captions.values())),
@@ -225,12 +229,8 @@ def run_study(
 def load_study(path: Path, overrides: Sequence[str] = ()) -> PreambleStudyPlan:
     """Read and check a plan. Raises ValueError (one line) naming the file and the key."""
     data = resolve_paths(read_mapping(path, overrides), path.resolve().parent)
-    for key in _REMOVED:
-        if key in data:
-            raise ValueError(
-                f"{path}: {key}: a study makes no references any more: translate the captions with "
-                "`maya data build`, have people check them, and name the file in `references`"
-            )
+    for key in _REMOVED.keys() & data.keys():
+        raise ValueError(f"{path}: {key}: {_REMOVED[key]}")
     return build(PreambleStudyPlan, data, str(path))
 
 
@@ -288,7 +288,7 @@ def _scored(
     systems = {name: [own[i] for i in common] for name, own in texts.items()}
     wanted = [references[i] for i in common]
     scores: dict[str, Comparison] = {
-        name: compare(name, lang, systems, wanted, plan.resamples, plan.alpha, plan.seed)
+        name: compare(name, lang, systems, wanted, plan.resamples, _ALPHA, plan.seed)
         for name in METRICS
     }
     preambles = {}
@@ -306,7 +306,7 @@ def _scored(
             "flags": dict(sorted(flags.items())),
             "requests": sum(row["attempts"] for row in rows),
         }
-    decided = scores[plan.decide_by]
+    decided = scores[_DECISIVE]
     return {
         "scored": len(common),
         "without_reference": len(answers[decided.best][1]) - len(references),

@@ -1,6 +1,6 @@
 """Judges that write their verdict: guard models behind an endpoint or in this process.
 
-    GuardJudge(PROTOCOLS["llavaguard-v1.2"], EndpointChat(Endpoint(plan)))
+    GuardJudge(PROTOCOLS["llavaguard-v1.2"], EndpointChat(plan))
 
 What a model is asked and how its answer is read is its protocol (`protocols.py`); where it runs is
 the chat: `EndpointChat`, or `LocalChat` for a transformers model. Decoding is greedy.
@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ...common.endpoint import Answer, Endpoint
+from ...common.endpoint import Answer, Endpoint, EndpointPlan
 from ...common.schema import digest
 from .classifiers import local_revision
 from .protocols import GuardProtocol
@@ -23,22 +24,16 @@ VERSION = 1
 TOP_LOGPROBS = 20  # what vLLM and OpenAI give at most
 
 
-class EndpointChat:
+class EndpointChat(Endpoint):
     """A guard behind an OpenAI-compatible endpoint.
 
     logprobs: ask for the tokens' log probabilities, from which the score is read; a server that
         does not give them leaves the score empty.
     """
 
-    def __init__(self, endpoint: Endpoint, *, logprobs: bool = True) -> None:
-        self.endpoint, self.logprobs = endpoint, logprobs
-
-    async def __aenter__(self) -> EndpointChat:
-        await self.endpoint.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self.endpoint.__aexit__(*error)
+    def __init__(self, plan: EndpointPlan, *, logprobs: bool = True) -> None:
+        super().__init__(plan)
+        self.logprobs = logprobs
 
     @staticmethod
     def image_part(image: ImageRef) -> dict:
@@ -51,31 +46,24 @@ class EndpointChat:
         parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         if self.logprobs:
             parameters |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        return list(
-            await asyncio.gather(*(self.endpoint.complete(chat, **parameters) for chat in chats))
-        )
+        return list(await asyncio.gather(*(self.complete(chat, **parameters) for chat in chats)))
 
 
+@dataclass
 class LocalChat:
     """A guard in this process: a transformers causal model, or one that sees images too.
 
     The chats of one call are one padded batch.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        images: bool,
-        revision: str | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.model, self.images, self.revision = model, images, revision
-        self.device, self.dtype, self.trust_remote_code = device, dtype, trust_remote_code
-        self._model: Any = None
-        self._reader: Any = None
+    model: str
+    images: bool
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    _model: Any = field(default=None, init=False)
+    _reader: Any = field(default=None, init=False)
 
     async def __aenter__(self) -> LocalChat:
         await asyncio.to_thread(self._load)
@@ -190,7 +178,7 @@ class GuardJudge:
         self.max_tokens = max_tokens or protocol.max_tokens
         self.policy_sha = digest([self.prompt])
         if isinstance(chat, EndpointChat):
-            plan = chat.endpoint.plan
+            plan = chat.plan
             self.batch_rows, self.concurrency = 1, plan.concurrency
             self.model_revision = plan.model_revision or "unknown"
             where = ["endpoint", plan.model, chat.logprobs]

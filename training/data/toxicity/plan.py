@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ...common.endpoint import Endpoint, EndpointPlan
+from ...common.endpoint import EndpointPlan
 from ...common.languages import check_language
 from ...common.reading import read_text, read_yaml
 from .classifiers import ClassifierJudge, FunctionJudge
@@ -238,7 +238,7 @@ class JudgePlan:
             )
         chat: EndpointChat | LocalChat
         if self.endpoint is not None:
-            chat = EndpointChat(Endpoint(self.endpoint), logprobs=self.logprobs is not False)
+            chat = EndpointChat(self.endpoint, logprobs=self.logprobs is not False)
         else:
             chat = LocalChat(str(self.model), images=self.stage == "image", **local)
         return GuardJudge(

@@ -27,16 +27,8 @@ from ..translation.worker import check_translated
 from .plan import JudgePlan, ToxicityPlan
 from .verdicts import JudgeWorker, image_sha, text_of
 
-INPUT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("text", pa.string()),
-        ("image", pa.string()),
-        ("image_sha256", pa.string()),
-        ("input_sha256", pa.string()),
-    ]
-)
+_INPUT = ("id", "lang", "text", "image", "image_sha256", "input_sha256")
+INPUT_SCHEMA = pa.schema([(name, pa.string()) for name in _INPUT])
 IMAGES, RATIONALES = "images", "rationales"
 _ROW_COLUMNS = ["id", "lang", "text", "turns", "image", "image_sha256"]
 

@@ -117,32 +117,25 @@ class Judge(Protocol):
         """
 
 
+@dataclass
 class JudgeWorker:
-    """A judge as a worker of the unit engine: rows of `INPUT_SCHEMA` (step.py) in, of `VERDICT_SCHEMA` out."""
+    """A judge as a worker of the unit engine: rows of `INPUT_SCHEMA` (step.py) in, of `VERDICT_SCHEMA` out.
 
-    batch_rows: int
-    concurrency: int
+    name: "toxicity/<judge>/<lang or images>".
+    pictures: where an image judge's images are.
+    """
+
+    judge: Judge
+    name: str
+    judge_name: str
+    stage: Stage
+    run_id: str
+    pictures: Pictures | None = None
     schema = VERDICT_SCHEMA
 
-    def __init__(
-        self,
-        judge: Judge,
-        *,
-        name: str,
-        judge_name: str,
-        stage: Stage,
-        run_id: str,
-        pictures: Pictures | None = None,
-    ) -> None:
-        """
-        Args:
-            name: "toxicity/<judge>/<lang or images>".
-            pictures: where an image judge's images are.
-        """
-        self.name, self.judge_name, self.stage, self.run_id = name, judge_name, stage, run_id
-        self.judge, self.pictures = judge, pictures
-        self.key = judge.key
-        self.batch_rows, self.concurrency = judge.batch_rows, judge.concurrency
+    def __post_init__(self) -> None:
+        self.key = self.judge.key
+        self.batch_rows, self.concurrency = self.judge.batch_rows, self.judge.concurrency
 
     async def __aenter__(self) -> JudgeWorker:
         await self.judge.__aenter__()

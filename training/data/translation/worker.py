@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ...common.endpoint import Answer, merge_parameters
+from ...common.endpoint import Answer, Endpoint, merge_parameters
 from ...common.schema import digest
 from ...common.telling import one_line
 from ...common.thoughts import foreign_marks
@@ -31,7 +31,6 @@ from ..sources.records import SOURCE_SCHEMA
 from .plan import TranslatorPlan
 from .prompts import Prompt, examples
 from .text_pieces import Piece, lost_code, split
-from .translator import make_translator
 
 # Raised by one when the same plan makes other requests or keeps other answers.
 VERSION = 1
@@ -76,6 +75,47 @@ class _Try:
     @property
     def hard(self) -> list[Flag]:
         return [flag for flag in self.flags if flag.hard]
+
+
+class Translator(Protocol):
+    """Where answers come from: an endpoint, or a model in this process."""
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(self, *error: Any) -> Any: ...
+
+    async def answers(
+        self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
+    ) -> list[Answer]: ...
+
+
+class EndpointTranslator(Endpoint):
+    """An endpoint as a translator: one request a text, all at once."""
+
+    async def answers(
+        self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
+    ) -> list[Answer]:
+        assert prompt is not None
+        found = await asyncio.gather(
+            *(self.complete(prompt.messages(text), **parameters) for text in texts),
+            return_exceptions=True,
+        )
+        for answer in found:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in found if isinstance(answer, Answer)]
+
+
+def make_translator(
+    plan: TranslatorPlan, source: str, target: str, trust_remote_code: bool = False
+) -> Translator:
+    """The translator of a plan for one direction, not yet opened."""
+    if plan.endpoint is not None:
+        return EndpointTranslator(plan.endpoint)
+    assert plan.local is not None
+    from .local_models import LocalModel  # loads torch
+
+    return LocalModel(plan.local, source, target, trust_remote_code)
 
 
 class TranslateWorker:

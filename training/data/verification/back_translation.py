@@ -24,13 +24,7 @@ from ..checks.identify import language_name
 VERSION = 1
 # A sampled text on its way to the translator.
 SAMPLE = pa.schema(
-    [
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("text", pa.string()),
-        ("source_text", pa.string()),
-        ("source_lang", pa.string()),
-    ]
+    [(name, pa.string()) for name in ("id", "lang", "text", "source_text", "source_lang")]
 )
 BACK_TRANSLATED = pa.schema(
     [

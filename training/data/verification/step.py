@@ -17,6 +17,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -36,28 +37,21 @@ from .survey import read_survey, survey_language, survey_path
 from .worker import VerifyWorker
 
 
+@dataclass
 class VerificationStep:
     """The step on one build's folder.
 
-    Args:
-        folder: of the build, with `translate/<lang>/`.
-        workers: processes of the survey.
-        run_id: stored with every row.
+    folder: of the build, with `translate/<lang>/`.
+    workers: processes of the survey.
+    run_id: stored with every row.
     """
 
-    def __init__(
-        self,
-        plan: VerificationPlan,
-        folder: Path,
-        *,
-        source_language: str,
-        languages: Sequence[str],
-        workers: int = 1,
-        run_id: str = "",
-    ):
-        self.plan, self.folder, self.run_id = plan, folder, run_id
-        self.source_language, self.languages = source_language, list(languages)
-        self.workers = workers
+    plan: VerificationPlan
+    folder: Path
+    source_language: str
+    languages: Sequence[str]
+    workers: int = 1
+    run_id: str = ""
 
     def rounds(self) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
         """Worker -> its (source, target) units; the second round needs the first one's results.
@@ -69,7 +63,7 @@ class VerificationStep:
         yield {
             f"verify/{lang}": [(unit, self.folder / "verify" / lang / unit.name) for unit in units]
             for lang in self.languages
-            if (units := self._units("translate", lang))
+            if (units := sorted((self.folder / "translate" / lang).glob("*.parquet")))
         }
         if self.plan.back_translation is not None:
             yield {
@@ -115,12 +109,7 @@ class VerificationStep:
             path = survey_path(self.folder, lang)
             raise ValueError(f"{path}: {lang} was not surveyed; run the step verify")
         return VerifyWorker(
-            self.plan,
-            lang,
-            self.source_language,
-            self.languages,
-            survey,
-            self.run_id,
+            self.plan, lang, self.source_language, self.languages, survey, self.run_id
         )
 
     def report(self) -> Row:
@@ -128,9 +117,6 @@ class VerificationStep:
         found = verify_report(self.folder, self.languages, self.plan)
         write_json(self.folder / "verify" / "report.json", found)
         return found
-
-    def _units(self, step: str, lang: str) -> list[Path]:
-        return sorted((self.folder / step / lang).glob("*.parquet"))
 
     def _back_translation(self, lang: str) -> Path:
         return self.folder / "back_translation" / lang / "00000.parquet"
