@@ -56,7 +56,7 @@ def test_all_units_of_all_workers(jobs, tmp_path):
     manifests = run(jobs, tmp_path)
     assert_all(jobs)
     assert [(m.worker, m.unit) for m in manifests] == [(j.worker, j.target.stem) for j in jobs]
-    assert (tmp_path / "logs" / "logs").is_dir()
+    assert (tmp_path / "logs" / "rank_00000.stderr").is_file()
 
 
 def test_finished_units_start_no_rank(jobs, tmp_path, monkeypatch):

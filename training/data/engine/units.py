@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import json
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,7 +33,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ...common.files import remove_temporaries, sha256_file, write_json, write_parquet
-from ...common.signals import Stopped
+from ...common.signals import Stopped, signal_handlers
 from ...rows.parquet import Row
 from .answer_schema import AnswerSchema
 from .journal import Journal
@@ -214,32 +213,21 @@ class _Run:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        caught = [number for number, handler in before.items() if handler != signal.SIG_IGN]
 
-        def stop(number: signal.Signals) -> None:
+        def stop(number: int, frame: Any) -> None:
             if self.stopped_by is None:
-                self.stopped_by = number
+                self.stopped_by = signal.Signals(number)
                 # A signal to a whole group comes twice: from its sender and from our parent.
-                loop.call_later(SYNC_SECONDS, give_up_at_next)
+                loop.call_soon_threadsafe(loop.call_later, SYNC_SECONDS, give_up_at_next)
 
         def give_up_at_next() -> None:
-            for each in caught:
-                loop.remove_signal_handler(each)
-                signal.signal(each, signal.SIG_DFL)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is stop:
+                    signal.signal(number, signal.SIG_DFL)
 
-        for number in caught:
-            loop.add_signal_handler(number, stop, number)
-        try:
+        with signal_handlers(stop):
             yield
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
-                signal.signal(number, before[number])
 
 
 @dataclass
