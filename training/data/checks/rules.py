@@ -4,11 +4,8 @@ A check that fires leaves a `Flag`. Hard flags make a row be asked for again and
 rejected; soft flags are for people, for quality estimation and for counting. Which is which is plan
 data. What each check catches, and how often it is wrong, is measured by
 `tests/benchmarks/verification_rates.py`. None of them knows what a text means: a fluent caption of
-another image is found by a quality-estimation model only.
-
-The lists of prefaces, refusals and notes are data too: one file per language in `phrases/`, or a
-plan's own. A language without a list has the checks that need none, and the English list, as models
-comment in English most of all.
+another image is found by a quality-estimation model only. A language without a list of phrases has the
+checks that need none, and the English list, as models comment in English most of all.
 """
 
 import json
@@ -199,8 +196,6 @@ class RowChecker:
         flags.sort(key=lambda flag: not flag.hard)
         return Examination(flags, identified, length_z)
 
-    # ------------------------------------------------------------------------------- length
-
     def _length(
         self, source: str, text: str, lang: str, found: list[tuple[str, str]]
     ) -> float | None:
@@ -224,8 +219,6 @@ class RowChecker:
             name = "length_extreme" if extreme else "length"
             found.append((name, f"{len(text)} characters from {size}, z {z:+.1f}"))
         return z
-
-    # ------------------------------------------------------------------------------- language
 
     def _language(
         self, source: str, text: str, lang: str, found: list[tuple[str, str]]
@@ -329,8 +322,6 @@ class RowChecker:
                 found.append(("kept_words", " ".join(left[:6])))
         return False
 
-    # ------------------------------------------------------------------------------- comments
-
     def _comments(self, source: str, text: str, lang: str, found: list[tuple[str, str]]) -> None:
         lists = [self._phrases[lang], self._phrases["en"]]
         if primary(lang) == "en":
@@ -361,8 +352,6 @@ class RowChecker:
                 found.append((name, text[max(0, places[-1] - 20) : places[-1] + 20]))
         if _QUOTED.match(text) and not _QUOTED.match(source):
             found.append(("quoted", text[:1] + text[-1:]))
-
-    # ------------------------------------------------------------------------------- marks
 
     def _marks(self, source: str, text: str, lang: str, found: list[tuple[str, str]]) -> None:
         left = [b for b in self.plan.brackets if b in text and b not in source]

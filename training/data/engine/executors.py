@@ -191,9 +191,6 @@ def _tasks(step: UnitStep, plan: ExecutorPlan) -> int:
     return min(plan.tasks or plan.workers, len(step.jobs))
 
 
-# This machine
-
-
 def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
     """Run the ranks in processes that may die, and be told to stop; with one worker in this one.
 
@@ -322,9 +319,6 @@ def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Sign
 
     with signal_handlers(handle):
         yield came
-
-
-# Clusters
 
 
 def _arguments(step: UnitStep, plan: ExecutorPlan, logs: Path) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""How far a build is, by its manifests and journals alone: it may be running or not.
-
-for line in format_status(build_status(Path("runs/data/my-captions"))):
-    print(line)
-"""
+"""How far a build is, by its manifests and journals alone: it may be running or not."""
 
 from __future__ import annotations
 
@@ -164,9 +160,6 @@ def _disk(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
-
-
-# Showing it
 
 
 def format_status(status: BuildStatus) -> list[str]:

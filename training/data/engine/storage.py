@@ -16,27 +16,22 @@ from ...common.files import atomic
 from ...rows.parquet import Row
 
 
-class ShaTable:
+class ShaTable(contextlib.ExitStack):
     """SHA-256 values and what is known of each, on disk, so that memory does not grow with rows.
 
     Keys are the first 16 bytes with a short name in front.
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="maya-toxicity-")
-        self._database = sqlite3.connect(Path(self._folder.name, "table.sqlite"))
+        super().__init__()
+        folder = self.enter_context(tempfile.TemporaryDirectory(prefix="maya-toxicity-"))
+        self._database = sqlite3.connect(Path(folder, "table.sqlite"))
+        self.callback(self._database.close)
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute(
             "CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
         )
-
-    def __enter__(self) -> ShaTable:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._database.close()
-        self._folder.cleanup()
 
     @staticmethod
     def _key(sha256: str, name: str) -> bytes:

@@ -1,8 +1,7 @@
 """One step on one unit of rows, exactly once: journal, atomic parquet, hashed manifest.
 
-Translation, verification and toxicity are workers of this one engine. A unit is one parquet file of
-source rows; its output is one parquet file with the same rows in the same order, and beside it a
-manifest that names the input, the worker and the SHA-256 of the output. A unit's life:
+A unit is one parquet file of source rows; its output is one with the same rows in the same order, and
+beside it a manifest that names the input, the worker and the SHA-256 of the output. A unit's life:
 
 1. the lock of the unit is taken; a second writer is refused;
 2. the manifest, if there is one, is held against worker, input and the bytes of the parquet;
@@ -79,9 +78,6 @@ class Worker(Protocol):
         Raises only what makes the whole run pointless (a refused key, a missing model): the run
         then stops with that message.
         """
-
-
-# Running
 
 
 def run_unit(worker: Worker, source: Path, target: Path) -> UnitManifest:

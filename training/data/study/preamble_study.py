@@ -3,8 +3,7 @@
 The paper's study (arXiv 2412.07112) on a larger sample and with scores that fit the languages: captions
 are drawn over bins of length and readability, translated once by every preamble, and scored against
 references by BLEU and chrF++; a paired bootstrap says whether the best one is better than by chance.
-Answers are kept by the unit engine, so the same command continues a stopped study, and asks again for
-requests that failed.
+The same command continues a stopped study, and asks again for requests that failed.
 """
 
 import importlib.metadata
@@ -104,7 +103,7 @@ class PreambleStudyPlan:
                 raise ValueError(f"translator: {lang}: its model takes no preamble to compare")
 
 
-class StudyWorker:
+class StudyWorker(TranslateWorker):
     """One preamble in one language (a Worker of units.py): every caption once, nothing asked again.
 
     `text` is what would be kept: the answer in its brackets, or all of it where they are missing.
@@ -129,24 +128,16 @@ class StudyWorker:
         translator = replace(
             plan.translator.for_language(lang), preamble=preamble, second_preamble=None, retries=0
         )
-        self.inner = TranslateWorker(
+        super().__init__(
             translator, lang, plan.source_language, trust_remote_code=trust_remote_code
         )
-        self.lang, self.name = lang, f"study/{lang}/{_short(preamble)}"
-        self.key = digest(["study", 1, self.inner.key])
-        self.prompt, self.parameters = self.inner.request(0)
-        self.batch_rows, self.concurrency = self.inner.batch_rows, self.inner.concurrency
-
-    async def __aenter__(self) -> "StudyWorker":
-        await self.inner.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self.inner.__aexit__(*error)
+        self.name = f"study/{lang}/{_short(preamble)}"
+        self.key = digest(["study", 1, self.key])
+        self.prompt, self.parameters = self.request(0)
 
     async def process(self, rows: list[Row]) -> list[Row]:
         texts = [row["text"] for row in rows]
-        answers = await self.inner.translator.answers(texts, self.prompt, self.parameters)
+        answers = await self.translator.answers(texts, self.prompt, self.parameters)
         assert self.prompt is not None
         found = []
         for row, answer in zip(rows, answers, strict=True):
@@ -154,9 +145,7 @@ class StudyWorker:
             if answer.text is not None:
                 inside = self.prompt.unwrap(answer.text, row["text"])
                 text = answer.text.strip() if inside is None else inside
-                checked = self.inner.checker.check(
-                    row["text"], text, self.lang, answer.finish_reason
-                )
+                checked = self.checker.check(row["text"], text, self.lang, answer.finish_reason)
                 flags = [flag.name for flag in checked if flag.hard]
                 if inside is None:
                     flags.append("brackets")

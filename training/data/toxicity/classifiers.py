@@ -1,8 +1,5 @@
 """Judges that give a probability: transformers text-classification models, and plain functions.
 
-    ClassifierJudge(model="unitary/toxic-bert", toxic=["toxic"], activation="sigmoid")
-    FunctionJudge("profanity_check:predict_prob", stage="text")
-
 transformers' own defaults would mislead here: they return the top label only, put a softmax over
 the labels of a model that does not say it is multi-label, and fail on long texts.
 """

@@ -1,10 +1,7 @@
 """The policy applied to a build's stored verdicts: decisions, audit and counts. No model runs.
 
-`decide_build` reads every verdict once, then every row once, and writes
-
-    toxicity/decisions.parquet   one row per (id, lang) that has a text: clean, review or flagged
-    toxicity/audit.parquet       one row per verdict, with what it came to and why
-    toxicity/summary.json        the counts
+`decide_build` reads every verdict once, then every row once. It writes `toxicity/decisions.parquet`, one
+row per (id, lang) that has a text; `audit.parquet`, one row per verdict; and `summary.json`, the counts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Judges that write their verdict: guard models behind an endpoint or in this process.
 
-    GuardJudge(PROTOCOLS["llavaguard-v1.2"], EndpointChat(plan))
-
 What a model is asked and how its answer is read is its protocol (`protocols.py`); where it runs is
 the chat: `EndpointChat`, or `LocalChat` for a transformers model. Decoding is greedy.
 """

@@ -1,14 +1,11 @@
 """The `toxicity` section of a dataset's plan: which judges read what, and by which policy.
 
-    toxicity:
-      policy: default
-      judges:
-        - preset: textdetox-v2
-        - preset: llavaguard-v1.2
-          endpoint: {base_url: "http://127.0.0.1:8000", model: AIML-TUDA/LlavaGuard-v1.2-7B-OV}
-
-Everything is checked before a model is loaded. A language that a judge does not read is an error,
-and so is a language that no judge reads, unless `unjudged` names it.
+toxicity:
+  policy: default
+  judges:
+    - preset: textdetox-v2
+    - preset: llavaguard-v1.2
+      endpoint: {base_url: "http://127.0.0.1:8000", model: AIML-TUDA/LlavaGuard-v1.2-7B-OV}
 """
 
 from __future__ import annotations
@@ -244,7 +241,7 @@ class JudgePlan:
         return GuardJudge(
             PROTOCOLS[str(self.protocol)],
             chat,
-            prompt=_prompt_file(self.prompt),
+            prompt=None if self.prompt is None else read_text(self.prompt).strip(),
             max_tokens=self.max_tokens,
             batch_size=self.batch_size or 8,
         )
@@ -339,12 +336,3 @@ class ToxicityPlan:
             f"policy {policy.name!r}: {judge.name}: confirmed_by: no judge {wanted!r} of the plan "
             f"reads the rationales of {judge.name!r}; add one with `reads: {judge.name}`"
         )
-
-
-def _prompt_file(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return read_text(path).strip()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"toxicity: prompt: cannot read {path}: {error}") from None

@@ -44,7 +44,7 @@ class Thresholds:
 
 @dataclass
 class JudgeRule:
-    """How one judge's verdicts are taken.
+    """How one judge's verdicts are taken: by its thresholds for scores, or by its labels.
 
     by: "score", where a verdict without a score is taken by its label; or "label", whatever the
         score.

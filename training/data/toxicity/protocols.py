@@ -75,9 +75,6 @@ def _prompts() -> dict[str, str]:
     return read_yaml(Path(__file__).with_name("prompts.yaml"))
 
 
-# LlavaGuard
-
-
 def _json_object(answer: str) -> dict[str, Any] | None:
     """The one JSON object in an answer, maybe in a code fence; None for none, several, or a part.
 
@@ -142,9 +139,6 @@ def parse_llavaguard_v1_0(answer: str) -> Judgement:
     return Judgement.unreadable(answer)
 
 
-# Text guards
-
-
 def parse_qwen3guard(answer: str) -> Judgement:
     """ "Safety: Safe | Unsafe | Controversial" and "Categories: Violent, ...".
 
@@ -193,9 +187,6 @@ def parse_word(answer: str) -> Judgement:
     if words is None:
         return Judgement.unreadable(answer)
     return Judgement(LABELS[words.group(1)], raw=answer)
-
-
-# The score
 
 
 def unsafe_probability(

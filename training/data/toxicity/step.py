@@ -1,11 +1,5 @@
 """The toxicity step of a build: which inputs are judged, and by which judges.
 
-    step = ToxicityStep(plan, folder, source_language="en", languages=["fr", "ja"], images=None)
-    for units in step.rounds():          # second judges come when the first ones are done
-        for name, pairs in units.items():
-            run_units(step.worker(name), pairs)
-    print(format_summary(decide_build(step)))
-
 Inputs are written once: each distinct image, each distinct text of a language, for every judge that
 reads it. A later run adds what is new, in new units, so nothing that has a verdict is judged again.
 Inputs whose request failed for good are asked again where a run is told so.
@@ -38,8 +32,7 @@ class ToxicityStep:
 
     Args:
         folder: of the build, with `source/` and `translate/<lang>/`.
-        source_language: the language that the others are translated from.
-        languages: the languages that it is translated into.
+        languages: those that the source is translated into.
         also: other languages that rows of the source are in.
         images: folder or zip of the source's images; None where no judge looks at them.
         unit_rows: inputs a unit.
@@ -122,8 +115,6 @@ class ToxicityStep:
             else None,
         )
 
-    # What is read
-
     def places(self) -> list[Path]:
         """The folders of rows: the source's and one for each target."""
         return [self.folder / "source", *(self.folder / "translate" / x for x in self.targets)]
@@ -141,8 +132,6 @@ class ToxicityStep:
                         f"languages that are judged ({', '.join(self.languages)})"
                     )
                 yield row
-
-    # Inputs
 
     def _prepare(self, judge: JudgePlan, part: str, retry_failed: bool) -> None:
         """Write what the judge has not been given yet, as further units."""

@@ -1,9 +1,7 @@
 """Back-translation of a sample: what a translation says when it is turned back, compared by chrF++.
 
-The paper's authors did so with their own translator and never looked at the score again (their
-threshold of 0.5 stood against a scale of 100). Here it is a worker on a drawn sample: another model,
-or the same one, over any OpenAI-compatible endpoint; sentence chrF++ (sacrebleu, word order 2) against
-the source. It finds what no cheap check can, a fluent text about something else.
+Another model, or the same one, over any OpenAI-compatible endpoint; sentence chrF++ (sacrebleu, word
+order 2) against the source. It finds what no cheap check can, a fluent text about something else.
 """
 
 import hashlib

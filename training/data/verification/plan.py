@@ -16,8 +16,6 @@ class VerificationPlan:
         `calibration_rows`; else the defaults of `checks` stay.
     mine: look for starts and ends that many rows share though their sources do not.
     survey_rows: rows of a language that are surveyed for both, evenly taken from all.
-    quality: a quality-estimation model in an environment of its own.
-    back_translation: of a sample, by an endpoint.
     review_rows: rows of each language in a review sheet.
     seed: of the samples.
     """

@@ -119,9 +119,6 @@ def format_report(report: Row) -> str:
     return "\n".join(text)
 
 
-# ------------------------------------------------------------------------------- for review
-
-
 def rows_to_review(folder: Path, lang: str, plan: VerificationPlan) -> list[ReviewRow]:
     """`plan.review_rows` rows of a language: equally many of each flag, and of each length of clean ones.
 

@@ -1,16 +1,8 @@
 """The verification step of a build: every translated row is accepted, or rejected with its reasons.
 
-    step = VerificationStep(plan, folder, source_language="en", languages=["fr", "ja"])
-    for units in step.rounds():           # back-translation comes after the checks
-        for name, pairs in units.items():
-            run_units(step.worker(name), pairs)
-    print(format_report(step.report()))
-
-First each language's translations are surveyed (survey.py): their lengths, and starts and ends that
-come too often, whatever their sources. Then every row is checked (checks/) by what the survey
-found, and by a quality-estimation model if the plan has one (quality.py). Last, a drawn sample is
-translated back. What asks again for a better answer is the translation; this step only accepts,
-flags and rejects. Decisions of people (review/) win over it, in `final_rows`.
+First each language's translations are surveyed (survey.py). Then every row is checked (checks/), by
+what the survey found as well, and by a quality-estimation model if the plan has one (quality.py). Last,
+a drawn sample is translated back. Decisions of people (review/) win over the step, in `final_rows`.
 """
 
 import heapq
@@ -73,7 +65,7 @@ class VerificationStep:
             }
 
     def survey(self) -> dict[str, Row]:
-        """The surveys of all languages, made where they are not up to date."""
+        """The surveys by language, made where they are not up to date."""
         plan = self.plan
         least = plan.calibration_rows if plan.calibrate else None
         jobs = [(self.folder, lang, least, plan.mine, plan.survey_rows) for lang in self.languages]

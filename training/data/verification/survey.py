@@ -1,7 +1,7 @@
 """Survey a build's own translations: their lengths, and starts and ends that come too often.
 
-Both are counted in one pass over the translated units of a language, in bounded memory, and can be
-added up over units. A second pass looks at the sources of what came often.
+Both are counted in one pass over the translated units of a language, in bounded memory; a second pass
+looks at the sources of what came often.
 
 Lengths: log(characters of the translation / characters of the source), in bins of source length, as
 counts on a fine grid; median and robust spread (1.4826 times the median absolute deviation) are read
