@@ -229,8 +229,7 @@ def failure_lines(name: str, failures: Counter[str]) -> list[str]:
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _size(count: float) -> str:

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ VERSION = 1
 UNSAFE_AT = 0.5  # the label; what is dropped is the policy's matter
 
 
+@dataclass(kw_only=True)
 class ClassifierJudge:
     """A transformers text-classification model.
 
@@ -40,34 +42,29 @@ class ClassifierJudge:
     max_length: tokens; needed where the tokenizer does not say what its model takes.
     """
 
+    model: str
+    toxic: Sequence[str | int]
+    activation: Literal["softmax", "sigmoid"]
+    revision: str | None = None
+    batch_size: int = 32
+    max_length: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
     concurrency = 1
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        toxic: Sequence[str | int],
-        activation: Literal["softmax", "sigmoid"],
-        revision: str | None = None,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.model, self.revision, self.toxic = model, revision, list(toxic)
-        self.activation, self.batch_size, self.max_length = activation, batch_size, max_length
-        self.device, self.dtype, self.trust_remote_code = device, dtype, trust_remote_code
-        self.batch_rows = batch_size
-        self.model_revision = local_revision(model) or revision or "main"
-        self.policy_sha = digest([self.toxic, activation])
+    def __post_init__(self) -> None:
+        self.batch_rows = self.batch_size
+        self.model_revision = local_revision(self.model) or self.revision or "main"
+        labels = [list(self.toxic), self.activation]
+        self.policy_sha = digest(labels)
         # Neither batch nor device: they change no answer but by rounding.
         self.key = digest(
             {
                 "classifier": VERSION,
-                "model": [model, self.model_revision, dtype],
-                "labels": [self.toxic, activation],
-                "max_length": max_length,
+                "model": [self.model, self.model_revision, self.dtype],
+                "labels": labels,
+                "max_length": self.max_length,
             }
         )
         self._pipeline: Any = None
@@ -180,6 +177,7 @@ class ClassifierJudge:
         return _scored(score, max(toxic, key=toxic.__getitem__), raw)
 
 
+@dataclass
 class FunctionJudge:
     """Any function of an installed package that scores texts or images.
 
@@ -188,22 +186,21 @@ class FunctionJudge:
     such probabilities, of which the largest counts.
     """
 
+    function: str
+    stage: Literal["text", "image"]
+    revision: str | None = None
+    batch_size: int = 32
     concurrency = 1
 
-    def __init__(
-        self,
-        function: str,
-        *,
-        stage: Literal["text", "image"],
-        revision: str | None = None,
-        batch_size: int = 32,
-    ) -> None:
-        self.function, self.stage, self.batch_rows = function, stage, batch_size
+    def __post_init__(self) -> None:
+        self.batch_rows = self.batch_size
         self._call = self._find()
         self._has_answered = False
-        self.model_revision = revision or self._version()
-        self.policy_sha = digest([function])
-        self.key = digest({"function": VERSION, "model": [function, stage, self.model_revision]})
+        self.model_revision = self.revision or self._version()
+        self.policy_sha = digest([self.function])
+        self.key = digest(
+            {"function": VERSION, "model": [self.function, self.stage, self.model_revision]}
+        )
 
     async def __aenter__(self) -> FunctionJudge:
         return self

@@ -135,14 +135,13 @@ class QualityScorer:
 
     async def _batch(self, rows: Sequence[dict[str, str]]) -> list[float | None]:
         assert self._process is not None, "use the scorer in an `async with` block"
-        assert self._process.stdin is not None
+        stdin = self._process.stdin
+        assert stdin is not None
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
 
         async def send() -> None:
-            assert self._process is not None
-            assert self._process.stdin is not None
-            self._process.stdin.write(("\n".join(lines) + "\n\n").encode())
-            await self._process.stdin.drain()
+            stdin.write(("\n".join(lines) + "\n\n").encode())
+            await stdin.drain()
 
         # While it writes answers it may not read: so both at once.
         sending = asyncio.ensure_future(send())
