@@ -251,7 +251,9 @@ def test_what_is_hard_soft_or_off_is_data():
     with pytest.raises(ValueError, match=r"lengths.fr: bins must begin at 0"):
         CheckPlan(lengths={"fr": [LengthBin(5, 0, 1)]})
     for name in ("script_share", "mixed_share"):
-        with pytest.raises(ValueError, match=rf"checks.{name}: expected above 0 and at most 1"):
+        with pytest.raises(
+            ValueError, match=rf"checks: {name}: expected more than 0 and at most 1"
+        ):
             CheckPlan(**{name: 0.0})
     assert set(HARD) <= set(CHECKS)
 

@@ -216,8 +216,8 @@ def test_changed_unit_size_loses_and_doubles_nothing(jobs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "executor.workers: expected at least 1, found 0"),
-        ({"tasks": 0}, "executor.tasks: expected at least 1, found 0"),
+        ({"workers": 0}, "executor: workers: expected 1 or more, found 0"),
+        ({"tasks": 0}, "executor: tasks: expected 1 or more, found 0"),
         ({"options": {"a": 1}}, "executor.options: only for slurm and ray"),
         ({"kind": "slurm"}, "slurm needs at least partition and time"),
     ],

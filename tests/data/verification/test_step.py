@@ -175,7 +175,7 @@ class TestStep:
 
     def test_a_plan_of_nothing_is_refused(self):
         for name in ("calibration_rows", "survey_rows", "review_rows"):
-            with pytest.raises(ValueError, match=rf"verification.{name}: expected at least 1"):
+            with pytest.raises(ValueError, match=rf"verification: {name}: expected 1 or more"):
                 VerificationPlan(**{name: 0})
 
     def test_norwegian_is_no_other_language(self, tmp_path):

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from datatrove.pipeline.base import PipelineStep
 
 from ...common.files import write_bytes, write_json
+from ...common.schema import Bounds
 from ...common.signals import Stopped, signal_handlers
 from ...rows.parquet import count_rows
 from .progress import UNITS, Progress
@@ -76,9 +77,7 @@ class ExecutorPlan:
 
     def __post_init__(self) -> None:
         for name in ("workers", "tasks"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"executor.{name}: expected at least 1, found {value}")
+            Bounds(least=1).check(getattr(self, name), "executor", name)
         if self.kind == "local" and self.options:
             raise ValueError("executor.options: only for slurm and ray")
         if self.kind == "slurm" and not {"partition", "time"} <= self.options.keys():

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...common.files import write_json, write_parquet
-from ...common.schema import build, digest, read_mapping, resolve_paths, to_dict
+from ...common.schema import Bounds, build, digest, read_mapping, resolve_paths, to_dict
 from ...rows.parquet import Row, read_rows
 from ..engine.unit_files import reopen_unit
 from ..engine.units import run_unit
@@ -95,8 +95,7 @@ class PreambleStudyPlan:
         if len(set(shorts)) < len(shorts):
             raise ValueError(f"preambles: two have the same name in {shorts}")
         for key in ("samples", "resamples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
+            Bounds(least=1).check(getattr(self, key), "study", key)
         self.translator.check_languages(self.source_language, self.languages)
         for lang in self.languages:
             if self.translator.for_language(lang).prompt != "preamble":

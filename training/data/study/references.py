@@ -3,10 +3,10 @@
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from ...common.reading import parse_json, read_json
+from ...common.reading import open_file
 from ...common.telling import one_line
+from ...rows.json_rows import Unreadable, read_json_rows
 from ...rows.parquet import Row, read_rows
 
 
@@ -26,40 +26,23 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix == ".parquet":
         for number, row in enumerate(read_rows(path), 1):
             yield f"{path}: row {number}", row
-        return
-    if path.suffix not in (".csv", ".jsonl", ".json"):
+    elif path.suffix in (".jsonl", ".json"):
+        for place, found in read_json_rows(path):
+            if isinstance(found, Unreadable):
+                raise ValueError(f"{path}: {found.reason}")
+            yield f"{path}: row {place + 1}", found
+    elif path.suffix == ".csv":
+        open_file(path).close()
+        number = 0
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            try:
+                for number, row in enumerate(csv.DictReader(file), 1):
+                    yield f"{path}: row {number}", row
+            except (UnicodeDecodeError, csv.Error) as error:
+                told = one_line(str(error), 200)
+                raise ValueError(f"{path}: after row {number}: {told}") from None
+    else:
         raise ValueError(f"{path}: expected a .csv, .jsonl, .json or .parquet file")
-    if path.exists() and not path.is_file():
-        # Opening a pipe would wait for somebody who writes.
-        raise ValueError(f"{path}: expected an ordinary file, found another kind")
-    number = 0
-    try:
-        for row in _rows_of(path):
-            number += 1
-            if not isinstance(row, dict):
-                raise ValueError(
-                    f"{path}: row {number}: expected a mapping of fields, found "
-                    f"{one_line(repr(row), 60)}"
-                )
-            yield f"{path}: row {number}", row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: after row {number}: {one_line(str(error), 200)}") from None
-
-
-def _rows_of(path: Path) -> Iterator[Any]:
-    if path.suffix == ".json":
-        found = read_json(path)
-        if not isinstance(found, list):
-            raise ValueError(f"{path}: expected a list of rows, found {one_line(repr(found), 60)}")
-        yield from found
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".csv":
-            yield from csv.DictReader(file)
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield parse_json(line, f"{path}: line {number}")
 
 
 def read_references(path: Path, languages: Sequence[str]) -> dict[str, dict[str, str]]:

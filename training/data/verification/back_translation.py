@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...common.endpoint import Endpoint, EndpointPlan, check_parameters
-from ...common.schema import digest
+from ...common.schema import Bounds, digest
 from ...common.thoughts import without_thought
 from ...rows.parquet import Row, check_columns, read_rows
 from ..checks.identify import language_name
@@ -64,10 +64,7 @@ class BackTranslationPlan:
     flag_below: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ValueError(
-                f"verification.back_translation.rows: expected at least 1, found {self.rows}"
-            )
+        Bounds(least=1).check(self.rows, "verification.back_translation", "rows")
         check_parameters(self.parameters, "verification.back_translation.parameters")
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ...common.schema import Bounds
 from ..checks.plan import CheckPlan
 from .back_translation import BackTranslationPlan
 from .quality import QualityPlan
@@ -32,7 +33,4 @@ class VerificationPlan:
 
     def __post_init__(self) -> None:
         for name in ("calibration_rows", "survey_rows", "review_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"verification.{name}: expected at least 1, found {getattr(self, name)}"
-                )
+            Bounds(least=1).check(getattr(self, name), "verification", name)
