@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,22 +56,9 @@ class ShaTable(contextlib.ExitStack):
         return found[0] if found else None
 
 
-@contextlib.contextmanager
-def parquet_writer(path: Path, schema: pa.Schema, batch: int = 10_000) -> Iterator[Any]:
-    """Gives a function that takes rows one by one; the file is there when the block has ended."""
-    rows: list[Row] = []
+def write_rows(path: Path, schema: pa.Schema, rows: Iterator[Row], batch: int = 10_000) -> None:
+    """Write rows as they come, `batch` in memory at a time; the file is there when all are written."""
     with atomic(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-
-            def write(row: Row) -> None:
-                rows.append(row)
-                if len(rows) == batch:
-                    flush()
-
-            def flush() -> None:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows.clear()
-
-            yield write
-            if rows:
-                flush()
+            while part := list(itertools.islice(rows, batch)):
+                writer.write_table(pa.Table.from_pylist(part, schema=schema))

@@ -67,8 +67,6 @@ def write_sheet(
     A row whose picture cannot be shown is there without it, and its reason says why.
 
     Args:
-        folder: of the build.
-        kind: "translation" or "toxicity".
         pictures: where those are that rows name; None shows none.
         blur: pictures are blurred until clicked on.
 

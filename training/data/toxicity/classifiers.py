@@ -34,7 +34,6 @@ class ClassifierJudge:
     A text longer than the model reads is judged in overlapping pieces, and the worst piece counts:
     nothing at its end goes unread.
 
-    model, revision: a Hub repository and its commit, or a folder.
     toxic: the labels that mean toxic, by name or index. Under softmax their probabilities add up,
         under sigmoid the largest counts.
     activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not; there

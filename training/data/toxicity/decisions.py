@@ -22,7 +22,7 @@ from ...common.reading import parse_json
 from ...common.schema import build, to_dict
 from ...rows.parquet import Row, parquet_file
 from ..engine.progress import text_table
-from ..engine.storage import ShaTable, parquet_writer
+from ..engine.storage import ShaTable, write_rows
 from ..engine.unit_files import Key
 from ..review.decisions import read_overrides
 from .plan import JudgePlan
@@ -148,14 +148,15 @@ def decide_build(
         "policy_sha": policy.sha,
     }
     with ShaTable() as table:
-        _outcomes(step, policy, table, summary, about)
-        outcomes = _reader(step, policy, table, summary)
-        path = step.root / "decisions.parquet"
-        with parquet_writer(path, DECISION_SCHEMA.with_metadata(about)) as write:
+        audit = _audited(step, policy, table, summary)
+        write_rows(step.root / "audit.parquet", AUDIT_SCHEMA.with_metadata(about), audit)
+        found = _reader(step, policy, table, summary)
+
+        def decided() -> Iterator[Row]:
             for group in rows_by_id(step):
                 texts = {row["lang"]: text_of(row) for row in group}
                 texts[""] = texts.get(step.source_language)
-                for made in decide(outcomes(group), policy):
+                for made in decide(found(group), policy):
                     for key in ((made.id, made.lang), (made.id, "")):
                         given = overrides.get(key)
                         if given is not None and _same_text(given, texts[key[1]]):
@@ -163,7 +164,10 @@ def decide_build(
                             used.add(key)
                             break
                     summary.count(made)
-                    write(asdict(made))
+                    yield asdict(made)
+
+        schema = DECISION_SCHEMA.with_metadata(about)
+        write_rows(step.root / "decisions.parquet", schema, decided())
     summary.stale = len(overrides.keys() - used)
     summary.check()
     write_json(step.root / "summary.json", summary.to_json())
@@ -182,30 +186,23 @@ def stored_policy(step: ToxicityStep) -> Policy | None:
     return build(Policy, parse_json(about[b"policy"], f"{path}: policy"), str(path))
 
 
-def _outcomes(
-    step: ToxicityStep,
-    policy: Policy,
-    table: ShaTable,
-    summary: Summary,
-    about: dict[str, str],
-) -> None:
-    """Every verdict's outcome into `table` under "<judge>/<lang>", and into the audit."""
+def _audited(
+    step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
+) -> Iterator[Row]:
+    """The rows of the audit; every verdict's outcome goes into `table` under "<judge>/<lang>"."""
     # A judge of rationales comes before the judge that it confirms.
-    judges = sorted(step.plan.judges, key=lambda judge: judge.stage != "rationale")
-    path = step.root / "audit.parquet"
-    with parquet_writer(path, AUDIT_SCHEMA.with_metadata(about)) as write:
-        for judge in judges:
-            assert judge.name is not None
-            rule = policy.rule(judge.name, judge.preset)
-            by = step.plan.confirmer(judge, policy)
-            for verdict in step.verdicts(judge):
-                found = outcome(rule, verdict)
-                if by is not None:
-                    found = confirmed(found, _second(table, by, verdict), str(by.name))
-                table.set(verdict["input_sha256"], f"{judge.name}/{verdict['lang']}", _pack(found))
-                summary.verdicts[judge.name, verdict["label"]] += 1
-                summary.failures[judge.name] += verdict["error"] is not None
-                write({**verdict, "decided": found.decided, "reason": found.reason})
+    for judge in sorted(step.plan.judges, key=lambda judge: judge.stage != "rationale"):
+        assert judge.name is not None
+        rule = policy.rule(judge.name, judge.preset)
+        by = step.plan.confirmer(judge, policy)
+        for verdict in step.verdicts(judge):
+            found = outcome(rule, verdict)
+            if by is not None:
+                found = confirmed(found, _second(table, by, verdict), str(by.name))
+            table.set(verdict["input_sha256"], f"{judge.name}/{verdict['lang']}", _pack(found))
+            summary.verdicts[judge.name, verdict["label"]] += 1
+            summary.failures[judge.name] += verdict["error"] is not None
+            yield {**verdict, "decided": found.decided, "reason": found.reason}
 
 
 def _second(table: ShaTable, by: JudgePlan, verdict: Row) -> Outcome | None:

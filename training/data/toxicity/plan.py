@@ -203,11 +203,7 @@ class JudgePlan:
         return wanted
 
     def make(self, trust_remote_code: bool = False) -> Judge:
-        """The judge; its model is loaded when it is entered.
-
-        Args:
-            trust_remote_code: let code that comes with the model run.
-        """
+        """The judge; its model is loaded when it is entered."""
         batched: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
         if self.kind == "function":
             return FunctionJudge(

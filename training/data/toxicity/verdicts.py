@@ -86,9 +86,8 @@ class Judgement:
 class ImageRef:
     """One image of the dataset, read and decoded.
 
-    path: as the rows name it.
     data: the bytes to send to an endpoint: the file's own where its format is one of `SENT`.
-    picture: decoded, RGB.
+    picture: RGB.
     """
 
     path: str

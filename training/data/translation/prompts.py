@@ -140,7 +140,6 @@ def read_prompt(
 
     Args:
         preamble: a shipped variant, or a text file with the same places to fill in.
-        source, target: BCP-47 codes.
         parts: files of languages that are not shipped, or instead of the shipped ones.
 
     Raises ValueError for a language without a file and for a place that is not known.

@@ -295,7 +295,6 @@ def survey_language(
 
 
 def survey_path(folder: Path, lang: str) -> Path:
-    """The file of a language's survey."""
     return folder / "verify" / "surveys" / f"{lang}.json"
 
 
