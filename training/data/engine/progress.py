@@ -247,7 +247,7 @@ class Progress:
         rows: rows of each job's unit, in the jobs' order.
     """
 
-    def __init__(self, jobs: Sequence[Job], rows: Sequence[int], seconds: float = 1.0):
+    def __init__(self, jobs: Sequence[Job], rows: Sequence[int]):
         self._open = {
             job.target: (count, _mtime(manifest_path(job.target)))
             for job, count in zip(jobs, rows, strict=True)
@@ -260,7 +260,6 @@ class Progress:
             total=sum(rows), desc=", ".join(steps), unit=" rows", file=sys.stderr, smoothing=0.05
         )
         self._over = threading.Event()
-        self._seconds = seconds
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Progress:
@@ -275,7 +274,7 @@ class Progress:
         self._bar.close()
 
     def _watch(self) -> None:
-        while not self._over.wait(self._seconds):
+        while not self._over.wait(1.0):
             self._show()
 
     def _show(self) -> None:
