@@ -71,7 +71,8 @@ def run_maya(url: str, folder: Path, slots: int) -> None:
     """Units through the step of `maya data build`."""
     from maya_vlm.training.common.endpoint import EndpointPlan
     from maya_vlm.training.data.engine.units import run_units
-    from maya_vlm.training.data.translation.worker import TranslateWorker, TranslatorPlan
+    from maya_vlm.training.data.translation.plan import TranslatorPlan
+    from maya_vlm.training.data.translation.worker import TranslateWorker
 
     plan = TranslatorPlan(
         endpoint=EndpointPlan(base_url=url, model="truth", concurrency=slots),

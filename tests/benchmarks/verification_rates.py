@@ -40,7 +40,8 @@ RESULT = Path(__file__).parent / "results" / "verification_rates.json"
 PHRASES = Path(__file__).parent / "verification_phrases.yaml"
 sys.path.insert(0, str(ROOT))
 
-from maya_vlm.training.data.checks.rules import HARD, CheckPlan, RowChecker  # noqa: E402
+from maya_vlm.training.data.checks.plan import HARD, CheckPlan  # noqa: E402
+from maya_vlm.training.data.checks.rules import RowChecker  # noqa: E402
 from maya_vlm.training.data.translation.worker import TRANSLATED  # noqa: E402
 from maya_vlm.training.data.verification.plan import VerificationPlan  # noqa: E402
 from maya_vlm.training.data.verification.survey import (  # noqa: E402
@@ -49,6 +50,7 @@ from maya_vlm.training.data.verification.survey import (  # noqa: E402
     shares_start,
 )
 from tests.helpers.languages import MINI  # noqa: E402
+from tests.helpers.steps import run_step  # noqa: E402
 
 LANGUAGES = MINI[1:]  # English is what is translated
 # Folders of the languages in the packages' catalogues.
@@ -346,7 +348,7 @@ def _work(folder: str, rounds: int) -> list[tuple[float, float]]:
         start = time.process_time()
         step.survey()
         surveyed = time.process_time()
-        step.run()
+        run_step(step)
         seconds.append((surveyed - start, time.process_time() - surveyed))
     return seconds
 

@@ -218,14 +218,6 @@ TABLE = (
     ),
     # Data.
     PrivateName(
-        "_run_for_rank",
-        "datatrove.executor.base:PipelineExecutor",
-        "use",
-        ("training/data/engine/executors.py",),
-        "one rank of a build runs in a process that reports how it ended",
-        ("rank",),
-    ),
-    PrivateName(
         "_extract_corpus_statistics",
         "sacrebleu.metrics.base:Metric",
         "use",

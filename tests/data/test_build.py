@@ -186,7 +186,7 @@ def test_refused_key_is_one_line(write, capsys):
         ({"translator": None}, "languages: there is no translator section"),
         ({"source__kind": "zip"}, "source.kind: expected 'mini' | 'llava'"),
         ({"source__path": None}, "source.path: a source of kind llava needs one"),
-        ({"executor": {"workers": 0}}, "executor.workers: expected at least 1, found 0"),
+        ({"executor": {"workers": 0}}, "executor: workers: expected 1 or more, found 0"),
         ({"languages": ["fr", "tlh"]}, "languages[1]: language 'tlh' cannot be identified: lingua"),
         ({"source__language": "tlh"}, "source.language: language 'tlh' cannot be identified"),
         (

@@ -15,6 +15,7 @@ from maya_vlm.training.data.toxicity.plan import JudgePlan, ToxicityPlan
 from maya_vlm.training.data.translation import worker as translation
 from maya_vlm.training.data.translation.plan import TranslatorPlan
 from tests.data.toxicity.judges import picture
+from tests.helpers.steps import run_step
 
 
 class TinyTranslator:
@@ -127,7 +128,7 @@ def translate(plan, key="1"):
         run_units(TinyTranslator(lang, key), pairs)
     if plan.toxicity is not None:
         step = toxicity_step(plan)
-        step.run()
+        run_step(step)
         decide_build(step)
 
 

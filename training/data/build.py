@@ -13,8 +13,7 @@ from ..common.signals import stopping
 from ..common.telling import one_line
 from .engine.executors import run_jobs
 from .engine.progress import failure_lines
-from .engine.unit_files import Job
-from .engine.units import UnitManifest, reopen_unit
+from .engine.unit_files import Job, UnitManifest, reopen_unit
 from .plan import (
     Plan,
     load_plan,

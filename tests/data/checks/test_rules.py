@@ -7,9 +7,9 @@ import pytest
 
 from maya_vlm.training.data.checks.boilerplate import read_phrases
 from maya_vlm.training.data.checks.identify import Identifier, code_of, language_name
-from maya_vlm.training.data.checks.plan import LengthBin
+from maya_vlm.training.data.checks.plan import CHECKS, HARD, CheckPlan, LengthBin
 from maya_vlm.training.data.checks.repetition import find_repetition
-from maya_vlm.training.data.checks.rules import CHECKS, HARD, CheckPlan, RowChecker
+from maya_vlm.training.data.checks.rules import RowChecker
 
 SOURCE = "A woman in a blue dress standing in front of a wooden house near the river"
 GOOD = {
@@ -251,7 +251,9 @@ def test_what_is_hard_soft_or_off_is_data():
     with pytest.raises(ValueError, match=r"lengths.fr: bins must begin at 0"):
         CheckPlan(lengths={"fr": [LengthBin(5, 0, 1)]})
     for name in ("script_share", "mixed_share"):
-        with pytest.raises(ValueError, match=rf"checks.{name}: expected above 0 and at most 1"):
+        with pytest.raises(
+            ValueError, match=rf"checks: {name}: expected more than 0 and at most 1"
+        ):
             CheckPlan(**{name: 0.0})
     assert set(HARD) <= set(CHECKS)
 
@@ -298,18 +300,18 @@ def test_phrases_of_a_plan(tmp_path):
     assert swahili.key != RowChecker("en", ["sw"]).key
     for bad, message in (
         ({"prefaces": "['(']"}, "prefaces: '\\(' is no regular expression"),
-        ({"words": "[no]"}, "words: expected texts, found False"),
-        ({"prefaces": "hii hapa"}, "prefaces: expected a list of texts, found 'hii hapa'; write"),
-        ({"dangling": ""}, "dangling: expected a list of texts, found None"),
+        ({"words": "[no]"}, r"words\[0\]: expected text, found a truth value false"),
+        ({"prefaces": "hii hapa"}, 'prefaces: expected a list of text, found text "hii hapa"'),
+        ({"dangling": ""}, "dangling: expected a list of text, found nothing"),
         ({"excuses": "{about: x, prefaces: [], refusals: [], notes: []}"}, "excuses.about: expec"),
-        ({"excuses": "{}"}, "excuses: expected the keys"),
+        ({"excuses": "{}"}, "excuses.about: missing; expected a list of text"),
     ):
         other = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"  # files are read once
         other.write_text("\n".join(f"{k}: {v}" for k, v in {**content, **bad}.items()))
         with pytest.raises(ValueError, match=message):
             read_phrases("sw", str(other))
     (tmp_path / "few.yaml").write_text("about: []")
-    with pytest.raises(ValueError, match="expected the keys"):
+    with pytest.raises(ValueError, match="prefaces: missing"):
         read_phrases("sw", str(tmp_path / "few.yaml"))
 
 

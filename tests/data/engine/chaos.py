@@ -18,7 +18,7 @@ from pathlib import Path
 from maya_vlm.training.common.files import sha256_file
 from maya_vlm.training.data.build import build_dataset
 from maya_vlm.training.data.engine.journal import read_journal
-from maya_vlm.training.data.engine.units import UnitManifest, manifest_path
+from maya_vlm.training.data.engine.unit_files import UnitManifest, manifest_path
 from maya_vlm.training.data.plan import load_plan
 from tests.data.engine.crash_points import forked
 from tests.helpers.endpoint_server import stats

@@ -11,12 +11,8 @@ import sys
 from pathlib import Path
 
 from maya_vlm.training.data.engine.journal import read_journal
-from maya_vlm.training.data.engine.units import (
-    UnitManifest,
-    check_unit,
-    manifest_path,
-    run_unit,
-)
+from maya_vlm.training.data.engine.unit_files import UnitManifest, check_unit, manifest_path
+from maya_vlm.training.data.engine.units import run_unit
 from tests.data.engine.tiny_worker import TinyWorker, read, sources
 
 CALLS = ("write", "fsync", "ftruncate", "replace", "rename", "unlink")

@@ -11,13 +11,13 @@ import textwrap
 import pytest
 
 from maya_vlm.training.common.files import write_json
+from maya_vlm.training.common.signals import Stopped
 from maya_vlm.training.data.engine import executors as engine
 from maya_vlm.training.data.engine.executors import ExecutorPlan, run_jobs
 from maya_vlm.training.data.engine.journal import Journal
 from maya_vlm.training.data.engine.progress import UNITS, build_status
-from maya_vlm.training.data.engine.unit_files import Job
-from maya_vlm.training.data.engine.units import (
-    Stopped,
+from maya_vlm.training.data.engine.unit_files import (
+    Job,
     UnitManifest,
     check_unit,
     manifest_path,
@@ -56,7 +56,7 @@ def test_all_units_of_all_workers(jobs, tmp_path):
     manifests = run(jobs, tmp_path)
     assert_all(jobs)
     assert [(m.worker, m.unit) for m in manifests] == [(j.worker, j.target.stem) for j in jobs]
-    assert (tmp_path / "logs" / "logs").is_dir()
+    assert (tmp_path / "logs" / "rank_00000.stderr").is_file()
 
 
 def test_finished_units_start_no_rank(jobs, tmp_path, monkeypatch):
@@ -216,8 +216,8 @@ def test_changed_unit_size_loses_and_doubles_nothing(jobs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "executor.workers: expected at least 1, found 0"),
-        ({"tasks": 0}, "executor.tasks: expected at least 1, found 0"),
+        ({"workers": 0}, "executor: workers: expected 1 or more, found 0"),
+        ({"tasks": 0}, "executor: tasks: expected 1 or more, found 0"),
         ({"options": {"a": 1}}, "executor.options: only for slurm and ray"),
         ({"kind": "slurm"}, "slurm needs at least partition and time"),
     ],

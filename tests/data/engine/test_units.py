@@ -14,16 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maya_vlm.training.common.files import atomic, sha256_file, write_json, write_parquet
+from maya_vlm.training.common.signals import Stopped
 from maya_vlm.training.data.engine.answer_schema import AnswerSchema
 from maya_vlm.training.data.engine.journal import Journal, read_journal
-from maya_vlm.training.data.engine.units import (
-    Stopped,
-    UnitManifest,
-    check_unit,
-    manifest_path,
-    run_unit,
-    run_units,
-)
+from maya_vlm.training.data.engine.unit_files import UnitManifest, check_unit, manifest_path
+from maya_vlm.training.data.engine.units import run_unit, run_units
 from tests.data.engine.tiny_worker import TinyWorker, read, rows, sources, write_source
 
 

@@ -15,7 +15,6 @@ import yaml
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.endpoint import EndpointError
 from maya_vlm.training.data.study.preamble_study import load_study, run_study
-from maya_vlm.training.data.study.references import SHEET, read_sheet, read_table, write_sheet
 from maya_vlm.training.data.study.sampling import (
     readability,
     repeats_words,
@@ -310,85 +309,6 @@ def test_another_sample_or_preamble_is_asked_anew(tmp_path):
 # ------------------------------------------------------------------------------ references
 
 
-BACK = {**TRUTHS, "en": {french: english for english, french in TRUTHS["fr"].items()}}
-
-
-def test_references_by_back_translation_and_a_sheet_that_people_fill(tmp_path, capsys):
-    with EndpointServer(BACK) as server:
-        made = {"endpoint": {"base_url": server.url, "model": "other"}}
-        path = write_plan(
-            tmp_path,
-            server.url,
-            languages=["fr"],
-            preambles=["rules", "bare"],
-            references=None,
-            reference_translator=made,
-            samples=12,
-        )
-        assert main(["data", "preambles", str(path)]) == 2
-        error = capsys.readouterr().err
-        assert (
-            "references-fr.csv: 12 of 12 rows have neither accept (yes, no) nor corrected" in error
-        )
-        asked = server.requests
-        sheet = tmp_path / "study/review/references-fr.csv"
-        rows = [row for _, row in read_table(sheet)]
-        assert [row["reference"] for row in rows] == [TRUTHS["fr"][row["source"]] for row in rows]
-        assert all(row["back_translation"] == row["source"] for row in rows)
-        assert all(float(row["chrf"]) > 99 for row in rows)
-        for row in rows:
-            row["accept"] = "Yes"
-        rows[0] |= {"accept": "", "corrected": "corrigé, par « nous »"}
-        rows[1] |= {"accept": "no"}
-        write_sheet(sheet, rows)
-        _, record = run_study(path)
-        # The sheet is read, not made again.
-        assert server.requests == asked + 2 * 12
-    assert record["references"]["kind"] == "machine, checked"
-    assert record["languages"]["fr"]["without_reference"] == 1
-    assert record["languages"]["fr"]["scored"] == 11
-    scores = record["languages"]["fr"]["metrics"]["chrf++"]["scores"]
-    assert 80 < scores["rules"]["score"] < 100  # one reference is ours now
-
-
-def test_unreviewed_references_are_named_so(tmp_path):
-    with EndpointServer(BACK) as server:
-        made = {"endpoint": {"base_url": server.url, "model": "other"}}
-        changes = {"references": None, "reference_translator": made, "accept_unreviewed": True}
-        path = write_plan(tmp_path, server.url, languages=["fr"], samples=5, **changes)
-        report, _ = run_study(path)
-    assert "References: machine, not checked by people (other)" in report.read_text()
-
-
-def test_sheets_are_checked(tmp_path):
-    sheet = tmp_path / "sheet.csv"
-    good = dict.fromkeys(SHEET, "") | {"id": "01", "source": "a cat", "reference": "un chat"}
-
-    def read(rows, unreviewed=False):
-        write_sheet(sheet, rows)
-        return read_sheet(sheet, {"01": "a cat"}, unreviewed)
-
-    assert read([{**good, "accept": " YES "}]) == {"01": "un chat"}
-    assert read([{**good, "corrected": 'le "chat", là'}]) == {"01": 'le "chat", là'}
-    assert read([{**good, "accept": "no"}]) == {}
-    assert read([good], unreviewed=True) == {"01": "un chat"}
-    with pytest.raises(ValueError, match=r"sheet\.csv: row 1: accept: expected yes or no.*'maybe'"):
-        read([{**good, "accept": "maybe"}])
-    with pytest.raises(ValueError, match="id '02' is not a caption of this sample"):
-        read([{**good, "id": "02"}])
-    with pytest.raises(
-        ValueError, match="id '01' is not a caption of this sample, or stands twice"
-    ):
-        read([{**good, "accept": "yes"}] * 2)
-    with pytest.raises(ValueError, match="1 captions of the sample are missing"):
-        read([])
-    with pytest.raises(ValueError, match="1 of 1 rows have neither"):
-        read([good])
-    sheet.write_text("id,source\n01,a cat\n")
-    with pytest.raises(ValueError, match="no column or value reference"):
-        read_sheet(sheet, {"01": "a cat"}, False)
-
-
 def test_references_in_rows_of_id_lang_text(tmp_path):
     lines = [
         {"id": f"{n:05}", "lang": lang, "text": TRUTHS[lang][text]}
@@ -413,9 +333,15 @@ def test_references_in_rows_of_id_lang_text(tmp_path):
     [
         ({"languages": []}, "languages: expected at least one, each once"),
         ({"preambles": ["bare", "bare"]}, "preambles: expected at least one, each once"),
-        ({"references": None}, "expected one of references and reference_translator"),
-        ({"samples": 0}, "samples: expected at least 1, found 0"),
-        ({"alpha": 5.0}, "alpha: expected a number between 0 and 1"),
+        ({"references": None}, "references: expected text, found nothing"),
+        ({"accept_unreviewed": True}, "accept_unreviewed: a study makes no references any more"),
+        (
+            {"reference_translator": {"preset": "aya-23-35b"}},
+            "reference_translator: a study makes no references any more: translate the captions",
+        ),
+        ({"samples": 0}, "samples: expected 1 or more, found 0"),
+        ({"alpha": 5.0}, "alpha: always 0.05 now, and the report has every p: leave it out"),
+        ({"decide_by": "bleu"}, r"decide_by: chrf\+\+ always decides now"),
         ({"sampels": 3}, "unknown key 'sampels'; did you mean 'samples'"),
         (
             {"translator": {"preset": "translategemma", "endpoint": {"base_url": "http://h"}}},
@@ -441,18 +367,15 @@ def test_plans_are_checked(tmp_path, changes, message):
     ("name", "content", "message"),
     [
         ("x.txt", "", "expected a .csv, .jsonl, .json or .parquet file"),
-        ("x.jsonl", "{\n", "x.jsonl: line 1: not JSON: "),
-        ("x.jsonl", "[1]\n", "x.jsonl: row 1: expected a mapping of fields"),
-        ("x.json", "5", "x.json: expected a list of rows, found 5"),
+        ("x.jsonl", "{\n", "x.jsonl: line 1 is not JSON: "),
+        ("x.jsonl", "[1]\n", "x.jsonl: line 1: expected a mapping of fields"),
+        ("x.json", "5", "x.json: expected a JSON array of rows, found b'5'"),
         ("x.json", '[{"id": 7, "text": "a"}]', "row 1: id: expected text, found 7"),
-        ("x.csv", "id,text\n1,a cat\n1,a dog\n", "row 2: id '1' stands twice"),
+        ("x.csv", "id,text\n00000,a cat\n00000,a dog\n", "row 2: id '00000' stands twice"),
     ],
 )
 def test_captions_are_checked(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    path = write_plan(tmp_path, "http://h", captions=f"./{name}", references=None)
-    plan = yaml.safe_load(path.read_text())
-    plan["reference_translator"] = plan["translator"]
-    path.write_text(yaml.safe_dump(plan))
+    path = write_plan(tmp_path, "http://h", captions=f"./{name}")
     with pytest.raises(ValueError, match=message):
         run_study(path)

@@ -24,6 +24,7 @@ from maya_vlm.training.data.toxicity.verdicts import ImageRef
 from tests.data.toxicity.judges import GuardServer, picture, source_row, write_build
 from tests.helpers.languages import PAPER
 from tests.helpers.raw_server import completion, raw_server, reply
+from tests.helpers.steps import run_step
 from tests.helpers.tiny_maya import save_tiny_maya, tiny_picture
 from tests.helpers.tiny_processing import tiny_tokenizer
 
@@ -130,7 +131,7 @@ def test_what_fails_is_for_people_and_can_be_asked_again(tmp_path):
     with GuardServer(qwen) as server:
         plan = build(ToxicityPlan, {"judges": [guard(server, "qwen3guard")]}, "plan", "")
         step = ToxicityStep(plan, tmp_path, source_language="en", languages=[], images=None)
-        step.run()
+        run_step(step)
         summary = decide_build(step)
         assert summary.decisions["en", "review"] == 1
         assert summary.failures["qwen3guard"] == 1
@@ -138,12 +139,12 @@ def test_what_fails_is_for_people_and_can_be_asked_again(tmp_path):
         decisions = pq.read_table(tmp_path / "toxicity" / "decisions.parquet").to_pylist()
         assert "HTTP 400" in decisions[1]["reason"]
         sent = len(server.bodies)
-        step.run()
+        run_step(step)
         assert len(server.bodies) == sent
         broken.clear()
-        step.run(retry_failed=True)
+        run_step(step, retry_failed=True)
         assert len(server.bodies) == sent + 1
-        step.run(retry_failed=True)
+        run_step(step, retry_failed=True)
         assert len(server.bodies) == sent + 1
     summary = decide_build(step)
     assert summary.decisions["en", "clean"] == 3
@@ -157,7 +158,7 @@ def test_a_judge_that_nobody_serves_ends_the_run(tmp_path):
         plan = build(ToxicityPlan, {"judges": [guard(server, "qwen3guard")]}, "plan", "")
         step = ToxicityStep(plan, tmp_path, source_language="en", languages=[], images=None)
         with pytest.raises(EndpointError, match="does not know the model"):
-            step.run()
+            run_step(step)
 
 
 @pytest.mark.parametrize("where", ["folder", "zip", "parquet"])
@@ -195,7 +196,7 @@ def test_images_from_anywhere_and_broken_ones_for_people(tmp_path, where):
         judges = {"judges": [guard(server, "llavaguard-v1.2")], "unjudged": ["en"]}
         plan = build(ToxicityPlan, judges, "plan", "")
         step = ToxicityStep(plan, tmp_path, source_language="en", languages=[], images=place)
-        step.run()
+        run_step(step)
     decide_build(step)
     decisions = pq.read_table(tmp_path / "toxicity" / "decisions.parquet").to_pylist()
     found = {row["id"]: (row["decision"], row["reason"]) for row in decisions}
@@ -268,7 +269,7 @@ def test_the_papers_rule(tmp_path):
         step = ToxicityStep(
             plan, tmp_path, source_language="en", languages=languages, images=folder
         )
-        step.run()
+        run_step(step)
         asked = (len(first.bodies), len(second.bodies))
         summary = decide_build(step)
     # Each image once; a second opinion on unsafe ones only, and once where two rationales are alike.
@@ -453,7 +454,7 @@ def test_odd_answers_do_not_end_a_build(tmp_path):
         judges = {"judges": [{"preset": "qwen3guard", "endpoint": endpoint}]}
         plan = build(ToxicityPlan, judges, "plan", "")
         step = ToxicityStep(plan, tmp_path, source_language="en", languages=[], images=None)
-        step.run()
+        run_step(step)
     summary = decide_build(step)
     assert summary.decisions["en", "review"] == 3
     assert summary.failures["qwen3guard"] == 3

@@ -19,6 +19,7 @@ from maya_vlm.training.data.toxicity.step import ToxicityStep
 from tests.data.toxicity import judges as toxicity_judges
 from tests.data.toxicity.judges import picture, source_row, write_build
 from tests.helpers.languages import MINI, PAPER
+from tests.helpers.steps import run_step
 
 WORDS = {
     "name": "words",
@@ -102,7 +103,7 @@ EXPECTED = {"1": "ccc", "2": "ccc", "3": "ddd", "4": "ddd", "5": "rrr", "6": "rd
 
 def test_a_build_is_judged_and_decided(folder, asked):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     summary = decide_build(step)
     assert letters(folder) == EXPECTED
     assert len(asked.asked_images) == 5  # seven rows, six images, five distinct
@@ -131,7 +132,7 @@ def test_a_build_is_judged_and_decided(folder, asked):
 
 def test_every_verdict_is_in_the_audit_with_what_it_came_to(folder):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     decide_build(step)
     audit = pq.read_table(folder / "toxicity" / "audit.parquet").to_pylist()
     assert len(audit) == 5 + 6 + 6 + 5
@@ -147,11 +148,11 @@ def test_every_verdict_is_in_the_audit_with_what_it_came_to(folder):
 
 def test_nothing_is_judged_twice(folder, asked):
     judges = plan(WORDS, COLOUR)
-    make(folder, judges).run()
+    run_step(make(folder, judges))
     before = {path: path.read_bytes() for path in (folder / "toxicity").rglob("*.parquet")}
     asked.asked_texts.clear()
     asked.asked_images.clear()
-    make(folder, judges).run()
+    run_step(make(folder, judges))
     assert asked.asked_texts == []
     assert asked.asked_images == []
     assert {path: path.read_bytes() for path in before} == before
@@ -175,7 +176,7 @@ def test_nothing_is_judged_twice(folder, asked):
     }
     write_build(folder, [*all_rows, extra], texts)
     step = make(folder, judges)
-    step.run()
+    run_step(step)
     assert sorted(asked.asked_texts) == ["a whale", "uma", "un poisson", "une baleine"]
     assert asked.asked_images == []
     decide_build(step)
@@ -196,13 +197,13 @@ def test_judging_continues_where_it_was_cut_off(folder, asked, monkeypatch):
     # The revision of the judge is given: its key is the same before and after.
     monkeypatch.setattr(toxicity_judges, "words", fails)
     with pytest.raises(OSError, match="the model is gone"):
-        make(folder, judges).run()
+        run_step(make(folder, judges))
     done = list(asked.asked_texts)
     assert len(done) == 8
     with pytest.raises(ValueError, match="not judged by 'words' yet"):
         decide_build(make(folder, judges))
     monkeypatch.setattr(toxicity_judges, "words", whole)
-    make(folder, judges).run()
+    run_step(make(folder, judges))
     assert len(asked.asked_texts) == 17
     assert len(set(asked.asked_texts)) == 17
     decide_build(make(folder, judges))
@@ -211,7 +212,7 @@ def test_judging_continues_where_it_was_cut_off(folder, asked, monkeypatch):
 
 def test_another_policy_runs_no_judge(folder, asked):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     asked.asked_texts.clear()
     strict = Policy("strict", judges={"colour": JudgeRule(drop_at=0.5)})
     decide_build(step, strict)
@@ -226,7 +227,7 @@ def test_another_policy_runs_no_judge(folder, asked):
 
 def test_people_win(folder):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     overrides = {
         ("3", ""): {"decision": "clean", "reviewer": "ana", "note": "a sunset"},
         ("6", ""): {"decision": "clean", "reviewer": "ana", "note": None},
@@ -251,7 +252,7 @@ def test_people_win(folder):
 
 def test_decisions_of_people_are_about_the_text_they_saw(folder):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     overrides = {
         ("6", "fr"): {"decision": "clean", "text_sha256": sha256_text("salaud")},
         ("4", ""): {"decision": "clean", "text_sha256": sha256_text("this other scum")},
@@ -265,7 +266,7 @@ def test_decisions_of_people_are_about_the_text_they_saw(folder):
 
 def test_what_people_are_to_see(folder):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     decide_build(step)
     rows = list(to_review(step, rare=4, clean=2))
     seen = {(row.id, row.lang): row for row in rows}
@@ -282,7 +283,7 @@ def test_what_people_are_to_see(folder):
 
 def test_a_sheet_filled_by_people_wins(folder):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     decide_build(step)
     (sheet,) = write_sheets(step, clean=1)
     page = sheet.html.read_text(encoding="utf-8")
@@ -316,7 +317,7 @@ def test_a_language_that_a_judge_does_not_read_is_an_error(folder):
     with pytest.raises(ValueError, match="no judge reads ja: their texts would pass unread"):
         make(folder, plan({**partial, "only": ["en", "fr"]}))
     step = make(folder, plan({**partial, "only": ["en", "fr"]}, COLOUR, unjudged=["ja"]))
-    step.run()
+    run_step(step)
     summary = decide_build(step)
     assert letters(folder) == EXPECTED
     assert decisions(folder)["1", "ja"]["reason"] == "text not judged"
@@ -324,9 +325,9 @@ def test_a_language_that_a_judge_does_not_read_is_an_error(folder):
     with pytest.raises(ValueError, match="unjudged: ja: a judge reads it"):
         make(folder, plan(WORDS, unjudged=["ja"]))
     with pytest.raises(ValueError, match="unjudged: xx: the plan has no such language"):
-        make(folder, plan(WORDS, unjudged=["xx"])).run()
+        run_step(make(folder, plan(WORDS, unjudged=["xx"])))
     with pytest.raises(ValueError, match="only: xx not among the plan's languages"):
-        make(folder, plan({**WORDS, "only": ["en", "fr", "ja", "xx"]})).run()
+        run_step(make(folder, plan({**WORDS, "only": ["en", "fr", "ja", "xx"]})))
 
 
 def test_presets_declare_their_languages():
@@ -346,12 +347,12 @@ def test_presets_declare_their_languages():
 
 def test_a_row_in_a_language_nobody_knows_of_is_an_error(folder):
     step = make(folder, plan(WORDS, COLOUR))
-    step.run()
+    run_step(step)
     write_build(folder, [source_row("1", "a dog", lang="de")], {"fr": ["un"], "ja": ["i"]})
     with pytest.raises(ValueError, match="'de' is none of the languages that are judged"):
         decide_build(step)
     with pytest.raises(ValueError, match="'de' is none of the languages that are judged"):
-        step.run()
+        run_step(step)
 
 
 def test_a_source_of_several_languages(tmp_path, asked):
@@ -377,7 +378,7 @@ def test_a_source_of_several_languages(tmp_path, asked):
     judges = plan({**WORDS, "languages": ["en", "zh"]}, COLOUR)
     options = {"source_language": "en", "languages": [], "images": images, "also": ["zh"]}
     step = ToxicityStep(judges, tmp_path, **options)
-    step.run()
+    run_step(step)
     decide_build(step)
     found = {key: (row["decision"], row["stage"]) for key, row in decisions(tmp_path).items()}
     assert found == {
@@ -391,7 +392,7 @@ def test_a_source_of_several_languages(tmp_path, asked):
     assert len(asked.asked_images) == 2
     assert "what?\n\nscum" in asked.asked_texts
     with pytest.raises(ValueError, match="no judge reads zh"):
-        ToxicityStep(plan({**WORDS, "only": ["en"]}), tmp_path, **options).run()
+        run_step(ToxicityStep(plan({**WORDS, "only": ["en"]}), tmp_path, **options))
 
 
 @pytest.mark.parametrize(
@@ -444,6 +445,6 @@ def test_missing_parts_of_a_build(folder):
         make(folder, plan(WORDS, COLOUR), images=None)
     (folder / "translate" / "ja" / "00001.parquet").unlink()
     with pytest.raises(ValueError, match="1 of 3 units are not translated into ja"):
-        make(folder, plan(WORDS)).run()
+        run_step(make(folder, plan(WORDS)))
     with pytest.raises(ValueError, match="no source units"):
-        make(folder / "images", plan(WORDS)).run()
+        run_step(make(folder / "images", plan(WORDS)))

@@ -17,9 +17,9 @@ from transformers import (
 
 from maya_vlm.training.common.schema import build
 from maya_vlm.training.data.translation.local_models import LocalModel
-from maya_vlm.training.data.translation.plan import LocalPlan
+from maya_vlm.training.data.translation.plan import LocalPlan, TranslatorPlan
 from maya_vlm.training.data.translation.prompts import read_prompt
-from maya_vlm.training.data.translation.worker import TranslateWorker, TranslatorPlan
+from maya_vlm.training.data.translation.worker import TranslateWorker
 from tests.helpers.tiny_processing import tiny_tokenizer
 
 TRUTHS = {

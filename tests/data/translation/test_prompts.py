@@ -38,7 +38,7 @@ def part(lang: str) -> dict:
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("brackets", [PAIR, None])
-@pytest.mark.parametrize("preamble", variants())
+@pytest.mark.parametrize("preamble", list(variants()))
 def test_every_preamble_in_every_language(preamble, lang, brackets):
     prompt = read_prompt(preamble, "en", lang, brackets)
     system, user = prompt.messages("a {red} cat")

@@ -9,14 +9,10 @@ import pytest
 
 from maya_vlm.training.common.endpoint import EndpointError
 from maya_vlm.training.common.schema import build
-from maya_vlm.training.data.checks.rules import CheckPlan
-from maya_vlm.training.data.translation.plan import LocalPlan
+from maya_vlm.training.data.checks.plan import CheckPlan
+from maya_vlm.training.data.translation.plan import LocalPlan, TranslatorPlan
 from maya_vlm.training.data.translation.text_pieces import Piece, lost_code, split
-from maya_vlm.training.data.translation.worker import (
-    TRANSLATED,
-    TranslateWorker,
-    TranslatorPlan,
-)
+from maya_vlm.training.data.translation.worker import TRANSLATED, TranslateWorker
 from tests.helpers.endpoint_server import EndpointServer, Faults
 
 FRENCH = {

@@ -16,7 +16,8 @@ from PIL import Image
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.endpoint import EndpointPlan
 from maya_vlm.training.data.checks.plan import CheckPlan
-from maya_vlm.training.data.engine.units import check_unit, run_units
+from maya_vlm.training.data.engine.unit_files import check_unit
+from maya_vlm.training.data.engine.units import run_units
 from maya_vlm.training.data.review.filled import read_sheet
 from maya_vlm.training.data.review.sheets import write_sheet
 from maya_vlm.training.data.translation.worker import TRANSLATED
@@ -34,6 +35,7 @@ from maya_vlm.training.data.verification.survey import (
 )
 from maya_vlm.training.data.verification.worker import VerifyWorker
 from tests.helpers.endpoint_server import EndpointServer
+from tests.helpers.steps import run_step
 
 THINGS = {
     "dog": "chien", "house": "maison", "tree": "arbre", "garden": "jardin", "boat": "bateau",
@@ -103,7 +105,7 @@ def folder(tmp_path):
 
 class TestStep:
     def test_accepts_and_rejects(self, folder):
-        step(folder).run()
+        run_step(step(folder))
         rows = finals(folder)
         assert len(rows) == 60
         assert {k for k, row in rows.items() if row["status"] == "rejected"} == {
@@ -120,7 +122,7 @@ class TestStep:
 
     def test_report_adds_up(self, folder):
         one = step(folder)
-        one.run()
+        run_step(one)
         report = one.report()
         found = report["languages"]["fr"]
         assert (found["rows"], found["ok"], found["rejected"], found["failed"]) == (60, 55, 4, 1)
@@ -131,18 +133,18 @@ class TestStep:
         assert "copy 1" in table
 
     def test_twice_is_once(self, folder):
-        step(folder).run()
+        run_step(step(folder))
         before = {p: p.read_bytes() for p in (folder / "verify").rglob("*.parquet")}
-        step(folder).run()
+        run_step(step(folder))
         assert before == {p: p.read_bytes() for p in (folder / "verify").rglob("*.parquet")}
         assert len(before) == 3
 
     def test_other_checks_or_rows_verify_again(self, folder):
-        step(folder).run()
+        run_step(step(folder))
         key = step(folder).worker("verify/fr").key
         soft = VerificationPlan(checks=CheckPlan(hard=()))
         assert step(folder, soft).worker("verify/fr").key != key
-        step(folder, soft).run()
+        run_step(step(folder, soft))
         assert sum(row["status"] == "rejected" for row in finals(folder).values()) == 1
         rows = translated(captions())
         build(folder, rows)
@@ -154,12 +156,12 @@ class TestStep:
         )
         with pytest.raises(ValueError, match="translated again since; run the step verify"):
             finals(folder)
-        again.run()
+        run_step(again)
         assert all(row["status"] == "ok" for row in finals(folder).values())
 
     def test_the_report_reads_every_unit_once(self, folder, monkeypatch):
         one = step(folder)
-        one.run()
+        run_step(one)
         seen = []
         opened = pq.ParquetFile
 
@@ -173,7 +175,7 @@ class TestStep:
 
     def test_a_plan_of_nothing_is_refused(self):
         for name in ("calibration_rows", "survey_rows", "review_rows"):
-            with pytest.raises(ValueError, match=rf"verification.{name}: expected at least 1"):
+            with pytest.raises(ValueError, match=rf"verification: {name}: expected 1 or more"):
                 VerificationPlan(**{name: 0})
 
     def test_norwegian_is_no_other_language(self, tmp_path):
@@ -181,15 +183,15 @@ class TestStep:
         source = "A dog runs in the street beside an old house made of wood"
         build(tmp_path, translated([(source, text)] * 3, "no"), "no")
         one = step(tmp_path, languages=("no",))
-        one.run()
+        run_step(one)
         found = one.report()["languages"]["no"]
         assert (found["ok"], found["other_language"]) == (3, {})
 
     def test_what_is_missing_is_said(self, folder):
         with pytest.raises(ValueError, match="no source units; run the step source first"):
-            step(folder / "translate").run()
+            run_step(step(folder / "translate"))
         with pytest.raises(ValueError, match=r"3 of 3 units are not translated into es"):
-            step(folder, languages=("fr", "es")).run()
+            run_step(step(folder, languages=("fr", "es")))
         with pytest.raises(ValueError, match="fr was not surveyed"):
             step(folder).worker("verify/fr")
         with pytest.raises(ValueError, match="not verified yet"):
@@ -212,7 +214,7 @@ class TestStep:
         rows = translated([(json.dumps(turns), None)] * 2)
         rows[0]["turns"], rows[1]["turns"] = good, [good[0], turns[1]]
         build(tmp_path, rows)
-        step(tmp_path).run()
+        run_step(step(tmp_path))
         found = finals(tmp_path)
         assert found["000000"]["turns"] == good
         assert found["000001"]["turns"] is None
@@ -230,23 +232,15 @@ class TestSurvey:
         assert bins[0]["least"] == 0
         assert all(b["median"] > 0.6 for b in bins)
         assert sum(b["rows"] for b in bins) == 300
-        one.run()
+        run_step(one)
         checked = pq.read_table(tmp_path / "verify/fr/00000.parquet").to_pylist()
         assert all(abs(row["length_z"]) < 3 for row in checked)
         # Too few rows for that.
         few = VerificationPlan(calibration_rows=301)
         assert step(tmp_path, few).survey()["fr"]["lengths"] == []
 
-    def test_a_histogram_over_units_is_one(self):
-        whole, parts = LengthHistogram(), [LengthHistogram(), LengthHistogram()]
-        for n, (source, text) in enumerate(captions() * 4):
-            whole.add(source, text)
-            parts[n % 2].add(source, text)
-        parts[0].merge(parts[1])
-        assert parts[0].bins() == whole.bins() != []
-        assert LengthHistogram().bins() == []
-
     def test_outliers_do_not_move_the_lengths(self):
+        assert LengthHistogram().bins() == []
         clean, dirty = LengthHistogram(), LengthHistogram()
         for n in range(400):
             source, text = "x" * (20 + n % 40), "y" * (22 + n % 43)
@@ -306,7 +300,7 @@ class TestSurvey:
             row["text"] = "alors je dirais " + row["text"]
         build(tmp_path, rows, unit_rows=90)
         one = step(tmp_path)
-        one.run()
+        run_step(one)
         report = one.report()["languages"]["fr"]
         assert report["starts"][0]["text"] == "alors je dirais"
         assert report["flagged"]["same_start"] == 20
@@ -441,7 +435,7 @@ class TestQuality:
         broken = 'answer if row["id"] != "000010" else {"id": row["id"], "error": "too long"}'
         quality = scorer(tmp_path, broken, flag_below=0.6)
         one = step(folder, VerificationPlan(quality=quality))
-        one.run()
+        run_step(one)
         rows = finals(folder)
         # Neither rejected rows nor those without a text are scored.
         scored = {k for k, row in rows.items() if row["quality"] is not None}
@@ -454,7 +448,7 @@ class TestQuality:
 
     def test_a_share_is_the_same_rows_every_time(self, folder, tmp_path):
         plan = VerificationPlan(quality=scorer(tmp_path, share=0.5))
-        step(folder, plan).run()
+        run_step(step(folder, plan))
         scored = {k for k, row in finals(folder).items() if row["quality"] is not None}
         assert 10 < len(scored) < 45
         # The program's place does not make another key, its model does.
@@ -505,10 +499,10 @@ class TestBackTranslation:
             back = BackTranslationPlan(EndpointPlan(server.url, "truth", backoff=0.01), rows=40)
             plan = VerificationPlan(back_translation=back)
             one = step(folder, plan)
-            one.run()
+            run_step(one)
             assert server.requests == 40
             found = one.report()["languages"]["fr"]["back_translation"]
-            one.run()
+            run_step(one)
             assert server.requests == 40
         rows = pq.read_table(folder / "back_translation/fr/00000.parquet").to_pylist()
         assert found["n"] == len(rows) == 40
@@ -524,14 +518,14 @@ class TestBackTranslation:
         with EndpointServer({"en": {}}) as server:
             back = BackTranslationPlan(EndpointPlan(server.url, "truth", max_attempts=2), rows=5)
             one = step(folder, VerificationPlan(back_translation=back))
-            one.run()
+            run_step(one)
             found = one.report()["languages"]["fr"]["back_translation"]
         assert (found["n"], found["failed"], found["chrf"]) == (0, 5, None)
 
 
 class TestPeopleWin:
     def test_over_checks(self, folder):
-        step(folder).run()
+        run_step(step(folder))
         asked = rows_to_review(folder, "fr", VerificationPlan(review_rows=1000))
         # All rows that have a text: neither the rejected nor the failed one of the translation.
         assert len(asked) == 58
@@ -552,18 +546,18 @@ class TestPeopleWin:
         assert len(again) == 56
 
     def test_not_about_another_text(self, folder):
-        step(folder).run()
+        run_step(step(folder))
         asked = rows_to_review(folder, "fr", VerificationPlan(review_rows=1000))
         self.decide(folder, asked, {"000000": "reject", "000001": "reject"})
         rows = translated(captions())
         rows[0]["text"] = "une autre traduction du même texte"
         build(folder, rows)
-        step(folder).run()
+        run_step(step(folder))
         assert finals(folder)["000000"]["reviewed"] is None
         assert finals(folder)["000001"]["reviewed"] == "reject"
 
     def test_a_sheet_has_every_kind_of_row(self, folder):
-        step(folder).run()
+        run_step(step(folder))
         asked = rows_to_review(folder, "fr", VerificationPlan(review_rows=12))
         assert len(asked) == 12
         ids = {row.id for row in asked}

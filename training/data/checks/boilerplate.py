@@ -6,31 +6,55 @@ untranslated is seen; and words on which no sentence ends.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
-from ...common.schema import digest
+from ...common.reading import parse_yaml
+from ...common.schema import build, digest
 from .identify import primary
+
+# What may stand before a phrase of a kind. Runs are bounded: else a row of hyphens or brackets takes
+# the square of its length.
+_BEFORE = {
+    "prefaces": r"\A[\W_]{0,40}",
+    "refusals": r"\A[\W_]{0,40}",
+    "notes": r"(?:[\n(（\[【*]|[.!?。！？।۔؟]\s)[\s*_(（\[【-]{0,20}",
+}
+
+
+@dataclass
+class PhraseLists:
+    """Regular expressions by kind."""
+
+    about: list[str]
+    prefaces: list[str]
+    refusals: list[str]
+    notes: list[str]
+
+
+@dataclass(kw_only=True)
+class PhraseFile(PhraseLists):
+    """A file of `phrases/`, explained in `phrases/en.yaml`."""
+
+    words: list[str]
+    dangling: list[str]
+    excuses: PhraseLists
 
 
 @dataclass(frozen=True)
 class Phrases:
-    """The phrases of one language, compiled; `digest` is of the file's content."""
+    """The phrases of one language; `digest` is of the file's content.
 
-    about: re.Pattern[str] | None
-    preface: re.Pattern[str] | None
-    refusal: re.Pattern[str] | None
-    note: re.Pattern[str] | None
+    said, excuses: pattern by kind: "about", "preface", "refusal", "note"; a kind without phrases has
+        none.
+    """
+
+    said: dict[str, re.Pattern[str]]
     excuses: dict[str, re.Pattern[str]]
     words: frozenset[str]
     dangling: tuple[str, ...]
     digest: str
-
-
-NO_PHRASES = Phrases(None, None, None, None, {}, frozenset(), (), "")
 
 
 @lru_cache(maxsize=128)
@@ -42,61 +66,37 @@ def read_phrases(lang: str, path: str | None = None) -> Phrases:
     shipped = Path(__file__).parent / "phrases" / f"{primary(lang)}.yaml"
     file = Path(path) if path else shipped
     if path is None and not file.exists():
-        return NO_PHRASES
+        return Phrases({}, {}, frozenset(), (), "")
     content = file.read_text(encoding="utf-8")
-    try:
-        data = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not a YAML file: {' '.join(str(error).split())}") from None
-    kinds = {"about", "prefaces", "refusals", "notes"}
-    keys = kinds | {"words", "dangling", "excuses"}
-    if not isinstance(data, dict) or set(data) != keys:
-        raise ValueError(f"{file}: expected the keys {', '.join(sorted(keys))}")
-    excuses = data.pop("excuses")
-    if not isinstance(excuses, dict) or set(excuses) != kinds:
-        raise ValueError(f"{file}: excuses: expected the keys {', '.join(sorted(kinds))}")
-    for key, items in [*data.items(), *((f"excuses.{k}", v) for k, v in excuses.items())]:
-        if not isinstance(items, list):
-            raise ValueError(
-                f"{file}: {key}: expected a list of texts, found {items!r:.60}; write [...], or one "
-                "text a line with a hyphen before it"
-            )
-        for item in items:
-            if not isinstance(item, str):
-                raise ValueError(f"{file}: {key}: expected texts, found {item!r} (quote it)")
+    data = build(PhraseFile, parse_yaml(content, str(file)), str(file))
+    kinds = list(asdict(data.excuses))
     return Phrases(
-        _alternatives(file, "about", data["about"], ""),
-        # Runs are bounded: else a row of hyphens or brackets takes the square of its length.
-        _alternatives(file, "prefaces", data["prefaces"], r"[\W_]{0,40}"),
-        _alternatives(file, "refusals", data["refusals"], r"[\W_]{0,40}"),
-        _alternatives(
-            file,
-            "notes",
-            data["notes"],
-            r"(?:[\n(（\[【*]|[.!?。！？।۔؟]\s)[\s*_(（\[【-]{0,20}",
-        ),
-        {
-            key.removesuffix("s"): pattern
-            for key, items in excuses.items()
-            if (pattern := _alternatives(file, f"excuses.{key}", items, ""))
-        },
-        frozenset(word.casefold() for word in data["words"]),
-        tuple(word.casefold() for word in data["dangling"]),
+        _compiled(file, "", {kind: getattr(data, kind) for kind in kinds}, _BEFORE),
+        _compiled(file, "excuses.", asdict(data.excuses), {}),
+        frozenset(word.casefold() for word in data.words),
+        tuple(word.casefold() for word in data.dangling),
         digest(content),
     )
 
 
-def _alternatives(file: Path, key: str, patterns: list[str], before: str) -> re.Pattern[str] | None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"{file}: {key}: {pattern!r} is no regular expression: {error}"
-            ) from None
-    return (
-        re.compile(before + "(?:" + "|".join(patterns) + ")", re.IGNORECASE) if patterns else None
-    )
+def _compiled(
+    file: Path, place: str, lists: dict[str, list[str]], before: dict[str, str]
+) -> dict[str, re.Pattern[str]]:
+    for key, patterns in lists.items():
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"{file}: {place}{key}: {pattern!r} is no regular expression: {error}"
+                ) from None
+    return {
+        key.removesuffix("s"): re.compile(
+            f"{before.get(key, '')}(?:{'|'.join(patterns)})", re.IGNORECASE
+        )
+        for key, patterns in lists.items()
+        if patterns
+    }
 
 
 def excused(source: str, phrases: Phrases, name: str) -> bool:

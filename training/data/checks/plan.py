@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from ...common.schema import Bounds
+
 # Every check, and what its flag says.
 CHECKS = {
     "empty": "no text",
@@ -155,11 +157,7 @@ class CheckPlan:
                         f"verification.checks.{key}: no check {name!r}; checks: {', '.join(CHECKS)}"
                     )
         for key in ("script_share", "mixed_share"):
-            if not 0 < getattr(self, key) <= 1:
-                raise ValueError(
-                    f"verification.checks.{key}: expected above 0 and at most 1, "
-                    f"found {getattr(self, key)}"
-                )
+            Bounds(above=0, most=1).check(getattr(self, key), "verification.checks", key)
         for lang, bins in self.lengths.items():
             starts = [b.least for b in bins]
             if not bins or starts[0] != 0 or starts != sorted(set(starts)):

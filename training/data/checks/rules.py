@@ -4,27 +4,22 @@ A check that fires leaves a `Flag`. Hard flags make a row be asked for again and
 rejected; soft flags are for people, for quality estimation and for counting. Which is which is plan
 data. What each check catches, and how often it is wrong, is measured by
 `tests/benchmarks/verification_rates.py`. None of them knows what a text means: a fluent caption of
-another image is found by a quality-estimation model only.
-
-The lists of prefaces, refusals and notes are data too: one file per language in `phrases/`, or a
-plan's own. A language without a list has the checks that need none, and the English list, as models
-comment in English most of all.
+another image is found by a quality-estimation model only. A language without a list of phrases has the
+checks that need none, and the English list, as models comment in English most of all.
 """
 
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...common.schema import digest, to_dict
 from .boilerplate import excused, read_phrases
 from .identify import Identified, Identifier, code_of, primary, scripts
-from .plan import CHECKS, DEFAULTS, HARD, LENGTHS, CheckPlan, Flag, LengthBin
+from .plan import DEFAULTS, LENGTHS, CheckPlan, Flag, LengthBin
 from .repetition import find_repetition
-
-__all__ = ["CHECKS", "HARD", "CheckPlan", "Examination", "Flag", "LengthBin", "RowChecker"]
 
 # Raised by one when a check decides differently on the same text.
 VERSION = 3
@@ -177,12 +172,8 @@ class RowChecker:
         if finish_reason not in (None, "stop"):
             found.append(("finish_reason", str(finish_reason)))
         if text.count("<image>") != source.count("<image>"):
-            found.append(
-                (
-                    "placeholder",
-                    f"{text.count('<image>')} <image>, {source.count('<image>')} expected",
-                )
-            )
+            told = f"{text.count('<image>')} <image>, {source.count('<image>')} expected"
+            found.append(("placeholder", told))
         source = _KEPT.sub(" ", source).strip()
         text = _KEPT.sub(" ", text).strip()
         identified, length_z = Identified("", 0.0, 0.0), None
@@ -204,8 +195,6 @@ class RowChecker:
         ]
         flags.sort(key=lambda flag: not flag.hard)
         return Examination(flags, identified, length_z)
-
-    # ------------------------------------------------------------------------------- length
 
     def _length(
         self, source: str, text: str, lang: str, found: list[tuple[str, str]]
@@ -230,8 +219,6 @@ class RowChecker:
             name = "length_extreme" if extreme else "length"
             found.append((name, f"{len(text)} characters from {size}, z {z:+.1f}"))
         return z
-
-    # ------------------------------------------------------------------------------- language
 
     def _language(
         self, source: str, text: str, lang: str, found: list[tuple[str, str]]
@@ -335,41 +322,36 @@ class RowChecker:
                 found.append(("kept_words", " ".join(left[:6])))
         return False
 
-    # ------------------------------------------------------------------------------- comments
-
     def _comments(self, source: str, text: str, lang: str, found: list[tuple[str, str]]) -> None:
         lists = [self._phrases[lang], self._phrases["en"]]
         if primary(lang) == "en":
             lists = lists[:1]
-        for phrases in lists:
-            match = phrases.about.search(text) if phrases.about else None
-            if match and not excused(source, self._source_phrases, "about"):
-                found.append(("about_translation", match.group()))
-                break
-        for name in ("preface", "refusal"):
+        for name in ("about", "preface", "refusal", "note"):
             for phrases in lists:
-                pattern = getattr(phrases, name)
-                match = pattern.match(text) if pattern else None
+                # A note does not begin the text.
+                pattern, start = phrases.said.get(name), int(name == "note")
+                match = pattern.search(text, start) if pattern else None
                 if match and not excused(source, self._source_phrases, name):
-                    found.append((name, match.group()[:60]))
+                    if name == "about":
+                        found.append(("about_translation", match.group()))
+                    else:
+                        told = match.group().strip() if name == "note" else match.group()
+                        found.append((name, told[:60]))
                     break
-        for phrases in lists:
-            match = phrases.note.search(text, 1) if phrases.note else None
-            if match and not excused(source, self._source_phrases, "note"):
-                found.append(("note", match.group().strip()[:60]))
-                break
         lines = sum(1 for line in text.split("\n") if line.strip())
         expected = max(1, sum(1 for line in source.split("\n") if line.strip()))
         if lines > expected:
             found.append(("extra_lines", f"{lines} lines, {expected} in the source"))
-        for name, find in (("colon", _colons), ("aside", _asides), ("extra_sentence", _sentences)):
-            places = find(text)
-            if places and len(places) > len(find(source)):
+        for name, find in (
+            ("colon", _COLON.finditer),
+            ("aside", _ASIDE.finditer),
+            ("extra_sentence", _sentences),
+        ):
+            places = [match.start() for match in find(text)]
+            if places and len(places) > len(list(find(source))):
                 found.append((name, text[max(0, places[-1] - 20) : places[-1] + 20]))
         if _QUOTED.match(text) and not _QUOTED.match(source):
             found.append(("quoted", text[:1] + text[-1:]))
-
-    # ------------------------------------------------------------------------------- marks
 
     def _marks(self, source: str, text: str, lang: str, found: list[tuple[str, str]]) -> None:
         left = [b for b in self.plan.brackets if b in text and b not in source]
@@ -381,8 +363,8 @@ class RowChecker:
         numbers = _DIGITS.findall(source)
         if numbers:
             # Digits of any script, separators apart: 1,000 is 1 000 and ١٠٠٠.
-            have = "".join(str(int(c)) for c in text if c.isdecimal())
-            missing = [n for n in numbers if str_digits(n) not in have]
+            have = _ascii_digits(text)
+            missing = [n for n in numbers if _ascii_digits(n) not in have]
             if missing:
                 found.append(("numbers", f"{', '.join(missing[:5])} missing"))
         if not _END.search(text):
@@ -404,27 +386,19 @@ class RowChecker:
         return ""
 
 
-def _colons(text: str) -> list[int]:
-    return [m.start() for m in _COLON.finditer(text)]
-
-
-def _asides(text: str) -> list[int]:
-    return [m.start() for m in _ASIDE.finditer(text)]
-
-
-def _sentences(text: str) -> list[int]:
-    """Places of end marks with a letter or digit somewhere behind them."""
+def _sentences(text: str) -> Iterator[re.Match[str]]:
+    """End marks with a letter or digit somewhere behind them."""
     last = next((i for i in range(len(text) - 1, -1, -1) if _is_word(text[i])), -1)
-    return [m.start() for m in _SENTENCE_END.finditer(text) if m.end() <= last]
+    return (match for match in _SENTENCE_END.finditer(text) if match.end() <= last)
 
 
 def _is_word(letter: str) -> bool:
     return letter == "_" or letter.isalnum()
 
 
-def str_digits(number: str) -> str:
-    """ASCII digits of a number in any script."""
-    return "".join(str(int(c)) for c in number)
+def _ascii_digits(text: str) -> str:
+    """The decimal digits of a text, of any script."""
+    return "".join(str(int(c)) for c in text if c.isdecimal())
 
 
 def _words(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from ...common.names import stays_inside
 from ...common.reading import read_json
 from ...common.shapes import has_shape
 from ...rows.parquet import Row, read_columns, read_rows
-from ..engine.units import UnitManifest, manifest_path
+from ..engine.unit_files import UnitManifest, manifest_path
 from ..sources.step import finished_sources
 from .manifest_shape import AUDIT, FILES, IMAGES, LANGUAGE, MESSAGES, check_languages
 from .plan import BuildPlan

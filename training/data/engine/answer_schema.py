@@ -5,12 +5,12 @@ Building an Arrow table of one row takes half a millisecond, a third of an hour 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from ...common.telling import shown
 from ...rows.parquet import Row
 
 
@@ -47,7 +47,7 @@ class AnswerSchema:
             value = answer[name]
             if value is not None and not fits(value):
                 kind = self.schema.field(name).type
-                raise ValueError(f"{where}: {name}: expected {kind}, found {_short(value)}")
+                raise ValueError(f"{where}: {name}: expected {kind}, found {shown(value)}")
 
 
 def _fits(kind: pa.DataType) -> Callable[[Any], bool]:
@@ -86,8 +86,3 @@ def _is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,8 +1,8 @@
-"""Running a step's units on datatrove's executors: this machine's processes, Slurm, or Ray.
+"""Running a step's units: on this machine's processes, or by datatrove on Slurm or Ray.
 
-The pipeline step is the same on each: a rank takes its share of the units and runs them through
-`run_units`. datatrove starts the ranks and keeps their logs; whether the work is done is never read
-from its completion marks but from our manifests, which are held against the files at the end.
+A rank takes its share of the units and runs them through `run_units`, wherever it is. Whether the work
+is done is never read from datatrove's completion marks but from our manifests, which are held against
+the files at the end.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
 
-from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.logging import setup_default_logger
 
 from ...common.files import write_bytes, write_json
-from ...common.signals import signal_handlers
+from ...common.schema import Bounds
+from ...common.signals import Stopped, signal_handlers
 from ...rows.parquet import count_rows
 from .progress import UNITS, Progress
-from .unit_files import Job
-from .units import Stopped, UnitManifest, Worker, check_unit, run_units
+from .unit_files import Job, UnitManifest, check_unit
+from .units import Worker, run_units
 
 # What a rank may raise in another process; everything else goes through as a RuntimeError with its
 # traceback, because many exceptions cannot be unpickled, and a pool that meets one waits for ever.
@@ -78,9 +77,7 @@ class ExecutorPlan:
 
     def __post_init__(self) -> None:
         for name in ("workers", "tasks"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"executor.{name}: expected at least 1, found {value}")
+            Bounds(least=1).check(getattr(self, name), "executor", name)
         if self.kind == "local" and self.options:
             raise ValueError("executor.options: only for slurm and ray")
         if self.kind == "slurm" and not {"partition", "time"} <= self.options.keys():
@@ -139,7 +136,7 @@ def run_jobs(
     """Run every job that is not finished; returns the manifests of all, in their order.
 
     Args:
-        logs: folder for datatrove's logs.
+        logs: folder for the ranks' logs.
         progress: show a bar, fed from journals and manifests.
 
     Raises:
@@ -193,76 +190,57 @@ def _tasks(step: UnitStep, plan: ExecutorPlan) -> int:
     return min(plan.tasks or plan.workers, len(step.jobs))
 
 
-# This machine
-
-
 def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
-    tasks = _tasks(step, plan)
-    executor = LocalExecutor(
-        pipeline=[step],
-        tasks=tasks,
-        workers=min(plan.workers, tasks),
-        logging_dir=str(logs),
-        skip_completed=False,
-    )
-    executor.run()
+    """Run the ranks in processes that may die, and be told to stop; with one worker in this one.
 
-
-class LocalExecutor(LocalPipelineExecutor):
-    """datatrove's local executor, but of processes that may die, and be told to stop.
-
-    Its own pool waits for ever for a rank whose process was killed, or whose exception cannot be
-    unpickled, and leaves half of the work undone at SIGTERM. With one worker the ranks run here.
+    concurrent.futures ends all of its processes when one dies, and tells neither which nor how.
     """
+    tasks = _tasks(step, plan)
+    workers = min(plan.workers, tasks)
+    if workers == 1:
+        for rank in range(tasks):
+            _run_rank(step, rank, tasks, logs)
+        return
+    context = multiprocessing.get_context("forkserver")
+    # What takes seconds to import is imported once for all ranks.
+    context.set_forkserver_preload(["maya_vlm.training.data.plan"])
+    with without_signals():
+        multiprocessing.forkserver.ensure_running()
+    waiting = list(range(tasks))
+    running: dict[Any, tuple[Any, Connection, int]] = {}
+    error: Exception | None = None
+    with _forwarding(lambda: [process for process, _, _ in running.values()]) as stopped:
+        while running or (waiting and error is None and not stopped):
+            while waiting and len(running) < workers and error is None and not stopped:
+                ours, theirs = context.Pipe(duplex=False)
+                rank = waiting.pop(0)
+                process = context.Process(target=_rank, args=(theirs, step, rank, tasks, logs))
+                process.start()
+                theirs.close()
+                running[process.sentinel] = process, ours, rank
+                if stopped:
+                    process.terminate()
+            for sentinel in wait(list(running), timeout=1.0):
+                process, ours, rank = running.pop(sentinel)
+                process.join()
+                failure = _outcome(process, ours, rank)
+                if failure is not None and error is None:
+                    error = failure
+                    # The others finish what is in flight.
+                    for other, _, _ in running.values():
+                        other.terminate()
+    if stopped:
+        raise Stopped(f"stopped by {stopped[0].name}; the same command continues", stopped[0])
+    if error is not None:
+        raise error
 
-    def run(self) -> None:
-        if self.workers == 1:
-            for rank in range(self.tasks):
-                self.run_rank(rank)
-            return
-        context = multiprocessing.get_context("forkserver")
-        # What takes seconds to import is imported once for all ranks.
-        context.set_forkserver_preload(["maya_vlm.training.data.plan"])
-        with without_signals():
-            multiprocessing.forkserver.ensure_running()
-        waiting = list(range(self.tasks))
-        running: dict[Any, tuple[Any, Connection, int]] = {}
-        error: Exception | None = None
-        with _forwarding(lambda: [process for process, _, _ in running.values()]) as stopped:
-            while running or (waiting and error is None and not stopped):
-                while waiting and len(running) < self.workers and error is None and not stopped:
-                    ours, theirs = context.Pipe(duplex=False)
-                    rank = waiting.pop(0)
-                    process = context.Process(target=_rank, args=(self, rank, theirs))
-                    process.start()
-                    theirs.close()
-                    running[process.sentinel] = process, ours, rank
-                    if stopped:
-                        process.terminate()
-                for sentinel in wait(list(running), timeout=1.0):
-                    process, ours, rank = running.pop(sentinel)
-                    process.join()
-                    failure = _outcome(process, ours, rank)
-                    if failure is not None and error is None:
-                        error = failure
-                        # The others finish what is in flight.
-                        for other, _, _ in running.values():
-                            other.terminate()
-        if stopped:
-            raise Stopped(f"stopped by {stopped[0].name}; the same command continues", stopped[0])
-        if error is not None:
-            raise error
 
-    def run_rank(self, rank: int) -> None:
-        """One rank in this process; datatrove's own lines go to a file beside its logs."""
-        path = Path(self.logging_dir.resolve_paths(f"logs/rank_{rank:05d}.stderr"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
-                self._run_for_rank(rank)
-        finally:
-            # Its default logger still writes to the file that is closed now.
-            setup_default_logger()
+def _run_rank(step: UnitStep, rank: int, tasks: int, logs: Path) -> None:
+    """One rank in this process; what libraries print about it goes to a file."""
+    logs.mkdir(parents=True, exist_ok=True)
+    path = logs / f"rank_{rank:05d}.stderr"
+    with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+        step.run(rank=rank, world_size=tasks)
 
 
 @contextlib.contextmanager
@@ -287,12 +265,12 @@ def leave_ctrl_c() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
-def _rank(executor: LocalExecutor, rank: int, connection: Connection) -> None:
+def _rank(connection: Connection, *rank: Any) -> None:
     # Ctrl-C reaches the whole group: the parent hears it and sends each rank one SIGTERM.
     leave_ctrl_c()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
-        executor.run_rank(rank)
+        _run_rank(*rank)
     except Exception as error:
         with contextlib.suppress(OSError):
             # The parent may be gone.
@@ -342,7 +320,15 @@ def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Sign
         yield came
 
 
-# Clusters
+def _arguments(step: UnitStep, plan: ExecutorPlan, logs: Path) -> dict[str, Any]:
+    """What both of datatrove's executors are given."""
+    return {
+        "pipeline": [step],
+        "tasks": _tasks(step, plan),
+        "workers": plan.workers,
+        "logging_dir": str(logs.resolve()),
+        "skip_completed": False,
+    }
 
 
 def _run_slurm(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
@@ -354,14 +340,7 @@ def _run_slurm(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
         "job_name": f"maya-{step.jobs[0].worker.split('/')[0]}",
         "env_command": f'export PATH="{bin_folder}:$PATH"',
     }
-    executor = SlurmPipelineExecutor(
-        pipeline=[step],
-        tasks=_tasks(step, plan),
-        workers=plan.workers,
-        logging_dir=str(logs.resolve()),
-        skip_completed=False,
-        **{**defaults, **plan.options},
-    )
+    executor = SlurmPipelineExecutor(**_arguments(step, plan, logs), **{**defaults, **plan.options})
     executor.run()
     with _forwarding(list) as stopped:
         while not stopped and _in_queue(executor.job_id):
@@ -386,11 +365,4 @@ def _in_queue(job_id: str) -> bool:
 def _run_ray(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
     from datatrove.executor import RayPipelineExecutor
 
-    RayPipelineExecutor(
-        pipeline=[step],
-        tasks=_tasks(step, plan),
-        workers=plan.workers,
-        logging_dir=str(logs.resolve()),
-        skip_completed=False,
-        **plan.options,
-    ).run()
+    RayPipelineExecutor(**_arguments(step, plan, logs), **plan.options).run()

@@ -1,8 +1,4 @@
-"""How far a build is, by its manifests and journals alone: it may be running or not.
-
-for line in format_status(build_status(Path("runs/data/my-captions"))):
-    print(line)
-"""
+"""How far a build is, by its manifests and journals alone: it may be running or not."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,9 +162,6 @@ def _disk(folder: Path) -> int:
     return total
 
 
-# Showing it
-
-
 def format_status(status: BuildStatus) -> list[str]:
     """A table, one line a worker, and what lies on the disk."""
     lines = [f"{status.folder}: {_size(status.bytes)} on disk"]
@@ -196,10 +189,7 @@ def format_status(status: BuildStatus) -> list[str]:
             ]
         )
     if status.workers:
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            cells = [cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
-            lines.append("  ".join(cells).rstrip())
+        lines += text_table(table)
         for worker in status.workers:
             lines += failure_lines(worker.name, worker.failures)
         left = sum(worker.rows - worker.rows_done for worker in status.workers)
@@ -208,6 +198,23 @@ def format_status(status: BuildStatus) -> list[str]:
             lines.append(f"{left:,} rows left, {_duration(left / rate)} at {rate:.1f} rows/s")
     # Names and counts stand in files that anybody may have written.
     return [printable(line) for line in lines]
+
+
+def text_table(rows: Sequence[Sequence[Any]], right: Collection[int] = ()) -> list[str]:
+    """Rows as lines of aligned columns; whole numbers have commas.
+
+    Args:
+        right: numbers of the columns that are aligned to the right.
+    """
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if n in right else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
 
 
 def failure_lines(name: str, failures: Counter[str]) -> list[str]:
@@ -222,8 +229,7 @@ def failure_lines(name: str, failures: Counter[str]) -> list[str]:
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _size(count: float) -> str:
@@ -241,7 +247,7 @@ class Progress:
         rows: rows of each job's unit, in the jobs' order.
     """
 
-    def __init__(self, jobs: Sequence[Job], rows: Sequence[int], seconds: float = 1.0):
+    def __init__(self, jobs: Sequence[Job], rows: Sequence[int]):
         self._open = {
             job.target: (count, _mtime(manifest_path(job.target)))
             for job, count in zip(jobs, rows, strict=True)
@@ -254,7 +260,6 @@ class Progress:
             total=sum(rows), desc=", ".join(steps), unit=" rows", file=sys.stderr, smoothing=0.05
         )
         self._over = threading.Event()
-        self._seconds = seconds
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Progress:
@@ -269,7 +274,7 @@ class Progress:
         self._bar.close()
 
     def _watch(self) -> None:
-        while not self._over.wait(self._seconds):
+        while not self._over.wait(1.0):
             self._show()
 
     def _show(self) -> None:

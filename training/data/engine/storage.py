@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,27 +16,22 @@ from ...common.files import atomic
 from ...rows.parquet import Row
 
 
-class ShaTable:
+class ShaTable(contextlib.ExitStack):
     """SHA-256 values and what is known of each, on disk, so that memory does not grow with rows.
 
     Keys are the first 16 bytes with a short name in front.
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="maya-toxicity-")
-        self._database = sqlite3.connect(Path(self._folder.name, "table.sqlite"))
+        super().__init__()
+        folder = self.enter_context(tempfile.TemporaryDirectory(prefix="maya-toxicity-"))
+        self._database = sqlite3.connect(Path(folder, "table.sqlite"))
+        self.callback(self._database.close)
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"):
             self._database.execute(f"PRAGMA {pragma}")
         self._database.execute(
             "CREATE TABLE known (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
         )
-
-    def __enter__(self) -> ShaTable:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._database.close()
-        self._folder.cleanup()
 
     @staticmethod
     def _key(sha256: str, name: str) -> bytes:
@@ -61,22 +56,9 @@ class ShaTable:
         return found[0] if found else None
 
 
-@contextlib.contextmanager
-def parquet_writer(path: Path, schema: pa.Schema, batch: int = 10_000) -> Iterator[Any]:
-    """Gives a function that takes rows one by one; the file is there when the block has ended."""
-    rows: list[Row] = []
+def write_rows(path: Path, schema: pa.Schema, rows: Iterator[Row], batch: int = 10_000) -> None:
+    """Write rows as they come, `batch` in memory at a time; the file is there when all are written."""
     with atomic(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-
-            def write(row: Row) -> None:
-                rows.append(row)
-                if len(rows) == batch:
-                    flush()
-
-            def flush() -> None:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows.clear()
-
-            yield write
-            if rows:
-                flush()
+            while part := list(itertools.islice(rows, batch)):
+                writer.write_table(pa.Table.from_pylist(part, schema=schema))

@@ -1,8 +1,7 @@
 """One step on one unit of rows, exactly once: journal, atomic parquet, hashed manifest.
 
-Translation, verification and toxicity are workers of this one engine. A unit is one parquet file of
-source rows; its output is one parquet file with the same rows in the same order, and beside it a
-manifest that names the input, the worker and the SHA-256 of the output. A unit's life:
+A unit is one parquet file of source rows; its output is one with the same rows in the same order, and
+beside it a manifest that names the input, the worker and the SHA-256 of the output. A unit's life:
 
 1. the lock of the unit is taken; a second writer is refused;
 2. the manifest, if there is one, is held against worker, input and the bytes of the parquet;
@@ -22,7 +21,6 @@ import contextlib
 import dataclasses
 import json
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,13 +32,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ...common.files import remove_temporaries, sha256_file, write_json, write_parquet
-from ...common.signals import Stopped
+from ...common.signals import Stopped, signal_handlers
 from ...rows.parquet import Row
 from .answer_schema import AnswerSchema
 from .journal import Journal
 from .unit_files import (
     COUNTED,
-    Key,
     UnitManifest,
     check_unit,
     count_failures,
@@ -50,20 +47,7 @@ from .unit_files import (
     locked,
     manifest_path,
     read_rows,
-    reopen_unit,
 )
-
-__all__ = [
-    "Key",
-    "Stopped",
-    "UnitManifest",
-    "Worker",
-    "check_unit",
-    "manifest_path",
-    "reopen_unit",
-    "run_unit",
-    "run_units",
-]
 
 SYNC_ROWS = 32
 SYNC_SECONDS = 1.0
@@ -94,9 +78,6 @@ class Worker(Protocol):
         Raises only what makes the whole run pointless (a refused key, a missing model): the run
         then stops with that message.
         """
-
-
-# Running
 
 
 def run_unit(worker: Worker, source: Path, target: Path) -> UnitManifest:
@@ -228,32 +209,21 @@ class _Run:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         loop = asyncio.get_running_loop()
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        caught = [number for number, handler in before.items() if handler != signal.SIG_IGN]
 
-        def stop(number: signal.Signals) -> None:
+        def stop(number: int, frame: Any) -> None:
             if self.stopped_by is None:
-                self.stopped_by = number
+                self.stopped_by = signal.Signals(number)
                 # A signal to a whole group comes twice: from its sender and from our parent.
-                loop.call_later(SYNC_SECONDS, give_up_at_next)
+                loop.call_soon_threadsafe(loop.call_later, SYNC_SECONDS, give_up_at_next)
 
         def give_up_at_next() -> None:
-            for each in caught:
-                loop.remove_signal_handler(each)
-                signal.signal(each, signal.SIG_DFL)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is stop:
+                    signal.signal(number, signal.SIG_DFL)
 
-        for number in caught:
-            loop.add_signal_handler(number, stop, number)
-        try:
+        with signal_handlers(stop):
             yield
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
-                signal.signal(number, before[number])
 
 
 @dataclass

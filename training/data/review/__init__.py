@@ -4,12 +4,10 @@
     read_sheet(folder, Path("filled.csv"))            # into review/overrides.parquet
     read_overrides(folder, "translation")             # (id, lang) -> decision, reviewer, note
 
-A sheet is a CSV for a spreadsheet and an HTML page that needs nothing else: the page shows pictures
-(blurred, if asked for), sets Arabic and Urdu from right to left, and saves the same CSV, filled.
-People fill the columns decision, reviewer and note; an empty decision is none. What comes back is
-taken whole or not at all: a sheet that is damaged is refused with every place that is wrong. The
-JSON beside a sheet says what was asked, so a row is known by its number even where a spreadsheet
-made 42 of the id 000042.
+A sheet is a CSV for a spreadsheet and an HTML page that saves the same CSV, filled. People fill the
+columns decision, reviewer and note; an empty decision is none. A damaged sheet is refused whole, with
+every place that is wrong. The JSON beside a sheet says what was asked, so a row is known by its number
+even where a spreadsheet made 42 of the id 000042.
 
 A decision is about the text that was shown: it holds its SHA-256, and is not applied to another text.
 

@@ -14,19 +14,8 @@ from ...rows.parquet import check_columns, is_text, read_rows
 # What people may decide, by kind of sheet.
 DECISIONS = {"translation": ("accept", "reject"), "toxicity": ("clean", "flagged")}
 COLUMNS = ("sheet", "row", "id", "lang", "source", "text", "reason", "decision", "reviewer", "note")
-OVERRIDES = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("decision", pa.string()),
-        ("reviewer", pa.string()),
-        ("note", pa.string()),
-        ("text_sha256", pa.string()),
-        ("sheet", pa.string()),
-        ("read_at", pa.string()),
-    ]
-)
+_KEPT = ("kind", "id", "lang", "decision", "reviewer", "note", "text_sha256", "sheet", "read_at")
+OVERRIDES = pa.schema([(name, pa.string()) for name in _KEPT])
 
 
 @dataclass(frozen=True)
@@ -37,7 +26,6 @@ class ReviewRow:
     source, text: what it was made from, and what is asked about; either may be "".
     image: the picture's name, None for none.
     reason: why it is in the sheet, in words.
-    decidable: the decisions that make sense for it, all of the kind's if empty.
     """
 
     id: str
@@ -47,7 +35,6 @@ class ReviewRow:
     source_lang: str = ""
     image: str | None = None
     reason: str = ""
-    decidable: tuple[str, ...] = ()
 
 
 def read_overrides(folder: Path, kind: str) -> dict[tuple[str, str], dict[str, Any]]:

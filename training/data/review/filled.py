@@ -129,15 +129,13 @@ def _decision(
 def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Rows with the line they begin on."""
     data = read_bytes(path)
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"  # what Excel calls Unicode text
-    else:
-        encoding = "utf-8-sig"
+    # UTF-16 is what Excel calls Unicode text.
+    encoding = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "UTF-8"
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'} (byte {error.start}); in the spreadsheet save it as 'CSV UTF-8'"
+            f"{path}: not {encoding} (byte {error.start}); in the spreadsheet save it as 'CSV UTF-8'"
         ) from None
     first, _, rest = text.partition("\n")
     offset = 0

@@ -41,7 +41,7 @@ def sheet_page(
         picture = f'<img class="{look}" alt="" src="{thumbnail}">' if thumbnail else ""
         choices = "".join(
             f'<label><input type="radio" name="d{number}" value="{word}"> {word}</label>'
-            for word in (row.decidable or decisions)
+            for word in decisions
         )
         articles.append(
             f'<article class="{"" if picture else "plain"}">{picture}<div>'

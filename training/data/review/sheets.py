@@ -3,7 +3,6 @@
 import csv
 import io
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +57,6 @@ def write_sheet(
     kind: str,
     rows: Sequence[ReviewRow],
     *,
-    name: str | None = None,
     title: str = "",
     pictures: Pictures | None = None,
     blur: bool = False,
@@ -68,37 +66,39 @@ def write_sheet(
     A row whose picture cannot be shown is there without it, and its reason says why.
 
     Args:
-        folder: of the build.
-        kind: "translation" or "toxicity".
-        name: of the sheet; default: the kind and the next free number.
         pictures: where those are that rows name; None shows none.
         blur: pictures are blurred until clicked on.
 
-    Raises ValueError for no rows, two rows with one (id, lang), or a name that is taken.
+    Raises ValueError for no rows, and for two rows with one (id, lang).
     """
     if kind not in DECISIONS:
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(DECISIONS)}")
-    _check_rows(folder, rows)
+    if not rows:
+        raise ValueError(f"{folder}: there is nothing to review")
+    ((key, times),) = Counter((row.id, row.lang) for row in rows).most_common(1)
+    if times > 1:
+        raise ValueError(f"row {key[0]!r} ({key[1]!r}) stands {times} times in one sheet")
     review = folder / "review"
-    name = _free_name(review, kind) if name is None else name
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"sheet name {name!r}: expected letters, digits, dots and hyphens")
-    if (review / f"{name}.json").exists():
-        raise ValueError(f"{review / name}.json: there is a sheet of this name; choose another")
+    taken = [path.stem.rpartition("-")[2] for path in review.glob(f"{kind}-*.json")]
+    name = f"{kind}-{max((int(n) for n in taken if n.isdigit()), default=0) + 1}"
     pictured = [_pictured(row, pictures) for row in rows]
     shown, thumbnails = [row for row, _ in pictured], [thumbnail for _, thumbnail in pictured]
     records = [_record(name, number, row) for number, row in enumerate(shown, 1)]
     title = title or f"{kind} review {name}"
     page = sheet_page(name, title, shown, records, DECISIONS[kind], thumbnails, blur)
     # With a byte order mark spreadsheets read UTF-8.
-    write_bytes(review / f"{name}.csv", _csv(records).encode("utf-8-sig"))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(records)
+    write_bytes(review / f"{name}.csv", buffer.getvalue().encode("utf-8-sig"))
     write_bytes(review / f"{name}.html", page.encode())
     asked = [
         {
             "id": row.id,
             "lang": row.lang,
             "text_sha256": sha256_text(row.text),
-            "decidable": list(row.decidable or DECISIONS[kind]),
+            "decidable": list(DECISIONS[kind]),
         }
         for row in rows
     ]
@@ -106,32 +106,10 @@ def write_sheet(
     return Sheet(name, review / f"{name}.csv", review / f"{name}.html", len(rows))
 
 
-def _check_rows(folder: Path, rows: Sequence[ReviewRow]) -> None:
-    if not rows:
-        raise ValueError(f"{folder}: there is nothing to review")
-    keys = Counter((row.id, row.lang) for row in rows)
-    (key, times), *_ = keys.most_common(1)
-    if times > 1:
-        raise ValueError(f"row {key[0]!r} ({key[1]!r}) stands {times} times in one sheet")
-
-
-def _free_name(review: Path, kind: str) -> str:
-    taken = [path.stem.rpartition("-")[2] for path in review.glob(f"{kind}-*.json")]
-    return f"{kind}-{max((int(n) for n in taken if n.isdigit()), default=0) + 1}"
-
-
 def _record(name: str, number: int, row: ReviewRow) -> dict[str, str]:
     """A row of the CSV."""
     texts = {key: inert(getattr(row, key)) for key in ("id", "lang", "source", "text", "reason")}
     return {"sheet": name, "row": str(number), **texts, "decision": "", "reviewer": "", "note": ""}
-
-
-def _csv(records: Sequence[dict[str, str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return buffer.getvalue()
 
 
 def _pictured(row: ReviewRow, pictures: Pictures | None) -> tuple[ReviewRow, str | None]:

@@ -41,15 +41,12 @@ def verdict(language: dict[str, Any], metric: str, alpha: float) -> str:
 def format_report(record: dict[str, Any]) -> str:
     plan, sample = record["plan"], record["sample"]
     left_out = ", ".join(f"{count:,} for {why}" for why, count in sample["left_out"].items())
-    references = record["references"]["kind"]
-    if "model" in record["references"]:
-        references += f" ({record['references']['model']})"
     lines = [
         f"# Preambles compared: {record['name']}",
         "",
         f"{sample['drawn']:,} captions, drawn from {sample['captions']:,} over bins of length and "
         f"readability (left out: {left_out}), each translated once by every preamble. References: "
-        f"{references}. Intervals are of a paired bootstrap with {plan['resamples']:,} resamples; "
+        f"{record['references']['kind']}. Intervals are of a paired bootstrap with {plan['resamples']:,} resamples; "
         f"{METRIC_NAMES[plan['decide_by']]} decides, at p < {plan['alpha']}.",
         "",
         "| language | best preamble | significant winner |",

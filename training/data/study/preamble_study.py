@@ -3,8 +3,7 @@
 The paper's study (arXiv 2412.07112) on a larger sample and with scores that fit the languages: captions
 are drawn over bins of length and readability, translated once by every preamble, and scored against
 references by BLEU and chrF++; a paired bootstrap says whether the best one is better than by chance.
-Answers are kept by the unit engine, so the same command continues a stopped study, and asks again for
-requests that failed.
+The same command continues a stopped study, and asks again for requests that failed.
 """
 
 import importlib.metadata
@@ -14,30 +13,42 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ...common.files import write_json, write_parquet
-from ...common.schema import build, digest, read_mapping, resolve_paths, to_dict
+from ...common.schema import Bounds, build, digest, read_mapping, resolve_paths, to_dict
 from ...rows.parquet import Row, read_rows
+from ..engine.unit_files import reopen_unit
+from ..engine.units import run_unit
 from ..sources.records import SOURCE_SCHEMA
+from ..translation.plan import TranslatorPlan
 from ..translation.prompts import variants
-from ..translation.worker import TranslateWorker, TranslatorPlan
+from ..translation.worker import TranslateWorker
 from ..verification.scoring import METRICS, Comparison, compare
 from .preamble_report import write_report
-from .references import (
-    given_references,
-    made_references,
-    read_sheet,
-    read_table,
-    run_again,
-    write_sheet,
-)
+from .references import read_references, read_table
 from .sampling import Sample, stratified_sample
 
 FORMAT = "maya-preambles-1"
+_BINS = 5  # of length, and of readability; as many as in the paper
+_DECISIVE = "chrf++"  # the metric that decides on a winner
+_ALPHA = 0.05  # the p below which a winner is one
+_OWN_REFERENCES = (
+    "a study makes no references any more: translate the captions with `maya data build`, have "
+    "people check them, and name the file in `references`"
+)
+# Keys that studies once had, and what to do without them.
+_REMOVED = {
+    "reference_translator": _OWN_REFERENCES,
+    "accept_unreviewed": _OWN_REFERENCES,
+    "length_bins": f"always {_BINS} now: leave it out",
+    "readability_bins": f"always {_BINS} for English captions now: leave it out",
+    "decide_by": f"{_DECISIVE} always decides now, and BLEU is in the report: leave it out",
+    "alpha": f"always {_ALPHA} now, and the report has every p: leave it out",
+}
 
 
 @dataclass
@@ -49,44 +60,30 @@ class PreambleStudyPlan:
     name, output_dir: of the study; the same plan continues what is there.
     captions: a .csv, .jsonl, .json or .parquet file, or a folder of parquet files such as a build's
         `source`, with the columns id and text.
+    references: such a file with good translations: id and a column per language, or id, lang and text.
     languages: BCP-47 codes of the targets.
     translator: the model; its own preamble is one among `preambles` only if it stands there.
     preambles: shipped ones and text files. Default: all that are shipped.
     source_language: readability has a part in the sampling for English only.
 
-    > Parameters that say where references come from
-
-    references: a file with id and a column per language, or id, lang and text. Without one,
-        `reference_translator` makes them and people check them in `review/references-LANG.csv`.
-    accept_unreviewed: go on with machine references that nobody has checked; the report says so.
-
     > Parameters of sampling and scoring
 
     samples: 30 in the paper; so few seldom tell preambles apart (data from 300 on does).
-    length_bins, readability_bins: 5 times 5 in the paper.
-    decide_by: the metric that decides on a winner.
-    resamples, alpha: of the paired bootstrap, and the p below which a winner is one.
+    resamples: of the paired bootstrap.
     seed: of sample and bootstrap.
     """
 
     name: str
     output_dir: str
     captions: str
+    references: str
     languages: list[str]
     translator: TranslatorPlan
-    preambles: list[str] = field(default_factory=variants)
+    preambles: list[str] = field(default_factory=lambda: list(variants()))
     source_language: str = "en"
 
-    references: str | None = None
-    reference_translator: TranslatorPlan | None = None
-    accept_unreviewed: bool = False
-
     samples: int = 300
-    length_bins: int = 5
-    readability_bins: int = 5
-    decide_by: Literal["chrf++", "bleu"] = "chrf++"
     resamples: int = 1000
-    alpha: float = 0.05
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -97,22 +94,15 @@ class PreambleStudyPlan:
         shorts = [_short(preamble) for preamble in self.preambles]
         if len(set(shorts)) < len(shorts):
             raise ValueError(f"preambles: two have the same name in {shorts}")
-        if (self.references is None) == (self.reference_translator is None):
-            raise ValueError("expected one of references and reference_translator")
-        for key in ("samples", "length_bins", "readability_bins", "resamples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: expected at least 1, found {getattr(self, key)}")
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha: expected a number between 0 and 1, found {self.alpha}")
+        for key in ("samples", "resamples"):
+            Bounds(least=1).check(getattr(self, key), "study", key)
         self.translator.check_languages(self.source_language, self.languages)
-        if self.reference_translator is not None:
-            self.reference_translator.check_languages(self.source_language, self.languages)
         for lang in self.languages:
             if self.translator.for_language(lang).prompt != "preamble":
                 raise ValueError(f"translator: {lang}: its model takes no preamble to compare")
 
 
-class StudyWorker:
+class StudyWorker(TranslateWorker):
     """One preamble in one language (a Worker of units.py): every caption once, nothing asked again.
 
     `text` is what would be kept: the answer in its brackets, or all of it where they are missing.
@@ -137,24 +127,16 @@ class StudyWorker:
         translator = replace(
             plan.translator.for_language(lang), preamble=preamble, second_preamble=None, retries=0
         )
-        self.inner = TranslateWorker(
+        super().__init__(
             translator, lang, plan.source_language, trust_remote_code=trust_remote_code
         )
-        self.lang, self.name = lang, f"study/{lang}/{_short(preamble)}"
-        self.key = digest(["study", 1, self.inner.key])
-        self.prompt, self.parameters = self.inner.request(0)
-        self.batch_rows, self.concurrency = self.inner.batch_rows, self.inner.concurrency
-
-    async def __aenter__(self) -> "StudyWorker":
-        await self.inner.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self.inner.__aexit__(*error)
+        self.name = f"study/{lang}/{_short(preamble)}"
+        self.key = digest(["study", 1, self.key])
+        self.prompt, self.parameters = self.request(0)
 
     async def process(self, rows: list[Row]) -> list[Row]:
         texts = [row["text"] for row in rows]
-        answers = await self.inner.translator.answers(texts, self.prompt, self.parameters)
+        answers = await self.translator.answers(texts, self.prompt, self.parameters)
         assert self.prompt is not None
         found = []
         for row, answer in zip(rows, answers, strict=True):
@@ -162,9 +144,7 @@ class StudyWorker:
             if answer.text is not None:
                 inside = self.prompt.unwrap(answer.text, row["text"])
                 text = answer.text.strip() if inside is None else inside
-                checked = self.inner.checker.check(
-                    row["text"], text, self.lang, answer.finish_reason
-                )
+                checked = self.checker.check(row["text"], text, self.lang, answer.finish_reason)
                 flags = [flag.name for flag in checked if flag.hard]
                 if inside is None:
                     flags.append("brackets")
@@ -193,29 +173,19 @@ def run_study(
         the report's file and what `results.json` beside it holds.
 
     Raises:
-        ValueError: a bad plan, bad captions or references, sheets that are not filled in.
+        ValueError: a bad plan, bad captions or references.
         OSError: an endpoint that refuses everyone.
     """
     plan = load_study(path, overrides)
     folder = Path(plan.output_dir)
-    given = given_references(Path(plan.references), plan.languages) if plan.references else None
-    captions, dropped = _captions(plan, given)
+    references = read_references(Path(plan.references), plan.languages)
+    captions, dropped = _captions(plan, references)
     names = list(captions)
-    readable = plan.readability_bins if plan.source_language.split("-")[0] == "en" else 1
-    sample = stratified_sample(
-        list(captions.values()), plan.samples, plan.length_bins, readable, plan.seed
-    )
+    readable = _BINS if plan.source_language.split("-")[0] == "en" else 1
+    sample = stratified_sample(list(captions.values()), plan.samples, _BINS, readable, plan.seed)
     chosen = {names[i]: captions[names[i]] for i in sample.chosen}
     source = folder / "sample.parquet"
     _write_sample(plan, chosen, source)
-    references = {
-        lang: (
-            {number: given[lang][number] for number in chosen}
-            if given is not None
-            else _checked_references(plan, folder, source, chosen, lang, trust_remote_code)
-        )
-        for lang in plan.languages
-    }
     languages = {}
     for lang in plan.languages:
         answers = {}
@@ -223,15 +193,19 @@ def run_study(
             target = folder / "answers" / lang / f"{_short(preamble)}.parquet"
             worker = StudyWorker(plan, preamble, lang, trust_remote_code)
             print(f"{lang}: {_short(preamble)}", flush=True)
-            run_again(worker, source, target)
+            run_unit(worker, source, target)
+            if reopen_unit(target, {"failed"}):
+                run_unit(worker, source, target)
             answers[_short(preamble)] = (worker, list(read_rows(target)))
-        languages[lang] = _scored(plan, lang, answers, references[lang])
+        languages[lang] = _scored(
+            plan, lang, answers, {number: references[lang][number] for number in chosen}
+        )
     record = {
         "format": FORMAT,
         "name": plan.name,
-        "plan": to_dict(plan),
+        "plan": {**to_dict(plan), "decide_by": _DECISIVE, "alpha": _ALPHA},
         "versions": _versions(),
-        "references": _reference_kind(plan),
+        "references": {"kind": "given"},
         "sample": _described(plan, sample, chosen, dropped, list(captions.values())),
         "languages": languages,
     }
@@ -243,6 +217,8 @@ def run_study(
 def load_study(path: Path, overrides: Sequence[str] = ()) -> PreambleStudyPlan:
     """Read and check a plan. Raises ValueError (one line) naming the file and the key."""
     data = resolve_paths(read_mapping(path, overrides), path.resolve().parent)
+    for key in _REMOVED.keys() & data.keys():
+        raise ValueError(f"{path}: {key}: {_REMOVED[key]}")
     return build(PreambleStudyPlan, data, str(path))
 
 
@@ -252,7 +228,7 @@ def _short(preamble: str) -> str:
 
 
 def _captions(
-    plan: PreambleStudyPlan, given: dict[str, dict[str, str]] | None
+    plan: PreambleStudyPlan, references: dict[str, dict[str, str]]
 ) -> tuple[dict[str, str], dict[str, int]]:
     """id -> text of what can be drawn, in order of ids; and what was left out, counted."""
     found: dict[str, str] = {}
@@ -265,7 +241,7 @@ def _captions(
             raise ValueError(f"{where}: id {number!r} stands twice")
         if text is None or not str(text).strip():
             dropped["no text"] += 1
-        elif given is not None and any(number not in given[lang] for lang in plan.languages):
+        elif any(number not in references[lang] for lang in plan.languages):
             dropped["no reference in every language"] += 1
         else:
             found[number] = str(text)
@@ -279,30 +255,6 @@ def _write_sample(plan: PreambleStudyPlan, chosen: dict[str, str], path: Path) -
         for number, text in chosen.items()
     ]
     write_parquet(path, pa.Table.from_pylist(rows, schema=SOURCE_SCHEMA))
-
-
-def _checked_references(
-    plan: PreambleStudyPlan,
-    folder: Path,
-    source: Path,
-    chosen: dict[str, str],
-    lang: str,
-    trust_remote_code: bool,
-) -> dict[str, str]:
-    """References from a sheet; where there is none yet, one is written first."""
-    sheet = folder / "review" / f"references-{lang}.csv"
-    if not sheet.is_file():
-        assert plan.reference_translator is not None
-        rows = made_references(
-            plan.reference_translator,
-            source,
-            folder / "references",
-            plan.source_language,
-            lang,
-            trust_remote_code,
-        )
-        write_sheet(sheet, rows)
-    return read_sheet(sheet, chosen, plan.accept_unreviewed)
 
 
 def _scored(
@@ -324,7 +276,7 @@ def _scored(
     systems = {name: [own[i] for i in common] for name, own in texts.items()}
     wanted = [references[i] for i in common]
     scores: dict[str, Comparison] = {
-        name: compare(name, lang, systems, wanted, plan.resamples, plan.alpha, plan.seed)
+        name: compare(name, lang, systems, wanted, plan.resamples, _ALPHA, plan.seed)
         for name in METRICS
     }
     preambles = {}
@@ -342,7 +294,7 @@ def _scored(
             "flags": dict(sorted(flags.items())),
             "requests": sum(row["attempts"] for row in rows),
         }
-    decided = scores[plan.decide_by]
+    decided = scores[_DECISIVE]
     return {
         "scored": len(common),
         "without_reference": len(answers[decided.best][1]) - len(references),
@@ -375,14 +327,6 @@ def _described(
             "drawn": round(float(np.mean([length for length, _ in drawn])), 2),
         },
     }
-
-
-def _reference_kind(plan: PreambleStudyPlan) -> dict[str, Any]:
-    if plan.reference_translator is None:
-        return {"kind": "given"}
-    kind = "machine, not checked by people" if plan.accept_unreviewed else "machine, checked"
-    own = plan.reference_translator
-    return {"kind": kind, "model": own.model, "model_revision": own.model_revision}
 
 
 def _versions() -> dict[str, str]:

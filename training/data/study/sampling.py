@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,7 @@ def syllables(word: str) -> int:
     return max(1, len(_VOWELS.findall(word)) - silent)
 
 
-@dataclass(frozen=True)
-class Readability:
+class Readability(NamedTuple):
     """Flesch's two formulas, of 1948 and of Kincaid et al. 1975, for English.
 
     ease: 0 to 100 for ordinary texts, higher is easier. grade: years of school.
@@ -35,7 +35,7 @@ class Readability:
 
 
 def readability(text: str) -> Readability:
-    """Of a text with at least one word; a text without one is as easy as can be."""
+    """The readability of a text; a text without a word is as easy as can be."""
     words = _WORD.findall(text)
     if not words:
         return Readability(206.835, -15.59)
@@ -68,14 +68,12 @@ class Sample:
     chosen: positions of the drawn texts, rising.
     repetitive: how many texts were set aside for repeated words.
     strata: [length bin, readability bin, texts there, texts drawn], for bins that have texts.
-    length_edges: the inner edges of the length bins, in characters.
     complexity: of every text, 0 (easy) to 1; all 0 where readability was not asked for.
     """
 
     chosen: list[int]
     repetitive: int
     strata: list[tuple[int, int, int, int]]
-    length_edges: list[float]
     complexity: np.ndarray
 
 
@@ -98,12 +96,9 @@ def stratified_sample(
     lengths = np.array([len(texts[i]) for i in kept], dtype=float)
     complexity = np.zeros(len(texts))
     if readability_bins > 1:
-        found = [readability(texts[i]) for i in kept]
-        grade = _scaled(np.array([each.grade for each in found]))
-        ease = _scaled(np.array([each.ease for each in found]))
-        complexity[kept] = (grade + 1 - ease) / 2
-    edges = _edges(lengths, length_bins)
-    by_length = np.digitize(lengths, edges).tolist()
+        ease, grade = np.array([readability(texts[i]) for i in kept]).T
+        complexity[kept] = (_scaled(grade) + 1 - _scaled(ease)) / 2
+    by_length = np.digitize(lengths, _edges(lengths, length_bins)).tolist()
     own = complexity[kept]
     by_reading = np.digitize(own, _edges(own, readability_bins)).tolist()
     members: dict[tuple[int, int], list[int]] = {}
@@ -116,7 +111,7 @@ def stratified_sample(
     for name, count in zip(names, counts, strict=True):
         chosen += random.choice(members[name], size=count, replace=False).tolist()
     strata = [(*name, len(members[name]), count) for name, count in zip(names, counts, strict=True)]
-    return Sample(sorted(chosen), len(texts) - len(kept), strata, edges.tolist(), complexity)
+    return Sample(sorted(chosen), len(texts) - len(kept), strata, complexity)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,5 @@
 """Judges that give a probability: transformers text-classification models, and plain functions.
 
-    ClassifierJudge(model="unitary/toxic-bert", toxic=["toxic"], activation="sigmoid")
-    FunctionJudge("profanity_check:predict_prob", stage="text")
-
 transformers' own defaults would mislead here: they return the top label only, put a softmax over
 the labels of a model that does not say it is multi-label, and fail on long texts.
 """
@@ -15,6 +12,7 @@ import importlib.metadata
 import json
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +27,13 @@ VERSION = 1
 UNSAFE_AT = 0.5  # the label; what is dropped is the policy's matter
 
 
+@dataclass(kw_only=True)
 class ClassifierJudge:
     """A transformers text-classification model.
 
     A text longer than the model reads is judged in overlapping pieces, and the worst piece counts:
     nothing at its end goes unread.
 
-    model, revision: a Hub repository and its commit, or a folder.
     toxic: the labels that mean toxic, by name or index. Under softmax their probabilities add up,
         under sigmoid the largest counts.
     activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not; there
@@ -43,34 +41,29 @@ class ClassifierJudge:
     max_length: tokens; needed where the tokenizer does not say what its model takes.
     """
 
+    model: str
+    toxic: Sequence[str | int]
+    activation: Literal["softmax", "sigmoid"]
+    revision: str | None = None
+    batch_size: int = 32
+    max_length: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
     concurrency = 1
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        toxic: Sequence[str | int],
-        activation: Literal["softmax", "sigmoid"],
-        revision: str | None = None,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.model, self.revision, self.toxic = model, revision, list(toxic)
-        self.activation, self.batch_size, self.max_length = activation, batch_size, max_length
-        self.device, self.dtype, self.trust_remote_code = device, dtype, trust_remote_code
-        self.batch_rows = batch_size
-        self.model_revision = local_revision(model) or revision or "main"
-        self.policy_sha = digest([self.toxic, activation])
+    def __post_init__(self) -> None:
+        self.batch_rows = self.batch_size
+        self.model_revision = local_revision(self.model) or self.revision or "main"
+        labels = [list(self.toxic), self.activation]
+        self.policy_sha = digest(labels)
         # Neither batch nor device: they change no answer but by rounding.
         self.key = digest(
             {
                 "classifier": VERSION,
-                "model": [model, self.model_revision, dtype],
-                "labels": [self.toxic, activation],
-                "max_length": max_length,
+                "model": [self.model, self.model_revision, self.dtype],
+                "labels": labels,
+                "max_length": self.max_length,
             }
         )
         self._pipeline: Any = None
@@ -183,6 +176,7 @@ class ClassifierJudge:
         return _scored(score, max(toxic, key=toxic.__getitem__), raw)
 
 
+@dataclass
 class FunctionJudge:
     """Any function of an installed package that scores texts or images.
 
@@ -191,22 +185,21 @@ class FunctionJudge:
     such probabilities, of which the largest counts.
     """
 
+    function: str
+    stage: Literal["text", "image"]
+    revision: str | None = None
+    batch_size: int = 32
     concurrency = 1
 
-    def __init__(
-        self,
-        function: str,
-        *,
-        stage: Literal["text", "image"],
-        revision: str | None = None,
-        batch_size: int = 32,
-    ) -> None:
-        self.function, self.stage, self.batch_rows = function, stage, batch_size
+    def __post_init__(self) -> None:
+        self.batch_rows = self.batch_size
         self._call = self._find()
         self._has_answered = False
-        self.model_revision = revision or self._version()
-        self.policy_sha = digest([function])
-        self.key = digest({"function": VERSION, "model": [function, stage, self.model_revision]})
+        self.model_revision = self.revision or self._version()
+        self.policy_sha = digest([self.function])
+        self.key = digest(
+            {"function": VERSION, "model": [self.function, self.stage, self.model_revision]}
+        )
 
     async def __aenter__(self) -> FunctionJudge:
         return self

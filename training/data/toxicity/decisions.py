@@ -1,10 +1,7 @@
 """The policy applied to a build's stored verdicts: decisions, audit and counts. No model runs.
 
-`decide_build` reads every verdict once, then every row once, and writes
-
-    toxicity/decisions.parquet   one row per (id, lang) that has a text: clean, review or flagged
-    toxicity/audit.parquet       one row per verdict, with what it came to and why
-    toxicity/summary.json        the counts
+`decide_build` reads every verdict once, then every row once. It writes `toxicity/decisions.parquet`, one
+row per (id, lang) that has a text; `audit.parquet`, one row per verdict; and `summary.json`, the counts.
 """
 
 from __future__ import annotations
@@ -15,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +21,9 @@ from ...common.files import sha256_text, write_json
 from ...common.reading import parse_json
 from ...common.schema import build, to_dict
 from ...rows.parquet import Row, parquet_file
-from ..engine.storage import ShaTable, parquet_writer
-from ..engine.units import Key
+from ..engine.progress import text_table
+from ..engine.storage import ShaTable, write_rows
+from ..engine.unit_files import Key
 from ..review.decisions import read_overrides
 from .plan import JudgePlan
 from .policy import (
@@ -38,7 +37,7 @@ from .policy import (
     outcome,
     overridden,
 )
-from .step import ToxicityStep, stream
+from .step import ToxicityStep
 from .verdicts import VERDICT_SCHEMA, image_sha, text_of
 
 DECISION_SCHEMA = pa.schema(
@@ -149,14 +148,15 @@ def decide_build(
         "policy_sha": policy.sha,
     }
     with ShaTable() as table:
-        _outcomes(step, policy, table, summary, about)
-        outcomes = _reader(step, policy, table, summary)
-        path = step.root / "decisions.parquet"
-        with parquet_writer(path, DECISION_SCHEMA.with_metadata(about)) as write:
+        audit = _audited(step, policy, table, summary)
+        write_rows(step.root / "audit.parquet", AUDIT_SCHEMA.with_metadata(about), audit)
+        found = _reader(step, policy, table, summary)
+
+        def decided() -> Iterator[Row]:
             for group in rows_by_id(step):
                 texts = {row["lang"]: text_of(row) for row in group}
                 texts[""] = texts.get(step.source_language)
-                for made in decide(outcomes(group), policy):
+                for made in decide(found(group), policy):
                     for key in ((made.id, made.lang), (made.id, "")):
                         given = overrides.get(key)
                         if given is not None and _same_text(given, texts[key[1]]):
@@ -164,7 +164,10 @@ def decide_build(
                             used.add(key)
                             break
                     summary.count(made)
-                    write(asdict(made))
+                    yield asdict(made)
+
+        schema = DECISION_SCHEMA.with_metadata(about)
+        write_rows(step.root / "decisions.parquet", schema, decided())
     summary.stale = len(overrides.keys() - used)
     summary.check()
     write_json(step.root / "summary.json", summary.to_json())
@@ -183,30 +186,23 @@ def stored_policy(step: ToxicityStep) -> Policy | None:
     return build(Policy, parse_json(about[b"policy"], f"{path}: policy"), str(path))
 
 
-def _outcomes(
-    step: ToxicityStep,
-    policy: Policy,
-    table: ShaTable,
-    summary: Summary,
-    about: dict[str, str],
-) -> None:
-    """Every verdict's outcome into `table` under "<judge>/<lang>", and into the audit."""
+def _audited(
+    step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
+) -> Iterator[Row]:
+    """The rows of the audit; every verdict's outcome goes into `table` under "<judge>/<lang>"."""
     # A judge of rationales comes before the judge that it confirms.
-    judges = sorted(step.plan.judges, key=lambda judge: judge.stage != "rationale")
-    path = step.root / "audit.parquet"
-    with parquet_writer(path, AUDIT_SCHEMA.with_metadata(about)) as write:
-        for judge in judges:
-            assert judge.name is not None
-            rule = policy.rule(judge.name, judge.preset)
-            by = step.plan.confirmer(judge, policy)
-            for verdict in step.verdicts(judge):
-                found = outcome(rule, verdict)
-                if by is not None:
-                    found = confirmed(found, _second(table, by, verdict), str(by.name))
-                table.set(verdict["input_sha256"], f"{judge.name}/{verdict['lang']}", _pack(found))
-                summary.verdicts[judge.name, verdict["label"]] += 1
-                summary.failures[judge.name] += verdict["error"] is not None
-                write({**verdict, "decided": found.decided, "reason": found.reason})
+    for judge in sorted(step.plan.judges, key=lambda judge: judge.stage != "rationale"):
+        assert judge.name is not None
+        rule = policy.rule(judge.name, judge.preset)
+        by = step.plan.confirmer(judge, policy)
+        for verdict in step.verdicts(judge):
+            found = outcome(rule, verdict)
+            if by is not None:
+                found = confirmed(found, _second(table, by, verdict), str(by.name))
+            table.set(verdict["input_sha256"], f"{judge.name}/{verdict['lang']}", _pack(found))
+            summary.verdicts[judge.name, verdict["label"]] += 1
+            summary.failures[judge.name] += verdict["error"] is not None
+            yield {**verdict, "decided": found.decided, "reason": found.reason}
 
 
 def _second(table: ShaTable, by: JudgePlan, verdict: Row) -> Outcome | None:
@@ -288,31 +284,22 @@ def rows_by_id(step: ToxicityStep) -> Iterator[list[Row]]:
 
     All files are read side by side, each sorted by id, so that memory holds one id.
 
-    Raises ValueError for rows that are not sorted by id, and for an (id, lang) that comes twice.
+    Raises ValueError for rows that are not sorted by id, for an (id, lang) that comes twice, and as
+    `ToxicityStep.rows_in`.
     """
-    streams = [_numbered(stream(place), n) for n, place in enumerate(step.places())]
-    merged = heapq.merge(*streams, key=lambda item: item[0])
+    # Of equal ids, those of the first stream come first.
+    merged = heapq.merge(*map(step.rows_in, step.places()), key=itemgetter("id"))
     last = ""
-    for id_, group in groupby(merged, key=lambda item: item[0][0]):
-        rows = [row for _, row in group]
+    for id_, group in groupby(merged, key=itemgetter("id")):
+        rows = list(group)
         langs = [row["lang"] for row in rows]
         if id_ < last:
             raise ValueError(f"{step.folder}: row {id_!r} comes after {last!r}: not sorted by id")
         for lang in langs:
             if langs.count(lang) > 1:
                 raise ValueError(f"{step.folder}: row {id_!r} comes twice in {lang}")
-            if lang not in step.languages:
-                raise ValueError(
-                    f"{step.folder}: row {id_!r}: lang: {lang!r} is none of the languages that are "
-                    f"judged ({', '.join(step.languages)})"
-                )
         last = id_
         yield rows
-
-
-def _numbered(rows: Iterator[Row], number: int) -> Iterator[tuple[tuple[str, int], Row]]:
-    for row in rows:
-        yield (row["id"], number), row
 
 
 def format_summary(summary: Summary) -> str:
@@ -330,7 +317,11 @@ def format_summary(summary: Summary) -> str:
     ]
     sums: list[Any] = [sum(line[n] for line in lines) for n in range(1, len(head))]
     total = ["all", *sums]
-    text = [f"policy {summary.policy} ({summary.policy_sha})", *_table([head, *lines, total])]
+    columns = range(1, len(head))
+    text = [
+        f"policy {summary.policy} ({summary.policy_sha})",
+        *text_table([head, *lines, total], right=columns),
+    ]
     if summary.unjudged:
         text.append(f"texts not judged: {', '.join(summary.unjudged)}")
     places = sorted({place[:3] for place in summary.found})
@@ -339,7 +330,7 @@ def format_summary(summary: Summary) -> str:
         for decision, stage, category in places:
             counts = [summary.found[decision, stage, category, x] for x in summary.languages]
             rows.append([decision, stage, category, *counts, sum(counts)])
-        text += ["", *_table(rows)]
+        text += ["", *text_table(rows, right=range(3, len(rows[0])))]
     if summary.stale:
         text.append(
             f"decisions of people about rows or texts that are not there any more: {summary.stale:,}"
@@ -350,16 +341,3 @@ def format_summary(summary: Summary) -> str:
             f"without an answer, so for people (or build with --retry-failed): {', '.join(failed)}"
         )
     return "\n".join(text)
-
-
-def _table(rows: list[list[Any]]) -> list[str]:
-    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]))]
-    numbers = [isinstance(cell, int) for cell in rows[-1]]
-    return [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        ).rstrip()
-        for row in cells
-    ]

@@ -1,7 +1,5 @@
 """Judges that write their verdict: guard models behind an endpoint or in this process.
 
-    GuardJudge(PROTOCOLS["llavaguard-v1.2"], EndpointChat(Endpoint(plan)))
-
 What a model is asked and how its answer is read is its protocol (`protocols.py`); where it runs is
 the chat: `EndpointChat`, or `LocalChat` for a transformers model. Decoding is greedy.
 """
@@ -11,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ...common.endpoint import Answer, Endpoint
+from ...common.endpoint import Answer, Endpoint, EndpointPlan
 from ...common.schema import digest
 from .classifiers import local_revision
 from .protocols import GuardProtocol
@@ -23,55 +22,46 @@ VERSION = 1
 TOP_LOGPROBS = 20  # what vLLM and OpenAI give at most
 
 
-class EndpointChat:
+class EndpointChat(Endpoint):
     """A guard behind an OpenAI-compatible endpoint.
-
-    Messages are OpenAI's, but for images: {"type": "image", "image": ImageRef}.
 
     logprobs: ask for the tokens' log probabilities, from which the score is read; a server that
         does not give them leaves the score empty.
     """
 
-    def __init__(self, endpoint: Endpoint, *, logprobs: bool = True) -> None:
-        self.endpoint, self.logprobs = endpoint, logprobs
+    def __init__(self, plan: EndpointPlan, *, logprobs: bool = True) -> None:
+        super().__init__(plan)
+        self.logprobs = logprobs
 
-    async def __aenter__(self) -> EndpointChat:
-        await self.endpoint.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self.endpoint.__aexit__(*error)
+    @staticmethod
+    def image_part(image: ImageRef) -> dict:
+        """The image as a part of a message."""
+        data = base64.b64encode(image.data).decode()
+        return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 
     async def complete_all(self, chats: Sequence[list[dict]], max_tokens: int) -> list[Answer]:
+        """One answer a chat, in order."""
         parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         if self.logprobs:
             parameters |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        bodies = [[_openai(message) for message in chat] for chat in chats]
-        return list(
-            await asyncio.gather(*(self.endpoint.complete(b, **parameters) for b in bodies))
-        )
+        return list(await asyncio.gather(*(self.complete(chat, **parameters) for chat in chats)))
 
 
+@dataclass
 class LocalChat:
     """A guard in this process: a transformers causal model, or one that sees images too.
 
-    Messages are those of `EndpointChat`; the chats of one call are one padded batch.
+    The chats of one call are one padded batch.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        images: bool,
-        revision: str | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.model, self.images, self.revision = model, images, revision
-        self.device, self.dtype, self.trust_remote_code = device, dtype, trust_remote_code
-        self._model: Any = None
-        self._reader: Any = None
+    model: str
+    images: bool
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    _model: Any = field(default=None, init=False)
+    _reader: Any = field(default=None, init=False)
 
     async def __aenter__(self) -> LocalChat:
         await asyncio.to_thread(self._load)
@@ -79,6 +69,10 @@ class LocalChat:
 
     async def __aexit__(self, *error: Any) -> None:
         self._model = self._reader = None
+
+    @staticmethod
+    def image_part(image: ImageRef) -> dict:
+        return {"type": "image", "image": image.picture}
 
     async def complete_all(self, chats: Sequence[list[dict]], max_tokens: int) -> list[Answer]:
         return await asyncio.to_thread(self._generate, chats, max_tokens)
@@ -112,7 +106,7 @@ class LocalChat:
         import torch
 
         inputs = self._reader.apply_chat_template(
-            [[_transformers(message) for message in chat] for chat in chats],
+            list(chats),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -182,7 +176,7 @@ class GuardJudge:
         self.max_tokens = max_tokens or protocol.max_tokens
         self.policy_sha = digest([self.prompt])
         if isinstance(chat, EndpointChat):
-            plan = chat.endpoint.plan
+            plan = chat.plan
             self.batch_rows, self.concurrency = 1, plan.concurrency
             self.model_revision = plan.model_revision or "unknown"
             where = ["endpoint", plan.model, chat.logprobs]
@@ -209,7 +203,7 @@ class GuardJudge:
         chats = []
         for item in items:
             if isinstance(item, ImageRef):
-                parts = [{"type": "image", "image": item}, {"type": "text", "text": self.prompt}]
+                parts = [self.chat.image_part(item), {"type": "text", "text": self.prompt}]
                 chats.append([{"role": "user", "content": parts}])
             else:
                 chats.append(self.protocol.messages(self.prompt, item[0]))
@@ -224,29 +218,3 @@ class GuardJudge:
             why = f"the verdict was cut off (finish_reason {answer.finish_reason!r})"
             return Judgement.unreadable(answer.text, why)
         return self.protocol.read(answer.text, answer.logprobs)
-
-
-def _openai(message: dict) -> dict:
-    """A message with an image as endpoints take it."""
-    if isinstance(message["content"], str):
-        return message
-    parts = []
-    for part in message["content"]:
-        if part["type"] == "image":
-            image: ImageRef = part["image"]
-            data = base64.b64encode(image.data).decode()
-            url = f"data:{image.media_type};base64,{data}"
-            part = {"type": "image_url", "image_url": {"url": url}}
-        parts.append(part)
-    return {**message, "content": parts}
-
-
-def _transformers(message: dict) -> dict:
-    """A message with an image as transformers' processors take it."""
-    if isinstance(message["content"], str):
-        return message
-    parts = [
-        {**part, "image": part["image"].picture} if part["type"] == "image" else part
-        for part in message["content"]
-    ]
-    return {**message, "content": parts}

@@ -1,14 +1,11 @@
 """The `toxicity` section of a dataset's plan: which judges read what, and by which policy.
 
-    toxicity:
-      policy: default
-      judges:
-        - preset: textdetox-v2
-        - preset: llavaguard-v1.2
-          endpoint: {base_url: "http://127.0.0.1:8000", model: AIML-TUDA/LlavaGuard-v1.2-7B-OV}
-
-Everything is checked before a model is loaded. A language that a judge does not read is an error,
-and so is a language that no judge reads, unless `unjudged` names it.
+toxicity:
+  policy: default
+  judges:
+    - preset: textdetox-v2
+    - preset: llavaguard-v1.2
+      endpoint: {base_url: "http://127.0.0.1:8000", model: AIML-TUDA/LlavaGuard-v1.2-7B-OV}
 """
 
 from __future__ import annotations
@@ -21,25 +18,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ...common.endpoint import Endpoint, EndpointPlan
+from ...common.endpoint import EndpointPlan
 from ...common.languages import check_language
 from ...common.reading import read_text, read_yaml
 from .classifiers import ClassifierJudge, FunctionJudge
 from .guards import EndpointChat, GuardJudge, LocalChat
 from .policy import Policy
 from .protocols import PROTOCOLS
-from .verdicts import ImageJudge, TextJudge
+from .verdicts import Judge
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _COMMON = {"name", "preset", "kind", "stage", "revision", "batch_size"}
 _TEXT = {"languages", "only"}
 _LOCAL = {"model", "device", "dtype"}
-# Fields a judge of each kind may have.
+# Fields that a judge of each kind may have, and those that it must have.
 _FIELDS = {
     "classifier": {*_COMMON, *_TEXT, *_LOCAL, "toxic", "activation", "max_length"},
     "function": {*_COMMON, *_TEXT, "function"},
     "guard": {*_COMMON, *_TEXT, *_LOCAL, "protocol", "prompt", "max_tokens", "endpoint"}
     | {"logprobs", "reads"},
+}
+_NEEDED = {
+    "classifier": ("model", "toxic", "activation"),
+    "function": ("function",),
+    "guard": ("protocol",),
 }
 
 
@@ -136,12 +138,12 @@ class JudgePlan:
         for item in dataclasses.fields(self):
             if getattr(self, item.name) is not None and item.name not in _FIELDS[self.kind]:
                 raise ValueError(f"judge {self.name!r}: {item.name}: not for a {self.kind}")
-        if self.kind == "classifier":
-            self._need("model", "toxic", "activation")
-        elif self.kind == "function":
-            self._need("function")
-        else:
-            self._need("protocol")
+        self._need(*_NEEDED[self.kind])
+        if self.kind == "classifier" and self.stage != "text":
+            raise ValueError(f"judge {self.name!r}: stage: a classifier reads text")
+        if self.kind == "function" and self.stage == "rationale":
+            raise ValueError(f"judge {self.name!r}: stage: a function reads text or images")
+        if self.protocol is not None:
             if self.protocol not in PROTOCOLS:
                 raise ValueError(
                     f"judge {self.name!r}: protocol: unknown {self.protocol!r}; there are "
@@ -153,10 +155,6 @@ class JudgePlan:
                 )
             if self.endpoint is None:
                 self._need("model")
-        if self.kind == "classifier" and self.stage != "text":
-            raise ValueError(f"judge {self.name!r}: stage: a classifier reads text")
-        if self.kind == "function" and self.stage == "rationale":
-            raise ValueError(f"judge {self.name!r}: stage: a function reads text or images")
         if self.stage == "text":
             self._need("languages")
         elif self.only is not None or self.languages is not None:
@@ -204,48 +202,42 @@ class JudgePlan:
             )
         return wanted
 
-    def make(self, trust_remote_code: bool = False) -> TextJudge | ImageJudge:
-        """The judge; its model is loaded when it is entered.
-
-        Args:
-            trust_remote_code: let code that comes with the model run.
-        """
-        common: dict[str, Any] = {"revision": self.revision}
-        if self.batch_size is not None:
-            common["batch_size"] = self.batch_size
+    def make(self, trust_remote_code: bool = False) -> Judge:
+        """The judge; its model is loaded when it is entered."""
+        batched: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
         if self.kind == "function":
-            assert self.function is not None
-            stage: Literal["text", "image"] = "image" if self.stage == "image" else "text"
-            return FunctionJudge(self.function, stage=stage, **common)
+            return FunctionJudge(
+                str(self.function),
+                stage="image" if self.stage == "image" else "text",
+                revision=self.revision,
+                **batched,
+            )
         local: dict[str, Any] = {
+            "revision": self.revision,
             "device": self.device,
             "dtype": self.dtype,
             "trust_remote_code": trust_remote_code,
         }
         if self.kind == "classifier":
-            assert self.model
             assert self.toxic
             assert self.activation
             return ClassifierJudge(
-                model=self.model,
+                model=str(self.model),
                 toxic=self.toxic,
                 activation=self.activation,
                 max_length=self.max_length,
                 **local,
-                **common,
+                **batched,
             )
-        assert self.protocol is not None
         chat: EndpointChat | LocalChat
         if self.endpoint is not None:
-            chat = EndpointChat(Endpoint(self.endpoint), logprobs=self.logprobs is not False)
+            chat = EndpointChat(self.endpoint, logprobs=self.logprobs is not False)
         else:
-            assert self.model is not None
-            images = self.stage == "image"
-            chat = LocalChat(self.model, images=images, revision=self.revision, **local)
+            chat = LocalChat(str(self.model), images=self.stage == "image", **local)
         return GuardJudge(
-            PROTOCOLS[self.protocol],
+            PROTOCOLS[str(self.protocol)],
             chat,
-            prompt=_prompt_file(self.prompt),
+            prompt=None if self.prompt is None else read_text(self.prompt).strip(),
             max_tokens=self.max_tokens,
             batch_size=self.batch_size or 8,
         )
@@ -284,7 +276,7 @@ class ToxicityPlan:
         return next(judge for judge in self.judges if judge.name == name)
 
     def check(self, languages: Sequence[str], complete: bool = True) -> Policy:
-        """Hold judges, languages and policy against each other; returns the policy.
+        """Check that judges, languages and policy fit each other; returns the policy.
 
         Args:
             languages: of the texts: the source's and the targets.
@@ -318,11 +310,8 @@ class ToxicityPlan:
                     f"policy {policy.name!r}: judges: {name!r} is neither a judge of the plan "
                     f"({', '.join(str(judge.name) for judge in self.judges)}) nor a preset"
                 )
-        used = set()
-        for judge in self.judges:
-            by = self.confirmer(judge, policy)
-            if by is not None:
-                used.add(by.name)
+        confirmers = [self.confirmer(judge, policy) for judge in self.judges]
+        used = {by.name for by in confirmers if by is not None}
         for judge in self.judges:
             if judge.stage == "rationale" and judge.name not in used:
                 raise ValueError(
@@ -343,12 +332,3 @@ class ToxicityPlan:
             f"policy {policy.name!r}: {judge.name}: confirmed_by: no judge {wanted!r} of the plan "
             f"reads the rationales of {judge.name!r}; add one with `reads: {judge.name}`"
         )
-
-
-def _prompt_file(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return read_text(path).strip()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"toxicity: prompt: cannot read {path}: {error}") from None

@@ -44,7 +44,7 @@ class Thresholds:
 
 @dataclass
 class JudgeRule:
-    """How one judge's verdicts are taken.
+    """How one judge's verdicts are taken: by its thresholds for scores, or by its labels.
 
     by: "score", where a verdict without a score is taken by its label; or "label", whatever the
         score.
@@ -220,26 +220,24 @@ def decide(rows: Sequence[RowOutcomes], policy: Policy) -> list[RowDecision]:
         dropped = [("translation", each) for each in translated.values()]
 
     def one(row: RowOutcomes) -> RowDecision:
-        def made(decision: Decision, stage: str, found: Outcome, reason: str) -> RowDecision:
-            return RowDecision(row.id, row.lang, decision, reason, found.category, stage)
-
+        decision: Decision
         if dropped:
-            stage, found = dropped[0]
-            return made("flagged", stage, found, f"{stage}: {found.reason}")
-        if row.lang in translated and not row.source:
-            found = translated[row.lang]
-            return made("flagged", "translation", found, f"translation: {found.reason}")
-        if reviewed:
-            stage, found = reviewed[0]
-            return made("review", stage, found, f"{stage}: {found.reason}")
-        if row.text is not None and row.text.decided == "review":
-            return made("review", "translation", row.text, f"translation: {row.text.reason}")
-        if translated:
+            decision, (stage, found) = "flagged", dropped[0]
+        elif row.lang in translated and not row.source:
+            decision, stage, found = "flagged", "translation", translated[row.lang]
+        elif reviewed:
+            decision, (stage, found) = "review", reviewed[0]
+        elif row.text is not None and row.text.decided == "review":
+            decision, stage, found = "review", "translation", row.text
+        elif translated:
             lang, found = next(iter(translated.items()))
             reason = f"only {lang} is toxic, so the image is to be seen: {found.reason}"
-            return made("review", "other_language", found, reason)
-        reason = "" if row.text is not None else "text not judged"
-        return RowDecision(row.id, row.lang, "clean", reason, None, "")
+            return RowDecision(row.id, row.lang, "review", reason, found.category, "other_language")
+        else:
+            reason = "" if row.text is not None else "text not judged"
+            return RowDecision(row.id, row.lang, "clean", reason, None, "")
+        reason = f"{stage}: {found.reason}"
+        return RowDecision(row.id, row.lang, decision, reason, found.category, stage)
 
     return [one(row) for row in rows]
 

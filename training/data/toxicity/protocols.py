@@ -45,13 +45,13 @@ class GuardProtocol:
 
     name: str
     stage: Stage
-    version: int
-    messages: Callable[[str, str], list[dict]]
     parse: Callable[[str], Judgement]
     decides: str
     words: dict[str, Label]
     max_tokens: int
     prompts: tuple[str, ...]
+    messages: Callable[[str, str], list[dict]]
+    version: int = 1
 
     @property
     def prompt(self) -> str:
@@ -73,9 +73,6 @@ class GuardProtocol:
 @cache
 def _prompts() -> dict[str, str]:
     return read_yaml(Path(__file__).with_name("prompts.yaml"))
-
-
-# LlavaGuard
 
 
 def _json_object(answer: str) -> dict[str, Any] | None:
@@ -142,9 +139,6 @@ def parse_llavaguard_v1_0(answer: str) -> Judgement:
     return Judgement.unreadable(answer)
 
 
-# Text guards
-
-
 def parse_qwen3guard(answer: str) -> Judgement:
     """ "Safety: Safe | Unsafe | Controversial" and "Categories: Violent, ...".
 
@@ -193,9 +187,6 @@ def parse_word(answer: str) -> Judgement:
     if words is None:
         return Judgement.unreadable(answer)
     return Judgement(LABELS[words.group(1)], raw=answer)
-
-
-# The score
 
 
 def unsafe_probability(
@@ -262,7 +253,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="llavaguard-v1.2",
             stage="image",
-            version=1,
             messages=_as_user,
             parse=parse_llavaguard_v1_2,
             decides=_RATING,
@@ -273,7 +263,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="llavaguard-v1.0",
             stage="image",
-            version=1,
             messages=_as_user,
             parse=parse_llavaguard_v1_0,
             decides=_DECISION,
@@ -284,7 +273,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="qwen3guard",
             stage="text",
-            version=1,
             messages=_as_user,
             parse=parse_qwen3guard,
             decides=r"Safety:[ \t]*(?=\w)",
@@ -295,7 +283,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="polyguard",
             stage="text",
-            version=1,
             messages=_as_interaction,
             parse=parse_polyguard,
             decides=r"Harmful request:[ \t]*(?=\w)",
@@ -306,7 +293,6 @@ PROTOCOLS: dict[str, GuardProtocol] = {
         GuardProtocol(
             name="rationale",
             stage="rationale",
-            version=1,
             messages=_as_user,
             parse=parse_word,
             decides=r"^\W*(?:(?i:(?:final )?answer)\W+)?(?=(?i:safe|unsafe))",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from ...common.files import sha256_text
 from ...rows.parquet import Row, check_columns, read_rows
-from ..engine.units import Key
+from ..engine.unit_files import Key
 from ..review.decisions import ReviewRow
 from ..review.sheets import Sheet, write_sheet
 from ..sources.pictures import Pictures
@@ -68,12 +68,10 @@ def to_review(
                 )
 
 
-def write_sheets(
-    step: ToxicityStep, *, rare: int = 50, clean: int = 200, seed: int = 0
-) -> list[Sheet]:
+def write_sheets(step: ToxicityStep, *, clean: int = 200) -> list[Sheet]:
     """The rows of `to_review` as sheets of at most `SHEET_ROWS` rows; none if there is nothing."""
     pictures = Pictures(step.images, follow_links=True) if step.images is not None else None
-    rows = to_review(step, rare=rare, clean=clean, seed=seed)
+    rows = to_review(step, clean=clean)
     sheets: list[Sheet] = []
     while part := list(itertools.islice(rows, SHEET_ROWS)):
         sheets.append(write_sheet(step.folder, "toxicity", part, pictures=pictures, blur=True))

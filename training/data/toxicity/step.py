@@ -1,11 +1,5 @@
 """The toxicity step of a build: which inputs are judged, and by which judges.
 
-    step = ToxicityStep(plan, folder, source_language="en", languages=["fr", "ja"], images=None)
-    for units in step.rounds():          # second judges come when the first ones are done
-        for name, pairs in units.items():
-            run_units(step.worker(name), pairs)
-    print(format_summary(decide_build(step)))
-
 Inputs are written once: each distinct image, each distinct text of a language, for every judge that
 reads it. A later run adds what is new, in new units, so nothing that has a verdict is judged again.
 Inputs whose request failed for good are asked again where a run is told so.
@@ -21,22 +15,14 @@ import pyarrow as pa
 from ...common.files import sha256_file, sha256_text, write_parquet
 from ...rows.parquet import Row, check_columns, read_rows
 from ..engine.storage import ShaTable
-from ..engine.units import UnitManifest, manifest_path, run_units
+from ..engine.unit_files import UnitManifest, manifest_path
 from ..sources.pictures import Pictures
 from ..translation.worker import check_translated
 from .plan import JudgePlan, ToxicityPlan
 from .verdicts import JudgeWorker, image_sha, text_of
 
-INPUT_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("text", pa.string()),
-        ("image", pa.string()),
-        ("image_sha256", pa.string()),
-        ("input_sha256", pa.string()),
-    ]
-)
+_INPUT = ("id", "lang", "text", "image", "image_sha256", "input_sha256")
+INPUT_SCHEMA = pa.schema([(name, pa.string()) for name in _INPUT])
 IMAGES, RATIONALES = "images", "rationales"
 _ROW_COLUMNS = ["id", "lang", "text", "turns", "image", "image_sha256"]
 
@@ -46,8 +32,7 @@ class ToxicityStep:
 
     Args:
         folder: of the build, with `source/` and `translate/<lang>/`.
-        source_language: the language that the others are translated from.
-        languages: the languages that it is translated into.
+        languages: those that the source is translated into.
         also: other languages that rows of the source are in.
         images: folder or zip of the source's images; None where no judge looks at them.
         unit_rows: inputs a unit.
@@ -84,12 +69,6 @@ class ToxicityStep:
     @property
     def root(self) -> Path:
         return self.folder / "toxicity"
-
-    def run(self, retry_failed: bool = False) -> None:
-        """All judges in this process."""
-        for units in self.rounds(retry_failed):
-            for name, pairs in units.items():
-                run_units(self.worker(name), pairs)
 
     def rounds(self, retry_failed: bool = False) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
         """Worker -> its (source, target) units; a round needs the verdicts of the round before.
@@ -136,29 +115,23 @@ class ToxicityStep:
             else None,
         )
 
-    # What is read
-
     def places(self) -> list[Path]:
         """The folders of rows: the source's and one for each target."""
         return [self.folder / "source", *(self.folder / "translate" / x for x in self.targets)]
 
-    def rows(self, lang: str | None = None) -> Iterator[Row]:
-        """The rows of one language, or with None those of the source, whatever their language.
+    def rows_in(self, place: Path) -> Iterator[Row]:
+        """The rows of a folder's units, in order, with the columns that judges need.
 
         Raises ValueError for a row in a language that the step does not know.
         """
-        source = self.folder / "source"
-        for place in [source] if lang is None else [source, self.folder / "translate" / lang]:
-            for row in stream(place):
+        for path in sorted(place.glob("*.parquet")):
+            for row in read_rows(path, _ROW_COLUMNS):
                 if row["lang"] not in self.languages:
                     raise ValueError(
                         f"{place}: row {row['id']!r}: lang: {row['lang']!r} is none of the "
                         f"languages that are judged ({', '.join(self.languages)})"
                     )
-                if lang is None or row["lang"] == lang:
-                    yield row
-
-    # Inputs
+                yield row
 
     def _prepare(self, judge: JudgePlan, part: str, retry_failed: bool) -> None:
         """Write what the judge has not been given yet, as further units."""
@@ -189,29 +162,24 @@ class ToxicityStep:
         return failed
 
     def _inputs(self, judge: JudgePlan, part: str) -> Iterator[Row]:
-        empty = dict.fromkeys(INPUT_SCHEMA.names)
+        """Rows of `INPUT_SCHEMA`; a column that is left out is null."""
+        source = self.folder / "source"
         if judge.stage == "rationale":
             assert judge.reads is not None
             for verdict in self.verdicts(self.plan.judge(judge.reads)):
                 if verdict["label"] == "unsafe" and verdict["rationale"]:
-                    text = verdict["rationale"]
-                    yield {**empty, "id": verdict["id"], "lang": "", "text": text} | {
-                        "input_sha256": sha256_text(text)
-                    }
+                    yield _text_input(verdict["id"], "", verdict["rationale"])
         elif judge.stage == "image":
-            for row in self.rows():
+            for row in self.rows_in(source):
                 if row["image"] is not None:
-                    yield {**empty, "id": row["id"], "lang": "", "image": row["image"]} | {
-                        "image_sha256": row["image_sha256"],
-                        "input_sha256": image_sha(row),
-                    }
+                    named = {name: row[name] for name in ("id", "image", "image_sha256")}
+                    yield {**named, "lang": "", "input_sha256": image_sha(row)}
         else:
-            for row in self.rows(part):
-                text = text_of(row)
-                if text is not None:
-                    yield {**empty, "id": row["id"], "lang": part, "text": text} | {
-                        "input_sha256": sha256_text(text)
-                    }
+            for place in (source, self.folder / "translate" / part):
+                for row in self.rows_in(place):
+                    text = text_of(row)
+                    if text is not None and row["lang"] == part:
+                        yield _text_input(row["id"], part, text)
 
     def _write(self, judge: JudgePlan, part: str, rows: Iterable[Row]) -> None:
         folder = self.root / "inputs" / str(judge.name) / part
@@ -249,7 +217,5 @@ class ToxicityStep:
                 yield from read_rows(target)
 
 
-def stream(place: Path) -> Iterator[Row]:
-    """The rows of all units in a folder, in order, with the columns that judges need."""
-    for path in sorted(place.glob("*.parquet")):
-        yield from read_rows(path, _ROW_COLUMNS)
+def _text_input(id_: str, lang: str, text: str) -> Row:
+    return {"id": id_, "lang": lang, "text": text, "input_sha256": sha256_text(text)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -87,9 +86,8 @@ class Judgement:
 class ImageRef:
     """One image of the dataset, read and decoded.
 
-    path: as the rows name it.
     data: the bytes to send to an endpoint: the file's own where its format is one of `SENT`.
-    picture: decoded, RGB.
+    picture: RGB.
     """
 
     path: str
@@ -98,8 +96,8 @@ class ImageRef:
     picture: Image.Image
 
 
-class TextJudge(Protocol):
-    """Reads texts (captions, translations, or the rationales of another judge)."""
+class Judge(Protocol):
+    """Reads texts (captions, translations, or the rationales of another judge), or looks at images."""
 
     key: str
     """Hash of all that changes its answers: model, revision, prompt, parser, parameters."""
@@ -111,55 +109,32 @@ class TextJudge(Protocol):
     async def __aenter__(self) -> Any: ...
     async def __aexit__(self, *error: Any) -> Any: ...
 
-    async def judge(self, texts: Sequence[tuple[str, str]]) -> list[Judgement]:
-        """One judgement for each (text, BCP-47 language), in order.
+    async def judge(self, items: Any) -> list[Judgement]:
+        """One judgement for each (text, BCP-47 language), or for each `ImageRef`, in order.
 
-        Raises only what makes the whole run pointless; a text's fault is a judgement.
+        Raises only what makes the whole run pointless; an item's fault is a judgement.
         """
 
 
-class ImageJudge(Protocol):
-    """Looks at images. The other members are those of TextJudge."""
-
-    key: str
-    model_revision: str
-    policy_sha: str
-    batch_rows: int
-    concurrency: int
-
-    async def __aenter__(self) -> Any: ...
-    async def __aexit__(self, *error: Any) -> Any: ...
-
-    async def judge(self, images: Sequence[ImageRef]) -> list[Judgement]:
-        """One judgement for each image, in order."""
-
-
+@dataclass
 class JudgeWorker:
-    """A judge as a worker of the unit engine: rows of `INPUT_SCHEMA` (step.py) in, of `VERDICT_SCHEMA` out."""
+    """A judge as a worker of the unit engine: rows of `INPUT_SCHEMA` (step.py) in, of `VERDICT_SCHEMA` out.
 
-    batch_rows: int
-    concurrency: int
+    name: "toxicity/<judge>/<lang or images>".
+    pictures: where an image judge's images are.
+    """
+
+    judge: Judge
+    name: str
+    judge_name: str
+    stage: Stage
+    run_id: str
+    pictures: Pictures | None = None
     schema = VERDICT_SCHEMA
 
-    def __init__(
-        self,
-        judge: TextJudge | ImageJudge,
-        *,
-        name: str,
-        judge_name: str,
-        stage: Stage,
-        run_id: str,
-        pictures: Pictures | None = None,
-    ) -> None:
-        """
-        Args:
-            name: "toxicity/<judge>/<lang or images>".
-            pictures: where an image judge's images are.
-        """
-        self.name, self.judge_name, self.stage, self.run_id = name, judge_name, stage, run_id
-        self.judge, self.pictures = judge, pictures
-        self.key = judge.key
-        self.batch_rows, self.concurrency = judge.batch_rows, judge.concurrency
+    def __post_init__(self) -> None:
+        self.key = self.judge.key
+        self.batch_rows, self.concurrency = self.judge.batch_rows, self.judge.concurrency
 
     async def __aenter__(self) -> JudgeWorker:
         await self.judge.__aenter__()
@@ -172,8 +147,7 @@ class JudgeWorker:
         if self.stage == "image":
             judgements = await self._look(rows)
         else:
-            texts = [(row["text"], row["lang"]) for row in rows]
-            judgements = await self.judge.judge(texts)  # type: ignore[arg-type]
+            judgements = await self.judge.judge([(row["text"], row["lang"]) for row in rows])
         if len(judgements) != len(rows):
             raise ValueError(
                 f"{self.name}: {len(rows)} inputs were given and {len(judgements)} judgements came "
@@ -194,7 +168,7 @@ class JudgeWorker:
             except (ValueError, FileNotFoundError) as error:
                 found[n] = Judgement.unreadable(None, str(error))
         if images:
-            answers = await self.judge.judge(list(images.values()))  # type: ignore[arg-type]
+            answers = await self.judge.judge(list(images.values()))
             found.update(zip(images, answers, strict=True))
         return [found[n] for n in range(len(rows))]
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...common.endpoint import EndpointPlan, check_parameters, merge_parameters
 from ...common.languages import check_language
-from ...common.schema import build, read_mapping
+from ...common.schema import Bounds, build, read_mapping
 from .prompts import Brackets, Prompt, read_prompt, translategemma_prompt
 
 PRESETS = Path(__file__).parent / "presets"
@@ -36,8 +36,7 @@ class LocalPlan:
     language_token: str = "{code}"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+        Bounds(least=1).check(self.batch_size, "translator.local", "batch_size")
 
 
 @dataclass
@@ -126,8 +125,7 @@ class TranslatorPlan:
                 "translator: expected one of endpoint and local, found "
                 + ("both" if self.endpoint else "neither")
             )
-        if self.retries < 0:
-            raise ValueError(f"translator: retries: expected 0 or more, found {self.retries}")
+        Bounds(least=0).check(self.retries, "translator", "retries")
         if self.preset is not None:
             self._fill_in(read_preset(self.preset))
         if self.prompt is None:

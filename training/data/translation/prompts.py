@@ -123,9 +123,10 @@ class Prompt:
         return inside.strip()
 
 
-def variants() -> list[str]:
-    """Names of the shipped preambles."""
-    return list(_variants())
+@lru_cache
+def variants() -> dict[str, str]:
+    """The shipped preambles by name."""
+    return read_mapping(FOLDER / "variants.yaml")
 
 
 def read_prompt(
@@ -139,14 +140,13 @@ def read_prompt(
 
     Args:
         preamble: a shipped variant, or a text file with the same places to fill in.
-        source, target: BCP-47 codes.
         parts: files of languages that are not shipped, or instead of the shipped ones.
 
     Raises ValueError for a language without a file and for a place that is not known.
     """
     parts = parts or {}
     if preamble in variants():
-        template = _variants()[preamble]
+        template = variants()[preamble]
     elif Path(preamble).is_file():
         template = Path(preamble).read_text(encoding="utf-8")
     else:
@@ -244,11 +244,6 @@ def _file(lang: str, parts: Mapping[str, str]) -> Path:
         f"no preamble for {lang!r}: shipped are {', '.join(shipped)}; write a file like "
         f"preambles/fr.yaml and name it in preamble_parts: {{{lang}: FILE}}"
     )
-
-
-@lru_cache
-def _variants() -> dict[str, str]:
-    return read_mapping(FOLDER / "variants.yaml")
 
 
 @lru_cache

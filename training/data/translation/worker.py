@@ -1,8 +1,5 @@
 """Translation of source rows into one language: one text a request, checked, asked again, or rejected.
 
-    worker = TranslateWorker(plan, "fr", languages=["fr", "hi"])
-    run_unit(worker, source, target)
-
 A caption is one request; of a conversation every turn is translated by itself, and `<image>`, code
 and texts without letters stay as they are. An answer with a hard flag (checks/) is asked for again
 with another seed and temperature, or by a second preamble; when it stays so, the row is `rejected`,
@@ -13,32 +10,23 @@ is ever left in the source language.
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from ...common.endpoint import Answer, merge_parameters
+from ...common.endpoint import Answer, Endpoint, merge_parameters
 from ...common.schema import digest
 from ...common.telling import one_line
 from ...common.thoughts import foreign_marks
 from ...rows.parquet import Row
-from ..checks.rules import CheckPlan, Flag, RowChecker
+from ..checks.plan import CheckPlan, Flag
+from ..checks.rules import RowChecker
 from ..sources.records import SOURCE_SCHEMA
 from .plan import TranslatorPlan
 from .prompts import Prompt, examples
 from .text_pieces import Piece, lost_code, split
-from .translator import make_translator
-
-__all__ = [
-    "TRANSLATED",
-    "TranslateWorker",
-    "TranslatorPlan",
-    "check_translated",
-    "source_of_turns",
-]
 
 # Raised by one when the same plan makes other requests or keeps other answers.
 VERSION = 1
@@ -85,16 +73,53 @@ class _Try:
         return [flag for flag in self.flags if flag.hard]
 
 
+class Translator(Protocol):
+    """Where answers come from: an endpoint, or a model in this process."""
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(self, *error: Any) -> Any: ...
+
+    async def answers(
+        self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
+    ) -> list[Answer]: ...
+
+
+class EndpointTranslator(Endpoint):
+    """An endpoint as a translator: one request a text, all at once."""
+
+    async def answers(
+        self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
+    ) -> list[Answer]:
+        assert prompt is not None
+        found = await asyncio.gather(
+            *(self.complete(prompt.messages(text), **parameters) for text in texts),
+            return_exceptions=True,
+        )
+        for answer in found:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in found if isinstance(answer, Answer)]
+
+
+def make_translator(
+    plan: TranslatorPlan, source: str, target: str, trust_remote_code: bool = False
+) -> Translator:
+    """The translator of a plan for one direction, not yet opened."""
+    if plan.endpoint is not None:
+        return EndpointTranslator(plan.endpoint)
+    assert plan.local is not None
+    from .local_models import LocalModel  # loads torch
+
+    return LocalModel(plan.local, source, target, trust_remote_code)
+
+
 class TranslateWorker:
     """The step `translate/<lang>` (a Worker of units.py).
 
     Args:
-        lang: the target.
-        source_language: what all rows are in.
         languages: all targets of the project, for identification; `lang` alone where left out.
-        checks: which checks are hard, and their thresholds.
         run_id: stored with every row.
-        trust_remote_code: allow code from the model's repository to run.
 
     Raises ValueError for a language that the model, the preambles or the checks do not know.
     """
@@ -120,7 +145,6 @@ class TranslateWorker:
         self.checker = RowChecker(source_language, list(languages or [lang]), checks or CheckPlan())
         self.prompts = plan.prompts(source_language, lang)
         self.translator = make_translator(plan, source_language, lang, trust_remote_code)
-        self._open = AsyncExitStack()
         if plan.endpoint is not None:
             # More rows than requests (the endpoint counts those): while answers are checked, and the
             # next unit is opened, their places are taken already.
@@ -146,11 +170,11 @@ class TranslateWorker:
     async def __aenter__(self) -> "TranslateWorker":
         # Before requests are in flight: reading the models would hold up their answers.
         await asyncio.to_thread(self._read_identification)
-        await self._open.enter_async_context(self.translator)
+        await self.translator.__aenter__()
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await self._open.aclose()
+        await self.translator.__aexit__(*error)
 
     def _read_identification(self) -> None:
         """Have the models of language identification read, which happens with their first text."""

@@ -1,9 +1,7 @@
 """Back-translation of a sample: what a translation says when it is turned back, compared by chrF++.
 
-The paper's authors did so with their own translator and never looked at the score again (their
-threshold of 0.5 stood against a scale of 100). Here it is a worker on a drawn sample: another model,
-or the same one, over any OpenAI-compatible endpoint; sentence chrF++ (sacrebleu, word order 2) against
-the source. It finds what no cheap check can, a fluent text about something else.
+Another model, or the same one, over any OpenAI-compatible endpoint; sentence chrF++ (sacrebleu, word
+order 2) against the source. It finds what no cheap check can, a fluent text about something else.
 """
 
 import hashlib
@@ -16,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ...common.endpoint import Endpoint, EndpointPlan, check_parameters
-from ...common.schema import digest
+from ...common.schema import Bounds, digest
 from ...common.thoughts import without_thought
 from ...rows.parquet import Row, check_columns, read_rows
 from ..checks.identify import language_name
@@ -24,13 +22,7 @@ from ..checks.identify import language_name
 VERSION = 1
 # A sampled text on its way to the translator.
 SAMPLE = pa.schema(
-    [
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("text", pa.string()),
-        ("source_text", pa.string()),
-        ("source_lang", pa.string()),
-    ]
+    [(name, pa.string()) for name in ("id", "lang", "text", "source_text", "source_lang")]
 )
 BACK_TRANSLATED = pa.schema(
     [
@@ -72,10 +64,7 @@ class BackTranslationPlan:
     flag_below: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ValueError(
-                f"verification.back_translation.rows: expected at least 1, found {self.rows}"
-            )
+        Bounds(least=1).check(self.rows, "verification.back_translation", "rows")
         check_parameters(self.parameters, "verification.back_translation.parameters")
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ...common.schema import Bounds
 from ..checks.plan import CheckPlan
 from .back_translation import BackTranslationPlan
 from .quality import QualityPlan
@@ -16,8 +17,6 @@ class VerificationPlan:
         `calibration_rows`; else the defaults of `checks` stay.
     mine: look for starts and ends that many rows share though their sources do not.
     survey_rows: rows of a language that are surveyed for both, evenly taken from all.
-    quality: a quality-estimation model in an environment of its own.
-    back_translation: of a sample, by an endpoint.
     review_rows: rows of each language in a review sheet.
     seed: of the samples.
     """
@@ -34,7 +33,4 @@ class VerificationPlan:
 
     def __post_init__(self) -> None:
         for name in ("calibration_rows", "survey_rows", "review_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"verification.{name}: expected at least 1, found {getattr(self, name)}"
-                )
+            Bounds(least=1).check(getattr(self, name), "verification", name)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...common.reading import parse_json
+from ...common.schema import Bounds
 from ...common.telling import one_line
 
 _LINE_LIMIT = 16 * 2**20
@@ -55,14 +56,8 @@ class QualityPlan:
     def __post_init__(self) -> None:
         if not self.command:
             raise ValueError("verification.quality.command: expected a program, found nothing")
-        if not 0 < self.share <= 1:
-            raise ValueError(
-                f"verification.quality.share: expected above 0 and at most 1, found {self.share}"
-            )
-        if self.batch_rows < 1:
-            raise ValueError(
-                f"verification.quality.batch_rows: expected at least 1, found {self.batch_rows}"
-            )
+        Bounds(above=0, most=1).check(self.share, "verification.quality", "share")
+        Bounds(least=1).check(self.batch_rows, "verification.quality", "batch_rows")
 
 
 class QualityScorer:
@@ -135,14 +130,13 @@ class QualityScorer:
 
     async def _batch(self, rows: Sequence[dict[str, str]]) -> list[float | None]:
         assert self._process is not None, "use the scorer in an `async with` block"
-        assert self._process.stdin is not None
+        stdin = self._process.stdin
+        assert stdin is not None
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
 
         async def send() -> None:
-            assert self._process is not None
-            assert self._process.stdin is not None
-            self._process.stdin.write(("\n".join(lines) + "\n\n").encode())
-            await self._process.stdin.drain()
+            stdin.write(("\n".join(lines) + "\n\n").encode())
+            await stdin.drain()
 
         # While it writes answers it may not read: so both at once.
         sending = asyncio.ensure_future(send())

@@ -7,6 +7,7 @@ from statistics import fmean, median
 
 from ...rows.parquet import Row
 from ..checks.identify import code_of
+from ..engine.progress import text_table
 from ..review.decisions import ReviewRow, read_overrides
 from ..review.sheets import stratified
 from .back_translation import back_translations, plain_source, plain_text
@@ -102,13 +103,7 @@ def format_report(report: Row) -> str:
             ]
         )
     used = [n for n in range(len(head)) if n < 6 or any(line[n] for line in lines[1:])]
-    widths = {n: max(len(line[n]) for line in lines) for n in used}
-    text = [
-        "  ".join(
-            line[n].ljust(widths[n]) if n == 0 else line[n].rjust(widths[n]) for n in used
-        ).rstrip()
-        for line in lines
-    ]
+    text = text_table([[line[n] for n in used] for line in lines], right=range(1, len(used)))
     for title, name in (("rejected by", "rejected_by"), ("flagged, and kept", "flagged")):
         for lang, found in report["languages"].items():
             if found[name]:
@@ -122,9 +117,6 @@ def format_report(report: Row) -> str:
                     f"{'begin' if where == 'starts' else 'end'} with {item['text']!r}"
                 )
     return "\n".join(text)
-
-
-# ------------------------------------------------------------------------------- for review
 
 
 def rows_to_review(folder: Path, lang: str, plan: VerificationPlan) -> list[ReviewRow]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from ...common.files import sha256_text
 from ...rows.parquet import Row, parquet_file
-from ..engine.units import UnitManifest, manifest_path
+from ..engine.unit_files import UnitManifest, manifest_path
 from ..review.decisions import read_overrides
 from ..translation.worker import TRANSLATED
 from .back_translation import plain_text

@@ -35,7 +35,7 @@ def sentence_chrf(hypothesis: str, reference: str) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A corpus score (0 to 100) and the 95 % interval of its bootstrap."""
+    """A corpus score (0 to 100), or a difference of two, and the 95 % interval of its bootstrap."""
 
     score: float
     low: float
@@ -43,15 +43,12 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far the best system is ahead of another one, with the 95 % interval.
+class Difference(Estimate):
+    """How far the best system is ahead of another one.
 
     p: two-sided, of the paired bootstrap.
     """
 
-    score: float
-    low: float
-    high: float
     p: float
 
 

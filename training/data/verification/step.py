@@ -1,22 +1,15 @@
 """The verification step of a build: every translated row is accepted, or rejected with its reasons.
 
-    step = VerificationStep(plan, folder, source_language="en", languages=["fr", "ja"])
-    for units in step.rounds():           # back-translation comes after the checks
-        for name, pairs in units.items():
-            run_units(step.worker(name), pairs)
-    print(format_report(step.report()))
-
-First each language's translations are surveyed (survey.py): their lengths, and starts and ends that
-come too often, whatever their sources. Then every row is checked (checks/) by what the survey
-found, and by a quality-estimation model if the plan has one (quality.py). Last, a drawn sample is
-translated back. What asks again for a better answer is the translation; this step only accepts,
-flags and rejects. Decisions of people (review/) win over it, in `final_rows`.
+First each language's translations are surveyed (survey.py). Then every row is checked (checks/), by
+what the survey found as well, and by a quality-estimation model if the plan has one (quality.py). Last,
+a drawn sample is translated back. Decisions of people (review/) win over the step, in `final_rows`.
 """
 
 import heapq
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,7 +19,7 @@ from ...common.files import write_json, write_parquet
 from ...common.signals import end_with_parent
 from ...rows.parquet import Row
 from ..engine.executors import leave_ctrl_c, without_signals
-from ..engine.units import Worker, run_units
+from ..engine.units import Worker
 from ..translation.worker import check_translated
 from .back_translation import SAMPLE, BackTranslationWorker, drawn, plain_source
 from .plan import VerificationPlan
@@ -36,34 +29,21 @@ from .survey import read_survey, survey_language, survey_path
 from .worker import VerifyWorker
 
 
+@dataclass
 class VerificationStep:
     """The step on one build's folder.
 
-    Args:
-        folder: of the build, with `translate/<lang>/`.
-        workers: processes of the survey.
-        run_id: stored with every row.
+    folder: of the build, with `translate/<lang>/`.
+    workers: processes of the survey.
+    run_id: stored with every row.
     """
 
-    def __init__(
-        self,
-        plan: VerificationPlan,
-        folder: Path,
-        *,
-        source_language: str,
-        languages: Sequence[str],
-        workers: int = 1,
-        run_id: str = "",
-    ):
-        self.plan, self.folder, self.run_id = plan, folder, run_id
-        self.source_language, self.languages = source_language, list(languages)
-        self.workers = workers
-
-    def run(self) -> None:
-        """Everything in this process."""
-        for units in self.rounds():
-            for name, pairs in units.items():
-                run_units(self.worker(name), pairs)
+    plan: VerificationPlan
+    folder: Path
+    source_language: str
+    languages: Sequence[str]
+    workers: int = 1
+    run_id: str = ""
 
     def rounds(self) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
         """Worker -> its (source, target) units; the second round needs the first one's results.
@@ -75,7 +55,7 @@ class VerificationStep:
         yield {
             f"verify/{lang}": [(unit, self.folder / "verify" / lang / unit.name) for unit in units]
             for lang in self.languages
-            if (units := self._units("translate", lang))
+            if (units := sorted((self.folder / "translate" / lang).glob("*.parquet")))
         }
         if self.plan.back_translation is not None:
             yield {
@@ -85,7 +65,7 @@ class VerificationStep:
             }
 
     def survey(self) -> dict[str, Row]:
-        """The surveys of all languages, made where they are not up to date."""
+        """The surveys by language, made where they are not up to date."""
         plan = self.plan
         least = plan.calibration_rows if plan.calibrate else None
         jobs = [(self.folder, lang, least, plan.mine, plan.survey_rows) for lang in self.languages]
@@ -121,12 +101,7 @@ class VerificationStep:
             path = survey_path(self.folder, lang)
             raise ValueError(f"{path}: {lang} was not surveyed; run the step verify")
         return VerifyWorker(
-            self.plan,
-            lang,
-            self.source_language,
-            self.languages,
-            survey,
-            self.run_id,
+            self.plan, lang, self.source_language, self.languages, survey, self.run_id
         )
 
     def report(self) -> Row:
@@ -134,9 +109,6 @@ class VerificationStep:
         found = verify_report(self.folder, self.languages, self.plan)
         write_json(self.folder / "verify" / "report.json", found)
         return found
-
-    def _units(self, step: str, lang: str) -> list[Path]:
-        return sorted((self.folder / step / lang).glob("*.parquet"))
 
     def _back_translation(self, lang: str) -> Path:
         return self.folder / "back_translation" / lang / "00000.parquet"

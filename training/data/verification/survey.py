@@ -1,7 +1,7 @@
 """Survey a build's own translations: their lengths, and starts and ends that come too often.
 
-Both are counted in one pass over the translated units of a language, in bounded memory, and can be
-added up over units. A second pass looks at the sources of what came often.
+Both are counted in one pass over the translated units of a language, in bounded memory; a second pass
+looks at the sources of what came often.
 
 Lengths: log(characters of the translation / characters of the source), in bins of source length, as
 counts on a fine grid; median and robust spread (1.4826 times the median absolute deviation) are read
@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ...common.shapes import has_shape
 from ...rows.parquet import Row, count_rows, read_columns
 from ..checks.identify import scripts
 from ..checks.plan import LengthBin
-from ..engine.units import UnitManifest, manifest_path
+from ..engine.unit_files import UnitManifest, manifest_path
 
 # Raised by one when the same rows give another survey.
 VERSION = 1
@@ -45,12 +45,20 @@ _SURVEY = {
 LENGTH_BINS = (0, 16, 32, 64, 128, 256)
 _GRID_WIDTH, _GRID_LIMIT = 0.02, 4.0
 _GRID_CELLS = round(2 * _GRID_LIMIT / _GRID_WIDTH)
+_BIN_ROWS = 50
 _LEAST_SPREAD = 0.05
 
 # Starts are counted at these lengths: words, or characters where there are no spaces.
 _WORD_SIZES, _CHAR_SIZES = (1, 2, 3, 5), (3, 5, 8, 12)
 # Words of a source's start that are compared.
 _SOURCE_SIZES = 3
+# How often a start must come: so many times, or in this share of the rows, if that is more.
+_START_ROWS, _START_SHARE = 8, 0.0005
+# Least ratio of "two random sources begin alike" to "two sources of this start begin alike"; 1 for a
+# start that has nothing to do with its sources.
+_INDEPENDENCE = 0.3
+# Rows whose sources are kept for each start, and in thousands for all rows.
+_EXAMPLES = 200
 _SPACELESS = {"han", "kana", "thai", "lao", "khmer", "myanmar"}
 _WORD = re.compile(r"\S+")
 
@@ -71,21 +79,18 @@ class LengthHistogram:
         cell = int((value + _GRID_LIMIT) / _GRID_WIDTH)
         self.cells[row, min(max(cell, 0), _GRID_CELLS - 1)] += 1
 
-    def merge(self, other: "LengthHistogram") -> None:
-        self.cells += other.cells
-
-    def bins(self, least_rows: int = 50) -> list[LengthBin]:
-        """Bins for `CheckPlan.lengths`; empty when there are fewer than `least_rows` in all."""
+    def bins(self) -> list[LengthBin]:
+        """Bins for `CheckPlan.lengths`; empty when there are fewer than `_BIN_ROWS` rows in all."""
         groups: list[tuple[int, np.ndarray]] = []
         for start, cells in zip(LENGTH_BINS, self.cells, strict=True):
-            if groups and (cells.sum() < least_rows or groups[-1][1].sum() < least_rows):
+            if groups and (cells.sum() < _BIN_ROWS or groups[-1][1].sum() < _BIN_ROWS):
                 groups[-1] = (groups[-1][0], groups[-1][1] + cells)
             else:
                 groups.append((start, cells))
         found = []
         for start, cells in groups:
             rows = int(cells.sum())
-            if rows < least_rows:
+            if rows < _BIN_ROWS:
                 # Only the first can still be short: then all of them together are.
                 continue
             values = np.repeat(np.arange(_GRID_CELLS) + 0.5, cells) * _GRID_WIDTH - _GRID_LIMIT
@@ -124,26 +129,12 @@ class Miner:
 
     Args:
         end: look at ends.
-        least_rows: how often a start must come; or `least_share` of the rows, if that is more.
-        independence: least ratio of "two random sources begin alike" to "two sources of this start
-            begin alike"; 1 for a start that has nothing to do with its sources.
         capacity: counts kept in memory; the rarest go when there are more (lossy counting), so a
             start that comes in more than rows / capacity is never lost.
-        examples: rows whose sources are kept for each start, and in thousands for all rows.
     """
 
-    def __init__(
-        self,
-        *,
-        end: bool = False,
-        least_rows: int = 8,
-        least_share: float = 0.0005,
-        independence: float = 0.3,
-        capacity: int = 200_000,
-        examples: int = 200,
-    ):
-        self.end, self.least_rows, self.least_share = end, least_rows, least_share
-        self.independence, self.capacity, self.examples = independence, capacity, examples
+    def __init__(self, *, end: bool = False, capacity: int = 200_000):
+        self.end, self.capacity = end, capacity
         self.rows = 0
         self.counts: Counter[str] = Counter()
         self._floor = 0
@@ -156,7 +147,7 @@ class Miner:
     def count(self, source: str, text: str) -> None:
         self.rows += 1
         self.counts.update(starts(text, end=self.end))
-        if self.rows <= 1000 * self.examples:
+        if self.rows <= 1000 * _EXAMPLES:
             for counter, start in zip(self._all, self._source_starts(source), strict=True):
                 counter[start] += 1
         if len(self.counts) > self.capacity:
@@ -174,7 +165,7 @@ class Miner:
 
     @property
     def least(self) -> int:
-        return max(self.least_rows, math.ceil(self.least_share * self.rows))
+        return max(_START_ROWS, math.ceil(_START_SHARE * self.rows))
 
     def look(self, row_id: str, source: str, text: str) -> None:
         """Second pass: keeps how the sources of up to `examples` rows of a frequent start begin and end."""
@@ -186,7 +177,7 @@ class Miner:
             if key not in self._candidates:
                 continue
             counters = self._sources.setdefault(key, [Counter() for _ in self._all])
-            if counters[0].total() < self.examples:
+            if counters[0].total() < _EXAMPLES:
                 for counter, start in zip(counters, self._source_starts(source), strict=True):
                     counter[start] += 1
                 ids = self._ids.setdefault(key, [])
@@ -211,9 +202,9 @@ class Miner:
         """
         suspects = {}
         for key, counters in self._sources.items():
-            if counters[0].total() >= self.least_rows:
+            if counters[0].total() >= _START_ROWS:
                 ratio = self._independent(counters)
-                if ratio >= self.independence:
+                if ratio >= _INDEPENDENCE:
                     suspects[key] = ratio
         kept = []
         for key, ratio in suspects.items():
@@ -241,10 +232,9 @@ def _collisions(counter: Counter[str]) -> float:
     return sum(c * (c - 1) for c in counter.values()) / (n * (n - 1)) if n > 1 else 0.0
 
 
-def shares_start(text: str, found: Iterable[str], *, end: bool = False) -> str | None:
+def shares_start(text: str, found: Container[str], *, end: bool = False) -> str | None:
     """The first of the found starts (or ends) that the text has, None if it has none."""
-    known = found if isinstance(found, (set, frozenset, Mapping)) else set(found)
-    return next((key for key in starts(text, end=end) if key in known), None)
+    return next((key for key in starts(text, end=end) if key in found), None)
 
 
 def row_pairs(row: Row) -> list[tuple[str, str]]:
@@ -305,7 +295,6 @@ def survey_language(
 
 
 def survey_path(folder: Path, lang: str) -> Path:
-    """The file of a language's survey."""
     return folder / "verify" / "surveys" / f"{lang}.json"
 
 
