@@ -15,6 +15,7 @@ they know nothing of it; `modeling_maya/__init__.py` calls `loading.register`. I
 - plan.py: what will be written, and the report of it.
 - to_maya.py: plans the conversion to a Maya.
 - to_original.py: plans the way back.
+- to_llava.py: plans the export to transformers' own LLaVA.
 - write.py: writes what was planned.
 - convert.py: `convert`, all of it. Begin here.
 """
