@@ -57,6 +57,8 @@ EVAL = [
     "sacrebleu[ja]>=2.5,<2.7",
     "lingua-language-detector>=2.1",
 ]
+# Parts of transformers' server are replaced by name.
+SERVE = ["transformers[serving]>=5.6,<5.25"]
 # ZeRO; it compiles its operations when they are first used.
 DEEPSPEED = ["deepspeed>=0.18"]
 # parameterized is imported by transformers' common model tests; matplotlib draws benchmarks' plots.
@@ -101,8 +103,9 @@ setup(
         "train": TRAIN,
         "data": DATA,
         "eval": EVAL,
+        "serve": SERVE,
         "deepspeed": DEEPSPEED,
-        "test": sorted({*TRAIN, *DATA, *EVAL, *TEST}),
+        "test": sorted({*TRAIN, *DATA, *EVAL, *SERVE, *TEST}),
     },
     entry_points={"console_scripts": ["maya = maya_vlm.training.cli:main"]},
     classifiers=[

@@ -83,7 +83,8 @@ def open_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> None:
         found = api.repo_info(repo_id, repo_type=kind)
     except RepositoryNotFoundError:
         # It may be there by now, made by somebody else.
-        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
         found = api.repo_info(repo_id, repo_type=kind) if private else None
     else:
         if found.private and not private:

@@ -14,5 +14,6 @@ they know nothing of it; `modeling_maya/__init__.py` calls `loading.register`. I
 - write.py: what will be written, the report of it, and the writing.
 - to_maya.py: plans the conversion to a Maya.
 - to_original.py: plans the way back.
+- to_llava.py: plans the export to transformers' own LLaVA.
 - convert.py: `convert`, all of it. Begin here.
 """

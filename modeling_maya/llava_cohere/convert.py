@@ -4,6 +4,7 @@
     convert("mm_projector_folder", "maya", base_model="CohereForAI/aya-23-8B") only the projector
     convert("lora_folder", "maya", base_model="CohereForAI/aya-23-8B")         LoRA layers
     convert("maya-8b", "back", to="llava_cohere")                              for the original's code
+    convert("maya-8b", "llava", to="llava")                                    for tools that know LLaVA
 
 Not Hub code. Tensors go from file to file in chunks, so memory does not grow with the checkpoint. The
 result appears under its name only when it is complete.
@@ -21,11 +22,13 @@ from processing_maya.processing_llava_cohere import MODEL_TYPE
 
 from .origin import fetch
 from .tensors import stored_dtype
+from .to_llava import plan_llava
 from .to_maya import plan_maya
 from .to_original import plan_original
 from .write import check_output, describe, make_report, write
 
 MAX_SHARD_SIZE = "5GB"
+LLAVA = "llava"
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -48,14 +51,15 @@ def convert(
 
     Args:
         source: folder or Hub repository: a full `llava_cohere` checkpoint, a folder with
-            `mm_projector.bin`, one with the original's LoRA files, or (with `to="llava_cohere"`) a Maya.
+            `mm_projector.bin`, one with the original's LoRA files, or (to `llava_cohere` and `llava`) a Maya.
         output: the folder to write; it must not exist or be empty. Not needed for `dry_run`.
         base_model: the decoder's folder or repository, for projector-only and LoRA sources.
         vision_tower: the vision tower's folder or repository; default: what the config names.
         tower_source: which copy of the tower to write: the `"checkpoint"`'s own (if it has one), or
             `"hub"`, the one that the config or `vision_tower` names. Where both are at hand the largest
             difference between them is reported.
-        to: `"maya"` or `"llava_cohere"`.
+        to: `"maya"`, `"llava_cohere"` (for the original's code), or `"llava"`: transformers' own
+            `LlavaForConditionalGeneration`, which needs no remote code.
         dry_run: check everything and report, write nothing.
         trust_remote_code: passed on to the tokenizer's loading; nothing here sets it.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; default: every tensor as it is stored.
@@ -70,8 +74,8 @@ def convert(
         ValueError, OSError: one line that names file and key, what was found and what was expected.
             Then nothing is left behind; a run that is killed leaves nothing that loads.
     """
-    if to not in ("maya", MODEL_TYPE):
-        raise ValueError(f"to: found {to!r}, expected 'maya' or {MODEL_TYPE!r}.")
+    if to not in ("maya", MODEL_TYPE, LLAVA):
+        raise ValueError(f"to: found {to!r}, expected 'maya', {MODEL_TYPE!r} or {LLAVA!r}.")
     if tower_source not in ("checkpoint", "hub"):
         raise ValueError(f"tower_source: found {tower_source!r}, expected 'checkpoint' or 'hub'.")
     cast = FLOATS.get(dtype) if isinstance(dtype, str) else dtype
@@ -94,9 +98,14 @@ def convert(
             dtype=cast,
         )
     else:
-        plan = plan_original(origin, vision_tower=tower)
+        if to == LLAVA:
+            plan = plan_llava(origin)
+        else:
+            plan = plan_original(origin, vision_tower=tower)
         if cast is not None:
-            plan.config["torch_dtype"] = str(cast).removeprefix("torch.")
+            plan.config["dtype" if to == LLAVA else "torch_dtype"] = str(cast).removeprefix(
+                "torch."
+            )
     shards = split_state_dict_into_shards_factory(
         plan.tensors,
         get_storage_size=lambda ref: ref.numel * stored_dtype(ref, cast).itemsize,

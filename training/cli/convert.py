@@ -8,6 +8,7 @@ EXAMPLES = """
 maya convert user/original maya --dry-run
 maya convert user/original maya --dtype bfloat16
 maya convert runs/mini original --to llava_cohere
+maya convert runs/mini llava --to llava
 """
 
 
@@ -29,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="checkpoint",
         help="which copy of the vision tower to write",
     )
-    parser.add_argument("--to", choices=["maya", "llava_cohere"], default="maya")
+    parser.add_argument(
+        "--to",
+        choices=["maya", "llava_cohere", "llava"],
+        default="maya",
+        help="llava: transformers' own LLaVA, which loads without remote code",
+    )
     parser.add_argument("--dtype", help="e.g. bfloat16 (default: as stored)")
     parser.add_argument("--revision", help="branch, tag or commit of the source repository")
     parser.add_argument("--max-shard-size", default="5GB")

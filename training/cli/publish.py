@@ -1,20 +1,24 @@
-"""`maya publish`: push a model or dataset to the Hub."""
+"""`maya publish`: push a model, a dataset or a demo page to the Hub."""
 
 import argparse
 
-from .parser import as_path
+from .parser import add_trust, as_place
 
 EXAMPLES = """
 maya publish runs/mini user/maya-mini
 maya publish runs/mini user/maya-mini --private --revision trial
 maya publish runs/data/captions/dataset user/captions --kind dataset
+maya publish user/maya-mini user/ask-maya --kind space --trust-remote-code
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=as_path)
+    add_trust(parser)
+    parser.add_argument(
+        "folder", type=as_place, help="what is sent; of a Space, the model's repository on the Hub"
+    )
     parser.add_argument("repo_id", help="user/name")
-    parser.add_argument("--kind", choices=["model", "dataset"], default="model")
+    parser.add_argument("--kind", choices=["model", "dataset", "space"], default="model")
     parser.add_argument(
         "--private",
         action="store_true",
@@ -30,6 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.kind == "space":
+        from maya_vlm.model_card.space.send import publish_space
+
+        url = publish_space(
+            args.folder,
+            args.repo_id,
+            private=args.private,
+            trust_remote_code=args.trust_remote_code,
+        )
+        print(f"published to {url}")
+        return
     from maya_vlm.model_card.hub.publish import publish
 
     url = publish(

@@ -157,7 +157,7 @@ def question_in(question: str | None, language: str | None) -> str:
     if question is None:
         if language is None or language in known:
             return known[language or "en"]["name"][0]
-        return f"{known['en']['name'][0]} {_answer_in(language)}"
+        return f"{known['en']['name'][0]} {answer_in(language)}"
     check_text(question, "the question")
     if not question.strip():
         raise ValueError("the question is empty; leave it out to ask what the picture shows")
@@ -171,10 +171,10 @@ def question_in(question: str | None, language: str | None) -> str:
                     others = known[language][task]
                     other = wording if own == language else others[min(number, len(others) - 1)]
                     return other.replace("{name}", found)
-    return f"{question} {_answer_in(language)}"
+    return f"{question} {answer_in(language)}"
 
 
-def _answer_in(language: str) -> str:
+def answer_in(language: str) -> str:
     """The sentence that asks for an answer in a language."""
     if language in ANSWER_IN:
         return ANSWER_IN[language]
