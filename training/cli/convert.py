@@ -6,7 +6,6 @@ from .parser import add_trust, as_path, as_place
 
 EXAMPLES = """
 maya convert user/original maya --dry-run
-maya convert user/original maya --dtype bfloat16
 maya convert runs/mini original --to llava_cohere
 maya convert runs/mini llava --to llava
 """

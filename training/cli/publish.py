@@ -5,8 +5,7 @@ import argparse
 from .parser import add_trust, as_place
 
 EXAMPLES = """
-maya publish runs/mini user/maya-mini
-maya publish runs/mini user/maya-mini --private --revision trial
+maya publish runs/mini user/maya-mini --private
 maya publish runs/data/captions/dataset user/captions --kind dataset
 maya publish user/maya-mini user/ask-maya --kind space --trust-remote-code
 """
