@@ -17,22 +17,21 @@ from ...rows.parquet import Row
 GROUP_ROWS = 2000
 GROUP_BYTES = 8 << 20
 
-_FEATURES = {
-    "id": {"dtype": "string", "_type": "Value"},
-    "image": {"dtype": "string", "_type": "Value"},
-    "image_sha256": {"dtype": "string", "_type": "Value"},
-    "picture": {"_type": "Image"},
-}
-# `datasets` reads the column types from this key; that is how `picture` decodes to an image.
-IMAGE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.string()),
-        ("image_sha256", pa.string()),
-        ("picture", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-    ],
-    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
-)
+
+def picture_schema(*names: str) -> pa.Schema:
+    """Columns of text, and a column `picture` of a picture's bytes and path.
+
+    `datasets` reads the types of columns from the schema's metadata: that is how `picture` decodes to an
+    image.
+    """
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [(name, kind if name == "picture" else pa.string()) for name in names]
+    text = {"dtype": "string", "_type": "Value"}
+    features = {name: {"_type": "Image"} if name == "picture" else text for name in names}
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+IMAGE_SCHEMA = picture_schema("id", "image", "image_sha256", "picture")
 
 
 class Shards:
