@@ -29,6 +29,14 @@ class RowError(ValueError):
         self.field, self.reason = field, reason
 
 
+def check_cell(text: str, field: str) -> None:
+    """Raise RowError for text that no file or tokenizer takes, see `check_text`."""
+    try:
+        check_text(text, field)
+    except ValueError as error:
+        raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+
+
 class Found(NamedTuple):
     """A picture of a row, and the name that it has beside its bytes."""
 
@@ -65,10 +73,7 @@ def _picture(value: Any, field: str) -> Found:
             f"expected a picture's path, address or bytes, found {found(None if picture in ('', b'') else picture)}",
         )
     if isinstance(picture, str):
-        try:
-            check_text(picture, field)
-        except ValueError as error:
-            raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+        check_cell(picture, field)
     return Found(picture, name if isinstance(name, str) and name else None)
 
 

@@ -3,6 +3,7 @@
 What is read at once is a row group: files whose row groups are small need little memory.
 """
 
+import bisect
 import contextlib
 import os
 import re
@@ -23,12 +24,11 @@ from ..common.network import of_network
 from ..common.reading import open_file, read_json, read_text
 from ..common.shapes import check_shape
 from ..common.telling import one_line, printable, reason
-from .hub import HubFiles, dataset_builder
+from .hub import HUB, HubFiles, dataset_builder
 from .json_rows import rows_suffix
 from .parquet import is_list
 from .parquet import is_text as is_text_type
 
-HUB = "hf://"
 # The manifest of what `maya data build` writes.
 _BUILT = "maya-dataset-1"
 # Read ahead when a remote file is read from its start to its end, in bytes.
@@ -84,9 +84,9 @@ def find_files(
         from huggingface_hub import HfFileSystem
 
         found = _by_datasets(path, config, split, revision)
-        root = re.match(rf"{HUB}datasets/[^/]+/[^/]+/", found[0])
+        root = re.match(rf"{HUB}[^/]+/[^/]+/", found[0])
         images = sorted(HfFileSystem().glob(f"{root[0]}images/*.parquet")) if root else []
-        images = [HUB + name for name in images]
+        images = [f"hf://{name}" for name in images]
     for name in (f for f in (*found, *images) if not f.startswith(HUB)):
         open_file(name).close()  # a pipe or a device is no table
     other = [f for f in found if not f.endswith(".parquet")]
@@ -259,7 +259,7 @@ class Table:
         key = (os.getpid(), number, ahead)
         if key not in self._open:
             name = self.files[number]
-            with _reading(name):
+            with reading_table(name):
                 if name.startswith(HUB):
                     from huggingface_hub import HfFileSystem
 
@@ -277,7 +277,7 @@ class Table:
     def _read(self, group: int, columns: Sequence[str], ahead: bool = False) -> pa.Table:
         number, inside = self.groups[group]
         name = self.files[number]
-        with _reading(name):
+        with reading_table(name):
             found = self._file(number, ahead).read_row_group(inside, columns=list(columns))
             # Else a text that is not UTF-8 would be found when its row is.
             found.validate(full=True)
@@ -292,8 +292,7 @@ class Table:
     def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """All rows, a row group at a time, for one pass from start to end."""
         if not columns:
-            for group in range(len(self.groups)):
-                yield pa.table({"": pa.nulls(int(self.first[group + 1] - self.first[group]))})
+            yield from (pa.table({"": pa.nulls(rows)}) for rows in np.diff(self.first).tolist())
             return
         for group in range(len(self.groups)):
             yield self._read(group, columns, ahead=True)
@@ -362,16 +361,13 @@ class Cursor:
             values = flat(found[self.order])
             if values.null_count:
                 raise Unsorted(f"{self.table.files[0]}: a row has no {self.order}")
-            joined = (
-                values
-                if self._before is None
-                else pa.concat_arrays([pa.array([self._before], values.type), values])
-            )
+            before = [] if self._before is None else [self._before]
+            joined = pa.concat_arrays([pa.array(before, values.type), values])
             wrong = np.flatnonzero(pc.greater(joined[:-1], joined[1:]).to_numpy(False))
             if len(wrong):
                 i = int(wrong[0])
                 raise Unsorted(
-                    f"{self.table.files[0]}: row {self._read + i + (self._before is None)}: "
+                    f"{self.table.files[0]}: row {self._read + i + 1 - len(before)}: "
                     f"{self.order} {joined[i + 1].as_py()!r} comes after {joined[i].as_py()!r}"
                 )
             self._before = values[-1].as_py()
@@ -393,31 +389,18 @@ class Cursor:
             elif len(chunk) and chunk[self.order][-1].as_py() < cut:
                 count = len(chunk)
             else:
-                count = _first_not_before(chunk[self.order], cut)
+                count = bisect.bisect_left(chunk[self.order], cut, key=lambda value: value.as_py())
             given.append(chunk.slice(0, count))
             self.row += count
             if count < len(chunk):
                 self._rest[0] = chunk.slice(count)
                 break
             self._rest.pop(0)
-        if not given:
-            return pa.table({})
-        return pa.concat_tables(given)
-
-
-def _first_not_before(column: pa.ChunkedArray, cut: str) -> int:
-    low, high = 0, len(column)
-    while low < high:
-        middle = (low + high) // 2
-        if column[middle].as_py() < cut:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+        return pa.concat_tables(given) if given else pa.table({})
 
 
 @contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading_table(name: str) -> Iterator[None]:
     """What reading a table raises, in one line that names the file."""
     try:
         yield

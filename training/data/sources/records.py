@@ -18,11 +18,11 @@ import pyarrow as pa
 from ...common.files import sha256_bytes
 from ...common.images import is_address
 from ...common.languages import CODES, as_language, no_language
-from ...common.reading import check_text
 from ...common.telling import found, one_line
 from ...rows.conversations import Found, RowError, RowReader
 from ...rows.json_rows import Unreadable
 from ...rows.parquet import Row
+from ...rows.picture_cells import check_cell
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -169,17 +169,10 @@ def _id(value: Any) -> str:
         raise RowError("id", "missing")
     if not isinstance(value, str):
         raise RowError("id", f"expected text, found {found(value)}")
-    _check("id", value)
+    check_cell(value, "id")
     if not value.strip():
         raise RowError("id", "empty")
     return value.strip()
-
-
-def _check(field: str, text: str) -> None:
-    try:
-        check_text(text, field)
-    except ValueError as error:
-        raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
 
 
 def _content(message: Mapping[str, Any]) -> str:
@@ -225,7 +218,7 @@ def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | No
     if isinstance(picture, bytes):
         sha256 = sha256_bytes(picture)
         value = (PurePosixPath(name).name if name else "") or sha256
-        _check("image", value)
+        check_cell(value, "image")
         return value, sha256, picture
     if is_address(picture) and not picture.lower().startswith("http"):
         raise RowError(
