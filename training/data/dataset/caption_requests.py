@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...common.schema import read_mapping
 
-# LLaVA's eleven requests for a brief description (arXiv 2304.08485, table 11).
-REQUESTS = (
-    "Describe the image concisely.",
-    "Provide a brief description of the given image.",
-    "Offer a succinct explanation of the picture presented.",
-    "Summarize the visual content of the image.",
-    "Give a short and clear explanation of the subsequent image.",
-    "Share a concise interpretation of the image provided.",
-    "Present a compact description of the photo's key features.",
-    "Relay a brief, clear account of the picture shown.",
-    "Render a clear and concise summary of the photo.",
-    "Write a terse but informative summary of the picture.",
-    "Create a compact narrative representing the image presented.",
+# Language -> requests. English has LLaVA's eleven for a brief description (arXiv 2304.08485, table 11); the
+# others are ours: short ones of the same meaning.
+KNOWN: dict[str, list[str]] = json.loads(
+    Path(__file__).with_name("caption_requests.json").read_text(encoding="utf-8")
 )
-# Language -> requests. Those beside English are ours: short ones of the same meaning.
-KNOWN: dict[str, tuple[str, ...]] = {
-    "en": REQUESTS,
-    "zh": ("请简要描述这张图片。", "请用几句话概括图片的内容。", "请给出这张图片的简短说明。"),
-    "fr": (
-        "Décris brièvement l’image.",
-        "Résume en peu de mots ce que montre l’image.",
-        "Donne une courte description de cette image.",
-    ),
-    "es": (
-        "Describe brevemente la imagen.",
-        "Resume en pocas palabras lo que muestra la imagen.",
-        "Da una descripción breve de esta imagen.",
-    ),
-    "ru": (
-        "Кратко опиши изображение.",
-        "Расскажи в нескольких словах, что на картинке.",
-        "Дай краткое описание этой картинки.",
-    ),
-    "hi": (
-        "चित्र का संक्षेप में वर्णन करो।",
-        "थोड़े शब्दों में बताओ कि चित्र में क्या है।",
-        "इस चित्र का छोटा वर्णन दो।",
-    ),
-    "ja": (
-        "画像を簡潔に説明してください。",
-        "画像に何が写っているか、短く述べてください。",
-        "この画像の短い説明を書いてください。",
-    ),
-    "ar": (
-        "صف الصورة بإيجاز.",
-        "لخص بكلمات قليلة ما تظهره الصورة.",
-        "اكتب وصفا قصيرا لهذه الصورة.",
-    ),
-    "bn": ("ছবিটি সংক্ষেপে বর্ণনা করো।", "অল্প কথায় বলো ছবিতে কী আছে।", "এই ছবির একটি ছোট বর্ণনা দাও।"),
-    "ur": (
-        "تصویر کو مختصراً بیان کرو۔",
-        "تھوڑے لفظوں میں بتاؤ کہ تصویر میں کیا ہے۔",
-        "اس تصویر کی مختصر وضاحت لکھو۔",
-    ),
-}
+REQUESTS = KNOWN["en"]
 
 
 def known_requests(lang: str) -> Sequence[str]:

@@ -120,8 +120,8 @@ class Archive:
         self.source = source
         self.path = path
 
-    def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Contents of the named files. Raises SourceError naming those that are not there."""
+    def read_json(self, names: Iterable[str]) -> dict[str, Any]:
+        """The named files, parsed. Raises SourceError naming those that are not there."""
         wanted = set(names)
         found = {}
         # npm packs everything under one folder, usually called `package`.
@@ -130,12 +130,8 @@ class Archive:
                 name = member.name.partition("/")[2]
                 handle = tar.extractfile(member) if name in wanted else None
                 if handle is not None:
-                    found[name] = handle.read()
+                    found[name] = json.load(handle)
         missing = sorted(wanted - set(found))
         if missing:
             raise SourceError(f"{self.path.name}: no {', '.join(missing)} in the package")
         return found
-
-    def read_json(self, names: Iterable[str]) -> dict[str, Any]:
-        """The named files, parsed."""
-        return {name: json.loads(data) for name, data in self.read(names).items()}

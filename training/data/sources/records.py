@@ -84,6 +84,11 @@ class Record:
     data: bytes | None = None
     note: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Its place in the source, with its id."""
+        return place_of(self.where, self.row["id"])
+
 
 def to_row(
     record: Any,
