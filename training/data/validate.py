@@ -51,27 +51,24 @@ def validate_sources(
     """
     bad = 0
     for source in sources:
+        lines: list[str] = []
         if Path(source).suffix in (".yaml", ".yml"):
             from .plan import load_plan
 
             if data_files is not None:
                 raise ValueError(f"{source}: --data-files: write source.data_files into the plan")
             plan = load_plan(Path(source)).source
-            tally = validate(plan, lambda problem: tqdm.write(str(problem)))
-            print("\n".join([f"{source}, for building:", *tally.lines()]), flush=True)
+            tally = building = validate(plan, lambda problem: tqdm.write(str(problem)))
         elif _is_text_beside_pictures(plan := infer_source(source, images, language, data_files)):
-            tally = validate(plan, lambda problem: tqdm.write(str(problem)))
+            tally = building = validate(plan, lambda problem: tqdm.write(str(problem)))
             advice = (
                 "list the pictures in a metadata.jsonl (file_name, caption), or build a dataset"
             )
             lines = [f"{source}, for training: text files beside pictures are not read: {advice}"]
-            lines += [f"{source}, for building:", *tally.lines()]
-            print("\n".join(lines), flush=True)
         else:
             tally, building = validate_data(plan, images, tqdm.write)
             lines = [f"{source}, for training:", *tally.lines()]
-            lines += [f"{source}, for building:", *building.lines()]
-            print("\n".join(lines), flush=True)
+        print("\n".join([*lines, f"{source}, for building:", *building.lines()]), flush=True)
         refuse_empty(plan, tally)
         bad += sum(tally.refused.values())
     return bad

@@ -13,7 +13,7 @@ question.
 
 `messages` is parquet with the pictures embedded (messages.py), as TRL's SFTTrainer and
 `datasets.load_dataset` take it: a folder a language, and a README.md that names the configs. Captions are
-asked for in their own language where requests are known (caption_requests.py).
+asked for in their own language where requests are known (caption_requests.json).
 
 Names of pictures come from the dataset, so none may lead out of the output folder.
 """
@@ -40,9 +40,16 @@ from ...common.telling import one_line
 from ...rows.parquet import Row
 from ..sources.pictures import Pictures
 from ..sources.records import IMAGE_MARK
-from .caption_requests import REQUESTS, known_requests, number_of, read_requests
 from .folder import DatasetFolder, open_dataset
-from .messages import MESSAGES_SCHEMA, as_messages, trl_snippet
+from .messages import (
+    MESSAGES_SCHEMA,
+    REQUESTS,
+    as_messages,
+    known_requests,
+    number_of,
+    read_requests,
+    trl_snippet,
+)
 from .shards import Shards
 
 SHARD_BYTES = 500 << 20
@@ -121,7 +128,7 @@ def export_messages(
     Args:
         output: a folder that is not there, is empty, or has an earlier export.
         requests: a YAML file, language -> list of what the human asks for a caption, instead of
-            those of caption_requests.py.
+            those of caption_requests.json.
         folder, languages, toxicity_free, images: as in `export_llava`.
 
     Raises as `export_llava`, and ValueError where `output` holds something else.

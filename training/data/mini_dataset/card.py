@@ -1,4 +1,4 @@
-"""The dataset card: its configs, and the values of card.md, all from the manifest's numbers."""
+"""The dataset card: its configs, and the values of card.md and attribution.md."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .render import NAMED_AFTER, SIZE, SPLITS
 from .sources import SOURCES, needed_sources
 
 CARD = Path(__file__).with_name("card.md")
+ATTRIBUTION = CARD.with_name("attribution.md")
 
 
 def configs(styles: Iterable[str]) -> dict[str, dict[str, list[str]]]:
@@ -218,31 +219,26 @@ def _licences(styles: Iterable[str]) -> str:
 def write_attribution(styles: Iterable[str]) -> str:
     """Text of ATTRIBUTION.md: whose work this is, under which licence, and what was changed."""
     styles = list(styles)
-    rows = []
-    for key in needed_sources(styles):
-        source = SOURCES[key]
-        rows.append(
-            (
-                f"[{source.title}]({source.url})",
-                source.author,
-                f"npm `{source.package}` {source.version}",
-                f"[{source.licence}](LICENSES/{source.licence}.txt)",
-            )
+    sources = [SOURCES[key] for key in needed_sources(styles)]
+    works = (
+        (
+            f"[{source.title}]({source.url})",
+            source.author,
+            f"npm `{source.package}` {source.version}",
+            f"[{source.licence}](LICENSES/{source.licence}.txt)",
         )
-    return (
-        "# Attribution\n\n"
-        + _table(["work", "by", "taken from", "licence"], rows)
-        + "\n\n"
-        + f"Changes: every picture was rasterised from vector art at {SIZE} x {SIZE} pixels on "
-        "white, padded to a square where it was not one, and reduced to a palette of 64 colours. "
-        "Names and keywords are CLDR's; the repairs are listed in README.md.\n\n"
-        "The pictures of each style are in files of their own, `images/<style>.parquet` and "
-        "`messages/<split>-<style>.parquet`, and keep the licence of their style.\n"
-        + "".join(
-            f"`images/{style}.parquet` and the pictures in `messages/{SPLITS[style]}-{style}.parquet` "
-            f"are adaptations of {SOURCES[style].title} and are offered under "
-            f"{SOURCES[style].licence}, as its licence asks.\n"
-            for style in styles
-            if SOURCES[style].licence.startswith("CC-BY-SA")
-        )
+        for source in sources
     )
+    adaptations = [
+        f"`images/{style}.parquet` and the pictures in `messages/{SPLITS[style]}-{style}.parquet` "
+        f"are adaptations of {SOURCES[style].title} and are offered under "
+        f"{SOURCES[style].licence}, as its licence asks."
+        for style in styles
+        if SOURCES[style].licence.startswith("CC-BY-SA")
+    ]
+    values = {
+        "works": _table(["work", "by", "taken from", "licence"], works),
+        "size": SIZE,
+        "adaptations": "".join(f"{line}\n" for line in adaptations),
+    }
+    return Template(ATTRIBUTION.read_text(encoding="utf-8")).substitute(values)

@@ -7,9 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from .concepts import Concept, Selection
-from .draw import draw
+from .draw import ask, draw, join_words, load_prompts
 from .negatives import choose_negatives
-from .questions import ask, join_words, load_prompts
 from .render import SPLITS, Picture
 from .texts import Keywords
 

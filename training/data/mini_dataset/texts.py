@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from .concepts import Selection
-from .questions import ask
+from .draw import ask
 from .render import Picture
 from .sources import SOURCES
 
