@@ -25,8 +25,8 @@ from maya_vlm.training.data.mini_dataset.card import configs, write_attribution,
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
 from maya_vlm.training.data.mini_dataset.draw import load_prompts
 from maya_vlm.training.data.mini_dataset.messages import PICTURES, message_rows
-from maya_vlm.training.data.mini_dataset.render import SPLITS, load_refused
-from maya_vlm.training.data.mini_dataset.sources import SOURCES
+from maya_vlm.training.data.mini_dataset.render import load_refused
+from maya_vlm.training.data.mini_dataset.sources import SOURCES, SPLITS
 from maya_vlm.training.evaluation.tasks.mini import data_files
 
 ROOT = Path(__file__).parents[3] / "training" / "data" / "mini"

@@ -78,9 +78,8 @@ class _Series:
         self.shards, self.name, self.schema, self.most = shards, name, schema, most
         self.number = self.size = self.rows = self.batch_size = 0
         self.batch: list[Row] = []
-        # Both are set while a file is open; the writer later than the temporary file's name.
+        # While a file is open: what closes the writer and gives the file its name.
         self.stack: contextlib.ExitStack | None = None
-        self.writer: pq.ParquetWriter | None = None
 
     @property
     def file(self) -> str:
@@ -98,10 +97,11 @@ class _Series:
     def flush(self) -> None:
         path = self.shards.root / self.file
         try:
-            if self.writer is None:
+            if self.stack is None:
                 self.stack = contextlib.ExitStack()
-                self.temporary = self.stack.enter_context(atomic(path))
-                self.writer = pq.ParquetWriter(self.temporary, self.schema, compression="zstd")
+                temporary = self.stack.enter_context(atomic(path))
+                opened = pq.ParquetWriter(temporary, self.schema, compression="zstd")
+                self.writer = self.stack.enter_context(opened)
             columns = {name: [row[name] for row in self.batch] for name in self.schema.names}
             self.writer.write_table(pa.table(columns, schema=self.schema))
         except OSError as error:
@@ -112,20 +112,12 @@ class _Series:
     def close(self) -> None:
         if self.batch:
             self.flush()
-        if self.stack is None or self.writer is None:
+        if self.stack is None:
             return
-        writer, self.writer = self.writer, None
-        try:
-            writer.close()
-        except OSError as error:
-            raise disk_error(self.shards.root / self.file, error) from None
-        about = {
-            "rows": self.rows,
-            "bytes": self.temporary.stat().st_size,
-            "sha256": sha256_file(self.temporary),
-        }
         stack, self.stack = self.stack, None
         stack.close()
+        path = self.shards.root / self.file
+        about = {"rows": self.rows, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         self.shards.files[self.file] = about
         self.number += 1
         self.size = self.rows = 0
@@ -134,9 +126,5 @@ class _Series:
         """Leave nothing of a file that is not finished."""
         if self.stack is not None:
             stack, self.stack = self.stack, None
-            writer, self.writer = self.writer, None
-            if writer is not None:
-                with contextlib.suppress(OSError):
-                    writer.close()
-            with contextlib.suppress(_Dropped):
+            with contextlib.suppress(_Dropped, OSError):
                 stack.__exit__(_Dropped, _Dropped(), None)

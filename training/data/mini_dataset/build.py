@@ -16,8 +16,8 @@ from . import card, instruct, messages, texts
 from .concepts import LANGUAGES, Selection, load_sensitive, select
 from .draw import SEED
 from .instruct import instruct_rows
-from .render import SPLITS, Picture, draw_style
-from .sources import SOURCES, needed_sources, open_sources
+from .render import Picture, draw_style
+from .sources import SOURCES, SPLITS, needed_sources, open_sources
 from .tables import IMAGE_SCHEMA, write_table
 from .texts import Keywords, caption_rows
 

@@ -13,8 +13,8 @@ from ..dataset.manifest import matching
 from ..dataset.messages import trl_snippet
 from .concepts import LANGUAGES, Selection, load_sensitive
 from .messages import PICTURES
-from .render import NAMED_AFTER, SIZE, SPLITS
-from .sources import SOURCES, needed_sources
+from .render import SIZE
+from .sources import SOURCES, SPLITS, needed_sources
 
 CARD = Path(__file__).with_name("card.md")
 ATTRIBUTION = CARD.with_name("attribution.md")
@@ -99,7 +99,9 @@ def write_card(manifest: dict[str, Any], selection: Selection, picture: str | No
                 for entry in manifest["sources"]
             ),
         ),
-        "named_styles": ", ".join(f"`{style}`" for style in NAMED_AFTER),
+        "named_styles": ", ".join(
+            f"`{key}`" for key, source in SOURCES.items() if source.named_after
+        ),
         "tools": _listed(manifest["tools"]),
         "seed": manifest["seed"],
         "dropped": _table(["emoji dropped", "number"], manifest["dropped_emoji"].items()),

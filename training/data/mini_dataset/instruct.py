@@ -9,7 +9,8 @@ import pyarrow as pa
 from .concepts import Concept, Selection
 from .draw import ask, draw, join_words, load_prompts
 from .negatives import choose_negatives
-from .render import SPLITS, Picture
+from .render import Picture
+from .sources import SPLITS
 from .texts import Keywords
 
 SCHEMA = pa.schema(

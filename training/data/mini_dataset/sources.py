@@ -7,7 +7,7 @@ import hashlib
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,13 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """One npm package. `sha512` is the registry's integrity digest of the tarball, in base64."""
+    """One npm package.
+
+    Attributes:
+        sha512: the registry's integrity digest of the tarball, in base64.
+        split: of the dataset, that the pictures of an art style are in; None for a package of texts.
+        named_after: of a style without a character table: in whose names it is searched, first match wins.
+    """
 
     key: str
     package: str
@@ -29,6 +35,8 @@ class Source:
     title: str
     author: str
     url: str
+    split: str | None = None
+    named_after: Sequence[str] = ()
 
     @property
     def filename(self) -> str:
@@ -43,6 +51,8 @@ SOURCES: dict[str, Source] = {
     ).items()
 }
 
+# Art style -> split.
+SPLITS = {key: source.split for key, source in SOURCES.items() if source.split is not None}
 TEXT_SOURCES = ("annotations", "annotations-derived", "labels", "emojibase")
 # A concept's icon is found by its character in these four sets; the names they give it find it
 # in the sets that carry no character table.
