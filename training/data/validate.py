@@ -15,11 +15,11 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from ..common.images import SUFFIXES, ImageStore, Place, check_padded_side, is_address, load_image
-from ..common.languages import as_language, no_language
 from ..common.telling import one_line
 from ..rows.conversations import Picture, RowError, RowReader
 from ..rows.json_rows import Unreadable, rows_suffix
 from ..rows.open import DatasetPath, open_pictures
+from ..rows.picture_cells import language_of_cell
 from .sources.pictures import look_at
 from .sources.plan import SourcePlan
 from .sources.records import Problem, place_of
@@ -213,12 +213,7 @@ class _Training:
     def _language_of(self, record: dict[str, Any]) -> str:
         column = "lang" if "lang" in record else "language"
         cell = record.get(column)
-        if cell is None:
-            return self._language
-        language = as_language(cell)
-        if language is None:
-            raise RowError(column, no_language(cell))
-        return language
+        return self._language if cell is None else language_of_cell(cell, column)
 
     def _pictures(self) -> ImageStore:
         """Opened when the first row names a picture."""

@@ -371,7 +371,7 @@ def _checked(
         check_messages(messages, "")
     except ConversationError as error:
         raise RowError(field(error.turn), error.reason) from None
-    if any("<image>" in text for message in messages for text in _texts(message)):
+    if any("<image>" in text for message in messages for text in texts_of(message)):
         try:
             messages = place_marks(messages, images, "", answers_are_text=answers_are_text)
         except ConversationError as error:
@@ -387,7 +387,8 @@ def _checked(
     return messages
 
 
-def _texts(message: Mapping[str, Any]) -> list[str]:
+def texts_of(message: Mapping[str, Any]) -> list[str]:
+    """The texts of a message, part by part."""
     content = message["content"]
     if isinstance(content, str):
         return [content]
@@ -395,7 +396,7 @@ def _texts(message: Mapping[str, Any]) -> list[str]:
 
 
 def _check_message(field: str, message: Mapping[str, Any]) -> None:
-    texts = _texts(message)
+    texts = texts_of(message)
     if message["role"] == "assistant" and not "".join(texts).strip():
         reason = "the assistant's answer is empty, there is nothing to learn or continue from."
         raise RowError(field, reason)

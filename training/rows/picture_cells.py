@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..common.images import SUFFIXES, is_address
+from ..common.languages import as_language, no_language
 from ..common.reading import check_text
 from ..common.telling import found
 
@@ -35,6 +36,14 @@ def check_cell(text: str, field: str) -> None:
         check_text(text, field)
     except ValueError as error:
         raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def language_of_cell(cell: Any, field: str) -> str:
+    """A cell's BCP-47 code. Raises RowError for another value."""
+    code = as_language(cell)
+    if code is None:
+        raise RowError(field, no_language(cell))
+    return code
 
 
 class Found(NamedTuple):

@@ -121,7 +121,14 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
     card = folder / "README.md"
     if not card.is_file():
         return built_files(folder, config, split)
-    configs = _card_configs(card)
+    header = card_metadata(read_text(card), str(card))
+    configs = header.get("configs") or []
+    if not isinstance(configs, list) or not all(
+        isinstance(each, dict) and "config_name" in each for each in configs
+    ):
+        raise ValueError(
+            f"{card}: configs: expected a list of mappings with config_name; correct the card"
+        )
     if not configs:
         return []
     names = [str(c["config_name"]) for c in configs]
@@ -184,20 +191,6 @@ def built_files(folder: Path, config: str | None, split: str) -> list[Path]:
     if files := sorted(folder.glob(pattern)):
         return files
     raise FileNotFoundError(one_line(f"{folder}: no file matches {pattern!r}"))
-
-
-def _card_configs(card: Path) -> list[dict[str, Any]]:
-    """The configs in a dataset card's YAML; none without YAML. Raises ValueError naming the card."""
-    header = card_metadata(read_text(card), str(card))
-    configs = header.get("configs") or []
-    named = isinstance(configs, list) and all(
-        isinstance(c, dict) and "config_name" in c for c in configs
-    )
-    if not named:
-        raise ValueError(
-            f"{card}: configs: expected a list of mappings with config_name; correct the card"
-        )
-    return configs
 
 
 def _by_datasets(path: str, config: str | None, split: str, revision: str | None) -> list[str]:

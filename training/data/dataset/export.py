@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from string import Template
 from typing import Any
 
 import yaml
@@ -55,6 +56,7 @@ from .shards import Shards
 SHARD_BYTES = 500 << 20
 MARKER = "<!-- Written by maya data export; it writes this file again. -->"
 SCRATCH = ".export-"
+CARD = Path(__file__).with_name("export.md")
 
 
 @dataclass(frozen=True)
@@ -364,25 +366,17 @@ def _readme(dataset: DatasetFolder, rows: dict[str, int]) -> str:
         f"| `{lang}` | " + " | ".join(f"{of[split]:,}" for split in named) + " |"
         for lang, of in splits.items()
     ]
-    lines = [
-        "---",
-        yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000) + "---",
-        MARKER,
-        "",
-        f"# {escaped(dataset.name)}, as messages and images",
-        "",
-        f"Rows of the dataset {code(dataset.name)} as `id`, `lang`, `images` (the embedded picture) and "
-        "`messages` (role and content). TRL trains on them as they are:",
-        "",
-        trl_snippet('"path/to/this/folder"', "all", named[0]),
-        "",
-        f"| config | {' | '.join(map(escaped, named))} |",
-        f"| --- |{' ---: |' * len(named)}",
-        *table,
-        "",
-        "`all` has every language. Texts and pictures keep the licences of the dataset they are from.",
-    ]
-    return "\n".join(lines) + "\n"
+    values = {
+        "head": yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000),
+        "marker": MARKER,
+        "title": escaped(dataset.name),
+        "name": code(dataset.name),
+        "trl_snippet": trl_snippet('"path/to/this/folder"', "all", named[0]),
+        "splits": " | ".join(map(escaped, named)),
+        "rules": " ---: |" * len(named),
+        "rows": "\n".join(table),
+    }
+    return Template(CARD.read_text(encoding="utf-8")).substitute(values)
 
 
 def _config(

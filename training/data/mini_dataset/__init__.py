@@ -7,6 +7,6 @@ render.py, refused.json: vector art -> pictures
 texts.py, negatives.py, instruct.py: captions and questions
 messages.py: the config `messages`
 tables.py: parquet files
-card.py, card.md, attribution.md, licences/: the dataset card and credits
-build.py: all of it in order
+card.py, card.md, attribution.md: the dataset card and credits
+build.py: all of it in order; what is drawn or written once is copied from ../mini
 """

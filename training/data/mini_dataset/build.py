@@ -24,7 +24,6 @@ from .texts import Keywords, caption_rows
 MANIFEST = "manifest.json"
 # Samples of all styles. Drawn once, with fonts of every script, from the packages that are pinned.
 SAMPLES = MINI / "samples.png"
-LICENCE_FOLDER = Path(__file__).with_name("licences")
 
 
 def build_mini(
@@ -226,5 +225,4 @@ def _copy_licences(output: Path, styles: list[str]) -> None:
     folder = output / "LICENSES"
     folder.mkdir()
     for name in sorted({SOURCES[key].licence for key in needed_sources(styles)}):
-        source = LICENCE_FOLDER / f"{name}.txt"
-        shutil.copyfile(source, folder / source.name)
+        shutil.copyfile(MINI / "LICENSES" / f"{name}.txt", folder / f"{name}.txt")

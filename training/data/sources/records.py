@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from ...common.files import sha256_bytes
 from ...common.images import is_address
-from ...common.languages import CODES, as_language, no_language
+from ...common.languages import CODES
 from ...common.telling import found, one_line
-from ...rows.conversations import Found, RowError, RowReader
+from ...rows.conversations import Found, RowError, RowReader, texts_of
 from ...rows.json_rows import Unreadable
 from ...rows.parquet import Row
-from ...rows.picture_cells import check_cell
+from ...rows.picture_cells import check_cell, language_of_cell
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -139,7 +139,7 @@ def _row(
     messages = reader.messages(record, len(pictures))
     image, sha256, data = _image(pictures, fields.get("image_sha256"))
     column = reader.turn_column(record)
-    texts = [_content(message) for message in messages]
+    texts = ["".join(texts_of(message)).strip() for message in messages]
     text = turns = note = None
     if column or texts[0]:
         turns = _turns(column or "prompt", messages, texts)
@@ -178,13 +178,6 @@ def _id(value: Any) -> str:
     if not value.strip():
         raise RowError("id", "empty")
     return value.strip()
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    if isinstance(content, str):
-        return content.strip()
-    return "".join(part["text"] for part in content if part["type"] == "text").strip()
 
 
 def _turns(
@@ -247,7 +240,4 @@ def _language(record: Mapping[str, Any], value: Any, language: str | None) -> st
         raise RowError(
             "lang", "unknown: neither the row nor the file's name says it; set `language`"
         )
-    code = as_language(value)
-    if code is None:
-        raise RowError("lang", no_language(value))
-    return code
+    return language_of_cell(value, "lang")
