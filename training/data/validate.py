@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from ..common.images import SUFFIXES, ImageStore, Place, check_padded_side, is_address, load_image
+from ..common.images import SUFFIXES, ImageStore, check_padded_side, is_address, load_image
 from ..common.telling import one_line
 from ..rows.conversations import Picture, RowError, RowReader
 from ..rows.json_rows import Unreadable, rows_suffix
@@ -181,9 +181,8 @@ class _Training:
         self.problem: Problem | None = None
         self._language = plan.language or "und"
         self._data = DatasetPath(plan.paths[0], image_folder=images, data_files=plan.data_files)
-        self._opened: list[ImageStore] = []
         if images is not None:
-            self._pictures()
+            _ = self._pictures  # a place that is not there is told before any row is read
         self._looked = functools.lru_cache(maxsize=4096)(self._look_at)
 
     def look(self, where: str, record: Any, reader: RowReader) -> None:
@@ -215,12 +214,10 @@ class _Training:
         cell = record.get(column)
         return self._language if cell is None else language_of_cell(cell, column)
 
+    @functools.cached_property
     def _pictures(self) -> ImageStore:
         """Opened when the first row names a picture."""
-        if not self._opened:
-            place: Place | None = open_pictures(self._data)
-            self._opened.append(ImageStore(place))
-        return self._opened[0]
+        return ImageStore(open_pictures(self._data))
 
     def _check(self, picture: Picture) -> None:
         fault = self._looked(picture) if isinstance(picture, str) else self._look_at(picture)
@@ -233,7 +230,7 @@ class _Training:
             if isinstance(picture, str) and is_address(picture):
                 size = load_image(picture, allow_files=False).size
             else:
-                data = self._pictures().read(picture) if isinstance(picture, str) else picture
+                data = self._pictures.read(picture) if isinstance(picture, str) else picture
                 fault, size = look_at(data)
                 if fault is not None:
                     name = f" {picture!r}" if isinstance(picture, str) else ""

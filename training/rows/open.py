@@ -27,7 +27,7 @@ from .conversations import RowReader
 from .hub import ARCHIVES, HUB, HubFiles, hub_caches, load_dataset
 from .json_rows import Unreadable, read_json_rows, rows_suffix
 from .parquet import is_list, item_type
-from .tables import card_files, check_columns, check_single, reading_table
+from .tables import card_files, check_column_names, check_single, reading_table
 
 SINGLE = "expected a .json, .jsonl (also .gz) or .parquet file or a dataset folder"
 
@@ -219,7 +219,7 @@ def read_parquet(files: Sequence[Path]) -> pa.Table:
         open_file(file).close()  # a pipe or a device is no table
         with reading_table(str(file)):
             opened = pq.ParquetFile(file)
-            check_columns(opened.schema_arrow.names, str(file))
+            check_column_names(opened.schema_arrow.names, str(file))
             tables.append(opened.read())
             # Else a text that is not UTF-8 would be found when its row is.
             tables[-1].validate(full=True)

@@ -212,7 +212,7 @@ def no_images(path: str) -> str:
     )
 
 
-class Table:
+class ParquetTable:
     """Parquet files in a row as one table, rows numbered through.
 
     Opened are only the files' footers; every process opens the files anew.
@@ -263,7 +263,7 @@ class Table:
                     opened = pq.ParquetFile(source, pre_buffer=not ahead)
                 else:
                     opened = pq.ParquetFile(name)
-                check_columns(opened.schema_arrow.names, name)
+                check_column_names(opened.schema_arrow.names, name)
             self._open[key] = opened
         return self._open[key]
 
@@ -332,13 +332,13 @@ class Unsorted(ValueError):
     """A table is not in the order that it is to be merged by."""
 
 
-class Cursor:
+class SortedCursor:
     """Reads a table from its start to its end, as far as asked.
 
     Raises Unsorted, by file and row, where the column `order` is not ascending.
     """
 
-    def __init__(self, table: Table, columns: Sequence[str], order: str | None):
+    def __init__(self, table: ParquetTable, columns: Sequence[str], order: str | None):
         self.table, self.order = table, order
         self._chunks = table.scan(columns)
         self._rest: list[pa.Table] = []
@@ -414,7 +414,7 @@ def reading_table(name: str) -> Iterator[None]:
         ) from None
 
 
-def check_columns(names: Sequence[str], file: str) -> None:
+def check_column_names(names: Sequence[str], file: str) -> None:
     """Raises StorageError for a table of which two columns have one name."""
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:
@@ -423,7 +423,7 @@ def check_columns(names: Sequence[str], file: str) -> None:
         )
 
 
-def as_tables(files: Sequence[str]) -> list[Table]:
+def as_tables(files: Sequence[str]) -> list[ParquetTable]:
     """Files by the table they are shards of: those of one folder and one name but for its number.
 
     `data/en/clean-00000-of-00002.parquet` and `...-00001-of-...` are one table, `data/fr/...` and
@@ -434,7 +434,7 @@ def as_tables(files: Sequence[str]) -> list[Table]:
         folder, _, name = file.rpartition("/")
         stem = re.sub(r"(^|[-_])\d+(-of-\d+)?$", "", name.removesuffix(".parquet"))
         shards.setdefault((folder, stem), []).append(file)
-    return [Table(found) for found in shards.values()]
+    return [ParquetTable(found) for found in shards.values()]
 
 
 def is_text(schema: pa.Schema, column: str) -> bool:

@@ -83,9 +83,7 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
     for style in styles:
         pictures[style], reasons = draw_style(style, selection.concepts, archives[style])
         left_out[style] = dict(sorted(reasons.items()))
-    digests = {p.path: sha256_bytes(p.png) for drawn in pictures.values() for p in drawn}
-    for style, drawn in pictures.items():
-        rows = [_image_row(picture, digests) for picture in drawn]
+        rows = [_image_row(picture) for picture in pictures[style]]
         _write(output, f"images/{style}.parquet", rows, IMAGE_SCHEMA, files)
 
     removed = {}
@@ -95,7 +93,7 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
         removed[language] = keywords.removed
         for split in sorted({SPLITS[style] for style in styles}):
             own = [p for style in styles if SPLITS[style] == split for p in pictures[style]]
-            captions = caption_rows(own, digests, language, selection, keywords)
+            captions = caption_rows(own, language, selection, keywords)
             questions = instruct_rows(own, language, selection, keywords)
             balance.setdefault(split, {})[language] = _balance(questions)
             for kind, rows, schema in (
@@ -174,10 +172,10 @@ def is_flagged(reasons: Sequence[str]) -> bool:
     return any(listed[reason]["toxic"] for reason in reasons)
 
 
-def _image_row(picture: Picture, digests: dict[str, str]) -> dict[str, Any]:
+def _image_row(picture: Picture) -> dict[str, Any]:
     return {
         "image": picture.path,
-        "image_sha256": digests[picture.path],
+        "image_sha256": picture.sha256,
         "picture": {"bytes": picture.png, "path": picture.path},
         "style": picture.style,
         "concept": picture.concept.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...common.files import sha256_bytes
 from .concepts import Concept
 from .sources import SOURCES, SPLITS, Archive, SourceError
 
@@ -32,6 +34,10 @@ class Picture:
     @property
     def path(self) -> str:
         return f"{self.style}/{self.concept.id}.png"
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        return sha256_bytes(self.png)
 
 
 def _slug(name: str) -> str:

@@ -15,7 +15,7 @@ from ...rows.tables import built_files
 from ..checks.identify import Identifier
 from .pictures import Pictures, fault_of
 from .plan import SourcePlan
-from .readers import Table, language_of_file, open_folder, open_hub, open_rows, open_tables
+from .readers import SourceTable, language_of_file, open_folder, open_hub, open_rows, open_tables
 from .records import Problem, Record, to_row
 
 
@@ -53,7 +53,7 @@ def read_source(
             yield read
 
 
-def _reader(file: str, table: Table, plan: SourcePlan) -> RowReader:
+def _reader(file: str, table: SourceTable, plan: SourcePlan) -> RowReader:
     try:
         return table.reader(plan.columns)
     except ValueError as error:
@@ -62,7 +62,7 @@ def _reader(file: str, table: Table, plan: SourcePlan) -> RowReader:
         raise
 
 
-def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, Table]]:
+def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, SourceTable]]:
     """(its name, the language that the name says, the records) of each file or dataset."""
     path = Path(plan.paths[0])
     if plan.kind == "llava":
