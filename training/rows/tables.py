@@ -24,7 +24,7 @@ from ..common.network import of_network
 from ..common.reading import open_file, read_json, read_text
 from ..common.shapes import check_shape
 from ..common.telling import one_line, printable, reason
-from .hub import HUB, HubFiles, dataset_builder
+from .hub import HUB, HubFiles, dataset_builder, not_fetched
 from .json_rows import rows_suffix
 from .parquet import is_list
 from .parquet import is_text as is_text_type
@@ -409,9 +409,7 @@ def reading_table(name: str) -> Iterator[None]:
                     f"{name}: cannot be read as a parquet file: {reason(error)}; write or download it anew"
                 )
             ) from None
-        raise ConnectionError(
-            one_line(f"{name}: cannot be fetched: {reason(error)}; the same command continues")
-        ) from None
+        raise not_fetched(name, error) from None
 
 
 def check_column_names(names: Sequence[str], file: str) -> None:

@@ -26,8 +26,8 @@ from ...common.files import sha256_bytes, sha256_file
 from ...common.schema import digest
 from ...rows.parquet import Row, read_rows
 from ..engine.storage import ShaTable
-from ..sources.external_sort import ExternalSort
 from ..sources.pictures import Pictures
+from ..sources.sorting import ExternalSort
 from ..toxicity.decisions import AUDIT_SCHEMA
 from . import messages_config
 from .manifest import write_manifest
