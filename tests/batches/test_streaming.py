@@ -22,7 +22,7 @@ from maya_vlm.training.batches.joined import Filters, GroupedTables
 from maya_vlm.training.batches.open import open_groups
 from maya_vlm.training.batches.streaming import StreamedGroups
 from maya_vlm.training.recipe import DataRecipe, Rule, StageRecipe, load_recipe
-from maya_vlm.training.rows.tables import StorageError, Table, find_files
+from maya_vlm.training.rows.tables import ParquetTable, StorageError, find_files
 from tests.helpers.hub_server import HubServer
 from tests.helpers.image_groups import image_groups
 from tests.helpers.tiny_processing import tiny_processor
@@ -188,14 +188,14 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     """Held are two windows at most; an epoch reads each row group of images about once."""
     data = stream(make_tables(tmp_path, images=160), buffer=32)
     read: Counter = Counter()
-    original = Table._read
+    original = ParquetTable._read
 
     def count(self, group, columns, ahead=False):
         if "image" in columns and "caption" not in columns:
             read[group] += 1
         return original(self, group, columns, ahead)
 
-    monkeypatch.setattr(Table, "_read", count)
+    monkeypatch.setattr(ParquetTable, "_read", count)
     plan = data.plan(None, 8, 0)
     collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=12)
     for step in range(len(plan) // 12):
@@ -621,13 +621,13 @@ def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, po
         pq.write_table(table.rename_columns(names), file, row_group_size=4)
 
     for damage, message in (
-        (lambda: monkeypatch.setattr(Table, "_read", refuse), "cannot be fetched: broken"),
+        (lambda: monkeypatch.setattr(ParquetTable, "_read", refuse), "cannot be fetched: broken"),
         (lambda: file.write_bytes(whole[:-40]), "cannot be read as a parquet file"),
         (rewrite, "no column 'image', which "),
     ):
         with monkeypatch.context() as patched:
             file.write_bytes(whole)
-            patched.setattr(Table, "_read", Table._read)
+            patched.setattr(ParquetTable, "_read", ParquetTable._read)
             patched.setattr(GroupedTables, "read_images", breaking(damage))
             with pytest.raises(OSError, match=rf"part-00001-of-00002.parquet: {message}"):
                 collate(path, on_bad_row=policy)

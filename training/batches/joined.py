@@ -26,9 +26,9 @@ from ..common.places import is_content
 from ..common.telling import shown
 from ..rows.parquet import is_list
 from ..rows.tables import (
-    Cursor,
     DatasetFiles,
-    Table,
+    ParquetTable,
+    SortedCursor,
     Unsorted,
     as_tables,
     flat,
@@ -91,7 +91,7 @@ class GroupedTables:
 
     Raises:
         ValueError: tables that are not sorted alike, by file and row; a filter that finds nothing.
-        StorageError, ConnectionError: as `Table`, here and wherever rows or images are read.
+        StorageError, ConnectionError: as `ParquetTable`, here and wherever rows or images are read.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class GroupedTables:
         self.path = path
         self.filters = filters or Filters()
         self.pictures = pictures
-        self.images = Table(files.images) if files.images else None
+        self.images = ParquetTable(files.images) if files.images else None
         self.tables = as_tables(files.rows)
         names = [name for name in (*pictures, "image_sha256") if self._all_have(name)]
         self.listed = not names
@@ -125,7 +125,7 @@ class GroupedTables:
             orders = []
         if len(self.tables) == 1 or not orders:
             # One table after the other: nothing to merge, so any order will do.
-            self.tables = [Table([f for table in self.tables for f in table.files])]
+            self.tables = [ParquetTable([f for table in self.tables for f in table.files])]
             self._index(None, block)
             return
         for order in orders:
@@ -149,7 +149,7 @@ class GroupedTables:
     def _all_have(self, column: str) -> bool:
         return all(is_text(table.schema, column) for table in self.tables)
 
-    def _match_images(self, images: Table) -> None:
+    def _match_images(self, images: ParquetTable) -> None:
         """Which column of the table of images holds them, and which column names them how."""
         holds = [f.name for f in images.schema if is_content(f.type)]
         pairs = [("image", "image"), ("path", "image"), ("id", "id"), ("image_sha256",) * 2]
@@ -182,7 +182,7 @@ class GroupedTables:
         self._rows = 0  # counted so far
         self._without = 0  # rows that the limit leaves out as they have no image
         cuts = self._cut(block)
-        cursors = [Cursor(table, self._scanned(), order) for table in self.tables]
+        cursors = [SortedCursor(table, self._scanned(), order) for table in self.tables]
         starts = [[0] * len(cursors)]
         for cut in [*cuts, None]:
             parts = [cursor.up_to(cut) for cursor in cursors]

@@ -30,7 +30,7 @@ from ..recipe import DataRecipe
 from ..rows.conversations import Picture, RowError, RowReader, picture_of
 from ..rows.open import open_pictures, schema_reader
 from ..rows.parquet import is_list, item_type
-from ..rows.tables import DatasetFiles, Table
+from ..rows.tables import DatasetFiles, ParquetTable
 from .joined import Filters, GroupedTables, GroupRows
 from .source import (
     Conversation,
@@ -130,7 +130,7 @@ class StreamedGroups:
         for recipe, found in zip(recipes, files, strict=True):
             check_data(recipe)
             try:
-                reader = schema_reader(Table(found.rows[:1]).schema, recipe.columns)
+                reader = schema_reader(ParquetTable(found.rows[:1]).schema, recipe.columns)
             except ValueError as error:
                 raise ValueError(f"{recipe.path}: {error}") from None
             if _own_folder(recipe):

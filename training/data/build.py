@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +32,6 @@ class _Options:
     retry_failed: bool
     progress: bool
     trust_remote_code: bool
-
-
-STEPS = ("source", "translate", "verify", "toxicity", "assemble")
 
 
 def build_dataset(
@@ -66,11 +63,11 @@ def build_dataset(
             plan.check_code()
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    wanted = [step for step in STEPS if _has(plan, step)]
+    wanted = [s for s, (_, section) in _RUN.items() if section is None or getattr(plan, section)]
     if steps is not None:
         for step in steps:
-            if step not in STEPS:
-                raise ValueError(f"step {step!r}: expected some of {', '.join(STEPS)}")
+            if step not in _RUN:
+                raise ValueError(f"step {step!r}: expected some of {', '.join(_RUN)}")
             if step not in wanted:
                 raise ValueError(f"step {step!r}: {path} has no section for it")
         wanted = [step for step in wanted if step in steps]
@@ -85,18 +82,8 @@ def build_dataset(
             if step == "assemble" and plan.toxicity is not None and "toxicity" not in wanted:
                 # Texts or reviews may have changed since the decisions were made.
                 _decide_again(plan)
-            _RUN[step](plan, options)
+            _RUN[step][0](plan, options)
     return plan.folder
-
-
-def _has(plan: Plan, step: str) -> bool:
-    return {
-        "source": True,
-        "translate": plan.translator is not None,
-        "verify": plan.verification is not None,
-        "toxicity": plan.toxicity is not None,
-        "assemble": True,
-    }[step]
 
 
 def _source(plan: Plan, options: _Options) -> None:
@@ -156,12 +143,13 @@ def _assemble(plan: Plan, options: _Options) -> None:
     assemble(plan, options.progress)
 
 
-_RUN = {
-    "source": _source,
-    "translate": _translate,
-    "verify": _verify,
-    "toxicity": _toxicity,
-    "assemble": _assemble,
+# Step -> what makes it, and the section of a plan that it is made for; a step without one is always made.
+_RUN: dict[str, tuple[Callable[[Plan, _Options], None], str | None]] = {
+    "source": (_source, None),
+    "translate": (_translate, "translator"),
+    "verify": (_verify, "verification"),
+    "toxicity": (_toxicity, "toxicity"),
+    "assemble": (_assemble, None),
 }
 
 

@@ -127,11 +127,12 @@ class Plan:
 
     @property
     def folder(self) -> Path:
+        """The folder of the build."""
         return Path(self.output_dir)
 
     @property
     def source_language(self) -> str:
-        """What is translated from."""
+        """The language that texts are translated from."""
         named = self.source.language
         return "en" if named in (None, "detect") else str(named)
 

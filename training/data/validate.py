@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from ..common.images import SUFFIXES, ImageStore, Place, check_padded_side, is_address, load_image
-from ..common.languages import as_language, no_language
+from ..common.images import SUFFIXES, ImageStore, check_padded_side, is_address, load_image
 from ..common.telling import one_line
 from ..rows.conversations import Picture, RowError, RowReader
 from ..rows.json_rows import Unreadable, rows_suffix
 from ..rows.open import DatasetPath, open_pictures
+from ..rows.picture_cells import language_of_cell
 from .sources.pictures import look_at
 from .sources.plan import SourcePlan
 from .sources.records import Problem, place_of
@@ -51,27 +51,24 @@ def validate_sources(
     """
     bad = 0
     for source in sources:
+        lines: list[str] = []
         if Path(source).suffix in (".yaml", ".yml"):
             from .plan import load_plan
 
             if data_files is not None:
                 raise ValueError(f"{source}: --data-files: write source.data_files into the plan")
             plan = load_plan(Path(source)).source
-            tally = validate(plan, lambda problem: tqdm.write(str(problem)))
-            print("\n".join([f"{source}, for building:", *tally.lines()]), flush=True)
+            tally = building = validate(plan, lambda problem: tqdm.write(str(problem)))
         elif _is_text_beside_pictures(plan := infer_source(source, images, language, data_files)):
-            tally = validate(plan, lambda problem: tqdm.write(str(problem)))
+            tally = building = validate(plan, lambda problem: tqdm.write(str(problem)))
             advice = (
                 "list the pictures in a metadata.jsonl (file_name, caption), or build a dataset"
             )
             lines = [f"{source}, for training: text files beside pictures are not read: {advice}"]
-            lines += [f"{source}, for building:", *tally.lines()]
-            print("\n".join(lines), flush=True)
         else:
             tally, building = validate_data(plan, images, tqdm.write)
             lines = [f"{source}, for training:", *tally.lines()]
-            lines += [f"{source}, for building:", *building.lines()]
-            print("\n".join(lines), flush=True)
+        print("\n".join([*lines, f"{source}, for building:", *building.lines()]), flush=True)
         refuse_empty(plan, tally)
         bad += sum(tally.refused.values())
     return bad
@@ -184,9 +181,8 @@ class _Training:
         self.problem: Problem | None = None
         self._language = plan.language or "und"
         self._data = DatasetPath(plan.paths[0], image_folder=images, data_files=plan.data_files)
-        self._opened: list[ImageStore] = []
         if images is not None:
-            self._pictures()
+            _ = self._pictures  # a place that is not there is told before any row is read
         self._looked = functools.lru_cache(maxsize=4096)(self._look_at)
 
     def look(self, where: str, record: Any, reader: RowReader) -> None:
@@ -216,19 +212,12 @@ class _Training:
     def _language_of(self, record: dict[str, Any]) -> str:
         column = "lang" if "lang" in record else "language"
         cell = record.get(column)
-        if cell is None:
-            return self._language
-        language = as_language(cell)
-        if language is None:
-            raise RowError(column, no_language(cell))
-        return language
+        return self._language if cell is None else language_of_cell(cell, column)
 
+    @functools.cached_property
     def _pictures(self) -> ImageStore:
         """Opened when the first row names a picture."""
-        if not self._opened:
-            place: Place | None = open_pictures(self._data)
-            self._opened.append(ImageStore(place))
-        return self._opened[0]
+        return ImageStore(open_pictures(self._data))
 
     def _check(self, picture: Picture) -> None:
         fault = self._looked(picture) if isinstance(picture, str) else self._look_at(picture)
@@ -241,7 +230,7 @@ class _Training:
             if isinstance(picture, str) and is_address(picture):
                 size = load_image(picture, allow_files=False).size
             else:
-                data = self._pictures().read(picture) if isinstance(picture, str) else picture
+                data = self._pictures.read(picture) if isinstance(picture, str) else picture
                 fault, size = look_at(data)
                 if fault is not None:
                     name = f" {picture!r}" if isinstance(picture, str) else ""

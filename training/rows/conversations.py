@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..common.hub_code import processing_module
-from ..common.reading import check_text
 from ..common.telling import found
 from .picture_cells import (
     Found,
     Picture,
     RowError,
     agreed_pictures,
+    check_cell,
     is_stray_picture,
     joined_pictures,
     looks_like_picture,
@@ -47,7 +47,7 @@ else:
     messages_from_conversations = _rules.messages_from_conversations
     place_marks = _rules.place_marks
 
-__all__ = ["NAMED", "Found", "Picture", "Reading", "RowError", "RowReader", "picture_of"]
+__all__ = ["NAMED", "Found", "Picture", "RowError", "RowReader", "picture_of"]
 
 TURNS = ("conversations", "messages", "turns")
 CAPTIONS = ("caption", "text")
@@ -74,17 +74,6 @@ NAMED = ("image", "text", "turns")
 _NOT_LOOKED_AT = ("id", "lang", "language", "task", "image_sha256")
 
 
-class Reading(NamedTuple):
-    """A row as it is learned from.
-
-    messages: chat-template messages; images that no {"type": "image"} part places belong in front of the first
-        question. pictures: of the row, in reading order: paths, addresses, base64 texts or bytes.
-    """
-
-    messages: list[dict[str, Any]]
-    pictures: tuple[Picture, ...]
-
-
 class RowReader:
     """Reads the rows of a table.
 
@@ -96,9 +85,9 @@ class RowReader:
             for `image` says that rows have no pictures.
 
     Attributes:
-        task: of rows that name none. texts: the columns of texts. pictured: those of pictures. addresses: those
-        that say where a picture was found. parts: whether parts of messages may hold pictures. looked_at: columns that are no
-            columns of pictures by their names and types, and are looked at in rows that have no picture elsewhere.
+        task: of rows that name none.
+        texts, pictured, addresses: columns of texts, of pictures, and of where a picture was found.
+        looked_at: other columns, looked at in rows that have no picture elsewhere.
 
     Raises ValueError for columns of no known shape.
     """
@@ -157,11 +146,6 @@ class RowReader:
         """The columns that `pictures` looks at."""
         texts = self.turns if self.parts else ()
         return (*texts, *self.pictured, *self.addresses, *self.looked_at)
-
-    def read(self, row: Mapping[str, Any]) -> Reading:
-        """Raises RowError for a row that cannot be learned from as it is meant."""
-        pictures = self.pictures(row)
-        return Reading(self.messages(row, len(pictures)), pictures)
 
     # Pictures
 
@@ -387,7 +371,7 @@ def _checked(
         check_messages(messages, "")
     except ConversationError as error:
         raise RowError(field(error.turn), error.reason) from None
-    if any("<image>" in text for message in messages for text in _texts(message)):
+    if any("<image>" in text for message in messages for text in texts_of(message)):
         try:
             messages = place_marks(messages, images, "", answers_are_text=answers_are_text)
         except ConversationError as error:
@@ -403,7 +387,8 @@ def _checked(
     return messages
 
 
-def _texts(message: Mapping[str, Any]) -> list[str]:
+def texts_of(message: Mapping[str, Any]) -> list[str]:
+    """The texts of a message, part by part."""
     content = message["content"]
     if isinstance(content, str):
         return [content]
@@ -411,12 +396,9 @@ def _texts(message: Mapping[str, Any]) -> list[str]:
 
 
 def _check_message(field: str, message: Mapping[str, Any]) -> None:
-    texts = _texts(message)
+    texts = texts_of(message)
     if message["role"] == "assistant" and not "".join(texts).strip():
         reason = "the assistant's answer is empty, there is nothing to learn or continue from."
         raise RowError(field, reason)
     for text in texts:
-        try:
-            check_text(text, field)
-        except ValueError as error:
-            raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+        check_cell(text, field)

@@ -23,6 +23,12 @@ ARCHIVES = (".zip", ".tar")
 _ROWS = (".parquet", ".jsonl", ".csv", ".arrow")
 
 
+def not_fetched(name: str, error: BaseException) -> ConnectionError:
+    """What is raised for a dataset or file that the network does not give."""
+    told = f"{name}: cannot be fetched: {reason(error)}; the same command continues"
+    return ConnectionError(one_line(told))
+
+
 # ------------------------------------------------------------------------------ datasets
 
 
@@ -55,9 +61,7 @@ def reading_dataset(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         if of_network(error) or isinstance(error, ConnectionError):
-            raise ConnectionError(
-                one_line(f"{path}: cannot be fetched: {reason(error)}; the same command continues")
-            ) from None
+            raise not_fetched(path, error) from None
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         raise ValueError(
             one_line(f"{path}: {what} cannot be loaded: {kind}{reason(error)}")
@@ -232,8 +236,4 @@ def _asking(repository: str) -> Iterator[None]:
             raise
         if not (of_network(error) or isinstance(error, OSError)):
             raise
-        raise ConnectionError(
-            one_line(
-                f"{repository}: cannot be fetched: {reason(error)}; the same command continues"
-            )
-        ) from None
+        raise not_fetched(repository, error) from None

@@ -127,7 +127,10 @@ class _Decoder:
         self._problems.clear()
         value, end = self._json.raw_decode(text, start)
         brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets > MAX_DEPTH and _depth(text, start, end) > MAX_DEPTH:
+        if (
+            brackets > MAX_DEPTH
+            and max(depth for depth, _ in _levels(text, start, end)) > MAX_DEPTH
+        ):
             return _TOO_DEEP, end
         if self._problems:
             return Unreadable(self._problems[0]), end
@@ -163,23 +166,13 @@ class _Decoder:
 _TOO_DEEP = Unreadable(f"nested deeper than {MAX_DEPTH} levels")
 
 
-def _depth(text: str, start: int, end: int) -> int:
-    """How deep brackets are nested."""
-    deepest = depth = 0
-    for match in _BRACKETS.finditer(text, start, end):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _end(text: str, start: int) -> int | None:
-    """Where the value in brackets that begins at `start` ends; None where the text ends before it."""
+def _levels(text: str, start: int, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """(how many brackets are open, where it ends) of each bracket outside of strings."""
     depth = 0
-    for match in _BRACKETS.finditer(text, start):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
-        if not depth:
-            return match.end()
-    return None
+    for match in _BRACKETS.finditer(text, start, len(text) if end is None else end):
+        if not match[0].startswith('"'):
+            depth += 1 if match[0] in "[{" else -1
+            yield depth, match.end()
 
 
 # ------------------------------------------------------------------------------ a row a line
@@ -313,7 +306,9 @@ class _Text:
             try:
                 row, end = self._rows.decode(self._text, self.position)
             except RecursionError:
-                row, end = _TOO_DEEP, _end(self._text, self.position)
+                row = _TOO_DEEP
+                closed = (end for depth, end in _levels(self._text, self.position) if not depth)
+                end = next(closed, None)
                 if end is None and self._ended:
                     raise ValueError(
                         f"{self._file.path}: row {after + 1}: {_TOO_DEEP.reason}"

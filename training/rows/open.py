@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..common.images import Place, StorageError
+from ..common.images import Place
 from ..common.places import FolderPictures, PictureTables, is_content, open_place
 from ..common.reading import open_file, parse_json
 from ..common.telling import one_line
@@ -26,7 +26,7 @@ from .conversations import RowReader
 from .hub import ARCHIVES, HUB, HubFiles, hub_caches, load_dataset
 from .json_rows import Unreadable, read_json_rows, rows_suffix
 from .parquet import is_list, item_type
-from .tables import card_files, check_columns, check_single
+from .tables import card_files, check_column_names, check_single, reading_table
 
 SINGLE = "expected a .json, .jsonl (also .gz) or .parquet file or a dataset folder"
 
@@ -216,19 +216,12 @@ def read_parquet(files: Sequence[Path]) -> pa.Table:
     tables = []
     for file in files:
         open_file(file).close()  # a pipe or a device is no table
-        try:
+        with reading_table(str(file)):
             opened = pq.ParquetFile(file)
-            check_columns(opened.schema_arrow.names, str(file))
-            table = opened.read()
+            check_column_names(opened.schema_arrow.names, str(file))
+            tables.append(opened.read())
             # Else a text that is not UTF-8 would be found when its row is.
-            table.validate(full=True)
-        except StorageError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise StorageError(
-                one_line(f"{file}: cannot be read as a parquet file: {error}; write it anew")
-            ) from None
-        tables.append(table)
+            tables[-1].validate(full=True)
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:

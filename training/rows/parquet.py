@@ -38,9 +38,7 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
         raise ValueError(f"{path}: not a readable parquet file: {one_line(told, 300)}") from None
 
 
-def read_rows(
-    path: Path, columns: Sequence[str] | None = None, batch_rows: int = 2000
-) -> Iterator[Row]:
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """The rows of a parquet file, few at a time.
 
     Args:
@@ -49,7 +47,7 @@ def read_rows(
     Raises as `parquet_file`.
     """
     with parquet_file(path) as file:
-        for batch in file.iter_batches(batch_rows, columns=columns):
+        for batch in file.iter_batches(2000, columns=columns):
             yield from batch.to_pylist()
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ..common.images import SUFFIXES, is_address
+from ..common.languages import as_language, no_language
 from ..common.reading import check_text
 from ..common.telling import found
 
@@ -27,6 +28,22 @@ class RowError(ValueError):
         reason = reason.removesuffix(".")
         super().__init__(f"{field}: {reason}")
         self.field, self.reason = field, reason
+
+
+def check_cell(text: str, field: str) -> None:
+    """Raise RowError for text that no file or tokenizer takes, see `check_text`."""
+    try:
+        check_text(text, field)
+    except ValueError as error:
+        raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def language_of_cell(cell: Any, field: str) -> str:
+    """A cell's BCP-47 code. Raises RowError for another value."""
+    code = as_language(cell)
+    if code is None:
+        raise RowError(field, no_language(cell))
+    return code
 
 
 class Found(NamedTuple):
@@ -65,10 +82,7 @@ def _picture(value: Any, field: str) -> Found:
             f"expected a picture's path, address or bytes, found {found(None if picture in ('', b'') else picture)}",
         )
     if isinstance(picture, str):
-        try:
-            check_text(picture, field)
-        except ValueError as error:
-            raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
+        check_cell(picture, field)
     return Found(picture, name if isinstance(name, str) and name else None)
 
 

@@ -3,6 +3,7 @@
 What is read at once is a row group: files whose row groups are small need little memory.
 """
 
+import bisect
 import contextlib
 import os
 import re
@@ -23,12 +24,11 @@ from ..common.names import stays_inside
 from ..common.reading import open_file, read_json, read_text
 from ..common.shapes import check_shape
 from ..common.telling import one_line, printable, reason
-from .hub import HubFiles, dataset_builder
+from .hub import HUB, HubFiles, dataset_builder, not_fetched
 from .json_rows import rows_suffix
 from .parquet import is_list
 from .parquet import is_text as is_text_type
 
-HUB = "hf://"
 # The manifest of what `maya data build` writes.
 _BUILT = "maya-dataset-1"
 # Read ahead when a remote file is read from its start to its end, in bytes.
@@ -84,9 +84,9 @@ def find_files(
         from huggingface_hub import HfFileSystem
 
         found = _by_datasets(path, config, split, revision)
-        root = re.match(rf"{HUB}datasets/[^/]+/[^/]+/", found[0])
+        root = re.match(rf"{HUB}[^/]+/[^/]+/", found[0])
         images = sorted(HfFileSystem().glob(f"{root[0]}images/*.parquet")) if root else []
-        images = [HUB + name for name in images]
+        images = [f"hf://{name}" for name in images]
     for name in (f for f in (*found, *images) if not f.startswith(HUB)):
         open_file(name).close()  # a pipe or a device is no table
     other = [f for f in found if not f.endswith(".parquet")]
@@ -121,7 +121,14 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
     card = folder / "README.md"
     if not card.is_file():
         return built_files(folder, config, split)
-    configs = _card_configs(card)
+    header = card_metadata(read_text(card), str(card))
+    configs = header.get("configs") or []
+    if not isinstance(configs, list) or not all(
+        isinstance(each, dict) and "config_name" in each for each in configs
+    ):
+        raise ValueError(
+            f"{card}: configs: expected a list of mappings with config_name; correct the card"
+        )
     if not configs:
         return []
     names = [str(c["config_name"]) for c in configs]
@@ -186,20 +193,6 @@ def built_files(folder: Path, config: str | None, split: str) -> list[Path]:
     raise FileNotFoundError(one_line(f"{folder}: no file matches {pattern!r}"))
 
 
-def _card_configs(card: Path) -> list[dict[str, Any]]:
-    """The configs in a dataset card's YAML; none without YAML. Raises ValueError naming the card."""
-    header = card_metadata(read_text(card), str(card))
-    configs = header.get("configs") or []
-    named = isinstance(configs, list) and all(
-        isinstance(c, dict) and "config_name" in c for c in configs
-    )
-    if not named:
-        raise ValueError(
-            f"{card}: configs: expected a list of mappings with config_name; correct the card"
-        )
-    return configs
-
-
 def _by_datasets(path: str, config: str | None, split: str, revision: str | None) -> list[str]:
     builder = dataset_builder(path, config, revision, f"config {config!r}")
     splits = builder.config.data_files or {}
@@ -219,7 +212,7 @@ def no_images(path: str) -> str:
     )
 
 
-class Table:
+class ParquetTable:
     """Parquet files in a row as one table, rows numbered through.
 
     Opened are only the files' footers; every process opens the files anew.
@@ -259,7 +252,7 @@ class Table:
         key = (os.getpid(), number, ahead)
         if key not in self._open:
             name = self.files[number]
-            with _reading(name):
+            with reading_table(name):
                 if name.startswith(HUB):
                     from huggingface_hub import HfFileSystem
 
@@ -270,14 +263,14 @@ class Table:
                     opened = pq.ParquetFile(source, pre_buffer=not ahead)
                 else:
                     opened = pq.ParquetFile(name)
-                check_columns(opened.schema_arrow.names, name)
+                check_column_names(opened.schema_arrow.names, name)
             self._open[key] = opened
         return self._open[key]
 
     def _read(self, group: int, columns: Sequence[str], ahead: bool = False) -> pa.Table:
         number, inside = self.groups[group]
         name = self.files[number]
-        with _reading(name):
+        with reading_table(name):
             found = self._file(number, ahead).read_row_group(inside, columns=list(columns))
             # Else a text that is not UTF-8 would be found when its row is.
             found.validate(full=True)
@@ -292,8 +285,7 @@ class Table:
     def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """All rows, a row group at a time, for one pass from start to end."""
         if not columns:
-            for group in range(len(self.groups)):
-                yield pa.table({"": pa.nulls(int(self.first[group + 1] - self.first[group]))})
+            yield from (pa.table({"": pa.nulls(rows)}) for rows in np.diff(self.first).tolist())
             return
         for group in range(len(self.groups)):
             yield self._read(group, columns, ahead=True)
@@ -340,13 +332,13 @@ class Unsorted(ValueError):
     """A table is not in the order that it is to be merged by."""
 
 
-class Cursor:
+class SortedCursor:
     """Reads a table from its start to its end, as far as asked.
 
     Raises Unsorted, by file and row, where the column `order` is not ascending.
     """
 
-    def __init__(self, table: Table, columns: Sequence[str], order: str | None):
+    def __init__(self, table: ParquetTable, columns: Sequence[str], order: str | None):
         self.table, self.order = table, order
         self._chunks = table.scan(columns)
         self._rest: list[pa.Table] = []
@@ -362,16 +354,13 @@ class Cursor:
             values = flat(found[self.order])
             if values.null_count:
                 raise Unsorted(f"{self.table.files[0]}: a row has no {self.order}")
-            joined = (
-                values
-                if self._before is None
-                else pa.concat_arrays([pa.array([self._before], values.type), values])
-            )
+            before = [] if self._before is None else [self._before]
+            joined = pa.concat_arrays([pa.array(before, values.type), values])
             wrong = np.flatnonzero(pc.greater(joined[:-1], joined[1:]).to_numpy(False))
             if len(wrong):
                 i = int(wrong[0])
                 raise Unsorted(
-                    f"{self.table.files[0]}: row {self._read + i + (self._before is None)}: "
+                    f"{self.table.files[0]}: row {self._read + i + 1 - len(before)}: "
                     f"{self.order} {joined[i + 1].as_py()!r} comes after {joined[i].as_py()!r}"
                 )
             self._before = values[-1].as_py()
@@ -393,31 +382,18 @@ class Cursor:
             elif len(chunk) and chunk[self.order][-1].as_py() < cut:
                 count = len(chunk)
             else:
-                count = _first_not_before(chunk[self.order], cut)
+                count = bisect.bisect_left(chunk[self.order], cut, key=lambda value: value.as_py())
             given.append(chunk.slice(0, count))
             self.row += count
             if count < len(chunk):
                 self._rest[0] = chunk.slice(count)
                 break
             self._rest.pop(0)
-        if not given:
-            return pa.table({})
-        return pa.concat_tables(given)
-
-
-def _first_not_before(column: pa.ChunkedArray, cut: str) -> int:
-    low, high = 0, len(column)
-    while low < high:
-        middle = (low + high) // 2
-        if column[middle].as_py() < cut:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+        return pa.concat_tables(given) if given else pa.table({})
 
 
 @contextlib.contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading_table(name: str) -> Iterator[None]:
     """What reading a table raises, in one line that names the file."""
     try:
         yield
@@ -433,12 +409,10 @@ def _reading(name: str) -> Iterator[None]:
                     f"{name}: cannot be read as a parquet file: {reason(error)}; write or download it anew"
                 )
             ) from None
-        raise ConnectionError(
-            one_line(f"{name}: cannot be fetched: {reason(error)}; the same command continues")
-        ) from None
+        raise not_fetched(name, error) from None
 
 
-def check_columns(names: Sequence[str], file: str) -> None:
+def check_column_names(names: Sequence[str], file: str) -> None:
     """Raises StorageError for a table of which two columns have one name."""
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:
@@ -447,7 +421,7 @@ def check_columns(names: Sequence[str], file: str) -> None:
         )
 
 
-def as_tables(files: Sequence[str]) -> list[Table]:
+def as_tables(files: Sequence[str]) -> list[ParquetTable]:
     """Files by the table they are shards of: those of one folder and one name but for its number.
 
     `data/en/clean-00000-of-00002.parquet` and `...-00001-of-...` are one table, `data/fr/...` and
@@ -458,7 +432,7 @@ def as_tables(files: Sequence[str]) -> list[Table]:
         folder, _, name = file.rpartition("/")
         stem = re.sub(r"(^|[-_])\d+(-of-\d+)?$", "", name.removesuffix(".parquet"))
         shards.setdefault((folder, stem), []).append(file)
-    return [Table(found) for found in shards.values()]
+    return [ParquetTable(found) for found in shards.values()]
 
 
 def is_text(schema: pa.Schema, column: str) -> bool:

@@ -18,11 +18,10 @@ from PIL import Image
 from maya_vlm.training.cli import main
 from maya_vlm.training.common.names import stays_inside
 from maya_vlm.training.data.dataset import export
-from maya_vlm.training.data.dataset.caption_requests import KNOWN
 from maya_vlm.training.data.dataset.export import REQUESTS, export_llava, export_messages, llava_row
 from maya_vlm.training.data.dataset.folder import open_dataset
 from maya_vlm.training.data.dataset.layout import assemble
-from maya_vlm.training.data.dataset.messages import MESSAGES_SCHEMA
+from maya_vlm.training.data.dataset.messages import KNOWN_REQUESTS, MESSAGES_SCHEMA
 from maya_vlm.training.data.dataset.plan import LayoutPlan
 from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.sources.records import Record
@@ -377,7 +376,7 @@ def test_messages_have_every_row_with_its_picture_embedded(built, tmp_path, toxi
             assert (made["id"], made["lang"]) == (row["id"], lang)
             assert made["images"] == [{"bytes": held[row["image"]], "path": row["image"]}]
             question, answer = made["messages"]
-            assert question["content"] in KNOWN[lang]
+            assert question["content"] in KNOWN_REQUESTS[lang]
             assert answer == {"role": "assistant", "content": row["caption"]}
     card = (tmp_path / "README.md").read_text()
     assert "license: cc-by-4.0" in card

@@ -13,11 +13,13 @@ from PIL import Image
 
 from maya_vlm.model_card.cards.dataset import write_dataset_card
 from maya_vlm.training.data.dataset import layout, messages_config
-from maya_vlm.training.data.dataset.caption_requests import KNOWN, REQUESTS, known_requests
 from maya_vlm.training.data.dataset.layout import assemble
 from maya_vlm.training.data.dataset.messages import (
+    KNOWN_REQUESTS,
     MESSAGES_SCHEMA,
+    REQUESTS,
     as_messages,
+    known_requests,
     messages_schema,
     share_languages,
 )
@@ -66,7 +68,7 @@ def test_every_picture_is_there_once_with_a_clean_text_and_all_languages_evenly(
         assert image == {"path": text["image"], "bytes": pictures[text["image"]]}
         question, answer = row["messages"]
         assert (question["role"], answer["role"]) == ("user", "assistant")
-        assert question["content"] in KNOWN[row["lang"]]
+        assert question["content"] in KNOWN_REQUESTS[row["lang"]]
         assert answer["content"] == text["caption"]
     counts = manifest["messages"]["languages"]
     assert list(counts) == list(LANGUAGES)
@@ -264,7 +266,7 @@ def test_languages_are_shared_as_evenly_as_what_is_there_allows():
 
 def test_requests_are_in_the_rows_language_where_they_are_known():
     assert known_requests("pt-BR") == known_requests("en") == REQUESTS
-    assert known_requests("zh-Hant") == KNOWN["zh"]
+    assert known_requests("zh-Hant") == KNOWN_REQUESTS["zh"]
     row = {"id": "7", "caption": "Ein Bild."}
     (question, answer) = as_messages(row, known_requests("de"))
     assert question["content"] in REQUESTS

@@ -23,9 +23,9 @@ from maya_vlm.training.data.mini_dataset import concepts as concepts_module
 from maya_vlm.training.data.mini_dataset import sources as sources_module
 from maya_vlm.training.data.mini_dataset.build import build_mini
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, Concept
+from maya_vlm.training.data.mini_dataset.draw import load_prompts
 from maya_vlm.training.data.mini_dataset.messages import message_rows
 from maya_vlm.training.data.mini_dataset.negatives import choose_negatives, confusable
-from maya_vlm.training.data.mini_dataset.questions import load_prompts
 from maya_vlm.training.data.mini_dataset.render import icon_candidates
 from maya_vlm.training.data.mini_dataset.sources import SOURCES, SourceError
 
@@ -222,9 +222,6 @@ def test_sets_without_a_character_table_are_searched_by_name(style: str, names: 
         subgroup="animal-mammal",
         names={"en": "Brown bear"},
         keywords={},
-        seen=True,
-        sensitive=(),
-        toxic=False,
         icon_names={"noto": "bear"},
     )
     assert icon_candidates(concept, style) == names
@@ -351,9 +348,7 @@ def _concept(number: int, name: str, toxic: bool = False, seen: bool = True) -> 
         names={"en": name},
         keywords={},
         seen=seen,
-        sensitive=(),
         toxic=toxic,
-        icon_names={},
     )
 
 

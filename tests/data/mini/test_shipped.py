@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,12 +20,13 @@ import yaml
 from PIL import Image
 
 from maya_vlm.training.common.files import files_sha256
-from maya_vlm.training.data.mini_dataset.card import configs, write_attribution
+from maya_vlm.training.data.mini_dataset.build import SAMPLES
+from maya_vlm.training.data.mini_dataset.card import configs, write_attribution, write_card
 from maya_vlm.training.data.mini_dataset.concepts import CATEGORIES, LANGUAGES, load_sensitive
+from maya_vlm.training.data.mini_dataset.draw import load_prompts
 from maya_vlm.training.data.mini_dataset.messages import PICTURES, message_rows
-from maya_vlm.training.data.mini_dataset.questions import load_prompts
-from maya_vlm.training.data.mini_dataset.render import SPLITS, load_refused
-from maya_vlm.training.data.mini_dataset.sources import SOURCES
+from maya_vlm.training.data.mini_dataset.render import load_refused
+from maya_vlm.training.data.mini_dataset.sources import SOURCES, SPLITS
 from maya_vlm.training.evaluation.tasks.mini import data_files
 
 ROOT = Path(__file__).parents[3] / "training" / "data" / "mini"
@@ -299,6 +301,14 @@ def test_licences_and_credits() -> None:
         text = (ROOT / "LICENSES" / f"{source.licence}.txt").read_text(encoding="utf-8")
         assert len(text) > 1000
     assert "Copyright (c) Microsoft Corporation" in (ROOT / "LICENSES/MIT.txt").read_text()
+
+
+def test_the_card_is_what_the_builder_writes(manifest: dict[str, Any]) -> None:
+    names = dict(_columns("texts/en/*.parquet", "concept", "text"))
+    concepts = [SimpleNamespace(id=key, names={"en": name}) for key, name in names.items()]
+    card = write_card(manifest, SimpleNamespace(concepts=concepts), SAMPLES.name)  # type: ignore[arg-type]
+    assert card == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert SAMPLES.is_file()
 
 
 def test_questions_have_every_language_and_task() -> None:

@@ -20,13 +20,12 @@ from PIL import Image
 from maya_vlm.training.common import images as loading
 from maya_vlm.training.common.files import sha256_file
 from maya_vlm.training.common.places import PictureTables
-from maya_vlm.training.data.sources.external_sort import ExternalSort
 from maya_vlm.training.data.sources.pictures import Pictures
 from maya_vlm.training.data.sources.plan import SourcePlan
 from maya_vlm.training.data.sources.readers import language_of_file
 from maya_vlm.training.data.sources.records import SOURCE_SCHEMA, Record
 from maya_vlm.training.data.sources.rows import read_source
-from maya_vlm.training.data.sources.sorting import Tally, sorted_rows
+from maya_vlm.training.data.sources.sorting import ExternalSort, Tally, sorted_rows
 from maya_vlm.training.data.sources.step import build_sources, check_sources, source_key
 from maya_vlm.training.data.validate import infer_source, validate, validate_sources
 from tests.data.engine.tiny_worker import read
@@ -382,7 +381,7 @@ def test_external_sort_sorts(tmp_path_factory, keys, run_bytes):
 
 
 def test_external_sort_merges_runs_when_there_are_many(tmp_path, monkeypatch):
-    monkeypatch.setattr("maya_vlm.training.data.sources.external_sort.MOST_RUNS", 3)
+    monkeypatch.setattr("maya_vlm.training.data.sources.sorting.MOST_RUNS", 3)
     sort = ExternalSort(tmp_path, run_bytes=1)
     for n in range(20, 0, -1):
         sort.add({"id": f"{n:02d}", "lang": "en"}, "")

@@ -13,7 +13,7 @@ question.
 
 `messages` is parquet with the pictures embedded (messages.py), as TRL's SFTTrainer and
 `datasets.load_dataset` take it: a folder a language, and a README.md that names the configs. Captions are
-asked for in their own language where requests are known (caption_requests.py).
+asked for in their own language where requests are known (caption_requests.json).
 
 Names of pictures come from the dataset, so none may lead out of the output folder.
 """
@@ -25,9 +25,11 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from string import Template
 from typing import Any
 
 import yaml
@@ -39,14 +41,22 @@ from ...common.telling import one_line
 from ...rows.parquet import Row
 from ..sources.pictures import Pictures
 from ..sources.records import IMAGE_MARK
-from .caption_requests import REQUESTS, known_requests, number_of, read_requests
 from .folder import DatasetFolder, open_dataset
-from .messages import MESSAGES_SCHEMA, as_messages, trl_snippet
+from .messages import (
+    MESSAGES_SCHEMA,
+    REQUESTS,
+    as_messages,
+    known_requests,
+    number_of,
+    read_requests,
+    trl_snippet,
+)
 from .shards import Shards
 
 SHARD_BYTES = 500 << 20
 MARKER = "<!-- Written by maya data export; it writes this file again. -->"
 SCRATCH = ".export-"
+CARD = Path(__file__).with_name("export.md")
 
 
 @dataclass(frozen=True)
@@ -91,15 +101,17 @@ def export_llava(
         for split in dataset.splits:
             of = f"{dataset.name}-{split}" if len(dataset.splits) > 1 else dataset.name
             parts[output / f"{of}.{lang}.json"] = (lang, split)
-    copies = _Copies(dataset, images, output, {folded(path.name) for path in parts}, with_images)
+    taken = {folded(path.name) for path in parts}
+    gallery = _Gallery(dataset, images) if with_images else None
     if with_images:
         _copy_credits(dataset.folder, output)
     written = {}
     for path, (lang, split) in parts.items():
         own = asked.get(lang, REQUESTS)
-        rows = copies.of(lang, dataset.rows(lang, split, toxicity_free))
+        rows = dataset.rows(lang, split, toxicity_free)
+        rows = _with_pictures(rows, lang, dataset.folder, gallery, output, taken)
         written[path] = _write_json(path, (llava_row(row, own) for row in rows))
-    return Exported(written, len(copies.done))
+    return Exported(written, len(gallery.checked) if gallery is not None else 0)
 
 
 def export_messages(
@@ -118,7 +130,7 @@ def export_messages(
     Args:
         output: a folder that is not there, is empty, or has an earlier export.
         requests: a YAML file, language -> list of what the human asks for a caption, instead of
-            those of caption_requests.py.
+            those of caption_requests.json.
         folder, languages, toxicity_free, images: as in `export_llava`.
 
     Raises as `export_llava`, and ValueError where `output` holds something else.
@@ -134,7 +146,7 @@ def export_messages(
                 own = asked.get(lang) or known_requests(lang)
                 for split in dataset.splits:
                     for row in dataset.rows(lang, split, toxicity_free):
-                        made, size = _messages_row(row, lang, gallery, own)
+                        made, size = _messages_row(row, lang, dataset.folder, gallery, own)
                         shards.add(f"{lang}/{split}", MESSAGES_SCHEMA, made, SHARD_BYTES, size)
         if not shards.files:
             raise ValueError(f"{folder}: expected rows to export, found none: name other languages")
@@ -179,14 +191,11 @@ class _Gallery:
                 "say where they are with --images FOLDER_OR_ZIP, or take only the texts with "
                 "--format llava --no-images"
             )
-        self.folder = folder
         self._pictures = Pictures(images or folder)
         self.checked: set[str] = set()
 
-    def read(self, row: Row, lang: str) -> bytes:
-        """The bytes of a row's picture, which are a picture's."""
-        name, where = row["image"], f"{self.folder}: row {row['id']!r} ({lang}): image"
-        _check_name(name, where)
+    def read(self, name: str, where: str) -> bytes:
+        """The bytes of a picture. `where` is the place of its row, for messages."""
         try:
             if name in self.checked:
                 return self._pictures.read(name)
@@ -202,65 +211,60 @@ class _Gallery:
         return data
 
 
-def _check_name(name: str, where: str) -> None:
-    if not stays_inside(name):
+def _picture_place(folder: Path, row: Row, lang: str) -> str:
+    """What errors call a row's picture. Raises ValueError for a name that leads out of a folder."""
+    where = f"{folder}: row {row['id']!r} ({lang}): image"
+    if not stays_inside(row["image"]):
         raise ValueError(
             f"{where}: expected a path inside of the folder of pictures, found "
-            f"{one_line(repr(name), 100)}: correct the dataset"
+            f"{one_line(repr(row['image']), 100)}: correct the dataset"
         )
+    return where
 
 
-class _Copies:
-    """Writes each picture once under the name that rows give it.
+def _with_pictures(
+    rows: Iterable[Row],
+    lang: str,
+    folder: Path,
+    gallery: _Gallery | None,
+    output: Path,
+    taken: set[str],
+) -> Iterator[Row]:
+    """The same rows. The picture of each is written before the row is given, once under each name.
 
-    done: names of those written. taken: names of the export's other files, as `folded` gives them.
+    Args:
+        taken: names of the export's other files, as `folded` gives them.
     """
+    for row in rows:
+        if (name := row["image"]) is not None:
+            where = _picture_place(folder, row, lang)
+            if gallery is not None and name not in gallery.checked:
+                _write_picture(output, name, gallery.read(name, where), where, taken)
+        yield row
 
-    def __init__(
-        self,
-        dataset: DatasetFolder,
-        images: Path | None,
-        output: Path,
-        taken: set[str],
-        with_images: bool,
-    ):
-        self.folder, self.output, self.taken = dataset.folder, output, taken
-        self._gallery = _Gallery(dataset, images) if with_images else None
-        self.done: set[str] = set()
 
-    def of(self, lang: str, rows: Iterable[Row]) -> Iterator[Row]:
-        """The same rows. The picture of each is written before the row is given."""
-        for row in rows:
-            if (name := row["image"]) is not None:
-                where = f"{self.folder}: row {row['id']!r} ({lang}): image"
-                _check_name(name, where)
-                if self._gallery is not None and name not in self.done:
-                    self._write(name, self._gallery.read(row, lang), where)
-                    self.done.add(name)
-            yield row
-
-    def _write(self, name: str, data: bytes, where: str) -> None:
-        path = self.output / name
-        self.output.mkdir(parents=True, exist_ok=True)
-        # A link that is in the output folder already may lead out of it too.
-        if not path.resolve().is_relative_to(self.output.resolve()):
-            raise ValueError(
-                f"{where}: expected a path inside of {self.output}, found {path.resolve()}: choose an "
-                "empty --output"
-            )
-        if folded(PurePosixPath(name).as_posix()) in self.taken:
-            raise ValueError(
-                f"{where}: expected the name of a picture, found {name!r}, which the JSON file has: "
-                "rename it in the dataset"
-            )
-        if path.is_file() and path.read_bytes() == data:
-            return
-        if path.exists():
-            raise ValueError(
-                f"{where}: expected no file {path}, found one that is not this picture: choose an empty "
-                "--output"
-            )
-        write_bytes(path, data)
+def _write_picture(output: Path, name: str, data: bytes, where: str, taken: set[str]) -> None:
+    path = output / name
+    output.mkdir(parents=True, exist_ok=True)
+    # A link that is in the output folder already may lead out of it too.
+    if not path.resolve().is_relative_to(output.resolve()):
+        raise ValueError(
+            f"{where}: expected a path inside of {output}, found {path.resolve()}: choose an empty "
+            "--output"
+        )
+    if folded(PurePosixPath(name).as_posix()) in taken:
+        raise ValueError(
+            f"{where}: expected the name of a picture, found {name!r}, which the JSON file has: "
+            "rename it in the dataset"
+        )
+    if path.is_file() and path.read_bytes() == data:
+        return
+    if path.exists():
+        raise ValueError(
+            f"{where}: expected no file {path}, found one that is not this picture: choose an empty "
+            "--output"
+        )
+    write_bytes(path, data)
 
 
 def _copy_credits(folder: Path, output: Path) -> None:
@@ -308,12 +312,13 @@ def _write_json(path: Path, rows: Iterator[dict[str, Any]]) -> int:
 
 
 def _messages_row(
-    row: Row, lang: str, gallery: _Gallery, requests: Sequence[str]
+    row: Row, lang: str, folder: Path, gallery: _Gallery, requests: Sequence[str]
 ) -> tuple[Row, int]:
     """A row of `MESSAGES_SCHEMA`, and its bytes."""
     images = []
     if row["image"] is not None:
-        images.append({"bytes": gallery.read(row, lang), "path": row["image"]})
+        data = gallery.read(row["image"], _picture_place(folder, row, lang))
+        images.append({"bytes": data, "path": row["image"]})
     turns = as_messages(row, requests)
     size = sum(len(turn["content"].encode()) for turn in turns)
     size += sum(len(image["bytes"]) for image in images)
@@ -348,43 +353,34 @@ def _replace(output: Path, fresh: Path, names: Sequence[str]) -> None:
 
 def _readme(dataset: DatasetFolder, rows: dict[str, int]) -> str:
     """README.md with the configs: all languages together, and each."""
-    splits: dict[str, dict[str, int]] = {}
+    splits: dict[str, Counter[str]] = {}
     for name, count in rows.items():
         lang, file = name.split("/")
-        of = splits.setdefault(lang, {})
-        of[file.split("-")[0]] = of.get(file.split("-")[0], 0) + count
+        splits.setdefault(lang, Counter())[file.split("-")[0]] += count
     named = [split for split in dataset.splits if any(split in of for of in splits.values())]
     configs = [_config("all", list(splits), splits, named) | {"default": True}]
     configs += [_config(lang, [lang], splits, named) for lang in splits]
     licence = {name: one_line(str(text)) for name, text in dataset.licence.items()}
     head = {"language": list(splits), **licence, "configs": configs}
     table = [
-        f"| `{lang}` | " + " | ".join(f"{of.get(split, 0):,}" for split in named) + " |"
+        f"| `{lang}` | " + " | ".join(f"{of[split]:,}" for split in named) + " |"
         for lang, of in splits.items()
     ]
-    lines = [
-        "---",
-        yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000) + "---",
-        MARKER,
-        "",
-        f"# {escaped(dataset.name)}, as messages and images",
-        "",
-        f"Rows of the dataset {code(dataset.name)} as `id`, `lang`, `images` (the embedded picture) and "
-        "`messages` (role and content). TRL trains on them as they are:",
-        "",
-        trl_snippet('"path/to/this/folder"', "all", named[0]),
-        "",
-        f"| config | {' | '.join(map(escaped, named))} |",
-        f"| --- |{' ---: |' * len(named)}",
-        *table,
-        "",
-        "`all` has every language. Texts and pictures keep the licences of the dataset they are from.",
-    ]
-    return "\n".join(lines) + "\n"
+    values = {
+        "head": yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=10_000),
+        "marker": MARKER,
+        "title": escaped(dataset.name),
+        "name": code(dataset.name),
+        "trl_snippet": trl_snippet('"path/to/this/folder"', "all", named[0]),
+        "splits": " | ".join(map(escaped, named)),
+        "rules": " ---: |" * len(named),
+        "rows": "\n".join(table),
+    }
+    return Template(CARD.read_text(encoding="utf-8")).substitute(values)
 
 
 def _config(
-    name: str, languages: list[str], splits: dict[str, dict[str, int]], named: list[str]
+    name: str, languages: list[str], splits: dict[str, Counter[str]], named: list[str]
 ) -> dict[str, Any]:
     files = []
     for split in named:

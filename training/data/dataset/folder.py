@@ -24,12 +24,7 @@ from .manifest_shape import check_languages
 
 # Folders of a dataset in the layout of the mini dataset -> columns of their tables.
 MINI_KINDS = {"texts": ("id", "image", "prompt", "text"), "instruct": ("id", "image", "messages")}
-TYPES: dict[str, Any] = {
-    "id": is_text,
-    "image": is_text,
-    "text": is_text,
-    "messages": is_list,
-}
+TYPES: dict[str, Any] = {"id": is_text, "image": is_text, "text": is_text, "messages": is_list}
 SPLIT_ORDER = ("train", "validation", "test")
 
 
@@ -173,21 +168,13 @@ def _open_mini(folder: Path) -> DatasetFolder:
             f"{folder}: expected texts/<language>/<split>-*.parquet or "
             "instruct/<language>/<split>-*.parquet, found no such file: name a dataset's folder"
         )
-    splits = sorted({split for _, split in files}, key=_split_place)
+    named = sorted({split for _, split in files})
+    splits = [s for s in SPLIT_ORDER if s in named] + [s for s in named if s not in SPLIT_ORDER]
     languages = sorted({lang for lang, _ in files})
     for key in ((lang, split) for lang in languages for split in splits):
         files.setdefault(key, [])
-    licence = {k: v for k, v in _card(folder).items() if k.startswith("license")}
+    card = folder / "README.md"
+    metadata = card_metadata(read_text(card), str(card)) if card.is_file() else {}
+    licence = {k: v for k, v in metadata.items() if k.startswith("license")}
     name = file_name(folder.resolve().name, "dataset")
     return DatasetFolder(folder, name, languages, splits, files, licence, judged)
-
-
-def _split_place(split: str) -> tuple[int, str]:
-    known = SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER)
-    return known, split
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    """The YAML of README.md; empty where there is none. Raises ValueError naming a card that cannot be read."""
-    path = folder / "README.md"
-    return card_metadata(read_text(path), str(path)) if path.is_file() else {}

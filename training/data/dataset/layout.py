@@ -26,13 +26,12 @@ from ...common.files import sha256_bytes, sha256_file
 from ...common.schema import digest
 from ...rows.parquet import Row, read_rows
 from ..engine.storage import ShaTable
-from ..sources.external_sort import ExternalSort
 from ..sources.pictures import Pictures
+from ..sources.sorting import ExternalSort
 from ..toxicity.decisions import AUDIT_SCHEMA
 from . import messages_config
-from .caption_requests import KNOWN
 from .manifest import write_manifest
-from .messages import MESSAGES_SCHEMA
+from .messages import KNOWN_REQUESTS, MESSAGES_SCHEMA
 from .parts import VERSION, Build, finished_part
 from .plan import BuildPlan
 from .shards import IMAGE_SCHEMA, Shards
@@ -149,7 +148,7 @@ class Messages:
         images = self._parts["images"]["files"]
         content |= {name: about["sha256"] for name, about in images.items()}
         form = [self._layout.messages_images, self._layout.image_shard_mb, self.build.languages]
-        return digest([messages_config.VERSION, form, KNOWN, content])
+        return digest([messages_config.VERSION, form, KNOWN_REQUESTS, content])
 
     def write(self, shards: Shards) -> Row:
         """The config's files; returns its rows, all and by language, and the pictures' bytes."""

@@ -1,19 +1,21 @@
 """Rows of `messages` + `images`, the form that TRL and other trainers read: pictures embedded.
 
 `content` is a plain string, as TRL's vision collator takes it: it puts the row's images in front of the
-first user turn.
+first user turn. A row without a question of its own has a request for a caption in front of its text.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from ...common.schema import read_mapping
 from ...rows.parquet import Row
-from .caption_requests import request_for
 
 Key = TypeVar("Key")
 
@@ -50,6 +52,37 @@ def messages_schema(**more: str) -> pa.Schema:
 
 
 MESSAGES_SCHEMA = messages_schema()
+
+# Language -> requests. English has LLaVA's eleven for a brief description (arXiv 2304.08485, table 11); the
+# others are ours: short ones of the same meaning.
+KNOWN_REQUESTS: dict[str, list[str]] = json.loads(
+    Path(__file__).with_name("caption_requests.json").read_text(encoding="utf-8")
+)
+REQUESTS = KNOWN_REQUESTS["en"]
+
+
+def known_requests(lang: str) -> Sequence[str]:
+    """Requests in a language, or in English where none are known; `pt-BR` may use those of `pt`."""
+    return KNOWN_REQUESTS.get(lang) or KNOWN_REQUESTS.get(lang.partition("-")[0]) or REQUESTS
+
+
+def number_of(row_id: str) -> int:
+    """A large number that depends on the row's id alone, to draw by."""
+    return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "big")
+
+
+def request_for(row_id: str, requests: Sequence[str]) -> str:
+    """One of the requests, drawn by the row's id."""
+    return requests[number_of(row_id) % len(requests)]
+
+
+def read_requests(path: Path) -> dict[str, list[str]]:
+    """Language -> requests, from a YAML file. Raises ValueError for a file of another form."""
+    found = read_mapping(path)
+    for lang, texts in found.items():
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{path}: {lang}: expected a list of texts, found {texts!r:.60}")
+    return found
 
 
 def as_messages(row: Row, requests: Sequence[str]) -> list[Row]:

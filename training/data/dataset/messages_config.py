@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 
 from ...common.places import PictureTables
 from ...rows.parquet import Row, parquet_file
-from .caption_requests import known_requests
-from .messages import as_messages, share_languages
+from .messages import as_messages, known_requests, share_languages
 
 # Raised by one when the same files give other rows.
 VERSION = 1

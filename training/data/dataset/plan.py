@@ -48,7 +48,7 @@ class LayoutPlan:
 
 
 class BuildPlan(Protocol):
-    """The plan of a build, as far as its dataset's layout depends on it."""
+    """The plan of a build, as far as its dataset's layout depends on it; see `data.plan.Plan`."""
 
     name: str
     source: SourcePlan
@@ -59,20 +59,16 @@ class BuildPlan(Protocol):
     layout: LayoutPlan
 
     @property
-    def folder(self) -> Path:
-        """The folder of the build."""
+    def folder(self) -> Path: ...
 
     @property
-    def source_language(self) -> str:
-        """The language that texts are translated from."""
+    def source_language(self) -> str: ...
 
     @property
-    def images(self) -> Path | None:
-        """The place of the pictures that rows name."""
+    def images(self) -> Path | None: ...
 
     @property
-    def run_id(self) -> str:
-        """Stored with every row."""
+    def run_id(self) -> str: ...
 
 
 def licence_of(translator: TranslatorPlan | None, layout: LayoutPlan) -> tuple[str, str | None]:

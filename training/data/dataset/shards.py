@@ -17,22 +17,21 @@ from ...rows.parquet import Row
 GROUP_ROWS = 2000
 GROUP_BYTES = 8 << 20
 
-_FEATURES = {
-    "id": {"dtype": "string", "_type": "Value"},
-    "image": {"dtype": "string", "_type": "Value"},
-    "image_sha256": {"dtype": "string", "_type": "Value"},
-    "picture": {"_type": "Image"},
-}
-# `datasets` reads the column types from this key; that is how `picture` decodes to an image.
-IMAGE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.string()),
-        ("image_sha256", pa.string()),
-        ("picture", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-    ],
-    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
-)
+
+def picture_schema(*names: str) -> pa.Schema:
+    """Columns of text, and a column `picture` of a picture's bytes and path.
+
+    `datasets` reads the types of columns from the schema's metadata: that is how `picture` decodes to an
+    image.
+    """
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [(name, kind if name == "picture" else pa.string()) for name in names]
+    text = {"dtype": "string", "_type": "Value"}
+    features = {name: {"_type": "Image"} if name == "picture" else text for name in names}
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+IMAGE_SCHEMA = picture_schema("id", "image", "image_sha256", "picture")
 
 
 class Shards:
@@ -79,9 +78,8 @@ class _Series:
         self.shards, self.name, self.schema, self.most = shards, name, schema, most
         self.number = self.size = self.rows = self.batch_size = 0
         self.batch: list[Row] = []
-        # Both are set while a file is open; the writer later than the temporary file's name.
+        # While a file is open: what closes the writer and gives the file its name.
         self.stack: contextlib.ExitStack | None = None
-        self.writer: pq.ParquetWriter | None = None
 
     @property
     def file(self) -> str:
@@ -99,10 +97,11 @@ class _Series:
     def flush(self) -> None:
         path = self.shards.root / self.file
         try:
-            if self.writer is None:
+            if self.stack is None:
                 self.stack = contextlib.ExitStack()
-                self.temporary = self.stack.enter_context(atomic(path))
-                self.writer = pq.ParquetWriter(self.temporary, self.schema, compression="zstd")
+                temporary = self.stack.enter_context(atomic(path))
+                opened = pq.ParquetWriter(temporary, self.schema, compression="zstd")
+                self.writer = self.stack.enter_context(opened)
             columns = {name: [row[name] for row in self.batch] for name in self.schema.names}
             self.writer.write_table(pa.table(columns, schema=self.schema))
         except OSError as error:
@@ -113,20 +112,12 @@ class _Series:
     def close(self) -> None:
         if self.batch:
             self.flush()
-        if self.stack is None or self.writer is None:
+        if self.stack is None:
             return
-        writer, self.writer = self.writer, None
-        try:
-            writer.close()
-        except OSError as error:
-            raise disk_error(self.shards.root / self.file, error) from None
-        about = {
-            "rows": self.rows,
-            "bytes": self.temporary.stat().st_size,
-            "sha256": sha256_file(self.temporary),
-        }
         stack, self.stack = self.stack, None
         stack.close()
+        path = self.shards.root / self.file
+        about = {"rows": self.rows, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         self.shards.files[self.file] = about
         self.number += 1
         self.size = self.rows = 0
@@ -135,9 +126,5 @@ class _Series:
         """Leave nothing of a file that is not finished."""
         if self.stack is not None:
             stack, self.stack = self.stack, None
-            writer, self.writer = self.writer, None
-            if writer is not None:
-                with contextlib.suppress(OSError):
-                    writer.close()
-            with contextlib.suppress(_Dropped):
+            with contextlib.suppress(_Dropped, OSError):
                 stack.__exit__(_Dropped, _Dropped(), None)

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ...common.files import sha256_bytes, write_json
+from ..sources.plan import MINI
 from . import card, instruct, messages, texts
 from .concepts import LANGUAGES, Selection, load_sensitive, select
 from .draw import SEED
 from .instruct import instruct_rows
-from .render import SPLITS, Picture, draw_style
-from .samples import can_draw, draw_samples, find_fonts
-from .sources import SOURCES, needed_sources, open_sources
+from .render import Picture, draw_style
+from .sources import SOURCES, SPLITS, needed_sources, open_sources
 from .tables import IMAGE_SCHEMA, write_table
 from .texts import Keywords, caption_rows
 
 MANIFEST = "manifest.json"
-SAMPLES = "samples.png"
-LICENCE_FOLDER = Path(__file__).with_name("licences")
+# Samples of all styles. Drawn once, with fonts of every script, from the packages that are pinned.
+SAMPLES = MINI / "samples.png"
 
 
 def build_mini(
@@ -57,12 +55,8 @@ def build_mini(
     if sources is not None and not Path(sources).is_dir():
         raise FileNotFoundError(f"{sources} is not a folder: it should hold the npm tarballs")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        work = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent)
-            )
-        )
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+        work = Path(scratch)
         folder = Path(sources) if sources is not None else work / "sources"
         folder.mkdir(exist_ok=True)
         fresh = work / "fresh"
@@ -87,15 +81,9 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
     pictures: dict[str, list[Picture]] = {}
     left_out: dict[str, dict[str, list[str]]] = {}
     for style in styles:
-        drawn, left_out[style] = draw_style(style, selection.concepts, archives[style])
-        pictures[style] = drawn
-    digests = {
-        picture.path: hashlib.sha256(picture.png).hexdigest()
-        for drawn in pictures.values()
-        for picture in drawn
-    }
-    for style, drawn in pictures.items():
-        rows = [_image_row(picture, digests) for picture in drawn]
+        pictures[style], reasons = draw_style(style, selection.concepts, archives[style])
+        left_out[style] = dict(sorted(reasons.items()))
+        rows = [_image_row(picture) for picture in pictures[style]]
         _write(output, f"images/{style}.parquet", rows, IMAGE_SCHEMA, files)
 
     removed = {}
@@ -105,7 +93,7 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
         removed[language] = keywords.removed
         for split in sorted({SPLITS[style] for style in styles}):
             own = [p for style in styles if SPLITS[style] == split for p in pictures[style]]
-            captions = caption_rows(own, digests, language, selection, keywords)
+            captions = caption_rows(own, language, selection, keywords)
             questions = instruct_rows(own, language, selection, keywords)
             balance.setdefault(split, {})[language] = _balance(questions)
             for kind, rows, schema in (
@@ -132,14 +120,14 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
             style: {
                 "split": SPLITS[style],
                 "pictures": len(pictures[style]),
-                "left_out": {reason: len(ids) for reason, ids in sorted(left_out[style].items())},
+                "left_out": {reason: len(ids) for reason, ids in left_out[style].items()},
             }
             for style in styles
         },
         "left_out_concepts": {
             style: {
                 reason: ids
-                for reason, ids in sorted(left_out[style].items())
+                for reason, ids in left_out[style].items()
                 if reason not in ("held out", "not in this set")
             }
             for style in styles
@@ -151,14 +139,10 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
         "files": dict(sorted(files.items())),
     }
     _copy_licences(output, styles)
-    (output / MANIFEST).write_text(
-        json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    # The picture needs fonts for every script, which not every machine has; the data do not.
-    fonts = find_fonts()
-    picture = SAMPLES if can_draw(fonts) else None
+    write_json(output / MANIFEST, manifest)
+    picture = SAMPLES.name if styles == list(SPLITS) else None
     if picture is not None:
-        draw_samples(output, output / picture, fonts)
+        shutil.copyfile(SAMPLES, output / picture)
     text = card.write_card(manifest, selection, picture)
     (output / "README.md").write_text(text, encoding="utf-8")
     (output / "ATTRIBUTION.md").write_text(card.write_attribution(styles), encoding="utf-8")
@@ -188,10 +172,10 @@ def is_flagged(reasons: Sequence[str]) -> bool:
     return any(listed[reason]["toxic"] for reason in reasons)
 
 
-def _image_row(picture: Picture, digests: dict[str, str]) -> dict[str, Any]:
+def _image_row(picture: Picture) -> dict[str, Any]:
     return {
         "image": picture.path,
-        "image_sha256": digests[picture.path],
+        "image_sha256": picture.sha256,
         "picture": {"bytes": picture.png, "path": picture.path},
         "style": picture.style,
         "concept": picture.concept.id,
@@ -204,11 +188,7 @@ def _write(
     path = output / name
     write_table(path, rows, schema)
     data = path.read_bytes()
-    files[name] = {
-        "rows": len(rows),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    files[name] = {"rows": len(rows), "bytes": len(data), "sha256": sha256_bytes(data)}
 
 
 def _balance(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -222,12 +202,8 @@ def _balance(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _source_entry(key: str) -> dict[str, str]:
-    source = SOURCES[key]
     return {
-        "package": source.package,
-        "version": source.version,
-        "sha512": source.sha512,
-        "licence": source.licence,
+        name: getattr(SOURCES[key], name) for name in ("package", "version", "sha512", "licence")
     }
 
 
@@ -247,5 +223,4 @@ def _copy_licences(output: Path, styles: list[str]) -> None:
     folder = output / "LICENSES"
     folder.mkdir()
     for name in sorted({SOURCES[key].licence for key in needed_sources(styles)}):
-        source = LICENCE_FOLDER / f"{name}.txt"
-        shutil.copyfile(source, folder / source.name)
+        shutil.copyfile(MINI / "LICENSES" / f"{name}.txt", folder / f"{name}.txt")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ class Concept:
     subgroup: str
     names: dict[str, str]
     keywords: dict[str, tuple[str, ...]]
-    seen: bool
-    sensitive: tuple[str, ...]
-    toxic: bool
-    icon_names: dict[str, str]
+    seen: bool = True
+    sensitive: tuple[str, ...] = ()
+    toxic: bool = False
+    icon_names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ def _drop_reason(row: dict[str, Any], group: str | None, concept: str) -> str | 
     return None
 
 
-def _hold_out(concepts: list[tuple[str, str]]) -> set[str]:
-    """Ids of the held-out tenth of every category, from (id, category) pairs."""
+def _hold_out(concepts: list[Concept]) -> set[str]:
+    """Ids of the held-out tenth of every category."""
     held_out: set[str] = set()
     for category in CATEGORIES:
-        ids = [concept for concept, own in concepts if own == category]
+        ids = [concept.id for concept in concepts if concept.category == category]
         ids.sort(key=lambda concept: (draw(2**60, "held-out", concept), concept))
         held_out.update(ids[: round(HELD_OUT_SHARE * len(ids))])
     return held_out
@@ -195,28 +196,23 @@ def select(archives: dict[str, Archive]) -> Selection:
             for code in (full, concept)
             if code in table
         }
+        subgroup = subgroups[str(row["subgroup"])]
         kept.append(
-            (concept, emoji, group, subgroups[str(row["subgroup"])], names, keywords, icon_names)
+            Concept(concept, emoji, group, subgroup, names, keywords, icon_names=icon_names)
         )
 
     for language in LANGUAGES:
         repaired.update(_tell_apart(language, kept, annotations[language]))
-    sensitive, toxic = _match_sensitive({names["en"]: concept for concept, *_, names, _, _ in kept})
-    held_out = _hold_out([(concept, group) for concept, _, group, *_ in kept])
+    reasons, toxic = _match_sensitive({each.names["en"]: each.id for each in kept})
+    held_out = _hold_out(kept)
     concepts = [
-        Concept(
-            id=concept,
-            emoji=emoji,
-            category=group,
-            subgroup=subgroup,
-            names=names,
-            keywords=keywords,
-            seen=concept not in held_out,
-            sensitive=tuple(sensitive.get(concept, ())),
-            toxic=concept in toxic,
-            icon_names=icon_names,
+        dataclasses.replace(
+            each,
+            seen=each.id not in held_out,
+            sensitive=tuple(reasons.get(each.id, ())),
+            toxic=each.id in toxic,
         )
-        for concept, emoji, group, subgroup, names, keywords, icon_names in kept
+        for each in kept
     ]
     return Selection(
         concepts=concepts,
@@ -227,17 +223,19 @@ def select(archives: dict[str, Archive]) -> Selection:
     )
 
 
-def _tell_apart(language: str, kept: list[Any], annotations: dict[str, Any]) -> Counter[str]:
+def _tell_apart(
+    language: str, concepts: list[Concept], annotations: dict[str, Any]
+) -> Counter[str]:
     """Give back the full CLDR name wherever cutting made two names of one language equal."""
     count: Counter[str] = Counter()
-    names = Counter(row[4].get(language) for row in kept)
-    for row in kept:
-        own = row[4].get(language)
-        full = annotations.get(row[1], {}).get("tts", [own])[0]
+    names = Counter(concept.names.get(language) for concept in concepts)
+    for concept in concepts:
+        own = concept.names.get(language)
+        full = annotations.get(concept.emoji, {}).get("tts", [own])[0]
         if own is not None and names[own] > 1 and full != own:
-            row[4][language] = full
+            concept.names[language] = full
             count[f"{language}: name left whole, cut it would equal another"] += 1
-    names = Counter(row[4].get(language) for row in kept)
+    names = Counter(concept.names.get(language) for concept in concepts)
     twice = [name for name, times in names.items() if name is not None and times > 1]
     if twice:
         raise SourceError(f"CLDR {language}: the name {twice[0]!r} is given to two concepts")

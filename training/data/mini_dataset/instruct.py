@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from .concepts import Concept, Selection
-from .draw import draw
+from .draw import ask, draw, join_words, load_prompts
 from .negatives import choose_negatives
-from .questions import ask, join_words, load_prompts
-from .render import SPLITS, Picture
+from .render import Picture
+from .sources import SPLITS
 from .texts import Keywords
 
 SCHEMA = pa.schema(

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from ..dataset.messages import messages_schema, share_languages
 from .concepts import LANGUAGES
 from .draw import pick, shuffled
-from .render import SPLITS
-from .sources import SOURCES
+from .sources import SOURCES, SPLITS
 
 # Of each style; those of ten styles are two megabytes.
 PICTURES = 150

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -11,36 +12,15 @@ from typing import Any
 
 from PIL import Image
 
+from ...common.files import sha256_bytes
 from .concepts import Concept
-from .sources import Archive, SourceError
+from .sources import SOURCES, SPLITS, Archive, SourceError
 
 SIZE = 64
 COLOURS = 64
 # Drawn three times too large, then reduced: smoother edges than drawing at 64.
 _OVERSAMPLING = 3
 REFUSED_FILE = Path(__file__).with_name("refused.json")
-
-SPLITS = {
-    "noto": "train",
-    "noto-v1": "train",
-    "fluent": "train",
-    "fluent-flat": "train",
-    "fxemoji": "train",
-    "emojione": "train",
-    "emojione-v1": "train",
-    "streamline": "train",
-    "openmoji": "validation",
-    "twemoji": "test",
-}
-# Sets without a character table: in whose names they are searched, first match wins.
-NAMED_AFTER = {
-    "noto-v1": ("noto",),
-    "fluent": ("fluent-flat",),
-    "fxemoji": ("noto", "fluent-flat", "twemoji", "openmoji"),
-    "emojione": ("noto", "twemoji"),
-    "emojione-v1": ("noto", "twemoji"),
-    "streamline": ("noto", "twemoji"),
-}
 
 
 @dataclass(frozen=True)
@@ -55,6 +35,10 @@ class Picture:
     def path(self) -> str:
         return f"{self.style}/{self.concept.id}.png"
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        return sha256_bytes(self.png)
+
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -62,9 +46,9 @@ def _slug(name: str) -> str:
 
 def icon_candidates(concept: Concept, style: str) -> list[str]:
     """Names under which `concept` may be found in the icon set of `style`, best first."""
-    if style not in NAMED_AFTER:
+    if not SOURCES[style].named_after:
         return [concept.icon_names[style]] if style in concept.icon_names else []
-    names = [concept.icon_names.get(key, "") for key in NAMED_AFTER[style]]
+    names = [concept.icon_names.get(key, "") for key in SOURCES[style].named_after]
     names.append(_slug(concept.names["en"]))
     if style == "fxemoji":
         # Its names are run together ("beermug").

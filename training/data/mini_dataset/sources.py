@@ -7,7 +7,7 @@ import hashlib
 import json
 import subprocess
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,13 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """One npm package. `sha512` is the registry's integrity digest of the tarball, in base64."""
+    """One npm package.
+
+    Attributes:
+        sha512: the registry's integrity digest of the tarball, in base64.
+        split: of the dataset, that the pictures of an art style are in; None for a package of texts.
+        named_after: of a style without a character table: in whose names it is searched, first match wins.
+    """
 
     key: str
     package: str
@@ -29,151 +35,24 @@ class Source:
     title: str
     author: str
     url: str
+    split: str | None = None
+    named_after: Sequence[str] = ()
 
     @property
     def filename(self) -> str:
         return f"{self.package.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
-_UNICODE = ("Unicode-3.0", "Unicode CLDR", "Unicode, Inc.", "https://cldr.unicode.org")
-
+# Every package by its key, in the order of the tables of the card.
 SOURCES: dict[str, Source] = {
-    source.key: source
-    for source in (
-        Source(
-            "annotations",
-            "cldr-annotations-full",
-            "48.2.0",
-            "DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7PUQ==",
-            *_UNICODE,
-        ),
-        Source(
-            "annotations-derived",
-            "cldr-annotations-derived-full",
-            "48.2.0",
-            "log62km+AOzI7n/NEuNNFV0mg9DWnt67EYCh1RwxZq9dyRuyteB586LT83Ke8TchEfnwI9cIk2P31zO4nTvZmw==",
-            *_UNICODE,
-        ),
-        Source(
-            "labels",
-            "cldr-misc-full",
-            "48.2.0",
-            "dSc2Tr53dQcUGwsTinamEeoP2YXOhQrIZ+SyeuUrv4MzJOSjT/Q0qkSmX11ZwfcTbYSkIqbrgALQLhAm1yf5fA==",
-            *_UNICODE,
-        ),
-        Source(
-            "emojibase",
-            "emojibase-data",
-            "17.0.0",
-            "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
-            "MIT",
-            "emojibase",
-            "Miles Johnson",
-            "https://github.com/milesj/emojibase",
-        ),
-        Source(
-            "noto",
-            "@iconify-json/noto",
-            "1.2.9",
-            "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
-            "Apache-2.0",
-            "Noto Emoji",
-            "Google Inc.",
-            "https://github.com/googlefonts/noto-emoji",
-        ),
-        Source(
-            "noto-v1",
-            "@iconify-json/noto-v1",
-            "1.2.5",
-            "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
-            "Apache-2.0",
-            "Noto Emoji, first version",
-            "Google Inc.",
-            "https://github.com/googlefonts/noto-emoji",
-        ),
-        Source(
-            "fluent",
-            "@iconify-json/fluent-emoji",
-            "1.2.7",
-            "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
-            "MIT",
-            "Fluent Emoji, colour",
-            "Microsoft Corporation",
-            "https://github.com/microsoft/fluentui-emoji",
-        ),
-        Source(
-            "fluent-flat",
-            "@iconify-json/fluent-emoji-flat",
-            "1.2.6",
-            "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
-            "MIT",
-            "Fluent Emoji, flat",
-            "Microsoft Corporation",
-            "https://github.com/microsoft/fluentui-emoji",
-        ),
-        Source(
-            "fxemoji",
-            "@iconify-json/fxemoji",
-            "1.2.2",
-            "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
-            "Apache-2.0",
-            "Firefox OS Emoji",
-            "Mozilla",
-            "https://github.com/mozilla/fxemoji",
-        ),
-        Source(
-            "emojione",
-            "@iconify-json/emojione",
-            "1.2.3",
-            "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
-            "CC-BY-4.0",
-            "EmojiOne 2 and EmojiTwo",
-            "EmojiOne and the EmojiTwo contributors",
-            "https://github.com/EmojiTwo/emojitwo",
-        ),
-        Source(
-            "emojione-v1",
-            "@iconify-json/emojione-v1",
-            "1.2.3",
-            "UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==",
-            "CC-BY-SA-4.0",
-            "EmojiOne, first version",
-            "EmojiOne",
-            "https://github.com/joypixels/emojione-legacy",
-        ),
-        Source(
-            "streamline",
-            "@iconify-json/streamline-emojis",
-            "1.2.4",
-            "iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMqhPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
-            "CC-BY-4.0",
-            "Streamline Emojis",
-            "Streamline",
-            "https://github.com/webalys-hq/streamline-vectors",
-        ),
-        Source(
-            "openmoji",
-            "@iconify-json/openmoji",
-            "1.2.29",
-            "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
-            "CC-BY-SA-4.0",
-            "OpenMoji",
-            "the OpenMoji project, HfG Schwaebisch Gmuend",
-            "https://openmoji.org",
-        ),
-        Source(
-            "twemoji",
-            "@iconify-json/twemoji",
-            "1.2.5",
-            "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
-            "CC-BY-4.0",
-            "Twemoji",
-            "Twitter, Inc. and other contributors",
-            "https://github.com/jdecked/twemoji",
-        ),
-    )
+    key: Source(key, **values)
+    for key, values in json.loads(
+        Path(__file__).with_name("sources.json").read_text(encoding="utf-8")
+    ).items()
 }
 
+# Art style -> split.
+SPLITS = {key: source.split for key, source in SOURCES.items() if source.split is not None}
 TEXT_SOURCES = ("annotations", "annotations-derived", "labels", "emojibase")
 # A concept's icon is found by its character in these four sets; the names they give it find it
 # in the sets that carry no character table.
@@ -251,8 +130,8 @@ class Archive:
         self.source = source
         self.path = path
 
-    def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Contents of the named files. Raises SourceError naming those that are not there."""
+    def read_json(self, names: Iterable[str]) -> dict[str, Any]:
+        """The named files, parsed. Raises SourceError naming those that are not there."""
         wanted = set(names)
         found = {}
         # npm packs everything under one folder, usually called `package`.
@@ -261,12 +140,8 @@ class Archive:
                 name = member.name.partition("/")[2]
                 handle = tar.extractfile(member) if name in wanted else None
                 if handle is not None:
-                    found[name] = handle.read()
+                    found[name] = json.load(handle)
         missing = sorted(wanted - set(found))
         if missing:
             raise SourceError(f"{self.path.name}: no {', '.join(missing)} in the package")
         return found
-
-    def read_json(self, names: Iterable[str]) -> dict[str, Any]:
-        """The named files, parsed."""
-        return {name: json.loads(data) for name, data in self.read(names).items()}

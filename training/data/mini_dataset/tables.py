@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_IMAGE_FEATURES = {
-    "image": {"dtype": "string", "_type": "Value"},
-    "image_sha256": {"dtype": "string", "_type": "Value"},
-    "picture": {"_type": "Image"},
-    "style": {"dtype": "string", "_type": "Value"},
-    "concept": {"dtype": "string", "_type": "Value"},
-}
-# `datasets` reads the column types from this key; that is how `picture` decodes to an image.
-IMAGE_SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("image_sha256", pa.string()),
-        ("picture", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("style", pa.string()),
-        ("concept", pa.string()),
-    ],
-    metadata={"huggingface": json.dumps({"info": {"features": _IMAGE_FEATURES}})},
-)
+from ..dataset.shards import picture_schema
+
+IMAGE_SCHEMA = picture_schema("image", "image_sha256", "picture", "style", "concept")
 # Sorted columns in which nearly every value is new are stored as differences. Those whose values
 # come again in the same order, style after style, are stored plainly: zstd sees the repetition in
 # plain text, and would not in a dictionary's packed indices.

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from .concepts import Selection
-from .questions import ask
+from .draw import ask
 from .render import Picture
 from .sources import SOURCES
 
@@ -64,7 +64,6 @@ class Keywords:
 
 def caption_rows(
     pictures: list[Picture],
-    digests: dict[str, str],
     language: str,
     selection: Selection,
     keywords: Keywords,
@@ -80,7 +79,7 @@ def caption_rows(
             {
                 "id": f"{picture.style}/{concept.id}",
                 "image": picture.path,
-                "image_sha256": digests[picture.path],
+                "image_sha256": picture.sha256,
                 "lang": language,
                 "prompt": ask(language, "name", "caption", picture.style, concept.id),
                 "text": concept.names[language],

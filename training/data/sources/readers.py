@@ -1,6 +1,6 @@
 """Records of a source, one after the other, in bounded memory.
 
-A `Table` knows the columns of a source, which say how its records are read, and yields (place, record): the
+A `SourceTable` knows the columns of a source, which say how its records are read, and yields (place, record): the
 place names the file and the number of the row in it; a row that cannot even be parsed is `Unreadable` in the
 record's stead.
 """
@@ -29,10 +29,10 @@ from ...rows.hub import HUB, HubFiles, dataset_builder, reading_dataset
 from ...rows.json_rows import Unreadable, check_lines, read_json_rows, rows_suffix
 from ...rows.open import schema_reader
 from ...rows.parquet import parquet_file
-from ...rows.tables import check_columns
+from ...rows.tables import check_column_names
 
-Record = Any
-Placed = tuple[str, Record]
+# The place of a record, and the record.
+Placed = tuple[str, Any]
 
 # English files that LLaVA published; their names do not say it.
 _ENGLISH_FILES = ("blip_laion_cc_sbu_558k", "llava_v1_5_mix665k", "llava_instruct_150k", "chat")
@@ -40,7 +40,7 @@ _MOST_CAPTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Table:
+class SourceTable:
     """One file or dataset: how its records are read, and the records.
 
     reader: gives the reader of its records; which column is which field, where the names do not say it, is
@@ -61,13 +61,13 @@ def language_of_file(path: Path) -> str | None:
     return "en" if path.stem.lower() in _ENGLISH_FILES else None
 
 
-def open_rows(path: Path) -> Table:
+def open_rows(path: Path) -> SourceTable:
     """A .json, .jsonl (also .gz) or .parquet file. Raises ValueError, OSError that name it."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected a .json, .jsonl or .parquet file")
     if rows_suffix(path) == ".parquet":
         return open_tables([path])
-    return Table(functools.partial(_json_reader, path), _json_records(path))
+    return SourceTable(functools.partial(_json_reader, path), _json_records(path))
 
 
 def _json_reader(path: Path, named: Mapping[str, str], also: Sequence[str] = ()) -> RowReader:
@@ -90,7 +90,7 @@ def _json_records(path: Path) -> Iterator[Placed]:
         yield f"{path.name}[{number}]", row
 
 
-def open_tables(files: Sequence[Path], columns: Sequence[str] | None = None) -> Table:
+def open_tables(files: Sequence[Path], columns: Sequence[str] | None = None) -> SourceTable:
     """Parquet tables of one schema, only the columns of these names that they have.
 
     Raises ValueError, OSError that name the file, also while records are read.
@@ -98,10 +98,12 @@ def open_tables(files: Sequence[Path], columns: Sequence[str] | None = None) -> 
     open_file(files[0]).close()
     with parquet_file(files[0]) as file:
         schema = file.schema_arrow
-    check_columns(schema.names, str(files[0]))
+    check_column_names(schema.names, str(files[0]))
     if columns is not None:
         schema = pa.schema([f for f in schema if f.name in columns], schema.metadata)
-    return Table(functools.partial(schema_reader, schema), _table_records(files, schema.names))
+    return SourceTable(
+        functools.partial(schema_reader, schema), _table_records(files, schema.names)
+    )
 
 
 def _table_records(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Placed]:
@@ -119,7 +121,7 @@ def _table_records(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Pl
                     number += 1
 
 
-def open_hub(path: str, config: str | None, split: str, revision: str | None) -> Table:
+def open_hub(path: str, config: str | None, split: str, revision: str | None) -> SourceTable:
     """A Hub dataset or a local folder of data files, streamed; of a picture that stands beside its rows, its bytes.
 
     Raises ValueError, OSError that name it, also while records are read.
@@ -163,7 +165,7 @@ def open_hub(path: str, config: str | None, split: str, revision: str | None) ->
                 about = _id_of_file(record, pictured, path) if of_files else {}
                 yield f"{path} {split}[{number}]", {**about, **record, **with_bytes}
 
-    return Table(reader, read())
+    return SourceTable(reader, read())
 
 
 def _id_of_file(record: Any, pictured: Sequence[str], path: str) -> dict[str, str]:
@@ -194,7 +196,7 @@ def _with_bytes(cell: Any, pictures: ImageStore) -> Any:
         return cell  # the picture is told by its row's reader
 
 
-def open_folder(folder: Path, follow_links: bool = False) -> Table:
+def open_folder(folder: Path, follow_links: bool = False) -> SourceTable:
     """Pictures with captions: `metadata.jsonl` or `metadata.csv` (file_name, text), or, for each
     picture, a text file of the same name beside it. A picture without either has no text.
 
@@ -207,14 +209,14 @@ def open_folder(folder: Path, follow_links: bool = False) -> Table:
     )
     if listed is None:
         columns = ("id", "image", "text")
-        return Table(
+        return SourceTable(
             lambda named: RowReader(columns, named=named), _captioned(folder, follow_links)
         )
     if listed.suffix == ".jsonl":
         reader = functools.partial(_json_reader, listed, also=("id", "image"))
-        return Table(reader, _named_files(_json_records(listed)))
+        return SourceTable(reader, _named_files(_json_records(listed)))
     header = _csv_header(listed)
-    return Table(
+    return SourceTable(
         lambda named: RowReader(dict.fromkeys(("id", "image", *header)), named=named),
         _named_files(_csv_records(listed)),
     )

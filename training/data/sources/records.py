@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from ...common.files import sha256_bytes
 from ...common.images import is_address
-from ...common.languages import CODES, as_language, no_language
-from ...common.reading import check_text
+from ...common.languages import CODES
 from ...common.telling import found, one_line
-from ...rows.conversations import Found, RowError, RowReader
+from ...rows.conversations import Found, RowError, RowReader, texts_of
 from ...rows.json_rows import Unreadable
 from ...rows.parquet import Row
+from ...rows.picture_cells import check_cell, language_of_cell
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -84,6 +84,11 @@ class Record:
     data: bytes | None = None
     note: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Its place in the source, with its id."""
+        return place_of(self.where, self.row["id"])
+
 
 def to_row(
     record: Any,
@@ -134,7 +139,7 @@ def _row(
     messages = reader.messages(record, len(pictures))
     image, sha256, data = _image(pictures, fields.get("image_sha256"))
     column = reader.turn_column(record)
-    texts = [_content(message) for message in messages]
+    texts = ["".join(texts_of(message)).strip() for message in messages]
     text = turns = note = None
     if column or texts[0]:
         turns = _turns(column or "prompt", messages, texts)
@@ -169,24 +174,10 @@ def _id(value: Any) -> str:
         raise RowError("id", "missing")
     if not isinstance(value, str):
         raise RowError("id", f"expected text, found {found(value)}")
-    _check("id", value)
+    check_cell(value, "id")
     if not value.strip():
         raise RowError("id", "empty")
     return value.strip()
-
-
-def _check(field: str, text: str) -> None:
-    try:
-        check_text(text, field)
-    except ValueError as error:
-        raise RowError(field, str(error).removeprefix(f"{field}: ")) from None
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    if isinstance(content, str):
-        return content.strip()
-    return "".join(part["text"] for part in content if part["type"] == "text").strip()
 
 
 def _turns(
@@ -225,7 +216,7 @@ def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | No
     if isinstance(picture, bytes):
         sha256 = sha256_bytes(picture)
         value = (PurePosixPath(name).name if name else "") or sha256
-        _check("image", value)
+        check_cell(value, "image")
         return value, sha256, picture
     if is_address(picture) and not picture.lower().startswith("http"):
         raise RowError(
@@ -249,7 +240,4 @@ def _language(record: Mapping[str, Any], value: Any, language: str | None) -> st
         raise RowError(
             "lang", "unknown: neither the row nor the file's name says it; set `language`"
         )
-    code = as_language(value)
-    if code is None:
-        raise RowError("lang", no_language(value))
-    return code
+    return language_of_cell(value, "lang")

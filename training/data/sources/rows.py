@@ -15,8 +15,8 @@ from ...rows.tables import built_files
 from ..checks.identify import Identifier
 from .pictures import Pictures, fault_of
 from .plan import SourcePlan
-from .readers import Table, language_of_file, open_folder, open_hub, open_rows, open_tables
-from .records import Problem, Record, place_of, to_row
+from .readers import SourceTable, language_of_file, open_folder, open_hub, open_rows, open_tables
+from .records import Problem, Record, to_row
 
 
 def read_source(
@@ -53,7 +53,7 @@ def read_source(
             yield read
 
 
-def _reader(file: str, table: Table, plan: SourcePlan) -> RowReader:
+def _reader(file: str, table: SourceTable, plan: SourcePlan) -> RowReader:
     try:
         return table.reader(plan.columns)
     except ValueError as error:
@@ -62,7 +62,7 @@ def _reader(file: str, table: Table, plan: SourcePlan) -> RowReader:
         raise
 
 
-def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, Table]]:
+def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, SourceTable]]:
     """(its name, the language that the name says, the records) of each file or dataset."""
     path = Path(plan.paths[0])
     if plan.kind == "llava":
@@ -107,7 +107,7 @@ def _with_picture(
     if read.data is not None and (decode or extract_to is not None):
         fault = fault_of(read.data, str(row["image"]))
         if fault is not None:
-            return Problem(_place(read), "image", fault.removesuffix("."))
+            return Problem(read.place, "image", fault.removesuffix("."))
     if read.data is not None and extract_to is not None:
         suffix = Path(row["image"]).suffix or ".img"
         name = f"{row['image_sha256'][:2]}/{row['image_sha256']}{suffix}"
@@ -119,18 +119,14 @@ def _with_picture(
     try:
         sha256 = pictures.sha256(row["image"])
     except (OSError, ValueError) as error:
-        return Problem(_place(read), "image", str(error).removesuffix("."))
+        return Problem(read.place, "image", str(error).removesuffix("."))
     if row["image_sha256"] not in (None, sha256):
         return Problem(
-            _place(read),
+            read.place,
             "image_sha256",
             f"the picture's is {sha256}, the row says {row['image_sha256']}",
         )
     return dataclasses.replace(read, row={**row, "image_sha256": sha256})
-
-
-def _place(read: Record) -> str:
-    return place_of(read.where, read.row["id"])
 
 
 def _detector(languages: list[str]) -> Callable[[Record], Record | Problem]:
@@ -145,7 +141,7 @@ def _detector(languages: list[str]) -> Callable[[Record], Record | Problem]:
         found = identifier.identify(text[:2000], languages[0]).language
         if not found:
             reason = "too little text to tell it from; name it in the row"
-            return Problem(_place(read), "lang", reason)
+            return Problem(read.place, "lang", reason)
         return dataclasses.replace(read, row={**row, "lang": found})
 
     return detect

@@ -7,11 +7,12 @@ that cannot be used is never dropped unseen: it stands in `refused.jsonl` with i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from ...common.files import atomic, sha256_file, write_json, write_parquet
 from ...common.reading import read_json
 from ...common.schema import digest
 from ...common.shapes import has_shape
-from ...rows.parquet import Row
 from .plan import SourcePlan, plan_for_hash
 from .readers import files_in
 from .records import SOURCE_SCHEMA, Problem, Record
@@ -129,8 +129,8 @@ def build_sources(
             refused.write(json.dumps(problem.__dict__, ensure_ascii=False) + "\n")
 
         rows = sorted_rows(reads, Path(scratch), plan.duplicates, tally, report)
-        for number, batch in enumerate(_batches(rows, unit_rows)):
-            path = folder / f"{number:05d}.parquet"
+        while batch := list(itertools.islice(rows, unit_rows)):
+            path = folder / f"{len(units):05d}.parquet"
             sha256 = write_parquet(path, pa.Table.from_pylist(batch, schema=SOURCE_SCHEMA))
             units.append({"unit": path.stem, "rows": len(batch), "sha256": sha256})
     print("\n".join(tally.lines()), flush=True)
@@ -164,14 +164,3 @@ def build_sources(
     }
     write_json(folder / "manifest.json", manifest)
     return manifest
-
-
-def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
