@@ -73,7 +73,7 @@ class ModelRecipe:
     vision_feature_layer: int | None = None
     vision_feature_select_strategy: Literal["full", "default"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"
+    attention: Literal["auto", "segments", "flex", "dense"] = "auto"
     """How the decoder's attention over shared prefixes is computed, with the same result from each, see
     attention.py. auto: flex on a GPU, segments elsewhere."""
 

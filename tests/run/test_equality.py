@@ -1,8 +1,8 @@
 """A shared prefix changes nothing: loss and every gradient equal those of separate rows.
 
 In float64, on tiny models, for every layout, with the mistakes that train on the wrong thing as
-negative controls: each must be seen by the gradients. Of varlen and flex only the kernels are stand-ins
-(cpu_kernels.py); on a GPU, test_attention.py compares the real ones.
+negative controls: each must be seen by the gradients. Of flex only the kernel is a stand-in
+(cpu_kernels.py); on a GPU, test_attention.py compares the real one.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_im
 from ..model.cpu_kernels import use_cpu_kernels
 
 LANGUAGES = 3
-LAYOUTS = ["segments", "varlen", "flex", "dense"]
+LAYOUTS = ["segments", "flex", "dense"]
 TOLERANCE = 1e-12
 
 
@@ -193,7 +193,7 @@ def test_one_conversation_is_a_plain_causal_row(layout):
 
 def causal(batch, layout):
     """Conversations see the earlier ones of their row."""
-    if layout in ("segments", "varlen"):
+    if layout == "segments":
         batch["plan"] = row_plan([(batch["input_ids"].shape[1], [])], layout)
         return
     if layout == "flex":
@@ -226,7 +226,7 @@ def all_ones(batch, layout):
 
 def branches_without_prefix(batch, layout):
     """Every branch is a document of its own, which sees no image."""
-    if layout in ("segments", "varlen"):
+    if layout == "segments":
         starts = batch["position_ids"][0].diff(prepend=batch["position_ids"][0, :1]) != 1
         documents = starts.cumsum(0).unique(return_counts=True)[1].tolist()
         batch["plan"] = row_plan([(length, []) for length in documents], layout)
@@ -264,7 +264,7 @@ def shifted_labels(batch, layout):
     [causal, running_positions, no_mask, all_ones, shifted_labels, branches_without_prefix],
     ids=lambda f: f.__name__,
 )
-@pytest.mark.parametrize("layout", ["dense", "segments", "varlen", "flex"])
+@pytest.mark.parametrize("layout", ["dense", "segments", "flex"])
 def test_mistakes_are_seen(layout, mistake):
     sample = [conversations(4, 1, 1), conversations(3, 1, 2)]
     # Answers that begin right behind the prefix: what shifted labels lose.
@@ -285,7 +285,7 @@ def test_mistakes_are_seen(layout, mistake):
     assert difference(expected, wrong) > 1e-2
 
 
-@pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
+@pytest.mark.parametrize("layout", ["segments", "flex"])
 @pytest.mark.parametrize("decoder", ["llama", "qwen3"])
 def test_other_decoders(decoder, layout):
     sample = groups()
@@ -302,23 +302,7 @@ def test_other_decoders(decoder, layout):
     assert difference(expected_grads, grads) < 1e-4
 
 
-@pytest.mark.parametrize("decoder", ["llama", "qwen3"])
-def test_varlen_under_autocast(decoder):
-    """Norms that learn are float32 there; the kernel takes one precision."""
-    sample = groups()
-    pixels = tiny_images(len(sample))
-    model = tiny_model(decoder).train()
-    add_pair_loss(model)
-    packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
-    losses = []
-    for layout in ("dense", "varlen"):
-        set_attention(model.model.language_model, layout)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(run(model, lay_out(packed, layout, LANGUAGES, 0), pixels)[0])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
-
-
-@pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
+@pytest.mark.parametrize("layout", ["segments", "flex"])
 def test_short_attention_window_is_refused(layout):
     sample = groups()
     model = tiny_model("cohere2").train()

@@ -16,7 +16,6 @@ from ..common.telling import one_line
 from ..model.attention import AttentionBackend
 from ..model.templates import find_template
 from ..rows.tables import row_name
-from .encoding import ConversationEncoder
 from .packing import Encoded, Packed, balance_rows, lay_out, pack_group
 from .source import Conversation, GroupSource
 
@@ -94,7 +93,6 @@ class GroupCollator:
             else None
             for s in data.sources
         ]
-        self.encoder = ConversationEncoder(processor)
         self._languages = {name: number for number, name in enumerate(data.languages)}
         self._encoded: dict[int, Encoded | BadRow] = {}
         self._shortened: dict[int, BadRow] = {}
@@ -224,7 +222,14 @@ class GroupCollator:
         path = self.data.sources[conversation.source].recipe.path
         name = row_name(conversation.id, conversation.language, path)
         template = self.templates[conversation.source]
-        ids, trained = self.encoder.encode(conversation, template, name)
+        tokens = self.processor.encode_conversation(
+            conversation.messages,
+            num_images=len(conversation.images),
+            chat_template=template,
+            name=name,
+        )
+        ids = np.array(tokens["input_ids"], np.int32)
+        trained = np.array(tokens["assistant_mask"], bool)
         share = 1.0  # of the trained text that is kept
         if self.max_length is not None and len(ids) > self.max_length:
             reason = (

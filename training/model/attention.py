@@ -7,8 +7,6 @@ T x T mask, on one row of whole groups without padding:
 
 - segments: scaled_dot_product_attention over the prefixes and over branches of about one length, cut
   out of the row and padded inside attention only. Any device.
-- varlen: one call of FlashAttention, each branch with a copy of its prefix's keys and values. GPU,
-  half precision.
 - flex: torch's flex attention with a block mask from the two ids, compiled. GPU (torch 2.13 has no
   backward pass of it on a CPU).
 
@@ -24,8 +22,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,17 +35,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .flops import head_size
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # an older torch
-    varlen_attn = None
-
-AttentionBackend = Literal["segments", "varlen", "flex", "dense"]
+AttentionBackend = Literal["segments", "flex", "dense"]
 
 # What each is called in transformers.
 IMPLEMENTATIONS: dict[AttentionBackend, str] = {
     "segments": "maya_segments",
-    "varlen": "maya_varlen",
     "flex": "maya_flex",
     "dense": "sdpa",
 }
@@ -56,48 +47,39 @@ COMPILERS = ("gcc", "clang")  # that Triton looks for
 
 
 def choose_attention(
-    wanted: Literal["auto"] | AttentionBackend, decoder: nn.Module, device: str, half: bool
+    wanted: Literal["auto"] | AttentionBackend, decoder: nn.Module, device: str
 ) -> AttentionBackend:
     """How a run computes attention: as `wanted`; auto is flex on a GPU, else segments.
 
     Args:
-        decoder: the language model. device: type of its device. half: whether it computes in
-            bfloat16 or float16.
+        decoder: the language model. device: type of its device.
 
     Raises:
-        ValueError: for a choice that this device, precision or decoder does not have.
+        ValueError: for flex where this device or decoder does not have it.
     """
+    problem = _flex_problem(decoder, device) if wanted in ("auto", "flex") else ""
     if wanted == "auto":
-        return "segments" if _problem("flex", decoder, device, half) else "flex"
-    problem = _problem(wanted, decoder, device, half)
+        return "segments" if problem else "flex"
     if problem:
         raise ValueError(f"model.attention: {wanted} {problem}; use segments, or auto")
     return wanted
 
 
-def _problem(attention: AttentionBackend, decoder: Any, device: str, half: bool) -> str:
-    """Why the kernel of `attention` cannot be used, or nothing."""
+def _flex_problem(decoder: Any, device: str) -> str:
+    """Why flex attention cannot be used, or nothing."""
     config = decoder.config
     dropout = getattr(config, "attention_dropout", 0.0)
     size = head_size(config)
-    if attention in ("segments", "dense"):
-        return ""
     if device != "cuda":
         return f"needs a CUDA GPU, the run is on {device}"
     if dropout:
         return f"has no dropout, the decoder's attention_dropout is {dropout:g}"
-    if attention == "flex" and size < 16:
+    if size < 16:
         return f"needs attention heads of 16 or more, the decoder's are {size}"
-    if attention == "flex" and importlib.util.find_spec("triton") is None:
+    if importlib.util.find_spec("triton") is None:
         return "is compiled by Triton, which is not installed"
-    if attention == "flex" and not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
+    if not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
         return f"is compiled by Triton, which needs a C compiler: {', '.join(COMPILERS)} or $CC"
-    if attention == "varlen" and varlen_attn is None:
-        return f"needs torch.nn.attention.varlen, which torch {torch.__version__} does not have"
-    if attention == "varlen" and not half:
-        return "computes in half precision only, the run's is float32 (args.bf16)"
-    if attention == "varlen" and (size % 8 or size > 256):
-        return f"needs attention heads of 8, 16, ... 256, the decoder's are {size}"
     return ""
 
 
@@ -152,13 +134,12 @@ def row_plan(
 
     Returns:
         longest: tokens of the longest conversation; and, unless the row is a single conversation,
-        what `segment_plan`, `varlen_plan` or `flex_plan` returns.
+        what `segment_plan` or `flex_plan` returns.
     """
     longest = max(prefix + max(branches, default=0) for prefix, branches in groups)
     plan: dict[str, Any] = {"longest": longest}
     if len(groups) > 1 or groups[0][1]:
-        make = {"segments": segment_plan, "varlen": varlen_plan, "flex": flex_plan}[attention]
-        plan.update(make(groups))
+        plan.update(segment_plan(groups) if attention == "segments" else flex_plan(groups))
     return plan
 
 
@@ -166,11 +147,7 @@ def row_plan(
 
 
 def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
-    """How to cut one row of groups into segments.
-
-    Args:
-        groups: (prefix length, branch lengths) in row order, each group laid out as its prefix and
-            then its branches.
+    """How to cut one row of groups, given as to `row_plan`, into segments.
 
     Returns:
         prefix (G, P): indices of the prefixes' tokens in the row, short ones padded with 0;
@@ -289,82 +266,6 @@ def segment_attention(
     return torch.cat(outputs).index_select(0, plan["restore"])[None], None
 
 
-# ------------------------------------------------------------------------------ varlen
-
-
-def varlen_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
-    """Sequences of queries, one a prefix or branch, and of the keys each may see, its prefix's first.
-
-    Returns:
-        queries, keys (S + 1,): where they begin, int32; most_queries, most_keys: the longest;
-        copies (M,): index in the row of every key, left out where nothing is shared and keys are the
-        row itself.
-    """
-    queries, keys, copies = [0], [0], []
-    position = 0
-    for prefix, branches in groups:
-        start = torch.arange(position, position + prefix)
-        copies.append(start)
-        position += prefix
-        queries.append(position)
-        keys.append(keys[-1] + prefix)
-        for width in branches:
-            copies += [start, torch.arange(position, position + width)]
-            position += width
-            queries.append(position)
-            keys.append(keys[-1] + prefix + width)
-    plan: dict[str, Any] = {
-        "queries": torch.tensor(queries, dtype=torch.int32),
-        "keys": torch.tensor(keys, dtype=torch.int32),
-        "most_queries": max(b - a for a, b in pairwise(queries)),
-        "most_keys": max(b - a for a, b in pairwise(keys)),
-    }
-    if any(branches for _, branches in groups):
-        plan["copies"] = torch.cat(copies)
-    return plan
-
-
-def varlen_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    plan: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """As `segment_attention`, by one call of FlashAttention; no dropout.
-
-    Causal attention of fewer queries than keys is aligned at their ends there: the last query sees
-    all keys, so the queries of a branch see all of its prefix.
-    """
-    if plan is None or "queries" not in plan:
-        return _ordinary(
-            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
-        )
-    _check_window(plan, kwargs)
-    # Autocast does not know this kernel, and rotation or norms may leave float32.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, dim)
-    if "copies" in plan:
-        key, value = (x.index_select(0, plan["copies"]) for x in (key, value))
-    out = varlen_attn(
-        query,
-        key,
-        value,
-        plan["queries"],
-        plan["keys"],
-        plan["most_queries"],
-        plan["most_keys"],
-        scale=scaling,
-        window_size=(-1, 0),  # all before, none behind
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
-    return cast(torch.Tensor, out)[None], None
-
-
 # ------------------------------------------------------------------------------ flex
 
 
@@ -456,7 +357,6 @@ def register() -> None:
     """Make the attention functions known to transformers."""
     for name, function in (
         (IMPLEMENTATIONS["segments"], segment_attention),
-        (IMPLEMENTATIONS["varlen"], varlen_attention),
         (IMPLEMENTATIONS["flex"], flex_attention),
     ):
         AttentionInterface.register(name, function)

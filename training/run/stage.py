@@ -171,8 +171,6 @@ def _continue_adapter(run: StageRun, adapter: AdapterRecipe, model: Any) -> None
 
 def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
     """Give the decoder its dtype and attention, and compile its layers; returns the attention's name."""
-    import torch
-
     from ..model.attention import choose_attention, set_attention
     from ..model.compiling import compile_layers
 
@@ -182,8 +180,7 @@ def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     decoder = model.model.language_model
-    half = args.bf16 or args.fp16 or decoder.dtype != torch.float32
-    attention = choose_attention(run.recipe.model.attention, decoder, run.state.device.type, half)
+    attention = choose_attention(run.recipe.model.attention, decoder, run.state.device.type)
     set_attention(decoder, attention)
     compile_layers(decoder, run.stage.args, attention)
     run.say(f"attention: {attention}")
