@@ -17,24 +17,16 @@ from ..model.attention import AttentionBackend
 from ..model.templates import find_template
 from ..rows.tables import row_name
 from .packing import Encoded, Packed, balance_rows, lay_out, pack_group
-from .source import Conversation, GroupSource
+from .source import Conversation, GroupSource, RowName
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A row that the run did without, or did not learn whole, and why.
+class BadRow(RowName):
+    """A row that the run did without, or did not learn whole, and why."""
 
-    id, language, path, row, data: as in `RowName`.
-    """
-
-    id: str
-    language: str
-    path: str
-    row: int
-    data: int
     reason: str
     action: Literal["skipped", "shortened"]
 
@@ -179,7 +171,7 @@ class GroupCollator:
     def _bad_row(
         self, index: int, reason: str, action: Literal["skipped", "shortened"] = "skipped"
     ) -> BadRow:
-        return BadRow(*self.data.name(index), one_line(reason), action)
+        return BadRow(**vars(self.data.name(index)), reason=one_line(reason), action=action)
 
     def _pixels(self, first: Encoded, key: Any) -> torch.Tensor:
         """The image as it is trained on, (1, 3, height, width). Raises ValueError naming the row."""

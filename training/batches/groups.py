@@ -25,7 +25,11 @@ from .source import Conversation, RowName, bad_row, check_data, left_out, load_p
 
 @dataclass
 class _Source:
-    """One dataset: `rows[i]` is a row, `reader` reads it, `image_keys` are what `pictures` opens."""
+    """One dataset: `rows[i]` is a row, `reader` reads it, `image_keys` are what `pictures` opens.
+
+    Rows that name the same images in the same order share one entry of `image_sets`, the numbers of those
+    images; `image_set` (n,) is the entry of every conversation kept, -1 where it has no image.
+    """
 
     recipe: DataRecipe
     rows: Rows
@@ -33,9 +37,8 @@ class _Source:
     row_index: np.ndarray  # (n,) index into rows of every conversation kept
     image_keys: list[Any] = field(default_factory=list)  # distinct images
     pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
-    row_images: list[tuple[int, ...]] | None = None  # of each conversation, if one has several
-    together: list[tuple[int, ...]] = field(default_factory=list)  # distinct ones of row_images
-    row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
+    image_sets: list[tuple[int, ...]] = field(default_factory=list)
+    image_set: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     no_language: dict[int, str] = field(default_factory=dict)  # what a row has in place of one
     refused: dict[int, str] = field(default_factory=dict)  # why a row is a bad one
 
@@ -44,12 +47,10 @@ class _Source:
 
 
 class GroupData:
-    """All conversations of a stage, from all its sources, addressed by one number each.
+    """A `GroupSource` that is held in memory.
 
-    on_bad_row: what a row that cannot be read does, or a cell that is no image or no language: stop here
-        with its row, or be refused by `conversation`.
-
-    A `GroupSource`.
+    on_bad_row: whether a row that cannot be read, or a cell that is no image or no language, raises here,
+        or is refused by `conversation`.
 
     Attributes:
         languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
@@ -103,18 +104,15 @@ class GroupData:
         return len(self.image)
 
     def conversation(self, index: int) -> Conversation:
-        """Conversation `index`, read from its row. Raises ValueError naming a row that is a bad one."""
+        """As `GroupSource.conversation`."""
         number = int(self._source[index])
         source, local = self.sources[number], int(self._local[index])
         place = int(source.row_index[local])
         if place in source.refused:
             raise ValueError(source.refused[place])
         row = source.rows[place]
-        if source.row_images is not None:
-            images = source.row_images[local]
-        else:
-            assert source.row_image is not None
-            images = (int(source.row_image[local]),) if source.row_image[local] >= 0 else ()
+        image_set = int(source.image_set[local])
+        images = source.image_sets[image_set] if image_set >= 0 else ()
         try:
             messages = source.reader.messages(row, len(images))
         except RowError as error:
@@ -129,7 +127,7 @@ class GroupData:
         )
 
     def name(self, index: int) -> RowName:
-        """Which row conversation `index` is."""
+        """As `GroupSource.name`."""
         number = int(self._source[index])
         source = self.sources[number]
         place = int(source.row_index[int(self._local[index])])
@@ -154,15 +152,10 @@ class GroupData:
         seed: int,
         shuffled: bool = True,
     ) -> list[tuple[int, np.ndarray]]:
-        """Groups in training order: (epoch, conversation indices), all about one image.
+        """As `GroupSource.plan`.
 
         Each epoch visits every conversation as often as its task's weight says (a fraction is drawn
-        anew each epoch), groups those of one image at most `group_size` at a time in random order
-        and near-equal parts, and shuffles the groups.
-
-        Args:
-            groups: how many to return, or None for one pass over the data.
-            shuffled: the groups in random order; else in the order of their images in the data.
+        anew each epoch).
         """
         found: list[tuple[int, np.ndarray]] = []
         epoch = 0
@@ -187,7 +180,7 @@ class GroupData:
         return parts
 
     def summary(self) -> str:
-        """Conversations per language and task, and images, in a few words."""
+        """As `GroupSource.summary`."""
         languages = Counter(self.languages[i] for i in self.language.tolist() if i >= 0)
         tasks = Counter(self.tasks[i] for i in self.task.tolist())
         images = len(np.unique(self.image[self.image >= 0]))
@@ -208,8 +201,7 @@ def _common_numbers(
         int(group.max(initial=-1)) + 2, -1, np.int64
     )  # the last entry is for -1
     for value in np.unique(group[group >= 0]).tolist():
-        images = (value,) if source.row_images is None else source.together[value]
-        keys = tuple(source.image_keys[image] for image in images)
+        keys = tuple(source.image_keys[image] for image in source.image_sets[value])
         name = ("" if all(isinstance(key, bytes) for key in keys) else place, keys)
         lookup[value] = known.setdefault(name, len(known))
     return lookup[group]
@@ -282,13 +274,7 @@ def _open_source(
                 report.append(left_out(recipe.path, name, dropped))
 
     _find_images(source, on_bad_row)
-    if source.row_images is not None:
-        numbers: dict[tuple[int, ...], int] = {(): -1}
-        group = np.array([numbers.setdefault(r, len(numbers) - 1) for r in source.row_images])
-        source.together = list(numbers)[1:]
-    else:
-        assert source.row_image is not None
-        group = source.row_image.copy()
+    group = source.image_set
     if recipe.limit is not None:
         images = np.unique(group[keep & (group >= 0)])
         if keep.any() and not len(images):
@@ -308,16 +294,11 @@ def _open_source(
         source.no_language[i] = shown(cells[i])
         reason = f"{named}: {no_language(cells[i])}; repair the row or remove it"
         _refuse(source, i, reason, on_bad_row)
-    source.row_index = index
-    if source.row_images is not None:
-        source.row_images = [source.row_images[i] for i in index]
-    else:
-        assert source.row_image is not None
-        source.row_image = source.row_image[index]
+    source.row_index, source.image_set = index, group[index]
     return source, _Columns(
         [None if i in unknown else languages[i] for i in index.tolist()],
         [tasks[i] for i in index],
-        group[index],
+        source.image_set,
         report,
     )
 
@@ -361,9 +342,10 @@ class _NoImage:
 
 
 def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
-    """Which images each row has, as numbers of distinct images, and where they are."""
+    """Which images each row has, and where they are."""
     rows, reader = source.rows, source.reader
     known: dict[Any, int] = {}
+    sets: dict[tuple[int, ...], int] = {(): -1}
 
     def number(picture: Any) -> int:
         if picture not in known:
@@ -372,18 +354,15 @@ def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
         return known[picture]
 
     columns = [c for c in reader.wanted_for_pictures if c in rows.columns]
-    found: list[tuple[int, ...]] = []
+    image_set: np.ndarray = np.full(len(rows), -1, np.int64)
     for i, row in enumerate(rows.cells(columns)):
         try:
-            pictures = reader.pictures(row)
+            pictures: Sequence[Any] = reader.pictures(row)
         except RowError as error:
             _refuse(source, i, f"{error}; repair the row or remove it", on_bad_row)
-            found.append((number(_NoImage(i)),))
-        else:
-            found.append(tuple(number(picture) for picture in pictures))
-    if any(len(images) > 1 for images in found):
-        source.row_images = found
-    else:
-        source.row_image = np.array([i[0] if i else -1 for i in found], np.int64)
+            pictures = (_NoImage(i),)
+        images = tuple(number(picture) for picture in pictures)
+        image_set[i] = sets.setdefault(images, len(sets) - 1)
+    source.image_sets, source.image_set = list(sets)[1:], image_set
     names = [k for k in source.image_keys if isinstance(k, str) and not is_address(k)]
     source.pictures = ImageStore(open_pictures(source.recipe, names))

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,8 @@ class Conversation:
     source: int
 
 
-class RowName(NamedTuple):
+@dataclass(frozen=True)
+class RowName:
     """Which row a conversation is: an id may be that of several rows, its number and its data are not.
 
     id: without one, the row's number. language: what is in its place, where it is none. row: number in its
