@@ -26,7 +26,7 @@ LAYER = re.compile(r"\blanguage_model\.layers\.(\d+)\.")
 
 
 @dataclass
-class Row:
+class FreezeTableRow:
     """One line of the table: a part, the rate its parameters learn at (None: frozen), how many."""
 
     part: str
@@ -98,7 +98,7 @@ def rates(
 
 def apply_rules(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
-) -> list[Row]:
+) -> list[FreezeTableRow]:
     """Set requires_grad of every parameter of `model`; returns the table. Raises as `rates`."""
     for _, parameter, rate in parameter_rates(model, rules, adapter):
         parameter.requires_grad_(rate is not None)
@@ -107,14 +107,14 @@ def apply_rules(
 
 def table(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
-) -> list[Row]:
+) -> list[FreezeTableRow]:
     """Parts and rates in model order, tied parameters counted once, adapter matrices apart."""
-    rows: dict[tuple[str, float | None], Row] = {}
+    rows: dict[tuple[str, float | None], FreezeTableRow] = {}
     for name, parameter, rate in parameter_rates(model, rules, adapter):
         part = next((p for p in PARTS if p in name.split(".")), name.split(".")[0])
         if adapter is not None and (matrix := MATRIX.search(name)):
             part = f"{part} adapter {matrix[1].split('_')[0]}"
-        row = rows.setdefault((part, rate), Row(part, rate, 0, 0))
+        row = rows.setdefault((part, rate), FreezeTableRow(part, rate, 0, 0))
         # Weights of 4 bits are stored two in a byte, in another shape than their own.
         packed = getattr(parameter, "quant_state", None)
         row.parameters += parameter.numel() if packed is None else packed.shape.numel()
@@ -131,7 +131,7 @@ def parameter_rates(
     return [(*pair, rate) for pair, rate in zip(named, found, strict=True)]
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[FreezeTableRow]) -> str:
     """The table as it is printed before step 1."""
     width = max([24, *(len(row.part) + 2 for row in rows)])
     lines = [f"{'part':{width}}{'':10}{'parameters':>16}{'tensors':>9}  rate"]

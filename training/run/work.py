@@ -34,6 +34,11 @@ class Work:
     longest: int
     assumed: str = ""
 
+    @property
+    def amounts(self) -> dict[str, float]:
+        """A mean group, as `flops.training_flops` takes it."""
+        return {name: getattr(self, name) for name in ("tokens", "pairs", "positions", "images")}
+
 
 def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work:
     """Groups, steps, and lengths from a sample of a stage's data.
