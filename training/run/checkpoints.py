@@ -50,12 +50,19 @@ def _files(folder: Path) -> list[Path]:
 
 def _checksums(folder: Path) -> dict[str, list[Any]]:
     """[size, hash] by name; the hash is over the hashes of a file's pieces."""
+
+    def hash_piece(piece: tuple[Path, int]) -> bytes:
+        file, start = piece
+        with file.open("rb") as opened:
+            opened.seek(start)
+            return sha256(opened.read(PIECE)).digest()
+
     files = _files(folder)
     pieces = [
         (file, start) for file in files for start in range(0, max(file.stat().st_size, 1), PIECE)
     ]
     with ThreadPoolExecutor(THREADS) as pool:
-        hashes = list(pool.map(_hash_piece, pieces))
+        hashes = list(pool.map(hash_piece, pieces))
     whole = {file: sha256() for file in files}
     for (file, _), digest in zip(pieces, hashes, strict=True):
         whole[file].update(digest)
@@ -63,13 +70,6 @@ def _checksums(folder: Path) -> dict[str, list[Any]]:
         file.relative_to(folder).as_posix(): [file.stat().st_size, digest.hexdigest()]
         for file, digest in whole.items()
     }
-
-
-def _hash_piece(piece: tuple[Path, int]) -> bytes:
-    file, start = piece
-    with file.open("rb") as opened:
-        opened.seek(start)
-        return sha256(opened.read(PIECE)).digest()
 
 
 def damage(folder: Path) -> str | None:
@@ -140,9 +140,7 @@ def _unreadable(file: Path) -> str | None:
     if file.suffix in (".pt", ".pth", ".bin"):
         try:
             with zipfile.ZipFile(file) as archive:
-                bad = (
-                    archive.testzip()
-                )  # reads all, and holds it against the archive's own checksums
+                bad = archive.testzip()  # reads all, against the archive's own checksums
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             return f"is damaged ({one_line(str(error), 100)})"
         return None if bad is None else f"is damaged ({bad})"
@@ -181,7 +179,9 @@ def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path |
             continue
         for other in found:
             if problems.get(other) or found.index(other) > found.index(path):
-                _set_aside(other)
+                aside = other.with_name(f"{other.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(other, aside)
         for other, told in problems.items():
             if told:
                 say(f"{other}: {one_line(told)}; going on from {path.name}")
@@ -193,12 +193,6 @@ def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path |
         f"{first}: {told}; no checkpoint in {folder} is whole: copy one there again, or delete that "
         "folder to begin the stage again"
     )
-
-
-def _set_aside(checkpoint: Path) -> None:
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(checkpoint, aside)
 
 
 def drop_old(folder: Path, keep: int | None, best: int | None) -> None:

@@ -105,13 +105,13 @@ class MayaTrainer(SFTTrainer):
 
     `train_dataset` lists the shares of the steps in training order, a datasets.Dataset of
     {"step", "rank"}; the collator turns a share into rows, and a training step computes them one
-    after the other, its gradients meeting those of other ranks after the last. The loss is the mean over all supervised tokens of the
-    global batch. Per language, the log gets the loss (nats per token), the token accuracy and
-    bits per byte of the trained text, from the same forward; of the whole, real tokens and images per
-    second, the share of padding, and the model FLOPs of real tokens per second beside the peak.
+    after the other. The loss is the mean over all supervised tokens of the global batch. Per language,
+    the log gets the loss (nats per token), the token accuracy and bits per byte of the trained text; of
+    the whole, real tokens and images per second, the share of padding, and the model FLOPs of real
+    tokens per second beside the peak.
 
-    With `held_out`, `evaluate` logs the same of its rows. `schedule` says when to log, evaluate, save and
-    stop. A loss or weight that is not a number ends training, and no such weight is saved.
+    `schedule` says when to log, evaluate, save and stop. A loss or weight that is not a number ends
+    training, and no such weight is saved.
     """
 
     def __init__(
@@ -170,7 +170,10 @@ class MayaTrainer(SFTTrainer):
             self.add_callback(schedule)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
-            plugin.mixed_precision_policy = fp32_reduce_policy()
+            # accelerate's own policy rounds the sums of losses, and the gradients of every rank, to bfloat16.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
         self.bad_rows_file: Path | None = None
         self._bad_rows: set[BadRow] = set()
 
@@ -209,12 +212,10 @@ class MayaTrainer(SFTTrainer):
         value = loss.item()
         if not math.isfinite(value):
             raise NotFinite(
-                f"{self._at_this_step()}: expected a finite loss, found {value} {self._what_is_whole()}"
+                f"stage {Path(self.args.output_dir).name}: step {self.state.global_step + 1}: expected a "
+                f"finite loss, found {value} {self._what_is_whole()}"
             )
         self._step_losses += torch.tensor([value, 1.0], dtype=torch.float64)
-
-    def _at_this_step(self) -> str:
-        return f"stage {Path(self.args.output_dir).name}: step {self.state.global_step + 1}"
 
     def _what_is_whole(self) -> str:
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
@@ -242,12 +243,11 @@ class MayaTrainer(SFTTrainer):
         new = [row for row in found if row not in self._bad_rows]
         self._bad_rows.update(new)
         if new and self.bad_rows_file is not None:
-            # Half of a surrogate pair, which UTF-8 cannot hold, is written as JSON's own escape.
-            with self.bad_rows_file.open("a+", encoding="utf-8", errors="backslashreplace") as file:
+            with self.bad_rows_file.open("a+", encoding="utf-8") as file:
                 # A killed run may have left half a line.
                 file.write("\n" if file.tell() else "")
                 for row in new:
-                    # In escapes: a reason may quote half of a surrogate pair.
+                    # In JSON's escapes: a reason may quote half of a surrogate pair.
                     file.write(json.dumps(vars(row)) + "\n")
 
     def ask_to_stop(self) -> None:
@@ -317,10 +317,9 @@ class MayaTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss, accuracy and bits per byte of the held-out rows, in all and by language, logged.
+        """Log loss, accuracy and bits per byte of the held-out rows, in all and by language.
 
-        All ranks must call it. Neither gradients nor random numbers nor the sums of the next training
-        log line change by it. The arguments are Trainer's; only the prefix is used.
+        All ranks must call it. The arguments are Trainer's; only the prefix is used.
         """
         assert self.held_out is not None
         began = time.perf_counter()
@@ -384,10 +383,8 @@ class MayaTrainer(SFTTrainer):
                     positions=float(sums[:-1, 2].sum()),
                     images=images,
                 )
-                speed, peak = (
-                    flops / max(seconds, 1e-9),
-                    self._peak * self.accelerator.num_processes,
-                )
+                speed = flops / max(seconds, 1e-9)
+                peak = self._peak * self.accelerator.num_processes
                 logs["model_flops_per_second"] = speed
                 logs["peak_flops_per_second"] = peak
                 logs["model_flop_utilisation"] = speed / peak
@@ -483,12 +480,8 @@ class MayaTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             with writing(output):
-                text = json.dumps(
-                    {
-                        "languages": (sums + self._sums_before).tolist(),
-                        "steps": self._step_losses.tolist(),
-                    }
-                )
+                languages = (sums + self._sums_before).tolist()
+                text = json.dumps({"languages": languages, "steps": self._step_losses.tolist()})
                 (partial / SUMS).write_text(text, encoding="utf-8")
                 seal(partial)
                 shutil.rmtree(final, ignore_errors=True)
@@ -534,14 +527,6 @@ def language_sums(
     sums[:, :3].index_add_(0, language, values)
     sums[:, 3] = text_bytes
     return sums
-
-
-def fp32_reduce_policy() -> MixedPrecisionPolicy:
-    """FSDP2 computes in bfloat16, but adds up gradients in float32 and leaves the loss as it comes.
-
-    accelerate's own policy rounds the sums of losses to bfloat16, and the gradients of every rank.
-    """
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
 class RestoreFp32Buffers(TrainerCallback):
