@@ -156,6 +156,12 @@ def _printable(text: Any) -> str:
     return line if len(line) <= 200 else f"{line[:200]}..."
 
 
+def _with_name(error: Exception, beginning: str, end: str = "") -> str:
+    """The message of an error, with a beginning and end where it does not name the source yet."""
+    text = str(error)
+    return text if text.startswith("Cannot") else f"{beginning}: {text}{end}"
+
+
 def _check_size(size: int, max_bytes: int, name: str) -> None:
     if size == 0:
         raise ValueError(f"Cannot read {name}: it is empty.")
@@ -195,10 +201,7 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
             f"Cannot read {name}: not a picture in a known format ({', '.join(FORMATS)})."
         ) from None
     except ValueError as error:
-        text = str(error)
-        raise ValueError(
-            text if text.startswith("Cannot read") else f"Cannot read {name}: {text}"
-        ) from None
+        raise ValueError(_with_name(error, f"Cannot read {name}")) from None
     except Exception as error:
         # PIL's readers raise many kinds (OSError, SyntaxError, struct.error, ...) for broken files.
         raise ValueError(f"Cannot read {name}: broken or cut off ({_printable(error)}).") from None
@@ -280,11 +283,8 @@ def _read_file(
         raise FileNotFoundError(f"No such image file{where}: {name}.") from None
     except OSError as error:
         raise OSError(f"Cannot read {name}: {error.strerror or error}.") from None
-    except ValueError as error:
-        text = str(error)  # pathlib's own, such as an embedded null character
-        raise ValueError(
-            text if text.startswith("Cannot read") else f"Cannot read {name}: {text}."
-        ) from None
+    except ValueError as error:  # pathlib's own, such as an embedded null character
+        raise ValueError(_with_name(error, f"Cannot read {name}", ".")) from None
     _check_size(len(data), max_bytes, name)
     return data
 
@@ -445,9 +445,7 @@ def _download(
             f"Cannot fetch {name}: broken HTTP answer ({type(error).__name__} {_printable(error)})."
         ) from None
     except OSError as error:
-        raise ConnectionError(
-            str(error) if str(error).startswith("Cannot") else f"Cannot fetch {name}: {error}."
-        ) from None
+        raise ConnectionError(_with_name(error, f"Cannot fetch {name}", ".")) from None
     raise ValueError(f"Cannot fetch {name}: more than {MAX_REDIRECTS} redirects.")
 
 

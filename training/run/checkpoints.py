@@ -7,7 +7,6 @@ a full disk or a failing one may damage any of them; the run then goes on from t
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -76,8 +75,10 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in words that begin with the file's name; None if it is whole."""
     try:
         noted = folder / CHECKSUMS
-        if not noted.is_file():
-            return _damage_without_checksums(folder)
+        if not noted.is_file():  # written before there were checksums
+            read_state(folder)
+            read_sums(folder)
+            return None
         expected = read_json_mapping(noted)
         sizes = {
             file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)
@@ -93,58 +94,6 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, TypeError, LookupError) as error:
         return one_line(str(error), 200)
     return None
-
-
-# What a checkpoint holds, and what the names of its files begin with.
-REQUIRED = {
-    "the model": ("model.safetensors", "model-", "adapter_model", "pytorch_model"),
-    "the optimizer's state": ("optimizer",),
-    "scheduler.pt": ("scheduler",),
-    "the random state": ("rng_state",),
-}
-
-
-def _damage_without_checksums(folder: Path) -> str | None:
-    """As `damage`, of a checkpoint that was written before there were checksums: what can be read."""
-    for name in (STATE, SUMS):
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    read_state(folder)
-    read_sums(folder)
-    files = _files(folder)
-    parts = {part for file in files for part in file.relative_to(folder).parts}
-    # DeepSpeed has files of its own for what is not a random state.
-    deepspeed = any(part.startswith("global_step") for part in parts)
-    for kind, starts in REQUIRED.items():
-        if not any(part.startswith(starts) for part in parts) and not (
-            deepspeed and kind != "the random state"
-        ):
-            return f"{kind} is missing"
-    for file in files:
-        told = _unreadable(file)
-        if told is not None:
-            return f"{file.relative_to(folder)} {told}"
-    return None
-
-
-def _unreadable(file: Path) -> str | None:
-    """Why a file of tensors cannot be read, None if it can, or is another kind of file."""
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(file, framework="pt"):
-                return None
-        except SafetensorError as error:
-            return f"is damaged ({one_line(str(error), 100)})"
-    if file.suffix in (".pt", ".pth", ".bin"):
-        try:
-            with zipfile.ZipFile(file) as archive:
-                bad = archive.testzip()  # reads all, against the archive's own checksums
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-            return f"is damaged ({one_line(str(error), 100)})"
-        return None if bad is None else f"is damaged ({bad})"
-    return "is empty" if not file.stat().st_size else None
 
 
 # ------------------------------------------------------------------------------ chosen
