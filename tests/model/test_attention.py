@@ -67,7 +67,9 @@ def attend(layout: str, groups, query, key, value):
     }[layout]
     plan = row_plan(groups, layout)
     plan = {k: _to(v, query.device) for k, v in plan.items()}
-    inputs = flex_inputs(plan) if "group" in plan else {"attention_mask": None, "plan": plan}
+    inputs = (
+        flex_inputs(plan) if "group" in plan else {"attention_mask": None, "attention_plan": plan}
+    )
     shared = query.shape[1] // key.shape[1]
     module = SimpleNamespace(training=True, is_causal=True, num_key_value_groups=shared)
     return function(module, query, key, value, scaling=0.3, **inputs)[0]

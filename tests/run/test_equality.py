@@ -153,7 +153,7 @@ def test_nothing_to_share(layout):
     model = make(layout)
     packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
     batch = lay_out(packed, layout, LANGUAGES, pad_token=0)
-    assert "copies" not in batch.get("plan", {})
+    assert "copies" not in batch.get("attention_plan", {})
     loss, grads = run(model, batch, pixels)
     set_attention(model.model.language_model, "dense")
     expected, expected_grads = separate(model, sample, pixels)
@@ -171,7 +171,7 @@ def test_one_conversation_is_a_plain_causal_row(layout):
     if layout == "dense":
         assert torch.equal(batch["attention_mask"][0, 0], torch.ones(length, length).tril().bool())
     else:
-        assert batch["plan"] == {"longest": length}
+        assert batch["attention_plan"] == {"longest": length}
     pixels = tiny_images(1).double()
     model = make(layout)
     asked = []
@@ -194,12 +194,12 @@ def test_one_conversation_is_a_plain_causal_row(layout):
 def causal(batch, layout):
     """Conversations see the earlier ones of their row."""
     if layout == "segments":
-        batch["plan"] = row_plan([(batch["input_ids"].shape[1], [])], layout)
+        batch["attention_plan"] = row_plan([(batch["input_ids"].shape[1], [])], layout)
         return
     if layout == "flex":
         nobody = torch.zeros_like(batch["input_ids"])
         batch["attention_mask"] = block_mask(nobody, nobody)
-        batch["plan"] = {"longest": 0}
+        batch["attention_plan"] = {"longest": 0}
         return
     length = batch["input_ids"].shape[1]
     batch["attention_mask"] = torch.ones(length, length).tril().bool()[None, None]
@@ -215,13 +215,13 @@ def running_positions(batch, layout):
 def no_mask(batch, layout):
     """No mask: transformers takes the jumps for packed documents and cuts the prefix off."""
     batch["attention_mask"] = None
-    batch.pop("plan", None)
+    batch.pop("attention_plan", None)
 
 
 def all_ones(batch, layout):
     """A two-dimensional mask of ones."""
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    batch.pop("plan", None)
+    batch.pop("attention_plan", None)
 
 
 def branches_without_prefix(batch, layout):
@@ -229,9 +229,11 @@ def branches_without_prefix(batch, layout):
     if layout == "segments":
         starts = batch["position_ids"][0].diff(prepend=batch["position_ids"][0, :1]) != 1
         documents = starts.cumsum(0).unique(return_counts=True)[1].tolist()
-        batch["plan"] = row_plan([(length, []) for length in documents], layout)
+        batch["attention_plan"] = row_plan([(length, []) for length in documents], layout)
     elif layout == "flex":
-        batch["plan"]["group"] = 100 * batch["plan"]["group"] + batch["plan"]["branch"]
+        batch["attention_plan"]["group"] = (
+            100 * batch["attention_plan"]["group"] + batch["attention_plan"]["branch"]
+        )
     else:
         starts = batch["position_ids"].diff(dim=1, prepend=batch["position_ids"][:, :1]) != 1
         document = starts.cumsum(1)

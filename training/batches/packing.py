@@ -148,7 +148,7 @@ def lay_out(
     Returns:
         input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
         attention_mask: the dense mask (R, 1, N, N), or a stand-in.
-        plan: what `attention.row_plan` returns (not for "dense").
+        attention_plan: what `attention.row_plan` returns (not for "dense").
         logit_positions (M,): index into R * N of the position that predicts; labels (M,): the token it
         predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
         trained text. padding: how many of the tokens are padding.
@@ -200,7 +200,7 @@ def lay_out(
     if attention != "dense":
         batch["input_ids"] = torch.cat(ids)[None]
         batch["position_ids"] = torch.cat(places)[None]
-        batch["plan"] = row_plan(
+        batch["attention_plan"] = row_plan(
             [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], attention
         )
         # A ready-made mask: keeps transformers from building one over the whole row.

@@ -137,10 +137,12 @@ def row_plan(
         what `segment_plan` or `flex_plan` returns.
     """
     longest = max(prefix + max(branches, default=0) for prefix, branches in groups)
-    plan: dict[str, Any] = {"longest": longest}
+    attention_plan: dict[str, Any] = {"longest": longest}
     if len(groups) > 1 or groups[0][1]:
-        plan.update(segment_plan(groups) if attention == "segments" else flex_plan(groups))
-    return plan
+        attention_plan.update(
+            segment_plan(groups) if attention == "segments" else flex_plan(groups)
+        )
+    return attention_plan
 
 
 # ------------------------------------------------------------------------------ segments
@@ -218,24 +220,24 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: dict[str, Any] | None = None,
+    attention_plan: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over one row of groups; ordinary sdpa attention when no plan is given.
+    """Attention over one row of groups; ordinary sdpa attention without a plan.
 
     Args:
         query, key, value: (1, heads, N, head dim), key and value maybe with fewer heads.
-        plan: what `row_plan` returned.
+        attention_plan: what `row_plan` returned.
 
     Raises:
         ValueError: for a decoder whose attention window is shorter than a conversation.
     """
-    if plan is None or "restore" not in plan:
+    if attention_plan is None or "restore" not in attention_plan:
         return _ordinary(
-            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
+            module, query, key, value, attention_mask, attention_plan, scaling, dropout, **kwargs
         )
-    _check_window(plan, kwargs)
-    prefix, blocks = plan["prefix"], plan["blocks"]
+    _check_window(attention_plan, kwargs)
+    prefix, blocks = attention_plan["prefix"], attention_plan["blocks"]
     heads = query.shape[1]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, dim)
 
@@ -263,7 +265,7 @@ def segment_attention(
         branch_key = torch.cat([prefix_key[owner], cut(key, branch)], dim=2)
         branch_value = torch.cat([prefix_value[owner], cut(value, branch)], dim=2)
         outputs.append(attend(cut(query, branch), branch_key, branch_value, block["visible"]))
-    return torch.cat(outputs).index_select(0, plan["restore"])[None], None
+    return torch.cat(outputs).index_select(0, attention_plan["restore"])[None], None
 
 
 # ------------------------------------------------------------------------------ flex
@@ -280,11 +282,10 @@ def flex_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, torch.Te
     }
 
 
-def flex_inputs(plan: dict[str, Any]) -> dict[str, Any]:
-    """The model's inputs of a row whose plan has the ids: its block mask, made once for all layers,
-    on the ids' device."""
-    mask = block_mask(plan["group"], plan["branch"])
-    return {"attention_mask": mask, "plan": {"longest": plan["longest"]}}
+def flex_inputs(attention_plan: dict[str, Any]) -> dict[str, Any]:
+    """The model's inputs of a row whose plan has the ids: its block mask, made once for all layers."""
+    mask = block_mask(attention_plan["group"], attention_plan["branch"])
+    return {"attention_mask": mask, "attention_plan": {"longest": attention_plan["longest"]}}
 
 
 def flex_attention(
@@ -295,16 +296,16 @@ def flex_attention(
     attention_mask: torch.Tensor | BlockMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: dict[str, Any] | None = None,
+    attention_plan: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """As `segment_attention`, by flex attention where `attention_mask` is a block mask; no dropout."""
     if not isinstance(attention_mask, BlockMask):
         return _ordinary(
-            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
+            module, query, key, value, attention_mask, attention_plan, scaling, dropout, **kwargs
         )
-    if plan is not None:
-        _check_window(plan, kwargs)
+    if attention_plan is not None:
+        _check_window(attention_plan, kwargs)
     # Rows under 128 tokens would go to the kernel for decoding, which in torch 2.13 has no form for
     # many of their lengths with grouped heads.
     out, _ = flex_attention_forward(
@@ -329,14 +330,14 @@ def _ordinary(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Any,
-    plan: dict[str, Any] | None,
+    attention_plan: dict[str, Any] | None,
     scaling: float | None,
     dropout: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """sdpa as transformers calls it; of a row that is one conversation, causal without any mask."""
-    if plan is not None:
-        _check_window(plan, kwargs)
+    if attention_plan is not None:
+        _check_window(attention_plan, kwargs)
         attention_mask = None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -344,23 +345,16 @@ def _ordinary(
     return out, None
 
 
-def _check_window(plan: dict[str, Any], kwargs: dict[str, Any]) -> None:
+def _check_window(attention_plan: dict[str, Any], kwargs: dict[str, Any]) -> None:
     window = kwargs.get("sliding_window")
-    if window is not None and window < plan["longest"]:
+    if window is not None and window < attention_plan["longest"]:
         raise ValueError(
-            f"a conversation has {plan['longest']} tokens, more than the decoder's attention window "
+            f"a conversation has {attention_plan['longest']} tokens, more than the decoder's attention window "
             f"of {window}; use group_size 1 or shorter conversations"
         )
 
 
-def register() -> None:
-    """Make the attention functions known to transformers."""
-    for name, function in (
-        (IMPLEMENTATIONS["segments"], segment_attention),
-        (IMPLEMENTATIONS["flex"], flex_attention),
-    ):
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, sdpa_mask)
-
-
-register()
+AttentionInterface.register(IMPLEMENTATIONS["segments"], segment_attention)
+AttentionInterface.register(IMPLEMENTATIONS["flex"], flex_attention)
+for _name in (IMPLEMENTATIONS["segments"], IMPLEMENTATIONS["flex"]):
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -88,8 +88,7 @@ def rates(
         if not used[i]:
             raise ValueError(
                 f"train[{i}].pattern: {rule.pattern!r} decides no parameter (it finds none, or "
-                "earlier rules took them all); names look like "
-                f"{_example(names)}"
+                f"earlier rules took them all); names look like {_example(names)}"
             )
     if adapter is None and all(rate is None for rate in result):
         raise ValueError("train: every parameter is frozen; expected at least one rule with a rate")
@@ -111,7 +110,7 @@ def table(
     """Parts and rates in model order, tied parameters counted once, adapter matrices apart."""
     rows: dict[tuple[str, float | None], FreezeTableRow] = {}
     for name, parameter, rate in parameter_rates(model, rules, adapter):
-        part = next((p for p in PARTS if p in name.split(".")), name.split(".")[0])
+        part = _part(name)
         if adapter is not None and (matrix := MATRIX.search(name)):
             part = f"{part} adapter {matrix[1].split('_')[0]}"
         row = rows.setdefault((part, rate), FreezeTableRow(part, rate, 0, 0))
@@ -166,9 +165,12 @@ def parameter_groups(
     ]
 
 
+def _part(name: str) -> str:
+    """The part of a Maya that a parameter belongs to; elsewhere the first part of its name."""
+    return next((part for part in PARTS if part in name.split(".")), name.split(".")[0])
+
+
 def _example(names: Sequence[str]) -> str:
-    seen: dict[str, str] = {}
-    for name in names:
-        part = next((p for p in PARTS if p in name.split(".")), "")
-        seen.setdefault(part, name)
-    return ", ".join(seen.values())
+    """The first name of every part."""
+    first = {_part(name): name for name in reversed(names)}
+    return ", ".join(reversed(first.values()))

@@ -49,7 +49,7 @@ class Memory:
 
     @property
     def resident(self) -> int:
-        """What is there all the time: weights, gradients and optimizer state, the least there is."""
+        """What is there all the time."""
         return self.weights + self.gradients + self.optimizer
 
     @property

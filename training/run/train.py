@@ -78,7 +78,7 @@ def train(
 
 
 def run_recipe(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
-    """Run the stages of a recipe in this process, alone or as one of several that train together."""
+    """Run the stages of a recipe in this process, which may be one of several that train together."""
     if launcher := os.environ.get(LAUNCHER):
         end_with_parent(int(launcher))
     with stopping("the same command continues"):
@@ -89,6 +89,8 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     import torch
     import transformers
     from accelerate import PartialState
+
+    from . import watched
 
     # What is printed is ours; the libraries' bars and warnings about their own defaults are not
     # for users.
@@ -119,7 +121,9 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
             else:  # another run may have begun and ended before the lock was held
                 if not check_manifest(output, manifest):
                     clear_work(output)
-                _check_pictures(recipe, output)
+                for stage in recipe.stages:
+                    finished = (output / stage.name / "config.json").is_file()
+                    watched.check(stage, work / PICTURES.format(stage.name), finished)
             write_manifest(output, manifest)
         state.wait_for_everyone()
         pin(recipe, read_manifest(output))
@@ -164,14 +168,6 @@ def check_stages(recipe: Recipe, state: Any) -> None:
         check_optimizer(args, f"stage {stage.name}: args")
         if state.is_main_process:
             check_packages(args, f"stage {stage.name}: args")
-
-
-def _check_pictures(recipe: Recipe, output: Path) -> None:
-    from .watched import check
-
-    for stage in recipe.stages:
-        finished = (output / stage.name / "config.json").is_file()
-        check(stage, output / WORK / PICTURES.format(stage.name), finished)
 
 
 # ------------------------------------------------------------------------------ the output folder

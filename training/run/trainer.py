@@ -73,8 +73,8 @@ def add_pair_loss(model: PreTrainedModel) -> None:
         if logit_positions is None:
             return original(*args, **kwargs)
         labels = kwargs.pop("labels")
-        if "group" in (kwargs.get("plan") or {}):
-            kwargs.update(flex_inputs(kwargs["plan"]))
+        if "group" in (kwargs.get("attention_plan") or {}):
+            kwargs.update(flex_inputs(kwargs["attention_plan"]))
         with contextlib.ExitStack() as stack:
             if image_index is not None:
                 # Every distinct image is encoded once, however many blocks of the row show it. They

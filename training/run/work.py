@@ -171,8 +171,8 @@ def evaluations(stage: StageRecipe, work: Work) -> int:
     if stage.args.get("eval_strategy", "steps") == "epoch":
         passes = work.steps * stage.batch_size / work.groups_per_epoch
         return at_first + math.ceil(passes)
-    args = stage.args
-    every = float(args.get("eval_steps") or args.get("logging_steps") or LOGGING_STEPS)
+    asked = stage.args.get("eval_steps") or stage.args.get("logging_steps")
+    every = float(asked or LOGGING_STEPS)
     every = math.ceil(work.steps * every) if every < 1 else every
     return at_first + math.ceil(work.steps / every)
 
