@@ -103,14 +103,9 @@ def load_image(
 
 
 def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the decoded picture that `data`, the bytes of a file, holds, in its own PIL mode.
+    """Return the decoded picture that `data`, at most `MAX_BYTES` bytes of a file, holds, in its PIL mode.
 
-    Args:
-        data: at most `MAX_BYTES` bytes.
-        name: what errors call the picture.
-        max_pixels: as in `load_image`.
-
-    Raises ValueError as `load_image` does.
+    name: what errors call the picture. Raises ValueError as `load_image` does.
     """
     _check_size(len(data), MAX_BYTES, _describe(name))
     return _decode(bytes(data), _describe(name), max_pixels)

@@ -3,9 +3,6 @@
 Every key is checked by name and type before anything is loaded; the message names the key's path,
 what was found and what was expected. Paths that start with "." are relative to the recipe's own
 file, others to the working directory.
-
-The checks themselves are generic (schema.py); the recipes of the base models use them with their
-own dataclasses.
 """
 
 import dataclasses
@@ -470,7 +467,6 @@ ADAPTER_NUMBERS = {
 
 
 def _check_adapter(adapter: AdapterRecipe, args: dict[str, Any], where: str, key: str) -> None:
-    """Values that types do not check: ranges, the pattern, and what goes with quantized weights."""
     for name, bounds in ADAPTER_NUMBERS.items():
         bounds.check(getattr(adapter, name), where, f"{key}.{name}")
     if isinstance(adapter.target_modules, str):
@@ -516,19 +512,15 @@ def _check_args(stage: StageRecipe, where: str, key: str) -> None:
         if value is False and name.endswith("_strategy"):
             value = "no"  # which YAML reads as false
         args[name] = convert(hints[name], value, where, join_key(key, name))
-        _check_choice(hints[name], args[name], where, join_key(key, name))
+        for kind in (hints[name], *typing.get_args(hints[name])):
+            if isinstance(kind, type) and issubclass(kind, enum.Enum):
+                choices = [each.value for each in kind]
+                if args[name] not in choices:
+                    raise ValueError(
+                        f"{where}: {join_key(key, name)}: expected one of {', '.join(choices)}, found "
+                        f"{args[name]!r}"
+                    )
     check_values(args, bool(stage.eval_data), where, key)
-
-
-def _check_choice(hint: Any, value: Any, where: str, key: str) -> None:
-    """Raise ValueError for a value of a field with choices, an enum, that is none of them."""
-    for kind in (hint, *typing.get_args(hint)):
-        if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            choices = [each.value for each in kind]
-            if value not in choices:
-                raise ValueError(
-                    f"{where}: {key}: expected one of {', '.join(choices)}, found {value!r}"
-                )
 
 
 def _resolve(recipe: Recipe, folder: Path, where: str) -> None:

@@ -20,7 +20,16 @@ from ..recipe import DataRecipe
 from ..rows.conversations import RowError, RowReader
 from ..rows.open import Rows, open_pictures, open_rows
 from ..rows.tables import no_images
-from .source import Conversation, RowName, bad_row, check_data, left_out, load_picture, split_groups
+from .source import (
+    Conversation,
+    RowName,
+    bad_row,
+    check_data,
+    left_out,
+    load_picture,
+    split_groups,
+    summarise,
+)
 
 
 @dataclass
@@ -44,6 +53,11 @@ class _Source:
 
     def named_pictures(self) -> Iterator[Any]:
         return iter(self.image_keys)
+
+    def row_id(self, place: int) -> str:
+        """The id of a row, or its number where it has none."""
+        identity = self.rows[place].get("id")
+        return str(self.rows.number(place) if identity is None else identity)
 
 
 class GroupData:
@@ -117,9 +131,10 @@ class GroupData:
             messages = source.reader.messages(row, len(images))
         except RowError as error:
             raise bad_row(self.name(index), error) from None
+        name = self.name(index)
         return Conversation(
-            id=_row_id(source, place),
-            language=self.languages[self.language[index]],
+            id=name.id,
+            language=name.language,
             task=self.tasks[self.task[index]],
             messages=messages,
             images=images,
@@ -133,7 +148,7 @@ class GroupData:
         place = int(source.row_index[int(self._local[index])])
         language = int(self.language[index])
         return RowName(
-            id=_row_id(source, place),
+            id=source.row_id(place),
             language=self.languages[language] if language >= 0 else source.no_language[place],
             path=source.recipe.path,
             row=source.rows.number(place),
@@ -184,12 +199,7 @@ class GroupData:
         languages = Counter(self.languages[i] for i in self.language.tolist() if i >= 0)
         tasks = Counter(self.tasks[i] for i in self.task.tolist())
         images = len(np.unique(self.image[self.image >= 0]))
-        return (
-            f"{len(self):,} conversations about {images:,} images; languages: "
-            + ", ".join(f"{k} {v:,}" for k, v in languages.items())
-            + "; tasks: "
-            + ", ".join(f"{printable(k)} {v:,}" for k, v in tasks.items())
-        )
+        return summarise(len(self), f"{images:,} images", languages, tasks)
 
 
 def _common_numbers(
@@ -319,16 +329,10 @@ def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:
 
 def _refuse(source: _Source, place: int, reason: str, on_bad_row: Literal["stop", "skip"]) -> None:
     """Note why a row is a bad one, or stop with it."""
-    name = f"row {printable(repr(_row_id(source, place)))} of {source.recipe.path}"
+    name = f"row {printable(repr(source.row_id(place)))} of {source.recipe.path}"
     if on_bad_row == "stop":
         raise ValueError(f"{name}: {reason}")
     source.refused.setdefault(place, f"{name}: {reason}")
-
-
-def _row_id(source: _Source, place: int) -> str:
-    """The id of a row, or its number where it has none."""
-    identity = source.rows[place].get("id")
-    return str(source.rows.number(place) if identity is None else identity)
 
 
 # ------------------------------------------------------------------------------ images

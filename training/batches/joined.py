@@ -1,13 +1,11 @@
 """Captions and images joined into groups, one image and its rows, by merging sorted tables.
 
 A dataset is one table of texts per language and, if its images are in it, a table of those. All are
-sorted, so rows about one image stand at about the same place in every table. One pass over the
-columns that identify rows cuts the tables into blocks, at the same images in all of them, and counts
-what is in each block; after that any block can be read alone. Memory holds the cuts (some numbers
-for every few hundred images), never the rows of the whole dataset.
+sorted, so rows about one image are at about the same place in every table. One pass over the columns
+that identify rows cuts the tables into blocks, at the same images in all of them, and counts what is in
+each block; after that any block can be read alone. Memory holds the cuts, never the rows.
 
-Also read is one table of any order, where rows that stand together and name the same image, or the same
-list of images, are one group.
+A single table may have any order: neighbouring rows that name the same images are one group.
 """
 
 from bisect import bisect_left

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -126,6 +126,19 @@ def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: 
         if isinstance(error, ConnectionError) and not is_address(str(picture)):
             raise
         raise unreadable_image(row_id, path, error) from None
+
+
+def summarise(
+    count: int, about: str, languages: Mapping[str, int], tasks: Mapping[str, int]
+) -> str:
+    """What `GroupSource.summary` says; about: the images, and how they are read."""
+    counts = (
+        ", ".join(f"{printable(name)} {number:,}" for name, number in each.items())
+        for each in (languages, tasks)
+    )
+    return (
+        f"{count:,} conversations about {about}; languages: {next(counts)}; tasks: {next(counts)}"
+    )
 
 
 def unreadable_image(row_id: str, path: str, reason: object) -> ValueError:

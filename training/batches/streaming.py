@@ -40,6 +40,7 @@ from .source import (
     left_out,
     load_picture,
     split_groups,
+    summarise,
     unreadable_image,
 )
 
@@ -109,8 +110,7 @@ class _Window:
 class StreamedGroups:
     """A `GroupSource` of datasets that are read as they are trained on.
 
-    Conversations are addressed by their row's number over all tables; those of a step can be read
-    once `plan` has given them.
+    Conversations are addressed by their row's number over all tables.
 
     Args:
         files: of each recipe's dataset. buffer: images that are shuffled together.
@@ -193,13 +193,8 @@ class StreamedGroups:
             # How many these are is known when the rows are read.
             own = "the images that rows hold themselves"
             images = f"{images} and {own}" if count else own
-        languages, tasks = (
-            ", ".join(f"{printable(k)} {v:,}" for k, v in c.items()) for c in self._counts
-        )
-        return (
-            f"{len(self):,} conversations about {images}, streamed in {len(self.blocks):,} "
-            f"blocks; languages: {languages}; tasks: {tasks}"
-        )
+        about = f"{images}, streamed in {len(self.blocks):,} blocks"
+        return summarise(len(self), about, *self._counts)
 
     def plan(
         self,

@@ -20,13 +20,6 @@ class HeldOut:
         self.collator, self.languages = collator, languages
         self.steps = -(-len(collator.plan) // collator.batch_size)
 
-    def metrics(self) -> list[str]:
-        """Names of what an evaluation may log: of all, and of the languages that have rows."""
-        kinds = ("loss", "accuracy", "bits_per_byte")
-        return [f"eval_{k}" for k in kinds] + [
-            f"eval_{language}/{k}" for language in self.languages for k in kinds
-        ]
-
     def shares(self, rank: int, workers: int) -> Iterator[dict[str, Any]]:
         """A rank's share of each step, as the collator returns it."""
         loader: DataLoader = DataLoader(

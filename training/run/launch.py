@@ -115,11 +115,7 @@ def launch(config: Path, processes: int, command: Sequence[str]) -> int:
 def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequence[str]) -> int:
     """Run the `maya train` command in progress again, in as many processes as the recipe says.
 
-    Args:
-        config: a file or the name of a shipped one. overrides: `key=value` changes of the recipe.
-        options: further options of the command.
-
-    Returns the exit code. Raises ValueError, FileNotFoundError as `find_config` and `load_recipe`.
+    options: further options of the command. Returns the exit code. Raises as `find_config` and `load_recipe`.
     """
     file = find_config(config)
     processes = count_processes(load_recipe(find_recipe(recipe), overrides))

@@ -502,18 +502,14 @@ class MayaTrainer(SFTTrainer):
 def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, float]:
     """What a log line says, from (languages, 4) sums of loss, right guesses, tokens and bytes."""
     result: dict[str, float] = {}
-
-    def add(prefix: str, row: Sequence[float]) -> None:
-        loss, correct, tokens, size = row
+    prefixes = ["mean_", *(f"{language}/" for language in languages)]
+    rows = [sums.sum(0).tolist(), *sums.tolist()]
+    for prefix, (loss, correct, tokens, size) in zip(prefixes, rows, strict=True):
         if tokens:
             result[f"{prefix}loss"] = round(loss / tokens, 5)
             result[f"{prefix}accuracy"] = round(correct / tokens, 5)
             if size:
                 result[f"{prefix}bits_per_byte"] = round(loss / math.log(2) / size, 5)
-
-    add("mean_", sums.sum(0).tolist())
-    for language, row in zip(languages, sums.tolist(), strict=True):
-        add(f"{language}/", row)
     return result
 
 
