@@ -85,32 +85,26 @@ class GroupData:
         self.languages: list[str] = []
         self.tasks: list[str] = []
         self.report: list[str] = []
-        language: list[np.ndarray] = []
-        task: list[np.ndarray] = []
-        image: list[np.ndarray] = []
-        source: list[np.ndarray] = []
-        local: list[np.ndarray] = []
-        weight: list[np.ndarray] = []
+        parts: list[tuple[np.ndarray, ...]] = []
         # Sources about the same folder of images share them: one file per language becomes groups.
         known: dict[tuple[str, Any], int] = {}
         for number, recipe in enumerate(recipes):
-            item, columns = _open_source(recipe, seed, on_bad_row)
-            count = len(item.row_index)
-            self.report += columns.report
-            self.sources.append(item)
-            language.append(_index(columns.language, self.languages))
-            task.append(_index(columns.task, self.tasks))
-            image.append(_common_numbers(item, columns.group, known))
-            source.append(np.full(count, number, np.int16))
-            local.append(np.arange(count, dtype=np.int64))
-            rates = recipe.tasks or {}
-            weight.append(np.array([rates.get(t, 1.0) for t in columns.task], np.float32))
-        self.language = np.concatenate(language)
-        self.task = np.concatenate(task)
-        self.image = np.concatenate(image)
-        self.weight = np.concatenate(weight)
-        self._source = np.concatenate(source)
-        self._local = np.concatenate(local)
+            source, languages, tasks, report = _open_source(recipe, seed, on_bad_row)
+            count = len(source.row_index)
+            self.report += report
+            self.sources.append(source)
+            parts.append(
+                (
+                    _index(languages, self.languages),
+                    _index(tasks, self.tasks),
+                    _common_numbers(source, known),
+                    np.array([recipe.tasks.get(task, 1.0) for task in tasks], np.float32),
+                    np.full(count, number, np.int16),
+                    np.arange(count, dtype=np.int64),
+                )
+            )
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self.language, self.task, self.image, self.weight, self._source, self._local = columns
         if not self.languages:
             raise ValueError(next(iter(self.sources[0].refused.values())))
 
@@ -121,7 +115,7 @@ class GroupData:
         """As `GroupSource.conversation`."""
         number = int(self._source[index])
         source, local = self.sources[number], int(self._local[index])
-        place = int(source.row_index[local])
+        place, name = int(source.row_index[local]), self.name(index)
         if place in source.refused:
             raise ValueError(source.refused[place])
         row = source.rows[place]
@@ -130,8 +124,7 @@ class GroupData:
         try:
             messages = source.reader.messages(row, len(images))
         except RowError as error:
-            raise bad_row(self.name(index), error) from None
-        name = self.name(index)
+            raise bad_row(name, error) from None
         return Conversation(
             id=name.id,
             language=name.language,
@@ -202,27 +195,15 @@ class GroupData:
         return summarise(len(self), f"{images:,} images", languages, tasks)
 
 
-def _common_numbers(
-    source: _Source, group: np.ndarray, known: dict[tuple[str, Any], int]
-) -> np.ndarray:
-    """Numbers of images within a source as numbers over all sources; -1 stays -1."""
-    place = source.recipe.image_folder or source.recipe.path
-    lookup: np.ndarray = np.full(
-        int(group.max(initial=-1)) + 2, -1, np.int64
-    )  # the last entry is for -1
+def _common_numbers(source: _Source, known: dict[tuple[str, Any], int]) -> np.ndarray:
+    """(n,) the images of every conversation, by numbers over all sources; -1 stays -1."""
+    place, group = source.recipe.image_folder or source.recipe.path, source.image_set
+    lookup: np.ndarray = np.full(len(source.image_sets) + 1, -1, np.int64)  # the last is for -1
     for value in np.unique(group[group >= 0]).tolist():
         keys = tuple(source.image_keys[image] for image in source.image_sets[value])
         name = ("" if all(isinstance(key, bytes) for key in keys) else place, keys)
         lookup[value] = known.setdefault(name, len(known))
     return lookup[group]
-
-
-@dataclass
-class _Columns:
-    language: list[str | None]  # None where it is no language
-    task: list[str]
-    group: np.ndarray
-    report: list[str]
 
 
 def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
@@ -239,7 +220,8 @@ def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
 
 def _open_source(
     recipe: DataRecipe, seed: int, on_bad_row: Literal["stop", "skip"]
-) -> tuple[_Source, _Columns]:
+) -> tuple[_Source, list[str | None], list[str], list[str]]:
+    """A source, the languages (None where a cell is none) and tasks of its conversations, and a report."""
     check_data(recipe)
     rows = open_rows(recipe)
     if len(rows) == 0:
@@ -305,12 +287,8 @@ def _open_source(
         reason = f"{named}: {no_language(cells[i])}; repair the row or remove it"
         _refuse(source, i, reason, on_bad_row)
     source.row_index, source.image_set = index, group[index]
-    return source, _Columns(
-        [None if i in unknown else languages[i] for i in index.tolist()],
-        [tasks[i] for i in index],
-        source.image_set,
-        report,
-    )
+    known = [None if i in unknown else languages[i] for i in index.tolist()]
+    return source, known, [tasks[i] for i in index], report
 
 
 def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:

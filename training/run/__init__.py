@@ -5,7 +5,7 @@ train.py: the stages of a recipe, one after the other, and the output folder; pr
 manifest.py: what a run is, compared when it is continued
 stage.py: a stage's data, model and trainer, made and run, and the folder that it leaves
 sft_config.py: the stage's SFTConfig; memory.py: whether it fits; watched.py: whether its pictures changed
-schedule.py: when it saves, evaluates and ends; held_out.py: its held-out rows
-trainer.py: its steps; checkpoints.py: what they leave
+schedule.py: when it saves, evaluates and ends
+trainer.py: its steps and held-out rows; checkpoints.py: what they leave
 estimate.py: `--estimate`, from memory.py and work.py
 """

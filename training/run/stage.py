@@ -296,8 +296,7 @@ def _make_trainer(
     import datasets
 
     from ..batches.collator import GroupCollator
-    from .held_out import HeldOut
-    from .trainer import MayaTrainer, quiet_callbacks
+    from .trainer import HeldOut, MayaTrainer, quiet_callbacks
 
     stage, ranks = run.stage, run.state.num_processes
     dataset = datasets.Dataset.from_dict(

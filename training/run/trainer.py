@@ -7,12 +7,13 @@ import os
 import shutil
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_callback import (
     DefaultFlowCallback,
@@ -22,7 +23,7 @@ from transformers.trainer_callback import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from ..batches.collator import BadRow
+from ..batches.collator import BadRow, GroupCollator
 from ..model.adapters import load_adapter, save_adapter
 from ..model.attention import flex_inputs
 from ..model.flops import (
@@ -37,7 +38,6 @@ from ..model.freezing import parameter_groups
 from ..model.loss import token_losses
 from ..recipe import AdapterRecipe, Rule
 from .checkpoints import PREFIX, SUMS, checkpoints, drop_old, read_sums, seal, writing
-from .held_out import HeldOut
 from .schedule import Schedule
 
 PARTIAL = ".partial"
@@ -98,6 +98,33 @@ def add_pair_loss(model: PreTrainedModel) -> None:
 
 class NotFinite(ValueError):
     """The loss or a weight is not a number, so training cannot go on."""
+
+
+class HeldOut:
+    """The rows of a stage's eval_data, cut into shares of as many groups as a training step has.
+
+    Args:
+        collator: over the held-out rows and their plan. languages: of those rows.
+    """
+
+    def __init__(self, collator: GroupCollator, languages: list[str]):
+        self.collator, self.languages = collator, languages
+        self.steps = -(-len(collator.plan) // collator.batch_size)
+
+    def shares(self, rank: int, workers: int) -> Iterator[dict[str, Any]]:
+        """A rank's share of each step, as the collator returns it."""
+        loader: DataLoader = DataLoader(
+            [{"step": step, "rank": rank} for step in range(self.steps)],  # type: ignore[arg-type]
+            batch_size=1,
+            collate_fn=self.collator,
+            num_workers=workers,
+            # Its own, as a loader draws a number: training's random state stays what it is.
+            generator=torch.Generator(),
+        )
+        for share in loader:
+            if "error" in share:
+                raise share["error"]
+            yield share
 
 
 class MayaTrainer(SFTTrainer):
