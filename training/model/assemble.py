@@ -55,19 +55,11 @@ SPARE_TOKEN = re.compile(
 PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<PAD>", "<|pad|>", "[PAD]", "<|endoftext|>")
 
 
-def base_configs(
-    vision_tower: str, language_model: str, trust_remote_code: bool = False
-) -> tuple[Any, Any]:
-    """The configs of the two bases; of a two-tower model (SigLIP, CLIP), the vision tower's.
-
-    Raises FileNotFoundError, OSError or ValueError when a base is missing or no model of its kind.
-    """
-    vision = base_config(vision_tower, "vision_tower", trust_remote_code)
-    return vision, base_config(language_model, "language_model", trust_remote_code)
-
-
 def base_config(name: str, field: str, trust_remote_code: bool = False) -> Any:
-    """The config of one base. Raises as `base_configs`."""
+    """The config of one base; of a two-tower model (SigLIP, CLIP), the vision tower's.
+
+    Raises FileNotFoundError, OSError or ValueError when the base is missing or no model of its kind.
+    """
     return _open_config(find_base(name, field), field, trust_remote_code)
 
 
@@ -102,10 +94,8 @@ def build_maya(
             kind, lacks weights or a tokenizer, or has no token left for the placeholder; and for a
             chat template that does not fit the decoder.
     """
-    vision, language = (
-        find_base(vision_tower, "vision_tower"),
-        find_base(language_model, "language_model"),
-    )
+    vision = find_base(vision_tower, "vision_tower")
+    language = find_base(language_model, "language_model")
     vision_config = _open_config(vision, "vision_tower", trust_remote_code)
     text_config = _open_config(language, "language_model", trust_remote_code)
     rows = text_config.vocab_size
@@ -158,7 +148,7 @@ def build_maya(
 
 
 def find_base(name: str, field: str) -> Model:
-    """The model of one base, named by a key of the recipe's. Raises as `base_configs`."""
+    """The model of one base, named by a key of the recipe's. Raises as `base_config`."""
     with under_key(f"model.{field}"):
         found = find_model(name)
         if found.is_adapter:
@@ -312,9 +302,8 @@ def _add_padding(tokenizer: Any, config: Any) -> None:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < config.vocab_size:
         return
     vocabulary, known = tokenizer.get_vocab(), getattr(config, "pad_token_id", None)
-    names = [
-        name for name in PADDING if vocabulary.get(name, config.vocab_size) < config.vocab_size
-    ]
+    rows = config.vocab_size
+    names = [name for name in PADDING if vocabulary.get(name, rows) < rows]
     if isinstance(known, int) and 0 <= known < len(tokenizer):
         names.insert(0, tokenizer.convert_ids_to_tokens(known))
     if tokenizer.eos_token is not None:

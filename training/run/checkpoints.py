@@ -56,9 +56,9 @@ def _checksums(folder: Path) -> dict[str, list[Any]]:
             opened.seek(start)
             return sha256(opened.read(PIECE)).digest()
 
-    files = _files(folder)
+    files = {file: file.stat().st_size for file in _files(folder)}
     pieces = [
-        (file, start) for file in files for start in range(0, max(file.stat().st_size, 1), PIECE)
+        (file, start) for file, size in files.items() for start in range(0, max(size, 1), PIECE)
     ]
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = list(pool.map(hash_piece, pieces))
@@ -66,7 +66,7 @@ def _checksums(folder: Path) -> dict[str, list[Any]]:
     for (file, _), digest in zip(pieces, hashes, strict=True):
         whole[file].update(digest)
     return {
-        file.relative_to(folder).as_posix(): [file.stat().st_size, digest.hexdigest()]
+        file.relative_to(folder).as_posix(): [files[file], digest.hexdigest()]
         for file, digest in whole.items()
     }
 
@@ -80,9 +80,7 @@ def damage(folder: Path) -> str | None:
             read_sums(folder)
             return None
         expected = read_json_mapping(noted)
-        sizes = {
-            file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)
-        }
+        sizes = {f.relative_to(folder).as_posix(): f.stat().st_size for f in _files(folder)}
         for name, value in expected.items():
             if name not in sizes:
                 return f"{name} is missing"
@@ -102,8 +100,7 @@ def damage(folder: Path) -> str | None:
 def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in `folder` that is whole; None where there are no checkpoints.
 
-    Damaged ones are named. They, and any that are newer than the one that is returned, get another
-    name, so that nothing takes them for whole.
+    Damaged ones are named; they, and any newer than the one returned, are renamed.
 
     Args:
         best: whether the best checkpoint will be needed in the end: a run can go on only from one

@@ -67,11 +67,10 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
     content = {}
     model = recipe.model
     for path in (model.vision_tower, model.language_model, model.checkpoint):
-        if path is not None:
-            local = is_local(path)
-            content[path] = (
-                _content(Path(path)) if local else _model_repository(path, model.revision)
-            )
+        if path is not None and is_local(path):
+            content[path] = _content(Path(path))
+        elif path is not None:
+            content[path] = _model_repository(path, model.revision)
     for source in _sources(recipe):
         if is_local(source.path):
             content[source.path] = _content(Path(source.path))

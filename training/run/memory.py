@@ -241,13 +241,14 @@ def check_memory(
     """
     import psutil
 
-    from ..model.assemble import base_configs
+    from ..model.assemble import base_config
     from ..model.checkpoint import checkpoint_config, find_checkpoint
 
     source = recipe.model
     if previous is None and source.checkpoint is None:
-        bases = base_configs(str(source.vision_tower), str(source.language_model), trust)
-        config = maya_config(recipe, *bases)
+        vision = base_config(str(source.vision_tower), "vision_tower", trust)
+        text = base_config(str(source.language_model), "language_model", trust)
+        config = maya_config(recipe, vision, text)
     else:
         config = checkpoint_config(find_checkpoint(source, previous))
     dtype, count = getattr(torch, source.dtype), state.num_processes

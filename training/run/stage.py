@@ -316,9 +316,7 @@ def _make_trainer(
     held_out = None
     if held is not None:
         pass_over = held.plan(None, stage.group_size, run.recipe.seed, shuffled=False)
-        held_out = HeldOut(
-            GroupCollator(held, processor, plan=pass_over, **options), held.languages
-        )
+        held_out = HeldOut(GroupCollator(held, processor, plan=pass_over, **options))
     trainer = MayaTrainer(
         model,
         args,

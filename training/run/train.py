@@ -174,10 +174,10 @@ def check_stages(recipe: Recipe, state: Any) -> None:
 
 
 def clear(output: Path, recipe: Recipe) -> None:
-    """Remove what runs left in `output`, and nothing else; the lock stays, as it is held.
+    """Remove what runs left in `output`, and nothing else.
 
-    Killed in the middle, it can be done again: the manifest goes last, and a stage's config.json,
-    without which it is not finished, before the rest.
+    Killed in the middle, it can be done again: a stage's config.json, without which it is not finished,
+    goes first, and the manifest last.
     """
     stages = [output / stage.name for stage in recipe.stages]
     for folder in (output, *stages):
@@ -205,11 +205,9 @@ def copy_model(stage: Path, output: Path) -> None:
     for name in [n for n in names if n != "config.json"] + ["config.json"]:
         temporary = output / WORK / name
         temporary.unlink(missing_ok=True)
-        if name.endswith(".safetensors"):
-            try:
-                os.link(stage / name, temporary)
-            except OSError:
-                shutil.copy2(stage / name, temporary)
-        else:
+        copy = os.link if name.endswith(".safetensors") else shutil.copy2
+        try:
+            copy(stage / name, temporary)
+        except OSError:  # no links on this disk
             shutil.copy2(stage / name, temporary)
         os.replace(temporary, output / name)

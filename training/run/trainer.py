@@ -104,11 +104,11 @@ class HeldOut:
     """The rows of a stage's eval_data, cut into shares of as many groups as a training step has.
 
     Args:
-        collator: over the held-out rows and their plan. languages: of those rows.
+        collator: over the held-out rows and their plan.
     """
 
-    def __init__(self, collator: GroupCollator, languages: list[str]):
-        self.collator, self.languages = collator, languages
+    def __init__(self, collator: GroupCollator):
+        self.collator, self.languages = collator, collator.data.languages
         self.steps = -(-len(collator.plan) // collator.batch_size)
 
     def shares(self, rank: int, workers: int) -> Iterator[dict[str, Any]]:

@@ -22,8 +22,7 @@ SAMPLE = 256
 @dataclass(frozen=True)
 class Work:
     """What a stage computes. tokens, pairs, positions, images: means over groups of a sample;
-    longest: tokens of the longest group in it. assumed: where these numbers are from, if not from
-    the data."""
+    longest: tokens of the longest group in it. assumed: the source of these numbers, if not the data."""
 
     groups_per_epoch: int
     steps: int
