@@ -202,7 +202,8 @@ class MayaModel(MayaPreTrainedModel):
         index = layer % (self.config.vision_config.num_hidden_layers + 1)
         # The tower's last kept layer is its output, as no norm comes after it: then the other layers'
         # outputs need not be held in memory.
-        last_kept = self._vision_layers_kept == index
+        cut = isinstance(getattr(self.vision_tower, "post_layernorm", None), nn.Identity)
+        last_kept = cut and len(self.vision_tower.encoder.layers) == index
         if not last_kept:
             kwargs["output_hidden_states"] = True
         # Gradient checkpointing makes even a frozen tower's embeddings require grad, and the whole
@@ -228,13 +229,6 @@ class MayaModel(MayaPreTrainedModel):
             features = features[:, 1:]
         outputs.pooler_output = list(self.multi_modal_projector(features))
         return outputs if _wants_dict(self.config, return_dict) else outputs.to_tuple()
-
-    @property
-    def _vision_layers_kept(self) -> int | None:
-        """Layers of a tower that ends with the last one used, None for a tower that was kept whole."""
-        if isinstance(getattr(self.vision_tower, "post_layernorm", None), nn.Identity):
-            return len(self.vision_tower.encoder.layers)
-        return None
 
     def _tower_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the tower's forward takes: the images, cut into patches for SigLIP2, which wants them so."""

@@ -160,10 +160,7 @@ class MayaProcessor(ProcessorMixin):
     # Placeholders
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """The text that one `<image>` becomes: the placeholder, `image_seq_length` times.
-
-        Serving engines ask for it.
-        """
+        """What one `<image>` becomes: the placeholder, `image_seq_length` times. Serving engines ask for it."""
         return self.image_token * self.image_seq_length
 
     def _expand_placeholders(self, rows: list[str]) -> tuple[list[str], list[list[dict]]]:

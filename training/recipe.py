@@ -328,11 +328,10 @@ def _check(recipe: Recipe, where: str) -> None:
     model = recipe.model
     bases = [model.vision_tower, model.language_model]
     if model.checkpoint is not None:
-        decided = ("vision_tower", "language_model", "image_token", *MODEL_DEFAULTS)
+        decided = {"vision_tower", "language_model", "image_token", *MODEL_DEFAULTS}
+        decided -= {"chat_template", "image_aspect"}
         given = [
-            name
-            for name in decided
-            if name not in ("chat_template", "image_aspect") and getattr(model, name) is not None
+            name for name in vars(model) if name in decided and getattr(model, name) is not None
         ]
         if given:
             raise ValueError(
