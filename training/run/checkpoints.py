@@ -7,12 +7,15 @@ a full disk or a failing one may damage any of them; the run then goes on from t
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from ..common.files import write_json
 from ..common.reading import read_json_mapping, read_text
@@ -75,10 +78,8 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in words that begin with the file's name; None if it is whole."""
     try:
         noted = folder / CHECKSUMS
-        if not noted.is_file():  # written before there were checksums
-            read_state(folder)
-            read_sums(folder)
-            return None
+        if not noted.is_file():
+            return _damage_without_checksums(folder)
         expected = read_json_mapping(noted)
         sizes = {f.relative_to(folder).as_posix(): f.stat().st_size for f in _files(folder)}
         for name, value in expected.items():
@@ -91,6 +92,46 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is not as it was written"
     except (OSError, ValueError, TypeError, LookupError) as error:
         return one_line(str(error), 200)
+    return None
+
+
+# What a checkpoint holds, and what the names of its files begin with.
+REQUIRED = {
+    "the model": ("model.safetensors", "model-", "adapter_model", "pytorch_model"),
+    "the optimizer's state": ("optimizer",),
+    "scheduler.pt": ("scheduler",),
+    "the random state": ("rng_state",),
+}
+
+
+def _damage_without_checksums(folder: Path) -> str | None:
+    """As `damage`, of a checkpoint that was written before there were checksums.
+
+    Without this, a missing state of the optimizer would be made anew without a word.
+    """
+    for name in (STATE, SUMS):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    read_state(folder)
+    read_sums(folder)
+    files = {file: file.relative_to(folder) for file in _files(folder)}
+    parts = {part for name in files.values() for part in name.parts}
+    # DeepSpeed has files of its own for what is not a random state.
+    deepspeed = any(part.startswith("global_step") for part in parts)
+    kinds = {"the random state": REQUIRED["the random state"]} if deepspeed else REQUIRED
+    for kind, starts in kinds.items():
+        if not any(part.startswith(starts) for part in parts):
+            return f"{kind} is missing"
+    for file, place in files.items():
+        archive = file.suffix in (".pt", ".pth", ".bin")
+        if not file.stat().st_size or (archive and not zipfile.is_zipfile(file)):
+            return f"{place} is damaged"
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                return f"{place} is damaged ({one_line(str(error), 100)})"
     return None
 
 
