@@ -175,8 +175,16 @@ class MayaConfig(PreTrainedConfig):
                 f"found {self.vision_feature_select_strategy!r}"
             )
         self._validate_tower()
-        self._validate_projector()
         self._validate_decoder()
+        if self.projector_num_layers < 1:
+            raise ValueError(
+                f"projector_num_layers: expected at least 1, found {self.projector_num_layers}"
+            )
+        if self.projector_hidden_act not in ACT2FN:
+            raise ValueError(
+                f"projector_hidden_act: expected one of {', '.join(sorted(ACT2FN))}, "
+                f"found {self.projector_hidden_act!r}"
+            )
 
     def _validate_tower(self) -> None:
         """Refuse a layer that the tower does not have, and a length that contradicts the tower."""
@@ -195,18 +203,6 @@ class MayaConfig(PreTrainedConfig):
                 f"have it derived"
             )
 
-    def _validate_projector(self) -> None:
-        """Refuse a projector that cannot be built."""
-        if self.projector_num_layers < 1:
-            raise ValueError(
-                f"projector_num_layers: expected at least 1, found {self.projector_num_layers}"
-            )
-        if self.projector_hidden_act not in ACT2FN:
-            raise ValueError(
-                f"projector_hidden_act: expected one of {', '.join(sorted(ACT2FN))}, "
-                f"found {self.projector_hidden_act!r}"
-            )
-
     def _validate_decoder(self) -> None:
         """Refuse a placeholder without an embedding row, and a decoder with another head than Maya's."""
         rows = self.text_config.vocab_size
@@ -223,14 +219,11 @@ class MayaConfig(PreTrainedConfig):
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without the places that the two parts were loaded from.
-
-        They may be folders of a user's machine, and no reader needs them.
-        """
+        """As in transformers, without the places that the two parts were loaded from, a user's folders."""
         return self._without_origins(super().to_dict())
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As in transformers, without the places that the two parts were loaded from."""
+        """As `to_dict`, and as in transformers without defaults."""
         return self._without_origins(super().to_diff_dict())
 
     def _without_origins(self, fields: dict[str, Any]) -> dict[str, Any]:

@@ -82,9 +82,8 @@ def drop_unused_vision_weights(
 ) -> PreTrainedModel:
     """Take from a transformers tower, in place, what comes after `config.vision_feature_layer`.
 
-    These are the layers behind it, the last layer norm and the pooling head. `hidden_states` up to that
-    layer stay as they were. A tower not listed in CLASS_TOKENS, or one that the config says to keep
-    whole, is returned untouched. The tower's config goes on describing the whole of it.
+    These are the layers behind it, the last layer norm and the pooling head. A tower not listed in
+    CLASS_TOKENS, or one that the config says to keep whole, is returned untouched.
     """
     if config.vision_config.model_type in CLASS_TOKENS and not config.vision_keep_unused_weights:
         vision_tower.encoder.layers = vision_tower.encoder.layers[: config.vision_layers_used]
@@ -178,11 +177,9 @@ class MayaModel(MayaPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The decoder's embedding matrix."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's embedding matrix."""
         self.language_model.set_input_embeddings(value)
 
     def get_image_features(
@@ -205,7 +202,8 @@ class MayaModel(MayaPreTrainedModel):
         index = layer % (self.config.vision_config.num_hidden_layers + 1)
         # The tower's last kept layer is its output, as no norm comes after it: then the other layers'
         # outputs need not be held in memory.
-        last_kept = self._vision_layers_kept == index
+        cut = isinstance(getattr(self.vision_tower, "post_layernorm", None), nn.Identity)
+        last_kept = cut and len(self.vision_tower.encoder.layers) == index
         if not last_kept:
             kwargs["output_hidden_states"] = True
         # Gradient checkpointing makes even a frozen tower's embeddings require grad, and the whole
@@ -232,13 +230,6 @@ class MayaModel(MayaPreTrainedModel):
         outputs.pooler_output = list(self.multi_modal_projector(features))
         return outputs if _wants_dict(self.config, return_dict) else outputs.to_tuple()
 
-    @property
-    def _vision_layers_kept(self) -> int | None:
-        """Layers of a tower that ends with the last one used, None for a tower that was kept whole."""
-        if isinstance(getattr(self.vision_tower, "post_layernorm", None), nn.Identity):
-            return len(self.vision_tower.encoder.layers)
-        return None
-
     def _tower_inputs(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the tower's forward takes: the images, cut into patches for SigLIP2, which wants them so."""
         if self.config.vision_config.model_type != "siglip2_vision_model":
@@ -264,15 +255,13 @@ class MayaModel(MayaPreTrainedModel):
         else:
             mask = input_ids == self.config.image_token_id
         # A compiled forward cannot branch on a tensor's value.
-        if not torch.compiler.is_compiling():
-            num_tokens = int(mask.sum())
-            if num_tokens != num_features:
-                raise ValueError(
-                    f"Image features and image tokens do not match, tokens: {num_tokens}, features: "
-                    f"{num_features}. Each image needs {self.config.image_seq_length} tokens of id "
-                    f"{self.config.image_token_id}: check that images and text come from one processor "
-                    f"call and that truncation cut no image."
-                )
+        if not torch.compiler.is_compiling() and (num_tokens := int(mask.sum())) != num_features:
+            raise ValueError(
+                f"Image features and image tokens do not match, tokens: {num_tokens}, features: "
+                f"{num_features}. Each image needs {self.config.image_seq_length} tokens of id "
+                f"{self.config.image_token_id}: check that images and text come from one processor "
+                f"call and that truncation cut no image."
+            )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
     def forward(
@@ -307,11 +296,8 @@ class MayaModel(MayaPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             # Other arguments are the decoder's, such as the lengths of packed rows.
-            asked = {
-                name: kwargs[name]
-                for name in ("output_attentions", "output_hidden_states")
-                if kwargs.get(name) is not None
-            }
+            names = ("output_attentions", "output_hidden_states")
+            asked = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
             encoded = self.get_image_features(pixel_values, return_dict=True, **asked)
 
         image_features = None
@@ -402,29 +388,10 @@ class MayaForConditionalGeneration(MayaPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(
             config.text_config.hidden_size, config.text_config.vocab_size, bias=False
         )
-        # Older releases of transformers ask the outermost model only.
-        self._keys_to_ignore_on_load_unexpected = [
-            pattern
-            for pattern in self.model._keys_to_ignore_on_load_unexpected
-            if "lm_head" not in pattern
-        ]
+        # Older releases of transformers ask the outermost model only; its head is expected.
+        patterns = self.model._keys_to_ignore_on_load_unexpected
+        self._keys_to_ignore_on_load_unexpected = [p for p in patterns if "lm_head" not in p]
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The decoder's embedding matrix."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's embedding matrix."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head."""
-        self.lm_head = new_embeddings
 
     def get_image_features(
         self, pixel_values: torch.Tensor, **kwargs: Any

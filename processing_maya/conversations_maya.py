@@ -1,5 +1,7 @@
 """The rules of a conversation: roles, parts, answers, and where its images stand."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
@@ -49,30 +51,25 @@ def check_messages(
             name, None, f"expected a list of messages with at least one turn, found {messages!r}."
         )
     for turn, message in enumerate(messages, first_turn):
+        wrong = partial(ConversationError, name, turn)
         role = message.get("role") if isinstance(message, dict) else type(message).__name__
         if not isinstance(message, dict) or not isinstance(role, str) or role not in ROLES:
-            raise ConversationError(
-                name, turn, f"expected a role of {', '.join(ROLES)}, found {role!r}."
-            )
-        empty = _is_empty(message.get("content"), role, name, turn)
+            raise wrong(f"expected a role of {', '.join(ROLES)}, found {role!r}.")
+        empty = _is_empty(message.get("content"), role, wrong)
         last = turn == first_turn + len(messages) - 1
         if role == "assistant" and empty and not (allow_empty_last and last):
-            raise ConversationError(
-                name,
-                turn,
-                "the assistant's answer is empty, there is nothing to learn or continue from.",
+            raise wrong(
+                "the assistant's answer is empty, there is nothing to learn or continue from."
             )
 
 
-def _is_empty(content: Any, role: str, name: str, turn: int) -> bool:
-    """Whether a message's content holds no text; raises ConversationError for bad content."""
+def _is_empty(content: Any, role: str, wrong: Callable[[str], ConversationError]) -> bool:
+    """Whether a message's content holds no text; raises what `wrong` makes of a reason for bad content."""
     if isinstance(content, str):
         return not content
     if not isinstance(content, (list, tuple)):
-        raise ConversationError(
-            name,
-            turn,
-            f"expected 'content' as text or a list of parts, found {type(content).__name__}.",
+        raise wrong(
+            f"expected 'content' as text or a list of parts, found {type(content).__name__}."
         )
     empty = True
     for part in content:
@@ -81,22 +78,12 @@ def _is_empty(content: Any, role: str, name: str, turn: int) -> bool:
             empty = empty and not part["text"]
         elif kind == "image":
             if role != "user":
-                raise ConversationError(
-                    name, turn, f"an image in the {role}'s turn; images belong to user turns."
-                )
+                raise wrong(f"an image in the {role}'s turn; images belong to user turns.")
             keys = [key for key in IMAGE_KEYS if part.get(key) is not None]
             if len(keys) > 1:
-                raise ConversationError(
-                    name,
-                    turn,
-                    f"expected one picture in an image part, found {' and '.join(keys)}.",
-                )
+                raise wrong(f"expected one picture in an image part, found {' and '.join(keys)}.")
         else:
-            raise ConversationError(
-                name,
-                turn,
-                f"expected parts of type 'text' (with 'text') or 'image', found {kind!r}.",
-            )
+            raise wrong(f"expected parts of type 'text' (with 'text') or 'image', found {kind!r}.")
     return empty
 
 

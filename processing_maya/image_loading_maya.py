@@ -103,14 +103,9 @@ def load_image(
 
 
 def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the decoded picture that `data`, the bytes of a file, holds, in its own PIL mode.
+    """Return the decoded picture that `data`, at most `MAX_BYTES` bytes of a file, holds, in its PIL mode.
 
-    Args:
-        data: at most `MAX_BYTES` bytes.
-        name: what errors call the picture.
-        max_pixels: as in `load_image`.
-
-    Raises ValueError as `load_image` does.
+    name: what errors call the picture. Raises ValueError as `load_image` does.
     """
     _check_size(len(data), MAX_BYTES, _describe(name))
     return _decode(bytes(data), _describe(name), max_pixels)
@@ -156,6 +151,12 @@ def _printable(text: Any) -> str:
     return line if len(line) <= 200 else f"{line[:200]}..."
 
 
+def _with_name(error: Exception, beginning: str, end: str = "") -> str:
+    """The message of an error, with a beginning and end where it does not name the source yet."""
+    text = str(error)
+    return text if text.startswith("Cannot") else f"{beginning}: {text}{end}"
+
+
 def _check_size(size: int, max_bytes: int, name: str) -> None:
     if size == 0:
         raise ValueError(f"Cannot read {name}: it is empty.")
@@ -195,10 +196,7 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
             f"Cannot read {name}: not a picture in a known format ({', '.join(FORMATS)})."
         ) from None
     except ValueError as error:
-        text = str(error)
-        raise ValueError(
-            text if text.startswith("Cannot read") else f"Cannot read {name}: {text}"
-        ) from None
+        raise ValueError(_with_name(error, f"Cannot read {name}")) from None
     except Exception as error:
         # PIL's readers raise many kinds (OSError, SyntaxError, struct.error, ...) for broken files.
         raise ValueError(f"Cannot read {name}: broken or cut off ({_printable(error)}).") from None
@@ -280,11 +278,8 @@ def _read_file(
         raise FileNotFoundError(f"No such image file{where}: {name}.") from None
     except OSError as error:
         raise OSError(f"Cannot read {name}: {error.strerror or error}.") from None
-    except ValueError as error:
-        text = str(error)  # pathlib's own, such as an embedded null character
-        raise ValueError(
-            text if text.startswith("Cannot read") else f"Cannot read {name}: {text}."
-        ) from None
+    except ValueError as error:  # pathlib's own, such as an embedded null character
+        raise ValueError(_with_name(error, f"Cannot read {name}", ".")) from None
     _check_size(len(data), max_bytes, name)
     return data
 
@@ -445,9 +440,7 @@ def _download(
             f"Cannot fetch {name}: broken HTTP answer ({type(error).__name__} {_printable(error)})."
         ) from None
     except OSError as error:
-        raise ConnectionError(
-            str(error) if str(error).startswith("Cannot") else f"Cannot fetch {name}: {error}."
-        ) from None
+        raise ConnectionError(_with_name(error, f"Cannot fetch {name}", ".")) from None
     raise ValueError(f"Cannot fetch {name}: more than {MAX_REDIRECTS} redirects.")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from .image_processing_maya import MayaImageProcessor
@@ -39,15 +39,10 @@ def find_file(
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(str(location), name, **hub_kwargs))
-    except LocalEntryNotFoundError:
-        if quiet:
-            return None
-        raise
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError):
-        # Not found, gated, no connection, or no name of a repository.
-        if quiet:
+    # No such file; or not found, gated, no connection, or no name of a repository.
+    except (EntryNotFoundError, OSError, ValueError) as error:
+        no_file = isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError)
+        if quiet or no_file:
             return None
         raise
 

@@ -157,18 +157,10 @@ class MayaProcessor(ProcessorMixin):
             text = pattern.sub(lambda match: match.group()[0] + BREAK + match.group()[1:], text)
         return text
 
-    def _tokenizer_adds_bos(self) -> bool:
-        if self._adds_bos is None:
-            self._adds_bos = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
-        return self._adds_bos
-
     # Placeholders
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """The text that one `<image>` becomes: the placeholder, `image_seq_length` times.
-
-        Serving engines ask for it.
-        """
+        """What one `<image>` becomes: the placeholder, `image_seq_length` times. Serving engines ask for it."""
         return self.image_token * self.image_seq_length
 
     def _expand_placeholders(self, rows: list[str]) -> tuple[list[str], list[list[dict]]]:
@@ -296,7 +288,9 @@ class MayaProcessor(ProcessorMixin):
         if not any(row.startswith(bos) for row in rows):
             return rows
         text_kwargs["add_special_tokens"] = False
-        if not self._tokenizer_adds_bos():
+        if self._adds_bos is None:
+            self._adds_bos = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        if not self._adds_bos:
             return rows
         return [row if row.startswith(bos) else bos + row for row in rows]
 
@@ -491,9 +485,10 @@ class MayaProcessor(ProcessorMixin):
                     output.pop("offset_mapping"), rendered, replaced, strict=True
                 )
             ]
-        kept = {name: output.pop(name) for name in ("text_replacement_offsets",) if name in output}
+        kept = output.pop("text_replacement_offsets", None)
         output = BatchFeature(dict(output), tensor_type=return_tensors)
-        output.update(kept)
+        if kept is not None:
+            output["text_replacement_offsets"] = kept
         return output if return_dict else output["input_ids"]
 
     def _render(
@@ -603,20 +598,12 @@ def _sort_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     text_kwargs: dict[str, Any] = {}
     images_kwargs: dict[str, Any] = {}
     image_names = (*MayaImageProcessorKwargs.__annotations__, "input_data_format")
-    nested = {
-        name: dict(kwargs.pop(name, None) or {})
-        for name in (
-            "common_kwargs",
-            "text_kwargs",
-            "images_kwargs",
-            "videos_kwargs",
-            "audio_kwargs",
-        )
-    }
-    for name, value in {**nested["common_kwargs"], **kwargs}.items():
+    kinds = ("common", "text", "images", "videos", "audio")
+    nested = {kind: dict(kwargs.pop(f"{kind}_kwargs", None) or {}) for kind in kinds}
+    for name, value in {**nested["common"], **kwargs}.items():
         (images_kwargs if name in image_names else text_kwargs)[name] = value
-    text_kwargs.update(nested["text_kwargs"])
-    images_kwargs.update(nested["images_kwargs"])
+    text_kwargs.update(nested["text"])
+    images_kwargs.update(nested["images"])
     tensors = [part.pop("return_tensors", None) for part in (text_kwargs, images_kwargs)]
     return text_kwargs, images_kwargs, tensors[0] or tensors[1]
 

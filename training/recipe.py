@@ -3,9 +3,6 @@
 Every key is checked by name and type before anything is loaded; the message names the key's path,
 what was found and what was expected. Paths that start with "." are relative to the recipe's own
 file, others to the working directory.
-
-The checks themselves are generic (schema.py); the recipes of the base models use them with their
-own dataclasses.
 """
 
 import dataclasses
@@ -73,7 +70,7 @@ class ModelRecipe:
     vision_feature_layer: int | None = None
     vision_feature_select_strategy: Literal["full", "default"] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["auto", "segments", "varlen", "flex", "dense"] = "auto"
+    attention: Literal["auto", "segments", "flex", "dense"] = "auto"
     """How the decoder's attention over shared prefixes is computed, with the same result from each, see
     attention.py. auto: flex on a GPU, segments elsewhere."""
 
@@ -331,11 +328,10 @@ def _check(recipe: Recipe, where: str) -> None:
     model = recipe.model
     bases = [model.vision_tower, model.language_model]
     if model.checkpoint is not None:
-        decided = ("vision_tower", "language_model", "image_token", *MODEL_DEFAULTS)
+        decided = {"vision_tower", "language_model", "image_token", *MODEL_DEFAULTS}
+        decided -= {"chat_template", "image_aspect"}
         given = [
-            name
-            for name in decided
-            if name not in ("chat_template", "image_aspect") and getattr(model, name) is not None
+            name for name in vars(model) if name in decided and getattr(model, name) is not None
         ]
         if given:
             raise ValueError(
@@ -470,7 +466,6 @@ ADAPTER_NUMBERS = {
 
 
 def _check_adapter(adapter: AdapterRecipe, args: dict[str, Any], where: str, key: str) -> None:
-    """Values that types do not check: ranges, the pattern, and what goes with quantized weights."""
     for name, bounds in ADAPTER_NUMBERS.items():
         bounds.check(getattr(adapter, name), where, f"{key}.{name}")
     if isinstance(adapter.target_modules, str):
@@ -516,19 +511,15 @@ def _check_args(stage: StageRecipe, where: str, key: str) -> None:
         if value is False and name.endswith("_strategy"):
             value = "no"  # which YAML reads as false
         args[name] = convert(hints[name], value, where, join_key(key, name))
-        _check_choice(hints[name], args[name], where, join_key(key, name))
+        for kind in (hints[name], *typing.get_args(hints[name])):
+            if isinstance(kind, type) and issubclass(kind, enum.Enum):
+                choices = [each.value for each in kind]
+                if args[name] not in choices:
+                    raise ValueError(
+                        f"{where}: {join_key(key, name)}: expected one of {', '.join(choices)}, found "
+                        f"{args[name]!r}"
+                    )
     check_values(args, bool(stage.eval_data), where, key)
-
-
-def _check_choice(hint: Any, value: Any, where: str, key: str) -> None:
-    """Raise ValueError for a value of a field with choices, an enum, that is none of them."""
-    for kind in (hint, *typing.get_args(hint)):
-        if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            choices = [each.value for each in kind]
-            if value not in choices:
-                raise ValueError(
-                    f"{where}: {key}: expected one of {', '.join(choices)}, found {value!r}"
-                )
 
 
 def _resolve(recipe: Recipe, folder: Path, where: str) -> None:

@@ -176,7 +176,7 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
 
     from maya_vlm.training.common.files import write_json
     from maya_vlm.training.recipe import write_recipe
-    from maya_vlm.training.run.finish import LOG
+    from maya_vlm.training.run.stage import LOG
     from maya_vlm.training.run.train import train
 
     folder = work / run.name

@@ -145,8 +145,7 @@ def maya_trainer(
                 parameter.data = parameter.data.float()
     decoder = model.model.language_model
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    half = changes.get("bf16", False) or decoder.dtype != torch.float32
-    layout = choose_attention("auto", decoder, device, half)
+    layout = choose_attention("auto", decoder, device)
     set_attention(decoder, layout)
     compile_layers(decoder, {"torch_compile": compiled}, layout)
     parts = [np.sort(part) for _, part in data.plan(None, languages, seed=0)]

@@ -21,7 +21,6 @@ from maya_vlm.training.model.attention import (
     flex_inputs,
     row_plan,
     segment_attention,
-    varlen_attention,
 )
 from maya_vlm.training.run.train import train
 from tests.helpers.tiny import DECODERS
@@ -64,12 +63,13 @@ def attend(layout: str, groups, query, key, value):
     """What the layout's attention function makes of a row, (1, N, heads, dim)."""
     function = {
         "segments": segment_attention,
-        "varlen": varlen_attention,
         "flex": flex_attention,
     }[layout]
     plan = row_plan(groups, layout)
     plan = {k: _to(v, query.device) for k, v in plan.items()}
-    inputs = flex_inputs(plan) if "group" in plan else {"attention_mask": None, "plan": plan}
+    inputs = (
+        flex_inputs(plan) if "group" in plan else {"attention_mask": None, "attention_plan": plan}
+    )
     shared = query.shape[1] // key.shape[1]
     module = SimpleNamespace(training=True, is_causal=True, num_key_value_groups=shared)
     return function(module, query, key, value, scaling=0.3, **inputs)[0]
@@ -112,7 +112,7 @@ def compare(layout: str, groups, device: str, dtype: torch.dtype, dim: int = 8) 
     return errors
 
 
-@pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
+@pytest.mark.parametrize("layout", ["segments", "flex"])
 def test_every_plan_says_what_the_mask_says(layout, monkeypatch):
     use_cpu_kernels(monkeypatch)
     for groups in drawn_rows(12):
@@ -166,7 +166,6 @@ ROWS = {
     [
         ("segments", torch.float32),
         ("segments", torch.bfloat16),
-        ("varlen", torch.bfloat16),
         ("flex", torch.float32),
         ("flex", torch.bfloat16),
     ],
@@ -181,9 +180,8 @@ def test_on_a_gpu(layout, dtype, row):
 
 @gpu
 @pytest.mark.skipif(NO_GPU, reason="trains on a CUDA GPU only: `pytest -m gpu`")
-@pytest.mark.parametrize("attention", ["flex", "varlen"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_run_on_a_gpu(tmp_path, monkeypatch, attention, compiled):
+def test_a_run_on_a_gpu(tmp_path, monkeypatch, compiled):
     """With gradient checkpointing, as segments, within bfloat16."""
     cohere, fields = DECODERS["cohere"]
     monkeypatch.setitem(DECODERS, "cohere", (cohere, {**fields, "hidden_size": 64, "head_dim": 16}))
@@ -191,7 +189,7 @@ def test_a_run_on_a_gpu(tmp_path, monkeypatch, attention, compiled):
     recipe["stages"] = recipe["stages"][:1]
     recipe["stages"][0]["args"] |= {"gradient_checkpointing": True, "torch_compile": compiled}
     logs = []
-    for name in ("segments", attention):
+    for name in ("segments", "flex"):
         recipe["model"]["attention"] = name
         path = write(recipe, tmp_path / f"{name}.yaml")
         folder = train(str(path), output_dir=str(tmp_path / name))
@@ -210,38 +208,34 @@ def decoder(dropout: float = 0.0, size: int = 32):
 def test_auto_follows_the_device(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "triton")
     monkeypatch.setattr("shutil.which", lambda name: name == "clang")
-    assert choose_attention("auto", decoder(), "cuda", half=True) == "flex"
-    assert choose_attention("auto", decoder(), "cpu", half=True) == "segments"
-    assert choose_attention("auto", decoder(0.1), "cuda", half=True) == "segments"
-    assert choose_attention("auto", decoder(size=8), "cuda", half=True) == "segments"
-    assert choose_attention("varlen", decoder(), "cuda", half=True) == "varlen"
-    assert choose_attention("dense", decoder(0.1), "cpu", half=False) == "dense"
+    assert choose_attention("auto", decoder(), "cuda") == "flex"
+    assert choose_attention("auto", decoder(), "cpu") == "segments"
+    assert choose_attention("auto", decoder(0.1), "cuda") == "segments"
+    assert choose_attention("auto", decoder(size=8), "cuda") == "segments"
+    assert choose_attention("dense", decoder(0.1), "cpu") == "dense"
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    assert choose_attention("auto", decoder(), "cuda", half=True) == "segments"
+    assert choose_attention("auto", decoder(), "cuda") == "segments"
     with pytest.raises(ValueError, match=r"flex is compiled by .* C compiler: gcc, clang or \$CC"):
-        choose_attention("flex", decoder(), "cuda", half=True)
+        choose_attention("flex", decoder(), "cuda")
     monkeypatch.setenv("CC", "/opt/cc")
-    assert choose_attention("auto", decoder(), "cuda", half=True) == "flex"
+    assert choose_attention("auto", decoder(), "cuda") == "flex"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="flex is compiled by Triton, which is not installed"):
-        choose_attention("flex", decoder(), "cuda", half=True)
+        choose_attention("flex", decoder(), "cuda")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "decoder", "device", "half", "message"),
+    ("wanted", "decoder", "device", "message"),
     [
-        ("flex", decoder(), "cpu", True, "flex needs a CUDA GPU, the run is on cpu; use segments"),
-        ("varlen", decoder(), "cpu", True, "varlen needs a CUDA GPU"),
-        ("flex", decoder(0.1), "cuda", True, "flex has no dropout, the decoder's .* is 0.1"),
-        ("flex", decoder(size=8), "cuda", True, "flex needs attention heads of 16 or more, .* 8"),
-        ("varlen", decoder(), "cuda", False, "varlen computes in half precision only"),
-        ("varlen", decoder(size=20), "cuda", True, "varlen needs attention heads of 8, .* 20"),
+        ("flex", decoder(), "cpu", "flex needs a CUDA GPU, the run is on cpu; use segments"),
+        ("flex", decoder(0.1), "cuda", "flex has no dropout, the decoder's .* is 0.1"),
+        ("flex", decoder(size=8), "cuda", "flex needs attention heads of 16 or more, .* 8"),
     ],
 )
-def test_what_cannot_be_is_refused(wanted, decoder, device, half, message):
+def test_what_cannot_be_is_refused(wanted, decoder, device, message):
     with pytest.raises(ValueError, match=f"model.attention: {message}"):
-        choose_attention(wanted, decoder, device, half)
+        choose_attention(wanted, decoder, device)
 
 
 def test_the_recipe_names_it(tmp_path, monkeypatch):
@@ -252,9 +246,11 @@ def test_the_recipe_names_it(tmp_path, monkeypatch):
     recipe["model"]["attention"] = "flex"
     with pytest.raises(ValueError, match=r"model.attention: flex needs a CUDA GPU"):
         train(str(write(recipe, tmp_path / "flex.yaml")), output_dir=str(tmp_path / "flex"))
-    recipe["model"]["attention"] = "sdpa"
-    with pytest.raises(ValueError, match=r"model.attention: expected .*'segments'.*, found .*sdpa"):
-        train(str(write(recipe, tmp_path / "sdpa.yaml")))
+    for unknown in ("sdpa", "varlen"):  # the second was a choice once
+        recipe["model"]["attention"] = unknown
+        message = rf"model.attention: expected .*'segments'.*, found .*{unknown}"
+        with pytest.raises(ValueError, match=message):
+            train(str(write(recipe, tmp_path / "unknown.yaml")))
     planned = []
     original = maya_vlm.training.model.attention._check_window
     monkeypatch.setattr(

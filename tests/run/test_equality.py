@@ -1,8 +1,8 @@
 """A shared prefix changes nothing: loss and every gradient equal those of separate rows.
 
 In float64, on tiny models, for every layout, with the mistakes that train on the wrong thing as
-negative controls: each must be seen by the gradients. Of varlen and flex only the kernels are stand-ins
-(cpu_kernels.py); on a GPU, test_attention.py compares the real ones.
+negative controls: each must be seen by the gradients. Of flex only the kernel is a stand-in
+(cpu_kernels.py); on a GPU, test_attention.py compares the real one.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_im
 from ..model.cpu_kernels import use_cpu_kernels
 
 LANGUAGES = 3
-LAYOUTS = ["segments", "varlen", "flex", "dense"]
+LAYOUTS = ["segments", "flex", "dense"]
 TOLERANCE = 1e-12
 
 
@@ -153,7 +153,7 @@ def test_nothing_to_share(layout):
     model = make(layout)
     packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
     batch = lay_out(packed, layout, LANGUAGES, pad_token=0)
-    assert "copies" not in batch.get("plan", {})
+    assert "copies" not in batch.get("attention_plan", {})
     loss, grads = run(model, batch, pixels)
     set_attention(model.model.language_model, "dense")
     expected, expected_grads = separate(model, sample, pixels)
@@ -171,7 +171,7 @@ def test_one_conversation_is_a_plain_causal_row(layout):
     if layout == "dense":
         assert torch.equal(batch["attention_mask"][0, 0], torch.ones(length, length).tril().bool())
     else:
-        assert batch["plan"] == {"longest": length}
+        assert batch["attention_plan"] == {"longest": length}
     pixels = tiny_images(1).double()
     model = make(layout)
     asked = []
@@ -193,13 +193,13 @@ def test_one_conversation_is_a_plain_causal_row(layout):
 
 def causal(batch, layout):
     """Conversations see the earlier ones of their row."""
-    if layout in ("segments", "varlen"):
-        batch["plan"] = row_plan([(batch["input_ids"].shape[1], [])], layout)
+    if layout == "segments":
+        batch["attention_plan"] = row_plan([(batch["input_ids"].shape[1], [])], layout)
         return
     if layout == "flex":
         nobody = torch.zeros_like(batch["input_ids"])
         batch["attention_mask"] = block_mask(nobody, nobody)
-        batch["plan"] = {"longest": 0}
+        batch["attention_plan"] = {"longest": 0}
         return
     length = batch["input_ids"].shape[1]
     batch["attention_mask"] = torch.ones(length, length).tril().bool()[None, None]
@@ -215,23 +215,25 @@ def running_positions(batch, layout):
 def no_mask(batch, layout):
     """No mask: transformers takes the jumps for packed documents and cuts the prefix off."""
     batch["attention_mask"] = None
-    batch.pop("plan", None)
+    batch.pop("attention_plan", None)
 
 
 def all_ones(batch, layout):
     """A two-dimensional mask of ones."""
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    batch.pop("plan", None)
+    batch.pop("attention_plan", None)
 
 
 def branches_without_prefix(batch, layout):
     """Every branch is a document of its own, which sees no image."""
-    if layout in ("segments", "varlen"):
+    if layout == "segments":
         starts = batch["position_ids"][0].diff(prepend=batch["position_ids"][0, :1]) != 1
         documents = starts.cumsum(0).unique(return_counts=True)[1].tolist()
-        batch["plan"] = row_plan([(length, []) for length in documents], layout)
+        batch["attention_plan"] = row_plan([(length, []) for length in documents], layout)
     elif layout == "flex":
-        batch["plan"]["group"] = 100 * batch["plan"]["group"] + batch["plan"]["branch"]
+        batch["attention_plan"]["group"] = (
+            100 * batch["attention_plan"]["group"] + batch["attention_plan"]["branch"]
+        )
     else:
         starts = batch["position_ids"].diff(dim=1, prepend=batch["position_ids"][:, :1]) != 1
         document = starts.cumsum(1)
@@ -264,7 +266,7 @@ def shifted_labels(batch, layout):
     [causal, running_positions, no_mask, all_ones, shifted_labels, branches_without_prefix],
     ids=lambda f: f.__name__,
 )
-@pytest.mark.parametrize("layout", ["dense", "segments", "varlen", "flex"])
+@pytest.mark.parametrize("layout", ["dense", "segments", "flex"])
 def test_mistakes_are_seen(layout, mistake):
     sample = [conversations(4, 1, 1), conversations(3, 1, 2)]
     # Answers that begin right behind the prefix: what shifted labels lose.
@@ -285,7 +287,7 @@ def test_mistakes_are_seen(layout, mistake):
     assert difference(expected, wrong) > 1e-2
 
 
-@pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
+@pytest.mark.parametrize("layout", ["segments", "flex"])
 @pytest.mark.parametrize("decoder", ["llama", "qwen3"])
 def test_other_decoders(decoder, layout):
     sample = groups()
@@ -302,23 +304,7 @@ def test_other_decoders(decoder, layout):
     assert difference(expected_grads, grads) < 1e-4
 
 
-@pytest.mark.parametrize("decoder", ["llama", "qwen3"])
-def test_varlen_under_autocast(decoder):
-    """Norms that learn are float32 there; the kernel takes one precision."""
-    sample = groups()
-    pixels = tiny_images(len(sample))
-    model = tiny_model(decoder).train()
-    add_pair_loss(model)
-    packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
-    losses = []
-    for layout in ("dense", "varlen"):
-        set_attention(model.model.language_model, layout)
-        with torch.autocast("cpu", torch.bfloat16):
-            losses.append(run(model, lay_out(packed, layout, LANGUAGES, 0), pixels)[0])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
-
-
-@pytest.mark.parametrize("layout", ["segments", "varlen", "flex"])
+@pytest.mark.parametrize("layout", ["segments", "flex"])
 def test_short_attention_window_is_refused(layout):
     sample = groups()
     model = tiny_model("cohere2").train()

@@ -11,14 +11,13 @@ from maya_vlm.training.model.assemble import build_maya
 from maya_vlm.training.model.flops import forward_flops, trainable_parts, visible_pairs
 from maya_vlm.training.model.freezing import apply_rules, parameter_groups
 from maya_vlm.training.recipe import RECIPES, AdapterRecipe, Rule, StageRecipe
-from maya_vlm.training.run.estimate import GPUS, estimate
+from maya_vlm.training.run.estimate import GIB, GPUS, Device, estimate, format_estimate
 from maya_vlm.training.run.memory import (
     activation_bytes,
     optimizer_bytes,
     sharding,
     stage_memory,
 )
-from maya_vlm.training.run.report import GIB, Device, format_estimate
 from maya_vlm.training.run.work import Work, assumed_work
 from modeling_maya import MayaConfig
 from tests.helpers.tiny import enable_checkpointing, tiny_config, tiny_inputs, tiny_model

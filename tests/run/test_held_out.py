@@ -17,8 +17,7 @@ from maya_vlm.training.batches.groups import GroupData
 from maya_vlm.training.recipe import load_recipe
 from maya_vlm.training.run import checkpoints as checkpoints_module
 from maya_vlm.training.run import trainer
-from maya_vlm.training.run.estimate import estimate
-from maya_vlm.training.run.report import format_estimate
+from maya_vlm.training.run.estimate import estimate, format_estimate
 from maya_vlm.training.run.schedule import Schedule, is_exhausted
 from maya_vlm.training.run.train import train
 from modeling_maya import MayaForConditionalGeneration

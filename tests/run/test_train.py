@@ -18,13 +18,12 @@ from maya_vlm.training.batches.groups import GroupData
 from maya_vlm.training.common.files import only_one
 from maya_vlm.training.common.signals import Stopped
 from maya_vlm.training.recipe import find_recipe, load_recipe
-from maya_vlm.training.run import finish as finish_module
 from maya_vlm.training.run import manifest as manifest_module
-from maya_vlm.training.run import output as output_module
+from maya_vlm.training.run import stage as stage_module
 from maya_vlm.training.run import train as run_module
 from maya_vlm.training.run.checkpoints import checkpoints
-from maya_vlm.training.run.finish import merge_bad_rows
 from maya_vlm.training.run.manifest import check_manifest, make_manifest
+from maya_vlm.training.run.stage import merge_bad_rows
 from maya_vlm.training.run.train import train
 from maya_vlm.training.run.trainer import MayaTrainer, language_metrics
 from tests.helpers.tiny import DECODERS
@@ -305,14 +304,14 @@ def test_the_list_of_bad_rows_outlives_a_kill_at_the_end(tmp_path, monkeypatch):
     picture.write_bytes(picture.read_bytes()[:60])
     path = str(write(recipe, tmp_path / "r.yaml"))
 
-    write_json = finish_module.write_json
+    write_json = stage_module.write_json
 
     def killed(file, value):
-        if file.name == finish_module.LOG:
+        if file.name == stage_module.LOG:
             raise KeyboardInterrupt
         write_json(file, value)
 
-    monkeypatch.setattr(finish_module, "write_json", killed)
+    monkeypatch.setattr(stage_module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         train(path)
     monkeypatch.undo()
@@ -495,7 +494,7 @@ def test_half_a_model_folder_does_not_load(finished, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finish_module, "write_recipe", lambda recipe, path, folder=None: cut(None, path) if path.parent.name.endswith(".model") else None)  # fmt: skip
+        patch.setattr(stage_module, "write_recipe", lambda recipe, path, folder=None: cut(None, path) if path.parent.name.endswith(".model") else None)  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             train(str(path), output_dir=str(output))
     assert not (output / "pretrain").exists()
@@ -526,7 +525,7 @@ def test_restart_takes_nothing_from_a_run_in_progress(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(output_module.shutil, "rmtree", killed)
+        patch.setattr(run_module.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             train(str(path), ["seed=4"], restart=True)
     assert not list(output.rglob("config.json")), "half a folder must not pass for a finished stage"

@@ -16,26 +16,17 @@ from ..common.telling import one_line
 from ..model.attention import AttentionBackend
 from ..model.templates import find_template
 from ..rows.tables import row_name
-from .encoding import ConversationEncoder
 from .packing import Encoded, Packed, balance_rows, lay_out, pack_group
-from .source import Conversation, GroupSource
+from .source import Conversation, GroupSource, RowName
 
 # Tokenised conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A row that the run did without, or did not learn whole, and why.
+class BadRow(RowName):
+    """A row that the run did without, or did not learn whole, and why."""
 
-    id, language, path, row, data: as in `RowName`.
-    """
-
-    id: str
-    language: str
-    path: str
-    row: int
-    data: int
     reason: str
     action: Literal["skipped", "shortened"]
 
@@ -94,7 +85,6 @@ class GroupCollator:
             else None
             for s in data.sources
         ]
-        self.encoder = ConversationEncoder(processor)
         self._languages = {name: number for number, name in enumerate(data.languages)}
         self._encoded: dict[int, Encoded | BadRow] = {}
         self._shortened: dict[int, BadRow] = {}
@@ -181,7 +171,7 @@ class GroupCollator:
     def _bad_row(
         self, index: int, reason: str, action: Literal["skipped", "shortened"] = "skipped"
     ) -> BadRow:
-        return BadRow(*self.data.name(index), one_line(reason), action)
+        return BadRow(**vars(self.data.name(index)), reason=one_line(reason), action=action)
 
     def _pixels(self, first: Encoded, key: Any) -> torch.Tensor:
         """The image as it is trained on, (1, 3, height, width). Raises ValueError naming the row."""
@@ -224,7 +214,14 @@ class GroupCollator:
         path = self.data.sources[conversation.source].recipe.path
         name = row_name(conversation.id, conversation.language, path)
         template = self.templates[conversation.source]
-        ids, trained = self.encoder.encode(conversation, template, name)
+        tokens = self.processor.encode_conversation(
+            conversation.messages,
+            num_images=len(conversation.images),
+            chat_template=template,
+            name=name,
+        )
+        ids = np.array(tokens["input_ids"], np.int32)
+        trained = np.array(tokens["assistant_mask"], bool)
         share = 1.0  # of the trained text that is kept
         if self.max_length is not None and len(ids) > self.max_length:
             reason = (

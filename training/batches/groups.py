@@ -20,12 +20,25 @@ from ..recipe import DataRecipe
 from ..rows.conversations import RowError, RowReader
 from ..rows.open import Rows, open_pictures, open_rows
 from ..rows.tables import no_images
-from .source import Conversation, RowName, bad_row, check_data, left_out, load_picture, split_groups
+from .source import (
+    Conversation,
+    RowName,
+    bad_row,
+    check_data,
+    left_out,
+    load_picture,
+    split_groups,
+    summarise,
+)
 
 
 @dataclass
 class _Source:
-    """One dataset: `rows[i]` is a row, `reader` reads it, `image_keys` are what `pictures` opens."""
+    """One dataset: `rows[i]` is a row, `reader` reads it, `image_keys` are what `pictures` opens.
+
+    Rows that name the same images in the same order share one entry of `image_sets`, the numbers of those
+    images; `image_set` (n,) is the entry of every conversation kept, -1 where it has no image.
+    """
 
     recipe: DataRecipe
     rows: Rows
@@ -33,23 +46,25 @@ class _Source:
     row_index: np.ndarray  # (n,) index into rows of every conversation kept
     image_keys: list[Any] = field(default_factory=list)  # distinct images
     pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
-    row_images: list[tuple[int, ...]] | None = None  # of each conversation, if one has several
-    together: list[tuple[int, ...]] = field(default_factory=list)  # distinct ones of row_images
-    row_image: np.ndarray | None = None  # (n,) the one image of each conversation, -1: none
+    image_sets: list[tuple[int, ...]] = field(default_factory=list)
+    image_set: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     no_language: dict[int, str] = field(default_factory=dict)  # what a row has in place of one
     refused: dict[int, str] = field(default_factory=dict)  # why a row is a bad one
 
     def named_pictures(self) -> Iterator[Any]:
         return iter(self.image_keys)
 
+    def row_id(self, place: int) -> str:
+        """The id of a row, or its number where it has none."""
+        identity = self.rows[place].get("id")
+        return str(self.rows.number(place) if identity is None else identity)
+
 
 class GroupData:
-    """All conversations of a stage, from all its sources, addressed by one number each.
+    """A `GroupSource` that is held in memory.
 
-    on_bad_row: what a row that cannot be read does, or a cell that is no image or no language: stop here
-        with its row, or be refused by `conversation`.
-
-    A `GroupSource`.
+    on_bad_row: whether a row that cannot be read, or a cell that is no image or no language, raises here,
+        or is refused by `conversation`.
 
     Attributes:
         languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
@@ -70,32 +85,26 @@ class GroupData:
         self.languages: list[str] = []
         self.tasks: list[str] = []
         self.report: list[str] = []
-        language: list[np.ndarray] = []
-        task: list[np.ndarray] = []
-        image: list[np.ndarray] = []
-        source: list[np.ndarray] = []
-        local: list[np.ndarray] = []
-        weight: list[np.ndarray] = []
+        parts: list[tuple[np.ndarray, ...]] = []
         # Sources about the same folder of images share them: one file per language becomes groups.
         known: dict[tuple[str, Any], int] = {}
         for number, recipe in enumerate(recipes):
-            item, columns = _open_source(recipe, seed, on_bad_row)
-            count = len(item.row_index)
-            self.report += columns.report
-            self.sources.append(item)
-            language.append(_index(columns.language, self.languages))
-            task.append(_index(columns.task, self.tasks))
-            image.append(_common_numbers(item, columns.group, known))
-            source.append(np.full(count, number, np.int16))
-            local.append(np.arange(count, dtype=np.int64))
-            rates = recipe.tasks or {}
-            weight.append(np.array([rates.get(t, 1.0) for t in columns.task], np.float32))
-        self.language = np.concatenate(language)
-        self.task = np.concatenate(task)
-        self.image = np.concatenate(image)
-        self.weight = np.concatenate(weight)
-        self._source = np.concatenate(source)
-        self._local = np.concatenate(local)
+            source, languages, tasks, report = _open_source(recipe, seed, on_bad_row)
+            count = len(source.row_index)
+            self.report += report
+            self.sources.append(source)
+            parts.append(
+                (
+                    _index(languages, self.languages),
+                    _index(tasks, self.tasks),
+                    _common_numbers(source, known),
+                    np.array([recipe.tasks.get(task, 1.0) for task in tasks], np.float32),
+                    np.full(count, number, np.int16),
+                    np.arange(count, dtype=np.int64),
+                )
+            )
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        self.language, self.task, self.image, self.weight, self._source, self._local = columns
         if not self.languages:
             raise ValueError(next(iter(self.sources[0].refused.values())))
 
@@ -103,25 +112,22 @@ class GroupData:
         return len(self.image)
 
     def conversation(self, index: int) -> Conversation:
-        """Conversation `index`, read from its row. Raises ValueError naming a row that is a bad one."""
+        """As `GroupSource.conversation`."""
         number = int(self._source[index])
         source, local = self.sources[number], int(self._local[index])
-        place = int(source.row_index[local])
+        place, name = int(source.row_index[local]), self.name(index)
         if place in source.refused:
             raise ValueError(source.refused[place])
         row = source.rows[place]
-        if source.row_images is not None:
-            images = source.row_images[local]
-        else:
-            assert source.row_image is not None
-            images = (int(source.row_image[local]),) if source.row_image[local] >= 0 else ()
+        image_set = int(source.image_set[local])
+        images = source.image_sets[image_set] if image_set >= 0 else ()
         try:
             messages = source.reader.messages(row, len(images))
         except RowError as error:
-            raise bad_row(self.name(index), error) from None
+            raise bad_row(name, error) from None
         return Conversation(
-            id=_row_id(source, place),
-            language=self.languages[self.language[index]],
+            id=name.id,
+            language=name.language,
             task=self.tasks[self.task[index]],
             messages=messages,
             images=images,
@@ -129,13 +135,13 @@ class GroupData:
         )
 
     def name(self, index: int) -> RowName:
-        """Which row conversation `index` is."""
+        """As `GroupSource.name`."""
         number = int(self._source[index])
         source = self.sources[number]
         place = int(source.row_index[int(self._local[index])])
         language = int(self.language[index])
         return RowName(
-            id=_row_id(source, place),
+            id=source.row_id(place),
             language=self.languages[language] if language >= 0 else source.no_language[place],
             path=source.recipe.path,
             row=source.rows.number(place),
@@ -154,15 +160,10 @@ class GroupData:
         seed: int,
         shuffled: bool = True,
     ) -> list[tuple[int, np.ndarray]]:
-        """Groups in training order: (epoch, conversation indices), all about one image.
+        """As `GroupSource.plan`.
 
         Each epoch visits every conversation as often as its task's weight says (a fraction is drawn
-        anew each epoch), groups those of one image at most `group_size` at a time in random order
-        and near-equal parts, and shuffles the groups.
-
-        Args:
-            groups: how many to return, or None for one pass over the data.
-            shuffled: the groups in random order; else in the order of their images in the data.
+        anew each epoch).
         """
         found: list[tuple[int, np.ndarray]] = []
         epoch = 0
@@ -187,40 +188,22 @@ class GroupData:
         return parts
 
     def summary(self) -> str:
-        """Conversations per language and task, and images, in a few words."""
+        """As `GroupSource.summary`."""
         languages = Counter(self.languages[i] for i in self.language.tolist() if i >= 0)
         tasks = Counter(self.tasks[i] for i in self.task.tolist())
         images = len(np.unique(self.image[self.image >= 0]))
-        return (
-            f"{len(self):,} conversations about {images:,} images; languages: "
-            + ", ".join(f"{k} {v:,}" for k, v in languages.items())
-            + "; tasks: "
-            + ", ".join(f"{printable(k)} {v:,}" for k, v in tasks.items())
-        )
+        return summarise(len(self), f"{images:,} images", languages, tasks)
 
 
-def _common_numbers(
-    source: _Source, group: np.ndarray, known: dict[tuple[str, Any], int]
-) -> np.ndarray:
-    """Numbers of images within a source as numbers over all sources; -1 stays -1."""
-    place = source.recipe.image_folder or source.recipe.path
-    lookup: np.ndarray = np.full(
-        int(group.max(initial=-1)) + 2, -1, np.int64
-    )  # the last entry is for -1
+def _common_numbers(source: _Source, known: dict[tuple[str, Any], int]) -> np.ndarray:
+    """(n,) the images of every conversation, by numbers over all sources; -1 stays -1."""
+    place, group = source.recipe.image_folder or source.recipe.path, source.image_set
+    lookup: np.ndarray = np.full(len(source.image_sets) + 1, -1, np.int64)  # the last is for -1
     for value in np.unique(group[group >= 0]).tolist():
-        images = (value,) if source.row_images is None else source.together[value]
-        keys = tuple(source.image_keys[image] for image in images)
+        keys = tuple(source.image_keys[image] for image in source.image_sets[value])
         name = ("" if all(isinstance(key, bytes) for key in keys) else place, keys)
         lookup[value] = known.setdefault(name, len(known))
     return lookup[group]
-
-
-@dataclass
-class _Columns:
-    language: list[str | None]  # None where it is no language
-    task: list[str]
-    group: np.ndarray
-    report: list[str]
 
 
 def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
@@ -237,7 +220,8 @@ def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
 
 def _open_source(
     recipe: DataRecipe, seed: int, on_bad_row: Literal["stop", "skip"]
-) -> tuple[_Source, _Columns]:
+) -> tuple[_Source, list[str | None], list[str], list[str]]:
+    """A source, the languages (None where a cell is none) and tasks of its conversations, and a report."""
     check_data(recipe)
     rows = open_rows(recipe)
     if len(rows) == 0:
@@ -282,13 +266,7 @@ def _open_source(
                 report.append(left_out(recipe.path, name, dropped))
 
     _find_images(source, on_bad_row)
-    if source.row_images is not None:
-        numbers: dict[tuple[int, ...], int] = {(): -1}
-        group = np.array([numbers.setdefault(r, len(numbers) - 1) for r in source.row_images])
-        source.together = list(numbers)[1:]
-    else:
-        assert source.row_image is not None
-        group = source.row_image.copy()
+    group = source.image_set
     if recipe.limit is not None:
         images = np.unique(group[keep & (group >= 0)])
         if keep.any() and not len(images):
@@ -308,18 +286,9 @@ def _open_source(
         source.no_language[i] = shown(cells[i])
         reason = f"{named}: {no_language(cells[i])}; repair the row or remove it"
         _refuse(source, i, reason, on_bad_row)
-    source.row_index = index
-    if source.row_images is not None:
-        source.row_images = [source.row_images[i] for i in index]
-    else:
-        assert source.row_image is not None
-        source.row_image = source.row_image[index]
-    return source, _Columns(
-        [None if i in unknown else languages[i] for i in index.tolist()],
-        [tasks[i] for i in index],
-        group[index],
-        report,
-    )
+    source.row_index, source.image_set = index, group[index]
+    known = [None if i in unknown else languages[i] for i in index.tolist()]
+    return source, known, [tasks[i] for i in index], report
 
 
 def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:
@@ -338,16 +307,10 @@ def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:
 
 def _refuse(source: _Source, place: int, reason: str, on_bad_row: Literal["stop", "skip"]) -> None:
     """Note why a row is a bad one, or stop with it."""
-    name = f"row {printable(repr(_row_id(source, place)))} of {source.recipe.path}"
+    name = f"row {printable(repr(source.row_id(place)))} of {source.recipe.path}"
     if on_bad_row == "stop":
         raise ValueError(f"{name}: {reason}")
     source.refused.setdefault(place, f"{name}: {reason}")
-
-
-def _row_id(source: _Source, place: int) -> str:
-    """The id of a row, or its number where it has none."""
-    identity = source.rows[place].get("id")
-    return str(source.rows.number(place) if identity is None else identity)
 
 
 # ------------------------------------------------------------------------------ images
@@ -361,9 +324,10 @@ class _NoImage:
 
 
 def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
-    """Which images each row has, as numbers of distinct images, and where they are."""
+    """Which images each row has, and where they are."""
     rows, reader = source.rows, source.reader
     known: dict[Any, int] = {}
+    sets: dict[tuple[int, ...], int] = {(): -1}
 
     def number(picture: Any) -> int:
         if picture not in known:
@@ -372,18 +336,15 @@ def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
         return known[picture]
 
     columns = [c for c in reader.wanted_for_pictures if c in rows.columns]
-    found: list[tuple[int, ...]] = []
+    image_set: np.ndarray = np.full(len(rows), -1, np.int64)
     for i, row in enumerate(rows.cells(columns)):
         try:
-            pictures = reader.pictures(row)
+            pictures: Sequence[Any] = reader.pictures(row)
         except RowError as error:
             _refuse(source, i, f"{error}; repair the row or remove it", on_bad_row)
-            found.append((number(_NoImage(i)),))
-        else:
-            found.append(tuple(number(picture) for picture in pictures))
-    if any(len(images) > 1 for images in found):
-        source.row_images = found
-    else:
-        source.row_image = np.array([i[0] if i else -1 for i in found], np.int64)
+            pictures = (_NoImage(i),)
+        images = tuple(number(picture) for picture in pictures)
+        image_set[i] = sets.setdefault(images, len(sets) - 1)
+    source.image_sets, source.image_set = list(sets)[1:], image_set
     names = [k for k in source.image_keys if isinstance(k, str) and not is_address(k)]
     source.pictures = ImageStore(open_pictures(source.recipe, names))

@@ -1,13 +1,11 @@
 """Captions and images joined into groups, one image and its rows, by merging sorted tables.
 
 A dataset is one table of texts per language and, if its images are in it, a table of those. All are
-sorted, so rows about one image stand at about the same place in every table. One pass over the
-columns that identify rows cuts the tables into blocks, at the same images in all of them, and counts
-what is in each block; after that any block can be read alone. Memory holds the cuts (some numbers
-for every few hundred images), never the rows of the whole dataset.
+sorted, so rows about one image are at about the same place in every table. One pass over the columns
+that identify rows cuts the tables into blocks, at the same images in all of them, and counts what is in
+each block; after that any block can be read alone. Memory holds the cuts, never the rows.
 
-Also read is one table of any order, where rows that stand together and name the same image, or the same
-list of images, are one group.
+A single table may have any order: neighbouring rows that name the same images are one group.
 """
 
 from bisect import bisect_left
@@ -341,14 +339,11 @@ class GroupedTables:
                 keep &= np.concatenate(number) < self._stop
         elif self.filters.limit is not None:
             names = self.names(table).to_pylist()
-            last = len(self) - 1 if self._last is not None else len(self)
-            keep &= np.array(
-                [
-                    n is not None and (b < last or n in (self._last or ()))
-                    for n, b in zip(names, of_block, strict=True)
-                ],
-                bool,
-            )
+            last, left = len(self), self._last or ()
+            if self._last is not None:
+                last -= 1
+            pairs = zip(names, of_block, strict=True)
+            keep &= np.array([n is not None and (b < last or n in left) for n, b in pairs], bool)
         if not keep.all():
             table = table.filter(pa.array(keep))
         table = table.combine_chunks()
@@ -452,10 +447,9 @@ class _Labels:
         else:
             read = [valid(name) if text else None for name in names]
             self.unknown = [name is None for name in read] + [False]
-            self.names = [
-                (shown(name) if text else name) if known is None else known
-                for name, known in zip(names, read, strict=True)
-            ] + [default]
+            as_found = [shown(name) if text else name for name in names]
+            pairs = zip(as_found, read, strict=True)
+            self.names = [found if known is None else known for found, known in pairs] + [default]
         codes = found.indices.fill_null(len(self.names) - 1)
         self.codes = codes.to_numpy(zero_copy_only=False).astype(np.int64)
 

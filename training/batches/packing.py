@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..model.attention import AttentionBackend, dense_mask, row_plan
 
@@ -77,10 +78,8 @@ def pack_group(
     """The group as one tree; as several when it is longer than `max_length` tokens; as separate
     conversations when they have no start in common."""
     length = shared_prefix(encoded, image_token)
-    if length == 0:
+    if length == 0 or len(encoded) == 1:
         return [Packed(e.ids, [], [e]) for e in encoded]
-    if len(encoded) == 1:
-        return [Packed(encoded[0].ids, [], list(encoded))]
     branches = [e.ids[length:] for e in encoded]
     if max_length is None or length + sum(map(len, branches)) <= max_length:
         return [Packed(encoded[0].ids[:length], branches, list(encoded))]
@@ -149,12 +148,12 @@ def lay_out(
     Returns:
         input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
         attention_mask: the dense mask (R, 1, N, N), or a stand-in.
-        plan: what `attention.row_plan` returns (not for "dense").
+        attention_plan: what `attention.row_plan` returns (not for "dense").
         logit_positions (M,): index into R * N of the position that predicts; labels (M,): the token it
         predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
         trained text. padding: how many of the tokens are padding.
     """
-    rows: list[dict[str, list]] = []
+    trees: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # ids, positions, branch numbers
     nothing: np.ndarray = np.zeros(0, np.int64)
     predicting, target, language = [nothing], [nothing], [nothing]
     text_bytes = torch.zeros(languages, dtype=torch.long)
@@ -164,14 +163,16 @@ def lay_out(
     for number, item in enumerate(packed):
         if attention == "dense":
             start = number * width
-        prefix = len(item.prefix)
-        ids, positions = [item.prefix], [np.arange(prefix)]
-        branch_of: list[np.ndarray] = [np.zeros(prefix, np.int64)]
+        prefix, widths = len(item.prefix), [len(branch) for branch in item.branches]
+        positions = [np.arange(prefix), *(np.arange(prefix, prefix + n) for n in widths)]
+        trees.append(
+            (
+                np.concatenate([item.prefix, *item.branches]),
+                np.concatenate(positions),
+                np.repeat(np.arange(len(widths) + 1), [prefix, *widths]),
+            )
+        )
         offset = start + prefix
-        for j, branch in enumerate(item.branches):
-            ids.append(branch)
-            positions.append(np.arange(prefix, prefix + len(branch)))
-            branch_of.append(np.full(len(branch), j + 1))
         for j, conversation in enumerate(item.encoded):
             targets = np.flatnonzero(conversation.trained)
             # A position of the prefix keeps its place; behind it the branch begins.
@@ -182,14 +183,7 @@ def lay_out(
             language.append(np.full(len(targets), conversation.language))
             text_bytes[conversation.language] += conversation.text_bytes
             if item.branches:
-                offset += len(item.branches[j])
-        rows.append(
-            {
-                "ids": np.concatenate(ids),
-                "positions": np.concatenate(positions),
-                "branch": np.concatenate(branch_of),
-            }
-        )
+                offset += widths[j]
         start += sizes[number]
 
     batch: dict[str, Any] = {
@@ -199,29 +193,22 @@ def lay_out(
         "text_bytes": text_bytes,
         "padding": 0,
     }
+    ids, places, branches = (
+        [torch.from_numpy(column.astype(np.int64)) for column in columns]
+        for columns in zip(*trees, strict=True)
+    )
     if attention != "dense":
-        batch["input_ids"] = torch.from_numpy(
-            np.concatenate([r["ids"] for r in rows]).astype(np.int64)
-        )[None]
-        batch["position_ids"] = torch.from_numpy(np.concatenate([r["positions"] for r in rows]))[
-            None
-        ]
-        batch["plan"] = row_plan(
+        batch["input_ids"] = torch.cat(ids)[None]
+        batch["position_ids"] = torch.cat(places)[None]
+        batch["attention_plan"] = row_plan(
             [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], attention
         )
         # A ready-made mask: keeps transformers from building one over the whole row.
         batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         return batch
-
-    def fill(name: str, value: int) -> torch.Tensor:
-        out: np.ndarray = np.full((len(rows), width), value, np.int64)
-        for i, row in enumerate(rows):
-            out[i, : len(row[name])] = row[name]
-        return torch.from_numpy(out)
-
-    branch_ids = fill("branch", -1)
+    branch_ids = pad_sequence(branches, batch_first=True, padding_value=-1)
     batch["padding"] = int((branch_ids < 0).sum())
-    batch["input_ids"] = fill("ids", pad_token)
-    batch["position_ids"] = fill("positions", 0)
+    batch["input_ids"] = pad_sequence(ids, batch_first=True, padding_value=pad_token)
+    batch["position_ids"] = pad_sequence(places, batch_first=True)
     batch["attention_mask"] = dense_mask(torch.zeros_like(branch_ids), branch_ids)
     return batch

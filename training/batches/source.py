@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -34,7 +34,8 @@ class Conversation:
     source: int
 
 
-class RowName(NamedTuple):
+@dataclass(frozen=True)
+class RowName:
     """Which row a conversation is: an id may be that of several rows, its number and its data are not.
 
     id: without one, the row's number. language: what is in its place, where it is none. row: number in its
@@ -125,6 +126,19 @@ def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: 
         if isinstance(error, ConnectionError) and not is_address(str(picture)):
             raise
         raise unreadable_image(row_id, path, error) from None
+
+
+def summarise(
+    count: int, about: str, languages: Mapping[str, int], tasks: Mapping[str, int]
+) -> str:
+    """What `GroupSource.summary` says; about: the images, and how they are read."""
+    counts = (
+        ", ".join(f"{printable(name)} {number:,}" for name, number in each.items())
+        for each in (languages, tasks)
+    )
+    return (
+        f"{count:,} conversations about {about}; languages: {next(counts)}; tasks: {next(counts)}"
+    )
 
 
 def unreadable_image(row_id: str, path: str, reason: object) -> ValueError:

@@ -13,7 +13,7 @@ needs their lengths, and the images of whole blocks.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -40,6 +40,7 @@ from .source import (
     left_out,
     load_picture,
     split_groups,
+    summarise,
     unreadable_image,
 )
 
@@ -109,8 +110,7 @@ class _Window:
 class StreamedGroups:
     """A `GroupSource` of datasets that are read as they are trained on.
 
-    Conversations are addressed by their row's number over all tables; those of a step can be read
-    once `plan` has given them.
+    Conversations are addressed by their row's number over all tables.
 
     Args:
         files: of each recipe's dataset. buffer: images that are shuffled together.
@@ -133,7 +133,9 @@ class StreamedGroups:
                 reader = schema_reader(ParquetTable(found.rows[:1]).schema, recipe.columns)
             except ValueError as error:
                 raise ValueError(f"{recipe.path}: {error}") from None
-            if _own_folder(recipe):
+            folder = recipe.image_folder
+            if folder is not None and Path(folder).absolute() != Path(recipe.path).absolute():
+                # The pictures are in that folder, not in the dataset's own table.
                 found = DatasetFiles(found.rows, [])
             filters = Filters(
                 tuple(recipe.languages),
@@ -173,7 +175,8 @@ class StreamedGroups:
                 f"{recipes[0].path}: {first_joined.language}: expected languages' BCP-47 codes, such as "
                 "en or pt-BR, found none; repair the rows"
             )
-        self.blocks = [(s, b) for s, source in enumerate(self.sources) for b in range(len(source.joined))]  # fmt: skip
+        numbers = [range(len(source.joined)) for source in self.sources]
+        self.blocks = [(s, b) for s, blocks in enumerate(numbers) for b in blocks]
         self._windows: dict[_WindowKey, _Window] = {}
 
     def __len__(self) -> int:
@@ -183,20 +186,15 @@ class StreamedGroups:
         return {**self.__dict__, "_windows": {}}
 
     def summary(self) -> str:
-        """Conversations per language and task, and images, in a few words."""
+        """As `GroupSource.summary`."""
         count = sum(source.joined.image_count for source in self.sources)
         images = f"{count:,} images"
         if any(source.own for source in self.sources):
             # How many these are is known when the rows are read.
             own = "the images that rows hold themselves"
             images = f"{images} and {own}" if count else own
-        languages, tasks = (
-            ", ".join(f"{printable(k)} {v:,}" for k, v in c.items()) for c in self._counts
-        )
-        return (
-            f"{len(self):,} conversations about {images}, streamed in {len(self.blocks):,} "
-            f"blocks; languages: {languages}; tasks: {tasks}"
-        )
+        about = f"{images}, streamed in {len(self.blocks):,} blocks"
+        return summarise(len(self), about, *self._counts)
 
     def plan(
         self,
@@ -236,7 +234,7 @@ class StreamedGroups:
         )
 
     def name(self, index: int) -> RowName:
-        """Which row conversation `index` is."""
+        """As `GroupSource.name`."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
         known = rows.table["id"][row].as_py() if "id" in rows.table.column_names else None
@@ -350,19 +348,9 @@ class StreamedGroups:
         self._windows[name] = _Window(groups, rows, place)
         return self._windows[name]
 
-    def _forget_all_but(self, names: Iterable["_WindowKey"]) -> None:
-        for name in set(self._windows) - set(names):
-            del self._windows[name]
-
 
 class _Named(str):
     """The name of a picture in the table of images."""
-
-
-def _own_folder(recipe: DataRecipe) -> bool:
-    """Whether pictures are in a folder that the recipe names, and not in the dataset's own table."""
-    folder = recipe.image_folder
-    return folder is not None and Path(folder).absolute() != Path(recipe.path).absolute()
 
 
 def _light(cell: Any, index: int, column: str) -> Any:
@@ -436,7 +424,8 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
 
     def _take(self, indices: Sequence[int]) -> list[tuple[int, np.ndarray]]:
         places = [self._find(i) for i in indices]
-        self.data._forget_all_but(name for _, name, _ in places)
+        for name in set(self.data._windows) - {name for _, name, _ in places}:
+            del self.data._windows[name]
         return [(epoch, self.data._window(name).groups[i]) for epoch, name, i in places]
 
     def _find(self, index: int) -> tuple[int, _WindowKey, int]:

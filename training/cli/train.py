@@ -45,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.estimate:
-        from ..run.estimate import estimate
-        from ..run.report import format_estimate
+        from ..run.estimate import estimate, format_estimate
 
         stages = estimate(
             args.recipe,

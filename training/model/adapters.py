@@ -61,8 +61,8 @@ def target_layers(
 ) -> dict[str, nn.Linear]:
     """The layers of `model` (which holds no adapter yet) that get one, by name.
 
-    Raises ValueError when target_modules finds none, and when a rule trains what lies under an
-    adapter or is quantized. Raises as `freezing.rates`.
+    Raises ValueError when target_modules finds none, when a rule trains what lies under an adapter or is
+    quantized, and as `freezing.rates`.
     """
     layers, wanted = decoder_layers(model), adapter.target_modules
     if wanted is None:
@@ -119,7 +119,7 @@ def add_adapter(
     """
     targets = target_layers(model, adapter, rules)
     ends = sorted({name.rpartition(".")[2] for name in targets})
-    # One line that people and serving engines can read, where it says the same as the list.
+    # One line, where it says the same as the list.
     pattern = rf"{re.escape(DECODER)}.*\.({'|'.join(map(re.escape, ends))})"
     whole = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
     config = LoraConfig(
@@ -295,10 +295,8 @@ def merge_adapter(
 ) -> MayaForConditionalGeneration:
     """A plain Maya: the base with the adapter in `folder` added into its weights, on the CPU.
 
-    The base is loaded anew in `dtype` and never quantized, so that what was learned beside
-    quantized weights is added to the exact ones: no second rounding, and the folder is like any
-    other. Such an adapter learned beside the rounded weights, so its merged model differs from the
-    one that trained by the rounding.
+    The base is loaded in `dtype` and never quantized: an adapter that learned beside quantized weights is
+    added to the exact ones, so that its merged model differs from the one that trained by the rounding.
 
     Raises ValueError when base and adapter do not fit, or a merged weight is not finite.
     """

@@ -1,8 +1,8 @@
 """A Maya from two base models that have never met: a vision tower and a decoder."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -37,9 +37,9 @@ from ..common.models import (
 )
 from ..common.reading import read_json_mapping
 from ..common.telling import one_line
+from .checkpoint import MAYA_TYPES, under_key
 from .templates import IMAGE, find_template, set_ends
 
-MAYA_TYPES = ("maya", "llava_cohere")
 # Weights of a two-tower model (SigLIP, CLIP) that its vision tower does without.
 TWO_TOWERS = ("siglip", "siglip2", "clip")
 # Tensors in the files of bases that Maya does without: buffers that older releases of transformers
@@ -55,19 +55,11 @@ SPARE_TOKEN = re.compile(
 PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<PAD>", "<|pad|>", "[PAD]", "<|endoftext|>")
 
 
-def base_configs(
-    vision_tower: str, language_model: str, trust_remote_code: bool = False
-) -> tuple[Any, Any]:
-    """The configs of the two bases; of a two-tower model (SigLIP, CLIP), the vision tower's.
-
-    Raises FileNotFoundError, OSError or ValueError when a base is missing or no model of its kind.
-    """
-    vision = base_config(vision_tower, "vision_tower", trust_remote_code)
-    return vision, base_config(language_model, "language_model", trust_remote_code)
-
-
 def base_config(name: str, field: str, trust_remote_code: bool = False) -> Any:
-    """The config of one base. Raises as `base_configs`."""
+    """The config of one base; of a two-tower model (SigLIP, CLIP), the vision tower's.
+
+    Raises FileNotFoundError, OSError or ValueError when the base is missing or no model of its kind.
+    """
     return _open_config(find_base(name, field), field, trust_remote_code)
 
 
@@ -102,14 +94,12 @@ def build_maya(
             kind, lacks weights or a tokenizer, or has no token left for the placeholder; and for a
             chat template that does not fit the decoder.
     """
-    vision, language = (
-        find_base(vision_tower, "vision_tower"),
-        find_base(language_model, "language_model"),
-    )
+    vision = find_base(vision_tower, "vision_tower")
+    language = find_base(language_model, "language_model")
     vision_config = _open_config(vision, "vision_tower", trust_remote_code)
     text_config = _open_config(language, "language_model", trust_remote_code)
     rows = text_config.vocab_size
-    with _named("language_model"):
+    with under_key("model.language_model"):
         tokenizer = open_tokenizer(language, rows, trust_remote_code)
         image_token_id = add_placeholder(tokenizer, image_token, rows)
         _add_padding(tokenizer, text_config)
@@ -129,9 +119,9 @@ def build_maya(
     with torch.device("meta"):
         model = MayaForConditionalGeneration(config)
     loading = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    with _named("vision_tower"):
+    with under_key("model.vision_tower"):
         model.model.vision_tower = _load_tower(vision, config, loading)
-    with _named("language_model"):
+    with under_key("model.language_model"):
         decoder = _load_decoder(language, rows, loading)
     model.model.language_model = decoder.base_model
     model.lm_head = decoder.get_output_embeddings()
@@ -142,7 +132,7 @@ def build_maya(
     set_ends(model.generation_config, ends)
 
     assert config.image_seq_length is not None  # derived when the config was made
-    with _named("vision_tower"):
+    with under_key("model.vision_tower"):
         image_processor = _image_processor(vision, config, image_aspect)
     processor = MayaProcessor(
         image_processor=image_processor,
@@ -157,22 +147,9 @@ def build_maya(
 # ------------------------------------------------------------------------------ found, and what they are
 
 
-@contextmanager
-def _named(field: str) -> Iterator[None]:
-    """Put the recipe's key before messages about a base."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"model.{field}: {error}") from error.__cause__
-    except OSError as error:
-        raise OSError(f"model.{field}: {error}") from error.__cause__
-    except ValueError as error:
-        raise ValueError(f"model.{field}: {error}") from error.__cause__
-
-
 def find_base(name: str, field: str) -> Model:
-    """The model of one base, named by a key of the recipe's. Raises as `base_configs`."""
-    with _named(field):
+    """The model of one base, named by a key of the recipe's. Raises as `base_config`."""
+    with under_key(f"model.{field}"):
         found = find_model(name)
         if found.is_adapter:
             raise ValueError(
@@ -184,7 +161,7 @@ def find_base(name: str, field: str) -> Model:
 
 def _open_config(model: Model, field: str, trust_remote_code: bool) -> Any:
     """The config of a base, of a two-tower model its vision tower's, checked for its kind."""
-    with _named(field):
+    with under_key(f"model.{field}"):
         kind = one_line(str(read_config(model).get("model_type")), 60)
         if kind in MAYA_TYPES:
             raise ValueError(
@@ -325,9 +302,8 @@ def _add_padding(tokenizer: Any, config: Any) -> None:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < config.vocab_size:
         return
     vocabulary, known = tokenizer.get_vocab(), getattr(config, "pad_token_id", None)
-    names = [
-        name for name in PADDING if vocabulary.get(name, config.vocab_size) < config.vocab_size
-    ]
+    rows = config.vocab_size
+    names = [name for name in PADDING if vocabulary.get(name, rows) < rows]
     if isinstance(known, int) and 0 <= known < len(tokenizer):
         names.insert(0, tokenizer.convert_ids_to_tokens(known))
     if tokenizer.eos_token is not None:

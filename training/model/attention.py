@@ -7,8 +7,6 @@ T x T mask, on one row of whole groups without padding:
 
 - segments: scaled_dot_product_attention over the prefixes and over branches of about one length, cut
   out of the row and padded inside attention only. Any device.
-- varlen: one call of FlashAttention, each branch with a copy of its prefix's keys and values. GPU,
-  half precision.
 - flex: torch's flex attention with a block mask from the two ids, compiled. GPU (torch 2.13 has no
   backward pass of it on a CPU).
 
@@ -24,8 +22,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,17 +35,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .flops import head_size
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # an older torch
-    varlen_attn = None
-
-AttentionBackend = Literal["segments", "varlen", "flex", "dense"]
+AttentionBackend = Literal["segments", "flex", "dense"]
 
 # What each is called in transformers.
 IMPLEMENTATIONS: dict[AttentionBackend, str] = {
     "segments": "maya_segments",
-    "varlen": "maya_varlen",
     "flex": "maya_flex",
     "dense": "sdpa",
 }
@@ -56,48 +47,39 @@ COMPILERS = ("gcc", "clang")  # that Triton looks for
 
 
 def choose_attention(
-    wanted: Literal["auto"] | AttentionBackend, decoder: nn.Module, device: str, half: bool
+    wanted: Literal["auto"] | AttentionBackend, decoder: nn.Module, device: str
 ) -> AttentionBackend:
     """How a run computes attention: as `wanted`; auto is flex on a GPU, else segments.
 
     Args:
-        decoder: the language model. device: type of its device. half: whether it computes in
-            bfloat16 or float16.
+        decoder: the language model. device: type of its device.
 
     Raises:
-        ValueError: for a choice that this device, precision or decoder does not have.
+        ValueError: for flex where this device or decoder does not have it.
     """
+    problem = _flex_problem(decoder, device) if wanted in ("auto", "flex") else ""
     if wanted == "auto":
-        return "segments" if _problem("flex", decoder, device, half) else "flex"
-    problem = _problem(wanted, decoder, device, half)
+        return "segments" if problem else "flex"
     if problem:
         raise ValueError(f"model.attention: {wanted} {problem}; use segments, or auto")
     return wanted
 
 
-def _problem(attention: AttentionBackend, decoder: Any, device: str, half: bool) -> str:
-    """Why the kernel of `attention` cannot be used, or nothing."""
+def _flex_problem(decoder: Any, device: str) -> str:
+    """Why flex attention cannot be used, or nothing."""
     config = decoder.config
     dropout = getattr(config, "attention_dropout", 0.0)
     size = head_size(config)
-    if attention in ("segments", "dense"):
-        return ""
     if device != "cuda":
         return f"needs a CUDA GPU, the run is on {device}"
     if dropout:
         return f"has no dropout, the decoder's attention_dropout is {dropout:g}"
-    if attention == "flex" and size < 16:
+    if size < 16:
         return f"needs attention heads of 16 or more, the decoder's are {size}"
-    if attention == "flex" and importlib.util.find_spec("triton") is None:
+    if importlib.util.find_spec("triton") is None:
         return "is compiled by Triton, which is not installed"
-    if attention == "flex" and not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
+    if not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
         return f"is compiled by Triton, which needs a C compiler: {', '.join(COMPILERS)} or $CC"
-    if attention == "varlen" and varlen_attn is None:
-        return f"needs torch.nn.attention.varlen, which torch {torch.__version__} does not have"
-    if attention == "varlen" and not half:
-        return "computes in half precision only, the run's is float32 (args.bf16)"
-    if attention == "varlen" and (size % 8 or size > 256):
-        return f"needs attention heads of 8, 16, ... 256, the decoder's are {size}"
     return ""
 
 
@@ -152,25 +134,22 @@ def row_plan(
 
     Returns:
         longest: tokens of the longest conversation; and, unless the row is a single conversation,
-        what `segment_plan`, `varlen_plan` or `flex_plan` returns.
+        what `segment_plan` or `flex_plan` returns.
     """
     longest = max(prefix + max(branches, default=0) for prefix, branches in groups)
-    plan: dict[str, Any] = {"longest": longest}
+    attention_plan: dict[str, Any] = {"longest": longest}
     if len(groups) > 1 or groups[0][1]:
-        make = {"segments": segment_plan, "varlen": varlen_plan, "flex": flex_plan}[attention]
-        plan.update(make(groups))
-    return plan
+        attention_plan.update(
+            segment_plan(groups) if attention == "segments" else flex_plan(groups)
+        )
+    return attention_plan
 
 
 # ------------------------------------------------------------------------------ segments
 
 
 def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
-    """How to cut one row of groups into segments.
-
-    Args:
-        groups: (prefix length, branch lengths) in row order, each group laid out as its prefix and
-            then its branches.
+    """How to cut one row of groups, given as to `row_plan`, into segments.
 
     Returns:
         prefix (G, P): indices of the prefixes' tokens in the row, short ones padded with 0;
@@ -241,24 +220,24 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: dict[str, Any] | None = None,
+    attention_plan: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over one row of groups; ordinary sdpa attention when no plan is given.
+    """Attention over one row of groups; ordinary sdpa attention without a plan.
 
     Args:
         query, key, value: (1, heads, N, head dim), key and value maybe with fewer heads.
-        plan: what `row_plan` returned.
+        attention_plan: what `row_plan` returned.
 
     Raises:
         ValueError: for a decoder whose attention window is shorter than a conversation.
     """
-    if plan is None or "restore" not in plan:
+    if attention_plan is None or "restore" not in attention_plan:
         return _ordinary(
-            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
+            module, query, key, value, attention_mask, attention_plan, scaling, dropout, **kwargs
         )
-    _check_window(plan, kwargs)
-    prefix, blocks = plan["prefix"], plan["blocks"]
+    _check_window(attention_plan, kwargs)
+    prefix, blocks = attention_plan["prefix"], attention_plan["blocks"]
     heads = query.shape[1]
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, dim)
 
@@ -286,83 +265,7 @@ def segment_attention(
         branch_key = torch.cat([prefix_key[owner], cut(key, branch)], dim=2)
         branch_value = torch.cat([prefix_value[owner], cut(value, branch)], dim=2)
         outputs.append(attend(cut(query, branch), branch_key, branch_value, block["visible"]))
-    return torch.cat(outputs).index_select(0, plan["restore"])[None], None
-
-
-# ------------------------------------------------------------------------------ varlen
-
-
-def varlen_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
-    """Sequences of queries, one a prefix or branch, and of the keys each may see, its prefix's first.
-
-    Returns:
-        queries, keys (S + 1,): where they begin, int32; most_queries, most_keys: the longest;
-        copies (M,): index in the row of every key, left out where nothing is shared and keys are the
-        row itself.
-    """
-    queries, keys, copies = [0], [0], []
-    position = 0
-    for prefix, branches in groups:
-        start = torch.arange(position, position + prefix)
-        copies.append(start)
-        position += prefix
-        queries.append(position)
-        keys.append(keys[-1] + prefix)
-        for width in branches:
-            copies += [start, torch.arange(position, position + width)]
-            position += width
-            queries.append(position)
-            keys.append(keys[-1] + prefix + width)
-    plan: dict[str, Any] = {
-        "queries": torch.tensor(queries, dtype=torch.int32),
-        "keys": torch.tensor(keys, dtype=torch.int32),
-        "most_queries": max(b - a for a, b in pairwise(queries)),
-        "most_keys": max(b - a for a, b in pairwise(keys)),
-    }
-    if any(branches for _, branches in groups):
-        plan["copies"] = torch.cat(copies)
-    return plan
-
-
-def varlen_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    plan: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """As `segment_attention`, by one call of FlashAttention; no dropout.
-
-    Causal attention of fewer queries than keys is aligned at their ends there: the last query sees
-    all keys, so the queries of a branch see all of its prefix.
-    """
-    if plan is None or "queries" not in plan:
-        return _ordinary(
-            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
-        )
-    _check_window(plan, kwargs)
-    # Autocast does not know this kernel, and rotation or norms may leave float32.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, dim)
-    if "copies" in plan:
-        key, value = (x.index_select(0, plan["copies"]) for x in (key, value))
-    out = varlen_attn(
-        query,
-        key,
-        value,
-        plan["queries"],
-        plan["keys"],
-        plan["most_queries"],
-        plan["most_keys"],
-        scale=scaling,
-        window_size=(-1, 0),  # all before, none behind
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
-    return cast(torch.Tensor, out)[None], None
+    return torch.cat(outputs).index_select(0, attention_plan["restore"])[None], None
 
 
 # ------------------------------------------------------------------------------ flex
@@ -379,11 +282,10 @@ def flex_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, torch.Te
     }
 
 
-def flex_inputs(plan: dict[str, Any]) -> dict[str, Any]:
-    """The model's inputs of a row whose plan has the ids: its block mask, made once for all layers,
-    on the ids' device."""
-    mask = block_mask(plan["group"], plan["branch"])
-    return {"attention_mask": mask, "plan": {"longest": plan["longest"]}}
+def flex_inputs(attention_plan: dict[str, Any]) -> dict[str, Any]:
+    """The model's inputs of a row whose plan has the ids: its block mask, made once for all layers."""
+    mask = block_mask(attention_plan["group"], attention_plan["branch"])
+    return {"attention_mask": mask, "attention_plan": {"longest": attention_plan["longest"]}}
 
 
 def flex_attention(
@@ -394,16 +296,16 @@ def flex_attention(
     attention_mask: torch.Tensor | BlockMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: dict[str, Any] | None = None,
+    attention_plan: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """As `segment_attention`, by flex attention where `attention_mask` is a block mask; no dropout."""
     if not isinstance(attention_mask, BlockMask):
         return _ordinary(
-            module, query, key, value, attention_mask, plan, scaling, dropout, **kwargs
+            module, query, key, value, attention_mask, attention_plan, scaling, dropout, **kwargs
         )
-    if plan is not None:
-        _check_window(plan, kwargs)
+    if attention_plan is not None:
+        _check_window(attention_plan, kwargs)
     # Rows under 128 tokens would go to the kernel for decoding, which in torch 2.13 has no form for
     # many of their lengths with grouped heads.
     out, _ = flex_attention_forward(
@@ -428,14 +330,14 @@ def _ordinary(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Any,
-    plan: dict[str, Any] | None,
+    attention_plan: dict[str, Any] | None,
     scaling: float | None,
     dropout: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """sdpa as transformers calls it; of a row that is one conversation, causal without any mask."""
-    if plan is not None:
-        _check_window(plan, kwargs)
+    if attention_plan is not None:
+        _check_window(attention_plan, kwargs)
         attention_mask = None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -443,24 +345,16 @@ def _ordinary(
     return out, None
 
 
-def _check_window(plan: dict[str, Any], kwargs: dict[str, Any]) -> None:
+def _check_window(attention_plan: dict[str, Any], kwargs: dict[str, Any]) -> None:
     window = kwargs.get("sliding_window")
-    if window is not None and window < plan["longest"]:
+    if window is not None and window < attention_plan["longest"]:
         raise ValueError(
-            f"a conversation has {plan['longest']} tokens, more than the decoder's attention window "
+            f"a conversation has {attention_plan['longest']} tokens, more than the decoder's attention window "
             f"of {window}; use group_size 1 or shorter conversations"
         )
 
 
-def register() -> None:
-    """Make the attention functions known to transformers."""
-    for name, function in (
-        (IMPLEMENTATIONS["segments"], segment_attention),
-        (IMPLEMENTATIONS["varlen"], varlen_attention),
-        (IMPLEMENTATIONS["flex"], flex_attention),
-    ):
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, sdpa_mask)
-
-
-register()
+AttentionInterface.register(IMPLEMENTATIONS["segments"], segment_attention)
+AttentionInterface.register(IMPLEMENTATIONS["flex"], flex_attention)
+for _name in (IMPLEMENTATIONS["segments"], IMPLEMENTATIONS["flex"]):
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -1,6 +1,7 @@
 """`model.checkpoint` and finished stages: a Maya, or an adapter on one, found, checked and loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ MAYA_TYPES = ("maya", "llava_cohere")
 PROCESSOR = "processor_config.json"
 
 
+@contextmanager
+def under_key(key: str) -> Iterator[None]:
+    """Put a key of the recipe before messages about a model."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        kinds = (FileNotFoundError, OSError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"{key}: {error}") from error.__cause__
+
+
 def find_checkpoint(source: ModelRecipe, previous: Path | None = None) -> Model | Adapter:
     """What a stage starts from that is not built from bases.
 
@@ -40,7 +52,7 @@ def find_checkpoint(source: ModelRecipe, previous: Path | None = None) -> Model 
     """
     if previous is not None:
         return find_model(str(previous))
-    try:
+    with under_key("model.checkpoint"):
         model = find_model(str(source.checkpoint), source.revision)
         found = find_adapter(model) if model.is_adapter else model
         base = base_of(found)
@@ -51,12 +63,6 @@ def find_checkpoint(source: ModelRecipe, previous: Path | None = None) -> Model 
                 "'maya'; a vision tower or language model is a base: give both, without model.checkpoint"
             )
         return found
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"model.checkpoint: {error}") from error.__cause__
-    except OSError as error:
-        raise OSError(f"model.checkpoint: {error}") from error.__cause__
-    except ValueError as error:
-        raise ValueError(f"model.checkpoint: {error}") from error.__cause__
 
 
 def base_of(found: Model | Adapter) -> Model:

@@ -60,7 +60,7 @@ class ForwardFlops:
     projector_first: float
 
     def total(self, *, tokens: float, pairs: float, positions: float, images: float) -> float:
-        """FLOPs of a forward pass over so much; see `training_flops` for the arguments."""
+        """FLOPs of a forward pass; see `training_flops` for the arguments."""
         decoder = self.layers * (self.layer * tokens + self.pair * pairs)
         return decoder + self.head * positions + (self.tower + self.projector) * images
 
@@ -109,9 +109,8 @@ def forward_flops(config: Any) -> ForwardFlops:
     size = head_size(text)
     attention = 2 * width * size * (2 * heads + 2 * text.num_key_value_heads)
 
-    depth = (
-        vision.num_hidden_layers if config.vision_keep_unused_weights else config.vision_layers_used
-    )
+    kept_whole = config.vision_keep_unused_weights
+    depth = vision.num_hidden_layers if kept_whole else config.vision_layers_used
     wide, deep = vision.hidden_size, vision.intermediate_size
     height, length = config.vision_image_size
     patches = (height // vision.patch_size) * (length // vision.patch_size)
@@ -136,10 +135,7 @@ def forward_flops(config: Any) -> ForwardFlops:
 def trainable_parts(
     parameters: Iterable[tuple[str, Sequence[int], bool]], config: Any, flops: ForwardFlops
 ) -> TrainableParts:
-    """Which parts learn, from (name, shape, learns) of every parameter of a Maya, adapters included.
-
-    trainable_parts(((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), config, flops)
-    """
+    """Which parts learn, from (name, shape, learns) of every parameter of a Maya, adapters included."""
     weights, adapters = [0] * flops.layers, [0] * flops.layers
     names = set()
     for name, shape, learns in parameters:

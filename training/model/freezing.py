@@ -26,7 +26,7 @@ LAYER = re.compile(r"\blanguage_model\.layers\.(\d+)\.")
 
 
 @dataclass
-class Row:
+class FreezeTableRow:
     """One line of the table: a part, the rate its parameters learn at (None: frozen), how many."""
 
     part: str
@@ -88,8 +88,7 @@ def rates(
         if not used[i]:
             raise ValueError(
                 f"train[{i}].pattern: {rule.pattern!r} decides no parameter (it finds none, or "
-                "earlier rules took them all); names look like "
-                f"{_example(names)}"
+                f"earlier rules took them all); names look like {_example(names)}"
             )
     if adapter is None and all(rate is None for rate in result):
         raise ValueError("train: every parameter is frozen; expected at least one rule with a rate")
@@ -98,7 +97,7 @@ def rates(
 
 def apply_rules(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
-) -> list[Row]:
+) -> list[FreezeTableRow]:
     """Set requires_grad of every parameter of `model`; returns the table. Raises as `rates`."""
     for _, parameter, rate in parameter_rates(model, rules, adapter):
         parameter.requires_grad_(rate is not None)
@@ -107,14 +106,14 @@ def apply_rules(
 
 def table(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
-) -> list[Row]:
+) -> list[FreezeTableRow]:
     """Parts and rates in model order, tied parameters counted once, adapter matrices apart."""
-    rows: dict[tuple[str, float | None], Row] = {}
+    rows: dict[tuple[str, float | None], FreezeTableRow] = {}
     for name, parameter, rate in parameter_rates(model, rules, adapter):
-        part = next((p for p in PARTS if p in name.split(".")), name.split(".")[0])
+        part = _part(name)
         if adapter is not None and (matrix := MATRIX.search(name)):
             part = f"{part} adapter {matrix[1].split('_')[0]}"
-        row = rows.setdefault((part, rate), Row(part, rate, 0, 0))
+        row = rows.setdefault((part, rate), FreezeTableRow(part, rate, 0, 0))
         # Weights of 4 bits are stored two in a byte, in another shape than their own.
         packed = getattr(parameter, "quant_state", None)
         row.parameters += parameter.numel() if packed is None else packed.shape.numel()
@@ -131,7 +130,7 @@ def parameter_rates(
     return [(*pair, rate) for pair, rate in zip(named, found, strict=True)]
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[FreezeTableRow]) -> str:
     """The table as it is printed before step 1."""
     width = max([24, *(len(row.part) + 2 for row in rows)])
     lines = [f"{'part':{width}}{'':10}{'parameters':>16}{'tensors':>9}  rate"]
@@ -166,9 +165,12 @@ def parameter_groups(
     ]
 
 
+def _part(name: str) -> str:
+    """The part of a Maya that a parameter belongs to; elsewhere the first part of its name."""
+    return next((part for part in PARTS if part in name.split(".")), name.split(".")[0])
+
+
 def _example(names: Sequence[str]) -> str:
-    seen: dict[str, str] = {}
-    for name in names:
-        part = next((p for p in PARTS if p in name.split(".")), "")
-        seen.setdefault(part, name)
-    return ", ".join(seen.values())
+    """The first name of every part."""
+    first = {_part(name): name for name in reversed(names)}
+    return ", ".join(reversed(first.values()))

@@ -240,30 +240,23 @@ def _render(
         raise ValueError(f"{kind}{one_line(str(error), 160)}{at}") from None
 
 
-def _refusal(text: str, tokenizer: Any, turns: Sequence[dict[str, Any]]) -> ValueError | None:
-    """Why a template does not render turns, None if it does."""
+def _rendered(text: str, tokenizer: Any, turns: Sequence[dict[str, Any]]) -> str | None:
+    """What a template makes of turns, None for what it refuses."""
     try:
-        _render(text, tokenizer, turns)
-    except ValueError as error:
-        return error
-    return None
+        return _render(text, tokenizer, turns)
+    except ValueError:
+        return None
 
 
 def _places_images(text: str, tokenizer: Any, image_token: str) -> bool:
     """Whether a template writes the placeholder for an image part, once, beside the text."""
-    turns = _turns(ASKED, image=True)
-    if _refusal(text, tokenizer, turns):
-        return False
-    found = _render(text, tokenizer, turns)
+    found = _rendered(text, tokenizer, _turns(ASKED, image=True)) or ""
     return found.count(image_token) == 1 and ASKED in found
 
 
 def _takes(text: str, tokenizer: Any, parts: bool) -> bool:
     """Whether a template says what is said in contents of this kind: texts, or lists of parts."""
-    turns = _turns(ASKED, SAID, parts=parts)
-    if _refusal(text, tokenizer, turns):
-        return False
-    found = _render(text, tokenizer, turns)
+    found = _rendered(text, tokenizer, _turns(ASKED, SAID, parts=parts)) or ""
     # A template that joins a list to its text shows the list as Python does.
     return ASKED in found and SAID in found and "'type'" not in found
 
@@ -278,9 +271,8 @@ def _wrap(source: str, tokenizer: Any, image_token: str) -> str:
     """
     parts = not _takes(source, tokenizer, parts=False)
     if parts and not _takes(source, tokenizer, parts=True):
-        raise _refusal(source, tokenizer, _turns(ASKED, SAID)) or ValueError(
-            "it leaves out what is said"
-        )
+        _render(source, tokenizer, _turns(ASKED, SAID))  # raises what it refuses them with
+        raise ValueError("it leaves out what is said")
     opening, adds_opening = _opening(source, tokenizer, parts)
     endings = _endings(source, tokenizer, parts)
     places_images = _places_images(source, tokenizer, image_token)
@@ -303,7 +295,7 @@ def _wrap(source: str, tokenizer: Any, image_token: str) -> str:
     # The prompt of a template that knows none is the wrapper's own.
     for turns in _conversations(parts=parts):
         for shown, prompt in ((turns, False), (turns[:-1], not adds_opening)):
-            if _refusal(wrapped, tokenizer, shown):
+            if _rendered(wrapped, tokenizer, shown) is None:
                 continue
             expected = _render(source, tokenizer, shown, prompt)
             found = _render(wrapped, tokenizer, shown, prompt)
@@ -352,10 +344,11 @@ def _keeps_system(source: str, tokenizer: Any, parts: bool) -> bool:
     Mistral's templates write it into the last question, as long as nothing follows that.
     """
     turns = _turns(ASKED, SAID, system=SYSTEM, parts=parts)
-    if _refusal(source, tokenizer, turns):
+    answered = _rendered(source, tokenizer, turns)
+    if answered is None:
         return True
     asked = _render(source, tokenizer, turns[:-1], prompt=True)
-    return SYSTEM in asked and _render(source, tokenizer, turns).startswith(asked)
+    return SYSTEM in asked and answered.startswith(asked)
 
 
 def _endings(source: str, tokenizer: Any, parts: bool) -> list[str]:
@@ -363,9 +356,9 @@ def _endings(source: str, tokenizer: Any, parts: bool) -> list[str]:
     answered = _render(source, tokenizer, _turns(ASKED, SAID, parts=parts))
     before, _, last = answered.partition(SAID)
     found = [_first_token(last, tokenizer)]
-    again = _turns(ASKED, SAID, AGAIN, parts=parts)
-    if not _refusal(source, tokenizer, again):
-        following = _render(source, tokenizer, again).partition(SAID)[2].partition(AGAIN)[0]
+    again = _rendered(source, tokenizer, _turns(ASKED, SAID, AGAIN, parts=parts))
+    if again is not None:
+        following = again.partition(SAID)[2].partition(AGAIN)[0]
         # What opens a question is no end of the answer before it; what closes one may be.
         asked = _render(source, tokenizer, _turns(ASKED, parts=parts)).partition(ASKED)[2]
         closing = following.removesuffix(_common_end(before.partition(ASKED)[0], following))
@@ -417,7 +410,7 @@ def _try_out(
     ends: dict[int, None] = {}
     for number, turns in enumerate(_conversations(image=True)):
         # A template need not know system turns, or a second round.
-        if number and _refusal(text, tokenizer, turns):
+        if number and _rendered(text, tokenizer, turns) is None:
             continue
         whole = _render(text, tokenizer, turns)
         _check_controls(whole, tokenizer)

@@ -1,11 +1,11 @@
 """One run, start to end.
 
-train.py: the stages of a recipe, one after the other; processes.py, launch.py: the processes they run in,
-    started here or by accelerate
-manifest.py: what a run is, compared when it is continued; output.py: its output folder
-context.py: a stage in progress; stage.py: its data, model and trainer, made and run
+train.py: the stages of a recipe, one after the other, and the output folder; processes.py, launch.py: the
+    processes they run in, started here or by accelerate
+manifest.py: what a run is, compared when it is continued
+stage.py: a stage's data, model and trainer, made and run, and the folder that it leaves
 sft_config.py: the stage's SFTConfig; memory.py: whether it fits; watched.py: whether its pictures changed
-schedule.py: when it saves, evaluates and ends; held_out.py: its held-out rows
-trainer.py: its steps; checkpoints.py: what they leave; finish.py: the stage's folder
-estimate.py: `--estimate`, from memory.py and work.py, printed by report.py
+schedule.py: when it saves, evaluates and ends
+trainer.py: its steps and held-out rows; checkpoints.py: what they leave
+estimate.py: `--estimate`, from memory.py and work.py
 """

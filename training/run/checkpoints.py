@@ -15,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..common.files import write_json
 from ..common.reading import read_json_mapping, read_text
 from ..common.telling import one_line
@@ -50,26 +52,26 @@ def _files(folder: Path) -> list[Path]:
 
 def _checksums(folder: Path) -> dict[str, list[Any]]:
     """[size, hash] by name; the hash is over the hashes of a file's pieces."""
-    files = _files(folder)
+
+    def hash_piece(piece: tuple[Path, int]) -> bytes:
+        file, start = piece
+        with file.open("rb") as opened:
+            opened.seek(start)
+            return sha256(opened.read(PIECE)).digest()
+
+    files = {file: file.stat().st_size for file in _files(folder)}
     pieces = [
-        (file, start) for file in files for start in range(0, max(file.stat().st_size, 1), PIECE)
+        (file, start) for file, size in files.items() for start in range(0, max(size, 1), PIECE)
     ]
     with ThreadPoolExecutor(THREADS) as pool:
-        hashes = list(pool.map(_hash_piece, pieces))
+        hashes = list(pool.map(hash_piece, pieces))
     whole = {file: sha256() for file in files}
     for (file, _), digest in zip(pieces, hashes, strict=True):
         whole[file].update(digest)
     return {
-        file.relative_to(folder).as_posix(): [file.stat().st_size, digest.hexdigest()]
+        file.relative_to(folder).as_posix(): [files[file], digest.hexdigest()]
         for file, digest in whole.items()
     }
-
-
-def _hash_piece(piece: tuple[Path, int]) -> bytes:
-    file, start = piece
-    with file.open("rb") as opened:
-        opened.seek(start)
-        return sha256(opened.read(PIECE)).digest()
 
 
 def damage(folder: Path) -> str | None:
@@ -79,9 +81,7 @@ def damage(folder: Path) -> str | None:
         if not noted.is_file():
             return _damage_without_checksums(folder)
         expected = read_json_mapping(noted)
-        sizes = {
-            file.relative_to(folder).as_posix(): file.stat().st_size for file in _files(folder)
-        }
+        sizes = {f.relative_to(folder).as_posix(): f.stat().st_size for f in _files(folder)}
         for name, value in expected.items():
             if name not in sizes:
                 return f"{name} is missing"
@@ -105,48 +105,34 @@ REQUIRED = {
 
 
 def _damage_without_checksums(folder: Path) -> str | None:
-    """As `damage`, of a checkpoint that was written before there were checksums: what can be read."""
+    """As `damage`, of a checkpoint that was written before there were checksums.
+
+    Without this, a missing state of the optimizer would be made anew without a word.
+    """
     for name in (STATE, SUMS):
         if not (folder / name).is_file():
             return f"{name} is missing"
     read_state(folder)
     read_sums(folder)
-    files = _files(folder)
-    parts = {part for file in files for part in file.relative_to(folder).parts}
+    files = {file: file.relative_to(folder) for file in _files(folder)}
+    parts = {part for name in files.values() for part in name.parts}
     # DeepSpeed has files of its own for what is not a random state.
     deepspeed = any(part.startswith("global_step") for part in parts)
-    for kind, starts in REQUIRED.items():
-        if not any(part.startswith(starts) for part in parts) and not (
-            deepspeed and kind != "the random state"
-        ):
+    kinds = {"the random state": REQUIRED["the random state"]} if deepspeed else REQUIRED
+    for kind, starts in kinds.items():
+        if not any(part.startswith(starts) for part in parts):
             return f"{kind} is missing"
-    for file in files:
-        told = _unreadable(file)
-        if told is not None:
-            return f"{file.relative_to(folder)} {told}"
+    for file, place in files.items():
+        archive = file.suffix in (".pt", ".pth", ".bin")
+        if not file.stat().st_size or (archive and not zipfile.is_zipfile(file)):
+            return f"{place} is damaged"
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                return f"{place} is damaged ({one_line(str(error), 100)})"
     return None
-
-
-def _unreadable(file: Path) -> str | None:
-    """Why a file of tensors cannot be read, None if it can, or is another kind of file."""
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(file, framework="pt"):
-                return None
-        except SafetensorError as error:
-            return f"is damaged ({one_line(str(error), 100)})"
-    if file.suffix in (".pt", ".pth", ".bin"):
-        try:
-            with zipfile.ZipFile(file) as archive:
-                bad = (
-                    archive.testzip()
-                )  # reads all, and holds it against the archive's own checksums
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-            return f"is damaged ({one_line(str(error), 100)})"
-        return None if bad is None else f"is damaged ({bad})"
-    return "is empty" if not file.stat().st_size else None
 
 
 # ------------------------------------------------------------------------------ chosen
@@ -155,8 +141,7 @@ def _unreadable(file: Path) -> str | None:
 def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint in `folder` that is whole; None where there are no checkpoints.
 
-    Damaged ones are named. They, and any that are newer than the one that is returned, get another
-    name, so that nothing takes them for whole.
+    Damaged ones are named; they, and any newer than the one returned, are renamed.
 
     Args:
         best: whether the best checkpoint will be needed in the end: a run can go on only from one
@@ -181,7 +166,9 @@ def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path |
             continue
         for other in found:
             if problems.get(other) or found.index(other) > found.index(path):
-                _set_aside(other)
+                aside = other.with_name(f"{other.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(other, aside)
         for other, told in problems.items():
             if told:
                 say(f"{other}: {one_line(told)}; going on from {path.name}")
@@ -193,12 +180,6 @@ def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path |
         f"{first}: {told}; no checkpoint in {folder} is whole: copy one there again, or delete that "
         "folder to begin the stage again"
     )
-
-
-def _set_aside(checkpoint: Path) -> None:
-    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(checkpoint, aside)
 
 
 def drop_old(folder: Path, keep: int | None, best: int | None) -> None:

@@ -1,8 +1,6 @@
 """`maya train RECIPE --estimate`: memory per process and time of every stage, without starting it.
 
-The models are built without weights (torch's meta device), so an 8B takes seconds. Weights,
-gradients and optimizer state are counted tensor by tensor; activations are an upper estimate by
-formula; time is FLOPs over an assumed part of a peak. Nothing is started or written.
+Memory is that of memory.py; time is FLOPs over an assumed part of a peak. Nothing is started or written.
 
 What is not here may be described by files in the folder `configs` beside the recipe's file:
 NAME.json is the config.json of a base or checkpoint whose name ends in NAME (others are asked for on
@@ -12,7 +10,7 @@ the Hub), RECIPE.work.json says what the groups of a stage's data are like (see 
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +29,7 @@ from ..model.flops import (
     trainable_parts,
     training_flops,
 )
-from ..model.freezing import parameter_rates, table
+from ..model.freezing import FreezeTableRow, format_table, parameter_rates, table
 from ..model.loss import TILE
 from ..recipe import (
     Recipe,
@@ -43,6 +41,7 @@ from ..recipe import (
 from .launch import environment, find_config
 from .memory import (
     WITHOUT_FSDP,
+    Memory,
     Sharding,
     activation_bytes,
     maya_config,
@@ -50,8 +49,53 @@ from .memory import (
     stage_memory,
 )
 from .processes import count_processes
-from .report import GIB, UTILISATION, Device, StageEstimate, format_time
 from .work import Work, assumed_work, evaluations, measure_work, read_described
+
+GIB = 2**30
+# The part of a peak that a run is taken to reach.
+UTILISATION = 0.4
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a process runs on: peak in FLOP/s, memory in bytes, and where the peak is from."""
+
+    name: str
+    peak: float
+    memory: int
+    source: str
+
+
+@dataclass
+class StageEstimate:
+    """One stage.
+
+    memory: of a process, its activations those of a row of `row_tokens`. work, seconds: None where the data
+    or the tokenizer is not here (`missing` says which) and nothing is assumed; flops_per_token is then that
+    of the decoder's layers alone. eval_seconds: of all evaluations of the stage's eval_data, None where it
+    has none or that is not here. Where the architecture's FLOPs are not known, flops_per_token, seconds and
+    activations are None, and `notes` says so.
+    """
+
+    name: str
+    rows: list[FreezeTableRow]
+    memory: Memory
+    row_tokens: int | None
+    sharding: Sharding
+    processes: int
+    device: Device
+    work: Work | None
+    missing: str
+    notes: list[str]
+    flops_per_token: float | None = None
+    seconds: float | None = None
+    eval_seconds: float | None = None
+
+    @property
+    def speed(self) -> float:
+        """FLOP/s that all processes are taken to reach."""
+        return self.processes * UTILISATION * self.device.peak
+
 
 GPUS = {
     key: Device(label, DATA_SHEET[name], memory, "data sheet, dense bf16")
@@ -153,8 +197,6 @@ def _estimate(
         device=device,
         work=work,
         missing=missing,
-        flops_per_token=None,
-        seconds=None,
         notes=notes,
     )
     try:
@@ -162,14 +204,9 @@ def _estimate(
     except ValueError as error:
         notes.append(f"neither activations nor time: {error}")
         return result
-    learns = trainable_parts(
-        (
-            (name, parameter.shape, rate is not None)
-            for name, parameter, rate in parameter_rates(model, stage.train, stage.adapter)
-        ),
-        config,
-        flops,
-    )
+    rates = parameter_rates(model, stage.train, stage.adapter)
+    named = ((name, parameter.shape, rate is not None) for name, parameter, rate in rates)
+    learns = trainable_parts(named, config, flops)
     if row_tokens is not None:
         activations = activation_bytes(
             config,
@@ -181,55 +218,39 @@ def _estimate(
             checkpointing=checkpointing,
             tile=TILE["cuda" if cuda else "cpu"],
         )
-        result = replace(result, memory=replace(memory, activations=activations))
-    if work is None:
-        layers = training_flops(
-            flops, learns, tokens=1, pairs=0, positions=0, images=0, checkpointing=checkpointing
-        )
-        return replace(result, flops_per_token=layers)
-    group = training_flops(
-        flops,
-        learns,
-        tokens=work.tokens,
-        pairs=work.pairs,
-        positions=work.positions,
-        images=work.images,
-        checkpointing=checkpointing,
-    )
-    speed = processes * UTILISATION * device.peak
-    seconds = work.steps * stage.batch_size * group / speed
-    result = replace(result, flops_per_token=group / work.tokens, seconds=seconds)
-    return _with_evaluations(result, recipe, stage, config, flops) if stage.eval_data else result
+        result.memory = replace(memory, activations=activations)
+    one_token: dict[str, float] = {"tokens": 1, "pairs": 0, "positions": 0, "images": 0}
+    amounts = one_token if work is None else work.amounts
+    group = training_flops(flops, learns, **amounts, checkpointing=checkpointing)
+    result.flops_per_token = group / amounts["tokens"]
+    if work is not None:
+        result.seconds = work.steps * stage.batch_size * group / result.speed
+        if stage.eval_data:
+            _add_evaluations(result, work, recipe, stage, config, flops)
+    return result
 
 
-def _with_evaluations(
+def _add_evaluations(
     result: StageEstimate,
+    work: Work,
     recipe: Recipe,
     stage: StageRecipe,
     config: MayaConfig,
     flops: ForwardFlops,
-) -> StageEstimate:
-    """`result` with the time of evaluations of the stage's eval_data, or a note where that is not here."""
-    assert result.work is not None
-    speed = result.processes * UTILISATION * result.device.peak
+) -> None:
+    """Give `result` the time of evaluations of the stage's eval_data, or a note where that is not here."""
     try:
         held_out = measure_work(recipe, replace(stage, data=stage.eval_data), config)
     except (OSError, ValueError) as error:
         result.notes.append(f"evaluations are not counted: {' '.join(str(error).split())}")
-        return result
-    forward = flops.total(
-        tokens=held_out.tokens,
-        pairs=held_out.pairs,
-        positions=held_out.positions,
-        images=held_out.images,
-    )
-    times = evaluations(stage, result.work)
-    seconds = times * held_out.groups_per_epoch * forward / speed
+        return
+    times = evaluations(stage, work)
+    forward = flops.total(**held_out.amounts)
+    result.eval_seconds = times * held_out.groups_per_epoch * forward / result.speed
     result.notes.append(
         f"{times:,} evaluations of {held_out.groups_per_epoch:,} held-out groups: "
-        f"{format_time(seconds)} of the time"
+        f"{format_time(result.eval_seconds)} of the time"
     )
-    return replace(result, eval_seconds=seconds)
 
 
 def this_device(cuda: bool) -> Device:
@@ -292,3 +313,78 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     if checkpoint is None:
         return maya_config(recipe, base("vision_tower"), base("language_model"))
     return read(checkpoint, MayaConfig.from_dict, lambda: checkpoint_config(find_checkpoint(model)))
+
+
+# ------------------------------------------------------------------------------ printed
+
+
+def format_estimate(stages: Sequence[StageEstimate]) -> str:
+    """What `--estimate` prints."""
+    return "\n\n".join(_format(stage) for stage in stages)
+
+
+def _format(stage: StageEstimate) -> str:
+    processes = "1 process" if stage.processes == 1 else f"{stage.processes} processes"
+    cut = {"none": "", "ddp": ", each with the whole model", "fsdp": ", sharded by FSDP"}
+    how = cut.get(stage.sharding, f", sharded by DeepSpeed {stage.sharding}")
+    device = stage.device
+    lines = [
+        f"stage {stage.name}: {processes} on {device.name}{how}",
+        *(f"  {line}" for line in format_table(stage.rows).splitlines()),
+        f"  {'memory of a process':26}{'GiB':>8}",
+    ]
+    memory = stage.memory
+    parts: list[tuple[str, int | None]] = [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer state", memory.optimizer),
+        ("buffers, at most", memory.buffers),
+        ("activations, at most", memory.activations),
+    ]
+    for name, size in parts:
+        lines.append(f"    {name:24}" + ("       ?" if size is None else f"{size / GIB:8.2f}"))
+    at_least = " without activations" if memory.activations is None else ""
+    lines.append(
+        f"    {'in all':24}{memory.total / GIB:8.2f}  of {device.memory / GIB:.0f}{at_least}"
+    )
+    if memory.activations is not None:
+        lines.append(f"  activations of a row of {stage.row_tokens:,} tokens")
+    elif stage.row_tokens is None:
+        lines.append("  activations need args.max_length, or the data and the tokenizer")
+    assumed = (
+        f"assumed: {UTILISATION:.0%} of a peak of {device.peak / 1e12:,.3g} TFLOP/s "
+        f"({device.source})"
+    )
+    if stage.work is not None:
+        work = stage.work
+        lines.append(
+            f"  {work.steps:,} steps; an epoch is {work.groups_per_epoch:,} groups of about "
+            f"{work.tokens:,.0f} tokens, {work.positions:,.0f} of them learned, "
+            f"{work.images:.3g} images"
+        )
+        if work.assumed:
+            lines.append(f"  {stage.missing}; assumed: {work.assumed}")
+    if stage.seconds is not None and stage.flops_per_token is not None:
+        lines.append(
+            f"  time: {format_time(stage.seconds + (stage.eval_seconds or 0))}, {stage.flops_per_token / 1e9:,.3g} GFLOP a token; "
+            f"{assumed}"
+        )
+    elif stage.work is None:
+        lines.append(f"  steps and time need the data: {stage.missing}")
+        if stage.flops_per_token is not None:
+            tokens = stage.speed / stage.flops_per_token
+            lines.append(
+                f"  the decoder's layers alone: {stage.flops_per_token / 1e9:,.3g} GFLOP a token, "
+                f"{tokens:,.0f} tokens a second, a billion tokens in {format_time(1e9 / tokens)}; "
+                f"{assumed}"
+            )
+    return "\n".join(lines + [f"  {note}" for note in stage.notes])
+
+
+def format_time(seconds: float) -> str:
+    hours = seconds / 3600
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    if hours >= 2:
+        return f"{hours:.1f} hours"
+    return f"{seconds / 60:.1f} minutes"

@@ -17,6 +17,8 @@ from ..common.signals import LAUNCHER
 from ..recipe import find_recipe, load_recipe
 from .processes import check_processes, count_processes, threads_per_process
 
+# What accelerate raises for a config file that it cannot use.
+REFUSALS = (ValueError, TypeError, AttributeError, KeyError)
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate"
 
 
@@ -52,9 +54,8 @@ def environment(config: Path, processes: int) -> dict[str, str]:
             found = prepare_deepspeed_cmd_env(args)[1]
         else:
             found = prepare_multi_gpu_env(args)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{config}: no config file of accelerate's: {reason}") from None
+    except REFUSALS as error:
+        raise _refused(config, error) from None
     return {k: v for k, v in found.items() if k.startswith(("ACCELERATE_", "FSDP_"))}
 
 
@@ -63,12 +64,14 @@ def read_config(config: Path) -> dict[str, Any]:
     try:
         found = read_yaml(config)
     except ValueError as error:
-        raise ValueError(f"{config}: no config file of accelerate's: {error}") from None
+        raise _refused(config, error) from None
     if not isinstance(found, dict):
-        raise ValueError(
-            f"{config}: no config file of accelerate's: expected a mapping, found {type(found).__name__}"
-        )
+        raise _refused(config, f"expected a mapping, found {type(found).__name__}")
     return found
+
+
+def _refused(config: Path, reason: object) -> ValueError:
+    return ValueError(f"{config}: no config file of accelerate's: {' '.join(str(reason).split())}")
 
 
 def launch(config: Path, processes: int, command: Sequence[str]) -> int:
@@ -94,9 +97,8 @@ def launch(config: Path, processes: int, command: Sequence[str]) -> int:
         launch_command(launch_command_parser().parse_args(_options(config, processes, command)))
     except ImportError as error:
         raise ValueError(f"{config}: {error}") from None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{config}: no config file of accelerate's: {reason}") from None
+    except REFUSALS as error:
+        raise _refused(config, error) from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -113,11 +115,7 @@ def launch(config: Path, processes: int, command: Sequence[str]) -> int:
 def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequence[str]) -> int:
     """Run the `maya train` command in progress again, in as many processes as the recipe says.
 
-    Args:
-        config: a file or the name of a shipped one. overrides: `key=value` changes of the recipe.
-        options: further options of the command.
-
-    Returns the exit code. Raises ValueError, FileNotFoundError as `find_config` and `load_recipe`.
+    options: further options of the command. Returns the exit code. Raises as `find_config` and `load_recipe`.
     """
     file = find_config(config)
     processes = count_processes(load_recipe(find_recipe(recipe), overrides))

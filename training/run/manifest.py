@@ -67,16 +67,15 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
     content = {}
     model = recipe.model
     for path in (model.vision_tower, model.language_model, model.checkpoint):
-        if path is not None:
-            local = is_local(path)
-            content[path] = (
-                _content(Path(path)) if local else _model_repository(path, model.revision)
-            )
+        if path is not None and is_local(path):
+            content[path] = _content(Path(path))
+        elif path is not None:
+            content[path] = _model_repository(path, model.revision)
     for source in _sources(recipe):
         if is_local(source.path):
             content[source.path] = _content(Path(source.path))
         else:
-            content[_name(source)] = _dataset_repository(source)
+            content[_name(source.path, source.revision)] = _dataset_repository(source)
         if source.image_folder is not None and Path(source.image_folder).is_file():
             content[source.image_folder] = _content(Path(source.image_folder))
     for _, owner in template_owners(recipe):
@@ -126,8 +125,13 @@ def _content(path: Path) -> str:
 # ------------------------------------------------------------------------------ the Hub
 
 
-def _name(source: DataRecipe) -> str:
-    return source.path if source.revision is None else f"{source.path}@{source.revision}"
+def _name(path: str, revision: str | None) -> str:
+    return f"{path}@{revision}" if revision else path
+
+
+def _commit(content: dict[str, Any], path: str, revision: str | None) -> str:
+    """The commit of a Hub dataset that a manifest's content holds, or nothing."""
+    return str(content.get(_name(path, revision), "")).partition("@")[2]
 
 
 def _dataset_repository(source: DataRecipe) -> str:
@@ -162,7 +166,7 @@ def _model_repository(path: str, revision: str | None = None) -> str:
 def pin(recipe: Recipe, manifest: dict[str, Any]) -> None:
     """Have the Hub datasets of `recipe` read at the commits of `manifest`."""
     for source in _sources(recipe):
-        commit = str(manifest["content"].get(_name(source), "")).partition("@")[2]
+        commit = _commit(manifest["content"], source.path, source.revision)
         if commit and not is_local(source.path):
             source.revision = commit
 
@@ -241,14 +245,11 @@ def write_manifest(output: Path, manifest: dict[str, Any]) -> None:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """What differs between two manifests, in words; None where they are of the same run."""
-    contents = (old["content"], new["content"])
-    before, after = (_comparable(manifest["recipe"]) for manifest in (old, new))
-    return _compare(before, after, "", contents)
-
-
-def _comparable(values: dict[str, Any]) -> dict[str, Any]:
     # An earlier version wrote what this one leaves out: values at their defaults, and secrets.
-    return without_defaults(Recipe, without_secrets(values))
+    before, after = (
+        without_defaults(Recipe, without_secrets(manifest["recipe"])) for manifest in (old, new)
+    )
+    return _compare(before, after, "", (old["content"], new["content"]))
 
 
 _MISSING: Any = object()
@@ -302,7 +303,7 @@ def _compare_places(
         if old == new:
             return None
         commits = [
-            str(content.get(_place_name(values), "")).partition("@")[2]
+            _commit(content, str(values.get("path")), values.get("revision"))
             for content, values in zip(contents, source, strict=True)
         ]
         same = commits[0] == commits[1] or not all(commits)
@@ -320,11 +321,6 @@ def _compare_places(
     if hub and (key.endswith(".path") or not ("@" in before and "@" in after)):
         return None  # a dataset goes on at its commit; a commit that is not known is no change
     return f"the files of {one_line(new)} have changed"
-
-
-def _place_name(values: dict[str, Any]) -> str:
-    path, revision = values.get("path"), values.get("revision")
-    return f"{path}@{revision}" if revision else str(path)
 
 
 def _shown(value: Any) -> str:

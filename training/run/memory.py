@@ -20,6 +20,12 @@ from ..model.flops import TrainableParts, head_size
 from ..model.freezing import parameter_rates, table
 from ..recipe import Recipe, StageRecipe
 
+# Moments that an optimizer keeps of a weight, by a part of its name; others keep two, as Adam.
+MOMENTS = {"sgd": 0, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
+# Bytes of one of torchao's moments a weight, with the constants of its blocks.
+TORCHAO = {"adamw_torch_8bit": 1 + 4 / 256, "adamw_torch_4bit": 1 / 2 + 4 / 128}
+# Parts of the names of bitsandbytes' optimizers, whose moments are float32 where they are not 8 bits.
+BITSANDBYTES = ("8bit", "32bit", "ademamix", "rmsprop_bnb")
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 # What `args.fsdp` comes to where nothing can be sharded.
 WITHOUT_FSDP: dict[Sharding, str] = {
@@ -43,7 +49,7 @@ class Memory:
 
     @property
     def resident(self) -> int:
-        """What is there all the time: weights, gradients and optimizer state, the least there is."""
+        """What is there all the time."""
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -152,33 +158,19 @@ def optimizer_bytes(optim: str, trained: Sequence[tuple[str, nn.Parameter]], wid
     adamw_torch*: two moments as wide as a weight (`width` bytes). bitsandbytes: float32, or with
     "8bit" a byte and a float32 constant for each 256 weights of tensors of 4,096 weights and more;
     embeddings keep 32 bits, as in Trainer. torchao's 8 and 4 bits alike, with blocks of 256 and 128.
-    lion and rmsprop have one moment, ademamix three, adafactor a row and a column, sgd none. Others
-    are taken as adamw_torch.
+    adafactor has a row and a column of a matrix.
     """
-    if optim == "sgd":
-        return 0
     if optim == "adafactor":
         return sum(width * (sum(p.shape) if p.ndim == 2 else p.numel()) for _, p in trained)
-    moments = 2
-    if "lion" in optim or "rmsprop" in optim or optim == "adagrad":
-        moments = 1
-    elif "ademamix" in optim:
-        moments = 3
-    torchao = optim in ("adamw_torch_8bit", "adamw_torch_4bit")
-    bitsandbytes = (
-        not torchao
-        and optim not in ("rmsprop", "adagrad")
-        and ("8bit" in optim or "32bit" in optim or "ademamix" in optim or "rmsprop" in optim)
-    )
+    moments = next((count for part, count in MOMENTS.items() if part in optim), 2)
+    torchao = TORCHAO.get(optim)
+    bitsandbytes = torchao is None and any(part in optim for part in BITSANDBYTES)
     total = 0.0
     for name, parameter in trained:
         size = parameter.numel()
-        small = size < 4096
-        if torchao and not small:
-            total += moments * (
-                size + 4 * size / 256 if "8" in optim else size / 2 + 4 * size / 128
-            )
-        elif "8bit" in optim and bitsandbytes and not small and "embed_tokens" not in name:
+        if torchao is not None and size >= 4096:
+            total += moments * size * torchao
+        elif bitsandbytes and "8bit" in optim and size >= 4096 and "embed_tokens" not in name:
             total += moments * (size + 4 * math.ceil(size / 256))
         else:
             total += moments * size * (4 if bitsandbytes else width)
@@ -249,13 +241,14 @@ def check_memory(
     """
     import psutil
 
-    from ..model.assemble import base_configs
+    from ..model.assemble import base_config
     from ..model.checkpoint import checkpoint_config, find_checkpoint
 
     source = recipe.model
     if previous is None and source.checkpoint is None:
-        bases = base_configs(str(source.vision_tower), str(source.language_model), trust)
-        config = maya_config(recipe, *bases)
+        vision = base_config(str(source.vision_tower), "vision_tower", trust)
+        text = base_config(str(source.language_model), "language_model", trust)
+        config = maya_config(recipe, vision, text)
     else:
         config = checkpoint_config(find_checkpoint(source, previous))
     dtype, count = getattr(torch, source.dtype), state.num_processes

@@ -27,7 +27,7 @@ def available_cores() -> int:
 
 
 def threads_per_process(processes: int) -> int:
-    """Threads for each of the processes that share this machine's cores."""
+    """Threads of each process where this machine's cores are shared."""
     return max(1, available_cores() // processes)
 
 

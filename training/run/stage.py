@@ -1,22 +1,64 @@
-"""One stage of a run: its data, model and trainer are made, it is trained, and finished or stopped."""
+"""One stage of a run: its data, model and trainer are made, it is trained, and finished or stopped.
 
-import dataclasses
+A finished stage is one folder: its model, its log and its list of bad rows.
+"""
+
 import gc
+import json
 import math
+import os
+import shutil
 import signal
+import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..common.files import write_json
+from ..common.secrets import without_secrets
 from ..common.signals import Interruption, Stopped, signal_handlers
-from ..recipe import AdapterRecipe, Recipe, StageRecipe, count_steps, template_owners
-from .checkpoints import newest_whole, read_state
-from .context import StageRun
-from .finish import finish_stage
+from ..common.telling import printable
+from ..recipe import AdapterRecipe, Recipe, StageRecipe, count_steps, template_owners, write_recipe
+from .checkpoints import newest_whole, read_state, writing
+from .manifest import WORK
 from .sft_config import check_metric, metric_name, stage_arguments
 
 # The pictures of a stage whose changes are watched.
 PICTURES = "pictures.{}.parquet"
+LOG = "training_log.json"
+BAD_ROWS = "bad_rows.jsonl"
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage in progress.
+
+    previous: the folder of the stage before, None for the first. folder: where the stage's model will
+    be. state: accelerate's PartialState. started: time.monotonic() when the stage began.
+    """
+
+    recipe: Recipe
+    stage: StageRecipe
+    previous: Path | None
+    folder: Path
+    trust_remote_code: bool
+    state: Any
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def work(self) -> Path:
+        return self.folder.parent / WORK
+
+    def say(self, text: str) -> None:
+        say(self.state, text)
+
+
+def say(state: Any, text: str) -> None:
+    """Print lines, from one of the processes that train together."""
+    if state.is_main_process:
+        print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 def run_stage(
@@ -77,7 +119,7 @@ def _open_data(run: StageRun) -> tuple[Any, Any]:
         held = None
         if stage.eval_data:
             held = open_groups(
-                dataclasses.replace(stage, data=stage.eval_data),
+                replace(stage, data=stage.eval_data),
                 seed,
                 pinned=run.work / f"{stage.name}.eval_files.json",
             )
@@ -171,8 +213,6 @@ def _continue_adapter(run: StageRun, adapter: AdapterRecipe, model: Any) -> None
 
 def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
     """Give the decoder its dtype and attention, and compile its layers; returns the attention's name."""
-    import torch
-
     from ..model.attention import choose_attention, set_attention
     from ..model.compiling import compile_layers
 
@@ -182,8 +222,7 @@ def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     decoder = model.model.language_model
-    half = args.bf16 or args.fp16 or decoder.dtype != torch.float32
-    attention = choose_attention(run.recipe.model.attention, decoder, run.state.device.type, half)
+    attention = choose_attention(run.recipe.model.attention, decoder, run.state.device.type)
     set_attention(decoder, attention)
     compile_layers(decoder, run.stage.args, attention)
     run.say(f"attention: {attention}")
@@ -257,8 +296,7 @@ def _make_trainer(
     import datasets
 
     from ..batches.collator import GroupCollator
-    from .held_out import HeldOut
-    from .trainer import MayaTrainer, quiet_callbacks
+    from .trainer import HeldOut, MayaTrainer, quiet_callbacks
 
     stage, ranks = run.stage, run.state.num_processes
     dataset = datasets.Dataset.from_dict(
@@ -278,9 +316,7 @@ def _make_trainer(
     held_out = None
     if held is not None:
         pass_over = held.plan(None, stage.group_size, run.recipe.seed, shuffled=False)
-        held_out = HeldOut(
-            GroupCollator(held, processor, plan=pass_over, **options), held.languages
-        )
+        held_out = HeldOut(GroupCollator(held, processor, plan=pass_over, **options))
     trainer = MayaTrainer(
         model,
         args,
@@ -326,3 +362,98 @@ def _train(run: StageRun, trainer: Any, found: Path | None, rows: Sequence[Any])
         f"{trainer.args.max_steps}; the same command continues",
         stop,
     )
+
+
+# ------------------------------------------------------------------------------ finished
+
+
+def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
+    """Write what a stage learned, its log and its bad rows to its folder, and drop its checkpoints.
+
+    rows: of the printed table.
+    """
+    import torch
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from ..model.adapters import ADAPTER, merge_adapter
+    from ..model.checkpoint import base_of, find_checkpoint
+
+    recipe, stage, folder, state = run.recipe, run.stage, run.folder, run.state
+    processor = trainer.processing_class
+    temporary = run.work / f"{folder.name}.model"
+    if state.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    state.wait_for_everyone()
+    trainer.check_weights()
+    try:
+        with writing(folder.parent):
+            trainer.save_model(str(temporary / ADAPTER if stage.adapter else temporary))
+            # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
+            unset_hf_deepspeed_config()
+            if stage.adapter is not None and state.is_main_process:
+                base = base_of(find_checkpoint(recipe.model, run.previous))
+                dtype = getattr(torch, recipe.model.dtype)
+                merge_adapter(base, temporary / ADAPTER, dtype).save_pretrained(temporary)
+                for place in (temporary, temporary / ADAPTER):
+                    processor.save_pretrained(place)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if state.is_main_process:
+        write_recipe(recipe, temporary / "recipe.yaml", folder)
+        lists = sorted(run.work.glob(f"{stage.name}.bad_rows.*.jsonl"))
+        bad = merge_bad_rows(lists, temporary / BAD_ROWS)
+        for line in bad:
+            run.say("  " + line)
+        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        write_json(
+            temporary / LOG,
+            {
+                "stage": stage.name,
+                "steps": trainer.state.global_step,
+                **({} if best is None else {"best_step": best}),
+                "seconds": round(time.monotonic() - run.started, 1),
+                "processes": state.num_processes,
+                "device": str(state.device),
+                "peak": trainer.peak_source,
+                "table": [vars(row) for row in rows],
+                "data": trainer.data_collator.data.summary(),
+                "bad_rows": bad,
+                "log": without_secrets(trainer.state.log_history),
+            },
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        # Killed here, the next run finds a finished stage and no need of these.
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+        for file in lists:
+            file.unlink()
+        print(
+            f"stage {stage.name}: done in {time.monotonic() - run.started:.0f} s, {folder}",
+            flush=True,
+        )
+    state.wait_for_everyone()
+
+
+def merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
+    """Merge the ranks' lists into `target`, each row once; returns what was left out, in words."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").split("\n"):
+            try:
+                row = json.loads(line)
+                # Ids repeat; a row's number in its file does not, and a file may be several times in the data.
+                place = (row.get("data"), row.get("row"))
+                identity = place if None not in place else (row["id"], row["language"])
+                rows.setdefault((row["path"], row["action"], *identity), row)
+            except ValueError:  # empty, or the last line of a killed run: its row was met again
+                continue
+    counts = Counter((path, action) for path, action, *_ in rows)
+    if rows:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows.values()]
+        text = "\n".join(lines) + "\n"
+        target.write_bytes(text.encode("utf-8", "backslashreplace"))
+    return [
+        f"{path}: {count:,} rows {action}, listed in {target.name}"
+        for (path, action), count in sorted(counts.items())
+    ]

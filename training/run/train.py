@@ -15,6 +15,7 @@ recipe differs is refused rather than mixed with old work.
 
 import contextlib
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
@@ -25,7 +26,6 @@ from ..common.files import only_one
 from ..common.signals import LAUNCHER, Stopped, end_with_parent, stopping
 from ..recipe import Recipe, find_recipe, load_recipe, write_recipe
 from .checkpoints import writing
-from .context import say
 from .manifest import (
     MANIFEST,
     WORK,
@@ -36,12 +36,12 @@ from .manifest import (
     read_manifest,
     write_manifest,
 )
-from .output import LOCK, clear, clear_work, copy_model
 from .processes import count_processes, start, threads_per_process
 from .sft_config import stage_arguments
-from .stage import PICTURES, run_stage
+from .stage import PICTURES, run_stage, say
 
 TIMEOUT = 7200  # seconds that processes wait for one another
+LOCK = "lock"
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
 
 
 def run_recipe(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
-    """Run the stages of a recipe in this process, alone or as one of several that train together."""
+    """Run the stages of a recipe in this process, which may be one of several that train together."""
     if launcher := os.environ.get(LAUNCHER):
         end_with_parent(int(launcher))
     with stopping("the same command continues"):
@@ -89,6 +89,8 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     import torch
     import transformers
     from accelerate import PartialState
+
+    from . import watched
 
     # What is printed is ours; the libraries' bars and warnings about their own defaults are not
     # for users.
@@ -119,7 +121,9 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
             else:  # another run may have begun and ended before the lock was held
                 if not check_manifest(output, manifest):
                     clear_work(output)
-                _check_pictures(recipe, output)
+                for stage in recipe.stages:
+                    finished = (output / stage.name / "config.json").is_file()
+                    watched.check(stage, work / PICTURES.format(stage.name), finished)
             write_manifest(output, manifest)
         state.wait_for_everyone()
         pin(recipe, read_manifest(output))
@@ -166,9 +170,44 @@ def check_stages(recipe: Recipe, state: Any) -> None:
             check_packages(args, f"stage {stage.name}: args")
 
 
-def _check_pictures(recipe: Recipe, output: Path) -> None:
-    from .watched import check
+# ------------------------------------------------------------------------------ the output folder
 
-    for stage in recipe.stages:
-        finished = (output / stage.name / "config.json").is_file()
-        check(stage, output / WORK / PICTURES.format(stage.name), finished)
+
+def clear(output: Path, recipe: Recipe) -> None:
+    """Remove what runs left in `output`, and nothing else.
+
+    Killed in the middle, it can be done again: a stage's config.json, without which it is not finished,
+    goes first, and the manifest last.
+    """
+    stages = [output / stage.name for stage in recipe.stages]
+    for folder in (output, *stages):
+        (folder / "config.json").unlink(missing_ok=True)
+    for folder in stages:
+        shutil.rmtree(folder, ignore_errors=True)
+    clear_work(output)
+
+
+def clear_work(output: Path) -> None:
+    """Remove what a run keeps beside its models; the manifest goes last, the lock stays."""
+    for path in sorted((output / WORK).iterdir(), key=lambda p: p.name == MANIFEST):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def copy_model(stage: Path, output: Path) -> None:
+    """Give `output` the files of the last stage, config.json last: before it, nothing loads."""
+    if (output / "config.json").is_file():
+        return
+    # Paths in recipe.yaml are relative to the folder it is in, and `output` has its own.
+    names = sorted(p.name for p in stage.iterdir() if p.is_file() and p.name != "recipe.yaml")
+    for name in [n for n in names if n != "config.json"] + ["config.json"]:
+        temporary = output / WORK / name
+        temporary.unlink(missing_ok=True)
+        copy = os.link if name.endswith(".safetensors") else shutil.copy2
+        try:
+            copy(stage / name, temporary)
+        except OSError:  # no links on this disk
+            shutil.copy2(stage / name, temporary)
+        os.replace(temporary, output / name)

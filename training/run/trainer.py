@@ -7,12 +7,13 @@ import os
 import shutil
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_callback import (
     DefaultFlowCallback,
@@ -22,7 +23,7 @@ from transformers.trainer_callback import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from ..batches.collator import BadRow
+from ..batches.collator import BadRow, GroupCollator
 from ..model.adapters import load_adapter, save_adapter
 from ..model.attention import flex_inputs
 from ..model.flops import (
@@ -37,7 +38,6 @@ from ..model.freezing import parameter_groups
 from ..model.loss import token_losses
 from ..recipe import AdapterRecipe, Rule
 from .checkpoints import PREFIX, SUMS, checkpoints, drop_old, read_sums, seal, writing
-from .held_out import HeldOut
 from .schedule import Schedule
 
 PARTIAL = ".partial"
@@ -73,8 +73,8 @@ def add_pair_loss(model: PreTrainedModel) -> None:
         if logit_positions is None:
             return original(*args, **kwargs)
         labels = kwargs.pop("labels")
-        if "group" in (kwargs.get("plan") or {}):
-            kwargs.update(flex_inputs(kwargs["plan"]))
+        if "group" in (kwargs.get("attention_plan") or {}):
+            kwargs.update(flex_inputs(kwargs["attention_plan"]))
         with contextlib.ExitStack() as stack:
             if image_index is not None:
                 # Every distinct image is encoded once, however many blocks of the row show it. They
@@ -100,18 +100,45 @@ class NotFinite(ValueError):
     """The loss or a weight is not a number, so training cannot go on."""
 
 
+class HeldOut:
+    """The rows of a stage's eval_data, cut into shares of as many groups as a training step has.
+
+    Args:
+        collator: over the held-out rows and their plan.
+    """
+
+    def __init__(self, collator: GroupCollator):
+        self.collator, self.languages = collator, collator.data.languages
+        self.steps = -(-len(collator.plan) // collator.batch_size)
+
+    def shares(self, rank: int, workers: int) -> Iterator[dict[str, Any]]:
+        """A rank's share of each step, as the collator returns it."""
+        loader: DataLoader = DataLoader(
+            [{"step": step, "rank": rank} for step in range(self.steps)],  # type: ignore[arg-type]
+            batch_size=1,
+            collate_fn=self.collator,
+            num_workers=workers,
+            # Its own, as a loader draws a number: training's random state stays what it is.
+            generator=torch.Generator(),
+        )
+        for share in loader:
+            if "error" in share:
+                raise share["error"]
+            yield share
+
+
 class MayaTrainer(SFTTrainer):
     """SFTTrainer over a plan of groups.
 
     `train_dataset` lists the shares of the steps in training order, a datasets.Dataset of
     {"step", "rank"}; the collator turns a share into rows, and a training step computes them one
-    after the other, its gradients meeting those of other ranks after the last. The loss is the mean over all supervised tokens of the
-    global batch. Per language, the log gets the loss (nats per token), the token accuracy and
-    bits per byte of the trained text, from the same forward; of the whole, real tokens and images per
-    second, the share of padding, and the model FLOPs of real tokens per second beside the peak.
+    after the other. The loss is the mean over all supervised tokens of the global batch. Per language,
+    the log gets the loss (nats per token), the token accuracy and bits per byte of the trained text; of
+    the whole, real tokens and images per second, the share of padding, and the model FLOPs of real
+    tokens per second beside the peak.
 
-    With `held_out`, `evaluate` logs the same of its rows. `schedule` says when to log, evaluate, save and
-    stop. A loss or weight that is not a number ends training, and no such weight is saved.
+    `schedule` says when to log, evaluate, save and stop. A loss or weight that is not a number ends
+    training, and no such weight is saved.
     """
 
     def __init__(
@@ -170,7 +197,10 @@ class MayaTrainer(SFTTrainer):
             self.add_callback(schedule)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
-            plugin.mixed_precision_policy = fp32_reduce_policy()
+            # accelerate's own policy rounds the sums of losses, and the gradients of every rank, to bfloat16.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
         self.bad_rows_file: Path | None = None
         self._bad_rows: set[BadRow] = set()
 
@@ -209,12 +239,10 @@ class MayaTrainer(SFTTrainer):
         value = loss.item()
         if not math.isfinite(value):
             raise NotFinite(
-                f"{self._at_this_step()}: expected a finite loss, found {value} {self._what_is_whole()}"
+                f"stage {Path(self.args.output_dir).name}: step {self.state.global_step + 1}: expected a "
+                f"finite loss, found {value} {self._what_is_whole()}"
             )
         self._step_losses += torch.tensor([value, 1.0], dtype=torch.float64)
-
-    def _at_this_step(self) -> str:
-        return f"stage {Path(self.args.output_dir).name}: step {self.state.global_step + 1}"
 
     def _what_is_whole(self) -> str:
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
@@ -242,12 +270,11 @@ class MayaTrainer(SFTTrainer):
         new = [row for row in found if row not in self._bad_rows]
         self._bad_rows.update(new)
         if new and self.bad_rows_file is not None:
-            # Half of a surrogate pair, which UTF-8 cannot hold, is written as JSON's own escape.
-            with self.bad_rows_file.open("a+", encoding="utf-8", errors="backslashreplace") as file:
+            with self.bad_rows_file.open("a+", encoding="utf-8") as file:
                 # A killed run may have left half a line.
                 file.write("\n" if file.tell() else "")
                 for row in new:
-                    # In escapes: a reason may quote half of a surrogate pair.
+                    # In JSON's escapes: a reason may quote half of a surrogate pair.
                     file.write(json.dumps(vars(row)) + "\n")
 
     def ask_to_stop(self) -> None:
@@ -317,10 +344,9 @@ class MayaTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss, accuracy and bits per byte of the held-out rows, in all and by language, logged.
+        """Log loss, accuracy and bits per byte of the held-out rows, in all and by language.
 
-        All ranks must call it. Neither gradients nor random numbers nor the sums of the next training
-        log line change by it. The arguments are Trainer's; only the prefix is used.
+        All ranks must call it. The arguments are Trainer's; only the prefix is used.
         """
         assert self.held_out is not None
         began = time.perf_counter()
@@ -384,10 +410,8 @@ class MayaTrainer(SFTTrainer):
                     positions=float(sums[:-1, 2].sum()),
                     images=images,
                 )
-                speed, peak = (
-                    flops / max(seconds, 1e-9),
-                    self._peak * self.accelerator.num_processes,
-                )
+                speed = flops / max(seconds, 1e-9)
+                peak = self._peak * self.accelerator.num_processes
                 logs["model_flops_per_second"] = speed
                 logs["peak_flops_per_second"] = peak
                 logs["model_flop_utilisation"] = speed / peak
@@ -483,12 +507,8 @@ class MayaTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             with writing(output):
-                text = json.dumps(
-                    {
-                        "languages": (sums + self._sums_before).tolist(),
-                        "steps": self._step_losses.tolist(),
-                    }
-                )
+                languages = (sums + self._sums_before).tolist()
+                text = json.dumps({"languages": languages, "steps": self._step_losses.tolist()})
                 (partial / SUMS).write_text(text, encoding="utf-8")
                 seal(partial)
                 shutil.rmtree(final, ignore_errors=True)
@@ -509,18 +529,14 @@ class MayaTrainer(SFTTrainer):
 def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, float]:
     """What a log line says, from (languages, 4) sums of loss, right guesses, tokens and bytes."""
     result: dict[str, float] = {}
-
-    def add(prefix: str, row: Sequence[float]) -> None:
-        loss, correct, tokens, size = row
+    prefixes = ["mean_", *(f"{language}/" for language in languages)]
+    rows = [sums.sum(0).tolist(), *sums.tolist()]
+    for prefix, (loss, correct, tokens, size) in zip(prefixes, rows, strict=True):
         if tokens:
             result[f"{prefix}loss"] = round(loss / tokens, 5)
             result[f"{prefix}accuracy"] = round(correct / tokens, 5)
             if size:
                 result[f"{prefix}bits_per_byte"] = round(loss / math.log(2) / size, 5)
-
-    add("mean_", sums.sum(0).tolist())
-    for language, row in zip(languages, sums.tolist(), strict=True):
-        add(f"{language}/", row)
     return result
 
 
@@ -534,14 +550,6 @@ def language_sums(
     sums[:, :3].index_add_(0, language, values)
     sums[:, 3] = text_bytes
     return sums
-
-
-def fp32_reduce_policy() -> MixedPrecisionPolicy:
-    """FSDP2 computes in bfloat16, but adds up gradients in float32 and leaves the loss as it comes.
-
-    accelerate's own policy rounds the sums of losses to bfloat16, and the gradients of every rank.
-    """
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
 class RestoreFp32Buffers(TrainerCallback):

@@ -57,7 +57,7 @@ def note(stage: StageRecipe, data: Sequence[GroupSource], file: Path) -> str | N
     if file.is_file():
         return None
     sources = [source for each in data for source in each.sources]
-    recipes = _recipes(stage)
+    recipes = [*stage.data, *stage.eval_data]
     tables, told = [], None
     left = MOST
     for place, (source, recipe) in enumerate(zip(sources, recipes, strict=True)):
@@ -96,7 +96,7 @@ def check(stage: StageRecipe, file: Path, finished: bool) -> None:
     table = pq.read_table(file)
     before = json.loads((table.schema.metadata or {}).get(b"folders", b"[]"))
     changed: list[str] = []
-    for place, recipe in enumerate(_recipes(stage)):
+    for place, recipe in enumerate([*stage.data, *stage.eval_data]):
         folder = folder_of(recipe)
         rows = table.filter(pc.equal(table["source"], place))
         if not len(rows):
@@ -134,10 +134,6 @@ def _same(
     if new[0] != size:
         return False
     return digest == _hash(path) if digest is not None else moved
-
-
-def _recipes(stage: StageRecipe) -> list[DataRecipe]:
-    return [*stage.data, *stage.eval_data]
 
 
 def _is_file(key: object) -> bool:

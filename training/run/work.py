@@ -22,8 +22,7 @@ SAMPLE = 256
 @dataclass(frozen=True)
 class Work:
     """What a stage computes. tokens, pairs, positions, images: means over groups of a sample;
-    longest: tokens of the longest group in it. assumed: where these numbers are from, if not from
-    the data."""
+    longest: tokens of the longest group in it. assumed: the source of these numbers, if not the data."""
 
     groups_per_epoch: int
     steps: int
@@ -33,6 +32,11 @@ class Work:
     images: float
     longest: int
     assumed: str = ""
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """A mean group, as `flops.training_flops` takes it."""
+        return {name: getattr(self, name) for name in ("tokens", "pairs", "positions", "images")}
 
 
 def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work:
@@ -166,8 +170,8 @@ def evaluations(stage: StageRecipe, work: Work) -> int:
     if stage.args.get("eval_strategy", "steps") == "epoch":
         passes = work.steps * stage.batch_size / work.groups_per_epoch
         return at_first + math.ceil(passes)
-    args = stage.args
-    every = float(args.get("eval_steps") or args.get("logging_steps") or LOGGING_STEPS)
+    asked = stage.args.get("eval_steps") or stage.args.get("logging_steps")
+    every = float(asked or LOGGING_STEPS)
     every = math.ceil(work.steps * every) if every < 1 else every
     return at_first + math.ceil(work.steps / every)
 
