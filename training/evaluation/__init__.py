@@ -3,9 +3,12 @@
 protocol.py: what a task is: requests, the score of one answer, rows of numbers
 tasks/: the benchmarks, one file each
 scoring/: how answers are read and scored
+judges/: models that grade answers
 asking.py: puts the requests of tasks to one model
 measures.py: what every answer is measured by
+answers.py: answers that were made before, read and matched with requests
 run.py: `maya evaluate`: asks the model and two baselines, and writes what follows
+rejudge.py: `maya evaluate --rejudge`: scores answers without a model
 results.py: `results.json`, the one format of numbers
 table.py: its tables, for the terminal, for cards and for the README
 sheet/: some answers beside their pictures, as one image

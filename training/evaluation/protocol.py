@@ -97,11 +97,13 @@ class Score:
         values: metric -> value; None where the judgement failed, which is never averaged.
         parsed: what was understood of the answer; None where nothing was.
         unparsable: the answer has not the form that was asked for. It counts as wrong.
+        judgements: what a judge replied, or why a judgement failed.
     """
 
     values: Mapping[str, float | None]
     parsed: str | None = None
     unparsable: bool = False
+    judgements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

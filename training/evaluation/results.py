@@ -7,7 +7,7 @@ no benchmark by name. It holds no path and no host name: it is published with th
 import json
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from ..common.files import write_bytes
 from ..common.provenance import Machine
@@ -26,7 +26,7 @@ class ModelInfo(TypedDict):
     model_type: str
     text_model: str
     vision_model: str
-    parameters: int
+    parameters: int | None  # None where only answers are known
     image_tokens: int | None  # of every picture; None for models whose pictures differ in it
     dtype: str
     device: str
@@ -53,6 +53,29 @@ class MetricInfo(TypedDict):
     percent: bool  # values from 0 to 1, shown as percent
 
 
+class Withheld(TypedDict):
+    """A score that is not given, since too many of its judgements failed."""
+
+    run: str
+    subset: str
+    language: str
+    failed: int
+    asked: int  # answers that were to be judged
+
+
+class JudgeInfo(TypedDict):
+    """Who graded a task's answers, and how often that failed."""
+
+    id: str
+    version: str | None  # commit or hash of the judge's weights, where it is known
+    served: list[str]  # names that those who replied gave themselves
+    rubric: str  # with its version
+    rubric_source: str
+    failed_share: float  # of failed judgements, above which there is no score
+    failed: dict[str, list[str]]  # run -> requests whose judgement failed
+    withheld: list[Withheld]
+
+
 class TaskInfo(TypedDict):
     """How a task was run. Each has its own provenance: several evaluations of the same weights may
     stand in one file."""
@@ -76,6 +99,7 @@ class TaskInfo(TypedDict):
     machine: Machine
     versions: dict[str, str]
     seconds: dict[str, float]
+    judge: NotRequired[JudgeInfo]  # of tasks whose answers a model grades
 
 
 class Row(TypedDict):
@@ -125,6 +149,8 @@ def read_results(path: Path) -> Results:
         )
     check_shape(content, _shape(Results), str(path))
     for name, info in content["tasks"].items():
+        if "judge" in info:
+            check_shape(info["judge"], _shape(JudgeInfo), str(path), f"tasks.{name}.judge")
         if info["metric"] not in info["metrics"]:
             raise ValueError(
                 f"{path}: tasks.{name}.metric: expected one of {', '.join(info['metrics'])}, found "
@@ -143,7 +169,8 @@ def read_results(path: Path) -> Results:
 def _shape(hint: Any) -> Any:
     """The shape of `check_shape` that a type of this module stands for."""
     if is_typeddict(hint):
-        return {name: _shape(kind) for name, kind in get_type_hints(hint).items()}
+        kinds = get_type_hints(hint).items()
+        return {name: _shape(kind) for name, kind in kinds if name in hint.__required_keys__}
     if isinstance(hint, UnionType):
         return tuple(None if kind is NoneType else kind for kind in get_args(hint))
     if get_origin(hint) is list:

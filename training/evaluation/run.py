@@ -4,22 +4,21 @@ The blind run asks the same questions without a picture, the shuffled run with a
 remains there was learned from the texts alone.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from ..common.files import files_sha256, write_parquet
+from ..common.files import files_sha256
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import provenance
 from ..common.reading import read_yaml
 from ..inference.generation import is_maya
 from ..inference.load import load
+from .answers import write_answers
 from .asking import Asking, Progress
+from .judges.plan import JudgePlan
 from .measures import MEASURES, measures
 from .protocol import (
     BASELINES,
@@ -50,6 +49,7 @@ from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table
 from .tasks import task as find_task
+from .tasks.judged import Judged, give_judge
 
 
 def evaluate(
@@ -67,6 +67,7 @@ def evaluate(
     baseline_items: int | None = 300,
     sheet: bool = True,
     revision: str | None = None,
+    judge: JudgePlan | None = None,
 ) -> Results:
     """Score a model on tasks, print tables, write `results.json`, the answers and a sheet of some.
 
@@ -87,9 +88,11 @@ def evaluate(
         baseline_items: on how many pictures the baselines are asked; None: on all.
         sheet: whether to draw `sheet.png`.
         revision: branch, tag or commit of the model's repository.
+        judge: which model grades the answers of tasks that need it.
 
     Raises:
-        ValueError, OSError, MemoryError: in one line, before anything is asked or written.
+        ValueError, OSError, MemoryError: in one line, before anything is asked or written; a judge that
+            cannot be asked any more or does not keep to the form, with its judgements kept.
     """
     began = time.perf_counter()
     unknown = [name for name in baselines if name not in BASELINES]
@@ -115,20 +118,21 @@ def evaluate(
     plans = {
         task.key: planned(loaded[task.key], baselines, baseline_items, seed) for task in chosen
     }
+    give_judge(chosen, loaded, judge, folder)
     # ---- Load the model.
     network, processor = load(model, trust_remote_code, revision)
     asking = Asking(network, processor, batch_size)
     if not is_maya(network):
         with opening(found, "maya evaluate asks models that answer a question about one picture"):
             asking.try_out(loaded.values(), BLIND in baselines)
-    results = _results_before(folder, _model_info(found, network), [task.key for task in chosen])
+    results = results_before(folder, _model_info(found, network), [task.key for task in chosen])
     seconds = {"load": time.perf_counter() - began}
     # ---- Ask, score and write, task by task.
     for task in chosen:
         part = loaded[task.key]
         runs = _runs(task, part, plans[task.key], asking, seconds)
         groups = language_groups(str(found.folder), part.languages)
-        results["tasks"][task.key] = _task_info(
+        results["tasks"][task.key] = task_info(
             task,
             part,
             groups,
@@ -147,10 +151,12 @@ def evaluate(
         for run, scored in runs.items():
             results["rows"] += task.aggregate(scored, run, groups, seed)
             results["rows"] += measures(task, scored, run, groups, seed)
+        if isinstance(task, Judged):
+            results["tasks"][task.key]["judge"] = task.judge_info()
         results["rows"] += chance_rows(task, part.requests)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "answers").mkdir(exist_ok=True)
-        _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
+        write_answers(folder / "answers" / f"{task.key}.parquet", runs, results["model"])
         task.export(runs[MODEL], folder / "answers")
         if sheet and task.sheet and not undrawn:
             draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
@@ -214,7 +220,7 @@ def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:
     ]
 
 
-def _results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Results:
+def results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Results:
     """What `folder` has of the same weights and other tasks."""
     empty: Results = {"format": FORMAT, "model": model, "tasks": {}, "rows": []}
     try:
@@ -271,7 +277,7 @@ def _aligned_languages(recipe: Path) -> set[str]:
         return set()
 
 
-def _task_info(
+def task_info(
     task: Task,
     part: Loaded,
     groups: dict[str, list[str]],
@@ -317,30 +323,3 @@ def _model_info(model: Model, network: Any) -> ModelInfo:
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": network.device.type,
     }
-
-
-def _write_answers(path: Path, runs: Mapping[str, Sequence[Scored]]) -> None:
-    """Every question and answer, one row each: what the numbers were counted from."""
-    rows = [
-        {
-            "run": run,
-            "id": one.request.id,
-            "subset": one.request.subset,
-            "language": one.request.language,
-            "item": one.request.item,
-            "pictures": list(one.request.pictures),
-            "prompt": one.request.text,
-            "expected": json.dumps(one.request.expected, ensure_ascii=False),
-            "answer": one.answer.text,
-            "parsed": one.score.parsed,
-            "unparsable": one.score.unparsable,
-            **one.score.values,
-            "tokens": one.answer.tokens,
-            "ended": one.answer.ended,
-        }
-        for run, scored in runs.items()
-        for one in scored
-    ]
-    columns = dict.fromkeys(name for row in rows for name in row)
-    table = pa.table({name: [row.get(name) for row in rows] for name in columns})
-    write_parquet(path, table)

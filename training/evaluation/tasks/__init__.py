@@ -8,12 +8,15 @@ xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures
 scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
 xm3600.py: captions
+judged.py: what tasks share whose answers a model grades
+llava_bench.py: answers of several sentences, graded by a judge
 """
 
 from ..protocol import Task
 from .cvqa import Cvqa
 from .gqa import Gqa
 from .kaleidoscope import Kaleidoscope
+from .llava_bench import LlavaBench
 from .m3exam import M3Exam
 from .marvl import MaRvl
 from .maxm import MaXm
@@ -51,13 +54,17 @@ TASKS: dict[str, type[Task]] = {
         Kaleidoscope,
         Xmmmu,
         M3Exam,
+        LlavaBench,
     )
 }
+# Other names of tasks.
+ALIASES = {"palo": "llava_bench"}
 
 
 def task(name: str) -> Task:
     """The task `NAME` or `NAME:PROTOCOL`; ValueError, naming the known ones, for another."""
     name, _, protocol = name.partition(":")
+    name = ALIASES.get(name, name)
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(sorted(TASKS))}")
     return TASKS[name](protocol or None)

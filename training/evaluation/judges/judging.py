@@ -1,0 +1,162 @@
+"""Asks a judge for the judgements that the journal does not hold, and counts those that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...common.locks import only_one
+from ...common.telling import one_line
+from ..asking import Progress
+from .journal import Journal
+from .judge import Judge, Reply
+from .rubric import Case
+
+# The share of failed judgements above which there is no score.
+FAILED_SHARE = 0.01
+# So many replies that cannot be read, and none that can, end the run: that judge does not keep to the form.
+UNREADABLE = 20
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a case.
+
+    Args:
+        value: as the rubric's `read` gives it; None for a judgement that failed.
+        reply: the judge's last words; None where it said nothing.
+        error: why a judgement failed.
+    """
+
+    value: Any
+    reply: str | None
+    error: str | None = None
+
+    @property
+    def listed(self) -> str:
+        """The reply as answers files list it, or what went wrong."""
+        return f"failed: {self.error}" if self.value is None else self.reply or ""
+
+
+class Judging:
+    """One judge with its journal.
+
+    Args:
+        judge: who is asked.
+        path: the journal's file.
+        failed_share: of judgements, above which there is no score.
+
+    Attributes:
+        calls: that were made, beside those that the journal held.
+        served: names that those who replied gave themselves.
+    """
+
+    def __init__(self, judge: Judge, path: Path, failed_share: float = FAILED_SHARE):
+        if not 0 <= failed_share <= 1:
+            raise ValueError(f"failed share: expected a number from 0 to 1, found {failed_share}")
+        self.judge, self.path, self.failed_share = judge, path, failed_share
+        self.calls = 0
+        self.served: set[str] = set()
+
+    def __call__(self, cases: Sequence[Case], name: str) -> list[Judgement]:
+        """The judgements of cases, in their order. Equal cases are one call.
+
+        Args:
+            name: of what is judged, for the lines that tell progress.
+
+        Raises:
+            OSError: the judge cannot be asked, or another process uses the journal.
+            ValueError: no reply can be read.
+        """
+        judgements = [Judgement(None, None)] * len(cases)
+        lock = self.path.with_name(f"{self.path.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        refusal = f"{self.path}: another process judges with this file: wait, or name another one"
+        with only_one(lock, refusal), Journal(self.path) as journal:
+            if journal.damaged:
+                print(f"{self.path}: {journal.damaged} damaged lines are left out")
+            waiting = list(range(len(cases)))
+            attempt = 0
+            while waiting:
+                asked = [replace(cases[place], attempt=attempt) for place in waiting]
+                found = self._judge(asked, journal, name)
+                for place, judgement in zip(waiting, found, strict=True):
+                    judgements[place] = judgement
+                attempt += 1
+                waiting = [
+                    place
+                    for place in waiting
+                    if judgements[place].value is None and attempt < cases[place].rubric.tries
+                ]
+        replied = [judgement for judgement in judgements if judgement.reply is not None]
+        if replied and not any(judgement.value is not None for judgement in judgements):
+            raise self._unreadable(replied)
+        return judgements
+
+    def _judge(self, cases: Sequence[Case], journal: Journal, name: str) -> list[Judgement]:
+        """One attempt at each case."""
+        keys = [case.key(self.judge.id, self.judge.version) for case in cases]
+        judged: dict[str, Judgement] = {}
+        new: dict[str, Case] = {}
+        for key, case in zip(keys, cases, strict=True):
+            record = journal.records.get(key)
+            if record is None:
+                new[key] = case
+            else:
+                self.served.add(record["served"])
+                judged[key] = _judgement(case, record["reply"])
+        readable = any(judgement.value is not None for judgement in judged.values())
+        unreadable = [] if readable else list(judged.values())
+        progress = Progress(f"{name}, judged by {self.judge.id}", len(new))
+        asked = list(new.items())
+
+        def tell(place: int, reply: Reply) -> None:
+            nonlocal readable
+            key, case = asked[place]
+            self.calls += 1
+            if reply.text is None:
+                judged[key] = Judgement(None, None, reply.error)
+            else:
+                journal.append(
+                    {
+                        "key": key,
+                        "reply": reply.text,
+                        "served": reply.served,
+                        "structured": reply.structured,
+                        "usage": reply.usage,
+                    }
+                )
+                self.served.add(reply.served)
+                judged[key] = _judgement(case, reply.text)
+                readable = readable or judged[key].value is not None
+                unreadable.append(judged[key])
+                stop_where_unreadable()
+            progress(len(judged))
+
+        def stop_where_unreadable() -> None:
+            if not readable and len(unreadable) >= UNREADABLE:
+                raise self._unreadable(unreadable)
+
+        stop_where_unreadable()
+        if asked:
+            self.judge.ask([case for _, case in asked], tell)
+        return [judged[key] for key in keys]
+
+    def _unreadable(self, judgements: Sequence[Judgement]) -> ValueError:
+        return ValueError(
+            one_line(
+                f"judge {self.judge.id}: none of {len(judgements)} replies can be read: "
+                f"{judgements[-1].error}: name a judge that keeps to the form; replies are kept in "
+                f"{self.path}"
+            )
+        )
+
+
+def _judgement(case: Case, reply: str) -> Judgement:
+    value = case.rubric.read(reply)
+    if value is None:
+        error = f"expected {case.rubric.expects}, found {one_line(reply, 200)!r}"
+        return Judgement(None, reply, error)
+    return Judgement(value, reply)
