@@ -48,7 +48,7 @@ def _verdict(found: dict[str, Any]) -> str | None:
 
 def parse_tenths(reply: str) -> float | None:
     """ALM-bench: a reply that is one number from 0 to 10, with or without "/10"; None for others."""
-    match = re.fullmatch(r"\W*(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10)?\W*", reply)
+    match = re.fullmatch(r"[^\w.+-]*(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10)?\W*", reply)
     score = float(match[1]) if match else math.nan
     return score if 0 <= score <= 10 else None
 
