@@ -50,7 +50,7 @@ def rejudge(
     task = find_task(task_name)
     given = read_answers(answers)
     name = given.model["name"]
-    if model is not None and model not in (name, Path(model).name):
+    if model is not None and name not in (model, Path(model).name):
         raise ValueError(f"{answers}: expected answers of {model}, found answers of {name}")
     check_writable(output)
     if (output / "results.json").is_file():

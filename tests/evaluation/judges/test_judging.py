@@ -180,12 +180,21 @@ def test_a_judge_that_answers_prose_ends_in_one_line_and_is_not_paid_again(tmp_p
     prose = "Both assistants did well.\nI like them."
     with server(fallback=lambda text, lang: prose) as judge:
         for _ in range(2):
-            with pytest.raises(ValueError, match=r"^judge judge-1: none of \d+ replies") as error:
+            with pytest.raises(
+                ValueError, match=r"^judge judge-1: none of \d+ judgements"
+            ) as error:
                 judging(judge.url, tmp_path)(cases(100), "test")
             assert "expected two scores of 1 to 10 in the first line" in str(error.value)
             assert "\n" not in str(error.value)
         # Those under way when the judge was found out came to their end; the second time none is asked.
         assert UNREADABLE <= judge.requests < UNREADABLE + 8
+
+
+def test_a_server_that_refuses_every_request_ends_in_one_line(tmp_path):
+    said = {case(place).text: "bad_request" for place in range(3)}
+    with server(always=said) as judge:
+        with pytest.raises(ValueError, match="none of 3 judgements succeeded, the last: HTTP 400"):
+            judging(judge.url, tmp_path)(cases(3), "test")
 
 
 def test_some_prose_fails_alone(tmp_path):

@@ -68,7 +68,7 @@ class Judging:
 
         Raises:
             OSError: the judge cannot be asked, or another process uses the journal.
-            ValueError: no reply can be read.
+            ValueError: every judgement failed, or the first UNREADABLE replies.
         """
         judgements = [Judgement(None, None)] * len(cases)
         lock = self.path.with_name(f"{self.path.name}.lock")
@@ -90,9 +90,8 @@ class Judging:
                     for place in waiting
                     if judgements[place].value is None and attempt < cases[place].rubric.tries
                 ]
-        replied = [judgement for judgement in judgements if judgement.reply is not None]
-        if replied and not any(judgement.value is not None for judgement in judgements):
-            raise self._unreadable(replied)
+        if cases and not any(judgement.value is not None for judgement in judgements):
+            raise self._useless(judgements)
         return judgements
 
     def _judge(self, cases: Sequence[Case], journal: Journal, name: str) -> list[Judgement]:
@@ -137,17 +136,17 @@ class Judging:
 
         def stop_where_unreadable() -> None:
             if not readable and len(unreadable) >= UNREADABLE:
-                raise self._unreadable(unreadable)
+                raise self._useless(unreadable)
 
         stop_where_unreadable()
         if asked:
             self.judge.ask([case for _, case in asked], tell)
         return [judged[key] for key in keys]
 
-    def _unreadable(self, judgements: Sequence[Judgement]) -> ValueError:
+    def _useless(self, judgements: Sequence[Judgement]) -> ValueError:
         return ValueError(
             one_line(
-                f"judge {self.judge.id}: none of {len(judgements)} replies can be read: "
+                f"judge {self.judge.id}: none of {len(judgements)} judgements succeeded, the last: "
                 f"{judgements[-1].error}: name a judge that keeps to the form; replies are kept in "
                 f"{self.path}"
             )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from ...common.files import files_sha256
 from ...common.models import (
@@ -16,7 +17,6 @@ from ...common.models import (
     opening,
     read_config,
 )
-from ...common.telling import one_line
 from ...inference.load import load
 from .judge import Reply, Told
 from .rubric import Case
@@ -74,10 +74,7 @@ class LocalJudge:
                 f"judge {self.id}: expected a model of images and texts, since the rubric {case.rubric.id} "
                 "shows the picture, found one of texts: name another judge"
             )
-        try:
-            inputs = self._inputs(case).to(self.network.device, self.network.dtype)
-        except (ValueError, TypeError) as error:
-            return Reply(None, one_line(f"{type(error).__name__}: {error}", 200), self.id)
+        inputs = self._inputs(case)
         warm = case.temperature > 0
         torch.manual_seed(case.sample * 1000 + case.attempt)
         with torch.inference_mode():
@@ -94,13 +91,14 @@ class LocalJudge:
 
     def _inputs(self, case: Case) -> Any:
         """The case in the model's chat template, as tensors."""
-        turns: list[dict[str, Any]] = []
-        if case.rubric.system:
-            turns.append({"role": "system", "content": self._content(0, case.rubric.system)})
-        turns.append({"role": "user", "content": self._content(len(case.pictures), case.text)})
-        prompt = self.processor.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False
-        )
+        system, pictures = case.rubric.system, len(case.pictures)
+        turns = [{"role": "user", "content": self._content(pictures, case.text)}]
+        try:
+            before = [{"role": "system", "content": self._content(0, system)}] if system else []
+            prompt = self._prompt([*before, *turns])
+        except TemplateError:  # a template without a system turn
+            text = f"{system}\n\n{case.text}"
+            prompt = self._prompt([{"role": "user", "content": self._content(pictures, text)}])
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         # A template that writes the beginning must not get a second one.
         bos = tokenizer.bos_token
@@ -109,10 +107,13 @@ class LocalJudge:
             "add_special_tokens": not (bos and prompt.startswith(bos)),
         }
         if not self.sees:
-            return self.processor(prompt, **options)
-        return self.processor(
-            text=[prompt], images=[case.load()] if case.pictures else None, **options
-        )
+            return self.processor(prompt, **options).to(self.network.device)
+        images = [case.load()] if case.pictures else None
+        inputs = self.processor(text=[prompt], images=images, **options)
+        return inputs.to(self.network.device, self.network.dtype)
+
+    def _prompt(self, turns: list[dict[str, Any]]) -> str:
+        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
     def _content(self, pictures: int, text: str) -> Any:
         if not self.sees:
