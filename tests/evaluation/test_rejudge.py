@@ -1,16 +1,19 @@
 """Answers that were made before: which files are taken, and what is refused in one line."""
 
 import json
+import re
 import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
+from maya_vlm.model_card.cards.scores import model_index, sections, weaknesses
 from maya_vlm.training import cli
 from maya_vlm.training.evaluation.answers import read_answers
 from maya_vlm.training.evaluation.rejudge import rejudge
 from maya_vlm.training.evaluation.results import read_results
 from maya_vlm.training.evaluation.run import evaluate
+from maya_vlm.training.evaluation.table import text_table
 from tests.evaluation.judges.judge_server import pair_of, plan, server
 from tests.evaluation.tasks import test_llava_bench, test_pope
 from tests.evaluation.tasks.public_rows import write_dataset
@@ -169,6 +172,25 @@ def test_the_command_scores_answers_and_says_what_failed(data, tmp_path, capsys)
     assert shown == {"en"}
     judge_info = results["tasks"]["llava_bench"]["judge"]
     assert judge_info["failed"] == {"model": ["ja/1"]}
+
+
+def test_results_without_any_score_are_still_results(data, tmp_path):
+    """Each language has a failed judgement."""
+
+    def fails(text, lang):
+        return "I cannot." if re.search(r"Answer (en|ja) 1", text) else "7 8"
+
+    with server(fallback=fails) as judge:
+        results = rejudged(tmp_path, LINES, data, judge=plan(judge))
+    assert read_results(tmp_path / "out" / "results.json") == results
+    assert len(results["tasks"]["llava_bench"]["judge"]["withheld"]) == 4
+    text = text_table(results, "llava_bench")
+    assert "no score of en (all, model run): 1 of 3 judgements failed, more than 1 %" in text
+    assert "2 of the model run" in text
+    assert "The judge is `judge-1`" in sections(results)[0]["intro"]
+    assert isinstance(weaknesses(results), list)
+    entries = model_index(results, "x")[0]["results"]
+    assert {entry["task"]["name"] for entry in entries} == {"Complex reasoning", "Conversation"}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "score a model per language"
 EXAMPLES = """
-maya evaluate runs/mini
 maya evaluate user/name@v1 --tasks mini --languages hi zh --limit 100
-maya evaluate --list
 maya evaluate runs/mini --tasks llava_bench --judge http://localhost:8000/v1 --judge-model qwen
 maya evaluate --rejudge answers.jsonl --tasks llava_bench --judge runs/judge --output scores
 """

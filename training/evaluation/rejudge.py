@@ -76,6 +76,7 @@ def rejudge(
     groups = language_groups(str(output), part.languages)
     settings = {
         "decoding": "answers made before",
+        "baselines": [run for run in runs if run != MODEL],
         "baseline_items": None,
         "answers": answers.name,
         "answers_sha256": given.sha256,

@@ -79,6 +79,7 @@ def test_every_benchmark_runs_to_its_table_and_its_card(name, model, tmp_path):
         assert any(line.startswith(f"{language} ") for line in table.splitlines())
     assert info["metrics"][info["metric"]]["title"] in table
     assert sections(results)[0]["tables"]
+    assert ("The judge is" in sections(results)[0]["intro"]) == bool(options)
     assert weaknesses(results)
     assert model_index(results, "x")[0]["results"]
 
