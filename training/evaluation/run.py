@@ -101,7 +101,8 @@ def evaluate(
     for name, number in (("batch_size", batch_size), ("baseline_items", baseline_items)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, found {number}")
-    chosen = [find_task(name) for name in dict.fromkeys(tasks)]
+    # A task may have several names.
+    chosen = list({task.key: task for task in map(find_task, tasks)}.values())
     if data is not None and len(chosen) > 1:
         raise ValueError(
             f"data: expected one task with it, found {len(chosen)}: {', '.join(tasks)}"

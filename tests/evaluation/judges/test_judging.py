@@ -253,6 +253,17 @@ def test_a_server_without_json_schemas_is_asked_without(tmp_path):
     assert not any(record["structured"] for record in records)
 
 
+def test_a_thought_before_the_reply_is_no_part_of_it(tmp_path):
+    thinks = {"0": "<think>\n3 4?\n</think>\n\n8 9\nGood.", "1": "<think>8 9"}
+
+    def thought(text, lang):
+        return next((said for number, said in thinks.items() if f"number {number}." in text), "1 2")
+
+    with server(fallback=thought) as judge:
+        found = judging(judge.url, tmp_path)(cases(3), "test")
+    assert [one.value for one in found] == [(8, 9), None, (1, 2)]
+
+
 def test_pictures_are_shown_to_the_judge(tmp_path):
     shown = replace(case(0), pictures=("a",), source=Colour(5))
     with server(record=True) as judge:

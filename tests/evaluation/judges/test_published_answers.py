@@ -16,7 +16,7 @@ from maya_vlm.training.evaluation.table import text_table
 from tests.evaluation.scoring.golden import GOLDEN, golden, needs_golden
 from tests.evaluation.tasks.test_llava_bench import row_of, write_rows
 
-from .judge_server import pair_of, plan, server
+from .judge_server import between, pair_of, plan, server
 
 pytestmark = needs_golden
 MODELS = ("maya", "maya_toxicity_free")
@@ -140,3 +140,54 @@ def test_answers_judged_before_are_not_paid_again(judged, asked):
     assert judge.requests == 0
     assert again["rows"] == read_results(folder / "maya" / "results.json")["rows"]
     assert json.loads((folder / "again" / "results.json").read_text())["model"]["name"] == "maya"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_published_reviews_give_their_published_summary(fails, tmp_path):
+    """60 real reviews come from the judge; three of them failed in the second case."""
+    reviews = golden("reviews/english_reviews.jsonl")
+    expected = golden("reviews/expected.json")
+    failed = expected["three_failed_judgements"]["question_ids"] if fails else []
+    said = {
+        f"Answer {one['question_id']}.": "no" if one["question_id"] in failed else one["review"]
+        for one in reviews
+    }
+    rows = [
+        row_of(one["question_id"], f"What is it, {one['question_id']}?", "It.", one["category"])
+        for one in reviews
+    ]
+    asked = write_rows(tmp_path / "data", {"en": rows})
+    lines = [
+        {"question_id": one["question_id"], "language": "en", "answer": text}
+        for one, text in zip(reviews, said, strict=True)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def reviewer(text, lang):
+        return said[between(text, "[Assistant 2]\n", "\n\n[End of Assistant 2]")]
+
+    with server(fallback=reviewer) as judge:
+        results = rejudge(
+            tmp_path / "a.jsonl",
+            "palo",
+            tmp_path / "out",
+            data=asked.data,
+            languages=["en"],
+            judge=plan(judge, failed_share=0.3),
+        )
+    known = (
+        expected["three_failed_judgements"]["right_way_leaves_them_out"]
+        if fails
+        else expected["summary"]
+    )
+    values = {
+        (row["metric"], row["subset"]): row for row in results["rows"] if row["language"] == "en"
+    }
+    for category, summed in known.items():
+        subset = category.removeprefix("llava_bench_")
+        relative = float(summed["line"].split(" ")[1])
+        assert round(100 * values["relative", subset]["value"], 1) == relative
+        assert values["relative", subset]["n"] == summed["n"]
+        assert values["model", subset]["value"] == pytest.approx(summed["mean_model"], abs=5e-4)
+        reference = values["reference", subset]["value"]
+        assert reference == pytest.approx(summed["mean_reference"], abs=5e-4)

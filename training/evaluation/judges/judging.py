@@ -9,6 +9,7 @@ from typing import Any
 
 from ...common.locks import only_one
 from ...common.telling import one_line
+from ...common.thoughts import without_thought
 from ..asking import Progress
 from .journal import Journal
 from .judge import Judge, Reply
@@ -154,7 +155,8 @@ class Judging:
 
 
 def _judgement(case: Case, reply: str) -> Judgement:
-    value = case.rubric.read(reply)
+    said = without_thought(reply, case.text)
+    value = None if said is None else case.rubric.read(said.lstrip("\n"))
     if value is None:
         error = f"expected {case.rubric.expects}, found {one_line(reply, 200)!r}"
         return Judgement(None, reply, error)

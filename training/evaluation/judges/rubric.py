@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from PIL.Image import Image
@@ -84,17 +85,21 @@ class Case:
 
     def key(self, judge: str, version: str | None) -> str:
         """Hash of everything that can change the judgement, and of nothing else: no model, file or id."""
+        source: Any = self.source
         content = [
             *(judge, version, self.rubric.id, self.rubric.system, self.text),
             *(self.rubric.schema, self.rubric.max_tokens, self.temperature),
             *(self.sample, self.attempt),
-            [_picture_sha256(picture) for picture in self.load()],
+            [_picture_sha256(source, key) for key in self.pictures],
         ]
         text = json.dumps(content, ensure_ascii=True, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _picture_sha256(picture: Image) -> str:
+@lru_cache(maxsize=100_000)
+def _picture_sha256(source: Pictures, key: str) -> str:
+    """Of the decoded picture, which is judged in several orders, runs and tries."""
+    picture = source.load(key)
     digest = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
     digest.update(picture.tobytes())
     return digest.hexdigest()
