@@ -60,6 +60,15 @@ def rejudged(tmp_path, lines, data, **options):
             r"line 2: expected answers of one model, found 'b' beside 'a'",
         ),
         (lambda rows: [{"question_id": 0}], r"line 1: expected question_id and answer, found"),
+        (
+            lambda rows: [{**rows[0], "language": ["en"]}],
+            r"line 1: language: expected text or null",
+        ),
+        (lambda rows: [{**rows[0], "model": {}}], r"line 1: model: expected text or null, found"),
+        (
+            lambda rows: [{**rows[0], "question_id": [1]}],
+            r"line 1: expected question_id and answer",
+        ),
         (lambda rows: [[1]], r"line 1: expected a mapping, found a list of 1"),
         (lambda rows: [], r"answers\.jsonl: expected answers, found none"),
     ],

@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 
 from ..common.files import sha256_file, write_parquet
 from ..common.reading import parse_json, read_text
+from ..common.shapes import check_shape
 from ..common.telling import found as described
 from ..common.telling import one_line, shown
 from ..inference.generation import Answer
 from .protocol import MODEL, Request, Scored
-from .results import ModelInfo
+from .results import ModelInfo, check_model
 
 # The key of a file's metadata that holds the model, as JSON.
 _MODEL = b"maya_model"
-_COLUMNS = ("run", "id", "language", "prompt", "answer", "tokens", "ended")
+_COLUMNS: dict[str, Any] = {"run": str, "id": str, "language": str, "prompt": str, "answer": str}
+_COLUMNS |= {"tokens": (int, None), "ended": (bool, None)}
+# Of a JSON line.
+_TEXTS = dict.fromkeys(("language", "question", "model", "model_id"), (str, None))
 
 
 @dataclass(frozen=True)
@@ -125,19 +129,17 @@ def _read_parquet(path: Path) -> Answers:
             f"{path}: expected an answers file of `maya evaluate`, found no "
             f"{', '.join(missing) or 'model in its metadata'}"
         )
-    counted = table.column("tokens").null_count == 0
-    given = [
-        Given(
-            f"row {number}",
-            (str(row["id"]),),
-            str(row["run"]),
-            row["language"],
-            row["prompt"],
-            Answer(row["answer"] or "", row["tokens"] or 0, row["ended"] is not False),
+    about = parse_json(model, str(path))
+    check_model(about, f"{path}: the model in its metadata")
+    given = []
+    for number, row in enumerate(table.select(list(_COLUMNS)).to_pylist()):
+        check_shape(row, _COLUMNS, f"{path}: row {number}")
+        answer = Answer(row["answer"], row["tokens"] or 0, row["ended"] is not False)
+        own = (row["id"],)
+        given.append(
+            Given(f"row {number}", own, row["run"], row["language"], row["prompt"], answer)
         )
-        for number, row in enumerate(table.select(_COLUMNS).to_pylist())
-    ]
-    return Answers(path, parse_json(model, str(path)), given, counted)
+    return Answers(path, about, given, table.column("tokens").null_count == 0)
 
 
 def _read_lines(path: Path) -> Answers:
@@ -150,9 +152,10 @@ def _read_lines(path: Path) -> Answers:
         row = parse_json(line, f"{path}: {where}")
         if not isinstance(row, dict):
             raise ValueError(f"{path}: {where}: expected a mapping, found {described(row)}")
+        check_shape(dict.fromkeys(_TEXTS) | row, _TEXTS, f"{path}: {where}")
         text = row.get("answer", row.get("text"))
         own, language = row.get("id", row.get("question_id")), row.get("language")
-        if not isinstance(text, str) or own is None:
+        if not isinstance(text, str) or not isinstance(own, (str, int)):
             raise ValueError(
                 f"{path}: {where}: expected question_id and answer, found {described(row)}"
             )

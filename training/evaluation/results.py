@@ -166,6 +166,11 @@ def read_results(path: Path) -> Results:
     return content
 
 
+def check_model(value: Any, where: str) -> None:
+    """Raise ValueError, naming `where` and the key, for what is no ModelInfo."""
+    check_shape(value, _shape(ModelInfo), where)
+
+
 def _shape(hint: Any) -> Any:
     """The shape of `check_shape` that a type of this module stands for."""
     if is_typeddict(hint):

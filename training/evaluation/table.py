@@ -8,6 +8,9 @@ from ..common.markdown import code, escaped
 from .protocol import BASELINES, CHANCE, MODEL
 from .results import Results, Row, TaskInfo
 
+# Lines of scores that are not given.
+SHOWN = 10
+
 
 class Column(NamedTuple):
     """A column of scores: one subset under one run."""
@@ -193,11 +196,14 @@ def judge_lines(info: TaskInfo) -> list[str]:
     lines = [f"judge: {names}, rubric {judge['rubric']}; failed judgements: {told}"]
     if len(judge["served"]) > 1:
         lines.append(f"replies came from {len(judge['served'])} models: these scores mix judges")
-    return lines + [
+    missing = [
         f"no score of {one['language']} ({one['subset']}, {one['run']} run): {one['failed']} of "
         f"{one['asked']} judgements failed, more than {100 * judge['failed_share']:g} %"
         for one in judge["withheld"]
     ]
+    more = len(missing) - SHOWN
+    rest = [f"and {more} more scores, see results.json"] if more > 0 else []
+    return [*lines, *missing[:SHOWN], *rest]
 
 
 def _measured(results: Results, task: str) -> str:

@@ -234,6 +234,21 @@ def test_an_unreadable_grade_is_asked_for_again_and_warmer(tmp_path):
     assert judge.seen[0][1]["messages"][-1]["content"].endswith("\nWhat? | a cat | a dog | ")
 
 
+def test_grades_that_stay_unreadable_are_counted_whatever_their_number(tmp_path):
+    shown = [
+        Case(MMVET, {"question": "What?", "reference": "a", "answer": f"{place} x"})
+        for place in range(UNREADABLE + 5)
+    ]
+
+    def first_alone(text, lang):
+        return "0.5" if "| 0 x |" in text else "Well"
+
+    with server(fallback=first_alone) as judge:
+        found = judging(judge.url, tmp_path, concurrency=1)(shown, "test")
+    assert judge.requests == 1 + 5 * (len(shown) - 1)
+    assert [one.value for one in found] == [0.5] + [None] * (len(shown) - 1)
+
+
 class NoSchemas(EndpointServer):
     """A server that knows no JSON schemas."""
 

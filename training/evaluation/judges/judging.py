@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ class Judgement:
         value: as the rubric's `read` gives it; None for a judgement that failed.
         reply: the judge's last words; None where it said nothing.
         error: why a judgement failed.
+        served: the name that the one who replied gave itself.
     """
 
     value: Any
     reply: str | None
     error: str | None = None
+    served: str | None = None
 
     @property
     def listed(self) -> str:
@@ -51,7 +53,6 @@ class Judging:
 
     Attributes:
         calls: that were made, beside those that the journal held.
-        served: names that those who replied gave themselves.
     """
 
     def __init__(self, judge: Judge, path: Path, failed_share: float = FAILED_SHARE):
@@ -59,7 +60,8 @@ class Judging:
             raise ValueError(f"failed share: expected a number from 0 to 1, found {failed_share}")
         self.judge, self.path, self.failed_share = judge, path, failed_share
         self.calls = 0
-        self.served: set[str] = set()
+        if path.is_dir():
+            raise ValueError(f"--judgements {path}: expected a file, found a folder")
 
     def __call__(self, cases: Sequence[Case], name: str) -> list[Judgement]:
         """The judgements of cases, in their order. Equal cases are one call.
@@ -82,7 +84,7 @@ class Judging:
             attempt = 0
             while waiting:
                 asked = [replace(cases[place], attempt=attempt) for place in waiting]
-                found = self._judge(asked, journal, name)
+                found = self._judge(asked, journal, name, UNREADABLE if attempt == 0 else None)
                 for place, judgement in zip(waiting, found, strict=True):
                     judgements[place] = judgement
                 attempt += 1
@@ -95,8 +97,10 @@ class Judging:
             raise self._useless(judgements)
         return judgements
 
-    def _judge(self, cases: Sequence[Case], journal: Journal, name: str) -> list[Judgement]:
-        """One attempt at each case."""
+    def _judge(
+        self, cases: Sequence[Case], journal: Journal, name: str, most: int | None
+    ) -> list[Judgement]:
+        """One attempt at each case; `most`: so many first replies may be unreadable, None: all."""
         keys = [case.key(self.judge.id, self.judge.version) for case in cases]
         judged: dict[str, Judgement] = {}
         new: dict[str, Case] = {}
@@ -105,8 +109,7 @@ class Judging:
             if record is None:
                 new[key] = case
             else:
-                self.served.add(record["served"])
-                judged[key] = _judgement(case, record["reply"])
+                judged[key] = _judgement(case, record)
         readable = any(judgement.value is not None for judgement in judged.values())
         unreadable = [] if readable else list(judged.values())
         progress = Progress(f"{name}, judged by {self.judge.id}", len(new))
@@ -119,24 +122,22 @@ class Judging:
             if reply.text is None:
                 judged[key] = Judgement(None, None, reply.error)
             else:
-                journal.append(
-                    {
-                        "key": key,
-                        "reply": reply.text,
-                        "served": reply.served,
-                        "structured": reply.structured,
-                        "usage": reply.usage,
-                    }
-                )
-                self.served.add(reply.served)
-                judged[key] = _judgement(case, reply.text)
+                record = {
+                    "key": key,
+                    "reply": reply.text,
+                    "served": reply.served,
+                    "structured": reply.structured,
+                    "usage": reply.usage,
+                }
+                journal.append(record)
+                judged[key] = _judgement(case, record)
                 readable = readable or judged[key].value is not None
                 unreadable.append(judged[key])
                 stop_where_unreadable()
             progress(len(judged))
 
         def stop_where_unreadable() -> None:
-            if not readable and len(unreadable) >= UNREADABLE:
+            if most is not None and not readable and len(unreadable) >= most:
                 raise self._useless(unreadable)
 
         stop_where_unreadable()
@@ -154,10 +155,12 @@ class Judging:
         )
 
 
-def _judgement(case: Case, reply: str) -> Judgement:
+def _judgement(case: Case, record: Mapping[str, Any]) -> Judgement:
+    """What the record of a reply says of a case."""
+    reply, served = record["reply"], record["served"]
     said = without_thought(reply, case.text)
     value = None if said is None else case.rubric.read(said.lstrip("\n"))
     if value is None:
         error = f"expected {case.rubric.expects}, found {one_line(reply, 200)!r}"
-        return Judgement(None, reply, error)
-    return Judgement(value, reply)
+        return Judgement(None, reply, error, served)
+    return Judgement(value, reply, None, served)

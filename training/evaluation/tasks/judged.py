@@ -37,6 +37,7 @@ class Judged(Task):
     def __init__(self, protocol: str | None = None):
         super().__init__(protocol)
         self.judging: Judging | None = None
+        self.served: set[str] = set()
         self.failed: dict[str, list[str]] = {}
         self.withheld: list[Withheld] = []
 
@@ -82,6 +83,7 @@ class Judged(Task):
         ]
 
     def _score(self, request: Request, judgements: Sequence[Judgement]) -> Score:
+        self.served.update(judgement.served for judgement in judgements if judgement.served)
         judged = [judgement.value for judgement in judgements]
         failed = any(value is None for value in judged)
         return Score(
@@ -141,7 +143,7 @@ class Judged(Task):
         return {
             "id": self.judging.judge.id,
             "version": self.judging.judge.version,
-            "served": sorted(self.judging.served),
+            "served": sorted(self.served),
             "rubric": self.rubric.id,
             "rubric_source": self.rubric.source,
             "failed_share": self.judging.failed_share,
