@@ -170,10 +170,10 @@ def _read_lines(path: Path) -> Answers:
             f"{path}: {where}: expected answers of one model, found {shown(second)} beside {shown(first)}"
         )
     (name,) = models
-    return Answers(path, _known_by_name(str(name) if name is not None else path.stem), given, False)
+    return Answers(path, known_by_name(str(name) if name is not None else path.stem), given, False)
 
 
-def _known_by_name(name: str) -> ModelInfo:
+def known_by_name(name: str) -> ModelInfo:
     """A model of which only the name is known."""
     return {
         "name": name,
