@@ -18,10 +18,12 @@ class Process:
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
+            import torch
             from accelerate import PartialState
 
             # One process may answer for days longer than another.
-            PartialState(timeout=datetime.timedelta(days=30)).wait_for_everyone()
+            days = datetime.timedelta(days=30)
+            PartialState(cpu=not torch.cuda.is_available(), timeout=days).wait_for_everyone()
 
     def share(self, requests: Sequence[Request]) -> list[int]:
         """Places of this process's requests: about as many as others have, and all about the same pictures."""

@@ -40,6 +40,7 @@ from .protocol import (
     Selection,
     Task,
     blind,
+    in_order,
     sample,
     shuffled,
 )
@@ -91,7 +92,7 @@ def evaluate(
         output: where the files go; default: the model's folder, or a folder named after the
             repository. Results of other tasks for the same weights stay in `results.json`.
         split: default: the task's own.
-        languages: BCP-47 codes; default: all.
+        languages: BCP-47 codes; default: all. Of several tasks, each is asked in those that it has.
         limit: how many pictures a task, drawn from the seed; default: all.
         baselines: which of "blind" and "shuffled" to run.
         batch_size: questions answered together.
@@ -128,8 +129,10 @@ def evaluate(
     local = found is not None and found.revision is None
     folder = output or (found.folder if found and local else Path(Path(model).name.split("@")[0]))
     check_writable(folder)
-    selection = Selection(data, split, languages, limit, seed)
-    loaded = {task.key: task.load(selection) for task in chosen}
+    loaded = {
+        task.key: task.load(Selection(data, split, own, limit, seed))
+        for task, own in _languages_of(chosen, languages)
+    }
     plans = {
         task.key: planned(loaded[task.key], baselines, baseline_items, seed) for task in chosen
     }
@@ -229,6 +232,38 @@ def evaluate(
             print(f"\nno sheet.png: {undrawn}")
         print(f"\nwritten to {folder}: results.json and the answers")
     return results
+
+
+def _languages_of(
+    tasks: Sequence[Task], languages: Sequence[str] | None
+) -> list[tuple[Task, Sequence[str] | None]]:
+    """Each task with the languages that it is asked in; of a single one, its `load` checks them.
+
+    Raises ValueError for a language that no task has, and for a task that has none of them.
+    """
+    if languages is None or len(tasks) == 1:
+        return [(task, languages) for task in tasks]
+    known = {lang for task in tasks for lang in task.languages}
+    unknown = [lang for lang in languages if lang not in known]
+    if unknown or not languages:
+        raise ValueError(
+            f"languages: expected some of {' '.join(in_order(known))}, found "
+            f"{' '.join(unknown) or 'none'}"
+        )
+    found: list[tuple[Task, Sequence[str] | None]] = []
+    for task in tasks:
+        own = [lang for lang in languages if lang in task.languages]
+        if not own:
+            raise ValueError(
+                f"{task.key}: expected one of its languages, {' '.join(task.languages)}, found "
+                f"{' '.join(languages)}: leave the task out"
+            )
+        if len(own) < len(languages):
+            print(
+                f"{task.key}: asked in {' '.join(own)} only, as it has no other of these languages"
+            )
+        found.append((task, own))
+    return found
 
 
 @dataclass
