@@ -38,7 +38,6 @@ class Given:
         run: "model", or the baseline that it is from.
         language: None where the file does not say.
         question: the prompt, None where the file does not say.
-        answer: tokens are 0 where the file does not tell their number.
     """
 
     where: str
@@ -54,7 +53,7 @@ class Answers:
     """The answers of one model.
 
     Args:
-        counted: whether the file tells how many tokens the answers have, and which were cut.
+        counted: whether the file tells which answers were cut.
     """
 
     path: Path
@@ -74,7 +73,7 @@ def write_answers(
     """Every question and answer, one row each: what the numbers were counted from, and the model.
 
     Args:
-        counted: whether the number of tokens, and whether the model ended an answer, are known.
+        counted: whether it is known which answers the model ended itself.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -91,7 +90,7 @@ def write_answers(
             "unparsable": one.score.unparsable,
             **one.score.values,
             **({"judgements": list(one.score.judgements)} if one.score.judgements else {}),
-            "tokens": one.answer.tokens if counted else None,
+            "tokens": one.answer.tokens,
             "ended": one.answer.ended if counted else None,
         }
         for run, scored in runs.items()
@@ -134,12 +133,12 @@ def _read_parquet(path: Path) -> Answers:
     given = []
     for number, row in enumerate(table.select(list(_COLUMNS)).to_pylist()):
         check_shape(row, _COLUMNS, f"{path}: row {number}")
-        answer = Answer(row["answer"], row["tokens"] or 0, row["ended"] is not False)
+        answer = Answer(row["answer"], row["tokens"], row["ended"] is not False)
         own = (row["id"],)
         given.append(
             Given(f"row {number}", own, row["run"], row["language"], row["prompt"], answer)
         )
-    return Answers(path, about, given, table.column("tokens").null_count == 0)
+    return Answers(path, about, given, table.column("ended").null_count == 0)
 
 
 def _read_lines(path: Path) -> Answers:
@@ -161,7 +160,9 @@ def _read_lines(path: Path) -> Answers:
             )
         ids = (str(own),) if language is None or "id" in row else (f"{language}/{own}", str(own))
         models.setdefault(row.get("model", row.get("model_id")), where)
-        given.append(Given(where, ids, MODEL, language, row.get("question"), Answer(text, 0, True)))
+        given.append(
+            Given(where, ids, MODEL, language, row.get("question"), Answer(text, None, True))
+        )
     if not given:
         raise ValueError(f"{path}: expected answers, found none")
     if len(models) > 1:
@@ -179,13 +180,13 @@ def known_by_name(name: str) -> ModelInfo:
         "name": name,
         "revision": None,
         "weights_sha256": None,
-        "model_type": "unknown",
-        "text_model": "unknown",
-        "vision_model": "unknown",
+        "model_type": None,
+        "text_model": None,
+        "vision_model": None,
         "parameters": None,
         "image_tokens": None,
-        "dtype": "unknown",
-        "device": "unknown",
+        "dtype": None,
+        "device": None,
     }
 
 

@@ -16,9 +16,6 @@ from .table import text_table
 from .tasks import task as find_task
 from .tasks.judged import Judged, give_judge
 
-# What a file of bare answers does not tell.
-_COUNTS = ("tokens", "cut")
-
 
 def rejudge(
     answers: Path,
@@ -90,7 +87,7 @@ def rejudge(
         results["rows"] += [
             row
             for row in measures(task, ones, run, groups, seed)
-            if given.counted or row["metric"] not in _COUNTS
+            if given.counted or row["metric"] != "cut"
         ]
     if isinstance(task, Judged):
         results["tasks"][task.key]["judge"] = task.judge_info()

@@ -86,7 +86,7 @@ def test_a_model_of_images_and_texts_sees_the_picture(save, tmp_path):
         network,
         processor,
         pictures,
-        [Question(0, text, 5), Question(1, text, 5), Question(None, text, 5)],
+        [Question((0, text), 5), Question((1, text), 5), Question((text,), 5)],
     )
     assert [reply.text for reply in found] == [one.text for one in known]
 

@@ -6,22 +6,19 @@ reply. Only replies are kept, since an error may pass.
 
 from __future__ import annotations
 
-import json
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from ...common.files import disk_error, sync
+from ...common.journal import AppendOnly
 from ...common.reading import parse_json
 from ...common.shapes import has_shape
 
 _RECORD = {"key": str, "reply": str, "served": str, "structured": bool, "usage": dict}
 
 
-class Journal:
+class Journal(AppendOnly):
     """The judgements of one file, open for appending; one process at a time.
 
     Attributes:
@@ -32,48 +29,23 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path)
         self.records: dict[str, dict[str, Any]] = {}
-        self.damaged = 0
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            whole = 0
-            for end, record in _lines(path):
-                if record is None:
-                    self.damaged += 1
-                else:
-                    self.records[record["key"]] = record
-                whole = end
-            # A line that a kill cut off would make the next one unreadable.
-            os.ftruncate(self._handle, whole)
-            sync(path.parent)
-        except BaseException:
-            os.close(self._handle)
-            raise
+        self.damaged = whole = 0
+        for end, record in _lines(path):
+            whole = end
+            if record is None:
+                self.damaged += 1
+            else:
+                self.records[record["key"]] = record
+        # A line that a kill cut off would make the next one unreadable.
+        self.cut(whole)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Keep a record. Raises OSError where the disk does not take it."""
-        text = json.dumps(record, separators=(",", ":")).encode()
-        line = b"%08x %s\n" % (zlib.crc32(text), text)
-        try:
-            while line:
-                line = line[os.write(self._handle, line) :]
-            os.fsync(self._handle)
-        except OSError as error:
-            raise disk_error(self.path, error) from None
+        """Keep a record, also through a loss of power. Raises OSError where the disk does not take it."""
+        super().append(record)
+        self.sync()
         self.records[record["key"]] = record
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._handle)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ class Judging:
         lock = self.path.with_name(f"{self.path.name}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
         refusal = f"{self.path}: another process judges with this file: wait, or name another one"
-        with only_one(lock, refusal), Journal(self.path) as journal:
+        with only_one(lock, refusal), contextlib.closing(Journal(self.path)) as journal:
             if journal.damaged:
                 print(f"{self.path}: {journal.damaged} damaged lines are left out")
             waiting = list(range(len(cases)))
@@ -112,8 +113,9 @@ class Judging:
                 judged[key] = _judgement(case, record)
         readable = any(judgement.value is not None for judgement in judged.values())
         unreadable = [] if readable else list(judged.values())
-        progress = Progress(f"{name}, judged by {self.judge.id}", len(new))
         asked = list(new.items())
+        progress = Progress(len(asked), unit="judgements")
+        progress.start(f"{name}, judged by {self.judge.id}")
 
         def tell(place: int, reply: Reply) -> None:
             nonlocal readable
@@ -134,15 +136,16 @@ class Judging:
                 readable = readable or judged[key].value is not None
                 unreadable.append(judged[key])
                 stop_where_unreadable()
-            progress(len(judged))
+            progress.add()
 
         def stop_where_unreadable() -> None:
             if most is not None and not readable and len(unreadable) >= most:
                 raise self._useless(unreadable)
 
         stop_where_unreadable()
-        if asked:
-            self.judge.ask([case for _, case in asked], tell)
+        with contextlib.closing(progress):
+            if asked:
+                self.judge.ask([case for _, case in asked], tell)
         return [judged[key] for key in keys]
 
     def _useless(self, judgements: Sequence[Judgement]) -> ValueError:

@@ -151,6 +151,7 @@ MAX_NEW_TOKENS = 1024
 class AlmBench(Judged):
     """22,763 questions in 19 categories."""
 
+    languages = tuple(LANGUAGES)
     name = "alm_bench"
     title = "ALM-bench"
     protocols = {

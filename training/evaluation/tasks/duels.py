@@ -67,6 +67,7 @@ class Columns(NamedTuple):
 class Duels(Judged):
     """The model against another one, whose answers are given."""
 
+    languages = tuple(LANGUAGES)
     repository: ClassVar[str]
     columns: ClassVar[Columns]
     protocols = {

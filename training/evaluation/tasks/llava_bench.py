@@ -27,6 +27,7 @@ MAX_NEW_TOKENS = 1024
 class LlavaBench(Judged):
     """60 questions about 24 pictures, in ten languages."""
 
+    languages = tuple(LANGUAGES)
     name = "llava_bench"
     title = "LLaVA-Bench (In-the-Wild), PALO"
     protocols = {
