@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judge", help="address of an OpenAI-compatible server, or a folder or Hub repository"
     )
     judge.add_argument("--judge-model", metavar="NAME", help="how the server calls the model")
-    judge.add_argument("--judge-revision", help="commit of the judge's weights")
+    judge.add_argument(
+        "--judge-revision", help="commit of the judge's weights: tells judges of one name apart"
+    )
     judge.add_argument(
         "--judge-key-env", metavar="NAME", help="environment variable with the server's API key"
     )
@@ -205,9 +207,11 @@ def _in_processes(count: int, endpoint: str | None) -> None:
 
 def _list_tasks() -> None:
     from ..evaluation.tasks import TASKS
+    from ..evaluation.tasks.judged import Judged
 
     for kind in TASKS.values():
-        print(f"{kind.name}: {kind.title}")
+        graded = " (a judge grades)" if issubclass(kind, Judged) else ""
+        print(f"{kind.name}: {kind.title}{graded}")
         for protocol, source in kind.protocols.items():
             task = kind(protocol)
             print(f"  {task.key}: {task.metrics[task.metric]['title']}; {source}")

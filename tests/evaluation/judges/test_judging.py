@@ -268,6 +268,26 @@ def test_a_server_without_json_schemas_is_asked_without(tmp_path):
     assert not any(record["structured"] for record in records)
 
 
+class NewerName(EndpointServer):
+    """A server that refuses `max_tokens`."""
+
+    async def _answer(self, request):
+        body = await request.json()
+        assert ("max_tokens" in body) != ("max_completion_tokens" in body)
+        if "max_tokens" in body:
+            said = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return web.json_response({"error": {"message": said}}, status=400)
+        return await super()._answer(request)
+
+
+@pytest.mark.parametrize("rubric", [REVIEW, REVIEW_STRICT])
+def test_a_server_that_names_the_limit_otherwise_is_given_it(rubric, tmp_path):
+    with NewerName(fallback=reply) as judge:
+        found = judging(judge.url, tmp_path, concurrency=1)(cases(4, rubric), "test")
+        assert judge.requests == 5
+    assert [one.value for one in found] == [expected(each) for each in cases(4)]
+
+
 def test_a_thought_before_the_reply_is_no_part_of_it(tmp_path):
     thinks = {"0": "<think>\n3 4?\n</think>\n\n8 9\nGood.", "1": "<think>8 9"}
 

@@ -17,6 +17,9 @@ from ...common.endpoint import Answer, Endpoint, EndpointError, EndpointPlan
 from ...common.telling import one_line
 from .rubric import Case
 
+# What some servers call `max_tokens`; they say so where they refuse the older name.
+NEWER = "max_completion_tokens"
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -63,7 +66,8 @@ class Judge(Protocol):
 class EndpointJudge:
     """A judge behind an OpenAI-compatible address.
 
-    A server that refuses a JSON schema is asked without one from then on.
+    A server that refuses a JSON schema is asked without one from then on, and one that wants
+    `max_completion_tokens` in place of `max_tokens` is given it.
 
     Raises:
         ValueError: no model is named, or the key's environment variable is not set.
@@ -74,7 +78,7 @@ class EndpointJudge:
         Endpoint(plan)  # checks the model's name
         plan.api_key()
         self.plan, self.id, self.version = plan, plan.model, plan.model_revision
-        self._schemas = True
+        self._schemas, self._limit = True, "max_tokens"
         _check_listening(plan)
 
     def ask(self, cases: Sequence[Case], told: Told) -> None:
@@ -102,21 +106,30 @@ class EndpointJudge:
 
     async def _reply(self, endpoint: Endpoint, case: Case) -> Reply:
         messages = messages_of(case)
-        parameters: dict[str, Any] = {
-            "temperature": case.temperature,
-            "max_tokens": case.rubric.max_tokens,
-        }
         structured = case.rubric.schema is not None and self._schemas
         if structured:
             schema = {"name": case.rubric.name, "strict": True, "schema": case.rubric.schema}
             form = {"type": "json_schema", "json_schema": schema}
-            answer = await endpoint.complete(messages, **parameters, response_format=form)
+            answer = await self._complete(endpoint, case, messages, response_format=form)
             if not _refused(answer):
                 return _as_reply(answer, structured)
-        answer = await endpoint.complete(messages, **parameters)
+        answer = await self._complete(endpoint, case, messages)
         if structured and not _refused(answer):
             self._schemas = False
         return _as_reply(answer, False)
+
+    async def _complete(
+        self, endpoint: Endpoint, case: Case, messages: list[dict[str, Any]], **more: Any
+    ) -> Answer:
+        """The answer, with the limit of tokens under the name that the server takes."""
+        while True:
+            limit = self._limit
+            more |= {"temperature": case.temperature, limit: case.rubric.max_tokens}
+            answer = await endpoint.complete(messages, **more)
+            if limit == NEWER or not _refused(answer) or NEWER not in (answer.error or ""):
+                return answer
+            self._limit = NEWER
+            del more[limit]
 
 
 def _refused(answer: Answer) -> bool:
