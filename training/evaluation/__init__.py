@@ -8,6 +8,7 @@ asking.py: puts the requests of tasks to a model of this process
 served.py: puts them to a model behind an OpenAI-compatible server
 journal.py: answers kept as they come, so that none is generated twice
 processes.py: the share of each of several processes
+work.py: the requests of a task beside the answers that are there
 measures.py: what every answer is measured by
 answers.py: answers that were made before, read and matched with requests
 run.py: `maya evaluate`: asks the model and two baselines, and writes what follows
