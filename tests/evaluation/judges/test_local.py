@@ -1,4 +1,4 @@
-"""Models on this machine as judges: of texts, and of images and texts."""
+"""Local models as judges: of texts, and of images and texts."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A transformers model on this machine as a judge: a chat model of texts, or of images and texts."""
+"""A local transformers model as a judge: a chat model of texts, or of images and texts."""
 
 from __future__ import annotations
 
