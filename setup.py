@@ -45,6 +45,8 @@ DATA = [
 # are cut and counted by the libraries that papers use, languages told by lingua.
 EVAL = [
     *DATASETS,
+    "aiohttp>=3.12",
+    "filelock>=3.15",
     "resvg-py>=0.5",
     "uharfbuzz>=0.50",
     "manimgx-fonts>=2026.9",

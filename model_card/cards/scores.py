@@ -45,6 +45,22 @@ def _intro(info: TaskInfo) -> Markdown:
             if settings["baselines"]
             else ""
         )
+        + _judged(info)
+    )
+
+
+def _judged(info: TaskInfo) -> str:
+    """Who graded the answers, since scores of other judges are not comparable; "" for other tasks."""
+    if "judge" not in info:
+        return ""
+    judge = info["judge"]
+    names = ", ".join(map(code, dict.fromkeys([judge["id"], *judge["served"]])))
+    version = f" ({code(judge['version'])})" if judge["version"] else ""
+    failed = len(judge["failed"].get(MODEL, ()))
+    return (
+        f" The judge is {names}{version}, asked on {info['created'][:10]} with the rubric "
+        f"{code(judge['rubric'])}; of its judgements {failed:,} failed and are left out. A language of which "
+        f"more than {100 * judge['failed_share']:g} % failed has no score."
     )
 
 

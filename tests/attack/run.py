@@ -46,6 +46,7 @@ KINDS = (
     "names",
     "answers",
     "results",
+    "scored",
 )
 
 

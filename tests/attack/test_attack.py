@@ -17,7 +17,7 @@ from .run import KINDS, drawn
 SEED = 0
 # Few where a case trains or loads a model.
 CASES = {"images": 24, "rows": 20, "recipes": 20, "plans": 14, "datasets": 12, "names": 16}
-FEW = {"configs": 10, "weights": 8, "checkpoints": 4, "answers": 10, "results": 12}
+FEW = {"configs": 10, "weights": 8, "checkpoints": 4, "answers": 10, "results": 12, "scored": 12}
 
 
 @pytest.fixture(scope="module")

@@ -323,7 +323,7 @@ def asked(messages: list[dict]) -> tuple[str, str, bool]:
     """(text, language, whether the answer is wanted in brackets) of a chat's messages."""
     content = messages[-1]["content"]
     if isinstance(content, list):
-        part = content[0]
+        part = next(part for part in content if "text" in part)  # pictures stand before it
         return part["text"], part.get("target_lang_code", "").split("-")[0], False
     said = "\n".join(str(m["content"]) for m in messages[:-1]) or content
     found = _INTO.search(said)

@@ -12,6 +12,7 @@ Files of strangers, and their values:
     secrets.py: what is left out of files that others read
 Files that are written:
     files.py: every file is whole or absent; hashes of files and texts; locks and permissions
+    journal.py: append-only files of records, readable after any kill
     provenance.py: machine, versions and commit that numbers come from
 Pictures:
     hub_code.py: modules of the Hub packages, without the packages

@@ -28,7 +28,7 @@ MODEL, BLIND, SHUFFLED, CHANCE = "model", "blind", "shuffled", "chance"
 BASELINES = (BLIND, SHUFFLED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A part of a prompt: the picture that the task's `Pictures` give for `key`."""
 
@@ -42,7 +42,7 @@ class Pictures(Protocol):
         """The decoded picture. Raises ValueError or OSError with one line that names it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One question to a model.
 
@@ -97,11 +97,13 @@ class Score:
         values: metric -> value; None where the judgement failed, which is never averaged.
         parsed: what was understood of the answer; None where nothing was.
         unparsable: the answer has not the form that was asked for. It counts as wrong.
+        judgements: what a judge replied, or why a judgement failed.
     """
 
     values: Mapping[str, float | None]
     parsed: str | None = None
     unparsable: bool = False
+    judgements: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    # BCP-47 codes of the languages that its dataset has.
+    languages: ClassVar[Sequence[str]] = ("en",)
     # Changes with the prompt, the parser or the metric, so that other numbers are never mixed.
     version: ClassVar[str] = "1"
     # Ways of asking and scoring, the default first: name -> the paper or script that it follows.
@@ -245,7 +249,10 @@ class Task(ABC):
         return mean_rows(place, values, groups, seed, failures, self.interval)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """Writes the files that the benchmark's own server or script takes; returns them."""
+        """Writes the files that the benchmark's own server or script takes; returns them.
+
+        The names begin with `key`: other tasks write into the same folder.
+        """
         return []
 
     def interval(self, values: Sequence[tuple[str, float]], seed: int) -> Interval:

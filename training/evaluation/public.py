@@ -125,9 +125,16 @@ class Split:
         cells = (cell.as_py() or {} for cell in self.table.column(self.pictures))
         return [hashlib.sha256(cell.get("bytes") or b"").hexdigest()[:16] for cell in cells]
 
-    def picture(self, number: int, key: str) -> Image.Image:
-        """The picture of a row. Raises ValueError in one line for one that cannot be decoded."""
+    def picture(self, number: int, key: str, place: int = 0) -> Image.Image:
+        """The picture of a row. Raises ValueError in one line for one that cannot be decoded.
+
+        Args:
+            key: names the picture in that line.
+            place: of the picture, in a row that has a list of them.
+        """
         cell = self.table.column(self.pictures)[number].as_py() or {}
+        if isinstance(cell, list):
+            cell = cell[place] or {}
         try:
             return to_rgb(decode_picture(cell.get("bytes") or b"", key))
         except ValueError as error:

@@ -7,7 +7,7 @@ no benchmark by name. It holds no path and no host name: it is published with th
 import json
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 from ..common.files import write_bytes
 from ..common.provenance import Machine
@@ -18,18 +18,18 @@ FORMAT = "maya-results-2"
 
 
 class ModelInfo(TypedDict):
-    """What was evaluated."""
+    """What was evaluated; None where that cannot be known, as of a model behind a server."""
 
-    name: str  # the folder's name or the repository's id
+    name: str  # the folder's name, the repository's id, or what a server calls it
     revision: str | None  # the Hub commit, where it came from the Hub
     weights_sha256: str | None  # over the safetensors files; None where they are not local
-    model_type: str
-    text_model: str
-    vision_model: str
-    parameters: int
+    model_type: str | None
+    text_model: str | None
+    vision_model: str | None
+    parameters: int | None
     image_tokens: int | None  # of every picture; None for models whose pictures differ in it
-    dtype: str
-    device: str
+    dtype: str | None
+    device: str | None
 
 
 class DataInfo(TypedDict):
@@ -51,6 +51,29 @@ class MetricInfo(TypedDict):
     title: str
     higher_is_better: bool | None  # None: neither, such as a length
     percent: bool  # values from 0 to 1, shown as percent
+
+
+class Withheld(TypedDict):
+    """A score that is not given, since too many of its judgements failed."""
+
+    run: str
+    subset: str
+    language: str
+    failed: int
+    asked: int  # answers that were to be judged
+
+
+class JudgeInfo(TypedDict):
+    """Who graded a task's answers, and how often that failed."""
+
+    id: str
+    version: str | None  # commit or hash of the judge's weights, where it is known
+    served: list[str]  # names that those who replied gave themselves
+    rubric: str  # with its version
+    rubric_source: str
+    failed_share: float  # of failed judgements, above which there is no score
+    failed: dict[str, list[str]]  # run -> requests whose judgement failed
+    withheld: list[Withheld]
 
 
 class TaskInfo(TypedDict):
@@ -76,6 +99,7 @@ class TaskInfo(TypedDict):
     machine: Machine
     versions: dict[str, str]
     seconds: dict[str, float]
+    judge: NotRequired[JudgeInfo]  # of tasks whose answers a model grades
 
 
 class Row(TypedDict):
@@ -125,6 +149,8 @@ def read_results(path: Path) -> Results:
         )
     check_shape(content, _shape(Results), str(path))
     for name, info in content["tasks"].items():
+        if "judge" in info:
+            check_shape(info["judge"], _shape(JudgeInfo), str(path), f"tasks.{name}.judge")
         if info["metric"] not in info["metrics"]:
             raise ValueError(
                 f"{path}: tasks.{name}.metric: expected one of {', '.join(info['metrics'])}, found "
@@ -140,10 +166,16 @@ def read_results(path: Path) -> Results:
     return content
 
 
+def check_model(value: Any, where: str) -> None:
+    """Raise ValueError, naming `where` and the key, for what is no ModelInfo."""
+    check_shape(value, _shape(ModelInfo), where)
+
+
 def _shape(hint: Any) -> Any:
     """The shape of `check_shape` that a type of this module stands for."""
     if is_typeddict(hint):
-        return {name: _shape(kind) for name, kind in get_type_hints(hint).items()}
+        kinds = get_type_hints(hint).items()
+        return {name: _shape(kind) for name, kind in kinds if name in hint.__required_keys__}
     if isinstance(hint, UnionType):
         return tuple(None if kind is NoneType else kind for kind in get_args(hint))
     if get_origin(hint) is list:

@@ -8,6 +8,9 @@ from ..common.markdown import code, escaped
 from .protocol import BASELINES, CHANCE, MODEL
 from .results import Results, Row, TaskInfo
 
+# Lines of scores that are not given.
+SHOWN = 10
+
 
 class Column(NamedTuple):
     """A column of scores: one subset under one run."""
@@ -160,6 +163,7 @@ def text_table(results: Results, task: str) -> str:
                 line.append(scores.shown(column, language, column.run == MODEL))
         lines += _aligned([under, *cells], heads)
     lines += ["", _measured(results, task)]
+    lines += judge_lines(info)
     lines.append("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in info["seconds"].items()))
     return "\n".join(lines)
 
@@ -179,6 +183,27 @@ def _aligned(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
             line += f"{'| ' if heads[i] and i else ''}{cell:{widths[i]}}"
         lines.append(line)
     return [line.rstrip() for line in lines]
+
+
+def judge_lines(info: TaskInfo) -> list[str]:
+    """Who judged, what failed, and which scores are therefore not given; none for other tasks."""
+    if "judge" not in info:
+        return []
+    judge = info["judge"]
+    names = ", ".join(dict.fromkeys([judge["id"], *judge["served"]]))
+    failed = {run: len(requests) for run, requests in judge["failed"].items()}
+    told = ", ".join(f"{number} of the {run} run" for run, number in failed.items()) or "none"
+    lines = [f"judge: {names}, rubric {judge['rubric']}; failed judgements: {told}"]
+    if len(judge["served"]) > 1:
+        lines.append(f"replies came from {len(judge['served'])} models: these scores mix judges")
+    missing = [
+        f"no score of {one['language']} ({one['subset']}, {one['run']} run): {one['failed']} of "
+        f"{one['asked']} judgements failed, more than {100 * judge['failed_share']:g} %"
+        for one in judge["withheld"]
+    ]
+    more = len(missing) - SHOWN
+    rest = [f"and {more} more scores, see results.json"] if more > 0 else []
+    return [*lines, *missing[:SHOWN], *rest]
 
 
 def _measured(results: Results, task: str) -> str:

@@ -8,16 +8,25 @@ xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures
 scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
 xm3600.py: captions
+judged.py: what tasks share whose answers a model grades
+llava_bench.py, mm_vet.py, alm_bench.py: open answers, graded by a judge
+duels.py: what tasks share that compare the model with another one
+aya_vision_bench.py, m_wildvision.py: open answers in 23 languages, the model against another one
 """
 
 from ..protocol import Task
+from .alm_bench import AlmBench
+from .aya_vision_bench import AyaVisionBench
 from .cvqa import Cvqa
 from .gqa import Gqa
 from .kaleidoscope import Kaleidoscope
+from .llava_bench import LlavaBench
 from .m3exam import M3Exam
+from .m_wildvision import MWildVision
 from .marvl import MaRvl
 from .maxm import MaXm
 from .mini import Mini
+from .mm_vet import MmVet
 from .mmbench import MmBench
 from .mme import Mme
 from .mtvqa import MtVqa
@@ -51,13 +60,21 @@ TASKS: dict[str, type[Task]] = {
         Kaleidoscope,
         Xmmmu,
         M3Exam,
+        LlavaBench,
+        MmVet,
+        AyaVisionBench,
+        MWildVision,
+        AlmBench,
     )
 }
+# Other names of tasks.
+ALIASES = {"palo": "llava_bench"}
 
 
 def task(name: str) -> Task:
     """The task `NAME` or `NAME:PROTOCOL`; ValueError, naming the known ones, for another."""
     name, _, protocol = name.partition(":")
+    name = ALIASES.get(name, name)
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(sorted(TASKS))}")
     return TASKS[name](protocol or None)

@@ -114,6 +114,7 @@ LANGUAGES = {
 class M3Exam(Task):
     """School exams in seven languages: letters of options."""
 
+    languages = tuple(LANGUAGES)
     name = "m3exam"
     title = "M3Exam"
     protocols = {

@@ -1,0 +1,101 @@
+"""`maya evaluate --rejudge ANSWERS`: score answers that were made before, without a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .answers import matched, read_answers, write_answers
+from .judges.plan import JudgePlan
+from .measures import measures
+from .protocol import BASELINES, MODEL, Scored, Selection
+from .results import Results, read_results, write_results
+from .run import chance_rows, check_writable, language_groups, results_before, task_info
+from .table import text_table
+from .tasks import task as find_task
+from .tasks.judged import Judged, give_judge
+
+
+def rejudge(
+    answers: Path,
+    task_name: str,
+    output: Path,
+    data: str | None = None,
+    split: str | None = None,
+    languages: Sequence[str] | None = None,
+    judge: JudgePlan | None = None,
+    model: str | None = None,
+    seed: int = 0,
+) -> Results:
+    """Score answers, print the table, write `results.json` and the answers with their scores.
+
+    Args:
+        answers: a file as `read_answers` reads it; the runs that it has are scored.
+        task_name: `NAME` or `NAME:PROTOCOL`.
+        output: where the files go; results of other tasks of the same model stay there.
+        data, split, languages: as for `evaluate`.
+        judge: which model grades the answers, for a task that needs one.
+        model: the name that the answers' model must have; None: any.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError, OSError: in one line: answers with missing, doubled or unknown ids or of another model,
+            and as `evaluate`.
+    """
+    began = time.perf_counter()
+    task = find_task(task_name)
+    given = read_answers(answers)
+    name = given.model["name"]
+    if model is not None and name not in (model, Path(model).name):
+        raise ValueError(f"{answers}: expected answers of {model}, found answers of {name}")
+    check_writable(output)
+    if (output / "results.json").is_file():
+        before = read_results(output / "results.json")["model"]
+        if before != given.model:
+            raise ValueError(
+                f"{output}: expected results of {name}, found results of {before['name']} with other "
+                "weights or revision: name another --output"
+            )
+    part = task.load(Selection(data, split, languages, None, seed))
+    runs = {}
+    for run in (MODEL, *BASELINES):
+        if run == MODEL or any(one.run == run for one in given.given):
+            runs[run] = matched(given, run, part.requests, every=run == MODEL)
+    give_judge([task], {task.key: part}, judge, output)
+    by_id = {request.id: request for request in part.requests}
+    scored = {}
+    for run, own in runs.items():
+        requests = [by_id[name] for name in own]
+        scores = task.scores(requests, list(own.values()))
+        scored[run] = [Scored(*one) for one in zip(requests, own.values(), scores, strict=True)]
+    results = results_before(output, given.model, [task.key])
+    groups = language_groups(str(output), part.languages)
+    settings = {
+        "decoding": "answers made before",
+        "baselines": [run for run in runs if run != MODEL],
+        "baseline_items": None,
+        "answers": answers.name,
+        "answers_sha256": given.sha256,
+        "seed": seed,
+    }
+    results["tasks"][task.key] = task_info(
+        task, part, groups, settings, {"total": time.perf_counter() - began}
+    )
+    for run, ones in scored.items():
+        results["rows"] += task.aggregate(ones, run, groups, seed)
+        results["rows"] += [
+            row
+            for row in measures(task, ones, run, groups, seed)
+            if given.counted or row["metric"] != "cut"
+        ]
+    if isinstance(task, Judged):
+        results["tasks"][task.key]["judge"] = task.judge_info()
+    results["rows"] += chance_rows(task, part.requests)
+    (output / "answers").mkdir(parents=True, exist_ok=True)
+    write_answers(output / "answers" / f"{task.key}.parquet", scored, given.model, given.counted)
+    task.export(scored[MODEL], output / "answers")
+    write_results(results, output / "results.json")
+    print(text_table(results, task.key))
+    print(f"\nwritten to {output}: results.json and the answers")
+    return results
