@@ -6,11 +6,14 @@ Texts are read at once, pictures when they are asked about.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from ..common.cards import check_cards
@@ -74,11 +77,12 @@ class Split:
             raise ValueError(
                 f"data: expected {repository}, or a folder with its files, found a file {name}"
             )
+        self.files: list[str] = []
         try:
             builder = datasets.load_dataset_builder(name, config, revision=own)
             files = builder.config.data_files or {}
             if split not in files:
-                raise ValueError(f"the splits are {', '.join(map(str, files)) or 'none'}")
+                raise ValueError(f"the splits are {_named(files, self.folder)}")
             self.files = [str(file) for file in files[split]]
             # From the files of this split alone: others can be tens of gigabytes.
             found = datasets.load_dataset("parquet", data_files={split: self.files}, split=split)
@@ -88,7 +92,8 @@ class Split:
                 f"{reason(error)}"
             ) from error
         except (ValueError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"{self.place}: cannot be read: {reason(error)}") from error
+            fault = _fault(self.files, self.folder) or reason(error)
+            raise ValueError(f"{self.place}: cannot be read: {fault}") from error
         missing = sorted(set(columns) - set(found.column_names))
         if missing:
             raise ValueError(
@@ -155,6 +160,31 @@ class Split:
 def _commit(files: Sequence[str]) -> str | None:
     """The commit in addresses of the Hub's files: hf://datasets/user/name@COMMIT/file."""
     return files[0].partition("@")[2].partition("/")[0] or None
+
+
+def _named(files: Mapping[Any, Sequence[str]], folder: Path | None) -> str:
+    """The splits, each with the first file that it was found in."""
+    return (
+        ", ".join(f"{split} ({_short(own[0], folder)})" for split, own in files.items()) or "none"
+    )
+
+
+def _fault(files: Sequence[str], folder: Path | None) -> str | None:
+    """What is wrong with the first local file that holds no rows; None where every file does."""
+    for file in files if folder is not None else ():
+        try:
+            rows = pq.ParquetFile(file).metadata.num_rows
+        except (OSError, pa.ArrowException) as error:
+            told = reason(error).rstrip(".")
+            return f"{_short(file, folder)}: expected parquet, found {told}: download it again"
+        if rows == 0:
+            return f"{_short(file, folder)}: expected rows, found none: download it again, or remove it"
+    return None
+
+
+def _short(file: str, folder: Path | None) -> str:
+    """The file's name inside the dataset."""
+    return file.rpartition("@")[2] if folder is None else os.path.relpath(file, folder.resolve())
 
 
 class RowPictures:

@@ -72,3 +72,10 @@ def test_a_file_is_no_dataset_and_is_not_looked_up_on_the_hub(tmp_path):
         ValueError, match=r"^data: expected lmms-lab/GQA, or a folder .* found a file"
     ):
         Gqa().load(Selection(data=str(file)))
+
+
+def test_results_name_the_pictures_files_too(tmp_path):
+    first = Gqa().load(write(tmp_path / "a")).data["files_sha256"]
+    assert Gqa().load(write(tmp_path / "b")).data["files_sha256"] == first
+    other = [row | {"image": picture(9)} for row in IMAGES]
+    assert Gqa().load(write(tmp_path / "c", images=other)).data["files_sha256"] != first

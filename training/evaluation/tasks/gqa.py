@@ -69,7 +69,7 @@ class Gqa(ShortAnswers):
                     expected=row["answer"],
                 )
             )
-        return loaded(selection, questions, requests, RowPictures(places), name)
+        return loaded(selection, questions, requests, RowPictures(places), name, [images])
 
     def parsed(self, text: str) -> str:
         return gqa_prediction(text)

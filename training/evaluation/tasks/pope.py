@@ -61,8 +61,10 @@ class Pope(Task):
         names = [selection.split] if selection.split else list(SETS)
         requests: list[Request] = []
         places: dict[str, tuple[Split, int]] = {}
+        splits: list[Split] = []
         for name in names:
             split = Split(selection, REPOSITORY, REVISION, "Full", name, COLUMNS, "image")
+            splits.append(split)
             for number, row in split.rows():
                 if row["answer"] not in ("yes", "no"):
                     raise ValueError(
@@ -81,7 +83,8 @@ class Pope(Task):
                         expected=row["answer"],
                     )
                 )
-        return loaded(selection, split, requests, RowPictures(places), ", ".join(names))
+        first, *others = splits
+        return loaded(selection, first, requests, RowPictures(places), ", ".join(names), others)
 
     def score(self, request: Request, answer: Answer) -> Score:
         said = self.parser(answer.text)
