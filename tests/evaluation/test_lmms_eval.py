@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -258,12 +259,11 @@ def test_lmms_evals_scores_are_ours(folder, tmp_path):
     for name, (_, _, metric, _, _) in cases.items():
         value, n = ours[name]["all"] if name == "textvqa" else _over_questions(ours[name])
         assert 0 < value < 1
-        assert theirs[f"{name}_local"][f"{metric},none"] == pytest.approx(value)
+        scale = 100 if name == "mtvqa" else 1
+        assert theirs[f"{name}_local"][f"{metric},none"] == pytest.approx(scale * value)
         (samples,) = (tmp_path / "theirs").rglob(f"*_samples_{name}_local.jsonl")
-        said = [json.loads(line)["filtered_resps"][0] for line in samples.open()]
+        said = [json.loads(line)["filtered_resps"] for line in samples.open()]
         assert len(said) == n
-        import pyarrow.parquet as pq
-
         (answers,) = (tmp_path / f"ours-{name}" / "answers").glob("*.parquet")
         assert said == pq.read_table(answers)["answer"].to_pylist()
 
