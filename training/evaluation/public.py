@@ -37,6 +37,10 @@ SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 MAX_NEW_TOKENS = 16
 
+# What PALO's instructions (2402.14818), and so Maya's and LLaVA's, were made from.
+MIX = "LLaVA-1.5's mix (2310.03744), which PALO's and so Maya's instructions hold,"
+UNSEEN = f"None known: {MIX} has no part of it."
+
 
 class Split:
     """One split of a config of a public dataset.

@@ -22,7 +22,7 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import LETTER, MAX_NEW_TOKENS, RowPictures, Split, loaded_in
+from ..public import LETTER, MAX_NEW_TOKENS, UNSEEN, RowPictures, Split, loaded_in
 from ..results import Row
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
@@ -76,6 +76,7 @@ class Cvqa(Task):
 
     name = "cvqa"
     title = "CVQA"
+    contamination = UNSEEN
     protocols = {
         # The default's parser neither guesses nor reads the article of "La respuesta" as an A.
         "local": "CVQA (2406.05967), questions in the local language; this package's parser",

@@ -7,7 +7,7 @@ Source: GQA (1902.09506), eval.py, which compares letter by letter; asked and co
 from typing import Any
 
 from ..protocol import Loaded, Picture, Request, Selection
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
 from ..scoring.short_answers import gqa_prediction
 from .short_answers import ShortAnswers
 
@@ -19,6 +19,10 @@ class Gqa(ShortAnswers):
 
     name = "gqa"
     title = "GQA"
+    contamination = (
+        f"{MIX} has 72,000 questions of the train split, so the way of answering was seen; the pictures of "
+        "testdev are others."
+    )
     protocols = {
         "llava": "GQA (1902.09506), eval.py, after LLaVA's convert_gqa_for_eval.py",
         "lmms_eval": "lmms-eval 0.7.3: equal without case and ASCII punctuation",

@@ -25,7 +25,7 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import Split, loaded_in
+from ..public import UNSEEN, Split, loaded_in
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 
@@ -72,6 +72,7 @@ class Kaleidoscope(Task):
 
     name = "kaleidoscope"
     title = "Kaleidoscope"
+    contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."
     protocols = {
         # The default is that of open models in the paper. Its prompt for closed models is not here.
         "direct": "Kaleidoscope (2504.07072), direct prompt, format_answer: other forms are wrong",

@@ -26,7 +26,7 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import Split, loaded_in
+from ..public import UNSEEN, Split, loaded_in
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 
@@ -116,6 +116,7 @@ class M3Exam(Task):
 
     name = "m3exam"
     title = "M3Exam"
+    contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."
     protocols = {
         # Pangea's parser takes the first a to d of any word and guesses without one; the default does not.
         "strict": "M3Exam (2306.05179), asked as Pangea (2410.16153); this package's parser",

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import MAX_NEW_TOKENS, RowPictures, Split, language_splits, loaded
+from ..public import MAX_NEW_TOKENS, UNSEEN, RowPictures, Split, language_splits, loaded
 from ..scoring.parsed import Parser
 from ..scoring.plain import normalise
 from ..scoring.short_answers import METRIC, RULES
@@ -36,6 +36,7 @@ class MaRvl(Task):
 
     name = "marvl"
     title = "MaRVL"
+    contamination = UNSEEN
     # The default is what Pangea's published numbers were read with.
     protocols = {
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/marvl: yes anywhere is true, else no anywhere is false",

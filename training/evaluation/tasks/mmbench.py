@@ -21,12 +21,12 @@ from ..protocol import (
     chosen_languages,
     mean_rows,
 )
-from ..public import LETTER, MAX_NEW_TOKENS, RowPictures, Split, loaded_in
+from ..public import LETTER, MAX_NEW_TOKENS, MIX, RowPictures, Split, loaded_in
 from ..results import Row
 from ..scoring.choices_public import CHOICE_PARSERS
 from ..scoring.mmbench import METRIC, ROTATION
 
-REPOSITORY = "lmms-lab/MMBench"
+REPOSITORY, REVISION = "lmms-lab/MMBench", "56ba1af8954932c4804bd3f522e05ed96e63b654"
 COLUMNS = ("index", "question", "hint", "answer", "A", "B", "C", "D", "image")
 # Language -> the dataset's config, and how LLaVA asks for a letter in it.
 LANGUAGES = {"en": ("en", LETTER), "zh": ("cn", "\n请直接回答选项字母。")}
@@ -37,6 +37,10 @@ class MmBench(Task):
 
     name = "mmbench"
     title = "MMBench"
+    contamination = (
+        f"MMBench is partly made from public sets, COCO and TextVQA among them (2307.06281); {MIX} has pictures of "
+        "both."
+    )
     protocols = {
         # The default is what the server and published tables report.
         "circular": "MMBench (2307.06281), VLMEvalKit e8e78f0: all rotations of a question right",
@@ -71,7 +75,7 @@ class MmBench(Task):
         self.incomplete = {"questions without all rotations": 0, "questions without the first": 0}
         for language in chosen_languages(selection.languages, list(LANGUAGES), name):
             config, ending = LANGUAGES[language]
-            split = Split(selection, REPOSITORY, None, config, name, COLUMNS, "image")
+            split = Split(selection, REPOSITORY, REVISION, config, name, COLUMNS, "image")
             splits[language] = split
             groups: dict[int, list[tuple[int, int, dict[str, Any]]]] = {}
             for number, row in split.rows():

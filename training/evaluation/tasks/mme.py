@@ -10,7 +10,7 @@ from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Place, Request, Score, Scored, Selection, Task
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
 from ..results import Row
 from ..scoring.intervals import mean_of_languages
 from ..scoring.mme import COGNITION, PERCEPTION
@@ -28,6 +28,10 @@ class Mme(Task):
 
     name = "mme"
     title = "MME"
+    contamination = (
+        f"{MIX} has pictures of COCO, where those of existence, count, position and color are from: a picture "
+        "may have been seen, its questions not."
+    )
     protocols = {
         "paper": "MME (2306.13394), eval_tool/calculation.py: yes or no in the first four characters",
         "strict": "as paper, but an answer is read in ten languages, and one that says neither is wrong",

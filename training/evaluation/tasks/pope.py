@@ -9,7 +9,7 @@ from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Place, Request, Score, Scored, Selection, Task
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
 from ..results import Row
 from ..scoring.intervals import Interval, mean_of_ratios
 from ..scoring.yes_no_public import YES_NO_PARSERS
@@ -32,6 +32,10 @@ class Pope(Task):
 
     name = "pope"
     title = "POPE"
+    contamination = (
+        f"{MIX} has pictures of COCO train2017, which holds most of val2014, where POPE's 500 are from: a "
+        "picture may have been seen, its questions not."
+    )
     protocols = {
         "paper": "POPE (2305.10355), evaluate.py: an answer without No, not or no is a yes",
         "strict": "as paper, but an answer that says neither yes nor no in ten languages is wrong",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import LETTER, MAX_NEW_TOKENS, RowPictures, Split, loaded
+from ..public import LETTER, MAX_NEW_TOKENS, UNSEEN, RowPictures, Split, loaded
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 
@@ -21,6 +21,7 @@ class ScienceQa(Task):
 
     name = "scienceqa"
     title = "ScienceQA"
+    contamination = UNSEEN
     protocols = {
         "llava": "ScienceQA (2209.09513), LLaVA, llava/eval/eval_science_qa.py",
         "lmms_eval": "lmms-eval 0.7.3, tasks/scienceqa/utils.py",

@@ -9,10 +9,10 @@ from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import SHORT, RowPictures, Split, loaded
+from ..public import MIX, SHORT, RowPictures, Split, loaded
 from ..scoring.vqa import METRIC, accuracy, processed
 
-REPOSITORY = "lmms-lab/textvqa"
+REPOSITORY, REVISION = "lmms-lab/textvqa", "9c0699cd19768ac5ab97568f6b3cbac4c0062884"
 COLUMNS = ("image_id", "question_id", "question", "answers", "ocr_tokens", "image")
 # LLaVA's model_vqa_loader.py; lmms-eval sets none of its own.
 MAX_NEW_TOKENS = 128
@@ -23,6 +23,10 @@ class TextVqa(Task):
 
     name = "textvqa"
     title = "TextVQA"
+    contamination = (
+        f"{MIX} has 22,000 captions (TextCaps) of pictures of the train split; those of the validation set are "
+        "others."
+    )
     protocols = {
         "llava": "LLaVA (2310.03744), m4c_evaluator.py, with the words of a text recogniser in the prompt",
         "lmms_eval": "lmms-eval 0.7.3, tasks/textvqa: without these words, the question capitalised",
@@ -42,7 +46,7 @@ class TextVqa(Task):
 
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "validation"
-        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        split = Split(selection, REPOSITORY, REVISION, "default", name, COLUMNS, "image")
         requests = []
         places: dict[str, tuple[Split, int]] = {}
         for number, row in split.rows():

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import SHORT, RowPictures, Split, loaded
+from ..public import SHORT, UNSEEN, RowPictures, Split, loaded
 from ..scoring.vqa import METRIC, accuracy, processed
 
 REPOSITORY = "lmms-lab/VizWiz-VQA"
@@ -25,6 +25,7 @@ class VizWiz(Task):
 
     name = "vizwiz"
     title = "VizWiz"
+    contamination = UNSEEN
     # The default is what LLaVA's and Maya's published numbers were asked with.
     protocols = {
         "llava": "LLaVA (2310.03744): the question as it stands; VQA accuracy after EvalAI's processor",

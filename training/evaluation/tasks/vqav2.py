@@ -8,10 +8,10 @@ from typing import Any, Literal, cast
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
 from ..scoring.vqa import METRIC, accuracy, processed
 
-REPOSITORY = "lmms-lab/VQAv2"
+REPOSITORY, REVISION = "lmms-lab/VQAv2", "32665d35052eb4a6d4414851c3c829a72754915a"
 COLUMNS = ("question_id", "image_id", "question", "answers", "answer_type", "image")
 # The dataset's name of a kind of answer -> the subset.
 KINDS = {"yes/no": "yes_no", "number": "number", "other": "other"}
@@ -22,6 +22,10 @@ class VqaV2(Task):
 
     name = "vqav2"
     title = "VQAv2"
+    contamination = (
+        f"{MIX} has 83,000 questions of the train split, and pictures of COCO train2017, which holds most of "
+        "val2014, where those of the validation set are from."
+    )
     protocols = {
         "official": "VQA (1505.00468), vqaEval.py: nothing is normalised where all ten answers are equal",
         "evalai": "EvalAI's processor, as lmms-eval 0.7.3 and TextVQA use it",
@@ -44,7 +48,7 @@ class VqaV2(Task):
 
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "validation"
-        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        split = Split(selection, REPOSITORY, REVISION, "default", name, COLUMNS, "image")
         requests = []
         places: dict[str, tuple[Split, int]] = {}
         for number, row in split.rows():

@@ -23,7 +23,7 @@ from ..protocol import (
     in_order,
     mean_rows,
 )
-from ..public import RowPictures, Split, loaded_in
+from ..public import UNSEEN, RowPictures, Split, loaded_in
 from ..results import Row
 from ..scoring.captions import METRIC, CaptionScore, caption_score, images_hash
 from ..scoring.tokens import default_tokenizer, tokenizer_id
@@ -81,6 +81,7 @@ class Xm3600(Task):
 
     name = "xm3600"
     title = "XM3600"
+    contamination = UNSEEN
     protocols = {
         # The default is that of the table in which Maya stands.
         "centurio": "Centurio (2501.05122): CIDEr on 512 images, here the first by name",

@@ -19,7 +19,7 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded_in
+from ..public import MAX_NEW_TOKENS, SHORT, UNSEEN, RowPictures, Split, loaded_in
 from ..scoring.choices import letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 from ..scoring.mmmu import METRIC, open_is_right, parse_open
@@ -38,6 +38,7 @@ class Xmmmu(Task):
 
     name = "xmmmu"
     title = "xMMMU"
+    contamination = f"{UNSEEN} MMMU's validation set is public with its answers since 2023."
     protocols = {
         # MMMU's parser draws a random letter where it finds none; the default reads all languages.
         "strict": "MMMU (2311.16502), Pangea (2410.16153); letters read by this package's parser",
