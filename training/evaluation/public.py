@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..common.cards import check_cards
-from ..common.files import files_sha256
+from ..common.files import files_sha256, write_json
 from ..common.images import decode_picture, to_rgb
 from ..common.revisions import split_revision
 from ..common.telling import one_line, reason
@@ -282,3 +282,10 @@ def loaded_in(
     made = loaded(every, first, requests, pictures, names, others)
     asked = {request.language for request in made.requests}
     return replace(made, languages=[lang for lang in splits if lang in asked])
+
+
+def export_json(folder: Path, key: str, value: Any, part: str = "") -> Path:
+    """Write a file for a benchmark's server or script: the task's key, and the part where there are several."""
+    path = folder / f"{key}{part and f'.{part}'}.json"
+    write_json(path, value)
+    return path
