@@ -1,5 +1,6 @@
 """`maya evaluate` on small copies of the public datasets: from rows to tables and cards."""
 
+import json
 from importlib import import_module
 
 import pytest
@@ -11,7 +12,7 @@ from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks import TASKS, task
 from tests.helpers.tiny_maya import save_tiny_maya
 
-from . import test_mme, test_pope
+from . import test_mme, test_pope, test_vqav2
 from .public_rows import write_dataset
 
 # Of benchmarks whose small copy has not all languages.
@@ -68,3 +69,20 @@ def test_every_protocol_says_how_it_asks(name):
         assert set(made.describe()) >= ({"prompt"} if name != "mini" else set())
     with pytest.raises(ValueError, match=f"{name}: unknown protocol 'x'; known: "):
         task(f"{name}:x")
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_benchmark_says_what_was_seen_in_training(name):
+    assert TASKS[name].contamination.endswith(".")
+
+
+def test_a_split_without_answers_is_written_for_its_server_and_has_no_score(model, tmp_path):
+    rows = [test_vqav2.row(number, None, []) | {"answers": None} for number in range(3)]
+    data, output = test_vqav2.write(tmp_path / "data", rows, "testdev").data, tmp_path / "out"
+    results = evaluate(str(model), ["vqav2"], data=data, output=output, split="testdev")
+    assert read_results(output / "results.json") == results
+    scores = [row for row in results["rows"] if row["metric"] == "accuracy"]
+    assert scores == []
+    assert {row["metric"] for row in results["rows"]} >= {"unparsable", "tokens"}
+    assert "seconds: " in text_table(results, "vqav2")
+    assert len(json.loads((output / "answers" / "vqav2.json").read_text())) == 3

@@ -1,3 +1,4 @@
+import json
 import re
 
 import pyarrow.parquet as pq
@@ -136,3 +137,18 @@ def test_a_file_without_rows_is_named(tmp_path, content, told):
         file.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(f"cannot be read: Full/{file.name}: {told}")):
         Pope().load(Selection(data=str(tmp_path)))
+
+
+def test_answers_are_exported_for_both_scripts(data, tmp_path):
+    task = Pope()
+    scored = answered(task, task.load(Selection(data=str(data))), ["Yes", "No."] + ["no"] * 7)
+    files = task.export(scored, tmp_path)
+    assert [file.name for file in files] == [f"pope.{name}.jsonl" for name in SETS]
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    # LLaVA's script joins by the number of the question, POPE's own by the order.
+    assert [line["question_id"] for line in lines] == ["1", "2", "3"]
+    assert [line["text"] for line in lines] == [line["answer"] for line in lines]
+    assert lines[1]["answer"] == "No."
+    assert lines[0]["question"] == "Is there a dog in the image?"
+    assert lines[0]["prompt"] == scored[0].request.text
+    assert task.export(scored[:3], tmp_path) == files[:1]

@@ -7,8 +7,10 @@ is printed.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...common.files import write_text
 from ...inference.generation import Answer
 from ..protocol import (
     Loaded,
@@ -147,6 +149,16 @@ class Cvqa(Task):
     def score(self, request: Request, answer: Answer) -> Score:
         letter = self.parser(answer.text, request.about["options"]).letter
         return Score({"micro": float(letter == request.expected)}, letter, letter is None)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """The CSV that the server (EvalAI 2305) takes: places from 0, -1 for what names no option."""
+        path = folder / f"{self.key}.csv"
+        lines = [
+            f"{one.request.id},{LATIN.index(one.score.parsed) if one.score.parsed else -1}\n"
+            for one in scored
+        ]
+        write_text(path, "".join(["ID,index\n", *lines]))
+        return [path]
 
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int

@@ -4,10 +4,12 @@ Source: GQA (1902.09506), eval.py, which compares letter by letter; asked and co
 (convert_gqa_for_eval.py: small letters, no full stop at the end).
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ..protocol import Loaded, Picture, Request, Selection
-from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
+from ..protocol import Loaded, Picture, Request, Scored, Selection
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, export_json, loaded
 from ..scoring.short_answers import gqa_prediction
 from .short_answers import ShortAnswers
 
@@ -77,3 +79,11 @@ class Gqa(ShortAnswers):
 
     def parsed(self, text: str) -> str:
         return gqa_prediction(text)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """The predictions that eval.py takes; it wants every question of the split."""
+        entries = [
+            {"questionId": one.request.id, "prediction": gqa_prediction(one.answer.text)}
+            for one in scored
+        ]
+        return [export_json(folder, self.key, entries)]

@@ -4,9 +4,12 @@ Source: POPE (2305.10355), evaluate.py; asked as LLaVA asks. The paper's table s
 LLaVA's the mean of the three. Yes is the positive class.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...common.files import write_text
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Place, Request, Score, Scored, Selection, Task
 from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
@@ -85,6 +88,7 @@ class Pope(Task):
                         item=row["image_source"],
                         subset=name,
                         expected=row["answer"],
+                        about={"question": row["question"]},
                     )
                 )
         first, *others = splits
@@ -109,6 +113,28 @@ class Pope(Task):
             for subset, own in chosen.items()
             for row in self._rows(own, metric, subset, run, groups, seed)
         ]
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """A file of JSON lines for each set, for evaluate.py (`answer`) and LLaVA's eval_pope.py (`text`)."""
+        written = []
+        for name in SETS:
+            lines = [
+                json.dumps(
+                    {
+                        "question_id": one.request.id.partition("/")[2],
+                        "question": one.request.about["question"],
+                        "prompt": one.request.text,
+                        "answer": one.answer.text,
+                        "text": one.answer.text,
+                    }
+                )
+                for one in scored
+                if one.request.subset == name
+            ]
+            if lines:
+                written.append(folder / f"{self.key}.{name}.jsonl")
+                write_text(written[-1], "\n".join(lines) + "\n")
+        return written
 
     def _rows(
         self,
