@@ -19,7 +19,7 @@ OPTIONS = ["a dog", "a cat"]
 CASES = {
     "pope": (
         {"predictions": ["Yes", "はい", "hm"], "references": ["yes", "no", "no"]},
-        {"accuracy": 1 / 3, "yes_ratio": 2 / 3, "unparsable": 1, "parser": "yes_no@1"},
+        {"accuracy": 1 / 3, "yes_ratio": 2 / 3, "unparsable": 1, "parser": "yes_no@2"},
     ),
     "mme": (
         {
