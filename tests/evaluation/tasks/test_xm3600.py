@@ -6,7 +6,8 @@ from pycocotools.coco import COCO
 
 from maya_vlm.training.evaluation.protocol import Selection
 from maya_vlm.training.evaluation.scoring.captions import caption_score, images_hash
-from maya_vlm.training.evaluation.tasks.xm3600 import Xm3600
+from maya_vlm.training.evaluation.scoring.tokens import default_tokenizer, tokenize
+from maya_vlm.training.evaluation.tasks.xm3600 import LANGUAGES, Xm3600
 
 from .public_rows import PICTURE, TEXT, answered, picture, write_dataset
 
@@ -117,3 +118,12 @@ def test_captions_are_exported_as_cocos_tools_read_them(tmp_path):
     assert made.getImgIds() == known.getImgIds() == ["01", "02", "03"]
     references = [each["caption"] for each in known.loadAnns(known.getAnnIds(imgIds=["03"]))]
     assert references == CAPTIONS["en"][0]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_language_is_cut_at_spaces_that_it_does_not_write(language):
+    assert (default_tokenizer(language) == "words") == (language not in ("zh", "ja", "th"))
+    text = {"zh": "街上的红色公共汽车", "ja": "通りに赤いバスがある", "th": "รถบัสสีแดงบนถนน"}.get(
+        language, "a red bus in a street"
+    )
+    assert len(tokenize(text, default_tokenizer(language), language).split()) > 3
