@@ -25,25 +25,30 @@ def test_answers_are_those_of_generate_one_by_one(llava):
     network, processor = load(str(llava))
     images = [tiny_picture(i) for i in range(3)]
     texts = ("What is this?", "How many of them are there, and why?", "Que vois-tu ?")
-    questions = [Question(i, text, 5) for text in texts for i in range(3)]
-    questions += [Question(None, text, 5) for text in texts] + [Question(0, texts[0], 2)]
+    questions = [Question((i, text), 5) for text in texts for i in range(3)]
+    questions += [Question((text,), 5) for text in texts] + [Question((0, texts[0]), 2)]
+    questions += [Question((i, "and", 1, text), 5) for text in texts for i in (0, 2)]
+    questions += [Question((i, texts[0]), 5, system="You are brief.") for i in range(2)]
+    said = answer(network, processor, images, questions[:2])
+    questions += [
+        Question((i, texts[0]), 5, stop=(said[i].text[2:4], "never said")) for i in range(2)
+    ]
     found = answer(network, processor, images, questions, batch_size=4)
+    assert all(given.ended and given.tokens < 5 for given in found[-2:])
     for question, given in zip(questions, found, strict=True):
-        content = [{"type": "text", "text": question.text}]
-        if question.image is not None:
-            content.insert(0, {"type": "image", "image": images[question.image]})
+        turns, places = question.turns(), iter(question.images)
+        for part in turns[-1]["content"]:
+            if part["type"] == "image":
+                part["image"] = images[next(places)]
         inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         with torch.inference_mode():
             tokens = network.generate(
                 **inputs, max_new_tokens=question.max_new_tokens, do_sample=False
             )[0, inputs["input_ids"].shape[1] :]
-        assert given.text == processor.decode(tokens, skip_special_tokens=True).strip()
+        text = processor.decode(tokens, skip_special_tokens=True)
+        assert given.text == text.partition(question.stop[0] if question.stop else "\0")[0].strip()
         assert given.ended or given.tokens == question.max_new_tokens
 
 

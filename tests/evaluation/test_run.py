@@ -75,7 +75,7 @@ def test_a_picture_that_the_processor_does_not_take_is_named(folder):
     ]
     asking = Asking(*load(str(folder)), batch_size=2)
     with pytest.raises(ValueError, match=r"^picture 'b\.png': Cannot pad a picture of 20000x1"):
-        asking(requests, Pictures(), lambda done: None)
+        asking.ask(requests, Pictures(), lambda place, given: None)
 
 
 def test_writes_results_answers_and_sheet_beside_the_model(folder, results):
@@ -162,7 +162,9 @@ def test_a_picture_that_the_processor_refuses_is_named(loaded):
     model, processor = tiny_maya()
     processor.image_processor = refuse
     with pytest.raises(ValueError, match=r"^picture '[^']+': too thin$"):
-        Asking(model, processor, 8)(loaded.requests[:4], loaded.pictures, lambda done: None)
+        Asking(model, processor, 8).ask(
+            loaded.requests[:4], loaded.pictures, lambda place, given: None
+        )
 
 
 def test_right_answers_score_one_and_shifted_ones_do_not(loaded):

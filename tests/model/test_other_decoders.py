@@ -93,7 +93,7 @@ def test_learned_by_heart_answers_end(trained, capsys):
     files = [folder.parent / "data" / "pictures" / f"{i}.png" for i in range(2)]
     images = [Image.open(file) for file in files]
     question = "What is shown?"
-    asked = [Question(i, question, 40) for i in range(2)]
+    asked = [Question((i, question), 40) for i in range(2)]
     # A thinking template has an empty thought before the answer.
     spoken = [
         re.sub(r"<think>\s*</think>", "", found.text).strip()
@@ -188,5 +188,5 @@ def test_the_embedding_of_the_placeholder_is_not_read(trained):
     with torch.no_grad():
         row[processor.image_token_id] = float("nan")
     image = Image.new("RGB", (12, 12), (200, 30, 30))
-    (found,) = answer(model, processor, [image], [Question(0, "What is shown?", 3)])
+    (found,) = answer(model, processor, [image], [Question((0, "What is shown?"), 3)])
     assert found.tokens

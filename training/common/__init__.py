@@ -12,6 +12,7 @@ Files of strangers, and their values:
     secrets.py: what is left out of files that others read
 Files that are written:
     files.py: every file is whole or absent; hashes of files and texts
+    journal.py: append-only files of records, readable after any kill
     locks.py: locks that processes hold on files
     permissions.py: permissions of weights
     provenance.py: machine, versions and commit that numbers come from

@@ -3,7 +3,10 @@
 protocol.py: what a task is: requests, the score of one answer, rows of numbers
 tasks/: the benchmarks, one file each
 scoring/: how answers are read and scored
-asking.py: puts the requests of tasks to one model
+asking.py: puts the requests of tasks to a model of this process
+served.py: puts them to a model behind an OpenAI-compatible server
+journal.py: answers kept as they come, so that none is generated twice
+processes.py: the share of each of several processes
 measures.py: what every answer is measured by
 run.py: `maya evaluate`: asks the model and two baselines, and writes what follows
 results.py: `results.json`, the one format of numbers

@@ -1,60 +1,89 @@
-"""Puts the requests of tasks to one model, and tells how far it is."""
+"""Puts the requests of tasks to a model of this process, and tells how far an evaluation is."""
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
+from tqdm import tqdm
 
 from ..common.telling import one_line
-from ..inference.generation import Answer, Question, answer
-from .protocol import Loaded, Pictures, Request
+from ..inference.generation import Answer, Question, answers
+from .protocol import Loaded, Picture, Pictures, Request, blind
+
+# Called with the place of a request and its answer, as soon as the answer is there.
+Done = Callable[[int, Answer], None]
+
+
+class Asked(Protocol):
+    """A model that requests are put to."""
+
+    def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:
+        """Have every request answered; `done` is called in this thread, in any order.
+
+        Raises ValueError or OSError in one line: a picture that cannot be read, requests without an answer.
+        """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is asked, for results."""
 
 
 class Asking:
-    """Puts requests to one model.
+    """Puts requests to a model of this process.
 
     Args:
         network, processor: as `model.load` gives them.
         batch_size: requests answered together.
+        processes: that share this machine's cores.
     """
 
-    def __init__(self, network: Any, processor: Any, batch_size: int):
+    def __init__(self, network: Any, processor: Any, batch_size: int, processes: int = 1):
         self.network, self.processor, self.batch_size = network, processor, batch_size
         # A small model on CPU answers faster as one thread a core than with all cores on one batch.
         small = sum(p.numel() for p in network.parameters()) < 200_000_000
-        self.workers = min(os.cpu_count() or 1, 8) if small and network.device.type == "cpu" else 1
+        cores = max(1, min(os.cpu_count() or 1, 8) // processes)
+        self.workers = cores if small and network.device.type == "cpu" else 1
         if self.workers > 1:
             torch.set_num_threads(1)
 
-    def __call__(
-        self, requests: Sequence[Request], pictures: Pictures, progress: Callable[[int], None]
-    ) -> list[Answer]:
-        """Answers in the order of the requests."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is asked, for results."""
+        return {"batch_size": self.batch_size, "workers": self.workers}
+
+    def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:
+        """See `Asked.ask`."""
         keys = sorted({key for request in requests for key in request.pictures})
         place = {key: number for number, key in enumerate(keys)}
         questions = [
             Question(
-                place[request.pictures[0]] if request.pictures else None,
-                request.text,
+                tuple(
+                    place[part.key] if isinstance(part, Picture) else part
+                    for part in request.content
+                ),
                 request.max_new_tokens,
+                request.system,
+                request.stop,
             )
             for request in requests
         ]
         asked = _InOrder(pictures, keys)
         with self._naming_pictures(asked):
-            return answer(
+            for number, given in answers(
                 self.network,
                 self.processor,
                 asked,
                 questions,
                 batch_size=self.batch_size,
                 workers=self.workers,
-                progress=progress,
-            )
+            ):
+                done(number, given)
 
     @contextlib.contextmanager
     def _naming_pictures(self, asked: "_InOrder") -> Iterator[None]:
@@ -71,17 +100,19 @@ class Asking:
                     raise ValueError(one_line(f"picture {key!r}: {error}")) from None
             raise
 
-    def try_out(self, parts: Iterable[Loaded], blind: bool) -> None:
-        """Ask about each task's first picture for one token, to see whether the model can be asked so."""
-        question = "What is this?"
+    def try_out(self, parts: Iterable[Loaded], without_pictures: bool) -> None:
+        """Ask one request of each kind of every task for one token, to see whether the model takes it.
+
+        Kinds differ in the number of pictures and in whether there is a system turn.
+        """
         for part in parts:
-            keys = next((r.pictures for r in part.requests if r.pictures), ())
-            if keys:
-                asked = _InOrder(part.pictures, keys[:1])
-                with self._naming_pictures(asked):
-                    answer(self.network, self.processor, asked, [Question(0, question, 1)])
-        if blind:
-            answer(self.network, self.processor, [], [Question(None, question, 1)])
+            kinds: dict[tuple[int, bool], Request] = {}
+            for request in part.requests:
+                kind = len(request.pictures), request.system is not None
+                kinds.setdefault(kind, request)
+            tried = [replace(request, max_new_tokens=1) for request in kinds.values()]
+            tried += [blind(request) for request in tried[:1]] if without_pictures else []
+            self.ask(tried, part.pictures, lambda place, given: None)
 
 
 class _InOrder:
@@ -98,17 +129,37 @@ class _InOrder:
 
 
 class Progress:
-    """Prints how far a run is, at most every five seconds."""
+    """Shows how many answers there are, and the time left, over all tasks.
 
-    def __init__(self, name: str, total: int):
-        self.name, self.total = name, total
+    A bar on a terminal; elsewhere a line at most every `every` seconds. Nothing unless `shown`.
+    """
+
+    def __init__(self, total: int, every: float = 10.0, shown: bool = True):
+        bar = shown and sys.stderr.isatty()
+        self.bar = tqdm(total=total, unit=" answers", disable=not bar)
+        self.lines = shown and not bar
+        self.total, self.every, self.count, self.name = total, every, 0, ""
         self.began = self.printed = time.perf_counter()
 
-    def __call__(self, done: int) -> None:
+    def start(self, name: str) -> None:
+        """Name what is asked now."""
+        self.name = name
+        self.bar.set_description(name)
+
+    def add(self) -> None:
+        """One answer more."""
+        self.count += 1
+        self.bar.update()
         now = time.perf_counter()
-        if now - self.printed > 5:
+        if self.lines and now - self.printed > self.every:
             self.printed = now
-            rate = done / (now - self.began)
+            rate = self.count / (now - self.began)
+            left = tqdm.format_interval((self.total - self.count) / rate)
             print(
-                f"{self.name}: {done:,} of {self.total:,} answers, {rate:,.0f} a second", flush=True
+                f"{self.name}: {self.count:,} of {self.total:,} answers, {rate:,.1f} a second, {left} left",
+                flush=True,
             )
+
+    def close(self) -> None:
+        """Leave the terminal's line."""
+        self.bar.close()

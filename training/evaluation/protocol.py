@@ -152,6 +152,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    # BCP-47 codes of the languages that its dataset has.
+    languages: ClassVar[Sequence[str]] = ("en",)
     # Changes with the prompt, the parser or the metric, so that other numbers are never mixed.
     version: ClassVar[str] = "1"
     # Ways of asking and scoring, the default first: name -> the paper or script that it follows.
@@ -245,7 +247,10 @@ class Task(ABC):
         return mean_rows(place, values, groups, seed, failures, self.interval)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """Writes the files that the benchmark's own server or script takes; returns them."""
+        """Writes the files that the benchmark's own server or script takes; returns them.
+
+        The names begin with `key`: other tasks write into the same folder.
+        """
         return []
 
     def interval(self, values: Sequence[tuple[str, float]], seed: int) -> Interval:

@@ -18,18 +18,18 @@ FORMAT = "maya-results-2"
 
 
 class ModelInfo(TypedDict):
-    """What was evaluated."""
+    """What was evaluated; None where that cannot be known, as of a model behind a server."""
 
-    name: str  # the folder's name or the repository's id
+    name: str  # the folder's name, the repository's id, or what a server calls it
     revision: str | None  # the Hub commit, where it came from the Hub
     weights_sha256: str | None  # over the safetensors files; None where they are not local
-    model_type: str
-    text_model: str
-    vision_model: str
-    parameters: int
+    model_type: str | None
+    text_model: str | None
+    vision_model: str | None
+    parameters: int | None
     image_tokens: int | None  # of every picture; None for models whose pictures differ in it
-    dtype: str
-    device: str
+    dtype: str | None
+    device: str | None
 
 
 class DataInfo(TypedDict):

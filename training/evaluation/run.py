@@ -4,23 +4,29 @@ The blind run asks the same questions without a picture, the shuffled run with a
 remains there was learned from the texts alone.
 """
 
+import contextlib
 import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from ..common.endpoint import EndpointPlan
 from ..common.files import files_sha256, write_parquet
+from ..common.locks import only_one
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import provenance
 from ..common.reading import read_yaml
-from ..inference.generation import is_maya
+from ..inference.generation import Answer, is_maya
 from ..inference.load import load
-from .asking import Asking, Progress
+from .asking import Asked, Asking, Progress
+from .journal import Journal, Keys, local_identity
 from .measures import MEASURES, measures
+from .processes import Process, this_process
 from .protocol import (
     BASELINES,
     BLIND,
@@ -34,6 +40,7 @@ from .protocol import (
     Selection,
     Task,
     blind,
+    in_order,
     sample,
     shuffled,
 )
@@ -46,6 +53,7 @@ from .results import (
     read_results,
     write_results,
 )
+from .served import Served
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table
@@ -67,8 +75,14 @@ def evaluate(
     baseline_items: int | None = 300,
     sheet: bool = True,
     revision: str | None = None,
+    endpoint: EndpointPlan | None = None,
 ) -> Results:
     """Score a model on tasks, print tables, write `results.json`, the answers and a sheet of some.
+
+    Every answer is kept as it comes: the same command continues, and no answer is generated twice. Answers
+    are equal up to the rounding of another batch shape, whatever was answered before. Where asking fails,
+    what is answered is scored, and the task is marked partial in its title and settings. Processes that
+    accelerate has started share the work; the first of them writes.
 
     Args:
         model: a folder or Hub repository (`user/name@revision` too) of a Maya, of an adapter of one, or
@@ -78,7 +92,7 @@ def evaluate(
         output: where the files go; default: the model's folder, or a folder named after the
             repository. Results of other tasks for the same weights stay in `results.json`.
         split: default: the task's own.
-        languages: BCP-47 codes; default: all.
+        languages: BCP-47 codes; default: all. Of several tasks, each is asked in those that it has.
         limit: how many pictures a task, drawn from the seed; default: all.
         baselines: which of "blind" and "shuffled" to run.
         batch_size: questions answered together.
@@ -86,10 +100,13 @@ def evaluate(
         seed: of the drawing, the shuffling and the bootstrap.
         baseline_items: on how many pictures the baselines are asked; None: on all.
         sheet: whether to draw `sheet.png`.
-        revision: branch, tag or commit of the model's repository.
+        revision: branch, tag or commit of the model's repository; of a served model, the commit that the
+            server does not tell.
+        endpoint: ask the model that this server knows as `endpoint.model`; `model` names it in results.
 
     Raises:
-        ValueError, OSError, MemoryError: in one line, before anything is asked or written.
+        ValueError, OSError, MemoryError: in one line, before anything is asked or written; or when asking
+            fails, after what is answered was written.
     """
     began = time.perf_counter()
     unknown = [name for name in baselines if name not in BASELINES]
@@ -105,65 +122,206 @@ def evaluate(
         )
     # ---- Read the datasets and check the folders: what can fail fails before the model is loaded.
     undrawn = sheet and missing_packages()
-    found = find_model(model, revision)
-    if found.revision is None and not found.is_adapter:
+    process = this_process()
+    found = None if endpoint is not None else find_model(model, revision)
+    if found is not None and found.revision is None and not found.is_adapter:
         check_weights(found)
-    folder = output or (found.folder if found.revision is None else Path(Path(found.name).name))
+    local = found is not None and found.revision is None
+    folder = output or (found.folder if found and local else Path(Path(model).name.split("@")[0]))
     check_writable(folder)
-    selection = Selection(data, split, languages, limit, seed)
-    loaded = {task.key: task.load(selection) for task in chosen}
+    loaded = {
+        task.key: task.load(Selection(data, split, own, limit, seed))
+        for task, own in _languages_of(chosen, languages)
+    }
     plans = {
         task.key: planned(loaded[task.key], baselines, baseline_items, seed) for task in chosen
     }
     # ---- Load the model.
-    network, processor = load(model, trust_remote_code, revision)
-    asking = Asking(network, processor, batch_size)
-    if not is_maya(network):
-        with opening(found, "maya evaluate asks models that answer a question about one picture"):
-            asking.try_out(loaded.values(), BLIND in baselines)
-    results = _results_before(folder, _model_info(found, network), [task.key for task in chosen])
+    asked: Asked
+    if found is None:
+        assert endpoint is not None
+        asked = served = Served(endpoint)
+        info, identity = served.info, served.identity
+    else:
+        network, processor = load(model, trust_remote_code, revision)
+        asked = asking = Asking(network, processor, batch_size, process.count)
+        if not is_maya(network):
+            with opening(found, "maya evaluate asks models that answer questions about pictures"):
+                asking.try_out(loaded.values(), BLIND in baselines)
+        info = _model_info(found, network)
+        identity = local_identity(found, info["dtype"] or "")
+    results = _results_before(folder, info, [task.key for task in chosen])
     seconds = {"load": time.perf_counter() - began}
-    # ---- Ask, score and write, task by task.
-    for task in chosen:
-        part = loaded[task.key]
-        runs = _runs(task, part, plans[task.key], asking, seconds)
-        groups = language_groups(str(found.folder), part.languages)
-        results["tasks"][task.key] = _task_info(
-            task,
-            part,
-            groups,
-            {
-                "baselines": list(baselines),
-                "baseline_items": baseline_items,
-                "batch_size": batch_size,
-                "workers": asking.workers,
-                "max_new_tokens": sorted({request.max_new_tokens for request in part.requests}),
-                "decoding": "greedy",
-                "limit": limit,
-                "seed": seed,
-            },
-            seconds,
-        )
-        for run, scored in runs.items():
-            results["rows"] += task.aggregate(scored, run, groups, seed)
-            results["rows"] += measures(task, scored, run, groups, seed)
-        results["rows"] += chance_rows(task, part.requests)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "answers").mkdir(exist_ok=True)
-        _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
-        task.export(runs[MODEL], folder / "answers")
-        if sheet and task.sheet and not undrawn:
-            draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
-        seconds["total"] = time.perf_counter() - began
-        # Last, so that where results.json stands, the rest stands too.
-        write_results(results, folder / "results.json")
-        print(text_table(results, task.key))
-        seconds = {}
-        began = time.perf_counter()
-    if undrawn:
-        print(f"\nno sheet.png: {undrawn}")
-    print(f"\nwritten to {folder}: results.json and the answers")
+    with contextlib.ExitStack() as stack:
+        # ---- Read the answers that are there.
+        kept = folder / "answers" / "journal"
+        kept.mkdir(parents=True, exist_ok=True)
+        if process.rank == 0:
+            told = f"{folder}: another evaluation is writing there: wait for it, or give --output"
+            stack.enter_context(only_one(kept / "lock", told))
+        journals = {task.name: Journal(kept, task.name, process.rank) for task in chosen}
+        for journal in journals.values():
+            stack.callback(journal.close)
+        works = []
+        for task in chosen:
+            key = Keys(identity, task, loaded[task.key])
+            keys = {
+                run: [key(request) for request in requests]
+                for run, requests in plans[task.key].items()
+            }
+            works.append(_Work(task, loaded[task.key], plans[task.key], keys, journals[task.name]))
+        before, total = sum(work.answered for work in works), sum(work.total for work in works)
+        if before and process.rank == 0:
+            print(f"{before:,} of {total:,} answers are there, from {kept}", flush=True)
+        progress = Progress((total - before) // process.count, shown=process.rank == 0)
+        stack.callback(progress.close)
+        # ---- Ask, score and write, task by task.
+        for work in works:
+            task, part, failed = work.task, work.part, None
+            try:
+                work.ask(asked, process, progress, seconds)
+            except Exception as error:
+                failed = error
+            if process.rank or (failed and not work.answered):
+                if failed:
+                    raise failed
+                continue
+            runs = work.scored()
+            groups = language_groups(str(found.folder) if found else "", part.languages)
+            results["tasks"][task.key] = _task_info(
+                task,
+                part,
+                groups,
+                {
+                    "baselines": list(baselines),
+                    "baseline_items": baseline_items,
+                    **asked.settings,
+                    "processes": process.count,
+                    "max_new_tokens": sorted({request.max_new_tokens for request in part.requests}),
+                    "decoding": "greedy",
+                    "limit": limit,
+                    "seed": seed,
+                },
+                seconds,
+            )
+            if failed:
+                partial = {"answered": work.answered, "of": work.total}
+                results["tasks"][task.key]["settings"]["partial"] = partial
+                marked = f"{task.title} (partial: {work.answered:,} of {work.total:,} answers)"
+                results["tasks"][task.key]["title"] = marked
+            for run, scored in runs.items():
+                results["rows"] += task.aggregate(scored, run, groups, seed)
+                results["rows"] += measures(task, scored, run, groups, seed)
+            results["rows"] += chance_rows(task, part.requests)
+            _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
+            if not failed:
+                task.export(runs[MODEL], folder / "answers")
+            if sheet and task.sheet and not undrawn and not failed:
+                draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
+            seconds["total"] = time.perf_counter() - began
+            # Last, so that where results.json stands, the rest stands too.
+            write_results(results, folder / "results.json")
+            print(text_table(results, task.key))
+            if failed:
+                print(f"\npartial results are in {folder}; the same command continues", flush=True)
+                raise failed
+            seconds = {}
+            began = time.perf_counter()
+    if process.rank == 0:
+        if undrawn:
+            print(f"\nno sheet.png: {undrawn}")
+        print(f"\nwritten to {folder}: results.json and the answers")
     return results
+
+
+def _languages_of(
+    tasks: Sequence[Task], languages: Sequence[str] | None
+) -> list[tuple[Task, Sequence[str] | None]]:
+    """Each task with the languages that it is asked in; of a single one, its `load` checks them.
+
+    Raises ValueError for a language that no task has, and for a task that has none of them.
+    """
+    if languages is None or len(tasks) == 1:
+        return [(task, languages) for task in tasks]
+    known = {lang for task in tasks for lang in task.languages}
+    unknown = [lang for lang in languages if lang not in known]
+    if unknown or not languages:
+        raise ValueError(
+            f"languages: expected some of {' '.join(in_order(known))}, found "
+            f"{' '.join(unknown) or 'none'}"
+        )
+    found: list[tuple[Task, Sequence[str] | None]] = []
+    for task in tasks:
+        own = [lang for lang in languages if lang in task.languages]
+        if not own:
+            raise ValueError(
+                f"{task.key}: expected one of its languages, {' '.join(task.languages)}, found "
+                f"{' '.join(languages)}: leave the task out"
+            )
+        if len(own) < len(languages):
+            print(
+                f"{task.key}: asked in {' '.join(own)} only, as it has no other of these languages"
+            )
+        found.append((task, own))
+    return found
+
+
+@dataclass
+class _Work:
+    """A task, the requests of each run of it with their keys, and the answers that are there."""
+
+    task: Task
+    part: Loaded
+    plans: Mapping[str, Sequence[Request]]
+    keys: Mapping[str, Sequence[str]]
+    journal: Journal
+
+    @property
+    def total(self) -> int:
+        """Different requests of all runs; each is asked once."""
+        return len(set().union(*self.keys.values()))
+
+    @property
+    def answered(self) -> int:
+        """How many of them have an answer."""
+        return len(set().union(*self.keys.values()) & self.journal.answers.keys())
+
+    def ask(
+        self, asked: Asked, process: Process, progress: Progress, seconds: dict[str, float]
+    ) -> None:
+        """Have this process's share of what is not answered answered, and wait for the others."""
+        for run, requests in self.plans.items():
+            start = time.perf_counter()
+            by_key = dict(zip(self.keys[run], requests, strict=True))
+            waiting = [key for key in by_key if key not in self.journal.answers]
+            # No process appends before all have read.
+            process.wait()
+            mine = [waiting[number] for number in process.share([by_key[key] for key in waiting])]
+            progress.start(f"{self.task.key}, {run}")
+
+            def done(place: int, given: Answer, mine: list[str] = mine) -> None:
+                self.journal.add(mine[place], given)
+                progress.add()
+
+            asked.ask([by_key[key] for key in mine], self.part.pictures, done)
+            process.wait()
+            if process.count > 1:
+                self.journal.read()
+            seconds[run] = time.perf_counter() - start
+
+    def scored(self) -> dict[str, list[Scored]]:
+        """Run -> its requests that are answered, scored; a run without any is left out."""
+        runs = {}
+        for run, requests in self.plans.items():
+            there = [
+                (request, self.journal.answers[key])
+                for request, key in zip(requests, self.keys[run], strict=True)
+                if key in self.journal.answers
+            ]
+            if there:
+                scores = self.task.scores(*zip(*there, strict=True))
+                runs[run] = [Scored(*one, score) for one, score in zip(there, scores, strict=True)]
+        return runs
 
 
 def planned(
@@ -179,24 +337,6 @@ def planned(
     if SHUFFLED in baselines:
         plans[SHUFFLED] = shuffled(fewer, seed)
     return plans
-
-
-def _runs(
-    task: Task,
-    part: Loaded,
-    plans: Mapping[str, Sequence[Request]],
-    asking: Asking,
-    seconds: dict[str, float],
-) -> dict[str, list[Scored]]:
-    """Run -> every request of it, answered and scored."""
-    runs = {}
-    for run, requests in plans.items():
-        start = time.perf_counter()
-        answers = asking(requests, part.pictures, Progress(f"{task.key}, {run}", len(requests)))
-        scores = task.scores(requests, answers)
-        runs[run] = [Scored(*one) for one in zip(requests, answers, scores, strict=True)]
-        seconds[run] = time.perf_counter() - start
-    return runs
 
 
 def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:

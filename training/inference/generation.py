@@ -3,17 +3,20 @@
 Any image-text-to-text model is asked by its own processor, chat template and `generate`, in batches.
 Maya, whose images all take the same number of tokens, is asked faster:
 
-Under causal attention the tokens up to and including the image never see the question, so their
-keys and values are computed once per image and shared by all its questions. Questions of similar
-length run together, padded on the left between the image and the question, and a finished row
+Under causal attention the tokens up to and including the last image of a prompt never see the question,
+so their keys and values are computed once and shared by all questions about the same images. Questions of
+similar length run together, padded on the left between the image and the question, and a finished row
 leaves the batch. Tokens are those of `model.generate(do_sample=False)`, one question at a time, up
-to the rounding of another batch shape.
+to the rounding of another batch shape: two tokens whose logits differ by less than that may change places.
 """
 
+import bisect
 import copy
+import queue
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,23 +41,61 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """One question; `image` is its place in the list of images, None for a blind one."""
+    """One question.
 
-    image: int | None
-    text: str
+    Args:
+        content: the user's turn in its order: texts, and images by their place in the list of images.
+        max_new_tokens: where the answer is cut.
+        system: the system turn.
+        stop: the answer ends before the first of these texts.
+    """
+
+    content: tuple[str | int, ...]
     max_new_tokens: int = 32
+    system: str | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Places of the images, in their order."""
+        return tuple(part for part in self.content if isinstance(part, int))
+
+    def turns(self) -> list[dict[str, Any]]:
+        """The conversation as chat templates take it, images as parts without content."""
+        user = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+            for part in self.content
+        ]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": user}]
+        if self.system is not None:
+            system = [{"type": "text", "text": self.system}]
+            turns.insert(0, {"role": "system", "content": system})
+        return turns
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The decoded answer, how many tokens it took, and whether the model ended it itself."""
+    """The decoded answer, and whether the model ended it itself.
+
+    Args:
+        tokens: that the answer took, with those of a stop text and without the end token; None where that
+            cannot be known.
+    """
 
     text: str
-    tokens: int
+    tokens: int | None
     ended: bool
 
 
 def answer(
+    model: Any, processor: Any, images: Images, questions: Sequence[Question], **options: Any
+) -> list[Answer]:
+    """Answer every question greedily, in the order given; options and errors are those of `answers`."""
+    found = dict(answers(model, processor, images, questions, **options))
+    return [found[place] for place in range(len(questions))]
+
+
+def answers(
     model: Any,
     processor: Any,
     images: Images,
@@ -62,64 +103,61 @@ def answer(
     *,
     batch_size: int = 256,
     workers: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> list[Answer]:
-    """Answer every question greedily, in the order given.
+) -> Iterator[tuple[int, Answer]]:
+    """Answer every question greedily; gives (place of the question, answer) as the answers come.
 
-    `batch_size` is the number of questions that run together; images are encoded about as many
-    questions at a time. `workers` threads share the work: torch computes outside of Python's lock,
-    and on CPU two threads with a batch each do more than one batch on two threads. Equal blind
-    questions are answered once. `progress` is called with the number of questions done so far.
-    A model that is no Maya is asked at most FOREIGN_BATCH questions together, by one worker.
-    Raises ValueError for a batch size or a number of workers below 1, an image index out of range, and
-    a question that the chat template cannot show.
+    Args:
+        images: at most one is decoded at a time by each worker, or a batch by a model that is no Maya.
+        batch_size: questions that run together, and images whose keys and values are held at a time. A
+            model that is no Maya is asked at most FOREIGN_BATCH questions together, by one worker.
+        workers: threads that share the work. torch computes outside of Python's lock, and on CPU two
+            threads with a batch each do more than one batch on two threads.
+
+    Raises:
+        ValueError: a batch size or a number of workers below 1, an image index out of range, and, when
+            its turn comes, a question that the chat template cannot show.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
     for number, question in enumerate(questions):
-        if question.image is not None and not 0 <= question.image < len(images):
-            raise ValueError(
-                f"question {number} is about image {question.image}, but there are {len(images)}"
-            )
+        for image in question.images:
+            if not 0 <= image < len(images):
+                raise ValueError(
+                    f"question {number} is about image {image}, but there are {len(images)}"
+                )
     if not is_maya(model):
         batch_size = min(batch_size, FOREIGN_BATCH)
-        return _answer_by_generate(model, processor, images, questions, batch_size, progress)
-    prompts = _Prompts(processor, questions)
-    ends = _end_tokens(model, processor)
-    generated: dict[int, tuple[list[int], bool]] = {}
+        yield from _answers_by_generate(model, processor, images, questions, batch_size)
+        return
+    finished: queue.SimpleQueue[tuple[int, Answer] | Future[None]] = queue.SimpleQueue()
+    stopping = threading.Event()
 
-    def work(rows: list[int]) -> list[tuple[int, list[int], bool]]:
+    def work(rows: list[int]) -> None:
         # Inference mode and the like belong to a thread.
         with torch.inference_mode():
-            return list(
-                _answer_chunk(model, processor, prompts, images, questions, rows, batch_size, ends)
-            )
+            for found in _answer_chunk(model, processor, images, questions, rows, batch_size):
+                finished.put(found)
+                if stopping.is_set():
+                    return
 
     with ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(work, rows) for rows in _chunks(questions, batch_size)]
+        for chunk in running:
+            chunk.add_done_callback(finished.put)
+        left = len(running)
         try:
-            for chunk in as_completed(running):
-                for row, tokens, ended in chunk.result():
-                    generated[row] = (tokens, ended)
-                if progress is not None:
-                    progress(len(generated))
+            while left:
+                found = finished.get()
+                if isinstance(found, Future):
+                    found.result()
+                    left -= 1
+                else:
+                    yield found
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    # Equal blind questions were answered by one row.
-    first: dict[Question, int] = {}
-    source = [
-        first.setdefault(question, row) if question.image is None else row
-        for row, question in enumerate(questions)
-    ]
-    texts = processor.tokenizer.batch_decode(
-        [generated[row][0] for row in source], skip_special_tokens=True
-    )
-    return [
-        Answer(text.strip(), len(generated[row][0]), generated[row][1])
-        for text, row in zip(texts, source, strict=True)
-    ]
 
 
 def is_maya(model: Any) -> bool:
@@ -127,66 +165,50 @@ def is_maya(model: Any) -> bool:
     return model.config.model_type == "maya"
 
 
-def _answer_by_generate(
-    model: Any,
-    processor: Any,
-    images: Images,
-    questions: Sequence[Question],
-    batch_size: int,
-    progress: Callable[[int], None] | None,
-) -> list[Answer]:
+def _answers_by_generate(
+    model: Any, processor: Any, images: Images, questions: Sequence[Question], batch_size: int
+) -> Iterator[tuple[int, Answer]]:
     """Answers of any image-text-to-text model, as its own processor and `generate` give them."""
     tokenizer, ends = processor.tokenizer, _end_tokens(model, processor)
     # Answers follow the last token of a row.
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    answers: dict[Question, Answer] = {}
-    waiting = sorted(
-        dict.fromkeys(questions), key=lambda q: (q.image is None, q.max_new_tokens, len(q.text))
-    )
-    while waiting:
-        first = waiting[0]
-        batch = [
-            question
-            for question in waiting[:batch_size]
-            if (question.image is None, question.max_new_tokens)
-            == (first.image is None, first.max_new_tokens)
-        ]
-        waiting = waiting[len(batch) :]
-        inputs = _foreign_inputs(processor, images, batch).to(model.device, model.dtype)
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs,
-                max_new_tokens=first.max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        for question, row in zip(batch, output.tolist(), strict=True):
-            new = row[inputs["input_ids"].shape[1] :]
-            stop = next((i for i, token in enumerate(new) if token in ends), None)
-            text = tokenizer.decode(new[:stop], skip_special_tokens=True)
-            length = len(new) if stop is None else stop
-            answers[question] = Answer(text.strip(), length, stop is not None)
-        if progress is not None:
-            progress(sum(question in answers for question in questions))
-    return [answers[question] for question in questions]
+    alike: dict[tuple[int, int, tuple[str, ...]], list[int]] = defaultdict(list)
+    for place, question in enumerate(questions):
+        kind = (len(question.images), question.max_new_tokens, question.stop)
+        alike[kind].append(place)
+    for (_, limit, stop), places in alike.items():
+        places.sort(key=lambda place: sum(len(str(part)) for part in questions[place].content))
+        for start in range(0, len(places), batch_size):
+            batch = places[start : start + batch_size]
+            inputs = _foreign_inputs(processor, images, [questions[place] for place in batch])
+            inputs = inputs.to(model.device, model.dtype)
+            with torch.inference_mode():
+                output = model.generate(
+                    **inputs,
+                    max_new_tokens=limit,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **({"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}),
+                )
+            for place, row in zip(batch, output.tolist(), strict=True):
+                new = row[inputs["input_ids"].shape[1] :]
+                end = next((i for i, token in enumerate(new) if token in ends), None)
+                yield place, _answer_of(tokenizer, new[:end], end is not None, stop)
 
 
 def _foreign_inputs(processor: Any, images: Images, batch: Sequence[Question]) -> Any:
-    """A padded batch in the processor's own format; either every question has its picture or none."""
-    prompts, pictures = [], []
-    for question in batch:
-        content = [{"type": "text", "text": question.text}]
-        if question.image is not None:
-            content.insert(0, {"type": "image"})
-            pictures.append([images[question.image]])
-        turns = [{"role": "user", "content": content}]
-        prompts.append(processor.apply_chat_template(turns, add_generation_prompt=True))
+    """A padded batch in the processor's own format; every question has as many pictures."""
+    prompts = [
+        processor.apply_chat_template(question.turns(), add_generation_prompt=True)
+        for question in batch
+    ]
+    pictures = [[images[image] for image in question.images] for question in batch]
     bos = processor.tokenizer.bos_token
     return processor(
         text=prompts,
-        images=pictures or None,
+        images=pictures if pictures[0] else None,
         padding=True,
         return_tensors="pt",
         # As `apply_chat_template` does: a template that writes the beginning must not get a second one.
@@ -194,52 +216,80 @@ def _foreign_inputs(processor: Any, images: Images, batch: Sequence[Question]) -
     )
 
 
+def _answer_of(tokenizer: Any, tokens: list[int], ended: bool, stop: tuple[str, ...]) -> Answer:
+    """The answer that generated tokens hold: all of them, or what stands before the first stop text."""
+
+    def text(count: int) -> str:
+        return tokenizer.decode(tokens[:count], skip_special_tokens=True)
+
+    def stopped(count: int) -> bool:
+        said = text(count)
+        return any(each in said for each in stop)
+
+    if not stop or not stopped(len(tokens)):
+        return Answer(text(len(tokens)).strip(), len(tokens), ended)
+    count = bisect.bisect_left(range(len(tokens)), True, key=stopped)
+    said = text(count)
+    first = min(said.find(each) for each in stop if each in said)
+    return Answer(said[:first].strip(), count, True)
+
+
+def _stops(tokenizer: Any, tokens: list[int], stop: tuple[str, ...]) -> bool:
+    """Whether the last of the tokens ends a stop text."""
+    # A token gives at least a byte; some more tokens, as a text may begin otherwise than it goes on.
+    tail = tokens[-max(len(each.encode()) for each in stop) - 8 :]
+    said = tokenizer.decode(tail, skip_special_tokens=True)
+    return any(each in said for each in stop)
+
+
 def _chunks(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:
-    """Rows that share image prefixes: whole images, several batches' worth of questions."""
-    per_image: dict[int, list[int]] = defaultdict(list)
-    blind: dict[Question, int] = {}
+    """Places of questions that share image prefixes: all questions about the same images stand together.
+
+    A chunk has several batches of questions, so that sorting by length inside it finds alike ones, and
+    about a batch of images.
+    """
+    about: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row, question in enumerate(questions):
-        if question.image is None:
-            blind.setdefault(question, row)
-        else:
-            per_image[question.image].append(row)
-    # Several batches a chunk, so that sorting by length inside the chunk finds alike questions.
+        about[question.images].append(row)
+    blind = about.pop((), [])
     rows: list[int] = []
-    for image in sorted(per_image):
-        rows += per_image[image]
-        if len(rows) >= 4 * batch_size:
+    held = 0
+    for images in sorted(about):
+        if rows and (len(rows) >= 4 * batch_size or held + len(images) > batch_size):
             yield rows
-            rows = []
+            rows, held = [], 0
+        rows += about[images]
+        held += len(images)
     if rows:
         yield rows
-    blind_rows = list(blind.values())
-    for start in range(0, len(blind_rows), 4 * batch_size):
-        yield blind_rows[start : start + 4 * batch_size]
+    for start in range(0, len(blind), 4 * batch_size):
+        yield blind[start : start + 4 * batch_size]
 
 
-class _Prompts:
-    """Token ids of questions in the model's own chat template, placeholders expanded."""
+def _prompts(
+    processor: Any, questions: Sequence[Question], rows: Sequence[int]
+) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Row -> (ids up to and including the last image, ids after it); the first is empty without one.
 
-    def __init__(self, processor: Any, questions: Sequence[Question]):
-        self.known: dict[tuple[bool, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        for has_image, text in dict.fromkeys(map(self._key, questions)):
-            content = [{"type": "image"}] if has_image else []
-            content.append({"type": "text", "text": text})
+    Token ids are those of the model's own chat template, placeholders expanded.
+    """
+    known: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    prompts = {}
+    for row in rows:
+        question = questions[row]
+        key = (
+            *(part if isinstance(part, str) else None for part in question.content),
+            question.system,
+        )
+        if key not in known:
+            told = " ".join(part for part in question.content if isinstance(part, str))
             ids = processor.encode_conversation(
-                [{"role": "user", "content": content}],
-                name=f"the question {shown(text)}",
-                add_generation_prompt=True,
+                question.turns(), name=f"the question {shown(told)}", add_generation_prompt=True
             )["input_ids"]
-            cut = len(ids) - ids[::-1].index(processor.image_token_id) if has_image else 0
-            self.known[has_image, text] = (tuple(ids[:cut]), tuple(ids[cut:]))
-
-    @staticmethod
-    def _key(question: Question) -> tuple[bool, str]:
-        return question.image is not None, question.text
-
-    def __call__(self, question: Question) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(ids up to and including the image, ids after it); the first is empty without one."""
-        return self.known[self._key(question)]
+            cut = len(ids) - ids[::-1].index(processor.image_token_id) if question.images else 0
+            known[key] = (tuple(ids[:cut]), tuple(ids[cut:]))
+        prompts[row] = known[key]
+    return prompts
 
 
 def _end_tokens(model: Any, processor: Any) -> set[int]:
@@ -252,66 +302,74 @@ def _end_tokens(model: Any, processor: Any) -> set[int]:
 def _answer_chunk(
     model: Any,
     processor: Any,
-    prompts: _Prompts,
     images: Images,
     questions: Sequence[Question],
     rows: list[int],
     batch_size: int,
-    ends: set[int],
-) -> Iterator[tuple[int, list[int], bool]]:
-    """Answer the questions `rows` of one chunk; yields (row, tokens, ended by the model)."""
+) -> Iterator[tuple[int, Answer]]:
+    """Answer the questions `rows` of one chunk; gives (row, answer)."""
+    prompts = _prompts(processor, questions, rows)
     by_prefix: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row in rows:
-        by_prefix[prompts(questions[row])[0]].append(row)
+        by_prefix[prompts[row][0]].append(row)
     for prefix, members in by_prefix.items():
-        places: dict[int | None, int] = {}
         cache = None
+        places: dict[tuple[int, ...], int] = {}
         if prefix:
             for row in members:
-                places.setdefault(questions[row].image, len(places))
-            cache = _image_cache(
-                model,
-                processor,
-                prefix,
-                [images[image] for image in places if image is not None],
-            )
+                places.setdefault(questions[row].images, len(places))
+            cache = _image_cache(model, processor, prefix, images, list(places))
         windowed = cache is not None and any(
             getattr(layer, "is_sliding", False) for layer in cache.layers
         )
         # Questions of one length limit and of similar length run together.
-        lengths = {row: len(prompts(questions[row])[1]) for row in members}
-        members = sorted(members, key=lambda row: (questions[row].max_new_tokens, lengths[row]))
+        lengths = {row: len(prompts[row][1]) for row in members}
+
+        def alike(row: int, windowed: bool = windowed, lengths: dict[int, int] = lengths) -> Any:
+            question = questions[row]
+            # A sliding window counts places in the cache, so no padding may stand in it.
+            return question.max_new_tokens, question.stop, lengths[row] if windowed else 0
+
+        members = sorted(members, key=lambda row: (alike(row), lengths[row]))
         start = 0
         while start < len(members):
-            limit = questions[members[start]].max_new_tokens
             batch = [
                 row
                 for row in members[start : start + batch_size]
-                if questions[row].max_new_tokens == limit
-                # A sliding window counts places in the cache, so no padding may stand in it.
-                and not (windowed and lengths[row] != lengths[members[start]])
+                if alike(row) == alike(members[start])
             ]
             start += len(batch)
             own = None
             if cache is not None:
-                own = copy.deepcopy(cache)
-                own.batch_select_indices(
-                    torch.tensor(
-                        [places[questions[row].image] for row in batch], device=model.device
-                    )
-                )
-            suffixes = [prompts(questions[row])[1] for row in batch]
-            tokens = _greedy(model, processor, own, len(prefix), suffixes, limit, ends)
-            for row, (ids, ended) in zip(batch, tokens, strict=True):
-                yield row, ids, ended
+                own = copy.deepcopy(cache) if start < len(members) else cache
+                selected = [places[questions[row].images] for row in batch]
+                own.batch_select_indices(torch.tensor(selected, device=model.device))
+            limit, stop = questions[batch[0]].max_new_tokens, questions[batch[0]].stop
+            suffixes = [prompts[row][1] for row in batch]
+            found = _greedy(model, processor, own, len(prefix), suffixes, limit, stop)
+            for row, (tokens, ended) in zip(batch, found, strict=True):
+                yield row, _answer_of(processor.tokenizer, tokens, ended, stop)
 
 
-def _image_cache(model: Any, processor: Any, prefix: tuple[int, ...], images: list[Image]) -> Any:
-    """Keys and values of the prefix, one row for each image."""
-    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+def _image_cache(
+    model: Any,
+    processor: Any,
+    prefix: tuple[int, ...],
+    images: Images,
+    shown_together: list[tuple[int, ...]],
+) -> Any:
+    """Keys and values of the prefix, one row for the images of each question."""
+    # One by one, so that one picture is decoded at a time.
+    pixels = torch.cat(
+        [
+            processor.image_processor([images[image]], return_tensors="pt")["pixel_values"]
+            for row in shown_together
+            for image in row
+        ]
+    )
     ids = torch.tensor(prefix, device=model.device)
     output = model(
-        input_ids=ids.expand(len(images), -1).contiguous(),
+        input_ids=ids.expand(len(shown_together), -1).contiguous(),
         pixel_values=pixels.to(model.device, model.dtype),
         use_cache=True,
         logits_to_keep=1,
@@ -326,10 +384,13 @@ def _greedy(
     prefix_length: int,
     suffixes: list[tuple[int, ...]],
     max_new_tokens: int,
-    ends: set[int],
+    stop: tuple[str, ...],
 ) -> list[tuple[list[int], bool]]:
-    """Greedy continuation of `suffixes` [rows][tokens] behind an optional cached prefix."""
-    device = model.device
+    """Greedy continuation of `suffixes` [rows][tokens] behind an optional cached prefix.
+
+    Gives the tokens of each row, and whether an end token came; a row that has said a stop text ends too.
+    """
+    device, ends = model.device, _end_tokens(model, processor)
     pad = processor.tokenizer.pad_token_id or 0
     longest = max(len(suffix) for suffix in suffixes)
     gaps = [longest - len(suffix) for suffix in suffixes]
@@ -368,7 +429,8 @@ def _greedy(
                 ended[row] = True
             else:
                 done[row].append(token)
-                keep.append(place)
+                if not stop or not _stops(processor.tokenizer, done[row], stop):
+                    keep.append(place)
         if not keep or step + 1 == max_new_tokens:
             break
         if len(keep) < len(alive):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...common.files import disk_error, sync
-from ...common.reading import parse_json
+from ...common.files import sync
+from ...common.journal import AppendOnly, read_records
 from ...common.shapes import has_shape
 from ...rows.parquet import Row
 
@@ -23,8 +19,7 @@ _ANSWERED = {"n": int, "time": float, "row": dict}
 class Journal:
     """The answered rows of one unit, appended one line each; only its lock's holder opens it.
 
-    Each line is the crc32 of a JSON text, a space, the text. `{"open": ...}` begins a session,
-    `{"n": i, "row": {...}}` is the answer to the unit's row i.
+    `{"open": ...}` begins a session, `{"n": i, "row": {...}}` is the answer to the unit's row i.
     """
 
     def __init__(self, path: Path, rows: int):
@@ -40,10 +35,8 @@ class Journal:
         self.seconds = 0.0
         self.sessions = 0
         self.answers: dict[int, Row] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = AppendOnly(path)
         try:
-            size = os.fstat(self._handle).st_size
             good = 0
             opened = last = 0.0
             for end, record in read_journal(path):
@@ -58,21 +51,19 @@ class Journal:
                     last = record["time"]
                 good = end
             self.seconds += last - opened
-            self.dropped = size - good
-            if self.dropped:
-                os.ftruncate(self._handle, good)
+            self.dropped = self._file.cut(good)
             self.sessions += 1
             self.opened = time.time()
-            self._write({"open": {"time": self.opened, "rows": rows}})
+            self._file.append({"open": {"time": self.opened, "rows": rows}})
             self.sync()
             sync(path.parent)
         except BaseException:
-            os.close(self._handle)
+            self._file.close()
             raise
 
     def append(self, number: int, row: Row) -> None:
         """Raises OSError (disk full, say); what stands in the journal before stays readable."""
-        self._write({"n": number, "time": round(time.time(), 3), "row": row})
+        self._file.append({"n": number, "time": round(time.time(), 3), "row": row})
         self.answers[number] = row
         self.unsynced += 1
 
@@ -82,50 +73,16 @@ class Journal:
         await asyncio.to_thread(self.sync)
 
     def sync(self) -> None:
-        try:
-            os.fsync(self._handle)
-        except OSError as error:
-            raise disk_error(self.path, error) from None
+        self._file.sync()
 
     def close(self) -> None:
-        if self._handle >= 0:
-            handle, self._handle = self._handle, -1
-            os.close(handle)
-
-    def _write(self, record: Row) -> None:
-        line = _line(record)
-        start = os.lseek(self._handle, 0, os.SEEK_END)
-        try:
-            written = os.write(self._handle, line)
-            while written < len(line):
-                written += os.write(self._handle, line[written:])
-        except OSError as error:
-            # A half-written line would hide the lines after it from the next run.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, start)
-            raise disk_error(self.path, error) from None
-
-
-def _line(record: Row) -> bytes:
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+        self._file.close()
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, Row]]:
     """(offset after the line, record) of every line before the first damaged one."""
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            offset += len(line)
-            if not line.endswith(b"\n") or line[8:9] != b" ":
-                return
-            text = line[9:-1]
-            if line[:8] != b"%08x" % zlib.crc32(text):
-                return
-            try:
-                record = parse_json(text, str(path))
-            except ValueError:
-                return
-            if not has_shape(record, _OPENED if b'"open"' in text[:9] else _ANSWERED):
-                return
-            yield offset, record
+    for end, record in read_records(path):
+        opened = isinstance(record, dict) and "open" in record
+        if not has_shape(record, _OPENED if opened else _ANSWERED):
+            return
+        yield end, record

@@ -76,6 +76,7 @@ SUBSET = re.compile(r"\('([^']+)', '([^']+)'\)")
 class Cvqa(Task):
     """Culture of 39 pairs of a language and a country, 10,374 questions with four options."""
 
+    languages = tuple(dict.fromkeys(LANGUAGES.values()))
     name = "cvqa"
     title = "CVQA"
     contamination = UNSEEN

@@ -70,6 +70,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 class Kaleidoscope(Task):
     """Exams of 18 languages, 20,911 questions, 55 % of them with a picture."""
 
+    languages = tuple(HEADINGS)
     name = "kaleidoscope"
     title = "Kaleidoscope"
     contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."

@@ -114,6 +114,7 @@ LANGUAGES = {
 class M3Exam(Task):
     """School exams in seven languages: letters of options."""
 
+    languages = tuple(LANGUAGES)
     name = "m3exam"
     title = "M3Exam"
     contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."

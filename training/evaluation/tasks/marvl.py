@@ -34,6 +34,7 @@ PARSER = Parser("true_false", 1, "this package: training/evaluation/tasks/marvl.
 class MaRvl(Task):
     """Reasoning about two pictures, 1,012 to 1,242 statements in each of five languages, 6,982 in English."""
 
+    languages = tuple(LANGUAGES)
     name = "marvl"
     title = "MaRVL"
     contamination = UNSEEN

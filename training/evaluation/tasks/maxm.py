@@ -33,6 +33,7 @@ MAX_NEW_TOKENS = 64
 class MaXm(ShortAnswers):
     """Questions about pictures from many regions, in seven languages."""
 
+    languages = tuple(LANGUAGES)
     name = "maxm"
     title = "MaXM"
     contamination = UNSEEN

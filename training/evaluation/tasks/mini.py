@@ -23,6 +23,7 @@ from PIL import Image
 from ...common.cards import check_cards
 from ...common.files import files_sha256
 from ...common.images import decode_picture, to_rgb
+from ...common.languages import LANGUAGES
 from ...common.telling import one_line
 from ...inference.generation import Answer
 from ..protocol import (
@@ -49,6 +50,7 @@ COLUMNS = ("id", "image", "lang", "task", "messages", "answer", "concept", "seen
 class Mini(Task):
     """Naming, yes or no, and categories, of concepts seen in training and held out."""
 
+    languages = tuple(LANGUAGES)
     name = "mini"
     title = "mini"
     protocols = {"mini": "the mini dataset of this package"}

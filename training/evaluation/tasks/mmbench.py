@@ -42,6 +42,7 @@ LANGUAGES = {"en": ("en", LETTER), "zh": ("cn", "\n请直接回答选项字母�
 class MmBench(Task):
     """Twenty abilities in English and Chinese; the dev split, whose answers are public."""
 
+    languages = tuple(LANGUAGES)
     name = "mmbench"
     title = "MMBench"
     contamination = (

@@ -26,6 +26,7 @@ MAX_NEW_TOKENS = 64
 class MtVqa(ShortAnswers):
     """Reading in nine languages, 2,116 pictures of the test set."""
 
+    languages = tuple(LANGUAGES.values())
     name = "mtvqa"
     title = "MTVQA"
     contamination = (

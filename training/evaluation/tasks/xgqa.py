@@ -23,6 +23,7 @@ SHORT = " Answer the question using a single word or phrase"
 class XGqa(ShortAnswers):
     """Scenes, objects and their relations, 9,666 questions in each of eight languages."""
 
+    languages = tuple(LANGUAGES)
     name = "xgqa"
     title = "xGQA"
     contamination = (

@@ -80,6 +80,7 @@ MAX_NEW_TOKENS = 512
 class Xm3600(Task):
     """Captions of 3,600 pictures from all over the world."""
 
+    languages = tuple(LANGUAGES)
     name = "xm3600"
     title = "XM3600"
     contamination = UNSEEN

@@ -36,6 +36,7 @@ MARK = re.compile(r"<image (\d)>")
 class Xmmmu(Task):
     """College questions in seven languages, about 300 each and 900 in English."""
 
+    languages = LANGUAGES
     name = "xmmmu"
     title = "xMMMU"
     contamination = f"{UNSEEN} MMMU's validation set is public with its answers since 2023."
