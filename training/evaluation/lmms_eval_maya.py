@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..common.images import to_rgb
+from ..inference.generation import Answer
 from ..inference.load import load
 from .asking import Asking
 from .protocol import Picture, Request
@@ -79,16 +80,20 @@ class Maya(lmms):
         """Greedy answers in the order of the requests.
 
         Raises:
-            ValueError: a request with several turns, several pictures, a video or a sound.
+            ValueError: a request with several turns, a video or a sound.
         """
         pictures = _Pictures(self, requests)
         asked = [self.request(number, request, pictures) for number, request in enumerate(requests)]
+        found: dict[int, Answer] = {}
         with tqdm(total=len(asked), desc="maya", disable=self.rank != 0) as bar:
-            answers = self.asking(asked, pictures, lambda done: bar.update(done - bar.n))
-        return [
-            GenerationResult(_cut(answer.text, request.stop), TokenCounts(None, answer.tokens))
-            for request, answer in zip(asked, answers, strict=True)
-        ]
+
+            def done(place: int, given: Answer) -> None:
+                found[place] = given
+                bar.update()
+
+            self.asking.ask(asked, pictures, done)
+        answers = [found[place] for place in range(len(asked))]
+        return [GenerationResult(one.text, TokenCounts(None, one.tokens)) for one in answers]
 
     def request(self, number: int, request: Any, pictures: _Pictures) -> Request:
         """A request of the harness as one of this package."""
@@ -109,8 +114,6 @@ class Maya(lmms):
                 content.append(Picture(pictures.name(number, part["url"])))
             else:
                 raise ValueError(f"{place}: expected texts and images, found {part['type']!r}")
-        if sum(isinstance(part, Picture) for part in content) > 1:
-            raise ValueError(f"{place}: expected one image, found several: Maya is asked about one")
         system = "".join(part["text"] for part in turns.get("system", ()))
         return Request(
             id=f"{task}/{doc}",
@@ -170,8 +173,3 @@ def _stop(options: Mapping[str, Any], task: str) -> tuple[str, ...]:
     stop = options.get("until") or []
     stop = [stop] if isinstance(stop, str) else list(stop)
     return () if stop == DEFAULT_STOP else tuple(text for text in stop if text)
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """The answer before the first stop text."""
-    return text[: min([place for each in stop if (place := text.find(each)) >= 0] or [len(text)])]

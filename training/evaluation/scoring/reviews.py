@@ -61,7 +61,9 @@ def parse_pair(review: str) -> Pair | None:
     They stand in the first line that has a word or number, in any usual form: "8 9", "8, 9", "**8/10
     9/10**", "Scores: 8 9"; or as "Assistant 1: 8" and "Assistant 2: 9", in two lines or with a comma between.
     """
-    lines = [line for line in visible(without_thought(review)).split("\n") if re.search(r"\w", line)]
+    lines = [
+        line for line in visible(without_thought(review)).split("\n") if re.search(r"\w", line)
+    ]
     if not lines:
         return None
     match = _LINE.fullmatch(lines[0])
