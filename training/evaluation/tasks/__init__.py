@@ -9,6 +9,7 @@ gqa.py: short answers
 xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures
 scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
+kaleidoscope_thinking.py: the instruction of one of its protocols, in 18 languages
 xm3600.py: captions
 """
 
