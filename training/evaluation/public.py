@@ -51,7 +51,7 @@ class Split:
         revision: the commit that the task pins; None for one that pins none.
         config, split: names of the dataset.
         columns: that the task reads, pictures included.
-        pictures: the column of pictures, None where there is none.
+        pictures: the column of pictures, or several; None where there is none.
 
     Raises:
         FileNotFoundError, ValueError: in one line: no such dataset, config or split, a missing column.
@@ -65,14 +65,14 @@ class Split:
         config: str,
         split: str,
         columns: Sequence[str],
-        pictures: str | None = None,
+        pictures: str | Sequence[str] | None = None,
     ):
         import datasets
 
         name, own = split_revision(selection.data or repository, selection.revision)
         self.name, self.place = name, f"{name}: config {config!r}, split {split!r}"
         self.folder = Path(name) if Path(name).is_dir() else None
-        self.pictures = pictures
+        self.pictures = (pictures,) if isinstance(pictures, str) else tuple(pictures or ())
         if self.folder is None and own is None and name == repository:
             own = revision
         if self.folder is not None:
@@ -105,7 +105,7 @@ class Split:
                 f"{', '.join(missing)}: use the files of {repository}"
             )
         self.table = found.data
-        self.texts = [column for column in columns if column != pictures]
+        self.texts = [column for column in columns if column not in self.pictures]
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -125,18 +125,18 @@ class Split:
             return found
         raise ValueError(f"{self.place}: row {number}: {column}: expected a text, found {found!r}")
 
-    def has_picture(self) -> list[bool]:
-        """Whether each row has a picture."""
-        return self.table.column(self.pictures).is_valid().to_pylist()
+    def has_picture(self, place: int = 0) -> list[bool]:
+        """Whether each row has a picture, in the column of pictures with this place."""
+        return self.table.column(self.pictures[place]).is_valid().to_pylist()
 
-    def picture_names(self) -> list[str]:
+    def picture_names(self, place: int = 0) -> list[str]:
         """A name of each row's picture where the dataset has none: from its bytes, so equal ones share it."""
-        cells = (cell.as_py() or {} for cell in self.table.column(self.pictures))
+        cells = (cell.as_py() or {} for cell in self.table.column(self.pictures[place]))
         return [hashlib.sha256(cell.get("bytes") or b"").hexdigest()[:16] for cell in cells]
 
-    def picture(self, number: int, key: str) -> Image.Image:
-        """The picture of a row. Raises ValueError in one line for one that cannot be decoded."""
-        cell = self.table.column(self.pictures)[number].as_py() or {}
+    def picture(self, number: int, key: str, place: int = 0) -> Image.Image:
+        """The picture of a row, in the column of pictures with this place. Raises ValueError in one line for one that cannot be decoded."""
+        cell = self.table.column(self.pictures[place])[number].as_py() or {}
         try:
             return to_rgb(decode_picture(cell.get("bytes") or b"", key))
         except ValueError as error:
@@ -192,14 +192,14 @@ def _short(file: str, folder: Path | None) -> str:
 
 
 class RowPictures:
-    """Pictures by key: a split and the number of its row."""
+    """Pictures by key: a split, the number of its row, and the place of its column where there are several."""
 
-    def __init__(self, rows: Mapping[str, tuple[Split, int]]):
+    def __init__(self, rows: Mapping[str, tuple[Split, int] | tuple[Split, int, int]]):
         self.rows = rows
 
     def load(self, key: str) -> Image.Image:
-        split, number = self.rows[key]
-        return split.picture(number, key)
+        split, number, *place = self.rows[key]
+        return split.picture(number, key, *place)
 
 
 def language_splits(
@@ -209,7 +209,7 @@ def language_splits(
     config: str,
     names: Mapping[str, str],
     columns: Sequence[str],
-    pictures: str,
+    pictures: str | Sequence[str],
 ) -> dict[str, Split]:
     """The splits of the languages that are asked for, where a dataset has one for each.
 
