@@ -11,5 +11,6 @@ measures.py: what every answer is measured by
 run.py: `maya evaluate`: asks the model and two baselines, and writes what follows
 results.py: `results.json`, the one format of numbers
 table.py: its tables, for the terminal, for cards and for the README
+lmms_eval_maya.py: lmms-eval asks a Maya through the same requests
 sheet/: some answers beside their pictures, as one image
 """

@@ -1,8 +1,15 @@
-"""Adapter for lmms-eval: `python -m lmms_eval --model maya --model_args pretrained=FOLDER --tasks pope`.
+"""Adapter for lmms-eval: `--model maya` asks a Maya its tasks.
 
-lmms-eval finds it by the entry point `lmms_eval.models` of this package and imports it; nothing else here
-does, since lmms-eval is installed apart. Its interface is that of lmms-eval 0.7.3 (api/model.py, models/
-registry_v2.py). The requests go where those of `maya evaluate` go, so the answers are the same.
+    python3 -m venv .lmms-eval
+    .lmms-eval/bin/pip install lmms-eval==0.7.3 "filelock<4" -e .
+    .lmms-eval/bin/python -m lmms_eval --model maya --model_args pretrained=runs/mini --tasks pope \\
+        --batch_size 32 --log_samples --output_path results
+
+lmms-eval needs older releases of filelock and protobuf than constraints.txt has, so it has an environment of
+its own. Where torch is a build for CPUs only, `pip uninstall torchvision` there: its ordinary build does not
+fit. lmms-eval finds this module by the entry point `lmms_eval.models`; nothing else imports it. Its interface is
+that of lmms-eval 0.7.3 (api/model.py, models/registry_v2.py). The requests go where those of `maya evaluate` go,
+so the answers are the same.
 """
 
 from __future__ import annotations
