@@ -85,4 +85,8 @@ def test_a_split_without_answers_is_written_for_its_server_and_has_no_score(mode
     assert scores == []
     assert {row["metric"] for row in results["rows"]} >= {"unparsable", "tokens"}
     assert "seconds: " in text_table(results, "vqav2")
+    # A card can be made of it all the same.
+    assert sections(results) is not None
+    assert model_index(results, "x") is not None
+    assert weaknesses(results) is not None
     assert len(json.loads((output / "answers" / "vqav2.json").read_text())) == 3
