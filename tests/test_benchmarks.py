@@ -364,3 +364,22 @@ def test_readers_read_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(grouped_reading.subprocess, "run", lose_a_row)
     with pytest.raises(RuntimeError, match="did not read the same"):
         grouped_reading.main()
+
+
+# ------------------------------------------------------------------------------ asking_speed
+
+
+def test_three_ways_of_asking_answer_the_same(tmp_path, capsys, monkeypatch):
+    from tests.benchmarks import asking_speed
+
+    output = tmp_path / "asking.json"
+    monkeypatch.setitem(asking_speed.SMALL, "shared", asking_speed.Case(2, 2, 3, 3))
+    assert asking_speed.main(["--quick", "--rounds", "1", "--output", str(output)]) == 0
+    case = json.loads(output.read_text())["cases"]["shared"]
+    assert set(case["seconds"]) == set(asking_speed.WAYS)
+    assert set(case["times_faster_than"]) == {"one_by_one", "batched"}
+    assert case["different_answers"] > 1
+    assert {"machine", "versions", "package", "rounds"} <= set(case)
+    monkeypatch.setitem(asking_speed.WAYS, "batched", lambda *given: ["?"] * 4)
+    assert asking_speed.main(["--quick", "--rounds", "1", "--output", str(output)]) == 1
+    assert "batched: 4 of 4 answers differ from one_by_one" in capsys.readouterr().err

@@ -120,14 +120,21 @@ def _endpoint(args: argparse.Namespace) -> "EndpointPlan | None":
 
 def _in_processes(count: int, endpoint: str | None) -> None:
     """Run this command in several processes, which accelerate starts; ends with their exit code."""
-    if count < 1:
-        raise ValueError(f"--processes: expected at least 1, found {count}")
     if endpoint is not None:
         raise ValueError("--processes: expected none with --endpoint: use --concurrency")
-    from ..run.launch import find_config, launch
-    from ..run.processes import check_processes
+    import torch
 
-    check_processes(count)
+    from ..run.launch import find_config, launch
+    from ..run.processes import available_cores
+
+    gpus = torch.cuda.device_count()
+    # Two may always be tried on CPU.
+    most = gpus or max(2, available_cores())
+    if not 1 <= count <= most:
+        raise ValueError(
+            f"--processes: expected 1 to {most}, one for each {'GPU' if gpus else 'core'} of this machine, "
+            f"found {count}"
+        )
     if code := launch(find_config("ddp"), count, sys.argv):
         sys.exit(code)
 

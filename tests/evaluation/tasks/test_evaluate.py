@@ -50,6 +50,10 @@ def test_every_benchmark_runs_to_its_table_and_its_card(name, model, tmp_path):
     assert info["asked"]["max_new_tokens"] == info["settings"]["max_new_tokens"][0]
     runs = {row["run"] for row in results["rows"] if row["metric"] == info["metric"]}
     assert {"model", "blind", "shuffled"} <= runs
+    assert set(info["languages"]) <= set(TASKS[name].languages)
+    # All tasks write into one folder.
+    written = [path.name for path in (output / "answers").iterdir() if path.name != "journal"]
+    assert all(each.startswith(name) for each in written)
     table = text_table(results, name)
     for language in info["languages"]:
         assert any(line.startswith(f"{language} ") for line in table.splitlines())
