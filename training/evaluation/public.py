@@ -125,18 +125,26 @@ class Split:
             return found
         raise ValueError(f"{self.place}: row {number}: {column}: expected a text, found {found!r}")
 
-    def has_picture(self, place: int = 0) -> list[bool]:
+    def has_picture(self, column: int = 0) -> list[bool]:
         """Whether each row has a picture, in the column of pictures with this place."""
-        return self.table.column(self.pictures[place]).is_valid().to_pylist()
+        return self.table.column(self.pictures[column]).is_valid().to_pylist()
 
-    def picture_names(self, place: int = 0) -> list[str]:
+    def picture_names(self, column: int = 0) -> list[str]:
         """A name of each row's picture where the dataset has none: from its bytes, so equal ones share it."""
-        cells = (cell.as_py() or {} for cell in self.table.column(self.pictures[place]))
+        cells = (cell.as_py() or {} for cell in self.table.column(self.pictures[column]))
         return [hashlib.sha256(cell.get("bytes") or b"").hexdigest()[:16] for cell in cells]
 
-    def picture(self, number: int, key: str, place: int = 0) -> Image.Image:
-        """The picture of a row, in the column of pictures with this place. Raises ValueError in one line for one that cannot be decoded."""
-        cell = self.table.column(self.pictures[place])[number].as_py() or {}
+    def picture(self, number: int, key: str, place: int = 0, column: int = 0) -> Image.Image:
+        """The picture of a row. Raises ValueError in one line for one that cannot be decoded.
+
+        Args:
+            key: names the picture in that line.
+            place: of the picture, in a row that has a list of them.
+            column: place of the column of pictures.
+        """
+        cell = self.table.column(self.pictures[column])[number].as_py() or {}
+        if isinstance(cell, list):
+            cell = cell[place] or {}
         try:
             return to_rgb(decode_picture(cell.get("bytes") or b"", key))
         except ValueError as error:
@@ -198,8 +206,8 @@ class RowPictures:
         self.rows = rows
 
     def load(self, key: str) -> Image.Image:
-        split, number, *place = self.rows[key]
-        return split.picture(number, key, *place)
+        split, number, *column = self.rows[key]
+        return split.picture(number, key, column=column[0] if column else 0)
 
 
 def language_splits(
