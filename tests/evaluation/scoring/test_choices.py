@@ -149,6 +149,13 @@ def test_a_letter_goes_before_a_text():
         # B is the second letter and looks like the third.
         ("B", {"А": "кот", "Б": "дом", "В": "лес"}, None),
         ("C", letters_for(["", "", "", ""]), "C"),
+        ("Это желтый зонт", letters_for(["красный автобус", "жёлтый зонт"]), "B"),
+        ("正解はBの赤いバスです", letters_for(["木のベンチ", "赤いバス"]), "B"),
+        ("没有黄色雨伞", letters_for(["木长椅", "黄色雨伞"]), None),
+        ("এটি লাল বাস নয়", letters_for(["কাঠের বেঞ্চ", "লাল বাস"]), None),
+        ("یہ سرخ بس نہیں ہے", letters_for(["لکڑی کا بنچ", "سرخ بس"]), None),
+        ("No es el autobús rojo", letters_for(["un banco", "el autobús rojo"]), None),
+        ("between 1990 and 1995", letters_for(["1990", "1995"]), None),
     ],
 )
 def test_own_letters_scripts_and_labels(answer, options, expected):
