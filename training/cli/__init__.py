@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _tell(f"maya {args.command}: {error}")
         return 128 + error.number
     except KeyboardInterrupt:
-        then = "; the same command continues" if args.command in ("train", "data") else ""
+        then = (
+            "; the same command continues" if args.command in ("train", "data", "evaluate") else ""
+        )
         _tell(f"maya {args.command}: stopped by SIGINT{then}")
         return 128 + signal.SIGINT
     except BrokenPipeError:

@@ -7,6 +7,7 @@ asking.py: puts the requests of tasks to a model of this process
 served.py: puts them to a model behind an OpenAI-compatible server
 journal.py: answers kept as they come, so that none is generated twice
 processes.py: the share of each of several processes
+work.py: the requests of a task beside the answers that are there
 measures.py: what every answer is measured by
 run.py: `maya evaluate`: asks the model and two baselines, and writes what follows
 results.py: `results.json`, the one format of numbers

@@ -28,7 +28,7 @@ MODEL, BLIND, SHUFFLED, CHANCE = "model", "blind", "shuffled", "chance"
 BASELINES = (BLIND, SHUFFLED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A part of a prompt: the picture that the task's `Pictures` give for `key`."""
 
@@ -42,7 +42,7 @@ class Pictures(Protocol):
         """The decoded picture. Raises ValueError or OSError with one line that names it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One question to a model.
 

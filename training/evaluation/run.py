@@ -9,7 +9,6 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,15 @@ import pyarrow as pa
 
 from ..common.endpoint import EndpointPlan
 from ..common.files import files_sha256, write_parquet
-from ..common.locks import only_one
 from ..common.models import Model, check_weights, find_model, opening
 from ..common.provenance import provenance
 from ..common.reading import read_yaml
-from ..inference.generation import Answer, is_maya
+from ..inference.generation import is_maya
 from ..inference.load import load
 from .asking import Asked, Asking, Progress
-from .journal import Journal, Keys, local_identity
+from .journal import local_identity
 from .measures import MEASURES, measures
-from .processes import Process, this_process
+from .processes import this_process
 from .protocol import (
     BASELINES,
     BLIND,
@@ -58,6 +56,7 @@ from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table
 from .tasks import task as find_task
+from .work import Work, open_works
 
 
 def evaluate(
@@ -154,25 +153,10 @@ def evaluate(
     seconds = {"load": time.perf_counter() - began}
     with contextlib.ExitStack() as stack:
         # ---- Read the answers that are there.
-        kept = folder / "answers" / "journal"
-        kept.mkdir(parents=True, exist_ok=True)
-        if process.rank == 0:
-            told = f"{folder}: another evaluation is writing there: wait for it, or give --output"
-            stack.enter_context(only_one(kept / "lock", told))
-        journals = {task.name: Journal(kept, task.name, process.rank) for task in chosen}
-        for journal in journals.values():
-            stack.callback(journal.close)
-        works = []
-        for task in chosen:
-            key = Keys(identity, task, loaded[task.key])
-            keys = {
-                run: [key(request) for request in requests]
-                for run, requests in plans[task.key].items()
-            }
-            works.append(_Work(task, loaded[task.key], plans[task.key], keys, journals[task.name]))
+        works = stack.enter_context(open_works(chosen, loaded, plans, identity, folder, process))
         before, total = sum(work.answered for work in works), sum(work.total for work in works)
         if before and process.rank == 0:
-            print(f"{before:,} of {total:,} answers are there, from {kept}", flush=True)
+            print(f"{before:,} of {total:,} answers are there already", flush=True)
         progress = Progress((total - before) // process.count, shown=process.rank == 0)
         stack.callback(progress.close)
         # ---- Ask, score and write, task by task.
@@ -205,10 +189,7 @@ def evaluate(
                 seconds,
             )
             if failed:
-                partial = {"answered": work.answered, "of": work.total}
-                results["tasks"][task.key]["settings"]["partial"] = partial
-                marked = f"{task.title} (partial: {work.answered:,} of {work.total:,} answers)"
-                results["tasks"][task.key]["title"] = marked
+                _mark_partial(results["tasks"][task.key], work)
             for run, scored in runs.items():
                 results["rows"] += task.aggregate(scored, run, groups, seed)
                 results["rows"] += measures(task, scored, run, groups, seed)
@@ -232,6 +213,12 @@ def evaluate(
             print(f"\nno sheet.png: {undrawn}")
         print(f"\nwritten to {folder}: results.json and the answers")
     return results
+
+
+def _mark_partial(info: TaskInfo, work: Work) -> None:
+    """Say in the settings, and in the title, which all tables show, that answers are missing."""
+    info["settings"]["partial"] = {"answered": work.answered, "of": work.total}
+    info["title"] += f" (partial: {work.answered:,} of {work.total:,} answers)"
 
 
 def _languages_of(
@@ -264,64 +251,6 @@ def _languages_of(
             )
         found.append((task, own))
     return found
-
-
-@dataclass
-class _Work:
-    """A task, the requests of each run of it with their keys, and the answers that are there."""
-
-    task: Task
-    part: Loaded
-    plans: Mapping[str, Sequence[Request]]
-    keys: Mapping[str, Sequence[str]]
-    journal: Journal
-
-    @property
-    def total(self) -> int:
-        """Different requests of all runs; each is asked once."""
-        return len(set().union(*self.keys.values()))
-
-    @property
-    def answered(self) -> int:
-        """How many of them have an answer."""
-        return len(set().union(*self.keys.values()) & self.journal.answers.keys())
-
-    def ask(
-        self, asked: Asked, process: Process, progress: Progress, seconds: dict[str, float]
-    ) -> None:
-        """Have this process's share of what is not answered answered, and wait for the others."""
-        for run, requests in self.plans.items():
-            start = time.perf_counter()
-            by_key = dict(zip(self.keys[run], requests, strict=True))
-            waiting = [key for key in by_key if key not in self.journal.answers]
-            # No process appends before all have read.
-            process.wait()
-            mine = [waiting[number] for number in process.share([by_key[key] for key in waiting])]
-            progress.start(f"{self.task.key}, {run}")
-
-            def done(place: int, given: Answer, mine: list[str] = mine) -> None:
-                self.journal.add(mine[place], given)
-                progress.add()
-
-            asked.ask([by_key[key] for key in mine], self.part.pictures, done)
-            process.wait()
-            if process.count > 1:
-                self.journal.read()
-            seconds[run] = time.perf_counter() - start
-
-    def scored(self) -> dict[str, list[Scored]]:
-        """Run -> its requests that are answered, scored; a run without any is left out."""
-        runs = {}
-        for run, requests in self.plans.items():
-            there = [
-                (request, self.journal.answers[key])
-                for request, key in zip(requests, self.keys[run], strict=True)
-                if key in self.journal.answers
-            ]
-            if there:
-                scores = self.task.scores(*zip(*there, strict=True))
-                runs[run] = [Scored(*one, score) for one, score in zip(there, scores, strict=True)]
-        return runs
 
 
 def planned(
