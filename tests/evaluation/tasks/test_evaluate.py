@@ -17,6 +17,8 @@ from .public_rows import write_dataset
 
 # Of benchmarks whose small copy has not all languages.
 LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"], "xmmmu": ["en"], "m3exam": ["en"]}
+# Benchmarks with a server or a script, whose file is written.
+EXPORTED = {"pope", "mme", "gqa", "vqav2", "textvqa", "vizwiz", "mmbench", "cvqa", "xm3600"}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,9 @@ def test_every_benchmark_runs_to_its_table_and_its_card(name, model, tmp_path):
     assert sections(results)[0]["tables"]
     assert weaknesses(results)
     assert model_index(results, "x")[0]["results"]
+    written = {path.name for path in (output / "answers").iterdir()} - {"journal"}
+    assert all(path == name or path.startswith(f"{name}.") for path in written)
+    assert (len(written) > 1) == (name in EXPORTED)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

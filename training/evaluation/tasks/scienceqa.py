@@ -1,7 +1,8 @@
 """ScienceQA: multiple choice out of school books, with and without a picture.
 
 Source: ScienceQA (2209.09513) and LLaVA, llava/eval/eval_science_qa.py. LLaVA's published number is the
-accuracy over the questions with a picture.
+accuracy over the questions with a picture. The dataset has not the ids of the official files, so there is no
+file for their scripts.
 """
 
 from typing import Any
