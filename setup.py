@@ -109,7 +109,12 @@ setup(
         "deepspeed": DEEPSPEED,
         "test": sorted({*TRAIN, *DATA, *EVAL, *SERVE, *TEST}),
     },
-    entry_points={"console_scripts": ["maya = maya_vlm.training.cli:main"]},
+    entry_points={
+        "console_scripts": ["maya = maya_vlm.training.cli:main"],
+        # No extra installs lmms-eval: it needs older releases of filelock and protobuf than
+        # constraints.txt has. It goes into an environment of its own.
+        "lmms_eval.models": ["maya = maya_vlm.training.evaluation.lmms_eval_maya:manifest"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import pkgutil
 import textwrap
@@ -21,6 +22,8 @@ ROOMS = ("modeling_maya", "processing_maya", "training", "model_card")
 PACKAGES = ("modeling_maya", "processing_maya", "maya_vlm.training", "maya_vlm.model_card")
 # Of the standard library, or made by it for any class.
 STANDARD = {"_exit", "_abc_impl", "_is_protocol", "_backward_cls"}
+# A module that imports a library which is installed apart from ours -> that library.
+APART = {"maya_vlm.training.evaluation.lmms_eval_maya": "lmms_eval"}
 
 
 def is_private(name: str | None) -> bool:
@@ -105,6 +108,8 @@ def overridden() -> dict[str, set[str]]:
     for package in PACKAGES:
         root = importlib.import_module(package)
         for module_info in pkgutil.walk_packages(root.__path__, f"{package}."):
+            if importlib.util.find_spec(APART.get(module_info.name, package)) is None:
+                continue
             module = importlib.import_module(module_info.name)
             for _, owner in inspect.getmembers(module, inspect.isclass):
                 if owner.__module__ != module.__name__:

@@ -170,7 +170,7 @@ def test_results_that_asking_left_are_marked_partial_and_continued(
 
 
 def test_only_one_evaluation_writes_into_a_folder(folder, tmp_path):
-    from maya_vlm.training.common.locks import only_one
+    from maya_vlm.training.common.files import only_one
 
     kept = tmp_path / "answers" / "journal"
     kept.mkdir(parents=True)

@@ -15,5 +15,6 @@ run.py: `maya evaluate`: asks the model and two baselines, and writes what follo
 rejudge.py: `maya evaluate --rejudge`: scores answers without a model
 results.py: `results.json`, the one format of numbers
 table.py: its tables, for the terminal, for cards and for the README
+lmms_eval_maya.py: lmms-eval asks a Maya through the same requests
 sheet/: some answers beside their pictures, as one image
 """

@@ -6,15 +6,18 @@ Texts are read at once, pictures when they are asked about.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from ..common.cards import check_cards
-from ..common.files import files_sha256
+from ..common.files import files_sha256, write_json
 from ..common.images import decode_picture, to_rgb
 from ..common.revisions import split_revision
 from ..common.telling import one_line, reason
@@ -34,6 +37,10 @@ SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 MAX_NEW_TOKENS = 16
 
+# What PALO's instructions (2402.14818), and so Maya's and LLaVA's, were made from.
+MIX = "LLaVA-1.5's mix (2310.03744), which PALO's and so Maya's instructions hold,"
+UNSEEN = f"None known: {MIX} has no part of it."
+
 
 class Split:
     """One split of a config of a public dataset.
@@ -44,7 +51,7 @@ class Split:
         revision: the commit that the task pins; None for one that pins none.
         config, split: names of the dataset.
         columns: that the task reads, pictures included.
-        pictures: the column of pictures, None where there is none.
+        pictures: the column of pictures, or several; None where there is none.
 
     Raises:
         FileNotFoundError, ValueError: in one line: no such dataset, config or split, a missing column.
@@ -58,14 +65,14 @@ class Split:
         config: str,
         split: str,
         columns: Sequence[str],
-        pictures: str | None = None,
+        pictures: str | Sequence[str] | None = None,
     ):
         import datasets
 
         name, own = split_revision(selection.data or repository, selection.revision)
         self.name, self.place = name, f"{name}: config {config!r}, split {split!r}"
         self.folder = Path(name) if Path(name).is_dir() else None
-        self.pictures = pictures
+        self.pictures = (pictures,) if isinstance(pictures, str) else tuple(pictures or ())
         if self.folder is None and own is None and name == repository:
             own = revision
         if self.folder is not None:
@@ -74,11 +81,12 @@ class Split:
             raise ValueError(
                 f"data: expected {repository}, or a folder with its files, found a file {name}"
             )
+        self.files: list[str] = []
         try:
             builder = datasets.load_dataset_builder(name, config, revision=own)
             files = builder.config.data_files or {}
             if split not in files:
-                raise ValueError(f"the splits are {', '.join(map(str, files)) or 'none'}")
+                raise ValueError(f"the splits are {_named(files, self.folder)}")
             self.files = [str(file) for file in files[split]]
             # From the files of this split alone: others can be tens of gigabytes.
             found = datasets.load_dataset("parquet", data_files={split: self.files}, split=split)
@@ -88,7 +96,8 @@ class Split:
                 f"{reason(error)}"
             ) from error
         except (ValueError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"{self.place}: cannot be read: {reason(error)}") from error
+            fault = _fault(self.files, self.folder) or reason(error)
+            raise ValueError(f"{self.place}: cannot be read: {fault}") from error
         missing = sorted(set(columns) - set(found.column_names))
         if missing:
             raise ValueError(
@@ -96,7 +105,7 @@ class Split:
                 f"{', '.join(missing)}: use the files of {repository}"
             )
         self.table = found.data
-        self.texts = [column for column in columns if column != pictures]
+        self.texts = [column for column in columns if column not in self.pictures]
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -116,23 +125,24 @@ class Split:
             return found
         raise ValueError(f"{self.place}: row {number}: {column}: expected a text, found {found!r}")
 
-    def has_picture(self) -> list[bool]:
-        """Whether each row has a picture."""
-        return self.table.column(self.pictures).is_valid().to_pylist()
+    def has_picture(self, column: int = 0) -> list[bool]:
+        """Whether each row has a picture, in the column of pictures with this place."""
+        return self.table.column(self.pictures[column]).is_valid().to_pylist()
 
-    def picture_names(self) -> list[str]:
+    def picture_names(self, column: int = 0) -> list[str]:
         """A name of each row's picture where the dataset has none: from its bytes, so equal ones share it."""
-        cells = (cell.as_py() or {} for cell in self.table.column(self.pictures))
+        cells = (cell.as_py() or {} for cell in self.table.column(self.pictures[column]))
         return [hashlib.sha256(cell.get("bytes") or b"").hexdigest()[:16] for cell in cells]
 
-    def picture(self, number: int, key: str, place: int = 0) -> Image.Image:
+    def picture(self, number: int, key: str, place: int = 0, column: int = 0) -> Image.Image:
         """The picture of a row. Raises ValueError in one line for one that cannot be decoded.
 
         Args:
             key: names the picture in that line.
             place: of the picture, in a row that has a list of them.
+            column: place of the column of pictures.
         """
-        cell = self.table.column(self.pictures)[number].as_py() or {}
+        cell = self.table.column(self.pictures[column])[number].as_py() or {}
         if isinstance(cell, list):
             cell = cell[place] or {}
         try:
@@ -164,15 +174,40 @@ def _commit(files: Sequence[str]) -> str | None:
     return files[0].partition("@")[2].partition("/")[0] or None
 
 
-class RowPictures:
-    """Pictures by key: a split and the number of its row."""
+def _named(files: Mapping[Any, Sequence[str]], folder: Path | None) -> str:
+    """The splits, each with the first file that it was found in."""
+    return (
+        ", ".join(f"{split} ({_short(own[0], folder)})" for split, own in files.items()) or "none"
+    )
 
-    def __init__(self, rows: Mapping[str, tuple[Split, int]]):
+
+def _fault(files: Sequence[str], folder: Path | None) -> str | None:
+    """What is wrong with the first local file that holds no rows; None where every file does."""
+    for file in files if folder is not None else ():
+        try:
+            rows = pq.ParquetFile(file).metadata.num_rows
+        except (OSError, pa.ArrowException) as error:
+            told = reason(error).rstrip(".")
+            return f"{_short(file, folder)}: expected parquet, found {told}: download it again"
+        if rows == 0:
+            return f"{_short(file, folder)}: expected rows, found none: download it again, or remove it"
+    return None
+
+
+def _short(file: str, folder: Path | None) -> str:
+    """The file's name inside the dataset."""
+    return file.rpartition("@")[2] if folder is None else os.path.relpath(file, folder.resolve())
+
+
+class RowPictures:
+    """Pictures by key: a split, the number of its row, and the place of its column where there are several."""
+
+    def __init__(self, rows: Mapping[str, tuple[Split, int] | tuple[Split, int, int]]):
         self.rows = rows
 
     def load(self, key: str) -> Image.Image:
-        split, number = self.rows[key]
-        return split.picture(number, key)
+        split, number, *column = self.rows[key]
+        return split.picture(number, key, column=column[0] if column else 0)
 
 
 def language_splits(
@@ -182,7 +217,7 @@ def language_splits(
     config: str,
     names: Mapping[str, str],
     columns: Sequence[str],
-    pictures: str,
+    pictures: str | Sequence[str],
 ) -> dict[str, Split]:
     """The splits of the languages that are asked for, where a dataset has one for each.
 
@@ -255,3 +290,10 @@ def loaded_in(
     made = loaded(every, first, requests, pictures, names, others)
     asked = {request.language for request in made.requests}
     return replace(made, languages=[lang for lang in splits if lang in asked])
+
+
+def export_json(folder: Path, key: str, value: Any, part: str = "") -> Path:
+    """Write a file for a benchmark's server or script: the task's key, and the part where there are several."""
+    path = folder / f"{key}{part and f'.{part}'}.json"
+    write_json(path, value)
+    return path

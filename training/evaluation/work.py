@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.locks import only_one
+from ..common.files import only_one
 from ..inference.generation import Answer
 from .asking import Asked, Progress
 from .journal import Journal, Keys

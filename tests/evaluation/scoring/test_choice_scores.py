@@ -103,14 +103,14 @@ def test_scienceqa_has_the_image_accuracy_apart():
         ScienceQaRow("2", None, "A", True, "Wood"),
         ScienceQaRow("3", "A", "A", False),
     ]
-    score = scienceqa_score(rows, "choice@1")
+    score = scienceqa_score(rows, "choice@2")
     assert score["all"]["accuracy"] == pytest.approx(2 / 3)
     assert score["image"]["accuracy"] == 1 / 2
     assert score["all"]["unparsable_answers"] == [{"id": "2", "answer": "Wood"}]
-    assert score["all"]["parser"] == "choice@1"
-    assert scienceqa_score(rows[2:], "choice@1")["image"] is None
+    assert score["all"]["parser"] == "choice@2"
+    assert scienceqa_score(rows[2:], "choice@2")["image"] is None
     with pytest.raises(ValueError, match="at least one answer"):
-        scienceqa_score([], "choice@1")
+        scienceqa_score([], "choice@2")
 
 
 @pytest.mark.parametrize(

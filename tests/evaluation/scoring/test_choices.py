@@ -58,6 +58,7 @@ def test_b_is_read_however_it_is_said(answer):
         # Several letters, in one step of reading.
         "A or B", "A, B and C", "A/B", "A.B", "AB", "A和B", "B、C", "A y B", "أ أو ب", "The answer is A. The answer is B.",
         "A. a dog\nB. the red bus\nC. two people\nD. a dark red bus", "The answer is A or C", "<answer>A</answer><answer>B</answer>",
+        "A C", "A;C", "A|C", "A - C", "A. C", "A? C?", "N/A", "n/a", "C D A",
         # Several texts.
         "a dog and two people",
         # A letter that is not offered, also where a text would be.
@@ -148,10 +149,52 @@ def test_a_letter_goes_before_a_text():
         # B is the second letter and looks like the third.
         ("B", {"А": "кот", "Б": "дом", "В": "лес"}, None),
         ("C", letters_for(["", "", "", ""]), "C"),
+        ("Это желтый зонт", letters_for(["красный автобус", "жёлтый зонт"]), "B"),
+        ("正解はBの赤いバスです", letters_for(["木のベンチ", "赤いバス"]), "B"),
+        ("没有黄色雨伞", letters_for(["木长椅", "黄色雨伞"]), None),
+        ("এটি লাল বাস নয়", letters_for(["কাঠের বেঞ্চ", "লাল বাস"]), None),
+        ("یہ سرخ بس نہیں ہے", letters_for(["لکڑی کا بنچ", "سرخ بس"]), None),
+        ("No es el autobús rojo", letters_for(["un banco", "el autobús rojo"]), None),
+        ("between 1990 and 1995", letters_for(["1990", "1995"]), None),
     ],
 )
 def test_own_letters_scripts_and_labels(answer, options, expected):
     assert read(answer, options) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        # English.
+        ("My answer: C", "C"), ("I'd pick C", "C"), ("It's C.", "C"), ("ANS: C", "C"), ("### C", "C"), ("`C`", "C"), ("C) rice with egg", "C"),
+        ("Therefore, the answer is C.", "C"), ("**Answer: C**", "C"), ("Answer: **C. rice with egg**", "C"), ("Rice With Egg", "C"),
+        ('{"choice": "C. rice with egg"}', "C"), ("<answer>(C)</answer>", "C"), ("\\boxed{\\text{C}}", "C"), ("A resposta é C", "C"),
+        ("1. A is a bench. 2. B is a bus. Final answer: C", "C"), ("Not A, B or D: the answer is C", "C"),
+        ("A wooden bench", "A"), ("The picture shows a yellow umbrella, not the red bus", "D"), ("D.a yellow umbrella", "D"),
+        ("A and/or C", None), ("All of the above", None), ("maybe A, maybe C", None), ("between A and C", None), ("Both A and C", None),
+        ("I don't think it is C", None), ("The answer is unclear", None), ("Option F", None), ("egg", None), ("a red car", None),
+        # Other languages.
+        ("Es la C", "C"), ("Creo que es la C.", "C"), ("A o C", None), ("Ninguna de las anteriores", None), ("No es C", None),
+        ("C'est la réponse C", "C"), ("La lettre C", "C"), ("A ou C", None), ("Aucune des réponses", None), ("C'est un bus", None),
+        ("Правильный ответ — вариант C.", "C"), ("Это C", "C"), ("A или C", None), ("Не знаю", None),
+        ("我认为答案是C", "C"), ("所以选C", "C"), ("选项C是正确的", "C"), ("丙", "C"), ("A和C都对", None), ("答案不是C", None), ("以上都不是", None),
+        ("答えはCです。", "C"), ("選択肢Cです", "C"), ("Cだと思います", "C"), ("ウ", "C"), ("AかC", None), ("Cではありません", None),
+        ("सही विकल्प C है", "C"), ("उत्तर: (ग)", "C"), ("सी", "C"), ("A या C", None), ("C नहीं", None), ("पता नहीं", None),
+        ("সঠিক উত্তর হল C", "C"), ("সঠিক উত্তর: গ", "C"), ("সি", "C"), ("A অথবা C", None), ("জানি না", None),
+        ("صحیح جواب C ہے", "C"), ("آپشن C", "C"), ("سی", "C"), ("A یا C", None), ("معلوم نہیں", None),
+        ("الإجابة الصحيحة: الخيار (ج)", "C"), ("الجواب هو C", "C"), ("A أو C", None), ("ليس C", None),
+        ("정답은 C입니다", "C"), ("คำตอบ: ค", "C"), ("Đáp án đúng là C", "C"), ("Doğru cevap: C", "C"), ("Die Antwort ist C.", "C"),
+    ],
+)  # fmt: skip
+def test_answers_of_many_styles_and_languages(answer, expected):
+    options = letters_for(["a wooden bench", "the red bus", "rice with egg", "a yellow umbrella"])
+    assert read(answer, options) == expected
+
+
+def test_a_letter_may_be_the_text_of_an_option():
+    options = letters_for(["C", "B", "x", "D"])
+    assert read("A. C", options) == "A"
+    assert read("B. C", options) is None
 
 
 def test_bad_options_are_told():
@@ -231,8 +274,9 @@ def test_where_a_script_guesses_ours_gives_none_and_says_so(parser):
 
 
 def test_every_parser_has_a_version_and_a_source():
+    own = {"choice": 2}
     assert {parser.id for parser in CHOICE_PARSERS.values()} == {
-        f"{name}@1" for name in CHOICE_PARSERS
+        f"{name}@{own.get(name, 1)}" for name in CHOICE_PARSERS
     }
     assert all(parser.source for parser in CHOICE_PARSERS.values())
     assert next(iter(CHOICE_PARSERS)) == "choice"

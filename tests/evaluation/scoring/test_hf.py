@@ -19,7 +19,7 @@ OPTIONS = ["a dog", "a cat"]
 CASES = {
     "pope": (
         {"predictions": ["Yes", "はい", "hm"], "references": ["yes", "no", "no"]},
-        {"accuracy": 1 / 3, "yes_ratio": 2 / 3, "unparsable": 1, "parser": "yes_no@1"},
+        {"accuracy": 1 / 3, "yes_ratio": 2 / 3, "unparsable": 1, "parser": "yes_no@2"},
     ),
     "mme": (
         {
@@ -86,7 +86,7 @@ CASES = {
     ),
     "relative_score": (
         {"predictions": ["8, 4", "sorry"], "references": ["conv", "conv"]},
-        {"failed": 1, "failed_ids": ["1"], "parser": "review@1"},
+        {"failed": 1, "failed_ids": ["1"], "parser": "review@2"},
     ),
     "mmvet": (
         {"predictions": [[1.0, 0.5], [None, 0.5]], "references": [["rec"], ["ocr", "math"]]},
@@ -116,7 +116,7 @@ def compute(cases, folder):
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("load_metrics.py"))],
         input=json.dumps(cases),
-        env={**os.environ, "HF_HOME": str(folder), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,

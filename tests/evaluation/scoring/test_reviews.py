@@ -23,6 +23,7 @@ from .golden import golden, needs_golden
     [
         "8 9", "8, 9", "8,9", "8  9", "8\t9", "\n8 9 ", "8 9.", "(8, 9)", "**8 9**", "８ ９", "8/10 9/10", "8.0 9.0", "8; 9",
         "Scores: 8 9", "8 9 - both are good", "8 9\n\nAssistant 1 has 3 faults", "Assistant 1: 8\nAssistant 2: 9",
+        "Assistant 1: 8, Assistant 2: 9", "Assistant 1: 8/10; Assistant 2: 9/10\nBoth", "8 | 9", "<think>7 7</think>8 9", "٨ ٩",
         "**Assistant 1**: 8/10\n**Assistant 2**: 9/10\nBoth",
     ],
 )  # fmt: skip
@@ -34,7 +35,8 @@ def test_both_scores_are_read_in_any_usual_form(review):
     "review",
     [
         "", "8", "8 9 7", "8-9", "eight nine", "nan nan", "-1 -1", "0 11", "10 11", "0.5 9", "100 3", "8 9 of 10",
-        "I'm sorry, but I can't assist with that.", "Assistant 2: 8\nAssistant 1: 9", "Assistant 1: 8", "1. 8 9",
+        "I'm sorry, but I can't assist with that.", "Assistant 2: 8\nAssistant 1: 9", "Assistant 1: 8", "1. 8 9", "8 to 9", "8 and 9", "inf 3",
+        "Assistant 1: 8, Assistant 1: 9", "Assistant 1: 8, Assistant 2: good", "7,5 8", "8.9", "Here are the scores:\n8 9",
         "Both are good.\n8 9",
     ],
 )  # fmt: skip

@@ -90,3 +90,11 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     bare = [{name: cell for name, cell in one.items() if name != "Subset"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no Subset: use the files of afaji/cvqa"):
         Cvqa().load(write(tmp_path / "c", bare))
+
+
+def test_places_are_exported_for_the_server(tmp_path):
+    task = Cvqa()
+    scored = answered(task, task.load(write(tmp_path)), ["A", "La respuesta", "dos", "D."])
+    (file,) = task.export(scored, tmp_path)
+    assert file.name == "cvqa.csv"
+    assert file.read_text() == "ID,index\n581_0,0\n582_0,-1\n583_0,1\n584_0,3\n"

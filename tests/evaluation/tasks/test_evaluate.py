@@ -1,6 +1,7 @@
 """`maya evaluate` on small copies of the public datasets: from rows to tables and cards."""
 
 import contextlib
+import json
 from dataclasses import replace
 from importlib import import_module
 
@@ -16,12 +17,15 @@ from maya_vlm.training.evaluation.tasks.judged import Judged
 from tests.evaluation.judges.judge_server import plan, server
 from tests.helpers.tiny_maya import save_tiny_maya
 
-from . import test_duels, test_mme, test_pope
+from . import test_duels, test_mme, test_pope, test_vqav2
 from .public_rows import write_dataset
 
 # Of benchmarks whose small copy has not all languages.
 LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"], "xmmmu": ["en"], "m3exam": ["en"]}
 LANGUAGES |= {"llava_bench": ["en", "ja"], **{name: ["en", "hi"] for name in test_duels.TASKS}}
+# Benchmarks with a server or a script, whose file is written.
+EXPORTED = {"pope", "mme", "gqa", "vqav2", "textvqa", "vizwiz", "mmbench", "cvqa"}
+EXPORTED |= {"mm_vet", "xm3600"}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,9 @@ def test_every_benchmark_runs_to_its_table_and_its_card(name, model, tmp_path):
     assert ("The judge is" in sections(results)[0]["intro"]) == bool(options)
     assert weaknesses(results)
     assert model_index(results, "x")[0]["results"]
+    written = {path.name for path in (output / "answers").iterdir()} - {"journal"}
+    assert all(path == name or path.startswith(f"{name}.") for path in written)
+    assert (len(written) > 1) == (name in EXPORTED)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -98,3 +105,24 @@ def test_every_protocol_says_how_it_asks(name):
         assert set(made.describe()) >= ({"prompt"} if name != "mini" else set())
     with pytest.raises(ValueError, match=f"{name}: unknown protocol 'x'; known: "):
         task(f"{name}:x")
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_benchmark_says_what_was_seen_in_training(name):
+    assert TASKS[name].contamination.endswith(".")
+
+
+def test_a_split_without_answers_is_written_for_its_server_and_has_no_score(model, tmp_path):
+    rows = [test_vqav2.row(number, None, []) | {"answers": None} for number in range(3)]
+    data, output = test_vqav2.write(tmp_path / "data", rows, "testdev").data, tmp_path / "out"
+    results = evaluate(str(model), ["vqav2"], data=data, output=output, split="testdev")
+    assert read_results(output / "results.json") == results
+    scores = [row for row in results["rows"] if row["metric"] == "accuracy"]
+    assert scores == []
+    assert {row["metric"] for row in results["rows"]} >= {"unparsable", "tokens"}
+    assert "seconds: " in text_table(results, "vqav2")
+    # A card can be made of it all the same.
+    assert sections(results) is not None
+    assert model_index(results, "x") is not None
+    assert weaknesses(results) is not None
+    assert len(json.loads((output / "answers" / "vqav2.json").read_text())) == 3

@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import pytest
 
@@ -72,3 +74,22 @@ def test_a_file_is_no_dataset_and_is_not_looked_up_on_the_hub(tmp_path):
         ValueError, match=r"^data: expected lmms-lab/GQA, or a folder .* found a file"
     ):
         Gqa().load(Selection(data=str(file)))
+
+
+def test_results_name_the_pictures_files_too(tmp_path):
+    first = Gqa().load(write(tmp_path / "a")).data["files_sha256"]
+    assert Gqa().load(write(tmp_path / "b")).data["files_sha256"] == first
+    other = [row | {"image": picture(9)} for row in IMAGES]
+    assert Gqa().load(write(tmp_path / "c", images=other)).data["files_sha256"] != first
+
+
+def test_predictions_are_exported_for_the_script(tmp_path):
+    task = Gqa("lmms_eval")
+    scored = answered(task, task.load(write(tmp_path)), ["Light blue.", "No", "men..."])
+    (file,) = task.export(scored, tmp_path)
+    assert file.name == "gqa:lmms_eval.json"
+    assert json.loads(file.read_text()) == [
+        {"questionId": "20140", "prediction": "light blue"},
+        {"questionId": "20141", "prediction": "no"},
+        {"questionId": "20142", "prediction": "men"},
+    ]

@@ -4,8 +4,9 @@ import zipfile
 import datasets
 import pytest
 
-from maya_vlm.training.evaluation.protocol import Selection
-from maya_vlm.training.evaluation.tasks.kaleidoscope import SYSTEM, Kaleidoscope
+from maya_vlm.training.evaluation.protocol import Picture, Selection
+from maya_vlm.training.evaluation.tasks.kaleidoscope import HEADINGS, SYSTEM, Kaleidoscope
+from maya_vlm.training.evaluation.tasks.kaleidoscope_thinking import INSTRUCTIONS
 
 from .public_rows import TEXT, answered, picture, values, write_dataset
 
@@ -54,28 +55,29 @@ def test_questions_are_asked_with_pictures_of_the_archive(tmp_path, packed):
     task = Kaleidoscope()
     loaded = task.load(write(tmp_path, packed=packed))
     assert loaded.languages == ["en", "ru"]
-    assert loaded.requests[1].text == (
-        f"{SYSTEM}\n\nOutput your choice in the specified JSON format.\n\n"
-        "Вопрос: Какой?\nВарианты:\nA. да\nB. нет\nC. оба\n\nANSWER:"
+    assert loaded.requests[1].content == (
+        Picture("data/x/2.png"),
+        "Output your choice in the specified JSON format.\n\n"
+        "Вопрос: Какой?\nВарианты:\nA. да\nB. нет\nC. оба\n\nANSWER:",
     )
-    assert [request.subset for request in loaded.requests] == ["image", "image", "text"]
+    assert {request.system for request in loaded.requests} == {SYSTEM}
+    assert [request.subset for request in loaded.requests] == ["image", "image", "text", "image"]
     read = loaded.pictures.load("data/x/2.png")
     assert (read.size, read.getpixel((0, 0))) == ((512, 512), (2, 90, 200))
-    assert task.describe()["left out, with pictures as options"]["en"] == 1
     only = Kaleidoscope().load(Selection(data=str(tmp_path), languages=["ru"]))
     assert [request.id for request in only.requests] == ["train/1"]
 
 
 @pytest.mark.parametrize(
-    ("protocol", "last", "valid"), [("direct", None, 1.0), ("strict", "A", 0.5)]
+    ("protocol", "last", "valid"), [("direct", None, 1.0), ("strict", "A", 2 / 3)]
 )
 def test_scores_follow_the_protocol(tmp_path, protocol, last, valid):
     task = Kaleidoscope(protocol)
     loaded = task.load(write(tmp_path))
-    texts = ['{"choice": "B"}', '{"choice": "A"}', "The answer is A"]
+    texts = ['{"choice": "B"}', '{"choice": "A"}', "The answer is A", '{"choice": "A"}']
     scored = answered(task, loaded, texts)
-    assert [one.score.parsed for one in scored] == ["B", "A", last]
-    assert values(task, scored, "accuracy") == {"image": 1.0, "text": 0.0, "all": 0.5}
+    assert [one.score.parsed for one in scored] == ["B", "A", last, "A"]
+    assert values(task, scored, "accuracy") == {"image": 1.0, "text": 0.0, "all": 2 / 3}
     assert values(task, scored, "valid_accuracy")["all"] == valid
 
 
@@ -92,3 +94,30 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     bare = [{name: cell for name, cell in one.items() if name != "answer"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no answer: use the files of CohereLabs/kaleido"):
         Kaleidoscope().load(write(tmp_path / "d", bare))
+
+
+def test_options_may_be_pictures(tmp_path):
+    loaded = Kaleidoscope().load(write(tmp_path))
+    lead, *shown, end = loaded.requests[3].content
+    assert lead.endswith("Question: Which picture?\nOptions:\nA. ")
+    assert shown == [Picture("data/x/1.png"), "\nB. ", Picture("data/x/2.png")]
+    assert end == "\n\nANSWER:"
+    assert loaded.pictures.load("data/x/1.png").size == (512, 512)
+
+
+def test_the_chain_of_thought_prompt_asks_and_reads_as_published(tmp_path):
+    task = Kaleidoscope("thinking")
+    loaded = task.load(write(tmp_path))
+    assert task.key == "kaleidoscope:thinking"
+    assert loaded.requests[0].content == (
+        "Which?",
+        Picture("data/x/1.png"),
+        "\nOptions:\nA. a\nB. b",
+    )
+    assert loaded.requests[1].system.startswith("Следующее — это вопрос с выбором ответа.")
+    assert loaded.requests[2].content == ("What?\nOptions:\nA. u\nB. v\nC. w\nD. x",)
+    texts = ['{"choice": "A"} but <ANSWER> B </ANSWER>', "<answer>1</answer>", "So it is D.", "A"]
+    scored = answered(task, loaded, texts)
+    assert [one.score.parsed for one in scored] == ["B", "A", None, "A"]
+    assert set(INSTRUCTIONS) == set(HEADINGS)
+    assert all("<ANSWER> X </ANSWER>" in text for text in INSTRUCTIONS.values())

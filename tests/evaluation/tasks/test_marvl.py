@@ -1,3 +1,5 @@
+import io
+
 import datasets
 import pytest
 
@@ -81,3 +83,53 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     )
     with pytest.raises(ValueError, match=r"found no conversations: use the files of neulab/Pangea"):
         MaRvl().load(Selection(data=bare, languages=["en"]))
+
+
+BYTES = {"bytes": datasets.Value("binary"), "path": datasets.Value("null")}
+APART = {"id": TEXT, "hypothesis": TEXT, "language": TEXT, "label": datasets.Value("bool")}
+APART |= {"left_img": BYTES, "right_img": BYTES}
+
+
+def write_apart(folder, labels=(True, False, True)):
+    def bytes_of(shade):
+        picture(shade).save(file := io.BytesIO(), "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    rows = [
+        {
+            "id": f"sw-{number}",
+            "hypothesis": f"Picha {number}. ",
+            "language": "sw",
+            "label": label,
+            "left_img": bytes_of(number // 2),
+            "right_img": bytes_of(10 + number),
+        }
+        for number, label in enumerate(labels)
+    ]
+    return str(write_dataset(folder, APART, {("default", "sw"): rows}))
+
+
+def test_centurio_shows_the_pictures_apart(tmp_path):
+    task = MaRvl("centurio")
+    loaded = task.load(Selection(data=write_apart(tmp_path), languages=["sw"]))
+    first, second, third = loaded.requests
+    left, right, question = first.content
+    assert question == 'is it correct to say "Picha 0."? Answer yes or no.'
+    shades = [loaded.pictures.load(part.key).getpixel((0, 0))[0] for part in (left, right)]
+    assert shades == [0, 10]
+    # The second pair shares its left picture only.
+    assert first.pictures[0] == second.pictures[0] != third.pictures[0]
+    assert len({one.item for one in loaded.requests}) == 3
+    assert loaded.data["images"] == 5
+    scored = answered(task, loaded, ["Yes", "no ", "Yes."])
+    assert [one.score.parsed for one in scored] == ["true", "false", None]
+    assert [one.score.values["accuracy"] for one in scored] == [1, 1, 0]
+
+
+def test_what_centurios_protocol_cannot_read_is_told(tmp_path):
+    with pytest.raises(ValueError, match="row 1: label: expected true or false, found None"):
+        MaRvl("centurio").load(
+            Selection(data=write_apart(tmp_path / "a", [True, None]), languages=["sw"])
+        )
+    with pytest.raises(ValueError, match="unknown language 'en'"):
+        MaRvl("centurio").load(Selection(data=write_apart(tmp_path / "b"), languages=["en"]))

@@ -103,8 +103,45 @@ def test_published_answers_give_published_scores():
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="expected one of A, B, found 'nan': only the dev split"):
+    with pytest.raises(ValueError, match=r"expected one of A, B, found 'nan'$"):
         MmBench().load(write(tmp_path / "a", [row("1", "nan", "x", "y")]))
     bare = [{name: cell for name, cell in one.items() if name != "hint"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no hint: use the files of lmms-lab/MMBench"):
         MmBench().load(write(tmp_path / "b", bare))
+
+
+def test_the_servers_table_has_the_answers_as_they_were_given(tmp_path):
+    task = MmBench()
+    scored = answered(task, task.load(write(tmp_path)), ["A", "B.\tor A", 'The "red"\none', "A"])
+    (file,) = task.export(scored, tmp_path)
+    assert file.name == "mmbench.en.tsv"
+    with file.open(encoding="utf-8", newline="") as opened:
+        lines = list(csv.DictReader(opened, delimiter="\t"))
+    assert list(lines[0]) == [
+        "index",
+        "question",
+        "A",
+        "B",
+        "C",
+        "D",
+        "prediction",
+        "answer",
+        "split",
+    ]
+    assert [line["index"] for line in lines] == ["3", "1000003", "5", "1000005"]
+    assert [line["prediction"] for line in lines] == [one.answer.text for one in scored]
+    assert (lines[0]["C"], lines[2]["C"], lines[1]["answer"]) == ("", "blue", "B")
+    assert {line["split"] for line in lines} == {"dev"}
+
+
+def test_a_split_without_answers_is_asked_for_the_server(tmp_path):
+    hidden = [one | {"answer": answer} for one, answer in zip(ROWS, ("nan", None) * 2, strict=True)]
+    data = write_dataset(tmp_path, FEATURES, {("en", "test"): hidden})
+    task = MmBench()
+    loaded = task.load(Selection(data=str(data), split="test", languages=["en"]))
+    scored = answered(task, loaded, ["A", "what", "C", "A"])
+    assert [one.score.unparsable for one in scored] == [False, True, False, False]
+    assert values(task, scored, "accuracy") == values(task, scored, "per_row") == {}
+    assert chance_rows(task, loaded.requests) == []
+    (file,) = task.export(scored, tmp_path)
+    assert file.read_text(encoding="utf-8").splitlines()[1].endswith("\tA\t\ttest")

@@ -98,3 +98,18 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     write_dataset(tmp_path / "bare", FEATURES, {("default", "test"): bare})
     with pytest.raises(ValueError, match="found no category: use the files of lmms-lab/MME"):
         Mme().load(Selection(data=str(tmp_path / "bare")))
+
+
+def test_answers_are_exported_for_the_tool(data, tmp_path):
+    task = Mme()
+    loaded = task.load(Selection(data=str(data)))
+    scored = answered(task, loaded, ["Yes.\n\tIt is"] * len(loaded.requests))
+    files = task.export(scored, tmp_path)
+    assert {file.stem for file in files} == {*PERCEPTION, *COGNITION}
+    assert {file.parent for file in files} == {tmp_path / "mme"}
+    # The questions of one picture follow one another, as the tool wants them.
+    assert (tmp_path / "mme" / "OCR.txt").read_text().splitlines() == [
+        f"000{number}.png\tIs this {label.lower()}? Please answer yes or no.\t{label}\tYes. It is"
+        for number in (0, 1)
+        for label in ("Yes", "No")
+    ]

@@ -1,3 +1,7 @@
+import json
+import re
+
+import pyarrow.parquet as pq
 import pytest
 
 from maya_vlm.training.evaluation.protocol import Selection
@@ -84,7 +88,9 @@ def test_what_is_missing_is_told_in_one_line(tmp_path):
     folder = write_dataset(tmp_path / "bare", kinds, {("Full", "random"): bare})
     with pytest.raises(ValueError, match=r"found no image_source: use the files of lmms-lab/POPE"):
         Pope().load(Selection(data=str(folder), split="random"))
-    with pytest.raises(ValueError, match=r"split 'popular': cannot be read: the splits are random"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read: the splits are random \(Full/random-.*\.parquet\)$"
+    ):
         Pope().load(Selection(data=str(folder), split="popular"))
     wrong = [row | {"answer": "perhaps"} for row in rows("random")]
     folder = write_dataset(tmp_path / "wrong", FEATURES, {("Full", "random"): wrong})
@@ -99,3 +105,50 @@ def test_what_is_missing_is_told_in_one_line(tmp_path):
     folder = write_dataset(tmp_path / "whole", FEATURES, {("Full", "random"): rows("random")})
     with pytest.raises(ValueError, match="unknown language 'hi'"):
         Pope().load(Selection(data=str(folder), split="random", languages=["hi"]))
+
+
+def test_results_name_the_files_of_every_set(tmp_path):
+    def sha256(name: str, changed: str = "") -> str | None:
+        own = {("Full", each): rows(each) for each in SETS}
+        if changed:
+            own["Full", changed] = [row | {"answer": "no"} for row in rows(changed)]
+        folder = write_dataset(tmp_path / name, FEATURES, own)
+        return Pope().load(Selection(data=str(folder))).data["files_sha256"]
+
+    whole = sha256("a")
+    assert sha256("b") == whole
+    assert len({whole, *(sha256(name, name) for name in SETS)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "expected parquet, found Parquet file size is 0 bytes: download it again"),
+        (b"no parquet at all", "expected parquet, found Parquet magic bytes not found"),
+        (None, "expected rows, found none: download it again, or remove it"),
+    ],
+)
+def test_a_file_without_rows_is_named(tmp_path, content, told):
+    write_dataset(tmp_path, FEATURES, {("Full", name): rows(name) for name in SETS})
+    file = tmp_path / "Full" / "popular-00000-of-00001.parquet"
+    if content is None:
+        pq.write_table(pq.read_table(file).slice(0, 0), file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"cannot be read: Full/{file.name}: {told}")):
+        Pope().load(Selection(data=str(tmp_path)))
+
+
+def test_answers_are_exported_for_both_scripts(data, tmp_path):
+    task = Pope()
+    scored = answered(task, task.load(Selection(data=str(data))), ["Yes", "No."] + ["no"] * 7)
+    files = task.export(scored, tmp_path)
+    assert [file.name for file in files] == [f"pope.{name}.jsonl" for name in SETS]
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    # LLaVA's script joins by the number of the question, POPE's own by the order.
+    assert [line["question_id"] for line in lines] == ["1", "2", "3"]
+    assert [line["text"] for line in lines] == [line["answer"] for line in lines]
+    assert lines[1]["answer"] == "No."
+    assert lines[0]["question"] == "Is there a dog in the image?"
+    assert lines[0]["prompt"] == scored[0].request.text
+    assert task.export(scored[:3], tmp_path) == files[:1]

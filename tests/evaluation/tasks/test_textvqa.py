@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import pytest
 
@@ -83,3 +85,19 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     bare = [{name: one[name] for name in one if name != "ocr_tokens"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no ocr_tokens: use the files of lmms-lab/textvqa"):
         TextVqa().load(write(tmp_path / "b", bare))
+
+
+def test_answers_are_exported_for_the_server(tmp_path):
+    rows = [one | {"answers": [""] * 10} for one in ROWS]
+    data = write_dataset(tmp_path, FEATURES, {("default", "test"): rows})
+    task = TextVqa()
+    loaded = task.load(Selection(data=str(data), split="test"))
+    scored = answered(task, loaded, ["Dakota.", "three", "The cafe"])
+    assert values(task, scored, "accuracy") == {}
+    (file,) = task.export(scored, tmp_path)
+    assert file.name == "textvqa.json"
+    assert json.loads(file.read_text()) == [
+        {"question_id": 34602, "answer": "dakota"},
+        {"question_id": 34603, "answer": "3"},
+        {"question_id": 34604, "answer": "cafe"},
+    ]

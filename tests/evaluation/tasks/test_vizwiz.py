@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import datasets
 import pytest
 
@@ -64,9 +67,26 @@ def test_kinds_have_their_own_figures(tmp_path):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    told = r"row 0: expected answers of people and one of the categories .*, found \(\) and 'other'"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=r"row 0: answers: expected those of people, found None"):
         VizWiz().load(write(tmp_path / "a", [ROWS[0] | {"answers": None, "category": "other"}]))
+    with pytest.raises(ValueError, match=r"row 0: category: expected one of .*, found 'x'"):
+        VizWiz().load(write(tmp_path / "c", [ROWS[0] | {"category": "x"}]))
     bare = [{name: one[name] for name in one if name != "category"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no category: use the files of lmms-lab/VizWiz"):
         VizWiz().load(write(tmp_path / "b", bare))
+
+
+def test_answers_are_exported_for_the_server(tmp_path):
+    rows = [one | {"answers": None, "category": None} for one in ROWS]
+    selection = write(tmp_path, rows, "test")
+    task = VizWiz()
+    loaded = task.load(replace(selection, split="test"))
+    scored = answered(task, loaded, ["Unanswerable", "Two, maybe?", ""])
+    assert values(task, scored, "accuracy") == {}
+    (file,) = task.export(scored, tmp_path)
+    assert file.name == "vizwiz.json"
+    assert json.loads(file.read_text()) == [
+        {"image": "VizWiz_val_00000000.jpg", "answer": "unanswerable"},
+        {"image": "VizWiz_val_00000001.jpg", "answer": "2 maybe"},
+        {"image": "VizWiz_val_00000002.jpg", "answer": ""},
+    ]

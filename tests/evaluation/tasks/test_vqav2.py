@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import pytest
 
@@ -44,9 +46,9 @@ ROWS = [
 ]
 
 
-def write(folder, rows=ROWS):
-    splits = {("default", "validation"): rows}
-    return Selection(data=str(write_dataset(folder, FEATURES, splits)))
+def write(folder, rows=ROWS, split="validation"):
+    data = write_dataset(folder, FEATURES, {("default", split): rows})
+    return Selection(data=str(data), split=split)
 
 
 @pytest.mark.parametrize(("protocol", "unanimous"), [("official", 0.0), ("evalai", 1.0)])
@@ -70,8 +72,29 @@ def test_scores_follow_the_protocol(tmp_path, protocol, unanimous):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"expected answers of people .*, found 0 and 'other'"):
+    with pytest.raises(ValueError, match=r"row 0: answers: expected those of people, found \[\]"):
         VqaV2().load(write(tmp_path / "a", [row(0, "other", [])]))
+    with pytest.raises(ValueError, match=r"row 0: answer_type: expected one of .*, found 'what'"):
+        VqaV2().load(write(tmp_path / "c", [row(0, "what", ["x"] * 10)]))
     bare = [{name: one[name] for name in one if name != "answer_type"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no answer_type: use the files of lmms-lab/VQAv2"):
         VqaV2().load(write(tmp_path / "b", bare))
+
+
+@pytest.mark.parametrize("kind", [None, "other"])
+def test_a_split_without_answers_is_asked_for_the_server(tmp_path, kind):
+    rows = [row(number, kind, []) | {"answers": None} for number in range(3)]
+    task = VqaV2()
+    loaded = task.load(write(tmp_path, rows, "testdev"))
+    scored = answered(task, loaded, ["Yes", "The Dog's", ""])
+    assert values(task, scored, "accuracy") == {}
+    assert [one.score.unparsable for one in scored] == [False, False, True]
+    (file,) = task.export(scored, tmp_path)
+    assert file.name == "vqav2.json"
+    assert json.loads(file.read_text()) == [
+        {"question_id": 1000, "answer": "yes"},
+        {"question_id": 1001, "answer": "dog 's"},
+        {"question_id": 1002, "answer": ""},
+    ]
+    (file,) = VqaV2("evalai").export(scored, tmp_path)
+    assert file.name == "vqav2:evalai.json"

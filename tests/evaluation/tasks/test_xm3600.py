@@ -1,9 +1,13 @@
+import json
+
 import datasets
 import pytest
+from pycocotools.coco import COCO
 
 from maya_vlm.training.evaluation.protocol import Selection
 from maya_vlm.training.evaluation.scoring.captions import caption_score, images_hash
-from maya_vlm.training.evaluation.tasks.xm3600 import Xm3600
+from maya_vlm.training.evaluation.scoring.tokens import default_tokenizer, tokenize
+from maya_vlm.training.evaluation.tasks.xm3600 import LANGUAGES, Xm3600
 
 from .public_rows import PICTURE, TEXT, answered, picture, write_dataset
 
@@ -98,3 +102,28 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
         Xm3600().load(write(tmp_path / "a", bare))
     with pytest.raises(ValueError, match="unknown language 'ur'"):
         Xm3600().load(Selection(data=str(tmp_path), languages=["ur"]))
+
+
+def test_captions_are_exported_as_cocos_tools_read_them(tmp_path):
+    task = Xm3600()
+    texts = ["snow", "two cats on a wall", "a bus", "山上的雪", "", "公共汽车"]
+    scored = answered(task, task.load(write(tmp_path)), texts)
+    files = task.export(scored, tmp_path)
+    names = [f"xm3600.{lang}{part}.json" for lang in ("en", "zh") for part in ("", ".references")]
+    assert [file.name for file in files] == names
+    captions = json.loads(files[0].read_text())
+    assert captions[1] == {"image_id": "02", "caption": "two cats on a wall"}
+    known = COCO(str(files[1]))
+    made = known.loadRes(str(files[0]))
+    assert made.getImgIds() == known.getImgIds() == ["01", "02", "03"]
+    references = [each["caption"] for each in known.loadAnns(known.getAnnIds(imgIds=["03"]))]
+    assert references == CAPTIONS["en"][0]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_language_is_cut_at_spaces_that_it_does_not_write(language):
+    assert (default_tokenizer(language) == "words") == (language not in ("zh", "ja", "th"))
+    text = {"zh": "街上的红色公共汽车", "ja": "通りに赤いバスがある", "th": "รถบัสสีแดงบนถนน"}.get(
+        language, "a red bus in a street"
+    )
+    assert len(tokenize(text, default_tokenizer(language), language).split()) > 3

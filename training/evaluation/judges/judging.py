@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...common.locks import only_one
+from ...common.files import only_one
 from ...common.telling import one_line
 from ...common.thoughts import without_thought
 from ..asking import Progress

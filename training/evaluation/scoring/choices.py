@@ -223,6 +223,13 @@ class _Question:
         core = _core(sign)
         same = [label for label, own in self.texts.items() if own == core]
         yield from same
+        parts = [answer.word(index) for index in range(len(answer.words))]
+        letters = all(part in self.signs or part in _LETTERS for part in parts)
+        # Several letters and nothing else are no answer: "A C", "A;C", "N/A".
+        if not same and letters and len(set(parts)) > 1:
+            first = self.signs.get(parts[0])
+            if first is None or self.texts.get(first) != " ".join(parts[1:]):
+                yield _NOT_OFFERED
         if not same and sign in _LETTERS:
             yield _NOT_OFFERED
 
@@ -426,4 +433,4 @@ class _Negations:
         return self._negated[bisect_left(self._ends, place)]
 
 
-OURS = Parser("choice", 1, "this package: training/evaluation/scoring/choices.py", parse_choice)
+OURS = Parser("choice", 2, "this package: training/evaluation/scoring/choices.py", parse_choice)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
 from ...common.reading import parse_json
@@ -129,11 +129,22 @@ def kaleidoscope(response: str, options: Mapping[str, str]) -> Choice:
 
     JSON is tried before the tag, as in its direct prompt; letters of Cyrillic and Arabic are mapped.
     """
-    for place in (
-        *_kaleidoscope_json(response, len(options)),
-        *_kaleidoscope_tag(response, len(options)),
-    ):
-        return Choice(LATIN[place])
+    return _kaleidoscope(response, options, (_kaleidoscope_json, _kaleidoscope_tag))
+
+
+def kaleidoscope_thinking(response: str, options: Mapping[str, str]) -> Choice:
+    """Kaleidoscope's rule for its chain-of-thought prompt: as `kaleidoscope`, but the tag before JSON."""
+    return _kaleidoscope(response, options, (_kaleidoscope_tag, _kaleidoscope_json))
+
+
+def _kaleidoscope(
+    response: str,
+    options: Mapping[str, str],
+    forms: Sequence[Callable[[str, int], Iterator[int]]],
+) -> Choice:
+    for form in forms:
+        for place in form(response, len(options)):
+            return Choice(LATIN[place])
     alone = response.strip()
     place_or_none = _kaleidoscope_place(alone, len(options)) if len(alone) == 1 else None
     return _NONE if place_or_none is None else Choice(LATIN[place_or_none])
@@ -256,6 +267,12 @@ CHOICE_PARSERS: dict[str, Parser[Choice]] = {
         ),
         Parser("choice_mmmu", 1, "MMMU (2311.16502), eval/eval_utils.py", mmmu),
         Parser("choice_kaleidoscope", 1, "Kaleidoscope (2504.07072), format_answer", kaleidoscope),
+        Parser(
+            "choice_kaleidoscope_thinking",
+            1,
+            "Kaleidoscope (2504.07072), format_answer of its chain-of-thought prompt",
+            kaleidoscope_thinking,
+        ),
         Parser(
             "choice_pangea_cvqa",
             1,

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 # Scripts that put no spaces between words. Unicode names begin with these.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-# Variants of Arabic letters that Arabic, Urdu and Persian keyboards use for one another.
-_ARABIC = str.maketrans(
+# Variants of Arabic letters that Arabic, Urdu and Persian keyboards use for one another, and the letter
+# that Russian also writes without its dots.
+_VARIANTS = str.maketrans(
     {
         "ي": "ی",
         "ى": "ی",
@@ -21,6 +22,8 @@ _ARABIC = str.maketrans(
         "آ": "ا",
         "ٱ": "ا",
         "ـ": None,
+        "ё": "е",
+        "Ё": "Е",
     }
     | {chr(mark): None for mark in (*range(0x064B, 0x0653), 0x0670)}
 )
@@ -41,7 +44,7 @@ def normalise(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """NFKC without markup and invisible marks, in small letters, variants of Arabic letters unified.
+    """NFKC without markup and invisible marks, in small letters, variants of Arabic and Russian letters unified.
 
     Lines are kept, spaces within them are single.
     """
@@ -64,7 +67,10 @@ def lowered(text: str) -> str:
 def visible(text: str) -> str:
     """As `plain`, with upper and lower case kept."""
     text = (
-        unicodedata.normalize("NFKC", text).replace("’", "'").translate(_MARKUP).translate(_ARABIC)
+        unicodedata.normalize("NFKC", text)
+        .replace("’", "'")
+        .translate(_MARKUP)
+        .translate(_VARIANTS)
     )
     text = "".join(map(_as_seen, text))
     lines = (" ".join(line.split()) for line in text.splitlines())

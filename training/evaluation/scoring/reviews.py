@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from .parsed import Parser, no_duplicates
-from .plain import visible
+from .plain import visible, without_thought
 
 METRIC = "relative_score@1"
 Pair = tuple[float, float]
@@ -59,15 +59,18 @@ def parse_pair(review: str) -> Pair | None:
     """Both scores of a review, None unless there are exactly two of 1 to 10.
 
     They stand in the first line that has a word or number, in any usual form: "8 9", "8, 9", "**8/10
-    9/10**", "Scores: 8 9"; or in two lines "Assistant 1: 8", "Assistant 2: 9".
+    9/10**", "Scores: 8 9"; or as "Assistant 1: 8" and "Assistant 2: 9", in two lines or with a comma between.
     """
-    lines = [line for line in visible(review).split("\n") if re.search(r"\w", line)]
+    lines = [
+        line for line in visible(without_thought(review)).split("\n") if re.search(r"\w", line)
+    ]
     if not lines:
         return None
     match = _LINE.fullmatch(lines[0])
     if match and not re.search(r"\d", match["rest"]):
         return _in_range(match[1], match[2])
-    named = [_NAMED.fullmatch(line) for line in lines[:2]]
+    parts = re.split(r"[,;|]", lines[0])
+    named = [_NAMED.fullmatch(part) for part in (parts if len(parts) == 2 else lines[:2])]
     if len(named) == 2 and named[0] and named[1] and (named[0][1], named[1][1]) == ("1", "2"):
         return _in_range(named[0][2], named[1][2])
     return None
@@ -81,7 +84,7 @@ def _in_range(first: str, second: str) -> Pair | None:
 REVIEW_PARSERS: dict[str, Parser[Pair | None]] = {
     parser.name: parser
     for parser in (
-        Parser("review", 1, "this package: training/evaluation/scoring/reviews.py", parse_pair),
+        Parser("review", 2, "this package: training/evaluation/scoring/reviews.py", parse_pair),
         Parser("review_llava", 1, "LLaVA, llava/eval/eval_gpt_review_bench.py", llava_pair),
         Parser("review_maya", 1, "nahidalam/maya f153866, eval_gpt_review_bench.py", maya_pair),
         Parser(

@@ -32,7 +32,7 @@ _ALONE: dict[YesNo, str] = {
 _NO_ANSWER = """
 no doubt|no idea|no clue|no problem|no worries|no question|no way to|no information|no answer|no image|no picture
 no sé|no se|no lo sé|no lo se|no puedo|no estoy|no es posible|no hay forma|no hay manera|no hay suficiente|no tengo
-no hay información|no hay duda|no está claro|no queda claro|no matter|no longer|no one knows
+no hay información|no hay duda|no está claro|no queda claro|no matter|no longer|no one
 нет возможности|нет информации|нет данных|нет сомнений|нет ответа
 नहीं पता|नहीं कह सकता|नहीं बता सकता|না জানি|نہیں معلوم|نہیں پتہ|نہیں کہہ سکتا
 لا أعرف|لا أعلم|لا أدري|لا أستطيع|لا يمكن|لا يمكنني|لا شك|لا توجد معلومات|لا بأس
@@ -115,9 +115,10 @@ def _beginning(part: str) -> YesNo | None:
         if part.startswith(form) and at_boundary(part, len(form)):
             rest = part[len(form) :].strip()
             joiner = next((j for j in _CONJUNCTIONS if rest.startswith(f"{j} ")), "")
-            other = _WHOLE.get(rest.removeprefix(joiner).strip())
+            # Arabic writes "and" as a part of the word behind it.
+            other = _WHOLE.get(rest.removeprefix(joiner).removeprefix("و").strip())
             return answer if other in (None, answer) else None
     return None
 
 
-OURS = Parser("yes_no", 1, "this package: training/evaluation/scoring/yes_no.py", parse_yes_no)
+OURS = Parser("yes_no", 2, "this package: training/evaluation/scoring/yes_no.py", parse_yes_no)

@@ -3,10 +3,13 @@
 mini.py: the mini dataset of this package, ten languages
 pope.py, mme.py: yes or no
 short_answers.py: what tasks of short answers share
-gqa.py, vqav2.py, textvqa.py, vizwiz.py: short answers
+people.py: what tasks share that compare with the answers of ten people
+vqav2.py, textvqa.py, vizwiz.py: short answers, compared with those of ten people
+gqa.py: short answers
 xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures
 scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
+kaleidoscope_thinking.py: the instruction of one of its protocols, in 18 languages
 xm3600.py: captions
 judged.py: what tasks share whose answers a model grades
 llava_bench.py, mm_vet.py, alm_bench.py: open answers, graded by a judge

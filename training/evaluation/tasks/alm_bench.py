@@ -12,7 +12,7 @@ from typing import Any
 from ..judges.rubric import Case
 from ..judges.rubrics import ALM, ALM_CRITERIA, ALM_STRICT
 from ..protocol import Loaded, Picture, Request, Selection
-from ..public import RowPictures, Split, loaded
+from ..public import UNSEEN, RowPictures, Split, loaded
 from .judged import Judged
 
 REPOSITORY = "MBZUAI/ALM-Bench"
@@ -154,6 +154,7 @@ class AlmBench(Judged):
     languages = tuple(LANGUAGES)
     name = "alm_bench"
     title = "ALM-bench"
+    contamination = UNSEEN
     protocols = {
         "paper": "ALM-bench (2411.16508): a score of 10, one criterion a type of question",
         "strict": "this package: reasons first, temperature 0; criteria and prompts as paper",

@@ -7,8 +7,10 @@ is printed.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...common.files import write_text
 from ...inference.generation import Answer
 from ..protocol import (
     Loaded,
@@ -22,7 +24,7 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import LETTER, MAX_NEW_TOKENS, RowPictures, Split, loaded_in
+from ..public import LETTER, MAX_NEW_TOKENS, UNSEEN, RowPictures, Split, loaded_in
 from ..results import Row
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
@@ -77,6 +79,7 @@ class Cvqa(Task):
     languages = tuple(dict.fromkeys(LANGUAGES.values()))
     name = "cvqa"
     title = "CVQA"
+    contamination = UNSEEN
     protocols = {
         # The default's parser neither guesses nor reads the article of "La respuesta" as an A.
         "local": "CVQA (2406.05967), questions in the local language; this package's parser",
@@ -147,6 +150,16 @@ class Cvqa(Task):
     def score(self, request: Request, answer: Answer) -> Score:
         letter = self.parser(answer.text, request.about["options"]).letter
         return Score({"micro": float(letter == request.expected)}, letter, letter is None)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """The CSV that the server (EvalAI 2305) takes: places from 0, -1 for what names no option."""
+        path = folder / f"{self.key}.csv"
+        lines = [
+            f"{one.request.id},{LATIN.index(one.score.parsed) if one.score.parsed else -1}\n"
+            for one in scored
+        ]
+        write_text(path, "".join(["ID,index\n", *lines]))
+        return [path]
 
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int

@@ -22,7 +22,7 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import Split, loaded_in
+from ..public import UNSEEN, Split, loaded_in
 from ..scoring.pairwise import Duel, win_rate
 from .judged import Against, Judged
 
@@ -68,6 +68,7 @@ class Duels(Judged):
     """The model against another one, whose answers are given."""
 
     languages = tuple(LANGUAGES)
+    contamination = UNSEEN
     repository: ClassVar[str]
     columns: ClassVar[Columns]
     protocols = {

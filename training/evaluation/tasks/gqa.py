@@ -4,10 +4,12 @@ Source: GQA (1902.09506), eval.py, which compares letter by letter; asked and co
 (convert_gqa_for_eval.py: small letters, no full stop at the end).
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ..protocol import Loaded, Picture, Request, Selection
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..protocol import Loaded, Picture, Request, Scored, Selection
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, export_json, loaded
 from ..scoring.short_answers import gqa_prediction
 from .short_answers import ShortAnswers
 
@@ -19,6 +21,10 @@ class Gqa(ShortAnswers):
 
     name = "gqa"
     title = "GQA"
+    contamination = (
+        f"{MIX} has 72,000 questions of the train split, so the way of answering was seen; the pictures of "
+        "testdev are others."
+    )
     protocols = {
         "llava": "GQA (1902.09506), eval.py, after LLaVA's convert_gqa_for_eval.py",
         "lmms_eval": "lmms-eval 0.7.3: equal without case and ASCII punctuation",
@@ -69,7 +75,15 @@ class Gqa(ShortAnswers):
                     expected=row["answer"],
                 )
             )
-        return loaded(selection, questions, requests, RowPictures(places), name)
+        return loaded(selection, questions, requests, RowPictures(places), name, [images])
 
     def parsed(self, text: str) -> str:
         return gqa_prediction(text)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """The predictions that eval.py takes; it wants every question of the split."""
+        entries = [
+            {"questionId": one.request.id, "prediction": gqa_prediction(one.answer.text)}
+            for one in scored
+        ]
+        return [export_json(folder, self.key, entries)]

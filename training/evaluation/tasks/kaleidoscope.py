@@ -1,11 +1,12 @@
 """Kaleidoscope: exam questions in 18 languages, written in them, with and without a picture.
 
-Source: Kaleidoscope (2504.07072): its direct prompt for open models, which asks for JSON; the system turn
-stands before the question, as lmms-eval 0.7.3 gives it to models that take one turn. Pictures are scaled to 512
-x 512 as in the reference, whose decoding samples (temperature 0.7); here it is greedy. A question whose options
-are pictures is left out, counted in `asked`: models are asked about one picture here.
+Source: Kaleidoscope (2504.07072): its direct prompt for open models, which asks for JSON, and its prompt for
+closed models, which asks them to think step by step, as lmms-eval 0.7.3 gives both to chat models. Options may
+be pictures; a chat template may put all pictures before the text, in their order, as those of Maya do. Pictures
+are scaled to 512 x 512 as in the reference, whose decoding samples (temperature 0.7); here it is greedy.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import Split, loaded_in
+from ..public import UNSEEN, Split, loaded_in
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
+from .kaleidoscope_thinking import INSTRUCTIONS
 
 REPOSITORY = "CohereLabs/kaleidoscope"
 COLUMNS = ("question", "options", "answer", "image", "language")
@@ -64,19 +66,27 @@ HEADINGS = {
     "te": ("ప్రశ్న", "ఎంపికలు"),
     "uk": ("Питання", "Варіанти"),
 }
+PARSERS = {
+    "direct": "choice_kaleidoscope",
+    "strict": "choice",
+    "thinking": "choice_kaleidoscope_thinking",
+}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Kaleidoscope(Task):
     """Exams of 18 languages, 20,911 questions, 55 % of them with a picture."""
 
+    version = "2"
     languages = tuple(HEADINGS)
     name = "kaleidoscope"
     title = "Kaleidoscope"
+    contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."
     protocols = {
-        # The default is that of open models in the paper. Its prompt for closed models is not here.
+        # The default is that of open models in the paper.
         "direct": "Kaleidoscope (2504.07072), direct prompt, format_answer: other forms are wrong",
         "strict": "as direct, but an answer in any form is read by this package's parser",
+        "thinking": "Kaleidoscope (2504.07072), zero-shot chain-of-thought prompt, <ANSWER> X </ANSWER>",
     }
     subsets = {"image": "with a picture", "text": "without one", "all": "all"}
     metrics = {
@@ -90,23 +100,21 @@ class Kaleidoscope(Task):
 
     def __init__(self, protocol: str | None = None):
         super().__init__(protocol)
-        self.parser = CHOICE_PARSERS["choice" if protocol == "strict" else "choice_kaleidoscope"]
-        self.left_out: dict[str, int] = {}
+        self.parser = CHOICE_PARSERS[PARSERS[self.protocol]]
 
     def describe(self) -> dict[str, Any]:
         return {
-            "prompt": _prompt("en", "{question}", {"A": "...", "B": "..."}),
+            "system": self.system("en"),
+            "prompt": "".join(map(str, self.content("en", "{question}", {"A": "...", "B": "..."}))),
             "max_new_tokens": MAX_NEW_TOKENS,
             "parser": self.parser.id,
             "pictures": f"{SIZE[0]} x {SIZE[1]}",
-            "left out, with pictures as options": self.left_out,
         }
 
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "train"
         split = Split(selection, REPOSITORY, None, "default", name, COLUMNS)
         asked = chosen_languages(selection.languages, in_order(HEADINGS), name)
-        self.left_out = dict.fromkeys(asked, 0)
         requests: list[Request] = []
         for number, row in split.rows():
             language, texts, right = row["language"], row["options"] or [], row["answer"]
@@ -117,20 +125,17 @@ class Kaleidoscope(Task):
                 )
             if language not in asked:
                 continue
-            if any(text.lower().endswith(PICTURES) for text in texts):
-                self.left_out[language] += 1
-                continue
             options = letters_for(texts)
             picture = row["image"] if (row["image"] or "None").lower() != "none" else None
-            prompt = _prompt(language, row["question"], options)
             requests.append(
                 Request(
                     id=f"{name}/{number}",
                     language=language,
-                    content=(Picture(picture), prompt) if picture else (prompt,),
+                    content=self.content(language, row["question"], options, picture),
+                    system=self.system(language),
                     max_new_tokens=MAX_NEW_TOKENS,
                     item=picture or f"{name}/{number}",
-                    subset="image" if picture else "text",
+                    subset="image" if picture or any(map(_is_picture, texts)) else "text",
                     expected=LATIN[right],
                     about={"options": options},
                     chance=1 / len(options),
@@ -145,6 +150,25 @@ class Kaleidoscope(Task):
             pictures.load(first)
         return made
 
+    def system(self, language: str) -> str:
+        """The system turn."""
+        return INSTRUCTIONS[language] if self.protocol == "thinking" else SYSTEM
+
+    def content(
+        self, language: str, question: str, options: Mapping[str, str], picture: str | None = None
+    ) -> tuple[str | Picture, ...]:
+        """The user's turn. A picture stands before the question, and behind it where models think."""
+        shown = [Picture(picture)] if picture else []
+        listed: list[str | Picture] = []
+        for letter, text in options.items():
+            named = Picture(text) if _is_picture(text) else text
+            listed += [f"{letter}. ", named, "\n"]
+        if self.protocol == "thinking":
+            return _joined([question, *shown, "\nOptions:\n", *listed[:-1]])
+        asked, offered = HEADINGS[language]
+        lead = f"{INSTRUCTION}\n\n{asked}: {question}\n{offered}:\n"
+        return _joined([*shown, lead, *listed, "\nANSWER:"])
+
     def score(self, request: Request, answer: Answer) -> Score:
         letter = self.parser(answer.text, request.about["options"]).letter
         right = float(letter == request.expected)
@@ -152,10 +176,19 @@ class Kaleidoscope(Task):
         return Score(values, letter, letter is None)
 
 
-def _prompt(language: str, question: str, options: dict[str, str]) -> str:
-    asked, offered = HEADINGS[language]
-    listed = "".join(f"{letter}. {text}\n" for letter, text in options.items())
-    return f"{SYSTEM}\n\n{INSTRUCTION}\n\n{asked}: {question}\n{offered}:\n{listed}\nANSWER:"
+def _joined(parts: Iterable[str | Picture]) -> tuple[str | Picture, ...]:
+    """The parts, texts that follow one another as one."""
+    found: list[str | Picture] = []
+    for part in parts:
+        if found and isinstance(part, str) and isinstance(found[-1], str):
+            found[-1] += part
+        else:
+            found.append(part)
+    return tuple(found)
+
+
+def _is_picture(option: str) -> bool:
+    return option.lower().endswith(PICTURES)
 
 
 class _Pictures:

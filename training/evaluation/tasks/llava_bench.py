@@ -11,7 +11,7 @@ from typing import Any
 from ..judges.rubric import Case
 from ..judges.rubrics import REVIEW, REVIEW_STRICT
 from ..protocol import Loaded, Picture, Place, Request, Scored, Selection, in_order
-from ..public import RowPictures, Split, language_splits, loaded_in
+from ..public import UNSEEN, RowPictures, Split, language_splits, loaded_in
 from ..results import Row
 from ..scoring.intervals import mean_of_ratios
 from ..scoring.scripts import in_script
@@ -30,6 +30,7 @@ class LlavaBench(Judged):
     languages = tuple(LANGUAGES)
     name = "llava_bench"
     title = "LLaVA-Bench (In-the-Wild), PALO"
+    contamination = UNSEEN
     protocols = {
         "palo": "PALO (2402.14818) and LLaVA (2304.08485): the reference first, one order",
         "both": "this package: both orders, reasons first, position consistency; asked as palo",

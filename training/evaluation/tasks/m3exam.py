@@ -1,16 +1,20 @@
 """M3Exam: questions of real school exams in seven languages, about pictures.
 
-Source: M3Exam (2306.05179), in the files and with the prompts of Pangea (2410.16153). A question about several
-pictures is left out, and so is one whose answer is none of its options; both are counted in `asked`. The
-official files are locked against crawlers: do not publish their texts again.
+Source: M3Exam (2306.05179), in the files and with the prompts of Pangea (2410.16153). Pictures stand at their marks,
+in the order of their columns; a chat template may put them before the text, as those of Maya do. A question with
+other numbers of marks and pictures is left out, and so is one whose answer is none of its options; both are counted
+in `asked`. The official files are locked against crawlers: do not publish their texts again.
 """
 
 import base64
 import binascii
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from ...common.images import decode_picture, to_rgb
@@ -26,17 +30,18 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import Split, loaded_in
+from ..public import UNSEEN, Split, loaded_in
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 
 REPOSITORY = "neulab/PangeaBench-m3exam"
+IMAGES = tuple(f"image_{number}" for number in range(10))
 COLUMNS = (
     *("question_text", "options", "answer_text", "subject_category", "background_description"),
-    *("image_0", "image_1"),
+    *IMAGES,
 )
 MAX_NEW_TOKENS = 32
-NO_PICTURE = (None, "", "None")
+NO_PICTURE = pa.array(["", "None", None], pa.string())
 MARK = re.compile(r"\(image\)\[[^\]]+\]")
 # What stands before an option's text: (A), A., 1), (1).
 LABEL = re.compile(r"[(（]?([A-Za-z]|\d)[)）.．、:](?!\d)\s*")
@@ -117,6 +122,8 @@ class M3Exam(Task):
     languages = tuple(LANGUAGES)
     name = "m3exam"
     title = "M3Exam"
+    version = "2"
+    contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."
     protocols = {
         # Pangea's parser takes the first a to d of any word and guesses without one; the default does not.
         "strict": "M3Exam (2306.05179), asked as Pangea (2410.16153); this package's parser",
@@ -144,31 +151,32 @@ class M3Exam(Task):
             known = [names[selection.split]]
         splits: dict[str, Split] = {}
         requests: list[Request] = []
-        places: dict[str, tuple[Split, int]] = {}
+        places: dict[str, tuple[Split, int, int]] = {}
         self.left_out = {}
         for language in chosen_languages(selection.languages, known, REPOSITORY):
             own = LANGUAGES[language]
-            split = Split(selection, REPOSITORY, None, "default", own.split, COLUMNS, "image_0")
+            split = Split(selection, REPOSITORY, None, "default", own.split, COLUMNS, IMAGES)
             splits[language] = split
-            cells = split.table.column("image_0")
-            count = self.left_out[language] = {"several pictures": 0, "no right option": 0}
+            pictured = _pictured(split)
+            count = self.left_out[language] = {"other marks than pictures": 0, "no right option": 0}
             for number, row in split.rows():
-                if row["image_1"] not in NO_PICTURE:
-                    count["several pictures"] += 1
-                    continue
                 options = letters_for(_texts(row["options"] or []))
                 right = _place(row["answer_text"])
                 if right is None or right >= len(options):
                     count["no right option"] += 1
                     continue
                 key = f"{language}/{number}"
-                if cells[number].as_py() not in NO_PICTURE:
-                    places[key] = (split, number)
+                shown = {f"{key}/{column}": column for column in pictured[number]}
+                content = _content(own, row, options, list(shown))
+                if content is None:
+                    count["other marks than pictures"] += 1
+                    continue
+                places |= {picture: (split, number, column) for picture, column in shown.items()}
                 requests.append(
                     Request(
                         id=key,
                         language=language,
-                        content=_content(own, row, options, key if key in places else None),
+                        content=content,
                         max_new_tokens=MAX_NEW_TOKENS,
                         item=key,
                         expected=LATIN[right],
@@ -183,10 +191,22 @@ class M3Exam(Task):
         return Score({"accuracy": float(letter == request.expected)}, letter, letter is None)
 
 
+def _pictured(split: Split) -> list[list[int]]:
+    """The places of the columns in which each row has a picture."""
+    columns = [
+        pc.invert(pc.is_in(split.table.column(name), value_set=NO_PICTURE)).to_pylist()
+        for name in IMAGES
+    ]
+    return [[place for place, has in enumerate(row) if has] for row in zip(*columns, strict=True)]
+
+
 def _content(
-    own: Language, row: Mapping[str, Any], options: Mapping[str, str], picture: str | None
-) -> tuple[str | Picture, ...]:
-    """The prompt; the picture stands at its first mark, or in front where there is none."""
+    own: Language, row: Mapping[str, Any], options: Mapping[str, str], pictures: Sequence[str]
+) -> tuple[str | Picture, ...] | None:
+    """The prompt, pictures at their marks; a single one in front where there is none.
+
+    A mark may name a picture again. None where marks and pictures cannot be matched.
+    """
     subject = dict(zip(SUBJECTS, own.subjects, strict=True)).get(
         row["subject_category"], row["subject_category"]
     )
@@ -198,12 +218,19 @@ def _content(
         own.answer,
     ]
     text = "\n".join(lines)
-    found = MARK.search(text)
-    if picture is None:
+    marks = MARK.findall(text)
+    if not pictures:
         return (MARK.sub("", text),)
-    if found is None:
-        return Picture(picture), text
-    return text[: found.start()], Picture(picture), MARK.sub("", text[found.end() :])
+    if len(pictures) == 1 and not marks:
+        return Picture(pictures[0]), text
+    names = marks if len(marks) == len(pictures) else list(dict.fromkeys(marks))
+    if len(names) != len(pictures):
+        return None
+    keys = pictures if names is marks else [pictures[names.index(mark)] for mark in marks]
+    content: list[str | Picture] = []
+    for part, key in itertools.zip_longest(MARK.split(text), keys):
+        content += [part, *([Picture(key)] if key else [])]
+    return tuple(part for part in content if part)
 
 
 def _texts(options: Sequence[str]) -> list[str]:
@@ -225,12 +252,12 @@ def _place(label: str | None) -> int | None:
 class _Pictures:
     """Pictures that are written as base64 texts."""
 
-    def __init__(self, rows: Mapping[str, tuple[Split, int]]):
+    def __init__(self, rows: Mapping[str, tuple[Split, int, int]]):
         self.rows = rows
 
     def load(self, key: str) -> Image.Image:
-        split, number = self.rows[key]
-        cell = split.table.column("image_0")[number].as_py()
+        split, number, column = self.rows[key]
+        cell = split.table.column(IMAGES[column])[number].as_py()
         try:
             return to_rgb(decode_picture(base64.b64decode(cell, validate=True), key))
         except (ValueError, binascii.Error) as error:

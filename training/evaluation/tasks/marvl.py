@@ -1,16 +1,17 @@
 """MaRVL: is a statement about two pictures true, in five languages; English is NLVR2.
 
-Source: MaRVL (2109.13238), as Pangea (2410.16153) asks: the dataset holds the two pictures joined into one, and its
-own question about them. Centurio (2501.05122) shows them apart, with a question around the bare statement, and
-takes exactly yes or no. The dataset has neither, so Centurio's numbers, Maya's among them, are no comparison: one
-model has 79.0 in the one harness and 70.5 in the other.
+Source: MaRVL (2109.13238). Two harnesses publish numbers. Pangea's (2410.16153) dataset holds the two pictures joined
+into one, and its own question about them. Centurio (2501.05122) shows them apart, with a question around the bare
+statement, and takes exactly yes or no: Maya's published numbers are of it. It needs another dataset, whose
+pictures are apart and which has no English. Numbers of the two are no comparison: one model has 79.0 in the one
+harness and 70.5 in the other.
 """
 
 from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import MAX_NEW_TOKENS, RowPictures, Split, language_splits, loaded
+from ..public import MAX_NEW_TOKENS, UNSEEN, RowPictures, Split, language_splits, loaded
 from ..scoring.parsed import Parser
 from ..scoring.plain import normalise
 from ..scoring.short_answers import METRIC, RULES
@@ -20,6 +21,9 @@ REPOSITORY = "neulab/PangeaBench-marvl"
 COLUMNS = ("image", "conversations")
 LANGUAGES = {lang: lang for lang in ("en", "zh", "id", "sw", "ta", "tr")}
 SUFFIX = ". Answer with the option directly."
+APART, APART_COLUMNS = "floschne/marvl", ("hypothesis", "label", "left_img", "right_img")
+CENTURIO = 'is it correct to say "{}"? Answer yes or no.'
+CENTURIO_MAX_NEW_TOKENS = 512
 
 
 def parse_truth(response: str) -> str | None:
@@ -37,13 +41,23 @@ class MaRvl(Task):
     languages = tuple(LANGUAGES)
     name = "marvl"
     title = "MaRVL"
+    contamination = UNSEEN
     # The default is what Pangea's published numbers were read with.
     protocols = {
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/marvl: yes anywhere is true, else no anywhere is false",
         "strict": "as pangea, but an answer that is not true or false, yes or no is wrong",
+        "centurio": "Centurio (2501.05122): the pictures apart; exactly yes or no is an answer",
     }
 
     def describe(self) -> dict[str, Any]:
+        if self.protocol == "centurio":
+            return {
+                "prompt": CENTURIO.format("{hypothesis}"),
+                "pictures": "two, one after the other",
+                "max_new_tokens": CENTURIO_MAX_NEW_TOKENS,
+                "stop": "none",
+                "parser": f"{METRIC} centurio_exact",
+            }
         return {
             "prompt": f"{{the dataset's question}}{SUFFIX}",
             "pictures": "two, joined into one",
@@ -53,6 +67,39 @@ class MaRvl(Task):
         }
 
     def load(self, selection: Selection) -> Loaded:
+        return self._apart(selection) if self.protocol == "centurio" else self._joined(selection)
+
+    def _apart(self, selection: Selection) -> Loaded:
+        names = {lang: name for lang, name in LANGUAGES.items() if lang != "en"}
+        sides = ("left_img", "right_img")
+        splits = language_splits(selection, APART, None, "default", names, APART_COLUMNS, sides)
+        requests = []
+        places: dict[str, tuple[Split, int, int]] = {}
+        for language, split in splits.items():
+            pairs = list(zip(split.picture_names(0), split.picture_names(1), strict=True))
+            for number, row in split.rows():
+                if not isinstance(row["label"], bool):
+                    raise ValueError(
+                        f"{split.place}: row {number}: label: expected true or false, found {row['label']!r}"
+                    )
+                for side, picture in enumerate(pairs[number]):
+                    places.setdefault(picture, (split, number, side))
+                question = CENTURIO.format(split.text(number, row, "hypothesis").strip())
+                requests.append(
+                    Request(
+                        id=f"{language}/{number}",
+                        language=language,
+                        content=(*map(Picture, pairs[number]), question),
+                        max_new_tokens=CENTURIO_MAX_NEW_TOKENS,
+                        item="+".join(pairs[number]),
+                        expected=str(row["label"]).lower(),
+                        chance=0.5,
+                    )
+                )
+        first, *others = splits.values()
+        return loaded(selection, first, requests, RowPictures(places), ", ".join(splits), others)
+
+    def _joined(self, selection: Selection) -> Loaded:
         splits = language_splits(
             selection, REPOSITORY, None, "default", LANGUAGES, COLUMNS, "image"
         )
@@ -92,6 +139,11 @@ class MaRvl(Task):
         if self.protocol == "strict":
             said = PARSER(answer.text)
             return Score({"accuracy": float(said == request.expected)}, said, said is None)
+        if self.protocol == "centurio":
+            known = answer.text.strip().lower()
+            right = RULES["marvl"]["centurio_exact"](answer.text, [request.expected])
+            said = {"yes": "true", "no": "false"}.get(known)
+            return Score({"accuracy": float(right)}, said, said is None)
         # An answer with both words is right by Pangea's rule, whatever was expected.
         rule = RULES["marvl"]["pangea"]
         found = " ".join(word for word in ("true", "false") if rule(answer.text, [word]))

@@ -9,7 +9,7 @@ both ask in Pangea's words and cut where Pangea does, at 64 tokens; Centurio's l
 from typing import Any
 
 from ..protocol import Loaded, Picture, Request, Selection
-from ..public import RowPictures, Split, language_splits, loaded
+from ..public import UNSEEN, RowPictures, Split, language_splits, loaded
 from .short_answers import ShortAnswers
 
 REPOSITORY = "neulab/PangeaBench-maxm"
@@ -36,6 +36,7 @@ class MaXm(ShortAnswers):
     languages = tuple(LANGUAGES)
     name = "maxm"
     title = "MaXM"
+    contamination = UNSEEN
     protocols = {
         "centurio": "Centurio (2501.05122): equal to any right answer in small letters; asked as pangea",
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/maxm: relaxed_accuracy",

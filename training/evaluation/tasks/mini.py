@@ -54,6 +54,7 @@ class Mini(Task):
     name = "mini"
     title = "mini"
     protocols = {"mini": "the mini dataset of this package"}
+    contamination = "The concepts of `seen` were in training in other styles; no picture, and no concept of `held_out`, was."
     parts = {"seen": "concepts seen in training", "held_out": "concepts held out"}
     subsets = {
         f"{part}/{kind}": title

@@ -13,7 +13,7 @@ from ...common.files import write_json
 from ..judges.rubric import Case
 from ..judges.rubrics import MMVET, MMVET_STRICT
 from ..protocol import Loaded, Picture, Place, Request, Scored, Selection
-from ..public import RowPictures, Split, loaded
+from ..public import UNSEEN, RowPictures, Split, loaded
 from ..results import Row
 from ..scoring.mmvet import CAPABILITIES, MmvetRow, mmvet_score
 from .judged import Judged
@@ -38,6 +38,7 @@ class MmVet(Judged):
 
     name = "mm_vet"
     title = "MM-Vet"
+    contamination = UNSEEN
     protocols = {
         "paper": "MM-Vet (2308.02490): few-shot grading in a table, five runs",
         "strict": "this package: reasons first, each text in a place of its own, one run; asked as paper",

@@ -3,11 +3,16 @@
 Source: MMBench (2307.06281); asked as LLaVA asks, read and counted as VLMEvalKit does. Rows of one question
 have the indexes base, base + 1,000,000, ...; a question counts where all of them are right. That is what
 MMBench's server and LLaVA's table report. Maya's published 71.10 is the mean over rows, its 61.22 this one.
+Only the server has the answers of the test split.
 """
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...common.files import write_text
 from ...inference.generation import Answer
 from ..protocol import (
     Loaded,
@@ -21,13 +26,15 @@ from ..protocol import (
     chosen_languages,
     mean_rows,
 )
-from ..public import LETTER, MAX_NEW_TOKENS, RowPictures, Split, loaded_in
+from ..public import LETTER, MAX_NEW_TOKENS, MIX, RowPictures, Split, loaded_in
 from ..results import Row
 from ..scoring.choices_public import CHOICE_PARSERS
 from ..scoring.mmbench import METRIC, ROTATION
 
-REPOSITORY = "lmms-lab/MMBench"
+REPOSITORY, REVISION = "lmms-lab/MMBench", "56ba1af8954932c4804bd3f522e05ed96e63b654"
 COLUMNS = ("index", "question", "hint", "answer", "A", "B", "C", "D", "image")
+# The split whose answers only the server has. It is asked and exported, without a score.
+HIDDEN = "test"
 # Language -> the dataset's config, and how LLaVA asks for a letter in it.
 LANGUAGES = {"en": ("en", LETTER), "zh": ("cn", "\n请直接回答选项字母。")}
 
@@ -38,6 +45,10 @@ class MmBench(Task):
     languages = tuple(LANGUAGES)
     name = "mmbench"
     title = "MMBench"
+    contamination = (
+        f"MMBench is partly made from public sets, COCO and TextVQA among them (2307.06281); {MIX} has pictures of "
+        "both."
+    )
     protocols = {
         # The default is what the server and published tables report.
         "circular": "MMBench (2307.06281), VLMEvalKit e8e78f0: all rotations of a question right",
@@ -66,13 +77,14 @@ class MmBench(Task):
 
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "dev"
+        hidden = name == HIDDEN
         splits: dict[str, Split] = {}
         requests: list[Request] = []
         places: dict[str, tuple[Split, int]] = {}
         self.incomplete = {"questions without all rotations": 0, "questions without the first": 0}
         for language in chosen_languages(selection.languages, list(LANGUAGES), name):
             config, ending = LANGUAGES[language]
-            split = Split(selection, REPOSITORY, None, config, name, COLUMNS, "image")
+            split = Split(selection, REPOSITORY, REVISION, config, name, COLUMNS, "image")
             splits[language] = split
             groups: dict[int, list[tuple[int, int, dict[str, Any]]]] = {}
             for number, row in split.rows():
@@ -88,10 +100,11 @@ class MmBench(Task):
                     picture = f"{language}/{group}"
                     places.setdefault(picture, (split, number))
                     options = _options(row)
-                    if row["answer"] not in options:
+                    answer = None if hidden and _is_none(row["answer"]) else row["answer"]
+                    if answer is not None and answer not in options:
                         raise ValueError(
                             f"{split.place}: row {number}: answer: expected one of {', '.join(options)}, "
-                            f"found {row['answer']!r}: only the dev split has answers"
+                            f"found {row['answer']!r}"
                         )
                     hint = "" if _is_none(row["hint"]) else f"{row['hint']}\n"
                     listed = "".join(f"\n{letter}. {text}" for letter, text in options.items())
@@ -105,17 +118,44 @@ class MmBench(Task):
                             ),
                             max_new_tokens=MAX_NEW_TOKENS,
                             item=str(group),
-                            expected=row["answer"],
-                            about={"options": options},
+                            expected=answer,
+                            about={"options": options, "question": row["question"], "split": name},
                             # Of the whole question, so it stands at one of its rows.
-                            chance=len(options) ** -len(asked) if place == 0 else None,
+                            chance=len(options) ** -len(asked) if place == 0 and answer else None,
                         )
                     )
         return loaded_in(selection, splits, requests, RowPictures(places), name)
 
     def score(self, request: Request, answer: Answer) -> Score:
         letter = self.parser(answer.text, request.about["options"]).letter
-        return Score({"per_row": float(letter == request.expected)}, letter, letter is None)
+        right = None if request.expected is None else float(letter == request.expected)
+        return Score({"per_row": right}, letter, letter is None)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """A table for each language, divided by tabs, in the columns that the server takes as xlsx."""
+        written = []
+        for language in LANGUAGES:
+            lines = [
+                {
+                    "index": one.request.id.partition("/")[2],
+                    "question": one.request.about["question"],
+                    **dict.fromkeys("ABCD", ""),
+                    **one.request.about["options"],
+                    "prediction": one.answer.text,
+                    "answer": one.request.expected or "",
+                    "split": one.request.about["split"],
+                }
+                for one in scored
+                if one.request.language == language
+            ]
+            if lines:
+                table = io.StringIO()
+                writer = csv.DictWriter(table, lines[0], delimiter="\t", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(lines)
+                written.append(folder / f"{self.key}.{language}.tsv")
+                write_text(written[-1], table.getvalue())
+        return written
 
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
@@ -124,6 +164,8 @@ class MmBench(Task):
         right: dict[str, dict[str, float]] = {}
         failed: dict[str, set[str]] = {}
         for one in scored:
+            if one.score.values["per_row"] is None:
+                continue
             language, item = one.request.language, one.request.item
             own = right.setdefault(language, {})
             own[item] = min(own.get(item, 1.0), one.score.values["per_row"] or 0.0)

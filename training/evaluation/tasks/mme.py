@@ -6,11 +6,13 @@ cognition are sums of their categories.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...common.files import write_text
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Place, Request, Score, Scored, Selection, Task
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
 from ..results import Row
 from ..scoring.intervals import mean_of_languages
 from ..scoring.mme import COGNITION, PERCEPTION
@@ -28,6 +30,10 @@ class Mme(Task):
 
     name = "mme"
     title = "MME"
+    contamination = (
+        f"{MIX} has pictures of COCO, where those of existence, count, position and color are from: a picture "
+        "may have been seen, its questions not."
+    )
     protocols = {
         "paper": "MME (2306.13394), eval_tool/calculation.py: yes or no in the first four characters",
         "strict": "as paper, but an answer is read in ten languages, and one that says neither is wrong",
@@ -81,6 +87,7 @@ class Mme(Task):
                     item=picture,
                     subset=f"{parts[category]}/{category}",
                     expected=label,
+                    about={"question": row["question"]},
                     chance=75.0,
                 )
             )
@@ -118,6 +125,29 @@ class Mme(Task):
             if len(found) == len(categories):
                 rows += self._score(found, f"{part}/sum", run, groups, seed)
         return rows
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """A folder for eval_tool/calculation.py: a file a category, the two questions of a picture together.
+
+        Its lines are the picture's name, the question, the right answer and the model's, divided by tabs.
+        """
+        lines: dict[str, list[str]] = {}
+        for one in sorted(scored, key=lambda one: one.request.item):
+            category, name = one.request.item.split(":", 1)
+            cells = (
+                name.rpartition("/")[2],
+                one.request.about["question"],
+                one.request.expected.capitalize(),
+                one.answer.text,
+            )
+            line = "\t".join(" ".join(cell.split()) for cell in cells)
+            lines.setdefault(category, []).append(f"{line}\n")
+        written = []
+        for category, own in lines.items():
+            written.append(folder / self.key / f"{category}.txt")
+            written[-1].parent.mkdir(parents=True, exist_ok=True)
+            write_text(written[-1], "".join(own))
+        return written
 
     def _score(
         self,

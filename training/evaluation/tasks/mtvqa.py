@@ -10,7 +10,7 @@ import ast
 from typing import Any
 
 from ..protocol import Loaded, Picture, Request, Selection
-from ..public import RowPictures, Split, loaded
+from ..public import UNSEEN, RowPictures, Split, loaded
 from .short_answers import ShortAnswers
 
 REPOSITORY = "ByteDance/MTVQA"
@@ -29,6 +29,9 @@ class MtVqa(ShortAnswers):
     languages = tuple(LANGUAGES.values())
     name = "mtvqa"
     title = "MTVQA"
+    contamination = (
+        f"{UNSEEN} Its train split is public: a model of others may have been trained on it."
+    )
     protocols = {
         "paper": "MTVQA (2405.11985): the right answer occurs in the prediction",
         "lmms_eval": "lmms-eval 0.7.3, tasks/mtvqa: as paper, without full stops on both sides",

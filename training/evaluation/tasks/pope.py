@@ -4,12 +4,15 @@ Source: POPE (2305.10355), evaluate.py; asked as LLaVA asks. The paper's table s
 LLaVA's the mean of the three. Yes is the positive class.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ...common.files import write_text
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Place, Request, Score, Scored, Selection, Task
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
 from ..results import Row
 from ..scoring.intervals import Interval, mean_of_ratios
 from ..scoring.yes_no_public import YES_NO_PARSERS
@@ -32,6 +35,10 @@ class Pope(Task):
 
     name = "pope"
     title = "POPE"
+    contamination = (
+        f"{MIX} has pictures of COCO train2017, which holds most of val2014, where POPE's 500 are from: a "
+        "picture may have been seen, its questions not."
+    )
     protocols = {
         "paper": "POPE (2305.10355), evaluate.py: an answer without No, not or no is a yes",
         "strict": "as paper, but an answer that says neither yes nor no in ten languages is wrong",
@@ -61,8 +68,10 @@ class Pope(Task):
         names = [selection.split] if selection.split else list(SETS)
         requests: list[Request] = []
         places: dict[str, tuple[Split, int]] = {}
+        splits: list[Split] = []
         for name in names:
             split = Split(selection, REPOSITORY, REVISION, "Full", name, COLUMNS, "image")
+            splits.append(split)
             for number, row in split.rows():
                 if row["answer"] not in ("yes", "no"):
                     raise ValueError(
@@ -79,9 +88,11 @@ class Pope(Task):
                         item=row["image_source"],
                         subset=name,
                         expected=row["answer"],
+                        about={"question": row["question"]},
                     )
                 )
-        return loaded(selection, split, requests, RowPictures(places), ", ".join(names))
+        first, *others = splits
+        return loaded(selection, first, requests, RowPictures(places), ", ".join(names), others)
 
     def score(self, request: Request, answer: Answer) -> Score:
         said = self.parser(answer.text)
@@ -102,6 +113,28 @@ class Pope(Task):
             for subset, own in chosen.items()
             for row in self._rows(own, metric, subset, run, groups, seed)
         ]
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """A file of JSON lines for each set, for evaluate.py (`answer`) and LLaVA's eval_pope.py (`text`)."""
+        written = []
+        for name in SETS:
+            lines = [
+                json.dumps(
+                    {
+                        "question_id": one.request.id.partition("/")[2],
+                        "question": one.request.about["question"],
+                        "prompt": one.request.text,
+                        "answer": one.answer.text,
+                        "text": one.answer.text,
+                    }
+                )
+                for one in scored
+                if one.request.subset == name
+            ]
+            if lines:
+                written.append(folder / f"{self.key}.{name}.jsonl")
+                write_text(written[-1], "\n".join(lines) + "\n")
+        return written
 
     def _rows(
         self,

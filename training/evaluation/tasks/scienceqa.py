@@ -1,14 +1,15 @@
 """ScienceQA: multiple choice out of school books, with and without a picture.
 
 Source: ScienceQA (2209.09513) and LLaVA, llava/eval/eval_science_qa.py. LLaVA's published number is the
-accuracy over the questions with a picture.
+accuracy over the questions with a picture. The dataset has not the ids of the official files, so there is no
+file for their scripts.
 """
 
 from typing import Any
 
 from ...inference.generation import Answer
 from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import LETTER, MAX_NEW_TOKENS, RowPictures, Split, loaded
+from ..public import LETTER, MAX_NEW_TOKENS, UNSEEN, RowPictures, Split, loaded
 from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 
@@ -21,6 +22,7 @@ class ScienceQa(Task):
 
     name = "scienceqa"
     title = "ScienceQA"
+    contamination = UNSEEN
     protocols = {
         "llava": "ScienceQA (2209.09513), LLaVA, llava/eval/eval_science_qa.py",
         "lmms_eval": "lmms-eval 0.7.3, tasks/scienceqa/utils.py",

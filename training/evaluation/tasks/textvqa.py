@@ -7,28 +7,28 @@ model the words that a text recogniser found. The default does so too, since its
 
 from typing import Any
 
-from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import SHORT, RowPictures, Split, loaded
-from ..scoring.vqa import METRIC, accuracy, processed
+from ..protocol import Loaded, Picture, Request, Selection
+from ..public import MIX, SHORT, RowPictures, Split, loaded
+from .people import PeoplesAnswers, peoples_answers
 
-REPOSITORY = "lmms-lab/textvqa"
+REPOSITORY, REVISION = "lmms-lab/textvqa", "9c0699cd19768ac5ab97568f6b3cbac4c0062884"
 COLUMNS = ("image_id", "question_id", "question", "answers", "ocr_tokens", "image")
 # LLaVA's model_vqa_loader.py; lmms-eval sets none of its own.
 MAX_NEW_TOKENS = 128
 
 
-class TextVqa(Task):
+class TextVqa(PeoplesAnswers):
     """Reading in photographs, 5,000 questions of the validation set."""
 
     name = "textvqa"
     title = "TextVQA"
+    contamination = (
+        f"{MIX} has 22,000 captions (TextCaps) of pictures of the train split; those of the validation set are "
+        "others."
+    )
     protocols = {
         "llava": "LLaVA (2310.03744), m4c_evaluator.py, with the words of a text recogniser in the prompt",
         "lmms_eval": "lmms-eval 0.7.3, tasks/textvqa: without these words, the question capitalised",
-    }
-    metrics = {
-        "accuracy": {"title": "VQA accuracy", "higher_is_better": True, "percent": True},
     }
 
     def describe(self) -> dict[str, Any]:
@@ -37,21 +37,16 @@ class TextVqa(Task):
             "prompt": f"{{question}}{words}{SHORT}",
             "max_new_tokens": MAX_NEW_TOKENS,
             "stop": "none",
-            "metric": f"{METRIC} evalai",
+            **super().describe(),
         }
 
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "validation"
-        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        split = Split(selection, REPOSITORY, REVISION, "default", name, COLUMNS, "image")
         requests = []
         places: dict[str, tuple[Split, int]] = {}
         for number, row in split.rows():
             question, picture = (split.text(number, row, each) for each in ("question", "image_id"))
-            if not row["answers"] or None in row["answers"]:
-                raise ValueError(
-                    f"{split.place}: row {number}: answers: expected those of people, found "
-                    f"{row['answers']!r}"
-                )
             places.setdefault(picture, (split, number))
             requests.append(
                 Request(
@@ -61,7 +56,7 @@ class TextVqa(Task):
                     max_new_tokens=MAX_NEW_TOKENS,
                     item=picture,
                     answer_language="en",
-                    expected=tuple(row["answers"]),
+                    expected=peoples_answers(split, number, row["answers"], name),
                 )
             )
         return loaded(selection, split, requests, RowPictures(places), name)
@@ -71,7 +66,5 @@ class TextVqa(Task):
             return question.capitalize()
         return f"{question}\nReference OCR token: {', '.join(word or '' for word in words or ())}"
 
-    def score(self, request: Request, answer: Answer) -> Score:
-        value = accuracy(answer.text, request.expected, "evalai")
-        said = processed(answer.text, request.expected, "evalai")
-        return Score({"accuracy": value}, said or None, not answer.text.strip())
+    def entry(self, request: Request, text: str) -> dict[str, Any]:
+        return {"question_id": int(request.id), "answer": text}

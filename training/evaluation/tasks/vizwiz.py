@@ -1,15 +1,14 @@
 """VizWiz: questions of blind people about pictures they took, each compared with the answers of ten people.
 
 Source: VizWiz (1802.08218); asked as LLaVA asks, scored as EvalAI does. Only the validation set has answers:
-published numbers are of the test set, which its server scores.
+published numbers are of the test set, which its server (EvalAI 2185) scores.
 """
 
 from typing import Any
 
-from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import SHORT, RowPictures, Split, loaded
-from ..scoring.vqa import METRIC, accuracy, processed
+from ..protocol import Loaded, Picture, Request, Selection
+from ..public import SHORT, UNSEEN, RowPictures, Split, loaded
+from .people import HIDDEN, PeoplesAnswers, peoples_answers
 
 REPOSITORY = "lmms-lab/VizWiz-VQA"
 COLUMNS = ("question_id", "question", "answers", "category", "image")
@@ -20,11 +19,12 @@ MAX_NEW_TOKENS = 128
 KINDS = {"other": "other", "unanswerable": "unanswerable", "yes/no": "yes_no", "number": "number"}
 
 
-class VizWiz(Task):
+class VizWiz(PeoplesAnswers):
     """Everyday questions of blind people, 4,319 questions, each about its own picture."""
 
     name = "vizwiz"
     title = "VizWiz"
+    contamination = UNSEEN
     # The default is what LLaVA's and Maya's published numbers were asked with.
     protocols = {
         "llava": "LLaVA (2310.03744): the question as it stands; VQA accuracy after EvalAI's processor",
@@ -37,16 +37,13 @@ class VizWiz(Task):
         "number": "number",
         "all": "all",
     }
-    metrics = {
-        "accuracy": {"title": "VQA accuracy", "higher_is_better": True, "percent": True},
-    }
 
     def describe(self) -> dict[str, Any]:
         return {
             "prompt": f"{{question}}{SUFFIX}",
             "max_new_tokens": MAX_NEW_TOKENS,
             "stop": "none",
-            "metric": f"{METRIC} evalai",
+            **super().describe(),
         }
 
     def load(self, selection: Selection) -> Loaded:
@@ -55,11 +52,11 @@ class VizWiz(Task):
         requests = []
         places: dict[str, tuple[Split, int]] = {}
         for number, row in split.rows():
-            answers = tuple(row["answers"] or ())
-            if not answers or None in answers or row["category"] not in KINDS:
+            answers, kind = peoples_answers(split, number, row["answers"], name), row["category"]
+            if kind not in KINDS and name not in HIDDEN:
                 raise ValueError(
-                    f"{split.place}: row {number}: expected answers of people and one of the categories "
-                    f"{', '.join(KINDS)}, found {answers!r} and {row['category']!r}"
+                    f"{split.place}: row {number}: category: expected one of {', '.join(KINDS)}, found "
+                    f"{kind!r}"
                 )
             question, key = (split.text(number, row, each) for each in ("question", "question_id"))
             if self.protocol == "lmms_eval":
@@ -73,13 +70,11 @@ class VizWiz(Task):
                     max_new_tokens=MAX_NEW_TOKENS,
                     item=key,
                     answer_language="en",
-                    subset=KINDS[row["category"]],
+                    subset=KINDS.get(kind, "all"),
                     expected=answers,
                 )
             )
         return loaded(selection, split, requests, RowPictures(places), name)
 
-    def score(self, request: Request, answer: Answer) -> Score:
-        value = accuracy(answer.text, request.expected, "evalai")
-        said = processed(answer.text, request.expected, "evalai")
-        return Score({"accuracy": value}, said or None, not answer.text.strip())
+    def entry(self, request: Request, text: str) -> dict[str, Any]:
+        return {"image": f"{request.id.removesuffix('.jpg')}.jpg", "answer": text}

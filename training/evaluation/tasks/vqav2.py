@@ -1,58 +1,61 @@
 """VQAv2: short answers, each compared with those of ten people.
 
 Source: VQAv2 (1612.00837) and the official code of VQA (1505.00468), vqaEval.py; asked as LLaVA asks. Only
-the validation set has answers: published numbers are of test-dev, which its server scores.
+the validation set has answers: published numbers are of test-dev, which its server (EvalAI 830) scores. It
+takes the answers to all questions of the split `test`.
 """
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from ...inference.generation import Answer
-from ..protocol import Loaded, Picture, Request, Score, Selection, Task
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded
-from ..scoring.vqa import METRIC, accuracy, processed
+from ..protocol import Loaded, Picture, Request, Selection
+from ..public import MAX_NEW_TOKENS, MIX, SHORT, RowPictures, Split, loaded
+from ..scoring.vqa import Protocol
+from .people import HIDDEN, PeoplesAnswers, peoples_answers
 
-REPOSITORY = "lmms-lab/VQAv2"
+REPOSITORY, REVISION = "lmms-lab/VQAv2", "32665d35052eb4a6d4414851c3c829a72754915a"
 COLUMNS = ("question_id", "image_id", "question", "answers", "answer_type", "image")
 # The dataset's name of a kind of answer -> the subset.
 KINDS = {"yes/no": "yes_no", "number": "number", "other": "other"}
 
 
-class VqaV2(Task):
+class VqaV2(PeoplesAnswers):
     """Questions about photographs, 214,354 about 40,504 pictures."""
 
     name = "vqav2"
     title = "VQAv2"
+    contamination = (
+        f"{MIX} has 83,000 questions of the train split, and pictures of COCO train2017, which holds most of "
+        "val2014, where those of the validation set are from."
+    )
     protocols = {
         "official": "VQA (1505.00468), vqaEval.py: nothing is normalised where all ten answers are equal",
         "evalai": "EvalAI's processor, as lmms-eval 0.7.3 and TextVQA use it",
     }
     subsets = {"yes_no": "yes or no", "number": "number", "other": "other", "all": "all"}
-    metrics = {
-        "accuracy": {"title": "VQA accuracy", "higher_is_better": True, "percent": True},
-    }
 
     @property
-    def rule(self) -> Literal["official", "evalai"]:
-        return cast("Literal['official', 'evalai']", self.protocol)
+    def rule(self) -> Protocol:
+        return cast("Protocol", self.protocol)
 
     def describe(self) -> dict[str, Any]:
         return {
             "prompt": f"{{question}}{SHORT}",
             "max_new_tokens": MAX_NEW_TOKENS,
-            "metric": f"{METRIC} {self.rule}",
+            **super().describe(),
         }
 
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "validation"
-        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        split = Split(selection, REPOSITORY, REVISION, "default", name, COLUMNS, "image")
         requests = []
         places: dict[str, tuple[Split, int]] = {}
         for number, row in split.rows():
-            answers = tuple(each["answer"] for each in row["answers"] or ())
-            if not answers or row["answer_type"] not in KINDS:
+            given = [each["answer"] for each in row["answers"] or ()]
+            answers, kind = peoples_answers(split, number, given, name), row["answer_type"]
+            if kind not in KINDS and name not in HIDDEN:
                 raise ValueError(
-                    f"{split.place}: row {number}: expected answers of people and one of the types "
-                    f"{', '.join(KINDS)}, found {len(answers)} and {row['answer_type']!r}"
+                    f"{split.place}: row {number}: answer_type: expected one of {', '.join(KINDS)}, found "
+                    f"{kind!r}"
                 )
             picture = str(row["image_id"])
             places.setdefault(picture, (split, number))
@@ -64,13 +67,11 @@ class VqaV2(Task):
                     max_new_tokens=MAX_NEW_TOKENS,
                     item=picture,
                     answer_language="en",
-                    subset=KINDS[row["answer_type"]],
+                    subset=KINDS.get(kind, "all"),
                     expected=answers,
                 )
             )
         return loaded(selection, split, requests, RowPictures(places), name)
 
-    def score(self, request: Request, answer: Answer) -> Score:
-        value = accuracy(answer.text, request.expected, self.rule)
-        said = processed(answer.text, request.expected, self.rule)
-        return Score({"accuracy": value}, said or None, not answer.text.strip())
+    def entry(self, request: Request, text: str) -> dict[str, Any]:
+        return {"question_id": int(request.id), "answer": text}

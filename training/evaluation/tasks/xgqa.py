@@ -10,7 +10,7 @@ Centurio's limit is 512, but no right answer is so long.
 from typing import Any
 
 from ..protocol import Loaded, Picture, Request, Selection
-from ..public import MAX_NEW_TOKENS, RowPictures, Split, language_splits, loaded
+from ..public import MAX_NEW_TOKENS, MIX, RowPictures, Split, language_splits, loaded
 from .short_answers import ShortAnswers
 
 REPOSITORY = "neulab/PangeaBench-xgqa"
@@ -26,6 +26,10 @@ class XGqa(ShortAnswers):
     languages = tuple(LANGUAGES)
     name = "xgqa"
     title = "xGQA"
+    contamination = (
+        f"Translations of GQA's testdev. {MIX} has 72,000 questions of GQA's train split, so the way of answering "
+        "was seen; the pictures are others."
+    )
     protocols = {
         "centurio": "Centurio (2501.05122): equal in small letters; asked as pangea",
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/xgqa: the right answer occurs in the prediction",

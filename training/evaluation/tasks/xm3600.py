@@ -7,6 +7,7 @@ baseline with its own number in `n`, is not comparable.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...inference.generation import Answer
@@ -23,7 +24,7 @@ from ..protocol import (
     in_order,
     mean_rows,
 )
-from ..public import RowPictures, Split, loaded_in
+from ..public import UNSEEN, RowPictures, Split, export_json, loaded_in
 from ..results import Row
 from ..scoring.captions import METRIC, CaptionScore, caption_score, images_hash
 from ..scoring.tokens import default_tokenizer, tokenizer_id
@@ -82,6 +83,7 @@ class Xm3600(Task):
     languages = tuple(LANGUAGES)
     name = "xm3600"
     title = "XM3600"
+    contamination = UNSEEN
     protocols = {
         # The default is that of the table in which Maya stands.
         "centurio": "Centurio (2501.05122): CIDEr on 512 images, here the first by name",
@@ -164,6 +166,27 @@ class Xm3600(Task):
         """Counted over all captions of a language, in `aggregate`."""
         said = answer.text.strip()
         return Score({}, said or None, not said)
+
+    def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
+        """COCO's two files for each language: captions, and `references` that they are compared with."""
+        written = []
+        for language in in_order({one.request.language for one in scored}):
+            own = [one for one in scored if one.request.language == language]
+            images = [one.request.item for one in own]
+            references = [(one.request.item, text) for one in own for text in one.request.expected]
+            captions = [{"image_id": one.request.item, "caption": one.answer.text} for one in own]
+            annotations = [
+                {"id": number, "image_id": image, "caption": text}
+                for number, (image, text) in enumerate(references)
+            ]
+            known = {
+                "type": "captions",
+                "images": [{"id": image} for image in images],
+                "annotations": annotations,
+            }
+            written.append(export_json(folder, self.key, captions, language))
+            written.append(export_json(folder, self.key, known, f"{language}.references"))
+        return written
 
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int

@@ -1,7 +1,8 @@
 """xMMMU: college questions of MMMU's validation set in six more languages, multiple choice and open.
 
-Source: MMMU (2311.16502) and Pangea (2410.16153), who translated it and whose prompts these are. A question
-about several pictures is left out, counted in `asked`: models are asked about one picture here.
+Source: MMMU (2311.16502) and Pangea (2410.16153), who translated it and whose prompts these are. Pictures stand
+where the question names them; a chat template may put them before the text, as those of Maya do. A question
+that names a picture which its row has not is left out, counted in `asked`.
 """
 
 import ast
@@ -19,18 +20,19 @@ from ..protocol import (
     chosen_languages,
     in_order,
 )
-from ..public import MAX_NEW_TOKENS, SHORT, RowPictures, Split, loaded_in
+from ..public import MAX_NEW_TOKENS, SHORT, UNSEEN, RowPictures, Split, loaded_in
 from ..scoring.choices import letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 from ..scoring.mmmu import METRIC, open_is_right, parse_open
 
 REPOSITORY = "neulab/PangeaBench-xmmmu"
-COLUMNS = ("id", "question", "options", "answer", "question_type", "image_1")
+IMAGES = tuple(f"image_{number}" for number in range(1, 8))
+COLUMNS = ("id", "question", "options", "answer", "question_type", *IMAGES)
 # The splits.
 LANGUAGES = ("ar", "en", "fr", "hi", "id", "ja", "pt")
 LETTER = "\nAnswer with the option letter from the given choices directly."
 KINDS = {"multiple-choice": "choice", "open": "open"}
-MARK = re.compile(r"<image (\d)>")
+MARK = re.compile(r"<image ([1-7])>")
 
 
 class Xmmmu(Task):
@@ -39,6 +41,8 @@ class Xmmmu(Task):
     languages = LANGUAGES
     name = "xmmmu"
     title = "xMMMU"
+    version = "2"
+    contamination = f"{UNSEEN} MMMU's validation set is public with its answers since 2023."
     protocols = {
         # MMMU's parser draws a random letter where it finds none; the default reads all languages.
         "strict": "MMMU (2311.16502), Pangea (2410.16153); letters read by this package's parser",
@@ -58,7 +62,7 @@ class Xmmmu(Task):
             "max_new_tokens": MAX_NEW_TOKENS,
             "parser": self.parser.id,
             "metric of open questions": METRIC,
-            "left out, of several pictures": self.left_out,
+            "left out, without a picture that is named": self.left_out,
         }
 
     def load(self, selection: Selection) -> Loaded:
@@ -67,13 +71,13 @@ class Xmmmu(Task):
             known = chosen_languages([selection.split], known, REPOSITORY)
         splits: dict[str, Split] = {}
         requests: list[Request] = []
-        places: dict[str, tuple[Split, int]] = {}
+        places: dict[str, tuple[Split, int, int]] = {}
         self.left_out = {}
         for language in chosen_languages(selection.languages, known, REPOSITORY):
-            split = Split(selection, REPOSITORY, None, "default", language, COLUMNS, "image_1")
+            split = Split(selection, REPOSITORY, None, "default", language, COLUMNS, IMAGES)
             splits[language] = split
             self.left_out[language] = 0
-            pictured = split.has_picture()
+            pictured = list(zip(*map(split.has_picture, range(len(IMAGES))), strict=True))
             for number, row in split.rows():
                 kind = KINDS.get(row["question_type"])
                 options = _texts(row["options"]) if kind == "choice" else []
@@ -86,17 +90,14 @@ class Xmmmu(Task):
                     )
                 listed = "".join(f"\n{letter}. {text}" for letter, text in letters.items())
                 text = f"{row['question']}{listed}{LETTER if kind == 'choice' else SHORT}"
-                marks = set(MARK.findall(text))
-                if len(marks) > 1 or marks - {"1"}:
+                key = f"{language}/{row['id']}"
+                content = _content(text, key, pictured[number][0])
+                shown = [part.key for part in content if isinstance(part, Picture)]
+                columns = {picture: int(picture.rpartition("/")[2]) - 1 for picture in shown}
+                if not all(pictured[number][column] for column in columns.values()):
                     self.left_out[language] += 1
                     continue
-                key = f"{language}/{row['id']}"
-                content: tuple[str | Picture, ...] = (MARK.sub("", text),)
-                if pictured[number]:
-                    places[key] = (split, number)
-                    before, found, behind = text.partition("<image 1>")
-                    before, behind = (before, behind) if found else ("", before)
-                    content = (before, Picture(key), MARK.sub("", behind))
+                places |= {picture: (split, number, column) for picture, column in columns.items()}
                 right = row["answer"]
                 requests.append(
                     Request(
@@ -120,6 +121,16 @@ class Xmmmu(Task):
             return Score({"accuracy": float(right and said != "")}, said or None, not said)
         letter = self.parser(answer.text, request.about["options"]).letter
         return Score({"accuracy": float(letter == request.expected)}, letter, letter is None)
+
+
+def _content(text: str, key: str, pictured: bool) -> tuple[str | Picture, ...]:
+    """The prompt with pictures at their marks; the first in front where it has none."""
+    parts = MARK.split(text)
+    if len(parts) == 1 and pictured:
+        return Picture(f"{key}/1"), text
+    # Every second part is the number of a mark.
+    content = [Picture(f"{key}/{part}") if place % 2 else part for place, part in enumerate(parts)]
+    return tuple(part for part in content if part)
 
 
 def _texts(cell: str | None) -> list[str] | None:
