@@ -189,6 +189,9 @@ def test_right_answers_score_one_and_shifted_ones_do_not(loaded):
         ("accuracy", "ja"): 0.5,
         ("yes_rate", "en"): 1.0,
         ("yes_rate", "ja"): 1.0,
+        # Half of the questions, those whose answer is no.
+        ("false_yes", "en"): 1.0,
+        ("false_yes", "ja"): 1.0,
     }
 
 

@@ -20,7 +20,7 @@ from ..common.reading import read_yaml
 from ..inference.generation import is_maya
 from ..inference.load import load
 from .asking import Asking, Progress
-from .measures import MEASURES, measures
+from .measures import MEASURES, languages_found, measures
 from .protocol import (
     BASELINES,
     BLIND,
@@ -46,6 +46,7 @@ from .results import (
     read_results,
     write_results,
 )
+from .scoring.fidelity import detectable
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table
@@ -103,6 +104,7 @@ def evaluate(
         raise ValueError(
             f"data: expected one task with it, found {len(chosen)}: {', '.join(tasks)}"
         )
+    detectable(())  # that the detector of languages is installed
     # ---- Read the datasets and check the folders: what can fail fails before the model is loaded.
     undrawn = sheet and missing_packages()
     found = find_model(model, revision)
@@ -337,9 +339,10 @@ def _write_answers(path: Path, runs: Mapping[str, Sequence[Scored]]) -> None:
             **one.score.values,
             "tokens": one.answer.tokens,
             "ended": one.answer.ended,
+            "language_found": found,
         }
         for run, scored in runs.items()
-        for one in scored
+        for one, found in zip(scored, languages_found(scored), strict=True)
     ]
     columns = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})

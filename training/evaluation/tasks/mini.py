@@ -61,6 +61,11 @@ class Mini(Task):
     metrics = {
         "accuracy": {"title": "exact match", "higher_is_better": True, "percent": True},
         "yes_rate": {"title": "share of yes", "higher_is_better": None, "percent": True},
+        "false_yes": {
+            "title": "yes to what is not there",
+            "higher_is_better": False,
+            "percent": True,
+        },
     }
     sheet = ("seen/name", "held_out/name")
 
@@ -121,6 +126,8 @@ class Mini(Task):
         said = normalise(answer.text)
         if about["yes"] is not None:
             values["yes_rate"] = float(said != "" and said == normalise(about["yes"]))
+            if request.expected != about["yes"]:
+                values["false_yes"] = values["yes_rate"]
         allowed = about["allowed"]
         unparsable = not said if allowed is None else said not in map(normalise, allowed)
         return Score(values, said or None, unparsable)
