@@ -2,12 +2,14 @@
 
 import argparse
 
-from .parser import add_languages, add_trust, as_new_folder, as_place
+from .parser import add_languages, add_trust, as_new_folder, as_path, as_place
 
 SUMMARY = "score a model per language"
 EXAMPLES = """
 maya evaluate runs/mini
 maya evaluate user/name@v1 --tasks mini --languages hi zh --limit 100
+maya evaluate --compare runs/mini runs/other
+maya evaluate --report runs/mini runs/other --output reports
 maya evaluate --list
 """
 
@@ -22,6 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
     parser.add_argument("--list", action="store_true", help="print the tasks and end")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=as_path,
+        metavar=("A", "B"),
+        help="the paired difference of two evaluations on the same questions, from their folders",
+    )
+    parser.add_argument(
+        "--report",
+        nargs="+",
+        type=as_path,
+        metavar="FOLDER",
+        help="write report.html of existing results, several side by side",
+    )
     parser.add_argument(
         "--tasks", nargs="+", action="extend", metavar="TASK", help="see --list (default: mini)"
     )
@@ -39,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..evaluation.report.compare import compare, comparison_text
+    from ..evaluation.report.evaluations import read_evaluation
+    from ..evaluation.report.page import write_report
     from ..evaluation.run import evaluate
     from ..evaluation.tasks import TASKS
 
@@ -47,8 +66,17 @@ def run(args: argparse.Namespace) -> None:
             for protocol, source in task.protocols.items():
                 print(f"{task(protocol).key}: {task.title} ({source})")
         return
+    if args.compare:
+        first, second = map(read_evaluation, args.compare)
+        print(comparison_text(first, second, compare(first, second, args.seed)))
+        return
+    if args.report:
+        print(f"written to {write_report(args.report, args.output)}")
+        return
     if args.model is None:
-        raise ValueError("expected a model folder or Hub repository, or --list")
+        raise ValueError(
+            "expected a model folder or Hub repository, or one of --list, --compare, --report"
+        )
     evaluate(
         args.model,
         args.tasks or ["mini"],

@@ -37,6 +37,8 @@ from .protocol import (
     sample,
     shuffled,
 )
+from .report.evaluations import keep_pictures, pictures_file
+from .report.page import write_report
 from .results import (
     FORMAT,
     ModelInfo,
@@ -153,6 +155,7 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "answers").mkdir(exist_ok=True)
         _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
+        keep_pictures(part, runs[MODEL], pictures_file(folder, task.key), seed)
         task.export(runs[MODEL], folder / "answers")
         if sheet and task.sheet and not undrawn:
             draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
@@ -162,9 +165,10 @@ def evaluate(
         print(text_table(results, task.key))
         seconds = {}
         began = time.perf_counter()
+    write_report([folder])
     if undrawn:
         print(f"\nno sheet.png: {undrawn}")
-    print(f"\nwritten to {folder}: results.json and the answers")
+    print(f"\nwritten to {folder}: results.json, report.html and the answers")
     return results
 
 
