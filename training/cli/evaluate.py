@@ -9,8 +9,6 @@ EXAMPLES = """
 maya evaluate runs/mini
 maya evaluate user/name@v1 --tasks mini --languages hi zh --limit 100
 maya evaluate --compare runs/mini runs/other
-maya evaluate --report runs/mini runs/other --output reports
-maya evaluate --list
 """
 
 

@@ -24,7 +24,7 @@ from ..results import MetricInfo, Results, Row, TaskInfo
 from ..table import group_title, rows_of
 from .compare import Comparison, compare, only_one, place
 from .evaluations import SAMPLES, Evaluation, address, of_run, question_of, read_evaluation
-from .published import Published, published, warning
+from .published import Published, Source, published, warning
 
 # Entries of one list of failures on the page; the answers file has all.
 LISTED = 100
@@ -32,12 +32,12 @@ LISTED = 100
 LONGEST = 1200
 # Languages written from right to left, for texts without a letter that tells.
 RIGHT_TO_LEFT = {"ar", "ur", "fa", "he", "ps", "sd", "ug", "yi", "dv", "ckb"}
-# Failures: name -> how they are called.
+# Failures: name -> what such answers do.
 KINDS = {
-    "unparsable": "could not be read, counted as wrong",
-    "cut": "cut by the limit of new tokens",
-    "failed": "judgement failed, not averaged",
-    "language": "in another language than asked for",
+    "unparsable": "could not be read, and count as wrong",
+    "cut": "were cut by the limit of new tokens",
+    "failed": "have a judgement that failed, and are not averaged",
+    "language": "are in another language than asked for",
 }
 
 
@@ -163,6 +163,11 @@ def _number(value: float | None, scale: float = 1) -> str:
     return "–" if value is None else f"{scale * value:.1f}"
 
 
+def _range(low: float | None, high: float | None, scale: float, form: str = ".1f") -> str:
+    """An interval as text, "" where there is none."""
+    return "" if low is None or high is None else f"{scale * low:{form}} to {scale * high:{form}}"
+
+
 def _chart(
     task: str, info: TaskInfo, subset: str, evaluations: Sequence[Evaluation]
 ) -> dict[str, Any] | None:
@@ -228,16 +233,13 @@ def _bar(
             values = [rows[subset, run, name]["value"]]
         if values:
             marks[run] = sum(values) / len(values)
-    interval = ""
-    if row["low"] is not None and row["high"] is not None:
-        interval = f"{_number(row['low'], scale)} to {_number(row['high'], scale)}"
 
     def along(value: float | None) -> str | None:
         return None if value is None else f"{100 * min(1.0, max(0.0, value / top)):.2f}%"
 
     return {
         "value": _number(row["value"], scale),
-        "interval": interval,
+        "interval": _range(row["low"], row["high"], scale),
         "n": row["n"],
         "failures": row["failures"],
         "x": along(row["value"]),
@@ -255,8 +257,12 @@ def _bar(
 def _overall(info: TaskInfo, found: Iterable[tuple[str, str, str]]) -> list[str]:
     """The subsets that stand for a task: one of all answers where there is one, else each."""
     subsets = {subset for subset, run, _ in found if run == MODEL}
-    whole = [name for name in ("all", "mean") if name in subsets]
-    return whole[:1] or [name for name in info["subsets"] if name in subsets]
+    return _whole(subsets) or [name for name in info["subsets"] if name in subsets]
+
+
+def _whole(subsets: Iterable[str]) -> list[str]:
+    """The subset of all answers, or the mean of the others; none where a task has neither."""
+    return [name for name in ("all", "mean") if name in set(subsets)][:1]
 
 
 def _heat(
@@ -291,7 +297,7 @@ def _heat(
                             "title": _titled(info, subset),
                             "metric": metric["title"],
                             "model": names[number] if len(names) > 1 else "",
-                            "chance": f"{100 * sum(chances) / len(chances):.2g}"
+                            "chance": f"{100 * sum(chances) / len(chances):.3g}"
                             if chances
                             else "–",
                             "cells": [
@@ -368,7 +374,7 @@ def _measures(task: str, evaluation: Evaluation, model: str) -> dict[str, Any]:
             continue
         rows = _by_place(evaluation.results, task, metric)
         subsets = dict.fromkeys(s for s, run, _ in rows if run == MODEL)
-        chosen = [name for name in ("all", "mean") if name in subsets][:1] or list(subsets)
+        chosen = _whole(subsets) or list(subsets)
         for subset in chosen:
             title = place(info, subset)
             whole = title in ("", "all", info["title"])
@@ -548,13 +554,13 @@ def _compared(
     if len(evaluations) != 2:
         return None
     try:
-        found = compare(*evaluations)
+        found = compare(evaluations[0], evaluations[1])
     except (ValueError, FileNotFoundError) as error:
         return {"refused": str(error), "tables": [], "left": []}
     return {
         "refused": "",
         "tables": [_compared_task(one, infos[one.task]) for one in found],
-        "left": only_one(*evaluations),
+        "left": only_one(evaluations[0], evaluations[1]),
     }
 
 
@@ -571,26 +577,30 @@ def _compared_task(one: Comparison, info: TaskInfo) -> dict[str, Any]:
         "title": info["title"],
         "metric": info["metrics"][one.metric]["title"],
         "failed": one.failed,
-        "rows": [
+        "parts": [
             {
-                "place": place(info, row["subset"]),
-                "language": row["language"],
-                "group": row["language"] in info["groups"],
-                "n": row["n"],
-                "first": _number(row["first"], scale),
-                "second": _number(row["second"], scale),
-                "difference": f"{scale * row['difference']:+.1f}",
-                "interval": "–"
-                if row["low"] is None or row["high"] is None
-                else f"{scale * row['low']:+.1f} to {scale * row['high']:+.1f}",
-                "p": f"{row['p']:.3f}",
-                "first_alone": row["first_alone"],
-                "second_alone": row["second_alone"],
-                "x": along(row["difference"]),
-                "low": along(row["low"]),
-                "high": along(row["high"]),
+                "title": place(info, subset),
+                "rows": [
+                    {
+                        "language": row["language"],
+                        "group": row["language"] in info["groups"],
+                        "n": row["n"],
+                        "first": _number(row["first"], scale),
+                        "second": _number(row["second"], scale),
+                        "difference": f"{scale * row['difference']:+.1f}",
+                        "interval": _range(row["low"], row["high"], scale, "+.1f"),
+                        "p": f"{row['p']:.3f}",
+                        "first_alone": row["first_alone"],
+                        "second_alone": row["second_alone"],
+                        "x": along(row["difference"]),
+                        "low": along(row["low"]),
+                        "high": along(row["high"]),
+                    }
+                    for row in one.rows
+                    if row["subset"] == subset
+                ],
             }
-            for row in one.rows
+            for subset in dict.fromkeys(row["subset"] for row in one.rows)
         ],
     }
 
@@ -601,9 +611,7 @@ def _of_task(table: Published, infos: Mapping[str, TaskInfo]) -> str | None:
     return next((key for key in keys if key in table["alike"]), keys[0] if keys else None)
 
 
-def _published(
-    table: Published, source: Mapping[str, str], infos: Mapping[str, TaskInfo]
-) -> dict[str, Any]:
+def _published(table: Published, source: Source, infos: Mapping[str, TaskInfo]) -> dict[str, Any]:
     key = _of_task(table, infos)
     columns = list(dict.fromkeys(name for own in table["scores"].values() for name in own))
     return {
