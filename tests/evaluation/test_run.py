@@ -54,7 +54,7 @@ def test_pictures_that_are_none_are_told_in_one_line(monkeypatch, side):
     with pytest.raises(
         ValueError, match=r"x: picture 'a\.png' cannot be decoded: Cannot read"
     ) as error:
-        mini._Pictures("x", "test", {"a.png"})
+        mini.MiniPictures("x", "test", {"a.png"})
     assert "\n" not in str(error.value)
 
 

@@ -262,7 +262,8 @@ def _overall(info: TaskInfo, found: Iterable[tuple[str, str, str]]) -> list[str]
 
 def _whole(subsets: Iterable[str]) -> list[str]:
     """The subset of all answers, or the mean of the others; none where a task has neither."""
-    return [name for name in ("all", "mean") if name in set(subsets)][:1]
+    found: list[str] = [name for name in subsets if name in ("all", "mean")]
+    return sorted(found)[:1]
 
 
 def _heat(

@@ -8,6 +8,7 @@ xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures
 scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
 xm3600.py: captions
+safety.py: refusals, and refusals that are wrong, ten languages
 """
 
 from ..protocol import Task
@@ -22,6 +23,7 @@ from .mmbench import MmBench
 from .mme import Mme
 from .mtvqa import MtVqa
 from .pope import Pope
+from .safety import Safety
 from .scienceqa import ScienceQa
 from .textvqa import TextVqa
 from .vizwiz import VizWiz
@@ -51,6 +53,7 @@ TASKS: dict[str, type[Task]] = {
         Kaleidoscope,
         Xmmmu,
         M3Exam,
+        Safety,
     )
 }
 

@@ -103,7 +103,7 @@ class Mini(Task):
         ]
         return Loaded(
             requests=requests,
-            pictures=_Pictures(data, split, images),
+            pictures=MiniPictures(data, split, images),
             languages=languages,
             data={
                 "name": Path(data).name if Path(data).is_dir() else data,
@@ -191,7 +191,7 @@ def _table(data: str, config: str, split: str) -> Any:
     return pa.concat_tables(parts)
 
 
-class _Pictures:
+class MiniPictures:
     """The mini dataset's pictures are few and small: their bytes are kept in memory."""
 
     def __init__(self, data: str, split: str, images: set[str]):
