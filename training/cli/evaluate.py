@@ -49,6 +49,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_languages(parser, "BCP-47 codes")
     parser.add_argument("--limit", type=int, help="only this many pictures a task")
     parser.add_argument("--no-baselines", action="store_true", help="skip blind and shuffled runs")
+    parser.add_argument(
+        "--toxicity",
+        type=as_place,
+        metavar="MODEL",
+        help="a text-classification model, user/name@revision too, that tells toxic answers",
+    )
+    parser.add_argument(
+        "--toxic-labels", nargs="+", metavar="LABEL", help="its labels that mean toxic"
+    )
+    parser.add_argument(
+        "--toxic-activation",
+        choices=("softmax", "sigmoid"),
+        help="softmax if its labels exclude each other, sigmoid if they do not",
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -57,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.report.evaluations import read_evaluation
     from ..evaluation.report.page import write_report
     from ..evaluation.run import evaluate
+    from ..evaluation.scoring.toxicity import Toxicity
     from ..evaluation.tasks import TASKS
 
     if args.list:
@@ -75,6 +90,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             "expected a model folder or Hub repository, or one of --list, --compare, --report"
         )
+    given = [args.toxicity, args.toxic_labels, args.toxic_activation]
+    if any(given) and not all(given):
+        raise ValueError(
+            "--toxicity, --toxic-labels and --toxic-activation: expected all three or none: models "
+            "seldom say which labels mean toxic and whether they exclude each other"
+        )
+    toxicity = Toxicity(*given, trust_remote_code=args.trust_remote_code) if args.toxicity else None
     evaluate(
         args.model,
         args.tasks or ["mini"],
@@ -87,4 +109,5 @@ def run(args: argparse.Namespace) -> None:
         trust_remote_code=args.trust_remote_code,
         seed=args.seed,
         revision=args.revision,
+        toxicity=toxicity,
     )

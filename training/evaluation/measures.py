@@ -8,6 +8,7 @@ from .protocol import Place, Scored, Task, mean_rows
 from .results import MetricInfo, Row
 from .scoring.fidelity import Detector, detectable, same_language
 from .scoring.scripts import SCRIPTS, in_script
+from .scoring.toxicity import TOXIC_AT, Toxicity
 
 MEASURES: dict[str, MetricInfo] = {
     "unparsable": {"title": "unparsable", "higher_is_better": False, "percent": True},
@@ -19,20 +20,27 @@ MEASURES: dict[str, MetricInfo] = {
         "higher_is_better": True,
         "percent": True,
     },
+    # Only where a classifier is given.
+    "toxic": {"title": "toxic", "higher_is_better": False, "percent": True},
     "tokens": {"title": "mean tokens", "higher_is_better": None, "percent": False},
 }
 
 
 def measures(
-    task: Task, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
+    task: Task,
+    scored: Sequence[Scored],
+    run: str,
+    groups: Mapping[str, Sequence[str]],
+    seed: int,
+    toxicity: Toxicity | None = None,
 ) -> list[Row]:
     """Rows of MEASURES over all answers of a run; `n` counts the answers that a measure can tell of."""
-    found = languages_found(scored)
+    found, toxic = languages_found(scored), toxicities(scored, toxicity)
     rows = []
     for metric, info in MEASURES.items():
         values: dict[str, list[tuple[str, float]]] = {}
-        for one, language in zip(scored, found, strict=True):
-            value = _measure(metric, one, language)
+        for one, language, probability in zip(scored, found, toxic, strict=True):
+            value = _measure(metric, one, language, probability)
             if value is not None:
                 pair = (one.request.item, float(value))
                 values.setdefault(one.request.language, []).append(pair)
@@ -59,7 +67,13 @@ def languages_found(scored: Sequence[Scored]) -> list[str | None]:
     ]
 
 
-def _measure(metric: str, one: Scored, found: str | None) -> float | None:
+def toxicities(scored: Sequence[Scored], toxicity: Toxicity | None) -> list[float | None]:
+    """The probability of each answer that it is toxic; None where that is not known."""
+    texts = [one.answer.text for one in scored]
+    return [None] * len(texts) if toxicity is None else toxicity(texts)
+
+
+def _measure(metric: str, one: Scored, found: str | None, toxic: float | None) -> float | None:
     """One answer's value; None where it says nothing about it."""
     request, given = one.request, one.answer
     simple: dict[str, Any] = {
@@ -71,6 +85,8 @@ def _measure(metric: str, one: Scored, found: str | None) -> float | None:
     if metric in simple:
         return simple[metric]
     asked = request.answer_language
+    if metric == "toxic":
+        return None if toxic is None else toxic >= TOXIC_AT
     if metric == "own_language":
         return None if found is None or asked is None else same_language(found, asked)
     return in_script(given.text, asked) if asked in SCRIPTS and given.text else None

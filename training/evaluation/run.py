@@ -20,7 +20,7 @@ from ..common.reading import read_yaml
 from ..inference.generation import is_maya
 from ..inference.load import load
 from .asking import Asking, Progress
-from .measures import MEASURES, languages_found, measures
+from .measures import MEASURES, languages_found, measures, toxicities
 from .protocol import (
     BASELINES,
     BLIND,
@@ -49,6 +49,7 @@ from .results import (
     write_results,
 )
 from .scoring.fidelity import detectable
+from .scoring.toxicity import Toxicity
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
 from .table import text_table
@@ -70,6 +71,7 @@ def evaluate(
     baseline_items: int | None = 300,
     sheet: bool = True,
     revision: str | None = None,
+    toxicity: Toxicity | None = None,
 ) -> Results:
     """Score a model on tasks, print tables, write `results.json`, the answers and a sheet of some.
 
@@ -90,6 +92,7 @@ def evaluate(
         baseline_items: on how many pictures the baselines are asked; None: on all.
         sheet: whether to draw `sheet.png`.
         revision: branch, tag or commit of the model's repository.
+        toxicity: a classifier that tells toxic answers.
 
     Raises:
         ValueError, OSError, MemoryError: in one line, before anything is asked or written.
@@ -145,16 +148,17 @@ def evaluate(
                 "decoding": "greedy",
                 "limit": limit,
                 "seed": seed,
+                **({"toxicity": toxicity.describe()} if toxicity else {}),
             },
             seconds,
         )
         for run, scored in runs.items():
             results["rows"] += task.aggregate(scored, run, groups, seed)
-            results["rows"] += measures(task, scored, run, groups, seed)
+            results["rows"] += measures(task, scored, run, groups, seed, toxicity)
         results["rows"] += chance_rows(task, part.requests)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "answers").mkdir(exist_ok=True)
-        _write_answers(folder / "answers" / f"{task.key}.parquet", runs)
+        _write_answers(folder / "answers" / f"{task.key}.parquet", runs, toxicity)
         keep_pictures(part, runs[MODEL], pictures_file(folder, task.key), seed)
         task.export(runs[MODEL], folder / "answers")
         if sheet and task.sheet and not undrawn:
@@ -325,7 +329,9 @@ def _model_info(model: Model, network: Any) -> ModelInfo:
     }
 
 
-def _write_answers(path: Path, runs: Mapping[str, Sequence[Scored]]) -> None:
+def _write_answers(
+    path: Path, runs: Mapping[str, Sequence[Scored]], toxicity: Toxicity | None
+) -> None:
     """Every question and answer, one row each: what the numbers were counted from."""
     rows = [
         {
@@ -344,9 +350,12 @@ def _write_answers(path: Path, runs: Mapping[str, Sequence[Scored]]) -> None:
             "tokens": one.answer.tokens,
             "ended": one.answer.ended,
             "language_found": found,
+            "toxicity": toxic,
         }
         for run, scored in runs.items()
-        for one, found in zip(scored, languages_found(scored), strict=True)
+        for one, found, toxic in zip(
+            scored, languages_found(scored), toxicities(scored, toxicity), strict=True
+        )
     ]
     columns = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})

@@ -16,7 +16,7 @@ from ..scoring.intervals import holm, paired_difference
 from .evaluations import Evaluation, of_run
 
 # What may differ between two runs of one protocol: it changes no answer, or only how many are asked.
-FREE = ("batch_size", "workers", "baselines", "baseline_items", "limit", "seed")
+FREE = ("batch_size", "workers", "baselines", "baseline_items", "limit", "seed", "toxicity")
 
 
 class Compared(TypedDict):

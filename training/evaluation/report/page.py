@@ -21,6 +21,7 @@ from ...common.telling import printable
 from ..measures import MEASURES
 from ..protocol import BLIND, CHANCE, MODEL, SHUFFLED, in_order
 from ..results import MetricInfo, Results, Row, TaskInfo
+from ..scoring.toxicity import TOXIC_AT
 from ..table import group_title, rows_of
 from .compare import Comparison, compare, only_one, place
 from .evaluations import SAMPLES, Evaluation, address, of_run, question_of, read_evaluation
@@ -38,6 +39,7 @@ KINDS = {
     "cut": "were cut by the limit of new tokens",
     "failed": "have a judgement that failed, and are not averaged",
     "language": "are in another language than asked for",
+    "toxic": "are toxic by the classifier that was given",
 }
 
 
@@ -432,6 +434,8 @@ def _failures(task: str, evaluation: Evaluation, model: str) -> dict[str, Any]:
             lists["cut"].append(row)
         if _failed(row, info["metric"], failed):
             lists["failed"].append(row)
+        if (row.get("toxicity") or 0) >= TOXIC_AT:
+            lists["toxic"].append(row)
         found = row.get("language_found")
         if found and found != row["language"].split("-")[0]:
             lists["language"].append(row)
@@ -452,6 +456,7 @@ def _failures(task: str, evaluation: Evaluation, model: str) -> dict[str, Any]:
                 ],
             }
             for kind, own in lists.items()
+            if kind != "toxic" or "toxicity" in info["settings"]
         ],
     }
 

@@ -19,6 +19,10 @@ class Gqa(ShortAnswers):
 
     name = "gqa"
     title = "GQA"
+    contamination = (
+        "LLaVA-1.5's finetuning data, which PALO and Maya use too, has this dataset's "
+        "training questions, about other pictures"
+    )
     protocols = {
         "llava": "GQA (1902.09506), eval.py, after LLaVA's convert_gqa_for_eval.py",
         "lmms_eval": "lmms-eval 0.7.3: equal without case and ASCII punctuation",

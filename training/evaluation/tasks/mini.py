@@ -51,6 +51,7 @@ class Mini(Task):
 
     name = "mini"
     title = "mini"
+    contamination = "no picture of the art style of its test split is in its training data"
     protocols = {"mini": "the mini dataset of this package"}
     parts = {"seen": "concepts seen in training", "held_out": "concepts held out"}
     subsets = {

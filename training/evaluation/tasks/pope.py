@@ -33,6 +33,10 @@ class Pope(Task):
 
     name = "pope"
     title = "POPE"
+    contamination = (
+        "its pictures are of COCO val2014, most of which are in COCO train2017: LLaVA-1.5 and "
+        "models finetuned on its data, as PALO and Maya, have seen them"
+    )
     protocols = {
         "paper": "POPE (2305.10355), evaluate.py: an answer without No, not or no is a yes",
         "strict": "as paper, but an answer that says neither yes nor no in ten languages is wrong",

@@ -23,6 +23,10 @@ class TextVqa(Task):
 
     name = "textvqa"
     title = "TextVQA"
+    contamination = (
+        "LLaVA-1.5's finetuning data, which PALO and Maya use too, has captions of this "
+        "dataset's training pictures (TextCaps)"
+    )
     protocols = {
         "llava": "LLaVA (2310.03744), m4c_evaluator.py, with the words of a text recogniser in the prompt",
         "lmms_eval": "lmms-eval 0.7.3, tasks/textvqa: without these words, the question capitalised",

@@ -22,6 +22,10 @@ class VqaV2(Task):
 
     name = "vqav2"
     title = "VQAv2"
+    contamination = (
+        "LLaVA-1.5's finetuning data, which PALO and Maya use too, has this dataset's "
+        "training questions, and most pictures of this validation split"
+    )
     protocols = {
         "official": "VQA (1505.00468), vqaEval.py: nothing is normalised where all ten answers are equal",
         "evalai": "EvalAI's processor, as lmms-eval 0.7.3 and TextVQA use it",

@@ -25,6 +25,10 @@ class XGqa(ShortAnswers):
 
     name = "xgqa"
     title = "xGQA"
+    contamination = (
+        "LLaVA-1.5's finetuning data, which PALO and Maya use too, has GQA's training "
+        "questions, about other pictures"
+    )
     protocols = {
         "centurio": "Centurio (2501.05122): equal in small letters; asked as pangea",
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/xgqa: the right answer occurs in the prediction",
