@@ -18,7 +18,7 @@ from maya_vlm.training.evaluation.report.evaluations import (
 )
 from maya_vlm.training.evaluation.report.page import shown, write_report
 from maya_vlm.training.evaluation.report.published import published, warning
-from maya_vlm.training.evaluation.results import write_results
+from maya_vlm.training.evaluation.results import read_results, write_results
 from maya_vlm.training.evaluation.tasks import TASKS, task
 from tests.evaluation.answers import Letters, results_of, scored
 
@@ -160,12 +160,36 @@ def test_damaged_answers_are_told_in_one_line(tmp_path, column, words):
     with pytest.raises(ValueError, match=words) as caught:
         page(tmp_path)
     assert "\n" not in str(caught.value)
+    place = table.column_names.index(column)
+    write_parquet(path, table.set_column(place, column, pa.array([[1]] * 6)))
+    with pytest.raises(ValueError, match=f"column '{column}': expected .*, found list<"):
+        page(tmp_path)
+    write_parquet(path, table.append_column("own", pa.array(["x"] * 6)))
+    page(tmp_path)  # a column of nobody is no harm
+    texts = pa.array(["x"] * 6)
+    write_parquet(path, table.set_column(table.column_names.index("accuracy"), "accuracy", texts))
+    with pytest.raises(ValueError, match="column 'accuracy': expected number, found string"):
+        page(tmp_path)
+    holes = pa.array([None, *table["prompt"].to_pylist()[1:]])
+    write_parquet(path, table.set_column(table.column_names.index("prompt"), "prompt", holes))
+    with pytest.raises(ValueError, match="column 'prompt': expected a value in every row, found 1"):
+        page(tmp_path)
     write_parquet(path, pa.concat_tables([table, table.slice(0, 1)]))
     with pytest.raises(ValueError, match="question 'en/en-red' of the run 'model': expected one"):
         page(tmp_path)
     path.write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="cannot be read"):
         page(tmp_path)
+
+
+def test_a_task_whose_name_leads_elsewhere_has_no_answers(tmp_path):
+    folder = evaluation(tmp_path / "a")
+    results = read_results(folder / "results.json")
+    results["tasks"]["../answers/letters"] = results["tasks"].pop("letters")
+    for row in results["rows"]:
+        row["task"] = "../answers/letters"
+    write_results(results, folder / "results.json")
+    assert "no answers beside the results" in page(folder)
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,10 @@ COLUMNS = {
     "unparsable": pa.types.is_boolean,
     "ended": pa.types.is_boolean,
 }
+# May be absent, or empty throughout.
+OPTIONAL = {"language_found": pa.types.is_string, "toxicity": pa.types.is_floating}
+# May be empty in a row: judged answers of others do not say whether they were cut.
+EMPTY = ("ended", *OPTIONAL)
 # How many pictures are kept for the page, drawn from the seed, and how many more of failures.
 SAMPLES, FAILED = 12, 12
 # The longest side of a kept picture, in pixels. A picture up to LOSSLESS stays as it is.
@@ -62,12 +66,14 @@ class Evaluation:
                 missing, a question that is answered twice in a run.
         """
         if task not in self._read:
-            self._read[task] = _read_answers(self.answers_file(task))
+            metrics = self.results["tasks"][task]["metrics"]
+            self._read[task] = _read_answers(self.answers_file(task), metrics)
         return self._read[task]
 
     def has_answers(self, task: str) -> bool:
         """Whether the answers of a task stand beside its numbers."""
-        return self.answers_file(task).is_file()
+        # A task of strangers may have a name that leads elsewhere.
+        return Path(task).name == task and self.answers_file(task).is_file()
 
     def answers_file(self, task: str) -> Path:
         """Where the answers of a task stand."""
@@ -104,18 +110,34 @@ def _table(path: Path) -> pa.Table:
         raise ValueError(f"{path}: cannot be read: {one_line(str(error), 200)}") from None
 
 
-def _read_answers(path: Path) -> list[dict[str, Any]]:
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+
+
+def _read_answers(path: Path, metrics: Iterable[str]) -> list[dict[str, Any]]:
     table = _table(path)
-    for name, is_right in COLUMNS.items():
+    for name in COLUMNS:
         if table.column_names.count(name) != 1:
             raise ValueError(
                 f"{path}: expected one column {name!r}, found "
                 f"{one_line(', '.join(table.column_names), 200)}: run `maya evaluate` again"
             )
-        kind = table.schema.field(name).type
-        if not is_right(kind) and table.num_rows:
-            told = is_right.__name__.removeprefix("is_")
-            raise ValueError(f"{path}: column {name!r}: expected {told}, found {kind}")
+    numbers = dict.fromkeys(set(metrics) - {*COLUMNS, *OPTIONAL}, _is_number)
+    for name, is_right in {**COLUMNS, **OPTIONAL, **numbers}.items():
+        for place in table.schema.get_all_field_indices(name):
+            kind = table.schema.field(place).type
+            if not (is_right(kind) or pa.types.is_null(kind)):
+                told = is_right.__name__.rpartition("is_")[2]
+                raise ValueError(
+                    f"{path}: column {one_line(name, 60)!r}: expected {told}, found "
+                    f"{one_line(str(kind), 60)}: run `maya evaluate` again"
+                )
+    for name in COLUMNS:
+        if table[name].null_count and name not in EMPTY:
+            raise ValueError(
+                f"{path}: column {name!r}: expected a value in every row, found "
+                f"{table[name].null_count:,} rows without: run `maya evaluate` again"
+            )
     rows = table.to_pylist()
     counts = Counter((row["run"], question_of(row)) for row in rows)
     twice = [key for key, count in counts.items() if count > 1]
