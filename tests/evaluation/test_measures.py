@@ -10,6 +10,7 @@ from maya_vlm.training.evaluation.protocol import Request, Score, Scored
 from maya_vlm.training.evaluation.scoring.toxicity import Toxicity
 from maya_vlm.training.inference.generation import Answer
 from tests.evaluation.answers import Letters
+from tests.evaluation.scoring.golden import golden, needs_golden
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "scum"]
 HINDI = "तस्वीर में एक छोटा कुत्ता लकड़ी के फर्श पर सो रहा है।"
@@ -115,3 +116,23 @@ def test_a_classifier_that_would_mislead_is_refused(classifier, capsys):
         Toxicity(str(classifier), ["insult"], "softmax")
     assert main(["evaluate", "m", "--toxicity", str(classifier)]) == 2
     assert "expected all three or none" in capsys.readouterr().err
+
+
+@needs_golden
+@pytest.mark.parametrize("checkpoint", ["maya", "maya_toxicity_free"])
+def test_rows_of_real_answers_are_within_two_points_of_the_labels_by_hand(checkpoint):
+    labels = golden("palo_answers/labels.json")
+    scored = [
+        one(row["answer"], row["language"], row["language"])
+        for row in golden(f"palo_answers/{checkpoint}.jsonl")
+        if row["question_id"] not in labels["code_questions_in_every_language"]
+    ]
+    rows = {
+        row["language"]: row
+        for row in measures(Letters(), scored, "model", {}, 0)
+        if row["metric"] == "own_language"
+    }
+    for language, label in labels["right_language_without_code_questions"][checkpoint].items():
+        share = label["in_requested_language"] / label["n"]
+        assert rows[language]["value"] == pytest.approx(share, abs=0.02)
+        assert rows[language]["n"] >= 0.98 * label["n"]
