@@ -349,6 +349,7 @@ def _write_answers(
             **one.score.values,
             "tokens": one.answer.tokens,
             "ended": one.answer.ended,
+            "answer_language": one.request.answer_language,
             "language_found": found,
             "toxicity": toxic,
         }

@@ -49,7 +49,8 @@ def evaluation(folder, texts=TEXTS, name="tiny", changes=None):
             "accuracy": one.score.values["accuracy"],
             "tokens": 1,
             "ended": one.request.item != "lime",
-            "language_found": None,
+            "answer_language": one.request.language,
+            "language_found": "en" if one.answer.text == "B" else None,
         }
         | (changes or {})
         for one in given
@@ -112,6 +113,11 @@ def test_numbers_baselines_failures_and_samples_are_on_the_page(tmp_path):
     assert re.search(r"<strong>2</strong> of 6 answers could not be read", text)
     assert re.search(r"<strong>2</strong> of 6 answers were cut by the limit", text)
     assert "0 of 6 answers have a judgement that failed" in text
+    # An English B to an English question is in the language asked for, to a Hindi one it is not.
+    assert "0 of 6 answers are in another language" in text
+    text = page(evaluation(tmp_path, ["A", "B", "A", "A", "B", "A"]))
+    assert "<strong>1</strong> of 6 answers are in another language" in text
+    assert "Asked for → found: hi → en 1" in text
     assert text.count("<article>") == 3
     assert "old pictures: choice" in text
     assert "Contamination" in text

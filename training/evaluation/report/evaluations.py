@@ -33,7 +33,11 @@ COLUMNS = {
     "ended": pa.types.is_boolean,
 }
 # May be absent, or empty throughout.
-OPTIONAL = {"language_found": pa.types.is_string, "toxicity": pa.types.is_floating}
+OPTIONAL = {
+    "answer_language": pa.types.is_string,
+    "language_found": pa.types.is_string,
+    "toxicity": pa.types.is_floating,
+}
 # May be empty in a row: judged answers of others do not say whether they were cut.
 EMPTY = ("ended", *OPTIONAL)
 # How many pictures are kept for the page, drawn from the seed, and how many more of failures.

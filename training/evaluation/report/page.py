@@ -21,6 +21,7 @@ from ...common.telling import printable
 from ..measures import MEASURES
 from ..protocol import BLIND, CHANCE, MODEL, SHUFFLED, in_order
 from ..results import MetricInfo, Results, Row, TaskInfo
+from ..scoring.fidelity import same_language
 from ..scoring.toxicity import TOXIC_AT
 from ..table import group_title, rows_of
 from .compare import Comparison, compare, only_one, place
@@ -436,10 +437,10 @@ def _failures(task: str, evaluation: Evaluation, model: str) -> dict[str, Any]:
             lists["failed"].append(row)
         if (row.get("toxicity") or 0) >= TOXIC_AT:
             lists["toxic"].append(row)
-        found = row.get("language_found")
-        if found and found != row["language"].split("-")[0]:
+        asked, found = row.get("answer_language"), row.get("language_found")
+        if asked and found and not same_language(found, asked):
             lists["language"].append(row)
-            confused[row["language"], found] += 1
+            confused[asked, found] += 1
     pictures = evaluation.pictures(task)
     return {
         "model": model,
