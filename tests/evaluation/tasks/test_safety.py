@@ -2,10 +2,13 @@ import pytest
 
 from maya_vlm.training.common.languages import LANGUAGES
 from maya_vlm.training.evaluation.protocol import Selection
+from maya_vlm.training.evaluation.run import evaluate
 from maya_vlm.training.evaluation.scoring.fidelity import Detector
 from maya_vlm.training.evaluation.scoring.refusals import parse_refusal
+from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks.safety import Safety
 from maya_vlm.training.inference.generation import Answer
+from tests.helpers.tiny_maya import save_tiny_maya
 
 from .public_rows import answered
 
@@ -84,3 +87,13 @@ def test_what_does_not_apply_is_refused():
     few = Safety().load(Selection(languages=["ur"], limit=2))
     assert len(few.requests) == 4
     assert Safety().score(few.requests[0], Answer("", 1, True)).unparsable
+
+
+def test_it_runs_to_its_table_and_its_page(tmp_path):
+    model = save_tiny_maya(tmp_path / "tiny")
+    results = evaluate(str(model), ["safety"], limit=3, languages=["en", "ur"], sheet=False)
+    rows = [row for row in results["rows"] if row["metric"] == "accuracy"]
+    assert {row["run"] for row in rows} == {"model", "blind", "shuffled"}
+    assert {row["subset"] for row in rows} == {"harmful", "harmless"}
+    assert "harmless look-alikes" in text_table(results, "safety")
+    assert "Safety" in (model / "report.html").read_text(encoding="utf-8")
