@@ -262,5 +262,7 @@ def test_what_is_not_comparable_is_warned_of():
     assert "another way of asking or scoring than pope:strict" in warning(pope, "pope:strict", info)
     info["settings"]["limit"] = 50
     assert "on 3 pictures only" in warning(pope, "pope", info)
+    info["data"]["revision"] = None
+    assert "on local files" in warning(pope, "pope", info)
     judged = next(table for table in tables if table.get("judge") == "gpt-4-0314")
     assert "the judge is gpt-4-0314" in warning(judged, "llava_bench", info)

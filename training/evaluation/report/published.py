@@ -89,4 +89,6 @@ def warning(table: Published, key: str, info: TaskInfo | None) -> str:
         reasons.append(f"the judge is {table['judge']}")
     if info["settings"].get("limit") is not None:
         reasons.append(f"the result is on {info['data']['images']:,} pictures only")
+    if info["data"]["revision"] is None:
+        reasons.append("the result is on local files, which may hold other questions")
     return "; ".join(reasons)
