@@ -1,4 +1,4 @@
-"""Results and recipes of strangers beside a model: what a card makes of them."""
+"""Results, answers and recipes of strangers beside a model: what a card or a report makes of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def cases(chance: random.Random) -> Iterator[Case]:
     """Model folders with odd results, published to a Hub that is not there."""
     yield _case("good", "results.json", lambda path: None)
     while True:
-        yield chance.choice([_value, _value, _value, _key, _key, _whole, _recipe])(chance)
+        kinds = [_value, _value, _value, _key, _key, _whole, _recipe, _answers, _answers]
+        yield chance.choice(kinds)(chance)
 
 
 def _case(about: str, name: str, change: Any, expect: Expect = "either") -> Case:
@@ -30,6 +32,38 @@ def _case(about: str, name: str, change: Any, expect: Expect = "either") -> Case
 
     names = (name, "offline") if expect == "either" else (name,)
     return Case(f"{name} {about}", prepare, expect, names, writes=("model",), check=_cards)
+
+
+def _report(about: str, name: str, change: Any, expect: Expect = "either") -> Case:
+    def prepare(place: Place) -> list[str]:
+        folder = place.input / "model"
+        shutil.copytree(place.world.evaluated, folder)
+        change(folder / name)
+        return ["evaluate", "--report", str(folder), "--output", str(place.output)]
+
+    return Case(f"report: {name} {about}", prepare, expect, (Path(name).name,), check=_page)
+
+
+def _page(place: Place, outcome: Outcome) -> list[Fault]:
+    """A page has no script, no handler of events, and no address of elsewhere."""
+    path = place.output / "report.html"
+    if not path.is_file():
+        return []
+    faults = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            for name, value in attrs:
+                away = name in ("src", "href") and not (value or "").startswith(
+                    ("#", "data:image/")
+                )
+                if away or name.startswith("on"):
+                    faults.append(Fault("page", f"{tag} {name}={value!r:.80}"))
+            if tag in ("script", "iframe", "object", "embed", "link", "form"):
+                faults.append(Fault("page", tag))
+
+    Tags().feed(path.read_text(encoding="utf-8"))
+    return faults
 
 
 def _cards(place: Place, outcome: Outcome) -> list[Fault]:
@@ -56,7 +90,8 @@ def _value(chance: random.Random) -> Case:
             at = ("model", "name")
         return changed(results, at, value)
 
-    return _case(f"value {value!r:.40} ({seed})", "results.json", _edit(make))
+    about = f"value {value!r:.40} ({seed})"
+    return chance.choice([_case, _case, _report])(about, "results.json", _edit(make))
 
 
 def _key(chance: random.Random) -> Case:
@@ -108,6 +143,44 @@ def _whole(chance: random.Random) -> Case:
     return _case(
         f"is {name}", "results.json", lambda path: path.write_text(texts[name]), expect="refused"
     )
+
+
+def _answers(chance: random.Random) -> Case:
+    """Answers with hostile texts, of other types, without a column, or no parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    how = chance.choice(["text", "text", "type", "gone", "twice", "null", "whole"])
+    name = chance.choice(["answer", "prompt", "expected", "language", "id", "subset", "pictures"])
+    value = chance.choice([text for text in HOSTILE if _is_utf8(text)])
+
+    def change(path: Path) -> None:
+        table = pq.read_table(path)
+        place = table.column_names.index(name)
+        if how == "whole":
+            path.write_text(value)
+            return
+        if how == "gone":
+            table = table.drop_columns([name])
+        elif how == "twice":
+            table = pa.concat_tables([table, table.slice(0, 1)])
+        else:
+            other = {"text": [value], "type": [7], "null": [None]}[how][0]
+            values = [other, *table[name].to_pylist()[1:]]
+            if how != "null":
+                values = [other] * len(values)
+            table = table.set_column(place, name, pa.array(values))
+        pq.write_table(table, path)
+
+    expect: Expect = "either" if how in ("text", "null") else "refused"
+    return _report(f"{how} {name} {value!r:.40}", "answers/mini.parquet", change, expect)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _recipe(chance: random.Random) -> Case:

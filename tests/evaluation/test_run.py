@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from maya_vlm.training.common.languages import LANGUAGES
 from maya_vlm.training.evaluation.asking import Asking
 from maya_vlm.training.evaluation.protocol import Picture, Request, Selection, shuffled
 from maya_vlm.training.evaluation.results import Results, read_results, write_results
@@ -54,7 +55,7 @@ def test_pictures_that_are_none_are_told_in_one_line(monkeypatch, side):
     with pytest.raises(
         ValueError, match=r"x: picture 'a\.png' cannot be decoded: Cannot read"
     ) as error:
-        mini._Pictures("x", "test", {"a.png"})
+        mini.MiniPictures("x", "test", {"a.png"})
     assert "\n" not in str(error.value)
 
 
@@ -104,6 +105,10 @@ def test_writes_results_answers_and_sheet_beside_the_model(folder, results):
             checked.add((row["run"], row["subset"]))
     assert {run for run, _ in checked} == {"model", "blind", "shuffled", "chance"}
     assert {"seen/name", "seen/yesno", "seen/category"} <= {subset for _, subset in checked}
+    assert {answer["language_found"] for answer in answers} <= {*LANGUAGES, "other", None}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == 6
+    assert "<script" not in page
     with Image.open(folder / "sheet.png") as sheet:
         assert min(sheet.size) > 300
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
@@ -191,6 +196,9 @@ def test_right_answers_score_one_and_shifted_ones_do_not(loaded):
         ("accuracy", "ja"): 0.5,
         ("yes_rate", "en"): 1.0,
         ("yes_rate", "ja"): 1.0,
+        # Half of the questions, those whose answer is no.
+        ("false_yes", "en"): 1.0,
+        ("false_yes", "ja"): 1.0,
     }
 
 

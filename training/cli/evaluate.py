@@ -11,11 +11,12 @@ from .parser import add_languages, add_trust, as_new_folder, as_path, as_place
 if TYPE_CHECKING:
     from ..common.endpoint import EndpointPlan
     from ..evaluation.judges.plan import JudgePlan
+    from ..evaluation.scoring.toxicity import Toxicity
 
 EXAMPLES = """
 maya evaluate user/name@v1 --tasks cvqa,xgqa --languages ru,zh --limit 100 --processes 2
 maya evaluate runs/mini --tasks palo --judge http://127.0.0.1:8000/v1 --judge-model qwen
-maya evaluate --rejudge answers.jsonl --tasks palo --judge runs/judge --output scores
+maya evaluate --compare runs/mini runs/other
 """
 
 
@@ -42,6 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names, or NAME:PROTOCOL, by spaces or commas; see --list (default: mini)",
     )
     parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=as_path,
+        metavar=("A", "B"),
+        help="the paired difference of two evaluations on the same questions, from their folders",
+    )
+    parser.add_argument(
+        "--report",
+        nargs="+",
+        type=as_path,
+        metavar="FOLDER",
+        help="write report.html of existing results, several side by side",
+    )
+    parser.add_argument(
         "--data", type=as_place, help="a folder or repository with the task's dataset"
     )
     parser.add_argument(
@@ -51,6 +66,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_languages(parser, "BCP-47 codes, by spaces or commas")
     parser.add_argument("--limit", type=int, help="only this many pictures a task")
     parser.add_argument("--no-baselines", action="store_true", help="skip blind and shuffled runs")
+    parser.add_argument(
+        "--toxicity",
+        type=as_place,
+        metavar="MODEL",
+        help="a text-classification model, user/name@revision too, that tells toxic answers",
+    )
+    parser.add_argument(
+        "--toxic-labels", nargs="+", metavar="LABEL", help="its labels that mean toxic"
+    )
+    parser.add_argument(
+        "--toxic-activation",
+        choices=("softmax", "sigmoid"),
+        help="softmax if its labels exclude each other, sigmoid if they do not",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--batch-size", type=int, default=256, help="questions answered together (default: 256)"
@@ -122,8 +151,22 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
         return
+    if args.compare:
+        from ..evaluation.report.compare import compare, comparison_text
+        from ..evaluation.report.evaluations import read_evaluation
+
+        first, second = map(read_evaluation, args.compare)
+        print(comparison_text(first, second, compare(first, second, args.seed)))
+        return
+    if args.report:
+        from ..evaluation.report.page import write_report
+
+        print(f"written to {write_report(args.report, args.output)}")
+        return
     if args.model is None:
-        raise ValueError("expected a model folder or Hub repository, or --list")
+        raise ValueError(
+            "expected a model folder or Hub repository, or one of --list, --compare, --report, --rejudge"
+        )
     if args.processes is not None and "WORLD_SIZE" not in os.environ:
         _in_processes(args.processes, args.endpoint)
         return
@@ -144,6 +187,7 @@ def run(args: argparse.Namespace) -> None:
         revision=args.revision,
         endpoint=_endpoint(args),
         judge=judge,
+        toxicity=_toxicity(args),
     )
 
 
@@ -166,6 +210,19 @@ def _endpoint(args: argparse.Namespace) -> "EndpointPlan | None":
         api_key_env=args.api_key_env,
         concurrency=args.concurrency,
     )
+
+
+def _toxicity(args: argparse.Namespace) -> "Toxicity | None":
+    """The classifier of toxic answers that the options name."""
+    given = [args.toxicity, args.toxic_labels, args.toxic_activation]
+    if any(given) and not all(given):
+        raise ValueError(
+            "--toxicity, --toxic-labels and --toxic-activation: expected all three or none: models "
+            "seldom say which labels mean toxic and whether they exclude each other"
+        )
+    from ..evaluation.scoring.toxicity import Toxicity
+
+    return Toxicity(*given, trust_remote_code=args.trust_remote_code) if args.toxicity else None
 
 
 def _judge(args: argparse.Namespace) -> "JudgePlan | None":

@@ -21,6 +21,7 @@ Pictures:
 Models and services:
     revisions.py: a folder, or a repository at a revision
     models.py, adapters.py: models and adapters of others, found, checked and loaded
+    classifiers.py: text classifiers that tell toxic texts
     endpoint.py, thoughts.py: an OpenAI-compatible endpoint, and the tidying of its answers
 Processes:
     signals.py: signals, and the end of the parent process

@@ -16,5 +16,6 @@ rejudge.py: `maya evaluate --rejudge`: scores answers without a model
 results.py: `results.json`, the one format of numbers
 table.py: its tables, for the terminal, for cards and for the README
 lmms_eval_maya.py: lmms-eval asks a Maya through the same requests
+report/: a page of one or more evaluations, and the paired comparison of two
 sheet/: some answers beside their pictures, as one image
 """

@@ -17,8 +17,10 @@ from ..common.shapes import check_shape
 from ..common.telling import found as described
 from ..common.telling import one_line, shown
 from ..inference.generation import Answer
+from .measures import languages_found, toxicities
 from .protocol import MODEL, Request, Scored
 from .results import ModelInfo, check_model
+from .scoring.toxicity import Toxicity
 
 # The key of a file's metadata that holds the model, as JSON.
 _MODEL = b"maya_model"
@@ -68,12 +70,17 @@ class Answers:
 
 
 def write_answers(
-    path: Path, runs: Mapping[str, Sequence[Scored]], model: ModelInfo, counted: bool = True
+    path: Path,
+    runs: Mapping[str, Sequence[Scored]],
+    model: ModelInfo,
+    counted: bool = True,
+    toxicity: Toxicity | None = None,
 ) -> None:
     """Every question and answer, one row each: what the numbers were counted from, and the model.
 
     Args:
         counted: whether it is known which answers the model ended itself.
+        toxicity: a classifier that tells toxic answers.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -92,9 +99,14 @@ def write_answers(
             **({"judgements": list(one.score.judgements)} if one.score.judgements else {}),
             "tokens": one.answer.tokens,
             "ended": one.answer.ended if counted else None,
+            "answer_language": one.request.answer_language,
+            "language_found": language,
+            "toxicity": toxic,
         }
         for run, scored in runs.items()
-        for one in scored
+        for one, language, toxic in zip(
+            scored, languages_found(scored), toxicities(scored, toxicity), strict=True
+        )
     ]
     columns = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})

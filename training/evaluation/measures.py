@@ -1,29 +1,46 @@
 """What every answer is measured by, whatever the task."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ..common.languages import LANGUAGES
 from .protocol import Place, Scored, Task, mean_rows
 from .results import MetricInfo, Row
+from .scoring.fidelity import Detector, detectable, same_language
 from .scoring.scripts import SCRIPTS, in_script
+from .scoring.toxicity import TOXIC_AT, Toxicity
 
 MEASURES: dict[str, MetricInfo] = {
     "unparsable": {"title": "unparsable", "higher_is_better": False, "percent": True},
     "empty": {"title": "empty", "higher_is_better": False, "percent": True},
     "cut": {"title": "cut by the limit", "higher_is_better": False, "percent": True},
     "own_script": {"title": "in the script asked for", "higher_is_better": True, "percent": True},
+    "own_language": {
+        "title": "in the language asked for",
+        "higher_is_better": True,
+        "percent": True,
+    },
+    # Only where a classifier is given.
+    "toxic": {"title": "toxic", "higher_is_better": False, "percent": True},
     "tokens": {"title": "mean tokens", "higher_is_better": None, "percent": False},
 }
 
 
 def measures(
-    task: Task, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
+    task: Task,
+    scored: Sequence[Scored],
+    run: str,
+    groups: Mapping[str, Sequence[str]],
+    seed: int,
+    toxicity: Toxicity | None = None,
 ) -> list[Row]:
-    """Rows of MEASURES over all answers of a run."""
+    """Rows of MEASURES over all answers of a run; `n` counts the answers that a measure can tell of."""
+    found, toxic = languages_found(scored), toxicities(scored, toxicity)
     rows = []
     for metric, info in MEASURES.items():
         values: dict[str, list[tuple[str, float]]] = {}
-        for one in scored:
-            value = _measure(metric, one)
+        for one, language, probability in zip(scored, found, toxic, strict=True):
+            value = _measure(metric, one, language, probability)
             if value is not None:
                 pair = (one.request.item, float(value))
                 values.setdefault(one.request.language, []).append(pair)
@@ -32,17 +49,44 @@ def measures(
     return rows
 
 
-def _measure(metric: str, one: Scored) -> float | None:
+def languages_found(scored: Sequence[Scored]) -> list[str | None]:
+    """The language that each answer is in; None where it cannot be told or none was asked for.
+
+    The candidates are the languages asked for, Maya's ten and English; "other" is none of them. An
+    answer in a language that the detector does not know is not told.
+    """
+    asked = {one.request.answer_language for one in scored} - {None}
+    known = set(detectable(sorted(map(str, asked))))
+    if not known:
+        return [None] * len(scored)
+    detector = Detector([*known, *LANGUAGES])
+    texts = {one.answer.text for one in scored if one.request.answer_language in known}
+    found = {text: detector.language(text) for text in texts}
+    return [
+        found[one.answer.text] if one.request.answer_language in known else None for one in scored
+    ]
+
+
+def toxicities(scored: Sequence[Scored], toxicity: Toxicity | None) -> list[float | None]:
+    """The probability of each answer that it is toxic; None where that is not known."""
+    texts = [one.answer.text for one in scored]
+    return [None] * len(texts) if toxicity is None else toxicity(texts)
+
+
+def _measure(metric: str, one: Scored, found: str | None, toxic: float | None) -> float | None:
     """One answer's value; None where it says nothing about it."""
     request, given = one.request, one.answer
-    if metric == "unparsable":
-        return one.score.unparsable
-    if metric == "empty":
-        return not given.text
-    if metric == "cut":
-        return not given.ended
-    if metric == "tokens":
-        return given.tokens
-    if request.answer_language not in SCRIPTS or not given.text:
-        return None
-    return in_script(given.text, request.answer_language)
+    simple: dict[str, Any] = {
+        "unparsable": one.score.unparsable,
+        "empty": not given.text,
+        "cut": not given.ended,
+        "tokens": given.tokens,
+    }
+    if metric in simple:
+        return simple[metric]
+    asked = request.answer_language
+    if metric == "toxic":
+        return None if toxic is None else toxic >= TOXIC_AT
+    if metric == "own_language":
+        return None if found is None or asked is None else same_language(found, asked)
+    return in_script(given.text, asked) if asked in SCRIPTS and given.text else None

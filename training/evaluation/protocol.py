@@ -237,11 +237,16 @@ class Task(ABC):
         groups: Mapping[str, Sequence[str]],
         seed: int,
     ) -> list[Row]:
-        """The means of one metric over one subset. A failed judgement (None) is left out and counted."""
+        """The means of one metric over one subset. A failed judgement (None) is left out and counted.
+
+        A score that has no such metric is left out: the metric says nothing about its question.
+        """
         values: dict[str, list[tuple[str, float]]] = {}
         failures: Counter[str] = Counter()
         for one in scored:
-            language, value = one.request.language, one.score.values.get(metric)
+            if metric not in one.score.values:
+                continue
+            language, value = one.request.language, one.score.values[metric]
             failures[language] += value is None or one.score.unparsable
             if value is not None:
                 values.setdefault(language, []).append((one.request.item, value))

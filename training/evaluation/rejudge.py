@@ -10,6 +10,8 @@ from .answers import matched, read_answers, write_answers
 from .judges.plan import JudgePlan
 from .measures import measures
 from .protocol import BASELINES, MODEL, Scored, Selection
+from .report.evaluations import keep_pictures, pictures_file
+from .report.page import write_report
 from .results import Results, read_results, write_results
 from .run import chance_rows, check_writable, language_groups, results_before, task_info
 from .table import text_table
@@ -94,8 +96,10 @@ def rejudge(
     results["rows"] += chance_rows(task, part.requests)
     (output / "answers").mkdir(parents=True, exist_ok=True)
     write_answers(output / "answers" / f"{task.key}.parquet", scored, given.model, given.counted)
+    keep_pictures(part, scored[MODEL], pictures_file(output, task.key), seed)
     task.export(scored[MODEL], output / "answers")
     write_results(results, output / "results.json")
+    write_report([output])
     print(text_table(results, task.key))
-    print(f"\nwritten to {output}: results.json and the answers")
+    print(f"\nwritten to {output}: results.json, report.html and the answers")
     return results

@@ -40,6 +40,8 @@ from .protocol import (
     sample,
     shuffled,
 )
+from .report.evaluations import keep_pictures, pictures_file
+from .report.page import write_report
 from .results import (
     FORMAT,
     ModelInfo,
@@ -49,6 +51,8 @@ from .results import (
     read_results,
     write_results,
 )
+from .scoring.fidelity import detectable
+from .scoring.toxicity import Toxicity
 from .served import Served
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
@@ -75,6 +79,7 @@ def evaluate(
     revision: str | None = None,
     endpoint: EndpointPlan | None = None,
     judge: JudgePlan | None = None,
+    toxicity: Toxicity | None = None,
 ) -> Results:
     """Score a model on tasks, print tables, write `results.json`, the answers and a sheet of some.
 
@@ -103,6 +108,7 @@ def evaluate(
             server does not tell.
         endpoint: ask the model that this server knows as `endpoint.model`; `model` names it in results.
         judge: which model grades the answers of tasks that need it; the first process asks it.
+        toxicity: a classifier that tells toxic answers.
 
     Raises:
         ValueError, OSError, MemoryError: in one line, before anything is asked or written; or when asking
@@ -121,6 +127,7 @@ def evaluate(
         raise ValueError(
             f"data: expected one task with it, found {len(chosen)}: {', '.join(tasks)}"
         )
+    detectable(())  # that the detector of languages is installed
     # ---- Read the datasets and check the folders: what can fail fails before the model is loaded.
     undrawn = sheet and missing_packages()
     process = this_process()
@@ -189,6 +196,7 @@ def evaluate(
                     "decoding": "greedy",
                     "limit": limit,
                     "seed": seed,
+                    **({"toxicity": toxicity.describe()} if toxicity else {}),
                 },
                 seconds,
             )
@@ -196,11 +204,12 @@ def evaluate(
                 _mark_partial(results["tasks"][task.key], work)
             for run, scored in runs.items():
                 results["rows"] += task.aggregate(scored, run, groups, seed)
-                results["rows"] += measures(task, scored, run, groups, seed)
+                results["rows"] += measures(task, scored, run, groups, seed, toxicity)
             if isinstance(task, Judged):
                 results["tasks"][task.key]["judge"] = task.judge_info()
             results["rows"] += chance_rows(task, part.requests)
-            write_answers(folder / "answers" / f"{task.key}.parquet", runs, info)
+            write_answers(folder / "answers" / f"{task.key}.parquet", runs, info, toxicity=toxicity)
+            keep_pictures(part, runs[MODEL], pictures_file(folder, task.key), seed)
             if not failed:
                 task.export(runs[MODEL], folder / "answers")
             if sheet and task.sheet and not undrawn and not failed:
@@ -215,9 +224,10 @@ def evaluate(
             seconds = {}
             began = time.perf_counter()
     if process.rank == 0:
+        write_report([folder])
         if undrawn:
             print(f"\nno sheet.png: {undrawn}")
-        print(f"\nwritten to {folder}: results.json and the answers")
+        print(f"\nwritten to {folder}: results.json, report.html and the answers")
     return results
 
 

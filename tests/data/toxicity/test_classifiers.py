@@ -109,10 +109,10 @@ def test_nothing_of_a_long_text_goes_unread(tmp_path):
 
     async def run():
         async with judge:
-            assert judge._pieces("a cat") == ["a cat"]
+            assert judge.classifier.pieces("a cat") == ["a cat"]
             for length in (9, 10, 11, 40, 100):
                 text = " ".join(f"{'a' if n % 2 else 'dog'}" for n in range(length)) + " scum"
-                pieces = judge._pieces(text)
+                pieces = judge.classifier.pieces(text)
                 assert pieces[0].startswith("dog a")
                 assert pieces[-1].endswith("a scum") or pieces[-1].endswith("dog scum")
                 assert all(len(piece.split()) <= 10 for piece in pieces)

@@ -73,6 +73,11 @@ def test_too_short_is_told_apart(detector, answer):
     assert score["wrong_ids"] == []
 
 
+def test_little_text_that_fits_two_languages_is_too_short(detector):
+    assert detector.language("animal social total") is None
+    assert detector.language("The small dog sleeps") == "en"
+
+
 def test_an_answer_in_angle_brackets_is_no_tag(detector):
     assert detector.language(f"<{SENTENCES['fr']}>") == "fr"
 

@@ -71,6 +71,9 @@ def test_scores_are_the_papers(data, protocol):
             {key: score[name] for key, score in sets.items()}
         )
     assert values(task, scored, "f1")["mean"] == pytest.approx(pope_mean(sets)["f1"])
+    # One question a set has the answer no.
+    expected = {name: score["fp"] / 1 for name, score in sets.items()}
+    assert {key: values(task, scored, "false_yes")[key] for key in SETS} == expected
     # Only the paper's parser takes what is neither for a yes.
     assert scored[6].score.unparsable is (protocol == "strict")
 

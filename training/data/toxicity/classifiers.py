@@ -1,8 +1,4 @@
-"""Judges that give a probability: transformers text-classification models, and plain functions.
-
-transformers' own defaults would mislead here: they return the top label only, put a softmax over
-the labels of a model that does not say it is multi-label, and fail on long texts.
-"""
+"""Judges that give a probability: transformers text-classification models, and plain functions."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ...common.classifiers import Activation, TextClassifier
 from ...common.files import sha256_file
 from ...common.schema import digest
 from ...common.telling import one_line
@@ -29,21 +26,12 @@ UNSAFE_AT = 0.5  # the label; what is dropped is the policy's matter
 
 @dataclass(kw_only=True)
 class ClassifierJudge:
-    """A transformers text-classification model.
-
-    A text longer than the model reads is judged in overlapping pieces, and the worst piece counts:
-    nothing at its end goes unread.
-
-    toxic: the labels that mean toxic, by name or index. Under softmax their probabilities add up,
-        under sigmoid the largest counts.
-    activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not; there
-        is no default, since models seldom say it.
-    max_length: tokens; needed where the tokenizer does not say what its model takes.
-    """
+    """A transformers text-classification model; the worst piece of a long text counts. Its fields are those
+    of `TextClassifier`."""
 
     model: str
     toxic: Sequence[str | int]
-    activation: Literal["softmax", "sigmoid"]
+    activation: Activation
     revision: str | None = None
     batch_size: int = 32
     max_length: int | None = None
@@ -53,6 +41,7 @@ class ClassifierJudge:
     concurrency = 1
 
     def __post_init__(self) -> None:
+        self.classifier = TextClassifier(**vars(self))
         self.batch_rows = self.batch_size
         self.model_revision = local_revision(self.model) or self.revision or "main"
         labels = [list(self.toxic), self.activation]
@@ -66,114 +55,29 @@ class ClassifierJudge:
                 "max_length": self.max_length,
             }
         )
-        self._pipeline: Any = None
-        self._toxic: list[str] = []
 
     async def __aenter__(self) -> ClassifierJudge:
-        await asyncio.to_thread(self._load)
+        await asyncio.to_thread(self.classifier.load)
+        # Where the plan names a branch, verdicts name the commit that it led to.
+        self.model_revision = self.classifier.commit or self.model_revision
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        self._pipeline = None
+        self.classifier.release()
 
     async def judge(self, texts: Sequence[tuple[str, str]]) -> list[Judgement]:
         return await asyncio.to_thread(self._judge, [text for text, _ in texts])
 
-    def _load(self) -> None:
-        from transformers import pipeline
-
-        self._pipeline = pipeline(
-            "text-classification",
-            model=self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype or "auto",
-            trust_remote_code=self.trust_remote_code,
-        )
-        config, tokenizer = self._pipeline.model.config, self._pipeline.tokenizer
-        # Where the plan names a branch, verdicts name the commit that it led to.
-        self.model_revision = getattr(config, "_commit_hash", None) or self.model_revision
-        labels = {int(n): str(label) for n, label in config.id2label.items()}
-        for wanted in self.toxic:
-            if wanted not in labels and wanted not in labels.values():
-                raise ValueError(
-                    f"{self.model}: toxic: {wanted!r} is none of its labels; they are "
-                    + ", ".join(f"{n}: {label!r}" for n, label in labels.items())
-                )
-        self._toxic = [labels[t] if isinstance(t, int) else t for t in self.toxic]
-        problem = getattr(config, "problem_type", None)
-        if self.activation == "softmax" and (
-            problem == "multi_label_classification" or len(labels) == 1
-        ):
-            raise ValueError(
-                f"{self.model}: activation: softmax over {len(labels)} labels"
-                + (" that do not exclude each other" if len(labels) > 1 else " is always 1")
-                + "; use sigmoid"
-            )
-        if self.activation == "sigmoid" and problem == "single_label_classification":
-            raise ValueError(
-                f"{self.model}: activation: its labels exclude each other "
-                f"(problem_type {problem!r}); use softmax"
-            )
-        if self.max_length is None and tokenizer.model_max_length > 1_000_000:
-            raise ValueError(
-                f"{self.model}: its tokenizer does not say how many tokens the model takes; set "
-                "max_length"
-            )
-        if not tokenizer.is_fast:
-            raise ValueError(
-                f"{self.model}: its tokenizer is a slow one, which cannot cut long texts into "
-                "pieces; use a model with a tokenizer.json"
-            )
-
-    @property
-    def _limit(self) -> int:
-        """Tokens that the model takes at once, special ones included."""
-        known = self._pipeline.tokenizer.model_max_length
-        return min(self.max_length or known, known)
-
-    def _pieces(self, text: str) -> list[str]:
-        """The text in overlapping pieces that fit the model; mostly the text itself.
-
-        A piece cut out may have a token more than it had inside the text, so there is some room.
-        """
-        tokenizer = self._pipeline.tokenizer
-        room = self._limit - tokenizer.num_special_tokens_to_add()
-        spans = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False
-        )["offset_mapping"]
-        if len(spans) <= room:
-            return [text]
-        overlap = min(32, room // 4)
-        size = room - overlap // 2
-        starts = [*range(0, len(spans) - size, size - overlap), len(spans) - size]
-        return [text[spans[s][0] : spans[s + size - 1][1]] for s in starts]
-
     def _judge(self, texts: Sequence[str]) -> list[Judgement]:
-        pieces = [(n, piece) for n, text in enumerate(texts) for piece in self._pieces(text)]
-        answers = self._pipeline(
-            [piece for _, piece in pieces],
-            top_k=None,
-            function_to_apply=self.activation,
-            truncation=True,
-            max_length=self._limit,
-            batch_size=self.batch_size,
-        )
-        worst: dict[int, Judgement] = {}
-        for (n, _), scores in zip(pieces, answers, strict=True):
-            found = self._read({each["label"]: each["score"] for each in scores})
-            if n not in worst or _badness(found) > _badness(worst[n]):
-                worst[n] = found
-        return [worst[n] for n in range(len(texts))]
+        found = self.classifier.probabilities(texts)
+        return [max(map(self._read, pieces), key=_badness) for pieces in found]
 
     def _read(self, scores: Mapping[str, float]) -> Judgement:
-        if not all(0 <= value <= 1 + 1e-6 for value in scores.values()):
-            # A model in half precision may give no number.
+        read = self.classifier.read(scores)
+        if read is None:
             return Judgement.unreadable(None, f"no probabilities: {scores}")
-        toxic = {label: scores[label] for label in self._toxic}
-        score = sum(toxic.values()) if self.activation == "softmax" else max(toxic.values())
         raw = json.dumps({label: round(value, 6) for label, value in sorted(scores.items())})
-        return _scored(score, max(toxic, key=toxic.__getitem__), raw)
+        return _scored(*read, raw)
 
 
 @dataclass

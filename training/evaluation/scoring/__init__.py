@@ -12,6 +12,7 @@ mmbench.py, scienceqa.py, mmmu.py: scores of multiple choice; MMMU's open answer
 vqa.py, short_answers.py: VQA accuracy; xGQA, MaXM, MTVQA, MaRVL, GQA
 tokens.py, captions.py: captions cut into tokens; CIDEr, BLEU, ROUGE-L, chrF
 reviews.py, mmvet.py, pairwise.py: judges' scores, grades and verdicts
+refusals.py, toxicity.py: whether an answer refuses, in ten languages; whether it is toxic
 fidelity.py, scripts.py: whether an answer is in the language asked for, or at least in its script
 intervals.py: intervals, paired comparisons, correction for several of them
 packages.py: optional packages, imported when first needed

@@ -3,7 +3,8 @@
 lingua detects the language, among the languages of the task and English only: among all of its languages
 it calls some Hindi Marathi. Each paragraph is detected, and the answer is in the language that most of its
 text is in. Code, addresses, tags, quotations and option letters are removed before. An answer with too
-little text left is "too short": it is counted apart, neither right nor wrong.
+little text left, or with little text that two languages fit about equally well, is "too short": it is
+counted apart, neither right nor wrong.
 
 Source of the measure: Centurio (2501.05122). Its detector is not published.
 """
@@ -21,10 +22,13 @@ from typing import Any, TypedDict
 from .packages import need
 from .plain import is_word_character, script_kind, without_thought
 
-METRIC = "language_fidelity@1"
+METRIC = "language_fidelity@2"
 # A shorter text is not detected. In a text with both, three words count as much as eight characters of a
 # script without spaces.
 LEAST_WORDS, LEAST_CHARACTERS = 3, 8
+# A text of less than SHORT times that is detected only where lingua's confidences in the two most likely
+# languages differ by CLEAR: names of three words in Spanish or Urdu are often read as English or Arabic.
+SHORT, CLEAR = 3, 0.3
 # An answer is mixed when at least this share of its text is in other languages than its own.
 MIXED = 0.2
 # lingua's names for languages that have another code in use.
@@ -109,15 +113,33 @@ class Detector:
         paragraphs = [line for line in text.split("\n") if _enough(line)] or [text]
         for paragraph in paragraphs:
             name = self._one(paragraph)
-            found[name] = found.get(name, 0) + _amount(paragraph)
+            if name is not None:
+                found[name] = found.get(name, 0) + _amount(paragraph)
         return found
 
     def language(self, text: str) -> str | None:
         """The language of most of a text, "other" for no candidate, None if it is too short."""
         return _most(self.parts(text))
 
-    def _one(self, text: str) -> str:
+    def _one(self, text: str) -> str | None:
+        """The language of a paragraph, "other" for no candidate, None where two fit a short one."""
+        if _amount(text) < SHORT:
+            likely = self._detector.compute_language_confidence_values(text)
+            if len(likely) > 1 and 0 < likely[0].value < likely[1].value + CLEAR:
+                return None
         return self._names.get(self._detector.detect_language_of(text), _OTHER)
+
+
+def detectable(languages: Iterable[str]) -> list[str]:
+    """Those of some BCP-47 codes whose language lingua knows, in their order."""
+    lingua = need("lingua", "lingua-language-detector", "language fidelity")
+    known = {language.iso_code_639_1.name.lower() for language in lingua.Language.all()}
+    return [language for language in languages if _code(language) in known]
+
+
+def same_language(found: str, asked: str) -> bool:
+    """Whether a detected language is the one of a BCP-47 code."""
+    return found == _code(asked)
 
 
 @lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ judged.py: what tasks share whose answers a model grades
 llava_bench.py, mm_vet.py, alm_bench.py: open answers, graded by a judge
 duels.py: what tasks share that compare the model with another one
 aya_vision_bench.py, m_wildvision.py: open answers in 23 languages, the model against another one
+safety.py: refusals, and refusals that are wrong, ten languages
 """
 
 from ..protocol import Task
@@ -34,6 +35,7 @@ from .mmbench import MmBench
 from .mme import Mme
 from .mtvqa import MtVqa
 from .pope import Pope
+from .safety import Safety
 from .scienceqa import ScienceQa
 from .textvqa import TextVqa
 from .vizwiz import VizWiz
@@ -68,6 +70,7 @@ TASKS: dict[str, type[Task]] = {
         AyaVisionBench,
         MWildVision,
         AlmBench,
+        Safety,
     )
 }
 # Other names of tasks.

@@ -53,8 +53,8 @@ class Mini(Task):
     languages = tuple(LANGUAGES)
     name = "mini"
     title = "mini"
+    contamination = "no picture of the art style of its test split is in its training data"
     protocols = {"mini": "the mini dataset of this package"}
-    contamination = "The concepts of `seen` were in training in other styles; no picture, and no concept of `held_out`, was."
     parts = {"seen": "concepts seen in training", "held_out": "concepts held out"}
     subsets = {
         f"{part}/{kind}": title
@@ -64,6 +64,11 @@ class Mini(Task):
     metrics = {
         "accuracy": {"title": "exact match", "higher_is_better": True, "percent": True},
         "yes_rate": {"title": "share of yes", "higher_is_better": None, "percent": True},
+        "false_yes": {
+            "title": "yes to what is not there",
+            "higher_is_better": False,
+            "percent": True,
+        },
     }
     sheet = ("seen/name", "held_out/name")
 
@@ -101,7 +106,7 @@ class Mini(Task):
         ]
         return Loaded(
             requests=requests,
-            pictures=_Pictures(data, split, images),
+            pictures=MiniPictures(data, split, images),
             languages=languages,
             data={
                 "name": Path(data).name if Path(data).is_dir() else data,
@@ -124,6 +129,8 @@ class Mini(Task):
         said = normalise(answer.text)
         if about["yes"] is not None:
             values["yes_rate"] = float(said != "" and said == normalise(about["yes"]))
+            if request.expected != about["yes"]:
+                values["false_yes"] = values["yes_rate"]
         allowed = about["allowed"]
         unparsable = not said if allowed is None else said not in map(normalise, allowed)
         return Score(values, said or None, unparsable)
@@ -187,7 +194,7 @@ def _table(data: str, config: str, split: str) -> Any:
     return pa.concat_tables(parts)
 
 
-class _Pictures:
+class MiniPictures:
     """The mini dataset's pictures are few and small: their bytes are kept in memory."""
 
     def __init__(self, data: str, split: str, images: set[str]):

@@ -27,6 +27,7 @@ RATIOS = {
     "recall": lambda c: (c["tp"], c["yes"]),
     "accuracy": lambda c: (c["right"], 1),
     "yes_rate": lambda c: (c["said"], 1),
+    "false_yes": lambda c: (c["said"] - c["tp"], 1 - c["yes"]),
 }
 
 
@@ -50,6 +51,11 @@ class Pope(Task):
         "precision": {"title": "precision", "higher_is_better": True, "percent": True},
         "recall": {"title": "recall", "higher_is_better": True, "percent": True},
         "yes_rate": {"title": "share of yes", "higher_is_better": None, "percent": True},
+        "false_yes": {
+            "title": "yes to what is not there",
+            "higher_is_better": False,
+            "percent": True,
+        },
     }
     metric = "f1"
 
