@@ -6,6 +6,7 @@ from maya_vlm.training import cli
 from maya_vlm.training.evaluation import asking, run
 from maya_vlm.training.evaluation.asking import Progress
 from maya_vlm.training.evaluation.tasks import TASKS, task
+from maya_vlm.training.evaluation.tasks.judged import Judged
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
@@ -49,7 +50,8 @@ def test_the_list_names_protocols_metrics_and_languages(capsys):
     assert cli.main(["evaluate", "--list"]) == 0
     shown = capsys.readouterr().out
     for name, kind in TASKS.items():
-        assert f"\n{name}: {kind.title}\n" in f"\n{shown}"
+        graded = " (a judge grades)" if issubclass(kind, Judged) else ""
+        assert f"\n{name}: {kind.title}{graded}\n" in f"\n{shown}"
         assert f"  languages: {' '.join(kind.languages)}\n" in shown
         for protocol, source in kind.protocols.items():
             made = kind(protocol)

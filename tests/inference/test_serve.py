@@ -76,7 +76,7 @@ def test_the_model_is_listed_under_its_name(client):
 def test_answers_are_those_of_this_package(client, folder):
     network, processor = load(str(folder))
     pictures = [tiny_picture(0), tiny_picture(1)]
-    questions = [Question(0, "what is it", LENGTH), Question(1, "what is it", LENGTH)]
+    questions = [Question((0, "what is it"), LENGTH), Question((1, "what is it"), LENGTH)]
     wanted = answer(network, processor, pictures, questions)
     with ThreadPoolExecutor(4) as pool:
         waiting = [

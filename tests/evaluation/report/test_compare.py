@@ -10,6 +10,17 @@ from maya_vlm.training.evaluation.results import read_results, write_results
 
 from .test_page import evaluation
 
+JUDGE = {
+    "id": "gpt-x",
+    "version": None,
+    "served": [],
+    "rubric": "r",
+    "rubric_source": "a paper",
+    "failed_share": 0.01,
+    "failed": {},
+    "withheld": [],
+}
+
 
 @pytest.fixture
 def pair(tmp_path):
@@ -86,7 +97,7 @@ def test_a_failed_judgement_is_left_out_and_counted(tmp_path, pair):
         (("data", "revision"), "1" * 40, r"letters: data\.revision"),
         (("data", "files_sha256"), "e" * 64, r"letters: data\.files_sha256"),
         (("settings", "decoding"), "sampled", r"letters: settings\.decoding"),
-        (("judge",), {"id": "gpt-x", "version": None, "rubric": "r"}, r"letters: judge\.id"),
+        (("judge",), JUDGE, r"letters: judge\.id"),
     ],
 )
 def test_another_way_of_asking_is_refused(pair, place, value, words):

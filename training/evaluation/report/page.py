@@ -20,7 +20,7 @@ from ...common.languages import NAMES
 from ...common.telling import printable
 from ..measures import MEASURES
 from ..protocol import BLIND, CHANCE, MODEL, SHUFFLED, in_order
-from ..results import MetricInfo, Results, Row, TaskInfo
+from ..results import MetricInfo, ModelInfo, Results, Row, TaskInfo
 from ..scoring.fidelity import same_language
 from ..scoring.toxicity import TOXIC_AT
 from ..table import group_title, rows_of
@@ -91,7 +91,7 @@ def report_page(evaluations: Sequence[Evaluation]) -> str:
     return environment.get_template("page.html.jinja").render(
         title=" and ".join(names),
         models=[
-            {"name": name, "number": number, **_facts(evaluation)}
+            {"name": name, "number": number, **_facts(evaluation.results["model"])}
             for number, (name, evaluation) in enumerate(zip(names, evaluations, strict=True))
         ],
         heat=_heat(evaluations, names, infos),
@@ -121,9 +121,19 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return names
 
 
-def _facts(evaluation: Evaluation) -> dict[str, Any]:
-    model = evaluation.results["model"]
-    return {"about": {key: value for key, value in model.items() if value is not None}}
+def _facts(model: ModelInfo) -> dict[str, Any]:
+    """What is known of a model, in one line and one by one: of a served one, little is."""
+    facts = [
+        f"{model['parameters']:,} parameters" if model["parameters"] is not None else "",
+        " with ".join(filter(None, (model["text_model"], model["vision_model"]))),
+        f"{model['image_tokens']} image tokens a picture" if model["image_tokens"] else "",
+        " on ".join(filter(None, (model["dtype"], model["device"]))),
+    ]
+    line = ", ".join(filter(None, facts)) or "nothing is known of it but its name"
+    return {
+        "facts": line,
+        "about": {name: value for name, value in model.items() if value is not None},
+    }
 
 
 # ------------------------------------------------------------------------------ texts
