@@ -12,9 +12,12 @@ from .tiny_processing import tiny_processor, tiny_tokenizer
 
 
 def tiny_maya(
-    decoder: str = "cohere", chat_template: str = "aya", tower: str = "siglip"
+    decoder: str = "cohere",
+    chat_template: str = "aya",
+    tower: str = "siglip",
+    text: dict | None = None,
 ) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
-    """A random model and the processor that fits it."""
+    """A random model and the processor that fits it; `text` changes the decoder's fields."""
     tokenizer = tiny_tokenizer()
     length = tiny_config(tower=tower).image_seq_length
     processor = tiny_processor(IMAGE_SIZE, length, chat_template, tokenizer)
@@ -26,6 +29,7 @@ def tiny_maya(
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
+            **(text or {}),
         },
         image_token_id=processor.image_token_id,
     )
