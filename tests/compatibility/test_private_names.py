@@ -23,7 +23,10 @@ PACKAGES = ("modeling_maya", "processing_maya", "maya_vlm.training", "maya_vlm.m
 # Of the standard library, or made by it for any class.
 STANDARD = {"_exit", "_abc_impl", "_is_protocol", "_backward_cls"}
 # A module that imports a library which is installed apart from ours -> that library.
-APART = {"maya_vlm.training.evaluation.lmms_eval_maya": "lmms_eval"}
+APART = {
+    "maya_vlm.training.evaluation.lmms_eval_maya": "lmms_eval",
+    "maya_vlm.model_card.space.app": "gradio",
+}
 
 
 def is_private(name: str | None) -> bool:

@@ -42,7 +42,7 @@ class Safety(Task):
             "percent": True,
         },
     }
-    contamination = "the requests were written for this package and are public with it"
+    contamination = "The requests were written for this package and are public with it."
 
     def describe(self) -> dict[str, Any]:
         return {
