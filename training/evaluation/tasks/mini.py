@@ -53,7 +53,7 @@ class Mini(Task):
     languages = tuple(LANGUAGES)
     name = "mini"
     title = "mini"
-    contamination = "No picture of the art style of its test split is in its training data; the concepts of `seen` are."
+    contamination = "No picture of the art style of its test split is in its training data; the seen concepts are, in other styles."
     protocols = {"mini": "the mini dataset of this package"}
     parts = {"seen": "concepts seen in training", "held_out": "concepts held out"}
     subsets = {
