@@ -4,25 +4,11 @@ import tempfile
 from pathlib import Path
 
 from maya_vlm import training
-from maya_vlm.training.common.languages import LANGUAGES
+from maya_vlm.training.common.languages import NATIVE_NAMES
 from maya_vlm.training.common.models import find_model
 from maya_vlm.training.inference.chat import answer_in, question_in
 
 from .asking import Asking
-
-# What the languages call themselves.
-NATIVE = {
-    "en": "English",
-    "zh": "中文",
-    "fr": "Français",
-    "es": "Español",
-    "ru": "Русский",
-    "hi": "हिन्दी",
-    "ja": "日本語",
-    "ar": "العربية",
-    "bn": "বাংলা",
-    "ur": "اردو",
-}
 
 # An elephant, a bicycle, an apple and a rocket of the mini dataset, under the MIT licence.
 EXAMPLES = Path(training.__file__).parent / "data" / "mini" / "images" / "fluent.parquet"
@@ -33,11 +19,11 @@ def wording() -> dict[str, dict[str, str]]:
     """Of each of Maya's languages: its own name, and how it asks."""
     return {
         code: {
-            "name": NATIVE[code],
+            "name": name,
             "question": question_in(None, code),
             "answer_in": answer_in(code),
         }
-        for code in LANGUAGES
+        for code, name in NATIVE_NAMES.items()
     }
 
 

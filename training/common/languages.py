@@ -21,6 +21,31 @@ NAMES = {
     "ur": "Urdu",
 }
 LANGUAGES = tuple(NAMES)
+# What Maya's languages call themselves.
+NATIVE_NAMES = {
+    "en": "English",
+    "zh": "中文",
+    "fr": "Français",
+    "es": "Español",
+    "ru": "Русский",
+    "hi": "हिन्दी",
+    "ja": "日本語",
+    "ar": "العربية",
+    "bn": "বাংলা",
+    "ur": "اردو",
+}
+# English names of other languages.
+OTHER_NAMES = {
+    "bg": "Bulgarian", "ca": "Catalan", "cs": "Czech", "da": "Danish", "de": "German",
+    "el": "Greek", "et": "Estonian", "fa": "Persian", "fi": "Finnish", "ga": "Irish",
+    "gu": "Gujarati", "ha": "Hausa", "he": "Hebrew", "hr": "Croatian", "hu": "Hungarian",
+    "id": "Indonesian", "ig": "Igbo", "it": "Italian", "ko": "Korean", "lt": "Lithuanian",
+    "lv": "Latvian", "ml": "Malayalam", "mr": "Marathi", "ms": "Malay", "nl": "Dutch",
+    "no": "Norwegian", "pa": "Punjabi", "pl": "Polish", "ps": "Pashto", "pt": "Portuguese",
+    "ro": "Romanian", "sk": "Slovak", "sl": "Slovenian", "sr": "Serbian", "sv": "Swedish",
+    "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai", "tr": "Turkish",
+    "uk": "Ukrainian", "uz": "Uzbek", "vi": "Vietnamese", "yo": "Yoruba", "zu": "Zulu",
+}  # fmt: skip
 # Some datasets write the name in place of the code.
 CODES = {name.lower(): code for code, name in NAMES.items()}
 _CODE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..common.languages import check_language
+from ..common.languages import OTHER_NAMES, check_language
 from ..common.reading import check_text
 from ..common.telling import one_line
 
@@ -27,20 +27,6 @@ ANSWER_IN = {
     "bn": "বাংলায় উত্তর দাও।",
     "ur": "اردو میں جواب دو۔",
 }
-
-
-# English names of languages that ANSWER_IN has no sentence for.
-NAMES = {
-    "bg": "Bulgarian", "ca": "Catalan", "cs": "Czech", "da": "Danish", "de": "German",
-    "el": "Greek", "et": "Estonian", "fa": "Persian", "fi": "Finnish", "ga": "Irish",
-    "gu": "Gujarati", "ha": "Hausa", "he": "Hebrew", "hr": "Croatian", "hu": "Hungarian",
-    "id": "Indonesian", "ig": "Igbo", "it": "Italian", "ko": "Korean", "lt": "Lithuanian",
-    "lv": "Latvian", "ml": "Malayalam", "mr": "Marathi", "ms": "Malay", "nl": "Dutch",
-    "no": "Norwegian", "pa": "Punjabi", "pl": "Polish", "ps": "Pashto", "pt": "Portuguese",
-    "ro": "Romanian", "sk": "Slovak", "sl": "Slovenian", "sr": "Serbian", "sv": "Swedish",
-    "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai", "tr": "Turkish",
-    "uk": "Ukrainian", "uz": "Uzbek", "vi": "Vietnamese", "yo": "Yoruba", "zu": "Zulu",
-}  # fmt: skip
 
 
 def chat(
@@ -178,7 +164,7 @@ def answer_in(language: str) -> str:
     """The sentence that asks for an answer in a language."""
     if language in ANSWER_IN:
         return ANSWER_IN[language]
-    name = NAMES.get(language.partition("-")[0].lower())
+    name = OTHER_NAMES.get(language.partition("-")[0].lower())
     if name is None:
         return f"Answer in the language with the code {language}."
     return f"Answer in {name}." if "-" not in language else f"Answer in {name} ({language})."
