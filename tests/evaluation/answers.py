@@ -15,8 +15,8 @@ from maya_vlm.training.evaluation.protocol import (
     Selection,
     Task,
 )
+from maya_vlm.training.evaluation.records import chance_rows
 from maya_vlm.training.evaluation.results import FORMAT, Results
-from maya_vlm.training.evaluation.run import chance_rows
 from maya_vlm.training.inference.generation import Answer
 
 

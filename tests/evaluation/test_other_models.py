@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maya_vlm.training.evaluation import run
+from maya_vlm.training.evaluation.records import language_groups
 from maya_vlm.training.evaluation.run import evaluate
 from maya_vlm.training.inference.generation import Question, answer
 from maya_vlm.training.inference.load import load
@@ -127,7 +128,7 @@ def test_cut_weights_before_the_data_are_read(maya, tmp_path, nothing_loaded):
 )
 def test_a_recipe_that_is_none_of_ours_means_no_groups(tmp_path, text):
     (tmp_path / "recipe.yaml").write_text(text)
-    assert run.language_groups(str(tmp_path), ["en"]) == {"all": ["en"]}
+    assert language_groups(str(tmp_path), ["en"]) == {"all": ["en"]}
 
 
 def test_ids_beyond_the_embeddings(maya):

@@ -11,8 +11,9 @@ from PIL import Image
 from maya_vlm.training.common.languages import LANGUAGES
 from maya_vlm.training.evaluation.asking import Asking
 from maya_vlm.training.evaluation.protocol import Picture, Request, Selection, shuffled
+from maya_vlm.training.evaluation.records import language_groups
 from maya_vlm.training.evaluation.results import Results, read_results, write_results
-from maya_vlm.training.evaluation.run import evaluate, language_groups
+from maya_vlm.training.evaluation.run import evaluate
 from maya_vlm.training.evaluation.sheet import lettering
 from maya_vlm.training.evaluation.table import text_table
 from maya_vlm.training.evaluation.tasks import mini

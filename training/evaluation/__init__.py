@@ -11,7 +11,8 @@ processes.py: the share of each of several processes
 work.py: the requests of a task beside the answers that are there
 measures.py: what every answer is measured by
 answers.py: answers that were made before, read and matched with requests
-run.py: `maya evaluate`: asks the model and two baselines, and writes what follows
+records.py: from scored answers to rows and files
+run.py: `maya evaluate`: asks the model and two baselines
 rejudge.py: `maya evaluate --rejudge`: scores answers without a model
 results.py: `results.json`, the one format of numbers
 table.py: its tables, for the terminal, for cards and for the README

@@ -6,17 +6,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .answers import matched, read_answers, write_answers
+from .answers import matched, read_answers
 from .judges.plan import JudgePlan
-from .measures import measures
 from .protocol import BASELINES, MODEL, Scored, Selection
-from .report.evaluations import keep_pictures, pictures_file
+from .records import Records
 from .report.page import write_report
-from .results import Results, read_results, write_results
-from .run import chance_rows, check_writable, language_groups, results_before, task_info
-from .table import text_table
+from .results import Results, read_results
+from .run import check_writable
 from .tasks import task as find_task
-from .tasks.judged import Judged, give_judge
+from .tasks.judged import give_judge
 
 
 def rejudge(
@@ -71,35 +69,15 @@ def rejudge(
         requests = [by_id[name] for name in own]
         scores = task.scores(requests, list(own.values()))
         scored[run] = [Scored(*one) for one in zip(requests, own.values(), scores, strict=True)]
-    results = results_before(output, given.model, [task.key])
-    groups = language_groups(str(output), part.languages)
     settings = {
         "decoding": "answers made before",
         "baselines": [run for run in runs if run != MODEL],
         "baseline_items": None,
         "answers": answers.name,
         "answers_sha256": given.sha256,
-        "seed": seed,
     }
-    results["tasks"][task.key] = task_info(
-        task, part, groups, settings, {"total": time.perf_counter() - began}
-    )
-    for run, ones in scored.items():
-        results["rows"] += task.aggregate(ones, run, groups, seed)
-        results["rows"] += [
-            row
-            for row in measures(task, ones, run, groups, seed)
-            if given.counted or row["metric"] != "cut"
-        ]
-    if isinstance(task, Judged):
-        results["tasks"][task.key]["judge"] = task.judge_info()
-    results["rows"] += chance_rows(task, part.requests)
-    (output / "answers").mkdir(parents=True, exist_ok=True)
-    write_answers(output / "answers" / f"{task.key}.parquet", scored, given.model, given.counted)
-    keep_pictures(part, scored[MODEL], pictures_file(output, task.key), seed)
-    task.export(scored[MODEL], output / "answers")
-    write_results(results, output / "results.json")
+    records = Records(output, given.model, [task.key], str(output), seed, counted=given.counted)
+    records.add(task, part, scored, settings, {}, began)
     write_report([output])
-    print(text_table(results, task.key))
     print(f"\nwritten to {output}: results.json, report.html and the answers")
-    return results
+    return records.results

@@ -14,24 +14,18 @@ from typing import Any
 from ..common.endpoint import EndpointPlan
 from ..common.files import files_sha256
 from ..common.models import Model, check_weights, find_model, opening
-from ..common.provenance import provenance
-from ..common.reading import read_yaml
 from ..inference.generation import is_maya
 from ..inference.load import load
-from .answers import write_answers
 from .asking import Asked, Asking, Progress
 from .journal import local_identity
 from .judges.plan import JudgePlan
-from .measures import MEASURES, measures
 from .processes import this_process
 from .protocol import (
     BASELINES,
     BLIND,
-    CHANCE,
     MODEL,
     SHUFFLED,
     Loaded,
-    Place,
     Request,
     Selection,
     Task,
@@ -40,26 +34,20 @@ from .protocol import (
     sample,
     shuffled,
 )
-from .report.evaluations import keep_pictures, pictures_file
+from .records import Records
 from .report.page import write_report
 from .results import (
-    FORMAT,
     ModelInfo,
     Results,
-    Row,
-    TaskInfo,
-    read_results,
-    write_results,
 )
 from .scoring.fidelity import detectable
 from .scoring.toxicity import Toxicity
 from .served import Served
 from .sheet.draw import draw_sheet
 from .sheet.lettering import missing_packages
-from .table import text_table
 from .tasks import task as find_task
-from .tasks.judged import Judged, give_judge
-from .work import Work, open_works
+from .tasks.judged import give_judge
+from .work import open_works
 
 
 def evaluate(
@@ -160,7 +148,8 @@ def evaluate(
                 asking.try_out(loaded.values(), BLIND in baselines)
         info = _model_info(found, network)
         identity = local_identity(found, info["dtype"] or "")
-    results = results_before(folder, info, [task.key for task in chosen])
+    place = str(found.folder) if found else ""
+    records = Records(folder, info, [task.key for task in chosen], place, seed, toxicity)
     seconds = {"load": time.perf_counter() - began}
     with contextlib.ExitStack() as stack:
         # ---- Read the answers that are there.
@@ -182,42 +171,20 @@ def evaluate(
                     raise failed
                 continue
             runs = work.scored()
-            groups = language_groups(str(found.folder) if found else "", part.languages)
-            results["tasks"][task.key] = task_info(
-                task,
-                part,
-                groups,
-                {
-                    "baselines": list(baselines),
-                    "baseline_items": baseline_items,
-                    **asked.settings,
-                    "processes": process.count,
-                    "max_new_tokens": sorted({request.max_new_tokens for request in part.requests}),
-                    "decoding": "greedy",
-                    "limit": limit,
-                    "seed": seed,
-                    **({"toxicity": toxicity.describe()} if toxicity else {}),
-                },
-                seconds,
-            )
-            if failed:
-                _mark_partial(results["tasks"][task.key], work)
-            for run, scored in runs.items():
-                results["rows"] += task.aggregate(scored, run, groups, seed)
-                results["rows"] += measures(task, scored, run, groups, seed, toxicity)
-            if isinstance(task, Judged):
-                results["tasks"][task.key]["judge"] = task.judge_info()
-            results["rows"] += chance_rows(task, part.requests)
-            write_answers(folder / "answers" / f"{task.key}.parquet", runs, info, toxicity=toxicity)
-            keep_pictures(part, runs[MODEL], pictures_file(folder, task.key), seed)
-            if not failed:
-                task.export(runs[MODEL], folder / "answers")
             if sheet and task.sheet and not undrawn and not failed:
                 draw_sheet(task, part, runs[MODEL], folder / "sheet.png", seed=seed)
-            seconds["total"] = time.perf_counter() - began
-            # Last, so that where results.json stands, the rest stands too.
-            write_results(results, folder / "results.json")
-            print(text_table(results, task.key))
+            settings = {
+                "baselines": list(baselines),
+                "baseline_items": baseline_items,
+                **asked.settings,
+                "processes": process.count,
+                "max_new_tokens": sorted({request.max_new_tokens for request in part.requests}),
+                "decoding": "greedy",
+                "limit": limit,
+                **({"toxicity": toxicity.describe()} if toxicity else {}),
+            }
+            missing = (work.answered, work.total) if failed else None
+            records.add(task, part, runs, settings, seconds, began, missing)
             if failed:
                 print(f"\npartial results are in {folder}; the same command continues", flush=True)
                 raise failed
@@ -228,13 +195,7 @@ def evaluate(
         if undrawn:
             print(f"\nno sheet.png: {undrawn}")
         print(f"\nwritten to {folder}: results.json, report.html and the answers")
-    return results
-
-
-def _mark_partial(info: TaskInfo, work: Work) -> None:
-    """Say in the settings, and in the title, which all tables show, that answers are missing."""
-    info["settings"]["partial"] = {"answered": work.answered, "of": work.total}
-    info["title"] += f" (partial: {work.answered:,} of {work.total:,} answers)"
+    return records.results
 
 
 def _languages_of(
@@ -284,36 +245,6 @@ def planned(
     return plans
 
 
-def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:
-    """What answers at random reach on average, for each subset and language."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for request in requests:
-        if request.chance is not None:
-            values.setdefault((request.subset, request.language), []).append(request.chance)
-    higher = task.metrics[task.metric]["higher_is_better"]
-    return [
-        Place(task.key, subset, CHANCE, task.metric, higher).row(
-            language, sum(found) / len(found), None, None, len(found), 0
-        )
-        for (subset, language), found in values.items()
-    ]
-
-
-def results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Results:
-    """What `folder` has of the same weights and other tasks."""
-    empty: Results = {"format": FORMAT, "model": model, "tasks": {}, "rows": []}
-    try:
-        before = read_results(folder / "results.json")
-    except (ValueError, FileNotFoundError):
-        return empty
-    if before["model"] != model:
-        return empty
-    for name in tasks:
-        before["tasks"].pop(name, None)
-    before["rows"] = [row for row in before["rows"] if row["task"] not in tasks]
-    return before
-
-
 def check_writable(folder: Path) -> None:
     """Raise OSError where results could not be written, without leaving anything behind."""
     place = folder
@@ -330,57 +261,6 @@ def check_writable(folder: Path) -> None:
         raise OSError(
             f"--output {folder}: cannot be written ({error.strerror}): name another folder"
         ) from error
-
-
-def language_groups(model: str, languages: Sequence[str]) -> dict[str, list[str]]:
-    """Groups of languages to average over: all, and where the saved recipe says in which languages
-    the projector was aligned, those and the rest apart."""
-    groups = {"all": list(languages)}
-    aligned = _aligned_languages(Path(model) / "recipe.yaml")
-    if aligned:
-        groups["pretrained"] = [lang for lang in languages if lang in aligned]
-        groups["transfer"] = [lang for lang in languages if lang not in aligned]
-    return {name: group for name, group in groups.items() if group}
-
-
-def _aligned_languages(recipe: Path) -> set[str]:
-    """The languages of a recipe's stage `pretrain`; none for what is no recipe of ours.
-
-    Other tools leave files of this name beside their models.
-    """
-    try:
-        stages = read_yaml(recipe)["stages"]
-        (data,) = [stage["data"] for stage in stages if stage["name"] == "pretrain"]
-        return {lang for source in data for lang in source["languages"]}
-    except (OSError, ValueError, LookupError, TypeError):
-        return set()
-
-
-def task_info(
-    task: Task,
-    part: Loaded,
-    groups: dict[str, list[str]],
-    settings: dict[str, Any],
-    seconds: dict[str, float],
-) -> TaskInfo:
-    return {
-        "title": task.title,
-        "version": task.version,
-        "protocol": task.protocol,
-        "source": task.protocols[task.protocol],
-        "asked": task.describe(),
-        "contamination": task.contamination,
-        "subsets": dict(task.subsets),
-        "parts": dict(task.parts),
-        "metrics": {**task.metrics, **MEASURES},
-        "metric": task.metric,
-        "languages": list(part.languages),
-        "groups": groups,
-        "data": part.data,
-        "settings": settings,
-        **provenance(),
-        "seconds": seconds,
-    }
 
 
 def _model_info(model: Model, network: Any) -> ModelInfo:

@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from maya_vlm.training.evaluation.protocol import Selection
-from maya_vlm.training.evaluation.run import chance_rows
+from maya_vlm.training.evaluation.records import chance_rows
 from maya_vlm.training.evaluation.tasks.marvl import LANGUAGES, MaRvl
 
 from .public_rows import PICTURE, TEXT, answered, picture, write_dataset

@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from maya_vlm.training.evaluation.protocol import Request, Scored, Selection
-from maya_vlm.training.evaluation.run import chance_rows
+from maya_vlm.training.evaluation.records import chance_rows
 from maya_vlm.training.evaluation.tasks.mmbench import MmBench
 from maya_vlm.training.inference.generation import Answer
 
