@@ -359,3 +359,8 @@ def test_refuses_results_whose_metric_is_not_among_the_metrics(tmp_path):
     write_results(results, path)
     with pytest.raises(ValueError, match=r"tasks\.letters\.metric: expected one of .*, found '\.'"):
         read_results(path)
+
+
+def test_a_question_has_an_id_of_its_own_in_each_language():
+    requests = mini.Mini().load(Selection(limit=3)).requests
+    assert len({request.id for request in requests}) == len(requests)

@@ -121,3 +121,11 @@ def test_the_chain_of_thought_prompt_asks_and_reads_as_published(tmp_path):
     assert [one.score.parsed for one in scored] == ["B", "A", None, "A"]
     assert set(INSTRUCTIONS) == set(HEADINGS)
     assert all("<ANSWER> X </ANSWER>" in text for text in INSTRUCTIONS.values())
+
+
+def test_another_archive_is_other_data(tmp_path):
+    selection = write(tmp_path)
+    before = Kaleidoscope().load(selection).data["files_sha256"]
+    with zipfile.ZipFile(tmp_path / "data.zip", "a") as archive:
+        archive.writestr("final_data/more.png", b"x")
+    assert Kaleidoscope().load(selection).data["files_sha256"] != before

@@ -114,6 +114,8 @@ class Kaleidoscope(Task):
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "train"
         split = Split(selection, REPOSITORY, None, "default", name, COLUMNS)
+        if split.folder is not None and (split.folder / ARCHIVE).is_file():
+            split.files.append(str(split.folder / ARCHIVE))
         asked = chosen_languages(selection.languages, in_order(HEADINGS), name)
         requests: list[Request] = []
         for number, row in split.rows():

@@ -151,7 +151,7 @@ def _request(
         )
     named = {row["concept"], row.get("about")} - {None}
     return Request(
-        id=row["id"],
+        id=f"{row['lang']}/{row['id']}",
         language=row["lang"],
         content=(Picture(row["image"]), messages[0]["content"]),
         max_new_tokens=MAX_NEW_TOKENS[kind],
