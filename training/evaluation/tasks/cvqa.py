@@ -30,7 +30,7 @@ from ..scoring.choices import LATIN, letters_for
 from ..scoring.choices_public import CHOICE_PARSERS
 from ..scoring.intervals import Interval, mean, mean_of_languages
 
-REPOSITORY = "afaji/cvqa"
+REPOSITORY, REVISION = "afaji/cvqa", "0f90214047e51d2e5f3f4dc9865107215553096a"
 COLUMNS = (
     *("ID", "Subset", "Question", "Options", "Translated Question", "Translated Options"),
     *("Label", "image"),
@@ -108,7 +108,7 @@ class Cvqa(Task):
 
     def load(self, selection: Selection) -> Loaded:
         name = selection.split or "test"
-        split = Split(selection, REPOSITORY, None, "default", name, COLUMNS, "image")
+        split = Split(selection, REPOSITORY, REVISION, "default", name, COLUMNS, "image")
         kind = "Translated " if self.protocol == "english" else ""
         requests: list[Request] = []
         places: dict[str, tuple[Split, int]] = {}

@@ -30,7 +30,8 @@ from ..scoring.captions import METRIC, CaptionScore, caption_score, images_hash
 from ..scoring.tokens import default_tokenizer, tokenizer_id
 
 # A mirror of the official captions.jsonl and images.
-REPOSITORY, COLUMNS = "floschne/xm3600", ("image_id", "captions", "image")
+REPOSITORY, REVISION = "floschne/xm3600", "8d3e5665526c55a5855cd6ddfbaba2032bc7cee4"
+COLUMNS = ("image_id", "captions", "image")
 XM100, XM100_COLUMNS = "neulab/PangeaBench-xm100", ("image_id", "caption", "image")
 # The splits, and the language's name in the prompt.
 LANGUAGES = {
@@ -115,7 +116,7 @@ class Xm3600(Task):
 
     def load(self, selection: Selection) -> Loaded:
         pangea = self.protocol == "pangea"
-        repository = XM100 if pangea else REPOSITORY
+        repository, revision = (XM100, None) if pangea else (REPOSITORY, REVISION)
         columns = XM100_COLUMNS if pangea else COLUMNS
         known = in_order(LANGUAGES)
         if selection.split is not None:
@@ -126,7 +127,7 @@ class Xm3600(Task):
         for language in chosen_languages(selection.languages, known, repository):
             # A missing package is told before anything is asked.
             caption_score({"a": "a", "b": "b"}, {"a": ["a"], "b": ["b"]}, language)
-            split = Split(selection, repository, None, "default", language, columns, "image")
+            split = Split(selection, repository, revision, "default", language, columns, "image")
             splits[language] = split
             found: dict[str, Request] = {}
             for number, row in split.rows():
