@@ -2,4 +2,5 @@
 
 cards/: what README.md says, filled from the files beside it
 hub/: what is sent, and whether it arrived
+space/: a demo page, on this machine or as a Space
 """
