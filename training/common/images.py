@@ -9,6 +9,8 @@ Sizes are bounded before a file is read and before it is decoded.
 
 from __future__ import annotations
 
+import base64
+import io
 import posixpath
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
@@ -78,6 +80,13 @@ class Place(Protocol):
 def is_address(source: str) -> bool:
     """Whether a text is a picture's address, or the picture itself as text, and no name of a file."""
     return source.lower().startswith(_ADDRESSES) or is_base64_picture(source)
+
+
+def png_url(picture: Image.Image) -> str:
+    """A picture as a `data:` URL of a PNG, as servers and pages take it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 class ImageStore:

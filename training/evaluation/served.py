@@ -1,14 +1,13 @@
 """Puts the requests of tasks to a model behind an OpenAI-compatible server: vLLM, SGLang, `transformers serve`."""
 
 import asyncio
-import base64
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from ..common.endpoint import Endpoint, EndpointPlan
 from ..common.files import sha256_text
+from ..common.images import png_url
 from ..inference.generation import Answer
 from .asking import Done
 from .protocol import Picture, Pictures, Request
@@ -97,7 +96,7 @@ class Served:
 def _messages(request: Request, pictures: Pictures) -> list[dict[str, Any]]:
     """The conversation as servers take it."""
     content = [
-        {"type": "image_url", "image_url": {"url": _data_url(pictures, part.key)}}
+        {"type": "image_url", "image_url": {"url": png_url(pictures.load(part.key))}}
         if isinstance(part, Picture)
         else {"type": "text", "text": part}
         for part in request.content
@@ -106,9 +105,3 @@ def _messages(request: Request, pictures: Pictures) -> list[dict[str, Any]]:
     if request.system is not None:
         turns.insert(0, {"role": "system", "content": request.system})
     return turns
-
-
-def _data_url(pictures: Pictures, key: str) -> str:
-    buffer = io.BytesIO()
-    pictures.load(key).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from PIL.Image import Image
-
 from ...common.endpoint import Answer, Endpoint, EndpointError, EndpointPlan
+from ...common.images import png_url
 from ...common.telling import one_line
 from .rubric import Case
 
@@ -146,18 +143,11 @@ def messages_of(case: Case) -> list[dict[str, Any]]:
     content: Any = case.text
     if case.pictures:
         content = [
-            {"type": "image_url", "image_url": {"url": _data_url(picture)}}
-            for picture in case.load()
+            {"type": "image_url", "image_url": {"url": png_url(picture)}} for picture in case.load()
         ]
         content.append({"type": "text", "text": case.text})
     system = [{"role": "system", "content": case.rubric.system}] if case.rubric.system else []
     return [*system, {"role": "user", "content": content}]
-
-
-def _data_url(picture: Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _check_listening(plan: EndpointPlan) -> None:

@@ -3,12 +3,11 @@
 Drawn as SVG and rendered by resvg; see lettering.py for the scripts.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...common.files import write_bytes
+from ...common.images import png_url
 from ..protocol import Loaded, Scored, Task, sample
 from .lettering import RIGHT_TO_LEFT, fit, line, missing_packages
 
@@ -87,14 +86,11 @@ def _card(
     first = lines[language].request
     title = first.expected
     correct = sum(_right(task, one) for one in lines.values())
-    buffer = io.BytesIO()
-    loaded.pictures.load(image).save(buffer, "PNG")
-    encoded = base64.b64encode(buffer.getvalue()).decode()
     part = task.parts.get(first.subset.partition("/")[0], "")
     left = x + 14 + PICTURE + 14
     parts = [
         f'<image x="{x + 14}" y="{y + 14}" width="{PICTURE}" height="{PICTURE}" '
-        f'xlink:href="data:image/png;base64,{encoded}"/>',
+        f'xlink:href="{png_url(loaded.pictures.load(image))}"/>',
         line(left, y + 40, fit(title, language, 18, CARD - 150), language, 18, INK, weight=600),
         line(left, y + 66, f"{correct} of {len(lines)} languages right", "en", 14, QUIET),
         line(left, y + 88, part, "en", 14, QUIET),
