@@ -53,6 +53,9 @@ def start(
             raise
         raise ValueError("the page needs gradio: pip install gradio") from None
     from maya_vlm.training.inference.load import load
+    from maya_vlm.training.inference.serve import check_port
+
+    check_port(host, port)
 
     place = find_model(model, revision)
     name = place.folder.resolve().name if place.revision is None else place.name

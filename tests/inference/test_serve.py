@@ -151,6 +151,15 @@ def test_another_model_is_the_clients_error(client):
     assert "pinned to 'tiny'" in str(error.value.response.text)
 
 
+def test_a_port_where_nothing_can_listen_is_told_before_the_model_is_loaded():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (taken.getsockname()[1], 99_999):
+            with pytest.raises(ValueError, match=rf"--port {port}: cannot listen there .*another"):
+                serve.serve("no model", host="127.0.0.1", port=port)
+
+
 def test_without_its_packages_it_says_what_to_install(monkeypatch):
     import transformers.utils.import_utils as packages
 

@@ -5,6 +5,7 @@ the model is loaded as every command loads it, and handed to that server. A conv
 the model cannot take is answered with status 400 and one line.
 """
 
+import socket
 from typing import Any
 
 from ..common.models import find_model
@@ -49,6 +50,7 @@ def serve(
 
     if not is_serve_available():
         raise ValueError("serving needs more packages: pip install 'maya-vlm[serve]'")
+    check_port(host, port)
     from transformers.cli import serve as command
 
     from .load import load
@@ -60,6 +62,18 @@ def serve(
     _read_for_strangers(processor, allow_urls, allow_private)
     _hand_over(network, processor)
     command.Serve(force_model=name, host=host, port=port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError, in one line, where nothing can listen: told before a model is loaded."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"--host {host} --port {port}: cannot listen there ({error}): give another one"
+        ) from None
 
 
 def _read_for_strangers(processor: Any, allow_urls: bool, allow_private: bool) -> None:
