@@ -57,8 +57,7 @@ def start(
 
     check_port(host, port)
 
-    place = find_model(model, revision)
-    name = place.folder.resolve().name if place.revision is None else place.name
+    name = find_model(model, revision).title
     network, processor = load(model, trust_remote_code, revision)
     with tempfile.TemporaryDirectory(prefix="maya-space-") as folder:
         asking = Asking(network, processor, wording())

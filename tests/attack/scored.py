@@ -56,8 +56,9 @@ def _lines(about: str, change: Callable[[Rows], Any], expect: Expect = "either")
 
 def _parquet(about: str, change: Callable[[bytes], bytes], expect: Expect = "either") -> Case:
     def prepare(place: Place) -> list[str]:
-        from maya_vlm.training.evaluation.answers import known_by_name, write_answers
+        from maya_vlm.training.evaluation.answers import write_answers
         from maya_vlm.training.evaluation.protocol import Score, Scored
+        from maya_vlm.training.evaluation.results import known_by_name
         from maya_vlm.training.inference.generation import Answer
 
         path = place.input / "a.parquet"

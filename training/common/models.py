@@ -50,6 +50,11 @@ class Model:
     revision: str | None = None
 
     @property
+    def title(self) -> str:
+        """What people call it: the folder's name, or the repository's."""
+        return self.folder.resolve().name if self.revision is None else self.name
+
+    @property
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` takes beside the name; pickles are never read."""
         return {} if self.revision is None else {"revision": self.revision}

@@ -19,7 +19,7 @@ from ..common.telling import one_line, shown
 from ..inference.generation import Answer
 from .measures import languages_found, toxicities
 from .protocol import MODEL, Request, Scored
-from .results import ModelInfo, check_model
+from .results import ModelInfo, check_model, known_by_name
 from .scoring.toxicity import Toxicity
 
 # The key of a file's metadata that holds the model, as JSON.
@@ -184,22 +184,6 @@ def _read_lines(path: Path) -> Answers:
         )
     (name,) = models
     return Answers(path, known_by_name(str(name) if name is not None else path.stem), given, False)
-
-
-def known_by_name(name: str) -> ModelInfo:
-    """A model of which only the name is known."""
-    return {
-        "name": name,
-        "revision": None,
-        "weights_sha256": None,
-        "model_type": None,
-        "text_model": None,
-        "vision_model": None,
-        "parameters": None,
-        "image_tokens": None,
-        "dtype": None,
-        "device": None,
-    }
 
 
 def matched(

@@ -32,6 +32,22 @@ class ModelInfo(TypedDict):
     device: str | None
 
 
+def known_by_name(name: str) -> ModelInfo:
+    """A model of which only the name is known."""
+    return {
+        "name": name,
+        "revision": None,
+        "weights_sha256": None,
+        "model_type": None,
+        "text_model": None,
+        "vision_model": None,
+        "parameters": None,
+        "image_tokens": None,
+        "dtype": None,
+        "device": None,
+    }
+
+
 class DataInfo(TypedDict):
     """What a task asked about."""
 

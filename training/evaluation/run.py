@@ -271,7 +271,7 @@ def _model_info(model: Model, network: Any) -> ModelInfo:
     }
     local = model.revision is None
     return {
-        "name": model.folder.resolve().name if local else model.name,
+        "name": model.title,
         "revision": model.revision,
         "weights_sha256": files_sha256(model.folder.glob("*.safetensors")) if local else None,
         "model_type": config.model_type,

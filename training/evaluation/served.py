@@ -11,7 +11,7 @@ from ..common.images import png_url
 from ..inference.generation import Answer
 from .asking import Done
 from .protocol import Picture, Pictures, Request
-from .results import ModelInfo
+from .results import ModelInfo, known_by_name
 
 
 class Served:
@@ -31,18 +31,9 @@ class Served:
     @property
     def info(self) -> ModelInfo:
         """What results say of the model. A server does not tell its weights, sizes or dtype: None."""
-        return {
-            "name": self.plan.model,
-            "revision": self.plan.model_revision,
-            "weights_sha256": None,
-            "model_type": None,
-            "text_model": None,
-            "vision_model": None,
-            "parameters": None,
-            "image_tokens": None,
-            "dtype": None,
-            "device": None,
-        }
+        info = known_by_name(self.plan.model)
+        info["revision"] = self.plan.model_revision
+        return info
 
     @property
     def identity(self) -> str:

@@ -56,8 +56,7 @@ def serve(
     from .load import load
 
     if name is None:
-        place = find_model(model, revision)
-        name = place.folder.resolve().name if place.revision is None else place.name
+        name = find_model(model, revision).title
     network, processor = load(model, trust_remote_code, revision)
     _read_for_strangers(processor, allow_urls, allow_private)
     _hand_over(network, processor)

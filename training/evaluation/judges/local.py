@@ -61,7 +61,7 @@ class LocalJudge:
         if not self.processor.chat_template:
             raise ValueError(f"--judge {model}: expected a chat model, found no chat template")
         local = found.revision is None
-        self.id = found.folder.resolve().name if local else found.name
+        self.id = found.title
         self.version = files_sha256(found.folder.glob("*.safetensors")) if local else found.revision
 
     def ask(self, cases: Sequence[Case], told: Told) -> None:
