@@ -1,6 +1,7 @@
 """A tiny Maya with its processor, as a saved folder."""
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -16,10 +17,11 @@ def tiny_maya(
     chat_template: str = "aya",
     tower: str = "siglip",
     text: dict | None = None,
+    **fields: Any,
 ) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
-    """A random model and the processor that fits it; `text` changes the decoder's fields."""
+    """A random model and the processor that fits it; `text` changes the decoder's fields, `fields` Maya's own."""
     tokenizer = tiny_tokenizer()
-    length = tiny_config(tower=tower).image_seq_length
+    length = tiny_config(decoder, tower, **fields).image_seq_length
     processor = tiny_processor(IMAGE_SIZE, length, chat_template, tokenizer)
     config = tiny_config(
         decoder,
@@ -32,6 +34,7 @@ def tiny_maya(
             **(text or {}),
         },
         image_token_id=processor.image_token_id,
+        **fields,
     )
     return enlarge(MayaForConditionalGeneration(config)).eval(), processor
 

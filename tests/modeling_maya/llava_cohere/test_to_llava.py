@@ -10,32 +10,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from modeling_maya import MayaForConditionalGeneration
 from modeling_maya.llava_cohere.convert import convert
 from processing_maya import MayaProcessor
-from tests.helpers.tiny import IMAGE_SIZE, enlarge, tiny_config
-from tests.helpers.tiny_maya import tiny_picture
-from tests.helpers.tiny_processing import tiny_processor, tiny_tokenizer
+from tests.helpers.tiny_maya import tiny_maya, tiny_picture
 
 
 def save_maya(
     folder, decoder="cohere", tower="siglip", dtype=torch.float32, aspect="pad", **fields
 ):
     """A tiny Maya whose config has `fields`."""
-    tokenizer = tiny_tokenizer()
-    length = tiny_config(decoder, tower, **fields).image_seq_length
-    processor = tiny_processor(IMAGE_SIZE, length, "aya", tokenizer)
+    model, processor = tiny_maya(decoder, tower=tower, **fields)
     processor.image_processor.image_aspect = aspect
-    config = tiny_config(
-        decoder,
-        tower,
-        text={
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        image_token_id=processor.image_token_id,
-        **fields,
-    )
-    model = enlarge(MayaForConditionalGeneration(config)).to(dtype)
+    model.to(dtype)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
