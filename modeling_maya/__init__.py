@@ -1,11 +1,11 @@
-"""What Maya is: its configuration and its models, known to transformers' Auto classes.
+"""Maya's configuration and models, registered with transformers' Auto classes.
 
 - configuration_maya.py: the configuration.
 - modeling_maya.py: the models.
-- llava_cohere/: checkpoints of the original Maya, read, converted and written back.
+- llava_cohere/: reads, converts and writes checkpoints of the original Maya.
 
-Only the modules named `*_maya.py` are Hub code, copied into every saved folder: they import one another,
-and neither `llava_cohere` nor `processing_maya`. `llava_cohere` may import both.
+Only the modules named `*_maya.py` are Hub code, which every saved folder carries. Hub code imports
+neither `llava_cohere` nor `processing_maya`; `llava_cohere` may import both.
 """
 
 from transformers import (

@@ -1,19 +1,19 @@
-"""Checkpoints of the original Maya (`llava_cohere`): read as they are, converted, and written back.
+"""Read, convert and write checkpoints of the original Maya (model type `llava_cohere`).
 
-Not Hub code: saved models do not bring this room along. It uses the Hub modules of both packages, and
-they know nothing of it; `modeling_maya/__init__.py` calls `loading.register`. In the order of the flow:
+This is not Hub code: saved models do not carry it. It imports the Hub modules of both packages, and they
+do not import it; `modeling_maya/__init__.py` calls `loading.register`. In the order of the data flow:
 
-- files.py: JSON files, and errors in one line.
-- headers.py: headers of safetensors files, checked, and the index of shards.
-- tensors.py: tensors on disk, one at a time: read, compared, written.
-- config.py: the original's config and Maya's, one as the other; names of tensors.
-- origin.py: the folder or repository that is converted.
-- tower.py: the vision tower, which the original's config only names: its config, and its weights.
-- loading.py: `from_pretrained` reads the original's folders.
-- lora.py: LoRA layers merged into their decoder.
-- write.py: what will be written, the report of it, and the writing.
+- files.py: JSON files, and one-line errors about a user's files.
+- headers.py: safetensors headers and shard indexes, both checked.
+- tensors.py: tensors on disk, read, compared and written one at a time.
+- config.py: translation between the original's config and Maya's, and between their tensor names.
+- origin.py: the folder or repository to convert.
+- tower.py: config and weights of the vision tower, which the original's config names but does not hold.
+- loading.py: `from_pretrained` for the original's folders.
+- lora.py: merges LoRA layers into their decoder.
+- write.py: the plan of a conversion, its report, and the writing.
 - to_maya.py: plans the conversion to a Maya.
-- to_original.py: plans the way back.
+- to_original.py: plans the conversion of a Maya to the original's layout.
 - to_llava.py: plans the export to transformers' own LLaVA.
-- convert.py: `convert`, all of it. Begin here.
+- convert.py: the function `convert`. Begin here.
 """

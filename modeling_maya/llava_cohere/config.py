@@ -1,8 +1,8 @@
-"""The original's `llava_cohere` configuration and ours, translated both ways.
+"""Translate the original's `llava_cohere` configuration to a `MayaConfig`, and back.
 
-What the original's fields mean is described by its training code (nahidalam/maya at f153866,
-`llava/train/train.py` and `llava/model/`); every value that changes what the model computes is either
-translated or refused by name, never guessed.
+The meaning of the original's fields follows its training code (nahidalam/maya at f153866,
+`llava/train/train.py` and `llava/model/`). Every value that changes what the model computes is
+translated, or refused with an error that names its field. No value is guessed.
 """
 
 import os
@@ -16,11 +16,12 @@ from ..configuration_maya import MayaConfig
 from .files import read_json
 
 IMAGE_TOKEN = "<image>"
-# Written into every converted folder: what was made from what.
+# The record that every converted folder carries: its source and how it was converted.
 RECORD = "conversion.json"
 
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
-# The original's names of weights -> ours. A tower inside the checkpoint carries its wrapper's names.
+# Patterns of the original's tensor names -> Maya's names. Names of a tower in the checkpoint begin with
+# the names of the original's wrapper classes.
 RENAMINGS = {
     r"^model\.vision_tower\.vision_tower\.vision_model\.": "model.vision_tower.",
     r"^model\.mm_projector\.(weight|bias)$": r"model.multi_modal_projector.layers.0.\1",
@@ -32,11 +33,11 @@ BACKWARD_RENAMINGS = {
     r"^model\.multi_modal_projector\.layers\.": "model.mm_projector.",
     r"^model\.language_model\.": "model.",
 }
-# Buffers older releases of transformers stored; they are computed, not learned.
+# Buffers that older releases of transformers stored. They are computed, not learned.
 DERIVED_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|embeddings\.position_ids)$")
 
-# CohereConfig as the original's releases of transformers (4.42 to 4.47) filled in what a config.json
-# leaves out. Today's defaults differ: rope_theta is 500,000 there.
+# Defaults of CohereConfig in the transformers releases that the original used (4.42 to 4.47), for
+# fields that a config.json leaves out. Today's defaults differ: rope_theta is 500,000.
 TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 256000,
     "hidden_size": 8192,
@@ -61,14 +62,14 @@ TEXT_DEFAULTS: dict[str, Any] = {
 TEXT_FLOATS = ("logit_scale", "initializer_range", "layer_norm_eps", "attention_dropout")
 DEFAULT_ROPE_THETA = 10000.0
 
-# mm_* fields that say how the original was trained and change nothing that the model computes.
+# mm_* fields that describe how the original was trained. They do not change what the model computes.
 TRAINING_ONLY = {"mm_projector_lr", "mm_vision_tower_lr", "mm_hidden_size", "mm_vision_tower"}
-# mm_* fields with the values that can be read, and what they mean for us.
+# Values of mm_vision_select_feature -> Maya's vision_feature_select_strategy.
 FEATURE_STRATEGIES = {"patch": "default", "cls_patch": "full"}
 
 
 def rename(key: str, table: dict[str, str]) -> str:
-    """A weight's name in the other layout; a name that no rule touches stays as it is."""
+    """Return a tensor's name in the other layout; a name that matches no pattern is unchanged."""
     for pattern, replacement in table.items():
         renamed, hits = re.subn(pattern, replacement, key, count=1)
         if hits:
@@ -77,19 +78,19 @@ def rename(key: str, table: dict[str, str]) -> str:
 
 
 def check_model_type(raw: dict, where: str) -> None:
-    """Refuse the config of another model."""
+    """Raise ValueError unless the config is one of `llava_cohere`."""
     if raw.get("model_type") != MODEL_TYPE:
         raise ValueError(
-            f"{where}: model_type: found {raw.get('model_type')!r}, expected {MODEL_TYPE!r}."
+            f"{where}: model_type: expected {MODEL_TYPE!r}, found {raw.get('model_type')!r}"
         )
 
 
 def _unknown(where: str, field: str, found: object, expected: str) -> ValueError:
-    return ValueError(f"{where}: {field}: found {found!r}, expected {expected}.")
+    return ValueError(f"{where}: {field}: expected {expected}, found {found!r}")
 
 
 def projector_layers(raw: dict, where: str) -> int:
-    """Number of linear layers that `mm_projector_type` names."""
+    """Return the number of linear layers that `mm_projector_type` names."""
     kind = raw.get("mm_projector_type", "linear")
     match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", str(kind))
     if kind != "linear" and not match:
@@ -98,14 +99,14 @@ def projector_layers(raw: dict, where: str) -> int:
 
 
 def check_mm_fields(raw: dict, where: str) -> None:
-    """Refuse, by name, every field of the original that says something we do not do."""
+    """Raise ValueError for the first field whose value asks for something that Maya does not support."""
     projector_layers(raw, where)
     off = (None, False)
     layer, aspect = raw.get("mm_vision_select_layer", -2), raw.get("image_aspect_ratio")
     feature = raw.get("mm_vision_select_feature", "patch")
     merge = raw.get("mm_patch_merge_type", "flat")
-    no_tokens = "false: tokens around the image are not supported"
-    readable = {  # field -> whether its value can be read, and what can
+    no_tokens = "false (tokens around the image are not supported)"
+    readable = {  # field -> (whether its value is supported, the supported values)
         "mm_vision_tower": (isinstance(raw.get("mm_vision_tower"), str), "a repository or folder"),
         "mm_vision_select_layer": (type(layer) is int, "an integer"),
         "mm_vision_select_feature": (
@@ -120,7 +121,7 @@ def check_mm_fields(raw: dict, where: str) -> None:
         "mm_use_im_start_end": (raw.get("mm_use_im_start_end") in off, no_tokens),
         "mm_use_im_patch_token": (raw.get("mm_use_im_patch_token") in off, no_tokens),
         "use_mm_proj": (raw.get("use_mm_proj", True) is True, "true"),
-        "s2": (raw.get("s2") in off, "false: multi-scale towers are not supported"),
+        "s2": (raw.get("s2") in off, "false (multi-scale towers are not supported)"),
     }
     for field, (is_readable, expected) in readable.items():
         if not is_readable:
@@ -134,7 +135,10 @@ def check_mm_fields(raw: dict, where: str) -> None:
 
 
 def text_config(raw: dict, where: str) -> dict[str, Any]:
-    """The decoder's part of the original's config, every value explicit, as today's CohereConfig takes it."""
+    """Return the decoder's fields of the original's config as today's CohereConfig takes them.
+
+    Every field has a value: a field that `raw` leaves out takes the default of the original's releases.
+    """
     text: dict[str, Any] = {"model_type": "cohere"}
     for field, default in TEXT_DEFAULTS.items():
         value = raw.get(field, default)
@@ -157,14 +161,16 @@ def text_config(raw: dict, where: str) -> dict[str, Any]:
 
 
 def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
-    """The embedding row for `<image>`: where the tokenizer has it, else its first id after all tokens.
+    """Return the embedding row for `<image>`: the tokenizer's id of it, else the first id after all tokens.
 
     Args:
-        files: paths of `tokenizer.json` and `tokenizer_config.json`, as far as they exist.
+        files: paths of the existing ones of `tokenizer.json` and `tokenizer_config.json`.
+        vocab_size: number of embedding rows.
+        where: folder or repository, for errors.
 
     Raises:
-        FileNotFoundError: no tokenizer.
-        ValueError: no row is spare.
+        FileNotFoundError: there is no tokenizer.
+        ValueError: there is no spare row.
     """
     ids: dict[str, int] = {}
     if "tokenizer.json" in files:
@@ -172,7 +178,7 @@ def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
         vocab = tokenizer.get("model", {}).get("vocab")
         if not isinstance(vocab, dict):
             raise ValueError(
-                f"{files['tokenizer.json']}: model.vocab: found {type(vocab).__name__}, expected an object."
+                f"{files['tokenizer.json']}: model.vocab: expected an object, found {type(vocab).__name__}"
             )
         ids.update(vocab)
         ids.update({token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])})
@@ -181,13 +187,13 @@ def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
         ids.update({token["content"]: int(index) for index, token in added.items()})
     if not ids:
         raise FileNotFoundError(
-            f"{where}: no tokenizer.json: it is needed to find a spare row for {IMAGE_TOKEN}."
+            f"{where}: expected tokenizer.json, to find a spare row for {IMAGE_TOKEN}, found none"
         )
     row = ids.get(IMAGE_TOKEN, max(ids.values()) + 1)
     if row >= vocab_size:
         raise ValueError(
-            f"{where}: no spare row for {IMAGE_TOKEN}: found {vocab_size} embedding rows (vocab_size), all of them "
-            f"tokens; expected at least {row + 1}. Embeddings are never resized here."
+            f"{where}: no spare row for {IMAGE_TOKEN}: expected at least {row + 1} embedding rows (vocab_size), "
+            f"found {vocab_size}, all taken by tokens: the converter does not resize embeddings"
         )
     return row
 
@@ -195,7 +201,7 @@ def spare_row(files: dict[str, Path], vocab_size: int, where: str) -> int:
 def tokenizer_files(
     location: str | os.PathLike, hub_kwargs: dict[str, Any] | None = None
 ) -> dict[str, Path]:
-    """Paths of the tokenizer's JSON files in a folder or repository, as far as they exist."""
+    """Return name -> path of the tokenizer's JSON files that a folder or repository has."""
     names = ("tokenizer.json", "tokenizer_config.json")
     paths = {name: find_file(location, name, quiet=True, **(hub_kwargs or {})) for name in names}
     return {name: path for name, path in paths.items() if path is not None}
@@ -209,11 +215,14 @@ def to_maya(
     image_token_id: int,
     text: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Translate the original's config to that of a `MayaConfig`, as a dict.
+    """Translate the original's config to the dict of a `MayaConfig`.
 
     Args:
-        vision_config, image_token_id: what the original's config does not say itself.
-        text: replaces the decoder's part, for a projector that is joined to a decoder kept elsewhere.
+        raw: the original's config.json.
+        where: its path, for errors.
+        vision_config: the vision tower's config, which the original's config does not hold.
+        image_token_id: the embedding row for `<image>`, which it does not hold either.
+        text: the decoder's config, for a projector whose decoder is in another folder.
     """
     check_model_type(raw, where)
     check_mm_fields(raw, where)
@@ -243,7 +252,10 @@ def to_llava_cohere(
     """Translate a Maya's config to the original's config.json.
 
     Args:
-        original: the config that the model was converted from, if it was; its spelling is kept.
+        config: of the Maya.
+        vision_tower: the name to write as `mm_vision_tower`.
+        image_aspect: "pad" or "square".
+        original: the config that the model was converted from, or None. Its spelling is kept.
 
     Raises:
         ValueError: the original's code cannot express the model.
@@ -257,11 +269,11 @@ def to_llava_cohere(
     ):
         if found != expected:
             raise ValueError(
-                f"config.json: {field}: found {found!r}, expected {expected!r} for {MODEL_TYPE}."
+                f"config.json: {field}: expected {expected!r} for {MODEL_TYPE}, found {found!r}"
             )
     if image_aspect not in ("pad", "square"):
         raise ValueError(
-            f"image_aspect: found {image_aspect!r}, expected 'pad' or 'square' for {MODEL_TYPE}."
+            f"image_aspect: expected 'pad' or 'square' for {MODEL_TYPE}, found {image_aspect!r}"
         )
     rope = dict(text.rope_parameters)
     theta = rope.pop("rope_theta")
@@ -294,7 +306,7 @@ def to_llava_cohere(
 
 
 def _keep_spelling(original: dict, written: dict[str, Any]) -> dict[str, Any]:
-    """`original` with every value replaced that `written` contradicts; absent defaults stay absent."""
+    """Return `original` with the values of `written` where the two differ; absent defaults stay absent."""
     meant = {**TEXT_DEFAULTS, "rope_theta": DEFAULT_ROPE_THETA, "rope_scaling": None, **original}
     meant["image_aspect_ratio"] = IMAGE_ASPECTS.get(original.get("image_aspect_ratio"))
     if meant.get("mm_projector_type") == "linear":
@@ -303,7 +315,7 @@ def _keep_spelling(original: dict, written: dict[str, Any]) -> dict[str, Any]:
         meant["num_key_value_heads"] = written["num_attention_heads"]
     if original.get("dtype") == written.get("torch_dtype"):
         meant["torch_dtype"] = original.get("dtype")
-    # What the original says of these is kept, whatever it is.
+    # The original's values of these fields are always kept.
     free = {"architectures", "tokenizer_padding_side"} & set(original)
     return original | {
         field: value

@@ -1,4 +1,4 @@
-"""Converts the original Maya's checkpoints (`llava_cohere`) to Hub-native ones, and back.
+"""Convert the original Maya's checkpoints (`llava_cohere`) to Hub-native ones, and back.
 
     convert("nahidalam/maya_full_ft", "maya-8b")                              a full checkpoint
     convert("mm_projector_folder", "maya", base_model="CohereForAI/aya-23-8B") only the projector
@@ -6,7 +6,7 @@
     convert("maya-8b", "back", to="llava_cohere")                              for the original's code
     convert("maya-8b", "llava", to="llava")                                    for tools that know LLaVA
 
-Not Hub code. Tensors go from file to file in chunks, so memory does not grow with the checkpoint. The
+Tensors are copied from file to file in chunks, so the memory needed does not grow with the checkpoint. The
 result appears under its name only when it is complete.
 """
 
@@ -55,34 +55,34 @@ def convert(
         output: the folder to write; it must not exist or be empty. Not needed for `dry_run`.
         base_model: the decoder's folder or repository, for projector-only and LoRA sources.
         vision_tower: the vision tower's folder or repository; default: what the config names.
-        tower_source: which copy of the tower to write: the `"checkpoint"`'s own (if it has one), or
-            `"hub"`, the one that the config or `vision_tower` names. Where both are at hand the largest
-            difference between them is reported.
+        tower_source: which copy of the tower to write: `"checkpoint"`, the checkpoint's own copy (if it
+            has one), or `"hub"`, the tower that the config or `vision_tower` names. If both are
+            available, the report has the largest difference between them.
         to: `"maya"`, `"llava_cohere"` (for the original's code), or `"llava"`: transformers' own
             `LlavaForConditionalGeneration`, which needs no remote code.
-        dry_run: check everything and report, write nothing.
-        trust_remote_code: passed on to the tokenizer's loading; nothing here sets it.
+        dry_run: check everything and report, but write nothing.
+        trust_remote_code: passed on when the tokenizer is loaded.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; default: every tensor as it is stored.
-        revision: of `source`, if it is a repository.
-        max_shard_size: of the written weights, as "5GB" or a number of bytes.
+        revision: branch, tag or commit, if `source` is a repository.
+        max_shard_size: largest size of a written weight file, as "5GB" or a number of bytes.
         log: receives the report, line by line.
 
     Returns:
         The report: `kind`, `parameters`, `tensors`, `bytes`, `shards` {file: bytes}, `parts`, `notes`.
 
     Raises:
-        ValueError, OSError: one line that names file and key, what was found and what was expected.
-            Then nothing is left behind; a run that is killed leaves nothing that loads.
+        ValueError, OSError: one line that names file and key, what was expected and what was found.
+            No output is left behind. A killed run leaves no folder that loads.
     """
     if to not in ("maya", MODEL_TYPE, LLAVA):
-        raise ValueError(f"to: found {to!r}, expected 'maya', {MODEL_TYPE!r} or {LLAVA!r}.")
+        raise ValueError(f"to: expected 'maya', {MODEL_TYPE!r} or {LLAVA!r}, found {to!r}")
     if tower_source not in ("checkpoint", "hub"):
-        raise ValueError(f"tower_source: found {tower_source!r}, expected 'checkpoint' or 'hub'.")
+        raise ValueError(f"tower_source: expected 'checkpoint' or 'hub', found {tower_source!r}")
     cast = FLOATS.get(dtype) if isinstance(dtype, str) else dtype
     if dtype is not None and cast not in FLOATS.values():
-        raise ValueError(f"dtype: found {dtype!r}, expected one of {', '.join(FLOATS)}.")
+        raise ValueError(f"dtype: expected one of {', '.join(FLOATS)}, found {dtype!r}")
     if output is None and not dry_run:
-        raise ValueError("output: found nothing, expected the folder to write (or dry_run).")
+        raise ValueError("output: expected the folder to write (or dry_run), found None")
 
     origin = fetch(source, revision)
     tower = None if vision_tower is None else str(vision_tower)

@@ -1,4 +1,4 @@
-"""Headers of safetensors files, every number in them checked, and the index of shards."""
+"""Read and check safetensors headers and shard indexes."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from .files import read_json, shown
 
 T = TypeVar("T")
 
-# Names of the dtypes in the safetensors format (its README) and what they are in torch.
+# dtype names of the safetensors format (its README) -> torch dtypes.
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -26,33 +26,33 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# The format's own limit on the length of a header.
+# The format's limit on the length of a header.
 MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class HeaderEntry:
-    """What a safetensors header says of a tensor."""
+    """A tensor's entry in a safetensors header."""
 
     dtype: str
     shape: tuple[int, ...]
-    start: int  # bytes from the file's first
+    start: int  # offset in the file, bytes
     end: int
 
 
 def read_header(path: Path) -> dict[str, HeaderEntry]:
-    """The header of one safetensors file, with every number in it checked against the file's size.
+    """Read the header of one safetensors file, and check every number in it against the file's size.
 
-    The tensors must fill the file without gap or overlap, as the format's own writers leave it. Dtypes
-    that are not in DTYPES are allowed, and their lengths are not checked.
+    The tensors must fill the file without gap or overlap, as the format's own writers write them. Dtypes
+    that are not in DTYPES are allowed; the lengths of their tensors are not checked.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is cut short, malformed or no safetensors file; names file and tensor.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is cut short, malformed or not safetensors; the error names file and tensor.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; expected a safetensors shard. Download it again."
+            f"{path}: expected a safetensors shard, found no file: download it again"
         )
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -62,11 +62,13 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
         if not found and (size < 8 or not 2 <= length <= MAX_HEADER_BYTES):
             found = f"a header of {length} bytes in a file of {size}"
         if found:
-            raise ValueError(f"{path}: not a safetensors file: found {found}. Download it again.")
+            raise ValueError(
+                f"{path}: expected a safetensors file, found {found}: download it again"
+            )
         if size < 8 + length:
             raise ValueError(
-                f"{path}: cut short inside its header: found {size} bytes, expected more than {8 + length}. "
-                "Download it again."
+                f"{path}: cut short inside its header: expected more than {8 + length} bytes, found {size}: "
+                "download it again"
             )
         file.seek(8)
         text = file.read(length)
@@ -76,7 +78,7 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
         reason = "nested too deep" if isinstance(error, RecursionError) else shown(str(error))
         raise _malformed(path, reason) from None
     if not isinstance(header, dict):
-        raise _malformed(path, f"found a {type(header).__name__}, expected a mapping of tensors")
+        raise _malformed(path, f"expected a mapping of tensors, found a {type(header).__name__}")
     entries = {
         key: _header_entry(path, key, entry, 8 + length)
         for key, entry in header.items()
@@ -86,26 +88,30 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
     if size != expected:
         state = "cut short" if size < expected else "longer than its header says"
         raise ValueError(
-            f"{path}: {state}: found {size} bytes, expected {expected}. Download it again."
+            f"{path}: {state}: expected {expected} bytes, found {size}: download it again"
         )
     end = 8 + length
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:
             kind = "overlaps the tensor before it" if entry.start < end else "leaves a gap"
             raise _malformed(
-                path, f"{shown(key)} {kind}: it starts at byte {entry.start}, expected {end}"
+                path,
+                f"{shown(key)} {kind}: expected it to start at byte {end}, found {entry.start}",
             )
         end = entry.end
     return entries
 
 
 def read_headers(folder: Path) -> dict[str, HeaderEntry]:
-    """The headers of all safetensors files of a model folder. Raises as `read_header` and `read_files`."""
+    """Read the headers of all safetensors files of a model folder.
+
+    Raises as `read_header` and `read_files`.
+    """
     return read_files(folder, "model.safetensors", read_header)
 
 
 def _another_kind(start: bytes) -> str:
-    """What a file with this start is, if it is known and no safetensors file."""
+    """Return what kind of file begins with these bytes, or "" if it may be a safetensors file."""
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, so the weights themselves were not downloaded"
     if start.lstrip()[:1] == b"<" and b"\0" not in start:
@@ -116,7 +122,7 @@ def _another_kind(start: bytes) -> str:
 
 
 def _malformed(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path}: its safetensors header is malformed ({reason}). Download it again.")
+    return ValueError(f"{path}: malformed safetensors header ({reason}): download it again")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice} stands twice")
+        raise ValueError(f"{twice} occurs twice")
     return found
 
 
@@ -133,7 +139,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _header_entry(path: Path, key: str, entry: Any, data: int) -> HeaderEntry:
-    """One tensor of a header whose data begin at byte `data`."""
+    """Return the checked entry of one tensor; the file's tensor data begin at byte `data`."""
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (fields.get(name) for name in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str):
@@ -154,44 +160,44 @@ def _header_entry(path: Path, key: str, entry: Any, data: int) -> HeaderEntry:
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if end - start != expected:
             raise ValueError(
-                f"{path}: {shown(key)}: found {end - start} bytes, expected {expected} for {dtype} of shape "
-                f"{list(shape)}."
+                f"{path}: {shown(key)}: expected {expected} bytes for {dtype} of shape {list(shape)}, "
+                f"found {end - start}"
             )
     return HeaderEntry(dtype, tuple(shape), data + start, data + end)
 
 
 def has_weights(folder: Path, name: str = "model.safetensors") -> bool:
-    """Whether a folder has weights under a name that transformers loads, or their index."""
+    """Return whether a folder has weights, or their index, under a name that transformers loads."""
     return any((folder / f"{name}{end}").is_file() for end in ("", ".index.json"))
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Which shard an index expects each tensor in. Raises `ValueError` for what is no index."""
+    """Return tensor name -> shard file of an index. Raises ValueError if the file is not an index."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(
-            f"{path}: found no weight_map, expected one of tensor names to shard files."
+            f"{path}: weight_map: expected an object of tensor names to shard files, found none"
         )
     for key, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable():
             raise ValueError(
-                f"{path}: {shown(key)}: found shard {shown(repr(shard))}, expected a file name without a path."
+                f"{path}: {shown(key)}: expected a shard's file name without a path, found {shown(repr(shard))}"
             )
     return weight_map
 
 
 def read_files(folder: Path, name: str, read: Callable[[Path], dict[str, T]]) -> dict[str, T]:
-    """What `read` finds in the file `name`, or in the shards of its index, which must agree with it.
+    """Return what `read` returns for the file `name`, or for all shards that its index names.
 
     Raises:
         FileNotFoundError: the weights or a shard are missing.
-        ValueError: something contradicts the index.
+        ValueError: the tensors of the shards differ from those of the index.
     """
     index_path = folder / f"{name}.index.json"
     if (folder / name).is_file():
         return read(folder / name)
     if not index_path.is_file():
-        raise FileNotFoundError(f"{folder}: no weights: expected {name} or {index_path.name}.")
+        raise FileNotFoundError(f"{folder}: no weights: expected {name} or {index_path.name}")
     weight_map = read_index(index_path)
     tensors: dict[str, T] = {}
     for shard in sorted(set(weight_map.values())):
@@ -199,18 +205,18 @@ def read_files(folder: Path, name: str, read: Callable[[Path], dict[str, T]]) ->
             keys = [key for key, place in weight_map.items() if place == shard]
             raise FileNotFoundError(
                 f"{folder / shard}: this shard is missing: {index_path.name} expects {len(keys)} tensors in "
-                f"it, the first {shown(keys[0])}. Download it again."
+                f"it, the first is {shown(keys[0])}: download it again"
             )
         for key, found in read(folder / shard).items():
             if weight_map.get(key) != shard:
                 raise ValueError(
-                    f"{folder / shard}: {shown(key)}: found here, but {index_path.name} expects it in "
-                    f"{weight_map.get(key, 'no shard')}."
+                    f"{folder / shard}: {shown(key)}: {index_path.name} expects it in "
+                    f"{weight_map.get(key, 'no shard')}, found it here"
                 )
             tensors[key] = found
     for key, shard in weight_map.items():
         if key not in tensors:
             raise ValueError(
-                f"{folder / shard}: {shown(key)}: not found, but {index_path.name} expects it there."
+                f"{folder / shard}: {shown(key)}: {index_path.name} expects it here, found no such tensor"
             )
     return tensors

@@ -1,9 +1,9 @@
-"""Direct loading: `from_pretrained` on the original's `llava_cohere` checkpoints, as published.
+"""Let `from_pretrained` load the original's `llava_cohere` checkpoints as they are published.
 
-The config is translated when it is read, and the weights are renamed one by one by transformers' own
-key mapping while it loads them, so nothing is held twice. Before that every file's header is compared
-with what the config says, because what transformers reports about a broken shard names no file. Not
-Hub code: the classes are extended from outside when the package is imported.
+The config is translated when it is read. transformers' key mapping renames the weights one by one while
+it loads them, so no weight is in memory twice. Before that, the header of every file is compared with the
+config, because transformers' errors about a broken shard do not name the file. This is not Hub code: it
+extends the classes when the package is imported.
 """
 
 import os
@@ -41,11 +41,14 @@ def read_config(
     overrides: dict[str, Any] | None = None,
     **hub_kwargs: Any,
 ) -> dict[str, Any]:
-    """A `MayaConfig` dict for the `llava_cohere` config `raw` that was read from `location`.
+    """Return the dict of a `MayaConfig` for the `llava_cohere` config `raw`, read from `location`.
 
     Args:
+        raw: the original's config.json.
+        location: its folder or repository, or None.
         overrides: may hold `vision_config` and `image_token_id`, for a tower or tokenizer that cannot
             be found.
+        hub_kwargs: arguments of huggingface_hub, such as `revision`.
     """
     overrides = overrides or {}
     folder = Path(location) if location is not None and Path(location).is_dir() else None
@@ -76,22 +79,22 @@ def read_config(
 
 
 class LlavaCohereConfig(MayaConfig):
-    """What `AutoConfig` finds under `llava_cohere`: reading one gives a `MayaConfig`."""
+    """The class that `AutoConfig` has for `llava_cohere`; it reads a config.json as a `MayaConfig`."""
 
     model_type = MODEL_TYPE
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Translate and return a `MayaConfig`; `name_or_path` in `kwargs` says where the dict was read."""
+        """Return a `MayaConfig`; `name_or_path` in `kwargs` is the folder or repository of the dict."""
         location = kwargs.get("name_or_path", config_dict.get("_name_or_path"))
         return MayaConfig.from_dict(read_config(config_dict, location, kwargs), **kwargs)
 
 
 def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a full `llava_cohere` checkpoint.
+    """Return name -> shape of every tensor of a full `llava_cohere` checkpoint.
 
-    In the order of the original's modules: decoder, whole vision tower, projector; a head only if it
-    is untied.
+    They are in the order of the original's modules: decoder, whole vision tower, projector. An untied
+    head comes last; a tied head is left out.
     """
     groups = (
         "model.embed_tokens.",
@@ -110,7 +113,12 @@ def llava_cohere_shapes(config: MayaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def native_shapes(config: MayaConfig, **changes: Any) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a saved Maya whose config has these changes; no tied head."""
+    """Return name -> shape of every tensor of a saved Maya, without a tied head.
+
+    Args:
+        config: of the Maya.
+        changes: fields of the config that replace its values.
+    """
     fields = config.to_dict()
     for name in ("auto_map", "model_type", "transformers_version", "architectures"):
         fields.pop(name, None)
@@ -124,13 +132,13 @@ def native_shapes(config: MayaConfig, **changes: Any) -> dict[str, tuple[int, ..
 
 
 def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: str) -> list[str]:
-    """Compare a checkpoint's tensors with what its config says.
+    """Compare a checkpoint's tensors with the names and shapes that its config implies.
 
     Returns:
-        The names of buffers in it that are computed, not learned.
+        The names of the checkpoint's buffers that are computed, not learned.
 
     Raises:
-        ValueError: names file, tensor, found and expected.
+        ValueError: a tensor is missing, unexpected or of another shape; the error names file and tensor.
     """
     derived = [key for key in tensors if DERIVED_BUFFERS.search(key)]
     expected = llava_cohere_shapes(config)
@@ -144,10 +152,10 @@ def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: s
         }
     if not any(key.startswith(TOWER_PREFIX) for key in tensors):
         raise ValueError(
-            f"{where}: no vision tower: found no tensor {TOWER_PREFIX}*, expected the whole tower. Convert it "
-            "with `maya convert --vision-tower FOLDER_OR_REPOSITORY --tower-source hub`."
+            f"{where}: expected the tensors of the vision tower, {TOWER_PREFIX}*, found none: convert the "
+            "checkpoint with `maya convert --vision-tower FOLDER_OR_REPOSITORY --tower-source hub`"
         )
-    # What a tower has behind the feature layer changes no output and may be absent.
+    # The tower's tensors behind the feature layer change no output and may be missing.
     used = native_shapes(config)
     expected = {
         key: shape
@@ -159,7 +167,7 @@ def check_checkpoint(tensors: dict[str, TensorRef], config: MayaConfig, where: s
 
 
 def _checkpoint_folder(location: str | os.PathLike, hub_kwargs: dict[str, Any]) -> Path:
-    """The folder that holds the weights: the one given, or the repository's snapshot, downloaded."""
+    """Return the folder of the weights: the given one, or the repository's snapshot after a download."""
     if Path(location).is_dir():
         return Path(location) / hub_kwargs.get("subfolder", "")
     name = str(location)
@@ -169,7 +177,7 @@ def _checkpoint_folder(location: str | os.PathLike, hub_kwargs: dict[str, Any]) 
     index = find_file(name, "model.safetensors.index.json", **hub_kwargs)
     if index is None:
         raise FileNotFoundError(
-            f"{location}: no model.safetensors and no model.safetensors.index.json."
+            f"{location}: expected model.safetensors or model.safetensors.index.json, found neither"
         )
     get_checkpoint_shard_files(name, index, **hub_kwargs)
     return Path(index).parent
@@ -198,10 +206,10 @@ def register() -> None:
         if kind == MODEL_TYPE:
             raw = read_config(raw, location, kwargs, **hub_kwargs)
         elif kind != cls.model_type:
-            # transformers would warn, and build a Maya of the default size.
+            # transformers would only warn, and build a Maya of the default size.
             raise ValueError(
-                f"{Path(str(location)) / 'config.json'}: model_type: found {kind!r}, expected {cls.model_type!r} or "
-                f"{MODEL_TYPE!r}."
+                f"{Path(str(location)) / 'config.json'}: model_type: expected {cls.model_type!r} or "
+                f"{MODEL_TYPE!r}, found {kind!r}"
             )
         return raw, rest
 
@@ -240,6 +248,6 @@ def _check_tie(model: MayaPreTrainedModel, where: str) -> None:
         return
     if head.weight is not model.get_input_embeddings().weight:
         raise ValueError(
-            f"{where}: lm_head.weight: found values that differ from model.embed_tokens.weight, expected the same, as "
-            "config.json ties them (tie_word_embeddings true or absent). Set it to false to keep both."
+            f"{where}: lm_head.weight: expected the values of model.embed_tokens.weight, as config.json ties them "
+            "(tie_word_embeddings true or absent), found others: set tie_word_embeddings to false to keep both"
         )

@@ -14,12 +14,18 @@ from .tensors import TensorRef, read_pickle, read_safetensors
 def merge_lora(
     folder: Path, tensors: dict[str, TensorRef], notes: list[str]
 ) -> dict[str, TensorRef]:
-    """Replace what was trained whole, and add the LoRA products to the matrices they belong to.
+    """Replace the tensors that were trained whole, and add each LoRA product to its matrix.
 
     Args:
         folder: has adapter_config.json, adapter_model and non_lora_trainables.
         tensors: of the base model.
-        notes: gets a line on what was merged.
+        notes: receives one line about the merged matrices.
+
+    Returns:
+        The merged tensors, under the original's names.
+
+    Raises:
+        ValueError, FileNotFoundError: name the file and the tensor or setting.
     """
     where = folder / "adapter_config.json"
     settings = read_json(where)
@@ -33,14 +39,14 @@ def merge_lora(
         merged[bare] = ref
     if not any(key.startswith("model.mm_projector.") for key in merged):
         raise ValueError(
-            f"{folder}: non_lora_trainables: no tensor of mm_projector found, expected the projector."
+            f"{folder}: non_lora_trainables: expected tensors mm_projector.*, found none"
         )
     pairs = _read_pairs(folder)
     for module, pair in pairs.items():
         target = f"{module}.weight"
         if target not in merged:
             raise ValueError(
-                f"{pair['A'].file}: {module}: found LoRA weights, expected {target} in the base model."
+                f"{pair['A'].file}: {module}: expected {target} in the base model, found LoRA weights only"
             )
         base, down, up = merged[target], pair["A"], pair["B"]
         rank, alpha = _rank_and_alpha(settings, module, where)
@@ -50,8 +56,9 @@ def merge_lora(
             or len(base.shape) != 2
         ):
             raise ValueError(
-                f"{down.file}: {module}: found lora_A {list(down.shape)} and lora_B {list(up.shape)}, expected "
-                f"[{rank}, {base.shape[-1]}] and [{base.shape[0]}, {rank}] for {target} of shape {list(base.shape)}."
+                f"{down.file}: {module}: expected lora_A [{rank}, {base.shape[-1]}] and lora_B "
+                f"[{base.shape[0]}, {rank}] for {target} of shape {list(base.shape)}, found {list(down.shape)} "
+                f"and {list(up.shape)}"
             )
         scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
         merged[target] = _with_lora(base, down.load(), up.load(), scale)
@@ -61,14 +68,14 @@ def merge_lora(
 
 def _check_settings(settings: dict[str, Any], where: Path) -> None:
     if settings.get("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{where}: peft_type: found {settings['peft_type']!r}, expected 'LORA'.")
+        raise ValueError(f"{where}: peft_type: expected 'LORA', found {settings['peft_type']!r}")
     for name in ("use_dora", "fan_in_fan_out", "lora_bias"):
         if settings.get(name):
             raise ValueError(
-                f"{where}: {name}: found {settings[name]!r}, expected false: this is not supported."
+                f"{where}: {name}: expected false (anything else is not supported), found {settings[name]!r}"
             )
     if settings.get("bias", "none") != "none":
-        raise ValueError(f"{where}: bias: found {settings['bias']!r}, expected 'none'.")
+        raise ValueError(f"{where}: bias: expected 'none', found {settings['bias']!r}")
 
 
 def _read_some(folder: Path, stem: str) -> dict[str, TensorRef]:
@@ -76,25 +83,26 @@ def _read_some(folder: Path, stem: str) -> dict[str, TensorRef]:
         if (folder / name).is_file():
             return read(folder / name)
     raise FileNotFoundError(
-        f"{folder}: no {stem}.safetensors or {stem}.bin, expected it beside adapter_config.json."
+        f"{folder}: expected {stem}.safetensors or {stem}.bin beside adapter_config.json, found neither"
     )
 
 
 def _read_pairs(folder: Path) -> dict[str, dict[str, TensorRef]]:
-    """module -> its lora_A and lora_B, as "A" and "B"."""
+    """Return module -> {"A": its lora_A, "B": its lora_B}."""
     pairs: dict[str, dict[str, TensorRef]] = {}
     for key, ref in _read_some(folder, "adapter_model").items():
         match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", key)
         if not match:
             raise ValueError(
-                f"{ref.file}: {key}: found shape {list(ref.shape)}, expected only lora_A and lora_B weights."
+                f"{ref.file}: {key}: expected only lora_A and lora_B weights, found a tensor of shape "
+                f"{list(ref.shape)}"
             )
         pairs.setdefault(match.group(1), {})[match.group(2)] = ref
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
             found = next(iter(pair.values()))
             raise ValueError(
-                f"{found.file}: {module}: found only lora_{next(iter(pair))}, expected lora_A and lora_B."
+                f"{found.file}: {module}: expected lora_A and lora_B, found only lora_{next(iter(pair))}"
             )
     return pairs
 
@@ -107,13 +115,13 @@ def _rank_and_alpha(settings: dict[str, Any], module: str, where: Path) -> tuple
         alpha = value if re.search(rf"(^|\.)({pattern})$", module) else alpha
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise ValueError(
-            f"{where}: r, lora_alpha: found {rank!r}, {alpha!r}, expected a whole number and a number."
+            f"{where}: r, lora_alpha: expected a positive integer and a number, found {rank!r}, {alpha!r}"
         )
     return rank, alpha
 
 
 def _with_lora(base: TensorRef, down: torch.Tensor, up: torch.Tensor, scale: float) -> TensorRef:
-    """`base` with `scale` x `up` @ `down` added, computed chunk by chunk when it is read."""
+    """Return `base` + `scale` * `up` @ `down`, computed chunk by chunk in float32 when it is read."""
     columns = base.shape[1]
 
     def read() -> Iterator[torch.Tensor]:

@@ -1,11 +1,11 @@
-"""Where a checkpoint is: a folder, or a repository of the Hub that is fetched into one."""
+"""Locate a checkpoint: a folder, or a repository of the Hub, which is downloaded."""
 
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# What is fetched of a repository: weights, settings, tokenizer; no code.
+# The files to download of a repository: weights, settings and tokenizer, but no code.
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.bin"]
 NOT_WEIGHTS = [
     "training_args.bin",
@@ -19,15 +19,18 @@ NOT_WEIGHTS = [
 
 @dataclass(frozen=True)
 class Origin:
-    """A folder on this machine, the name for it in records, and its commit on the Hub."""
+    """A local folder and its origin."""
 
     folder: Path
-    name: str
-    commit: str | None = None
+    name: str  # in records: a repository, or the folder's name without its path
+    commit: str | None = None  # of the repository on the Hub
 
 
 def local_origin(folder: Path) -> Origin:
-    """A folder by its bare name (a record travels, paths do not), or the repository whose snapshot it is."""
+    """Return the origin of a folder: the repository if the folder is a cached snapshot, else its own name.
+
+    The name is without a path, because the record is published and paths mean nothing elsewhere.
+    """
     place = folder.resolve()
     if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
         repository = place.parent.parent.name.removeprefix("models--").replace("--", "/")
@@ -36,7 +39,12 @@ def local_origin(folder: Path) -> Origin:
 
 
 def fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
-    """A folder, or the snapshot of a repository: `user/name`, or `user/name@revision`."""
+    """Return the origin for a folder, or download a repository: `user/name` or `user/name@revision`.
+
+    Raises:
+        ValueError: `name` is another kind of file, or two revisions are given.
+        FileNotFoundError: there is no such folder, and the repository cannot be downloaded.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return local_origin(path)
@@ -44,18 +52,16 @@ def fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
         if path.name in ("mm_projector.bin", "config.json"):
             return local_origin(path.parent)
         raise ValueError(
-            f"{name}: found a file, expected a folder or repository (or mm_projector.bin)."
+            f"{name}: expected a folder, a repository or mm_projector.bin, found another file"
         )
     named = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?", str(name))
     if named is None:
         raise FileNotFoundError(
-            f"{name}: no such folder, and not the name of a Hub repository (user/name)."
+            f"{name}: no such folder, and not the name of a Hub repository (user/name)"
         )
     repository, behind = named.groups()
     if None not in (revision, behind) and revision != behind:
-        raise ValueError(
-            f"{name}: revision: found {revision!r} beside the name, expected one revision."
-        )
+        raise ValueError(f"{name}: revision: expected one revision, found {revision!r} too")
     revision = revision or behind
     from huggingface_hub import snapshot_download
 
@@ -65,7 +71,7 @@ def fetch(name: str | os.PathLike, revision: str | None = None) -> Origin:
                 repository, revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WEIGHTS
             )
         )
-    except Exception as error:  # the Hub's client has many kinds; all of them mean it is not here
+    except Exception as error:  # huggingface_hub raises many kinds; each means no download
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         at = "" if revision is None else f" at revision {revision}"
         raise FileNotFoundError(

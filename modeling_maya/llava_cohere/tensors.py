@@ -1,7 +1,7 @@
-"""Tensors on disk, one at a time: by a checked header, out of a pickle without code, and written.
+"""Read, compare and write the tensors of a checkpoint one at a time.
 
-Nothing here holds more than a chunk of a tensor in memory, so that a checkpoint of any size is
-converted in the memory of a few copy buffers.
+safetensors files are read by their checked header, pickles with `weights_only=True`. Only one chunk of a
+tensor is in memory, so a checkpoint of any size is converted with a few copy buffers.
 """
 
 import functools
@@ -26,13 +26,13 @@ CHUNK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor that is still on disk (or small and already read): its name, dtype, shape and bytes."""
+    """A tensor on disk (or a small one in memory): its name, dtype, shape and how to read it."""
 
     key: str
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    # Yields the values in order as one-dimensional tensors of `dtype`, a chunk at a time.
+    # Yields the values in order as 1-D tensors of `dtype`, one chunk at a time.
     read: Callable[[], Iterator[torch.Tensor]] = field(repr=False, compare=False)
 
     @property
@@ -40,12 +40,12 @@ class TensorRef:
         return math.prod(self.shape)
 
     def chunks(self, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-        """The values in order, flat, as `dtype` (default: as stored)."""
+        """Yield the values in order as 1-D tensors of `dtype` (default: the stored dtype)."""
         for chunk in self.read():
             yield chunk if dtype is None else chunk.to(dtype)
 
     def load(self) -> torch.Tensor:
-        """The whole tensor, in its shape. For small tensors."""
+        """Return the whole tensor in its shape. Use it for small tensors only."""
         return torch.cat([torch.empty(0, dtype=self.dtype), *self.read()]).reshape(self.shape)
 
 
@@ -57,14 +57,14 @@ def _read_range(path: Path, start: int, nbytes: int, dtype: torch.dtype) -> Iter
             data = bytearray(min(CHUNK_BYTES, left))
             if file.readinto(data) != len(data):
                 raise ValueError(
-                    f"{path}: ends early at byte {file.tell()}: it was changed while being read."
+                    f"{path}: ends early at byte {file.tell()}: the file was changed while it was read"
                 )
             left -= len(data)
             yield torch.frombuffer(data, dtype=dtype)
 
 
 def read_safetensors(path: Path) -> dict[str, TensorRef]:
-    """The tensors of one safetensors file, from its header alone; every length is checked first.
+    """Return name -> tensor of one safetensors file, from its checked header alone.
 
     Raises as `read_header`, and ValueError for a dtype that is not in DTYPES.
     """
@@ -72,7 +72,7 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
     for key, entry in read_header(path).items():
         if entry.dtype not in DTYPES:
             raise ValueError(
-                f"{path}: {shown(key)}: found dtype {shown(entry.dtype)}, expected one of {', '.join(DTYPES)}."
+                f"{path}: {shown(key)}: expected a dtype of {', '.join(DTYPES)}, found {shown(entry.dtype)}"
             )
         stored = DTYPES[entry.dtype]
         read = functools.partial(_read_range, path, entry.start, entry.end - entry.start, stored)
@@ -82,28 +82,30 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
 
 def _refused(path: Path, what: str) -> ValueError:
     return ValueError(
-        f"{path}: refused, nothing in it was run: found {what}, expected a dictionary of names to tensors."
+        f"{path}: expected a dictionary of names to tensors, found {what}: refused, no code in it was run"
     )
 
 
 def read_pickle(path: Path) -> dict[str, TensorRef]:
-    """The tensors of a torch pickle, read with `weights_only=True` and memory-mapped where its format allows.
+    """Return name -> tensor of a torch pickle, read with `weights_only=True`.
+
+    The file is memory-mapped if its format allows it.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it holds anything but named tensors. Code is never run.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds anything but named tensors. No code in it is run.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a torch file of tensors.")
+        raise FileNotFoundError(f"{path}: expected a torch file of tensors, found no file")
     content: object
     try:
-        # torch warns of the pickle protocol of files that it then refuses.
+        # torch warns about the pickle protocol of files that it then refuses.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
-                if "mmap" not in str(error):  # the format before torch 1.6 cannot be mapped
+                if "mmap" not in str(error):  # the format before torch 1.6 cannot be memory-mapped
                     raise
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -114,8 +116,8 @@ def read_pickle(path: Path) -> dict[str, TensorRef]:
             ) from None
         first = next(iter(str(error).strip().splitlines()), "")
         raise ValueError(
-            f"{path}: not a readable torch file of tensors ({type(error).__name__}: {shown(first)}). "
-            "Download it again."
+            f"{path}: not a readable torch file of tensors ({type(error).__name__}: {shown(first)}): "
+            "download it again"
         ) from None
     if not isinstance(content, dict):
         raise _refused(path, f"a {type(content).__name__}")
@@ -125,13 +127,13 @@ def read_pickle(path: Path) -> dict[str, TensorRef]:
             raise _refused(path, f"a {type(value).__name__} under {shown(repr(key))}")
         if value.dtype not in DTYPE_NAMES or value.layout != torch.strided:
             raise ValueError(
-                f"{path}: {shown(key)}: found dtype {value.dtype}, expected one of {', '.join(DTYPES)}."
+                f"{path}: {shown(key)}: expected a dtype of {', '.join(DTYPES)}, found {value.dtype}"
             )
-        # A tensor without its values, or one of few values that claims to be huge.
+        # A tensor without values, or a huge shape over the storage of a few values.
         if value.is_meta or value.nbytes > value.untyped_storage().nbytes():
             raise ValueError(
-                f"{path}: {shown(key)}: found a tensor of shape {list(value.shape)} without all of its values, "
-                "expected them in the file. Download it again."
+                f"{path}: {shown(key)}: expected all values of a tensor of shape {list(value.shape)}, found fewer: "
+                "download it again"
             )
         tensors[key] = TensorRef(
             key, path, value.dtype, tuple(value.shape), functools.partial(_slices, value)
@@ -147,9 +149,13 @@ def _slices(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
-    """All tensors of a model folder: one file or shards with an index, safetensors first.
+    """Return name -> tensor of a model folder: of one file, or of the shards of an index.
 
-    Only the converter reads `pickles` (`pytorch_model.bin`), too. Raises as `headers.read_files`.
+    Args:
+        folder: of the model.
+        pickles: read `pytorch_model.bin` if there is no safetensors file. Only the converter does.
+
+    Raises as `headers.read_files`.
     """
     if pickles and not has_weights(folder) and has_weights(folder, "pytorch_model.bin"):
         return read_files(folder, "pytorch_model.bin", read_pickle)
@@ -159,29 +165,30 @@ def read_weights(folder: Path, *, pickles: bool) -> dict[str, TensorRef]:
 def check_shapes(
     tensors: dict[str, TensorRef], expected: dict[str, tuple[int, ...]], where: str
 ) -> None:
-    """Raise ValueError for missing and unexpected tensors and wrong shapes; it names the first."""
+    """Raise ValueError, naming the first tensor that is missing, unexpected or of another shape."""
     missing = [key for key in expected if key not in tensors]
     if missing:
         raise ValueError(
-            f"{where}: {missing[0]}: not found, expected shape {list(expected[missing[0]])} "
-            f"({len(missing)} of {len(expected)} tensors are missing)."
+            f"{where}: {missing[0]}: expected a tensor of shape {list(expected[missing[0]])}, found none "
+            f"({len(missing)} of {len(expected)} tensors are missing)"
         )
     for key, ref in tensors.items():
         if key not in expected:
             extra = sum(name not in expected for name in tensors)
             raise ValueError(
-                f"{ref.file}: {shown(key)}: found shape {list(ref.shape)}, expected no such tensor ({extra} unexpected)."
+                f"{ref.file}: {shown(key)}: expected no such tensor, found one of shape {list(ref.shape)} "
+                f"({extra} unexpected)"
             )
         if ref.shape != tuple(expected[key]):
             raise ValueError(
-                f"{ref.file}: {key}: found shape {list(ref.shape)}, expected {list(expected[key])} from config.json."
+                f"{ref.file}: {key}: expected shape {list(expected[key])} by config.json, found {list(ref.shape)}"
             )
 
 
 def max_difference(first: TensorRef, second: TensorRef) -> float:
-    """The largest absolute difference of two tensors of one shape (not-a-number counts as infinite)."""
+    """Return the largest absolute difference of two tensors of one shape; NaN counts as infinite."""
     worst = 0.0
-    # The two may be stored in different dtypes, so their chunks are re-cut to a common length.
+    # Tensors of different dtypes have chunks of different lengths, so cut them to a common length.
     for a, b in _aligned(first.chunks(torch.float32), second.chunks(torch.float32)):
         same = torch.isclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
         if not bool(same.all()):
@@ -202,7 +209,7 @@ def _aligned(
 
 
 def same_bytes(first: TensorRef, second: TensorRef) -> bool:
-    """Whether two tensors are equal bit for bit."""
+    """Return whether two tensors are equal bit for bit."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
     pairs = _aligned(first.chunks(), second.chunks())
@@ -212,14 +219,19 @@ def same_bytes(first: TensorRef, second: TensorRef) -> bool:
 def write_safetensors(
     path: Path, tensors: dict[str, TensorRef], dtype: torch.dtype | None = None
 ) -> None:
-    """Write one safetensors file a chunk at a time and flush it to the disk.
+    """Write one safetensors file chunk by chunk, and flush it to disk.
 
     Args:
-        dtype: what floating-point tensors are cast to; None: the bytes are copied.
+        path: of the file.
+        tensors: by the names to write.
+        dtype: floating-point tensors are cast to it; None copies all bytes.
+
+    Raises:
+        ValueError: a tensor gave another number of bytes than its shape needs.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     position = 0
-    # Wider dtypes first, as the format's own writer does, so that every tensor is aligned.
+    # Wider dtypes come first, as in safetensors' own writer, so that every tensor is aligned.
     order = sorted(tensors, key=lambda key: -stored_dtype(tensors[key], dtype).itemsize)
     for key in order:
         stored = stored_dtype(tensors[key], dtype)
@@ -241,23 +253,23 @@ def write_safetensors(
             written, wanted = file.tell() - start, header[key]["data_offsets"]
             if written != wanted[1] - wanted[0]:
                 raise ValueError(
-                    f"{tensors[key].file}: {key}: gave {written} bytes, expected {wanted[1] - wanted[0]}."
+                    f"{tensors[key].file}: {key}: expected {wanted[1] - wanted[0]} bytes, found {written}"
                 )
         file.flush()
         os.fsync(file.fileno())
 
 
 def stored_dtype(ref: TensorRef, dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype a tensor is written in: `dtype` for floating-point tensors, else its own."""
+    """Return the dtype in which a tensor is written: `dtype` if it is floating-point, else its own."""
     return dtype if dtype is not None and ref.dtype.is_floating_point else ref.dtype
 
 
 def stored_bytes(refs: Iterable[TensorRef], dtype: torch.dtype | None) -> int:
-    """The bytes that tensors have when they are written as `stored_dtype` says."""
+    """Return the total number of bytes of tensors that are written in their `stored_dtype`."""
     return sum(ref.numel * stored_dtype(ref, dtype).itemsize for ref in refs)
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file's bytes, in hex."""
+    """Return the SHA-256 digest of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""Plan the export to transformers' own LLaVA, which loads without code of ours.
+"""Plan the export to transformers' own LLaVA, which loads without Maya's code.
 
-What LLaVA's format cannot say is written into the weights: the layers of the tower that Maya reads
-become the whole tower, and the decoder's `logit_scale` becomes a factor of a head of its own.
+Two settings that LLaVA's config does not have go into the weights: the tower is cut after the layer that
+Maya reads, and an untied head is the decoder's head times its `logit_scale`.
 """
 
 import shutil
@@ -24,23 +24,23 @@ from .write import PARTIAL_CONFIG, ConversionPlan, versions
 TOWERS = ("siglip_vision_model", "clip_vision_model")
 HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 PROJECTOR, LAST_NORM = "model.multi_modal_projector", "model.vision_tower.post_layernorm"
-# Copied as they are; `tokenizer_config.json` names another processor.
+# Files to copy unchanged. `tokenizer_config.json` is not one: it names the processor's class.
 COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
 TEMPLATE = "chat_template.jinja"
 
 
 def plan_llava(origin: Origin) -> ConversionPlan:
-    """Check the Maya and plan what will be written.
+    """Check a Maya and plan its export.
 
     Raises:
-        ValueError: names the file and the field of what LLaVA's format cannot hold: a projector of
-            more than two layers, another tower than SigLIP and CLIP, other pictures than squares that
-            are padded with grey or squeezed.
+        ValueError: LLaVA's format cannot hold the model; the error names file and field. It holds
+            projectors of one or two layers, SigLIP and CLIP towers, and square images, either padded with
+            grey or resized without regard to their aspect.
     """
     folder, where = origin.folder, str(origin.folder / "config.json")
     raw = read_json(folder / "config.json")
     if raw.get("model_type") != MayaConfig.model_type:
-        raise ValueError(f"{where}: model_type: found {raw.get('model_type')!r}, expected 'maya'.")
+        raise ValueError(f"{where}: model_type: expected 'maya', found {raw.get('model_type')!r}")
     with reading(where):
         config = MayaConfig.from_dict(dict(raw))
         shapes = native_shapes(config)
@@ -86,21 +86,21 @@ def plan_llava(origin: Origin) -> ConversionPlan:
 
 
 def _check_parts(config: MayaConfig, where: str) -> None:
-    """Raise ValueError for a tower or projector that LLaVA does not compute."""
+    """Raise ValueError for a tower or projector that transformers' LLaVA does not support."""
     tower, layers = config.vision_config.model_type, config.projector_num_layers
     if tower not in TOWERS:
         raise ValueError(
-            f"{where}: vision_config.model_type: found {tower!r}, expected {' or '.join(TOWERS)}: "
-            "transformers' LLaVA gives other towers no pictures."
+            f"{where}: vision_config.model_type: expected {' or '.join(TOWERS)}, as transformers' LLaVA passes "
+            f"images to no other tower, found {tower!r}"
         )
     if layers > 2:
         raise ValueError(
-            f"{where}: projector_num_layers: found {layers}, expected 1 or 2: LLaVA's projector has two."
+            f"{where}: projector_num_layers: expected 1 or 2, as LLaVA's projector has two, found {layers}"
         )
 
 
 def _picture_settings(folder: Path) -> dict[str, Any]:
-    """The settings of LLaVA's image processor that give the same pixels; ValueError if none does."""
+    """Return settings of LLaVA's image processor that give the same pixels; ValueError if there are none."""
     path = folder / "processor_config.json"
     settings = (optional_json(path) or {}).get("image_processor")
     if settings is None:
@@ -118,8 +118,8 @@ def _picture_settings(folder: Path) -> dict[str, Any]:
     for name, allowed in wanted.items():
         if settings[name] not in allowed:
             raise ValueError(
-                f"{path}: {name}: found {settings[name]!r}, expected "
-                f"{' or '.join(map(repr, allowed))}: LLaVA's image processor makes no other pictures."
+                f"{path}: {name}: expected {' or '.join(map(repr, allowed))}, the only choice of LLaVA's image "
+                f"processor, found {settings[name]!r}"
             )
     kept = (
         "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize",
@@ -131,13 +131,13 @@ def _picture_settings(folder: Path) -> dict[str, Any]:
         **{name: settings[name] for name in kept},
         "do_pad": aspect == "pad",
         "do_center_crop": False,
-        # Serving engines count an image's tokens from it.
+        # Serving engines compute the number of image tokens from it.
         "crop_size": settings["size"],
     }
 
 
 def _llava_config(config: MayaConfig, *, tied: bool, dtype: str | None) -> dict[str, Any]:
-    """LLaVA's config.json of this Maya."""
+    """Return the LLaVA config.json of a Maya."""
     parts = {}
     for name in ("vision_config", "text_config"):
         part = getattr(config, name).to_dict()
@@ -155,7 +155,7 @@ def _llava_config(config: MayaConfig, *, tied: bool, dtype: str | None) -> dict[
         **parts,
         image_token_index=config.image_token_id,
         projector_hidden_act="linear" if one_layer else config.projector_hidden_act,
-        # Of a tower that ends with the layer that Maya reads.
+        # The exported tower ends with the layer that Maya reads.
         vision_feature_layer=-1,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         image_seq_length=config.image_seq_length,
@@ -166,10 +166,10 @@ def _llava_config(config: MayaConfig, *, tied: bool, dtype: str | None) -> dict[
 
 
 def _fold_logit_scale(tensors: dict[str, TensorRef], config: MayaConfig) -> list[str]:
-    """Multiply the head, a tied one after it has become a tensor of its own, by `logit_scale`.
+    """Multiply the head by `logit_scale`; a tied head becomes a tensor of its own first.
 
     Returns:
-        What there is to tell of it.
+        Notes for the report.
     """
     scale = getattr(config.text_config, "logit_scale", None)
     if scale in (None, 1.0):
@@ -187,7 +187,7 @@ def _fold_logit_scale(tensors: dict[str, TensorRef], config: MayaConfig) -> list
 
 
 def _llava_tensors(tensors: dict[str, TensorRef], config: MayaConfig) -> dict[str, TensorRef]:
-    """The same tensors under LLaVA's names, with those that LLaVA wants besides."""
+    """Return the tensors under LLaVA's names, plus those that only LLaVA has."""
     renamed = {}
     for key, ref in tensors.items():
         if key.startswith(f"{PROJECTOR}.layers."):
@@ -199,7 +199,7 @@ def _llava_tensors(tensors: dict[str, TensorRef], config: MayaConfig) -> dict[st
         width = config.text_config.hidden_size
         for kind, value in (("weight", torch.eye(width)), ("bias", torch.zeros(width))):
             renamed[f"{PROJECTOR}.linear_2.{kind}"] = _made(value, like)
-    # LLaVA reads what comes before this norm, but a checkpoint has to have it.
+    # LLaVA reads the features before this norm, but a checkpoint must have the norm's weights.
     width = config.vision_config.hidden_size
     for kind, value in (("weight", torch.ones(width)), ("bias", torch.zeros(width))):
         renamed[f"{LAST_NORM}.{kind}"] = _made(value, like)
@@ -208,7 +208,7 @@ def _llava_tensors(tensors: dict[str, TensorRef], config: MayaConfig) -> dict[st
 
 
 def _layers_behind(config: MayaConfig) -> list[str]:
-    """Beginnings of the names of the tower's layers that Maya does not read."""
+    """Return the name prefixes of the tower's layers that Maya does not read."""
     return [
         f"model.vision_tower.encoder.layers.{number}."
         for number in range(config.vision_layers_used, config.vision_config.num_hidden_layers)
@@ -216,6 +216,6 @@ def _layers_behind(config: MayaConfig) -> list[str]:
 
 
 def _made(value: torch.Tensor, like: TensorRef) -> TensorRef:
-    """A tensor that no file has, with the dtype of one that a file has."""
+    """Return a TensorRef of `value`, cast to the dtype of `like`."""
     value = value.to(like.dtype)
     return replace(like, shape=tuple(value.shape), read=lambda: iter([value.reshape(-1)]))

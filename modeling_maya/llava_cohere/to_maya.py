@@ -1,4 +1,4 @@
-"""Plan the conversion of an original's checkpoint to a Maya's folder."""
+"""Plan the conversion of a checkpoint of the original to a Maya's folder."""
 
 import os
 from dataclasses import dataclass
@@ -36,14 +36,14 @@ from .write import PARTIAL_CONFIG, UNUSED_TOWER, ConversionPlan, versions
 
 @dataclass
 class Source:
-    """What an original's folder gives, whatever kind of checkpoint it is."""
+    """The contents of the original's folder, the same for every kind of checkpoint."""
 
     kind: str
     tensors: dict[str, TensorRef]  # under the original's names
-    settings: list[Path]  # files that were read beside those of `tensors`
+    settings: list[Path]  # files that were read, other than those of `tensors`
     tokenizer_at: Path
-    base: Origin | None = None  # the decoder, where the folder has none of its own
-    text: dict[str, Any] | None = None  # and its config
+    base: Origin | None = None  # the decoder, if the folder does not hold one
+    text: dict[str, Any] | None = None  # the config of `base`
 
 
 def plan_maya(
@@ -55,13 +55,14 @@ def plan_maya(
     trust_remote_code: bool,
     dtype: torch.dtype | None,
 ) -> ConversionPlan:
-    """Check the whole checkpoint and plan what will be written. The arguments are those of `convert`."""
+    """Check the whole checkpoint and plan the output. For the arguments see `convert`."""
     folder = origin.folder
     where = str(folder / "config.json")
     raw = read_json(folder / "config.json")
     if raw.get("model_type") == MayaConfig.model_type:
         raise ValueError(
-            f"{where}: model_type: found 'maya': already converted (--to {MODEL_TYPE} goes back)."
+            f"{where}: model_type: expected a checkpoint to convert, found 'maya': it is converted already "
+            f"(--to {MODEL_TYPE} converts it back)"
         )
     check_model_type(raw, where)
     check_mm_fields(raw, where)
@@ -69,20 +70,20 @@ def plan_maya(
     source = _read_source(origin, raw, where, base_model, notes)
     tensors = source.tensors
 
-    # The vision tower: the checkpoint's own copy and the one that its config names.
+    # The vision tower: the checkpoint's copy, or the tower that its config names.
     own = {key: ref for key, ref in tensors.items() if key.startswith(TOWER_PREFIX)}
     use_named = tower_source == "hub" or not own
     named = named_tower(vision_tower, raw, folder, required=use_named)
     if use_named and named is None:
         raise FileNotFoundError(
-            f"{where}: mm_vision_tower: found {vision_tower or raw.get('mm_vision_tower')!r}, which could not be "
-            "read, expected a folder or repository with the vision tower's weights: name it with --vision-tower."
+            f"{where}: mm_vision_tower: expected a folder or repository with the vision tower's weights, found "
+            f"{vision_tower or raw.get('mm_vision_tower')!r}, which cannot be read: name one with --vision-tower"
         )
     tower = str(named.folder) if named is not None else vision_tower
     config = _maya_config(raw, where, source, tower)
     tensors, difference = _take_tower(tensors, own, named, use_named, notes)
 
-    # What the model computes with, under Maya's names, and what is kept for the way back only.
+    # The tensors that the model uses, under Maya's names, and those kept only to convert back.
     derived = check_checkpoint(tensors, config, str(folder))
     if derived:
         notes.append(f"{len(derived)} computed buffers left out, such as {derived[0]}")
@@ -95,8 +96,8 @@ def plan_maya(
     side = {key: ref for key, ref in tensors.items() if rename(key, RENAMINGS) not in expected}
     if side:
         notes.append(
-            f"tower: {len(side)} tensors behind the feature layer and its pooling head change no output; "
-            f"kept in {UNUSED_TOWER} for the way back"
+            f"tower: {len(side)} tensors, behind the feature layer and of the pooling head, change no output; "
+            f"they are kept in {UNUSED_TOWER} to convert the model back"
         )
     config.dtype = dtype or _main_dtype(live)
 
@@ -144,7 +145,7 @@ def _read_source(
     base_model: str | os.PathLike | None,
     notes: list[str],
 ) -> Source:
-    """A full checkpoint, LoRA layers with their decoder, or a projector with its decoder."""
+    """Read a full checkpoint, LoRA layers with their decoder, or a projector with its decoder."""
     folder = origin.folder
     settings = [folder / "config.json"]
     if (folder / "adapter_config.json").is_file():
@@ -157,7 +158,8 @@ def _read_source(
     elif _has_any_weights(folder):
         if base_model is not None:
             raise ValueError(
-                f"base_model: found {str(base_model)!r}, but {origin.name} is a full checkpoint: leave it out."
+                f"base_model: expected none, as {origin.name} is a full checkpoint, found {str(base_model)!r}: "
+                "leave it out"
             )
         return Source("full checkpoint", read_weights(folder, pickles=True), settings, folder)
     elif (folder / "mm_projector.bin").is_file():
@@ -167,7 +169,7 @@ def _read_source(
         tensors |= _read_projector(folder / "mm_projector.bin")
     else:
         raise FileNotFoundError(
-            f"{folder}: no weights: expected model.safetensors, its index, mm_projector.bin or adapter_config.json."
+            f"{folder}: no weights: expected model.safetensors, its index, mm_projector.bin or adapter_config.json"
         )
     tokenizer_at = folder if tokenizer_files(folder) else base.folder
     return Source(kind, tensors, settings, tokenizer_at, base, _base_text_config(base, raw, where))
@@ -184,10 +186,10 @@ def _take_tower(
     use_named: bool,
     notes: list[str],
 ) -> tuple[dict[str, TensorRef], dict[str, Any] | None]:
-    """Put the named tower in the place of the checkpoint's own, if it is to be used.
+    """Replace the checkpoint's tower by the named one, if `use_named`.
 
     Returns:
-        The tensors, and how far the two towers are from one another, where both are at hand.
+        The tensors, and the differences of the two towers (None if only one is available).
     """
     if named is None or not (use_named or _has_any_weights(named.folder)):
         return tensors, None
@@ -206,10 +208,13 @@ def _take_tower(
 
 
 def _maya_config(raw: dict, where: str, source: Source, tower: str | None) -> MayaConfig:
-    """The Maya's config, which a model can be built from.
+    """Return the Maya's config, checked by building the model on the meta device.
 
     Args:
-        tower: its folder, or the name that was given for it.
+        raw: the original's config.json.
+        where: its path.
+        source: the contents of the folder.
+        tower: the vision tower's folder, or the name that the user gave for it.
     """
     with reading(where):
         vision = resolve_vision_config(raw, where, config_folder=Path(where).parent, tower=tower)
@@ -233,19 +238,19 @@ def _base_decoder(given: str | os.PathLike | None, named: str | None, raw: dict)
     name = given or named
     if name is None:
         raise ValueError(
-            "base_model: found nothing, expected the decoder's folder or repository "
-            f"(--base-model; the config says {raw.get('_name_or_path')!r})."
+            "base_model: expected the decoder's folder or repository, found None: give --base-model "
+            f"(the config says {raw.get('_name_or_path')!r})"
         )
     return fetch(name)
 
 
 def _base_text_config(base: Origin, raw: dict, where: str) -> dict[str, Any]:
-    """The decoder's own config; what the projector was trained with must not contradict it."""
+    """Return the decoder's config; ValueError if it differs from the one the projector was trained with."""
     base_where = str(base.folder / "config.json")
     base_raw = read_json(base.folder / "config.json")
     if base_raw.get("model_type") != "cohere":
         raise ValueError(
-            f"{base_where}: model_type: found {base_raw.get('model_type')!r}, expected 'cohere'."
+            f"{base_where}: model_type: expected 'cohere', found {base_raw.get('model_type')!r}"
         )
     rope = base_raw.get("rope_parameters")
     if isinstance(rope, dict):  # saved by transformers 5
@@ -262,7 +267,7 @@ def _base_text_config(base: Origin, raw: dict, where: str) -> dict[str, Any]:
             continue
         if text[name] != value:
             raise ValueError(
-                f"{base_where}: {name}: found {value!r}, expected {text[name]!r} as in {where}."
+                f"{base_where}: {name}: expected {text[name]!r} as in {where}, found {value!r}"
             )
     return base_text
 
@@ -272,24 +277,28 @@ def _read_projector(path: Path) -> dict[str, TensorRef]:
     for key, ref in read_pickle(path).items():
         if "mm_projector." not in key:
             raise ValueError(
-                f"{path}: {key}: found shape {list(ref.shape)}, expected only mm_projector.* tensors."
+                f"{path}: {key}: expected only mm_projector.* tensors, found this one of shape {list(ref.shape)}"
             )
         tensors["model.mm_projector." + key.split("mm_projector.")[1]] = ref
     return tensors
 
 
 def _drop_tied_head(tensors: dict[str, TensorRef], config: MayaConfig, notes: list[str]) -> bool:
-    """Take a head out that is equal to the embeddings it is tied to; returns whether it was there."""
+    """Remove a stored head that is tied to the embeddings; return whether there was one.
+
+    Raises:
+        ValueError: its values differ from the embeddings.
+    """
     head = tensors.get("lm_head.weight")
     if head is None or not config.tie_word_embeddings:
         return False
     if not same_bytes(head, tensors["model.embed_tokens.weight"]):
         raise ValueError(
-            f"{head.file}: lm_head.weight: found values that differ from model.embed_tokens.weight, expected the same: "
-            "config.json ties them (tie_word_embeddings true or absent). Set it to false to keep both."
+            f"{head.file}: lm_head.weight: expected the values of model.embed_tokens.weight, as config.json ties "
+            "them (tie_word_embeddings true or absent), found others: set tie_word_embeddings to false to keep both"
         )
     del tensors["lm_head.weight"]
-    notes.append("lm_head.weight: stored, equal to the embeddings it is tied to; not written again")
+    notes.append("lm_head.weight: equal to the embeddings it is tied to; not written again")
     return True
 
 
@@ -308,7 +317,7 @@ def _write_hub_files(
     tokenizer_at: Path,
     trust_remote_code: bool,
 ) -> None:
-    assert config.image_seq_length is not None  # derived when the config was made
+    assert config.image_seq_length is not None  # MayaConfig derives it
     with reading(f"{tokenizer_at}: its tokenizer"):
         processor = read_processor(
             raw,
@@ -321,12 +330,12 @@ def _write_hub_files(
         )
     if processor.image_token_id != config.image_token_id:
         raise ValueError(
-            f"{tokenizer_at}: {processor.image_token}: found id {processor.image_token_id}, "
-            f"expected {config.image_token_id} from the tokenizer's files."
+            f"{tokenizer_at}: {processor.image_token}: expected id {config.image_token_id} by the tokenizer's "
+            f"files, found {processor.image_token_id}"
         )
     processor.save_pretrained(target)
     text = config.text_config
-    # Greedy, as the original's published settings and evaluations; it stops at its end of turn.
+    # Greedy, as in the original's published settings and evaluations; generation stops at the end of turn.
     GenerationConfig(
         do_sample=False,
         bos_token_id=text.bos_token_id,

@@ -1,4 +1,4 @@
-"""Plan the way back: a Maya's folder to the original's layout."""
+"""Plan the conversion of a Maya's folder to the original's layout."""
 
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ TOKENIZER_FILES = (
 
 
 def plan_original(origin: Origin, *, vision_tower: str | None) -> ConversionPlan:
-    """Check the Maya and plan what will be written. The arguments are those of `convert`."""
+    """Check the Maya and plan the output. For the arguments see `convert`."""
     folder = origin.folder
     where = str(folder / "config.json")
     raw = read_json(folder / "config.json")
     if raw.get("model_type") == MODEL_TYPE:
         raise ValueError(
-            f"{where}: model_type: found {MODEL_TYPE!r}: this is the original's layout already."
+            f"{where}: model_type: expected 'maya', found {MODEL_TYPE!r}: this is the original's layout already"
         )
     if raw.get("model_type") != MayaConfig.model_type:
-        raise ValueError(f"{where}: model_type: found {raw.get('model_type')!r}, expected 'maya'.")
+        raise ValueError(f"{where}: model_type: expected 'maya', found {raw.get('model_type')!r}")
     with reading(where):
         config = MayaConfig.from_dict(dict(raw))
         native_shapes(config)
@@ -40,8 +40,8 @@ def plan_original(origin: Origin, *, vision_tower: str | None) -> ConversionPlan
     name = vision_tower or original.get("mm_vision_tower")
     if name is None:
         raise ValueError(
-            f"{where}: found no conversion record that names the vision tower's repository, which the original's "
-            "code needs: name it with --vision-tower."
+            f"{where}: expected a conversion record with the name of the vision tower, which the original's code "
+            "needs, found none: name the tower with --vision-tower"
         )
     notes: list[str] = []
     tensors = _original_tensors(folder, config, name, notes)
@@ -69,7 +69,7 @@ def plan_original(origin: Origin, *, vision_tower: str | None) -> ConversionPlan
     back = {
         "format": 1,
         "converted_from": {"name": origin.name, "commit": origin.commit, "kind": "Maya"},
-        # The original's config only names its tower; read from here where that name leads nowhere.
+        # The original's config only names its tower. Used if nothing is found under that name.
         "vision_config": config.vision_config.to_dict(),
         "versions": versions(),
     }
@@ -79,7 +79,7 @@ def plan_original(origin: Origin, *, vision_tower: str | None) -> ConversionPlan
 def _original_tensors(
     folder: Path, config: MayaConfig, tower: str, notes: list[str]
 ) -> dict[str, TensorRef]:
-    """A Maya's tensors and its unused tower's under the original's names, in the original's order."""
+    """Return a Maya's tensors, with its unused tower's, under the original's names and in its order."""
     tensors = read_weights(folder, pickles=False)
     if config.tie_word_embeddings and tensors.pop("lm_head.weight", None) is not None:
         notes.append("lm_head.weight: tied, left out")
@@ -91,7 +91,7 @@ def _original_tensors(
     found = {key: shape for key, shape in wanted.items() if key in renamed}
     if len(found) < len(wanted):
         notes.append(
-            f"tower: {len(wanted) - len(found)} tensors behind the feature layer are not there and not written; "
+            f"tower: {len(wanted) - len(found)} tensors behind the feature layer are missing and are not written; "
             f"the original's code reads its tower from {tower}"
         )
     check_shapes(renamed, found, str(folder))
@@ -108,7 +108,7 @@ def _image_aspect(folder: Path) -> str:
 
 
 def _copy_tokenizer(folder: Path, target: Path) -> None:
-    """The tokenizer without `<image>`, which the original's code cuts out of the text itself."""
+    """Write the tokenizer without `<image>`: the original's code splits texts at `<image>` itself."""
 
     def is_kept(entry: Any) -> bool:
         return (entry if isinstance(entry, str) else entry["content"]) != IMAGE_TOKEN

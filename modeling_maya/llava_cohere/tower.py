@@ -1,6 +1,7 @@
-"""The vision tower, which the original's config only names: its config, and its weights.
+"""Find the config and the weights of the vision tower.
 
-Its weights are the checkpoint's own copy, or those that the config names.
+The original's config only names its tower. The weights are the checkpoint's own copy, or those of the
+folder or repository with that name.
 """
 
 import functools
@@ -16,8 +17,8 @@ from .headers import has_weights
 from .origin import Origin, fetch, local_origin
 from .tensors import TensorRef, max_difference, read_weights
 
-# Published SigLIP towers by size: width, layers, heads, MLP width. The number of heads cannot be read
-# from the shapes of weights. [config.json of google/siglip-* and google/siglip2-*]
+# Published SigLIP towers by size: width, layers, heads, MLP width. The shapes of the weights do not give
+# the number of heads. [config.json of google/siglip-* and google/siglip2-*]
 SIGLIP_SIZES = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
@@ -36,7 +37,10 @@ SIGLIP_NAME = re.compile(
 
 
 def local_tower(name: str, config_folder: Path | None) -> Path | None:
-    """The folder that `mm_vision_tower` names, if it is here: beside the config first, then from the current folder."""
+    """Return the local folder that `mm_vision_tower` names, or None.
+
+    The name is relative to the config's folder first, then to the current directory.
+    """
     places = [] if config_folder is None else [config_folder / name]
     for place in [*places, Path(name).expanduser()]:
         if (place / "config.json").is_file():
@@ -45,14 +49,14 @@ def local_tower(name: str, config_folder: Path | None) -> Path | None:
 
 
 def vision_config_of(folder: Path) -> dict[str, Any]:
-    """The SigLIP vision config of a tower's folder: on its own, or nested in that of a full SigLIP."""
+    """Return the vision config in the folder of a SigLIP vision model or of a full SigLIP."""
     where = folder / "config.json"
     raw = read_json(where)
     if raw.get("model_type") == "siglip":
         raw = raw.get("vision_config") or {}
     elif raw.get("model_type") != "siglip_vision_model":
         raise ValueError(
-            f"{where}: model_type: found {raw.get('model_type')!r}, expected 'siglip' or 'siglip_vision_model'."
+            f"{where}: model_type: expected 'siglip' or 'siglip_vision_model', found {raw.get('model_type')!r}"
         )
     return _clean_vision(raw)
 
@@ -84,7 +88,10 @@ def _siglip(size: str, patch: int, image: int) -> dict[str, Any]:
 
 
 def _tower_from_shapes(tensors: dict[str, TensorRef]) -> dict[str, Any] | None:
-    """The published SigLIP tower whose weights have these shapes, if exactly one does."""
+    """Return the config of the published SigLIP tower whose weights have these shapes.
+
+    Returns None unless exactly one tower fits.
+    """
     shapes = {
         key.removeprefix(TOWER_PREFIX): ref.shape
         for key, ref in tensors.items()
@@ -117,14 +124,14 @@ def resolve_vision_config(
     tower: str | None = None,
     hub_kwargs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole vision tower's config, which a `llava_cohere` config only names.
+    """Return the config of the whole vision tower, which a `llava_cohere` config only names.
 
-    Looked up in this order: `override` (a complete one), the folder that `tower` or `mm_vision_tower`
-    names, the published SigLIP of that name, the record of a conversion, the repository of that name,
-    the published SigLIP whose shapes the weights in `config_folder` have.
+    The first of these that has it: `override`, the folder that `tower` or `mm_vision_tower` names, the
+    published SigLIP of that name, the record of a conversion, the repository of that name, the published
+    SigLIP whose shapes the weights in `config_folder` have.
 
     Raises:
-        ValueError: none of these knows it.
+        ValueError: none of them has it.
     """
     name = tower or raw["mm_vision_tower"]
     if override is not None:
@@ -142,13 +149,13 @@ def resolve_vision_config(
     named = raw.get("mm_hidden_size", width)
     if named != width:
         raise ValueError(
-            f"{where}: mm_hidden_size: found {named!r}, expected {width}, the width of {name}."
+            f"{where}: mm_hidden_size: expected {width}, the width of {name}, found {named!r}"
         )
     return vision
 
 
 def _recorded_tower(folder: Path) -> dict[str, Any] | None:
-    """The tower's config in the record of a checkpoint that the converter wrote."""
+    """Return the tower's config from the record that the converter wrote into a checkpoint, or None."""
     vision = (optional_json(folder / RECORD) or {}).get("vision_config")
     return _clean_vision(vision) if isinstance(vision, dict) else None
 
@@ -167,7 +174,7 @@ def _tower_elsewhere(
             if vision.model_type == "siglip_vision_model":
                 return _clean_vision(vision.to_dict())
             raise ValueError(
-                f"{where}: mm_vision_tower: found {name!r}, a {vision.model_type}, expected a SigLIP vision tower."
+                f"{where}: mm_vision_tower: expected a SigLIP vision tower, found {name!r}, a {vision.model_type}"
             )
     except OSError:
         pass
@@ -176,16 +183,16 @@ def _tower_elsewhere(
         if vision := _tower_from_shapes(tensors):
             return vision
     raise ValueError(
-        f"{where}: mm_vision_tower: found {name!r}, which is no folder here and no repository that can be reached; "
-        f"its number of attention heads is not in the weights: {hint}."
+        f"{where}: mm_vision_tower: expected a local folder or a repository that can be reached, found {name!r}; "
+        f"the weights do not give the number of attention heads: {hint}"
     )
 
 
 def named_tower(given: str | None, raw: dict, folder: Path, *, required: bool) -> Origin | None:
-    """The tower that was given or that the config names; a repository is fetched only if it is needed."""
+    """Return the tower that the user or the config names; download a repository only if it is needed."""
     name = given or raw.get("mm_vision_tower")
     if not isinstance(name, str):
-        return None  # refused by name when the config is translated
+        return None  # `check_mm_fields` raises an error about it
     place = local_tower(name, None if given is not None else folder)
     if place is not None:
         return local_origin(place)
@@ -195,7 +202,7 @@ def named_tower(given: str | None, raw: dict, folder: Path, *, required: bool) -
 
 
 def tower_tensors(folder: Path) -> tuple[dict[str, TensorRef], int]:
-    """A SigLIP folder's vision tensors under the original's names, and how many others it has."""
+    """Return the vision tensors of a SigLIP folder under the original's names, and the number of others."""
     tensors = read_weights(folder, pickles=True)
     old_names = any(key.startswith("vision_model.") for key in tensors)
     found = {}
@@ -207,22 +214,27 @@ def tower_tensors(folder: Path) -> tuple[dict[str, TensorRef], int]:
         if not key.endswith("position_ids"):
             found[TOWER_PREFIX + key.removeprefix("vision_model.")] = ref
     if not found:
-        raise ValueError(f"{folder}: found no vision_model.* tensors, expected a SigLIP model.")
+        raise ValueError(f"{folder}: expected a SigLIP model, found no vision_model.* tensors")
     return found, len(tensors) - len(found)
 
 
 def compare_towers(own: dict[str, TensorRef], other: dict[str, TensorRef]) -> dict[str, Any]:
-    """How far the tensors that both have are from one another, those of `other` rounded to `own`'s dtype."""
+    """Compare the tensors that both towers have, those of `other` rounded to the dtype of `own`.
+
+    Returns:
+        The largest difference (`maximum`), its tensor (`where`), and how many tensors are `different`
+        of how many `compared`.
+    """
     worst, place, different, compared = 0.0, None, 0, 0
     for key, ref in own.items():
         if key not in other:
             continue
         if other[key].shape != ref.shape:
             raise ValueError(
-                f"{other[key].file}: {other[key].key}: found shape {list(other[key].shape)}, expected "
-                f"{list(ref.shape)} as in {ref.file}: this is another tower than the checkpoint's."
+                f"{other[key].file}: {other[key].key}: expected shape {list(ref.shape)} as in {ref.file}, found "
+                f"{list(other[key].shape)}: this is another tower than the checkpoint's"
             )
-        # Cast to the checkpoint's dtype first: what is asked is whether it holds this tower, rounded.
+        # Cast to the checkpoint's dtype first: a checkpoint that holds this tower rounded is equal to it.
         rounded = TensorRef(
             key,
             other[key].file,

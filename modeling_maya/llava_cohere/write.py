@@ -1,4 +1,4 @@
-"""What a conversion will write, decided and checked before the first byte is; the report of it; the writing."""
+"""The plan of a conversion, checked before the first byte is written, its report, and the writing."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from .tensors import (
     write_safetensors,
 )
 
-# What the model does not compute with, kept beside it so that the way back is bit-equal.
+# Tensors that the model does not use, kept so that converting back is bit-equal.
 UNUSED_TOWER = "unused_tower.safetensors"
 PARTIAL_CONFIG = "config.json.partial"
 PARTS = (
@@ -38,29 +38,30 @@ PARTS = (
 
 @dataclass
 class ConversionPlan:
-    """Everything that will be written."""
+    """Everything that a conversion will write."""
 
     kind: str
-    tensors: dict[str, TensorRef]  # under the names they will have
+    tensors: dict[str, TensorRef]  # under the names to write
     config: dict[str, Any]
     record: dict[str, Any]
-    sources: list[Path]  # every file that was read
+    sources: list[Path]  # every file to read
     finish: Callable[[Path], None]  # writes all small files, and config.json as PARTIAL_CONFIG
     side: dict[str, TensorRef] = field(default_factory=dict)  # for UNUSED_TOWER
     notes: list[str] = field(default_factory=list)
 
 
 def versions() -> dict[str, str]:
-    """The libraries' versions, for the record of a conversion."""
+    """Return the versions of the libraries, for the record of a conversion."""
     return {"transformers": transformers.__version__, "torch": torch.__version__}
 
 
 def make_report(plan: ConversionPlan, shards: Any, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The report that `convert` returns.
+    """Return the report of `convert`.
 
     Args:
-        shards: how huggingface_hub splits the plan's tensors into files.
-        dtype: what floating-point tensors are cast to; None: nothing.
+        plan: of the conversion.
+        shards: huggingface_hub's split of the plan's tensors into files.
+        dtype: floating-point tensors are cast to it; None casts nothing.
     """
     chosen = {
         name: {key: ref for key, ref in plan.tensors.items() if re.match(pattern, key)}
@@ -77,8 +78,8 @@ def make_report(plan: ConversionPlan, shards: Any, dtype: torch.dtype | None) ->
             for name, keys in sorted(shards.filename_to_tensors.items())
         },
         "side_bytes": stored_bytes(plan.side.values(), dtype),
-        # A chunk as it is read, in float32, its neighbour in a comparison, and the header's text. Pickles
-        # are mapped as a whole, and what was read of them stays counted until the end.
+        # A chunk as stored and in float32, the chunk it is compared with, and the header's text. Pickles
+        # are memory-mapped whole, and their pages count as used until the end.
         "memory_bytes": 6 * CHUNK_BYTES
         + sum(path.stat().st_size for path in plan.sources if path.suffix == ".bin"),
         "parts": {name: _part(tensors, dtype) for name, tensors in chosen.items() if tensors},
@@ -104,7 +105,7 @@ def describe(
     to: str,
     dry_run: bool,
 ) -> Iterator[str]:
-    """The lines of a report."""
+    """Yield the lines of a report."""
     yield f"source: {plan.record['converted_from']['name']} ({plan.kind}), {human(report['source_bytes'])}"
     yield f"{'would write' if dry_run else 'writing'}: {output or 'nowhere yet'} ({to})"
     for name, size in report["shards"].items():
@@ -125,24 +126,27 @@ def describe(
 
 
 def check_output(output: Path) -> None:
-    """Raise FileExistsError if there is anything at `output` that is not a killed run's."""
+    """Raise FileExistsError unless `output` is free, empty or the leftover of a killed run."""
     if output.is_file() or output.is_symlink():
-        raise FileExistsError(f"{output}: found a file, expected a folder that does not exist yet.")
+        raise FileExistsError(f"{output}: expected a folder that does not exist yet, found a file")
     if output.is_dir() and any(output.iterdir()) and not _is_leftover(output):
         raise FileExistsError(
-            f"{output}: found files in it, expected an empty folder or none: nothing is overwritten."
+            f"{output}: expected an empty folder or none, found files in it: choose another folder"
         )
 
 
 def _is_leftover(output: Path) -> bool:
-    """A run was killed in the instant between its two last renames."""
+    """Return whether a run was killed between its last two renames."""
     return (output / PARTIAL_CONFIG).is_file() and not (output / "config.json").exists()
 
 
 def write(plan: ConversionPlan, shards: Any, output: Path, dtype: torch.dtype | None) -> None:
-    """Write into a hidden folder beside `output`, without a config.json, and rename both at the end.
+    """Write into a hidden folder beside `output`, then rename the folder, then its config.json.
 
-    Without its config.json nothing loads the folder; that name appears last, in one step.
+    A folder without config.json does not load. That name appears last, in one step.
+
+    Raises:
+        OSError: the disk has too little free space.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(output)
@@ -151,7 +155,7 @@ def write(plan: ConversionPlan, shards: Any, output: Path, dtype: torch.dtype | 
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise OSError(
-            f"{output}: found {human(free)} free on the disk, expected at least {human(needed)}."
+            f"{output}: expected at least {human(needed)} free on the disk, found {human(free)}"
         )
     work = output.parent / f".{output.name}.converting-{os.getpid()}"
     work.mkdir()
@@ -189,7 +193,7 @@ def write(plan: ConversionPlan, shards: Any, output: Path, dtype: torch.dtype | 
 
 
 def _remove_stale(output: Path) -> None:
-    """Folders of runs that were killed: theirs is the only name of this form, with a process that is gone."""
+    """Remove the folders of killed runs: their names end with the id of a process that has ended."""
     for path in output.parent.glob(f".{output.name}.converting-*"):
         process = path.name.rsplit("-", 1)[-1]
         if process.isdigit() and not _alive(int(process)):
@@ -200,5 +204,5 @@ def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except OSError as error:
-        return isinstance(error, PermissionError)  # a process of somebody else
+        return isinstance(error, PermissionError)  # another user's process
     return True

@@ -125,9 +125,9 @@ def test_another_dtype(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"projector_num_layers": 3}, "projector_num_layers: found 3, expected 1 or 2"),
-        ({"tower": "siglip2"}, "vision_config.model_type: found 'siglip2_vision_model'"),
-        ({"aspect": "crop"}, "image_aspect: found 'crop', expected 'pad' or 'square'"),
+        ({"projector_num_layers": 3}, "projector_num_layers: expected 1 or 2, .*found 3"),
+        ({"tower": "siglip2"}, "vision_config.model_type: expected .*found 'siglip2_vision_model'"),
+        ({"aspect": "crop"}, "image_aspect: expected 'pad' or 'square', .*found 'crop'"),
     ],
 )
 def test_what_llava_cannot_hold_is_refused(tmp_path, arguments, match):
@@ -144,6 +144,6 @@ def test_another_grey_is_refused(tmp_path):
     settings["image_processor"]["pad_color"] = [0, 0, 0]
     path.write_text(json.dumps(settings))
     with pytest.raises(
-        ValueError, match=r"pad_color: found \[0, 0, 0\], expected \[127, 127, 127\]"
+        ValueError, match=r"pad_color: expected \[127, 127, 127\], .*found \[0, 0, 0\]"
     ):
         convert(folder, tmp_path / "llava", to="llava")
