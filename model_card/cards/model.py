@@ -19,6 +19,7 @@ from maya_vlm.training.common.shapes import check_shape
 from maya_vlm.training.common.telling import printable
 from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
+from maya_vlm.training.inference.mix import RECORD as MERGE_RECORD
 
 from .scores import languages_of, model_index, sections, weaknesses
 
@@ -78,10 +79,14 @@ def model_card(folder: Path, repo_id: str, progress: str | None = None) -> str:
     conversion = _conversion(folder)
     origins = [conversion["converted_from"]["name"]] if conversion else _bases(recipe)
     origins = [adapter.name] if adapter else origins
+    merged = _merged(folder)
+    origins = [merged["model"], merged["base"]] if merged else origins
     hub_bases = [base.partition("@")[0] for base in origins if _is_repository(base)]
     if hub_bases:
         metadata["base_model"] = hub_bases
-        metadata["base_model_relation"] = "adapter" if adapter else "finetune"
+        metadata["base_model_relation"] = (
+            "merge" if merged else "adapter" if adapter else "finetune"
+        )
     sources = [source for source in _sources(recipe) if _is_repository(source)]
     if sources:
         metadata["datasets"] = sources
@@ -111,6 +116,7 @@ def model_card(folder: Path, repo_id: str, progress: str | None = None) -> str:
         "conversion": conversion,
         "progress": progress,
         "adapter": adapter.name if adapter else None,
+        "merged": merged,
     }
     if results is not None:
         values |= {"sections": sections(results), "weaknesses": weaknesses(results)}
@@ -219,6 +225,16 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     origin = record["converted_from"]
     also = {name: shape for name, shape in _ORIGIN_PARTS.items() if origin.get(name)}
     check_shape(origin, also, str(path), "converted_from")
+    return record
+
+
+def _merged(folder: Path) -> dict[str, Any] | None:
+    """Return what `maya merge --alpha` recorded, or None for a folder that it did not write."""
+    path = folder / MERGE_RECORD
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    check_shape(record, {"model": str, "base": str, "alpha": float}, str(path))
     return record
 
 

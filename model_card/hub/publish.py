@@ -42,6 +42,7 @@ MODEL_FILES = (
     "results.json",
     "sheet.png",
     "training_log.json",
+    "merge.json",
 )
 DATASET_FILES = ("*.parquet", "*.md", "*.json", "*.txt", "*.png", "LICENSE*", ".gitattributes")
 # Files that somebody may have written on the Hub.
