@@ -352,7 +352,8 @@ def _time(folder: Path, recipe: dict[str, Any]) -> str:
     hours = sum(log["seconds"] for log in found) / 3600
     work = sum(log["seconds"] * log["processes"] for log in found) / 3600
     device = "GPU" if any(log["device"].startswith("cuda") for log in found) else "CPU process"
-    return f"Training took {hours:.2g} hours, {work:.2g} {device}-hours."
+    shown = f"{60 * hours:.2g} minutes" if hours < 1 else f"{hours:.3g} hours"
+    return f"Training took {shown}, {work:.2g} {device}-hours."
 
 
 def _stated(

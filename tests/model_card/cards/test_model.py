@@ -224,6 +224,16 @@ def test_hours_are_those_of_the_logs(folder):
     assert "Training took 1.5 hours, 2 CPU process-hours." in card
 
 
+def test_items_of_a_task_without_parts_are_named_by_their_subsets(folder):
+    results = json.loads((folder / "results.json").read_text())
+    (info,) = results["tasks"].values()
+    info["subsets"] = {"adversarial": "adversarial questions"}
+    info["parts"] = {}
+    info["data"]["items"] = {"adversarial": 500}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "; 500 adversarial questions. The score is" in model_card(folder, "user/x")
+
+
 def test_metadata_are_valid_for_huggingface_hub(folder):
     from huggingface_hub import ModelCard
 
