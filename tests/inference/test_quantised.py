@@ -1,5 +1,6 @@
 """A Maya loaded in 8 and 4 bits by bitsandbytes, with the README's lines: only the decoder's layers shrink."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def test_only_the_decoder_is_quantised(folder, tmp_path, bits, layer, tolerance)
     again = MayaForConditionalGeneration.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, found)
+
+
+def test_the_readme_quotes_what_was_measured():
+    results = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "quantised.json"
+    rows = {row["way"]: row for row in json.loads(results.read_text())["rows"]}
+    text = " ".join(README.split())
+    for way in ("bfloat16", "bitsandbytes int8", "torchao int8"):
+        assert f"{rows[way]['logits']:.3f} ({way})" in text
+    eight, ao = (100 * rows[way]["same"] for way in ("bitsandbytes int8", "torchao int8"))
+    assert f"{eight:.1f} % and {ao:.1f} % of the greedy answers" in text
+    assert "error" in rows["bitsandbytes nf4"]

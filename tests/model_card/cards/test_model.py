@@ -228,7 +228,7 @@ def test_items_of_a_task_without_parts_are_named_by_their_subsets(folder):
     results = json.loads((folder / "results.json").read_text())
     (info,) = results["tasks"].values()
     info["parts"] = {}
-    info["data"]["items"] = {subset: 500 for subset in info["subsets"]}
+    info["data"]["items"] = dict.fromkeys(info["subsets"], 500)
     (folder / "results.json").write_text(json.dumps(results))
     card = model_card(folder, "user/x")
     assert all(f"500 {title}" in card for title in info["subsets"].values())
