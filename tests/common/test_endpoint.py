@@ -84,7 +84,7 @@ def test_a_servers_own_parameters_go_into_the_request():
     [
         (
             {"sampler_2": 1},
-            "found 'sampler_2'; .*put one that only this server knows below",
+            "found 'sampler_2'; .*put a parameter that only this server knows below",
         ),
         ({"extra_body": [1]}, "p.extra_body: expected a mapping of parameters, found a list of 1"),
         ({"extra_body": {"temperature": 1}}, "'temperature' is a known parameter: move it out of"),
@@ -134,7 +134,7 @@ def test_with_and_without_v1_reach_the_server():
     ("changes", "message"),
     [
         ({"base_url": "localhost:8000"}, "base_url: expected http"),
-        ({"base_url": "http://me:secret@host/v1"}, "base_url: holds a user, password or query"),
+        ({"base_url": "http://me:secret@host/v1"}, "base_url: expected no user, password or query"),
         ({"concurrency": 0}, "concurrency: expected at least 1, found 0"),
         ({"timeout": 0.0}, "timeout: expected seconds above 0"),
         ({"backoff": -1.0}, "backoff: expected seconds"),
@@ -301,7 +301,9 @@ def test_the_key_is_sent_also_to_localhost_and_never_shown(monkeypatch):
 
 def test_a_named_key_must_be_there(monkeypatch):
     monkeypatch.delenv("MAYA_TEST_KEY", raising=False)
-    with pytest.raises(ValueError, match="api_key_env: the environment variable MAYA_TEST_KEY"):
+    with pytest.raises(
+        ValueError, match="api_key_env: expected the environment variable MAYA_TEST_KEY"
+    ):
         ask(plan("http://127.0.0.1:1", api_key_env="MAYA_TEST_KEY"), ONE)
 
 

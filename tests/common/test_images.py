@@ -145,12 +145,12 @@ def test_a_zip_bomb_is_refused_by_its_declared_and_by_its_real_size(tmp_path, mo
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("gone", None, r"no such folder, \.zip or \.tar of pictures"),
-        ("gone.zip", None, r"no such folder, \.zip or \.tar of pictures"),
-        ("a.zip", b"PK\x03\x04 cut", "not a zip file"),
-        ("a.jpg", b"text", "not a zip file"),
-        ("a.tar", b"\x1f\x8b packed", "whole and not compressed"),
-        ("a.tgz", b"\x1f\x8b packed", "whole and not compressed"),
+        ("gone", None, r"expected a folder, \.zip or \.tar of images, found nothing"),
+        ("gone.zip", None, r"expected a folder, \.zip or \.tar of images, found nothing"),
+        ("a.zip", b"PK\x03\x04 cut", "found a file that is not a zip"),
+        ("a.jpg", b"text", "found a file that is not a zip"),
+        ("a.tar", b"\x1f\x8b packed", "expected a complete, uncompressed tar"),
+        ("a.tgz", b"\x1f\x8b packed", "expected a complete, uncompressed tar"),
     ],
 )
 def test_a_place_that_is_none_is_told_at_once(tmp_path, name, content, reason):
