@@ -253,7 +253,7 @@ def expected(row: dict, fault: str) -> str:
 # JSON cannot write these otherwise than as text: (a line of the file, the reason).
 BROKEN = [
     ('{"messages": [', "is not JSON: Expecting value"),
-    ('{"id": 1, "id": 2}', "the key 'id' stands twice"),
+    ('{"id": 1, "id": 2}', "the key 'id' appears twice"),
     ('{"caption": "x", "score": NaN}', "expected a number, found NaN"),
     ('["a"]', "expected a mapping of fields"),
     (
@@ -298,7 +298,7 @@ def trained(data) -> dict[int, str]:
 def without_frame(reason: str, path) -> str:
     """What is wrong, without what training says around it."""
     reason = reason.partition(f" of {path}: ")[2] if path else reason
-    for frame in ("; repair the row or remove it", "; repair the file or remove the row"):
+    for frame in (": repair the row or remove it", ": repair the file or remove the row"):
         reason = reason.removesuffix(frame)
     for frame in ("its image cannot be read: ", "its image cannot be used: "):
         reason = f"image: {reason.removeprefix(frame)}" if reason.startswith(frame) else reason
