@@ -307,18 +307,18 @@ def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
 def test_too_long_is_refused_by_row(tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [{"id": "c1", "messages": turns(answer="word " * 50)}])
     data = GroupData([DataRecipe(str(path))])
-    with pytest.raises(ValueError, match=r"row 'c1'.*more than max_length 20"):
+    with pytest.raises(ValueError, match=r"row 'c1'.*expected at most max_length 20 tokens"):
         one_row(data, [0], max_length=20)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"languages": ["xx"]}, ValueError, "languages: 'xx' is not in split 'train'; found en, fr, hi"),
-        ({"tasks": {"sing": 1.0}}, ValueError, "tasks: 'sing' is not in split"),
+        ({"languages": ["xx"]}, ValueError, "languages: expected values in split 'train', found 'xx': use some of en, fr, hi"),
+        ({"tasks": {"sing": 1.0}}, ValueError, "tasks: expected values in split 'train', found 'sing'"),
         ({"path": "{}/none.jsonl"}, FileNotFoundError, "no such file"),
-        ({"path": "{}/nofolder"}, FileNotFoundError, "no such dataset folder"),
-        ({"path": "{}/empty.jsonl"}, ValueError, "is empty; expected rows"),
+        ({"path": "{}/nofolder"}, FileNotFoundError, "expected a dataset folder, found nothing"),
+        ({"path": "{}/empty.jsonl"}, ValueError, "expected rows, found none"),
         ({"path": "{}/bad.jsonl"}, ValueError, "bad.jsonl: no row can be read: line 1 is not JSON"),
         ({"path": "{}/columns.jsonl"}, ValueError, "expected columns messages, conversations"),
     ],
@@ -349,9 +349,9 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path):
     )
     found = collator([{"step": 0, "rank": 0}])
     assert {row.id: row.reason.split("found ")[1] for row in found["bad_rows"]} == {
-        "f0": "'klingonish'; repair the row or remove it",
-        "f1": "7; repair the row or remove it",
-        "f2": "''; repair the row or remove it",
+        "f0": "'klingonish': repair the row or remove it",
+        "f1": "7: repair the row or remove it",
+        "f2": "'': repair the row or remove it",
     }
     assert set(found["rows"][0]["language"].tolist()) == set(range(6))
     # What the recipe leaves out is no bad row of the run.

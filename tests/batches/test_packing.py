@@ -45,7 +45,7 @@ def test_ranks_get_nearly_the_same():
 
 
 def test_a_group_that_fits_nowhere():
-    with pytest.raises(ValueError, match="a group of 65 tokens does not fit rows of max_length 64"):
+    with pytest.raises(ValueError, match="groups of at most max_length 64 tokens, found one of 65"):
         balance_rows([3, 65], 2, 64)
 
 
@@ -139,7 +139,7 @@ def collate_all(path, **policies):
 @pytest.mark.parametrize(
     ("policies", "message"),
     [
-        ({"on_bad_row": "skip"}, r"row '2-en' .*tokens, more than max_length 120"),
+        ({"on_bad_row": "skip"}, r"row '2-en' .*expected at most max_length 120 tokens"),
         ({"on_long_row": "skip"}, r"row '(0-en|1-en)'"),
     ],
 )

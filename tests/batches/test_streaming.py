@@ -219,9 +219,12 @@ def test_languages_and_limit(tmp_path):
     assert sorted({identity for identity, _ in found}) == [f"{n:05}" for n in range(6)]
     assert len(found) == len(data) == 11
     report = " ".join(data.report)
-    assert "left out, as the recipe's languages and tasks say: en 6" in report
+    assert "rows dropped by the recipe's languages and tasks: en 6" in report
     assert "limit 6: the first 6 images" in report
-    with pytest.raises(ValueError, match="languages: 'xx' is not in the data; found en, fr, hi"):
+    with pytest.raises(
+        ValueError,
+        match="languages: expected values in the data, found 'xx': use some of en, fr, hi",
+    ):
         stream(path, languages=["xx"])
 
 
@@ -232,7 +235,7 @@ def test_rows_that_hold_their_images(tmp_path):
         (f"{n}-{t}", ("en", "fr")[t]) for n in range(6) for t in range(2)
     )
     assert all(len(group) == 1 for group in found), "which image it is cannot be known"
-    assert "images: the rows hold their images themselves, so none is shared" in data.report[0]
+    assert "images: each row holds its own image bytes, so no image is shared" in data.report[0]
     plan = data.plan(None, 8, 0)
     collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
     (row,) = share(collator, 0, 0)["rows"]
@@ -436,8 +439,8 @@ def no_names(path: Path) -> None:
     [
         (shuffle_rows, r"hi/clean-00000.*: row 8: id '00007' comes after '00008'; .*sorted by image or by id"),
         (break_file, r"hi/clean-00001-of-00003.parquet: cannot be read as a parquet file: "),
-        (rename_column, r"hi/clean-00001-of-00003.parquet: no column 'lang', which .*hi/clean-00000"),
-        (no_names, r"images/part-.*expected a column of image bytes and one of their names"),
+        (rename_column, r"hi/clean-00001-of-00003.parquet: expected the column 'lang', which .*hi/clean-00000"),
+        (no_names, r"images/part-.*expected a column of image bytes and a column of image names"),
     ],
 )  # fmt: skip
 def test_damaged_tables(tmp_path, damage, message):
@@ -451,10 +454,10 @@ def test_damaged_tables(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"path": "{}/none"}, FileNotFoundError, "none: no such dataset folder"),
+        ({"path": "{}/none"}, FileNotFoundError, "none: expected a dataset folder or file, found nothing"),
         ({"split": "test"}, ValueError, "config 'all' has no 'test'; found train"),
-        ({"config": "xx"}, ValueError, "config: 'xx' is not in the dataset card; found all, en"),
-        ({"path": "{}/README.md"}, ValueError, "README.md: a streamed dataset is read from parquet"),
+        ({"config": "xx"}, ValueError, "config: expected one in the dataset card, found 'xx': use one of all, en"),
+        ({"path": "{}/README.md"}, ValueError, "expected parquet files, the only format that can be streamed, found .*README.md"),
         ({"path": "{}/columns.parquet"}, ValueError, "expected columns messages, conversations, prompt"),
     ],
 )  # fmt: skip
@@ -493,8 +496,8 @@ def test_cards_that_leave_splits_to_datasets(tmp_path, monkeypatch, files, strea
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\nconfigs: [\n---\n", "the YAML at its head: not YAML: while parsing"),
-        ("---\nconfigs\n---\n", "the YAML at its head: expected a mapping, found str"),
+        ("---\nconfigs: [\n---\n", "YAML front matter: not YAML: while parsing"),
+        ("---\nconfigs\n---\n", "YAML front matter: expected a mapping, found str"),
         ("---\nconfigs: all\n---\n", "configs: expected a list of mappings with config_name"),
         ("---\nconfigs:\n- data_files: x\n---\n", "configs: expected a list of mappings"),
         (card("  data_files:", "  - split: train"), "config 'all': data_files: expected items with"),
@@ -623,7 +626,7 @@ def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, po
     for damage, message in (
         (lambda: monkeypatch.setattr(ParquetTable, "_read", refuse), "cannot be fetched: broken"),
         (lambda: file.write_bytes(whole[:-40]), "cannot be read as a parquet file"),
-        (rewrite, "no column 'image', which "),
+        (rewrite, "expected the column 'image', which "),
     ):
         with monkeypatch.context() as patched:
             file.write_bytes(whole)
