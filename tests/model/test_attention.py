@@ -228,9 +228,9 @@ def test_auto_follows_the_device(monkeypatch):
 @pytest.mark.parametrize(
     ("wanted", "decoder", "device", "message"),
     [
-        ("flex", decoder(), "cpu", "flex needs a CUDA GPU, the run is on cpu; use segments"),
-        ("flex", decoder(0.1), "cuda", "flex has no dropout, the decoder's .* is 0.1"),
-        ("flex", decoder(size=8), "cuda", "flex needs attention heads of 16 or more, .* 8"),
+        ("flex", decoder(), "cpu", "flex needs a CUDA GPU, but the run is on cpu: use segments"),
+        ("flex", decoder(0.1), "cuda", "flex has no dropout, but the decoder's .* is 0.1"),
+        ("flex", decoder(size=8), "cuda", "flex needs attention heads of size 16 or more, .* 8"),
     ],
 )
 def test_what_cannot_be_is_refused(wanted, decoder, device, message):

@@ -140,12 +140,16 @@ def test_pairs_are_those_of_the_mask():
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(ValueError, match=r"vision tower 'dinov2' are not known; known are siglip"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a vision tower of a known type, found 'dinov2': known are siglip",
+    ):
         forward_flops(tiny_config(tower="dinov2"))
     config = tiny_config()
     config.text_config.model_type = "mamba"
     with pytest.raises(
-        ValueError, match=rf"decoder 'mamba' are not known; known are {DECODERS[0]}"
+        ValueError,
+        match=rf"expected a decoder of a known type, found 'mamba': known are {DECODERS[0]}",
     ):
         forward_flops(config)
 

@@ -261,22 +261,22 @@ def test_answers_that_end_in_two_ways():
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ messages[9].content }}", "has no"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
-        ("<|im_start|>nothing is said<|im_end|>", "leaves out what is said"),
-        ("{% for m in messages %}{{ m.content }} {% endfor %}", "no token of the tokenizer"),
+        ("<|im_start|>nothing is said<|im_end|>", "leaves out the texts of turns"),
+        ("{% for m in messages %}{{ m.content }} {% endfor %}", "not a token of the tokenizer"),
         (
             CHATML.replace("<|im_end|>", "</end>") + PROMPT,
-            "'</end>.*', which is no token of the tokenizer",
+            "'</end>.*', which is not a token of the tokenizer",
         ),
         (
             (CHATML + PROMPT).replace("<|im_start|>", "<|turn|>"),
             r"writes <\|turn\|>, which the tokenizer does not",
         ),
-        (CHATML + PROMPT.replace("\n", "\n<think>"), "asks for an answer with .*<think>"),
-        ("{{ messages | length }}" + CHATML + PROMPT, "asks for an answer|another way"),
+        (CHATML + PROMPT.replace("\n", "\n<think>"), "prompt for an answer ends with .*<think>"),
+        ("{{ messages | length }}" + CHATML + PROMPT, "prompt for an answer|prompted differently"),
         # A space at its end becomes a token with the first letter of an answer.
         (
             PARTS.replace("assistant:{%", "assistant: {%"),
-            "the tokens of its prompt, .*, are not those before",
+            "the tokens of its prompt, .*, differ from those before",
         ),
     ],
 )
