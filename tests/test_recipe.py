@@ -64,7 +64,7 @@ def changed(path: str, value, tmp_path: Path, remove: bool = False) -> Path:
         ("model", {"vision_tower": "v"}, r"model.language_model: missing"),
         ("processes", 0, r"processes: expected 1 or more"),
         ("stages.0.train.0.top_layers", 0, r"train\[0\].top_layers: expected 1 or more, found 0"),
-        ("stages.0.adapter", {"r": 4}, r"stages\[0\].adapter.rate: missing; expected a number"),
+        ("stages.0.adapter", {"r": 4}, r"stages\[0\].adapter.rate: expected a number, found nothing"),
         ("stages.0.adapter", {"rate": 0.1}, r"stages\[0\].adapter: an adapter belongs to a finished Maya"),
         ("stages.0.adapter", {"rate": 0}, r"adapter.rate: expected more than 0, found 0"),
         ("stages.0.adapter", {"rate": 0.1, "r": 0}, r"adapter.r: expected 1 or more, found 0"),
@@ -100,7 +100,7 @@ def test_no_as_yaml_reads_it(tmp_path):
 
 
 def test_missing_key(tmp_path):
-    with pytest.raises(ValueError, match=r"output_dir: missing; expected text"):
+    with pytest.raises(ValueError, match=r"output_dir: expected text, found nothing"):
         load_recipe(changed("output_dir", None, tmp_path, remove=True))
 
 
@@ -126,7 +126,7 @@ def test_overrides(tmp_path):
     assert recipe.stages[0].args["max_steps"] == 7
     assert recipe.stages[0].batch_size == 5
     assert recipe.output_dir == "elsewhere"
-    with pytest.raises(ValueError, match="and no 'finetune'"):
+    with pytest.raises(ValueError, match="found 'finetune'"):
         load_recipe(file, ["stages.finetune.batch_size=5"])
     with pytest.raises(ValueError, match="expected KEY=VALUE"):
         load_recipe(file, ["seed"])

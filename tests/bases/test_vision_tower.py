@@ -459,7 +459,7 @@ def test_a_file_that_is_no_such_recipe(tmp_path, text):
 def test_missing_keys_are_named(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("kind: vision_tower\ndata: x\nlanguages: [en]\n")
-    with pytest.raises(ValueError, match="train_styles: missing; expected a list of text"):
+    with pytest.raises(ValueError, match="train_styles: expected a list of text, found nothing"):
         read_recipe(path)
 
 
