@@ -299,7 +299,7 @@ def test_class_scores_order_the_classes_as_the_concept_head_does(recipe, tmp_pat
 
 def test_a_memory_too_small_for_the_concepts_is_refused_before_training(recipe, tmp_path):
     recipe = dataclasses.replace(recipe, intermediate_size=CONCEPTS - 2)
-    with pytest.raises(ValueError, match=r"1 memory_layers of 10 units .* cannot hold 11 concepts"):
+    with pytest.raises(ValueError, match=r"1 memory_layers of 10 units .* to hold 11 concepts"):
         train_vision_tower(recipe, tmp_path / "out")
 
 
@@ -345,7 +345,7 @@ def test_a_broken_off_run_continues_to_the_same_weights(recipe, trained, tmp_pat
         with pytest.raises(Cut):
             train_vision_tower(recipe, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["training_state.safetensors"]
-    with pytest.raises(ValueError, match="another recipe or dataset"):
+    with pytest.raises(ValueError, match="expected the state of this recipe and dataset"):
         train_vision_tower(dataclasses.replace(recipe, batch_size=6), tmp_path)
     with pytest.raises(ValueError, match="cool-down has begun"):
         train_vision_tower(dataclasses.replace(recipe, steps=50), tmp_path)
@@ -386,7 +386,7 @@ def test_a_corrupt_picture_is_named(recipe, tmp_path):
     rows = image_rows("square")
     rows[7]["picture"]["bytes"] = rows[7]["picture"]["bytes"][:60]
     write_images(folder, "square", rows)
-    with pytest.raises(ValueError, match=r"square/c07\.png: not a readable picture"):
+    with pytest.raises(ValueError, match=r"square/c07\.png: expected a readable image"):
         train_vision_tower(dataclasses.replace(recipe, data=str(folder)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -394,9 +394,12 @@ def test_a_corrupt_picture_is_named(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "no-such-folder"}, "no folder 'no-such-folder'"),
-        ({"train_styles": ["round", "cubist"]}, "no pictures in style cubist; found line, round"),
-        ({"languages": ["en", "xx"]}, "no captions in xx; found en, hi"),
+        ({"data": "no-such-folder"}, "expected a folder, found nothing at 'no-such-folder'"),
+        (
+            {"train_styles": ["round", "cubist"]},
+            "expected images in the styles cubist, found line, round",
+        ),
+        ({"languages": ["en", "xx"]}, "expected captions in xx, found en, hi"),
     ],
 )
 def test_what_the_dataset_lacks_is_named(recipe, change, message):
@@ -433,7 +436,10 @@ def test_what_the_dataset_lacks_is_named(recipe, change, message):
         ({"storage_dtype": "int4"}, "storage_dtype: expected 'float16' .*, found text \"int4\""),
         ({"augmentation": {"blurr": 0.1}}, "unknown key 'augmentation.blurr'"),
         ({"augmentation": {"blur": 2.0}}, "blur: expected 0 or more and at most 1, found 2"),
-        ({"augmentation": {"outline": 0.9, "blur": 0.9}}, "expected at most 1, as .* found 1.95"),
+        (
+            {"augmentation": {"outline": 0.9, "blur": 0.9}},
+            "expected at most 1, because .* found 1.95",
+        ),
         ({"speed": 3}, "unknown key 'speed'"),
     ],
 )
