@@ -1,1 +1,1 @@
-"""How a Maya is made and measured: recipes, trainer, data, evaluation."""
+"""How a Maya is trained and evaluated: recipes, datasets, model, runs, evaluation, command line."""
