@@ -255,7 +255,7 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
     (tmp_path / "seen.png").write_bytes(png(1))
     path = write_rows(tmp_path / "r.jsonl", rows)
     with pytest.raises(
-        ValueError, match=r"row 'e0' of .*r.jsonl: image: expected .* found a number 3; repair"
+        ValueError, match=r"row 'e0' of .*r.jsonl: image: expected .* found a number 3: repair"
     ):
         GroupData([DataRecipe(str(path))])
     data = GroupData([DataRecipe(str(path))], on_bad_row="skip")
@@ -265,7 +265,7 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
     found = collator([{"step": 0, "rank": 0}])
     assert {row.id: row.reason.split("found ")[1][:8] for row in found["bad_rows"]} == {
         "e0": "a number",
-        "e2": "nothing;",
+        "e2": "nothing:",
     }
     assert sum(len(row["image_index"]) for row in found["rows"]) == 2
 
@@ -292,7 +292,7 @@ def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
     rows = [{"id": f"g{i}", "image": c, "caption": "boat"} for i, c in enumerate(["seen.png", None, "seen.png"])]  # fmt: skip
     if kind == "rows":
         del rows[1]["image"]
-    with pytest.raises(ValueError, match=r"row 'g1' \(en\) of .*rows.*: image: expected the image of the caption, found nothing; repair"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"row 'g1' \(en\) of .*rows.*: image: expected the image of the caption, found nothing: repair"):  # fmt: skip
         collator_of(rows, "stop")([{"step": 0, "rank": 0}])
     found = collator_of(rows, "skip")([{"step": 0, "rank": 0}])
     assert [row.id for row in found["bad_rows"]] == ["g1"]
@@ -339,7 +339,7 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path):
     codes = ["klingonish", 7, "", "en", None, "tlh", "zh-Hant", "pt-BR", "und"]
     rows = [{"id": f"f{i}", "lang": c, "messages": turns()} for i, c in enumerate(codes)]
     path = write_rows(tmp_path / "r.jsonl", rows)
-    with pytest.raises(ValueError, match=r"row 'f0' of .*r.jsonl: lang: expected a language's BCP-47 code, such as en or pt-BR, found 'klingonish'; repair the row"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"row 'f0' of .*r.jsonl: lang: expected a language's BCP-47 code, such as en or pt-BR, found 'klingonish': repair the row"):  # fmt: skip
         GroupData([DataRecipe(str(path))])
     data = GroupData([DataRecipe(str(path), language="hi")], on_bad_row="skip")
     assert data.languages == ["en", "hi", "tlh", "zh-Hant", "pt-BR", "und"]
@@ -358,7 +358,7 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path):
     only = GroupData([DataRecipe(str(path), languages=["en"])])
     assert len(only) == 1
     assert "'klingonish' 1" in only.report[0]
-    with pytest.raises(ValueError, match=r"r.jsonl: languages: .*found 'klingonish'; correct the"):
+    with pytest.raises(ValueError, match=r"r.jsonl: languages: .*found 'klingonish': correct the"):
         GroupData([DataRecipe(str(path), languages=["klingonish"])])
     write_rows(path, rows[:3])
     with pytest.raises(ValueError, match="row 'f0' of"):

@@ -437,7 +437,7 @@ def no_names(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shuffle_rows, r"hi/clean-00000.*: row 8: id '00007' comes after '00008'; .*sorted by image or by id"),
+        (shuffle_rows, r"hi/clean-00000.*: row 8: id '00007' comes after '00008': .*to be sorted by image or by id"),
         (break_file, r"hi/clean-00001-of-00003.parquet: cannot be read as a parquet file: "),
         (rename_column, r"hi/clean-00001-of-00003.parquet: expected the column 'lang', which .*hi/clean-00000"),
         (no_names, r"images/part-.*expected a column of image bytes and a column of image names"),

@@ -126,7 +126,8 @@ def test_a_two_tower_model_gives_its_vision_tower(bases, tmp_path):
     tensors(tmp_path / "both", without("layers.0.mlp"))
     refused((tmp_path / "both", bases[1]), "4 missing, such as vision_model.encoder.layers.0.mlp")
     refused(
-        (bases[0], tmp_path / "both"), "type siglip with a vision_config: expected a language model"
+        (bases[0], tmp_path / "both"),
+        "expected a language model, .*type siglip with a vision_config",
     )
 
 
@@ -135,9 +136,9 @@ def test_bases_that_are_something_else(bases, tmp_path):
     maya = save_tiny_maya(tmp_path / "maya")
     refused((vision, maya), r"is itself a Maya \(maya\): give it as model.checkpoint")
     refused((maya, language), "model.vision_tower: .*is itself a Maya")
-    refused((language, vision), "model.vision_tower: .* of type cohere: expected a vision tower")
+    refused((language, vision), "model.vision_tower: .* expected a vision tower, .* of type cohere")
     refused(
-        (vision, vision), "model.language_model: .*siglip_vision_model: expected a language model"
+        (vision, vision), "model.language_model: .*expected a language model, .*siglip_vision_model"
     )
     refused(
         (vision, tmp_path),

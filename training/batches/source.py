@@ -114,8 +114,8 @@ def left_out(path: str, keys: str, dropped: Counter[str]) -> str:
 
 
 def bad_row(name: RowName, reason: object) -> ValueError:
+    """Return the error for a bad row, with the row's name."""
     return ValueError(
-        """Return the error for a bad row, with the row's name."""
         f"{row_name(name.id, name.language, name.path)}: {reason}: repair the row or remove it"
     )
 
@@ -146,8 +146,8 @@ def summarise(
 
 
 def unreadable_image(row_id: str, path: str, reason: object) -> ValueError:
+    """Return the error for an image that cannot be read, with the row's name."""
     return ValueError(
-        """Return the error for an image that cannot be read, with the row's name."""
         f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
         f"{str(reason).removesuffix('.')}: repair the file or remove the row"
     )

@@ -140,6 +140,6 @@ def normal_name(name: str) -> str:
 
 
 def shown_name(name: str) -> str:
-    text = printable(repr(name))
     """Return a name quoted and printable, cut to 200 characters, for messages."""
+    text = printable(repr(name))
     return text if len(text) <= 200 else f"{text[:200]}...'"
