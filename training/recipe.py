@@ -50,13 +50,16 @@ class ModelRecipe:
     """
 
     vision_tower: str | None = None
+    """A vision tower, such as a SigLIP or CLIP."""
     language_model: str | None = None
+    """The decoder, a language model."""
     checkpoint: str | None = None
     """A Maya, whose architecture must not be given again; or an adapter. A first stage with an `adapter`
     continues the adapter; any other first stage starts from its base with the adapter merged."""
     revision: str | None = None
     """The checkpoint's revision, if its name does not include one."""
     projector_num_layers: int | None = None
+    """Linear layers of the projector, with an activation between them. Default 2."""
     chat_template: str | None = None
     """`maya`, `aya` and `plain` are Maya's own; `own` is the decoder's (or the checkpoint's), with the
     answers marked; or the path of a .jinja file. The template must fit the decoder's tokenizer, see
@@ -66,9 +69,13 @@ class ModelRecipe:
     embeddings. For a decoder without spare rows, name a token that it has and does not need, such as
     <|image_pad|>, <|reserved_special_token_0|> or <unused0>."""
     image_aspect: Literal["pad", "square", "crop"] | None = None
+    """How an image becomes a square: with a border (default), squeezed, or cut out of its center."""
     vision_feature_layer: int | None = None
+    """The layer of the vision tower that the projector reads. Default -2, the layer before last."""
     vision_feature_select_strategy: Literal["full", "default"] | None = None
+    """full (default): all patches. default: without the first one, as the original Maya."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights. With args.bf16, trained weights are float32 in any case."""
     attention: Literal["auto", "segments", "flex", "dense"] = "auto"
     """How the decoder's attention over shared prefixes is computed; all choices give the same result, see
     attention.py. auto: flex on a GPU, otherwise segments."""
@@ -93,6 +100,7 @@ class DataRecipe:
     config: str | None = None
     """The dataset's configuration, such as toxicity_free."""
     split: str = "train"
+    """The dataset's split."""
     languages: list[str] = field(default_factory=list)
     """BCP-47 codes to keep; all if empty."""
     tasks: dict[str, float] = field(default_factory=dict)
@@ -142,8 +150,11 @@ class AdapterRecipe:
     type: Literal["lora", "dora"] = "lora"
     """dora trains the length of every row of W separately from its direction (arXiv 2402.09353)."""
     r: int = 16
+    """Rank: the smaller side of A and B."""
     alpha: int = 32
+    """Scale of the adapter; B A is multiplied by alpha / r."""
     dropout: float = 0.0
+    """Dropout on the input of A."""
     target_modules: str | list[str] | None = None
     """The decoder's linear layers to adapt, by a regular expression (re.search in the name) or by the last
     parts of their names; default all. Vision tower, projector and head never get an adapter: the `train`
@@ -162,7 +173,9 @@ class StageRecipe:
     """One stage of training."""
 
     name: str
+    """Name of the stage, and of its folder in output_dir."""
     data: list[DataRecipe]
+    """Training datasets."""
     train: list[Rule]
     """Ordered rules; the first one that matches a parameter's name decides."""
     batch_size: int = 8
@@ -188,6 +201,7 @@ class StageRecipe:
     """End the stage after this many evaluations in a row that do not improve the best one by more than
     `early_stopping_threshold`, as in transformers' EarlyStoppingCallback."""
     early_stopping_threshold: float = 0.0
+    """Improvements up to this value do not count, see early_stopping_patience."""
     adapter: AdapterRecipe | None = None
     """Low-rank matrices trained beside frozen layers."""
     args: dict[str, Any] = field(default_factory=dict)
@@ -201,10 +215,15 @@ class Recipe:
     """A whole run. Each stage starts from the model of the stage before."""
 
     output_dir: str
+    """Folder for the finished model, which is that of the last stage, and for the stages' folders."""
     model: ModelRecipe
+    """The model to train."""
     stages: list[StageRecipe]
+    """The stages, in order."""
     kind: Literal["maya"] = "maya"
+    """Kind of the recipe: base models have recipes of other kinds."""
     seed: int = 0
+    """Seed of all random numbers: weights, order of the data, dropout."""
     processes: int | Literal["auto"] = 1
     """Number of processes that share the work, at most one per GPU, or per core without a GPU. auto: one
     per GPU; on CPU, one per core, up to four."""
