@@ -1,4 +1,4 @@
-"""Codes of concepts: fixed, well apart, and alike where the words are."""
+"""Codes of concepts: fixed, far apart, and similar if the words are."""
 
 import pytest
 import torch

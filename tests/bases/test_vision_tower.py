@@ -1,4 +1,4 @@
-"""The vision tower is trained on a tiny dataset of real files, in the layout of the mini dataset."""
+"""The vision tower trains on a tiny dataset of real files, in the layout of the mini dataset."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ from maya_vlm.training.run.train import train
 TRAINING = Path(first_part.__file__).parents[2]
 SHIPPED_RECIPE = TRAINING / "recipes" / "bases" / "vision_tower.yaml"
 SHIPPED_TOWER = TRAINING / "bases" / "mini" / "vision_tower"
-STYLES = ("round", "square", "line")  # two to train on, one to validate on
+STYLES = ("round", "square", "line")  # two for training, one for validation
 CONCEPTS = 12
 HELD_OUT = "c03"
 
@@ -264,7 +264,7 @@ def test_a_memory_answers_to_each_key_with_its_code(recipe):
     generator = torch.Generator().manual_seed(0)
     codes, keys = F.normalize(torch.randn(2, 60, 32, generator=generator), dim=2)
     model = TowerWithHeads(recipe, codes, 2).eval()
-    # Each patch shows a part of what the mean over four shows whole.
+    # Each patch contains a part of what the mean over four contains completely.
     shown = torch.cat([keys, -keys[:5]])[:, None] * 0.2
     noise = torch.randn(len(shown), 4, 32, generator=generator) * 0.05
     features = shown + noise - noise.mean(1, keepdim=True)
@@ -278,7 +278,7 @@ def test_a_memory_answers_to_each_key_with_its_code(recipe):
     added = after - features - 0.8 * F.layer_norm(features, (32,)).mean(1, keepdim=True)
     nearest = F.normalize(added, dim=2) @ codes.T
     assert (nearest[:60].argmax(2) == torch.arange(60)[:, None]).all()
-    # To what is near to no key it says nothing.
+    # For features near no key it adds nothing.
     silent = scores[60:].max(1).values < 0.8 * threshold
     assert silent.any()
     assert added[60:][silent].norm(dim=2).max() < 0.05 * added[:60].norm(dim=2).min()

@@ -1,4 +1,4 @@
-"""Hub cards of strangers."""
+"""Front matter of untrusted Hub cards."""
 
 import pytest
 import yaml

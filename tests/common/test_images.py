@@ -1,4 +1,4 @@
-"""One reader for every place of pictures: what it finds, what it refuses, and within which bounds."""
+"""ImageStore in every kind of place: what it finds, what it refuses, and its limits."""
 
 import io
 import os
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def packed(folder, form):
-    """The folder's pictures in a place of some form."""
+    """Open the folder's images from a place of some kind."""
     if form == "folder":
         return folder
     path = folder.parent / f"pictures.{form}"

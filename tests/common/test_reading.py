@@ -1,4 +1,4 @@
-"""Files of strangers: what is refused, in one line, without hanging or filling the memory."""
+"""Untrusted files: bad ones are refused in one line, without hanging or filling the memory."""
 
 import json
 import os
@@ -145,7 +145,7 @@ def test_merged_keys_are_yamls_own():
 
 
 def test_deep_json_takes_no_memory(tmp_path):
-    """200 kB of brackets once took 20 GB."""
+    """200 kB of brackets must not take gigabytes of memory."""
     file = tmp_path / "deep.json"
     file.write_text("[" * 200_000)
     code = (

@@ -1,4 +1,4 @@
-"""`user/name@revision`: one reading of names, for models and datasets."""
+"""`user/name@revision` is parsed in one way for models and datasets."""
 
 import pytest
 

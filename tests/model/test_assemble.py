@@ -1,4 +1,4 @@
-"""Bases that are not whole, or no bases: one line that names folder and tensor, and nothing is trained."""
+"""Incomplete or wrong bases: one line names folder and tensor, and no training starts."""
 
 import json
 import shutil
@@ -26,13 +26,13 @@ def bases(tmp_path) -> tuple[Path, Path]:
 
 
 def tensors(folder: Path, change) -> None:
-    """Rewrite the weights of a folder as `change` makes them of what they are."""
+    """Rewrite the weights of a folder with `change`, a function of the tensors."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
 def without(*names: str):
-    """Leave out the tensors whose names hold one of these."""
+    """Drop the tensors whose names contain one of these."""
     return lambda found: {k: v for k, v in found.items() if not any(name in k for name in names)}
 
 
@@ -85,7 +85,7 @@ def test_a_head_that_contradicts_the_tie(bases):
     edit(bases[1] / "config.json", tie_word_embeddings=False)
     model, _ = build_maya(str(bases[0]), str(bases[1]), chat_template="aya")
     assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
-    # Untied, the head must be there.
+    # Without tying, the files must contain the head.
     tensors(bases[1], without("lm_head.weight"))
     refused(bases, "1 missing, such as lm_head.weight")
 
@@ -97,7 +97,7 @@ def test_a_tower_that_lacks_a_tensor(bases):
 
 
 def test_a_tower_may_lack_what_is_not_used(bases):
-    """The pooling head and the layers behind the one that is read are left out of every Maya."""
+    """A Maya never contains the pooling head or the layers after the feature layer."""
     tensors(bases[0], without("head.", "post_layernorm", "encoder.layers.3."))
     model, _ = build_maya(str(bases[0]), str(bases[1]), chat_template="aya")
     assert len(model.model.vision_tower.encoder.layers) == 3
@@ -120,7 +120,7 @@ def test_a_two_tower_model_gives_its_vision_tower(bases, tmp_path):
     ours = model.model.vision_tower.state_dict()
     theirs = both.vision_model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    # Its text tower is not needed, a part of its vision tower is.
+    # The text tower is not needed; parts of the vision tower are.
     tensors(tmp_path / "both", without("text_model"))
     build_maya(str(tmp_path / "both"), str(bases[1]), chat_template="aya")
     tensors(tmp_path / "both", without("layers.0.mlp"))
@@ -296,7 +296,7 @@ def test_special_tokens_beyond_the_embeddings(bases, tmp_path):
     options = {"chat_template": "own", "image_token": "<|reserved_special_token_0|>"}
     edit(decoder / "tokenizer_config.json", pad_token="[PAD]")
     model, processor = build_maya(str(bases[0]), str(decoder), **options)
-    # The first LLaMAs come with such a token; the model has no row for it.
+    # The first LLaMAs have such a token; the model has no row for it.
     assert processor.tokenizer.pad_token == "<|end_of_text|>"
     assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
     edit(decoder / "tokenizer_config.json", bos_token="<start>")

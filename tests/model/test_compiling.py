@@ -1,4 +1,4 @@
-"""Compiled layers compute what the others do, in few graphs, however rows differ in length."""
+"""Compiled layers compute the same as others, in few graphs, for rows of any length."""
 
 import random
 
@@ -28,7 +28,7 @@ def afresh():
 
 
 def rows(count: int, layout: str) -> list[tuple[dict, torch.Tensor]]:
-    """Packed rows of many forms: of one to five groups, of one to nine conversations each."""
+    """Packed rows of many forms: one to five groups of one to nine conversations each."""
     drawn = random.Random(1)
     result = []
     for _ in range(count):
@@ -89,7 +89,7 @@ def test_equal_and_few_graphs(layout, backend, checkpointing, monkeypatch):
         assert loss == pytest.approx(right, rel=1e-5)
         for a, b in zip(gradients, right_gradients, strict=True):
             assert (a - b).norm() <= 1e-4 * b.norm() + 1e-9
-    # One for all three layers, and one for each form of the plan.
+    # One graph serves all three layers, for each form of the plan.
     assert 0 < counter.frame_count <= 8
     assert not counters["graph_break"]
 

@@ -1,4 +1,4 @@
-"""The table of what learns: ordered rules, nothing undecided, nothing misspelt."""
+"""The table of trained parts: rules apply in order, every name is decided, typos are errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Rows of JSON files, whole or line by line: the same rows and the same faults however they are stored."""
+"""Rows of JSON files, as arrays or line by line: the same rows and faults in every file format."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ FORMS = (
 
 
 def write(folder, rows, form):
-    """Rows as texts of JSON in a file of some form."""
+    """Write rows, given as JSON texts, to a file of some format."""
     texts = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     lines = "\n" + "\n\n  \n".join(texts) + "\n\n" if len(texts) > 1 else texts[0]
     name, content = {
@@ -160,7 +160,7 @@ def test_a_row_without_end_takes_bounded_memory(tmp_path, monkeypatch):
 
 
 def test_brackets_without_end_take_no_memory(tmp_path):
-    """200 kB of brackets once took 20 GB."""
+    """200 kB of brackets must not take gigabytes of memory."""
     for name in ("a.json", "a.jsonl"):
         (tmp_path / name).write_text("[" * 200_000)
     code = (

@@ -1,4 +1,4 @@
-"""Datasets as users have them: LLaVA's repositories, pictures with metadata, revisions, archives beside a file."""
+"""Datasets as users have them: LLaVA's repositories, images with metadata, revisions, archives beside files."""
 
 import io
 import json
