@@ -344,6 +344,7 @@ STAGE_NUMBERS = {
 
 
 def _check(recipe: Recipe, where: str) -> None:
+    # Model.
     model = recipe.model
     bases = [model.vision_tower, model.language_model]
     if model.checkpoint is not None:
@@ -368,6 +369,7 @@ def _check(recipe: Recipe, where: str) -> None:
             f"{where}: model.revision: expected only with model.checkpoint: write the revision of a base after "
             f"its name: {model.language_model}@{model.revision}"
         )
+    # Run and stages.
     # torch, numpy and Python accept seeds of 32 bits.
     Bounds(least=0, below=2**32).check(recipe.seed, where, "seed")
     if not recipe.stages:

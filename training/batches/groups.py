@@ -230,6 +230,7 @@ def _open_source(
 ) -> tuple[_Source, list[str | None], list[str], list[str]]:
     """Open a source; return it, its conversations' languages (None if invalid) and tasks, and a report."""
     check_data(recipe)
+    # Rows.
     rows = open_rows(recipe)
     if len(rows) == 0:
         raise ValueError(f"{recipe.path}: split {recipe.split!r}: expected rows, found none")
@@ -240,6 +241,7 @@ def _open_source(
         _refuse(source, i, reason, on_bad_row)
 
     count = len(rows)
+    # Language and task of every row.
     named = "lang" if "lang" in rows.columns else "language"
     cells = rows.column(named) if named in rows.columns else [None] * count
     codes = [as_language(v) for v in cells]
@@ -252,6 +254,7 @@ def _open_source(
     task = rows.column("task") if "task" in rows.columns else []
     tasks = [str(v or default) for v in task] or [default] * count
 
+    # Filters by language and task.
     keep: np.ndarray = np.ones(count, bool)
     report = []
     for name, wanted, values in (
@@ -272,6 +275,7 @@ def _open_source(
             if dropped:
                 report.append(left_out(recipe.path, name, dropped))
 
+    # Images, and the limit on them.
     _find_images(source, on_bad_row)
     group = source.image_set
     if recipe.limit is not None:
@@ -291,6 +295,7 @@ def _open_source(
         raise ValueError(
             f"{recipe.path}: expected rows after languages, tasks and limit, found none"
         )
+    # Rows with an invalid language.
     for i in (i for i in index.tolist() if i in unknown):
         source.no_language[i] = shown(cells[i])
         reason = f"{named}: {no_language(cells[i])}: repair the row or remove it"

@@ -152,6 +152,7 @@ class GroupedTables:
 
     @property
     def columns(self) -> list[str]:
+        """Columns of the rows."""
         return self.tables[0].columns
 
     def _all_have(self, column: str) -> bool:

@@ -157,6 +157,7 @@ def lay_out(
         padding: number of padding tokens.
     """
     trees: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # ids, positions, branch numbers
+    # Tokens and positions of every group, and its pairs of predicting position and token.
     nothing: np.ndarray = np.zeros(0, np.int64)
     predicting, target, language = [nothing], [nothing], [nothing]
     text_bytes = torch.zeros(languages, dtype=torch.long)
@@ -189,6 +190,7 @@ def lay_out(
                 offset += widths[j]
         start += sizes[number]
 
+    # Tensors that all layouts share.
     batch: dict[str, Any] = {
         "logit_positions": torch.from_numpy(np.concatenate(predicting)),
         "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
@@ -200,6 +202,7 @@ def lay_out(
         [torch.from_numpy(column.astype(np.int64)) for column in columns]
         for columns in zip(*trees, strict=True)
     )
+    # One row for all groups.
     if attention != "dense":
         batch["input_ids"] = torch.cat(ids)[None]
         batch["position_ids"] = torch.cat(places)[None]
@@ -209,6 +212,7 @@ def lay_out(
         # A given mask keeps transformers from building one over the whole row.
         batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         return batch
+    # One padded row per group.
     branch_ids = pad_sequence(branches, batch_first=True, padding_value=-1)
     batch["padding"] = int((branch_ids < 0).sum())
     batch["input_ids"] = pad_sequence(ids, batch_first=True, padding_value=pad_token)

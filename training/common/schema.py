@@ -99,6 +99,7 @@ def type_name(hint: Any) -> str:
 
 
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Check a value against a type hint and return it converted. Raises ValueError naming the key."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -211,10 +212,12 @@ def _describe(value: Any) -> str:
 
 
 def join_key(key: str, name: Any) -> str:
+    """Return the path of the key `name` inside `key`."""
     return f"{key}.{name}" if key else str(name)
 
 
 def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
+    """Return the error text for an unknown key, with the closest known key or a list of keys."""
     close = difflib.get_close_matches(name, known, n=1)
     some = ", ".join(known[:KEYS_TOLD])
     more = f" and {len(known) - KEYS_TOLD} more" if len(known) > KEYS_TOLD else ""

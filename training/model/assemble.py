@@ -95,6 +95,7 @@ def build_maya(
             lacks weights or a tokenizer, or has no free token for the placeholder; also if a chat
             template does not fit the decoder.
     """
+    # Configs and tokenizer.
     vision = find_base(vision_tower, "vision_tower")
     language = find_base(language_model, "language_model")
     vision_config = _open_config(vision, "vision_tower", trust_remote_code)
@@ -104,10 +105,12 @@ def build_maya(
         tokenizer = open_tokenizer(language, rows, trust_remote_code)
         image_token_id = add_placeholder(tokenizer, image_token, rows)
         _add_padding(tokenizer, text_config)
+    # Chat templates and their end tokens.
     template = find_template(chat_template, tokenizer, image_token)
     ends = list(template.ends)
     for name in further_templates:
         ends += find_template(name, tokenizer, image_token).ends
+    # Model.
     config = MayaConfig(
         vision_config=vision_config,
         text_config=text_config,
@@ -132,6 +135,7 @@ def build_maya(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     set_ends(model.generation_config, ends)
 
+    # Processor.
     assert config.image_seq_length is not None  # MayaConfig derives it
     with under_key("model.vision_tower"):
         image_processor = _image_processor(vision, config, image_aspect)

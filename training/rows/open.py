@@ -83,6 +83,7 @@ class JsonRows:
         return self._rows[index]
 
     def column(self, name: str) -> list[Any]:
+        """Return a column's values of all rows."""
         return [row.get(name) for row in self._rows]
 
     def cells(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
@@ -115,6 +116,7 @@ class ArrowRows:
         return {n: self._columns[n][index].as_py() for n in self._wanted}
 
     def column(self, name: str) -> list[Any]:
+        """Return a column's values of all rows."""
         return self._columns[name].to_pylist()
 
     def cells(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -250,6 +250,7 @@ class ParquetTable:
 
     @property
     def remote(self) -> bool:
+        """Whether the files are on the Hub."""
         return self.files[0].startswith(HUB)
 
     def _file(self, number: int, ahead: bool = False) -> pq.ParquetFile:

@@ -293,6 +293,7 @@ class Corpus:
             rows: (context ids, result of `_soft` or None, segments).
             described: for each row, the concept whose code is read from its text context, or None.
         """
+        # Empty rows.
         lengths = [
             len(self.prefix) + len(context) + sum(len(s.ids) for s in segments)
             for context, _, segments in rows
@@ -306,6 +307,7 @@ class Corpus:
         claims: list[tuple[int, float]] = []  # place, truth
         soft_rows: list[int] = []
         flat: list[Segment] = []
+        # Fill rows with contexts and questions.
         for r, (context, soft, segments) in enumerate(rows):
             here = len(self.prefix) + len(context)
             ids[r, :here] = self.prefix + context
@@ -329,6 +331,7 @@ class Corpus:
                     claims += [(first + at, float(c == soft[0][0])) for at, c in segment.stated]
                 flat.append(segment)
                 start = stop
+        # Tensors.
         slots = self.recipe.context_slots
         concepts, weights, noise = ([rows[r][1][part] for r in soft_rows] for part in range(3))
         return Batch(

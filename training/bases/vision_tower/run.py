@@ -154,6 +154,7 @@ class TowerRun:
 
     @property
     def state_path(self) -> Path:
+        """The file that holds the state of the run."""
         return self.output_dir / STATE_FILE
 
     def save_state(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -211,6 +212,7 @@ class Means:
         self.count = 0
 
     def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Add the figures of one step."""
         self.count += 1
         for name, value in figures.items():
             self.totals[name] = self.totals.get(name, 0.0) + float(value.detach())
