@@ -58,6 +58,9 @@ EVAL = [
     "unidic-lite>=1.0.8",
     "sacrebleu[ja]>=2.5,<2.7",
     "lingua-language-detector>=2.1",
+    # Plots and intervals of studies.
+    "matplotlib>=3.9",
+    "scipy>=1.11",
 ]
 # Parts of transformers' server are replaced by name.
 SERVE = ["transformers[serving]>=5.6,<5.25"]

@@ -33,6 +33,7 @@ ROOMS = {
     "run": {"batches", "rows", "model", "recipe", "arguments", *GROUND},
     "inference": GROUND,
     "evaluation": {"inference", *GROUND},
+    "ablation": {"run", "evaluation", "recipe", *GROUND},
     "bases": {"arguments", *GROUND},
     "data": {"rows", *GROUND},
     # Cards say what results, recipes and datasets hold.

@@ -58,9 +58,8 @@ OTHERS = {
     *("dataloader_pin_memory", "dataloader_persistent_workers"),
     *("ddp_find_unused_parameters", "ddp_broadcast_buffers", "fsdp", "fsdp_config"),
     *("debug", "skip_memory_metrics"),
-    # Without effect here; kept for whoever pushes a checkpoint of the folder.
-    *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
-    "hub_revision",
+    *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy"),
+    *("hub_always_push", "hub_revision"),
 }
 _LOSS = "nothing: the loss is the mean over supervised tokens"
 _ROWS = "nothing: our collator prepares the rows"
@@ -108,10 +107,9 @@ REFUSED: dict[str, str] = {
     "save_on_each_node": "nothing: all processes share output_dir",
     "enable_jit_checkpoint": "nothing: SIGTERM and Ctrl-C save a checkpoint",
     "restore_callback_states_from_checkpoint": "nothing: early stopping goes on where it was",
-    "push_to_hub": "`maya publish`, which writes a card and sends no training arguments",
-    "push_to_hub_model_id": "`maya publish`",
-    "push_to_hub_organization": "`maya publish`",
-    "push_to_hub_token": "`maya publish` and the environment variable HF_TOKEN",
+    "push_to_hub_model_id": "hub_model_id",
+    "push_to_hub_organization": "hub_model_id: ORGANIZATION/NAME",
+    "push_to_hub_token": "the environment variable HF_TOKEN, or hub_token",
     "per_device_eval_batch_size": _EVALUATION,
     "per_gpu_eval_batch_size": _EVALUATION,
     "prediction_loss_only": _EVALUATION,
@@ -172,6 +170,8 @@ NEED_EVAL_DATA: dict[str, tuple[Any, ...]] = {
     "metric_for_best_model": (None,),
     "greater_is_better": (None,),
 }
+# Values of hub_strategy that push whole checkpoints.
+WITH_PICKLES = ("checkpoint", "all_checkpoints")
 # Schedulers that follow a metric of the held-out rows.
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 METRIC = re.compile(r"(eval_)?([A-Za-z0-9-]+/)?(loss|accuracy|bits_per_byte)")
@@ -216,6 +216,11 @@ def check_values(args: Mapping[str, Any], held_out: bool, where: str, key: str) 
         raise ValueError(
             f"{where}: {key}.dataloader_prefetch_factor: expected dataloader_num_workers of 1 or more "
             "beside it, found none: add it, or leave the factor out"
+        )
+    if args.get("push_to_hub") and args.get("hub_strategy") in WITH_PICKLES:
+        raise ValueError(
+            f"{where}: {key}.hub_strategy: expected every_save or end, found {args['hub_strategy']}, which pushes "
+            "the optimizer's state, a pickle: use every_save; a run continues from its own output_dir"
         )
     if held_out:
         _check_evaluation(args, where, key)

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
+from maya_vlm.training.common.adapters import find_adapter
 from maya_vlm.training.common.files import files_sha256, write_text
 from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
+from maya_vlm.training.common.models import ADAPTER_CONFIG, Model, find_model, read_config
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
 from maya_vlm.training.common.shapes import check_shape
 from maya_vlm.training.common.telling import printable
@@ -34,7 +36,7 @@ _RECIPE = {
         {
             "name": str,
             "data": [{"path": str}],
-            "train": [{"pattern": str, "rate": float}],
+            "train": [{"pattern": str, "rate": (float, str)}],
         }
     ],
     "model": dict,
@@ -47,13 +49,20 @@ _ORIGIN_PARTS = {
 }
 
 
-def model_card(folder: Path, repo_id: str) -> str:
+def model_card(folder: Path, repo_id: str, progress: str | None = None) -> str:
     """The card of a saved model as it would stand in `repo_id`.
+
+    Args:
+        folder: of a model, or of an adapter.
+        repo_id: `user/name`.
+        progress: how far the training is, such as "step 250 of 500 of stage finetune (2 of 2)"; None at
+            its end.
 
     Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
     format or of other weights.
     """
-    config = read_json(folder / "config.json")
+    adapter = _adapter_base(folder)
+    config = read_config(adapter) if adapter else read_json(folder / "config.json")
     recipe = _read_recipe(folder)
     results = _read_results(folder)
     languages = _languages(recipe, results)
@@ -62,16 +71,17 @@ def model_card(folder: Path, repo_id: str) -> str:
     metadata = {
         "language": languages,
         **metadata,
-        "library_name": "transformers",
+        "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text",
         "tags": ["maya", "llava", "multilingual", "custom_code"],
     }
     conversion = _conversion(folder)
     origins = [conversion["converted_from"]["name"]] if conversion else _bases(recipe)
-    hub_bases = [base for base in origins if _is_repository(base)]
+    origins = [adapter.name] if adapter else origins
+    hub_bases = [base.partition("@")[0] for base in origins if _is_repository(base)]
     if hub_bases:
         metadata["base_model"] = hub_bases
-        metadata["base_model_relation"] = "finetune"
+        metadata["base_model_relation"] = "adapter" if adapter else "finetune"
     sources = [source for source in _sources(recipe) if _is_repository(source)]
     if sources:
         metadata["datasets"] = sources
@@ -99,6 +109,8 @@ def model_card(folder: Path, repo_id: str) -> str:
         or "a checkpoint",
         "licence": licence,
         "conversion": conversion,
+        "progress": progress,
+        "adapter": adapter.name if adapter else None,
     }
     if results is not None:
         values |= {"sections": sections(results), "weaknesses": weaknesses(results)}
@@ -171,6 +183,13 @@ def write_card(folder: Path, made: Callable[[], str]) -> bool:
     return True
 
 
+def _adapter_base(folder: Path) -> Model | None:
+    """Return the base of the adapter that a folder holds, or None for a folder of a model."""
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    return find_adapter(find_model(str(folder))).base
+
+
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a model folder: it has no {path.name}")
@@ -220,7 +239,7 @@ def _count_parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     total = 0
-    for file in sorted(folder.glob("model*.safetensors")):
+    for file in sorted(folder.glob("*model*.safetensors")):
         with safe_open(file, "pt") as tensors:
             total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total

@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "processor_config.json",
     "preprocessor_config.json",
@@ -40,6 +41,8 @@ MODEL_FILES = (
     "training_log.json",
 )
 DATASET_FILES = ("*.parquet", "*.md", "*.json", "*.txt", "*.png", "LICENSE*", ".gitattributes")
+# Files that somebody may have written on the Hub.
+OWNERS = ("README.md", "LICENSE*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.h5")
 
 
@@ -106,23 +109,32 @@ def publish(
     print(f"sending {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
     if left_out:
         print(f"left out: {printable(', '.join(left_out))}")
-    names = [file.relative_to(folder).as_posix() for file in files]
     with tempfile.TemporaryDirectory() as scratch:
-        sources = dict(zip(names, files, strict=True))
-        for name in names:
-            if name.split("/")[-1] == "recipe.yaml":
-                text = published_recipe(folder / name)
-                if text is not None:
-                    sources[name] = Path(scratch, f"{names.index(name)}.yaml")
-                    sources[name].write_text(text, encoding="utf-8")
-                    print(
-                        f"note: {printable(name)} is sent without secrets and paths of this machine"
-                    )
-        for note in _paths_of_this_machine(folder, sources):
-            print(f"note: {printable(note)}")
         # The hashes of the check are compared with what arrives.
-        contents = {name: checked.get(name) or Content(path) for name, path in sources.items()}
+        found = contents_of(folder, files, Path(scratch))
+        contents = {name: checked.get(name, each) for name, each in found.items()}
         return _send(folder, contents, repo_id, kind, private, revision, token, tag, overwrite_card)
+
+
+def contents_of(folder: Path, files: Sequence[Path], scratch: Path) -> dict[str, Content]:
+    """Return name -> what is sent of a folder's files, and print what differs from them.
+
+    Args:
+        folder: of a model or dataset.
+        files: of it, to send.
+        scratch: a folder for the recipes without secrets and paths of this machine.
+    """
+    sources = {file.relative_to(folder).as_posix(): file for file in files}
+    for number, name in enumerate(list(sources)):
+        if name.split("/")[-1] == "recipe.yaml":
+            text = published_recipe(folder / name)
+            if text is not None:
+                sources[name] = scratch / f"{number}.yaml"
+                sources[name].write_text(text, encoding="utf-8")
+                print(f"note: {printable(name)} is sent without secrets and paths of this machine")
+    for note in _paths_of_this_machine(folder, sources):
+        print(f"note: {printable(note)}")
+    return {name: Content(path) for name, path in sources.items()}
 
 
 def _send(
@@ -158,7 +170,7 @@ def _send(
             tag = push_dataset(api, folder, contents, repo_id, branch, tag)
             print(f"tagged {tag}")
         else:
-            _push_model(api, contents, repo_id, branch)
+            push_model(api, contents, repo_id, branch, f"Publish {repo_id.rsplit('/', 1)[-1]}")
     except HfHubHTTPError as error:
         answer = one_line(error.server_message or str(error))
         raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
@@ -170,8 +182,13 @@ def _send(
     return address if revision is None else f"{address}/tree/{revision}"
 
 
-def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: str) -> None:
-    """Send all files in one commit, and compare what arrived with what was sent."""
+def push_model(
+    api: Any, contents: dict[str, Content], repo_id: str, branch: str, message: str
+) -> str:
+    """Send the files of a model in one commit, compare what arrived with it, and return the commit.
+
+    The commit removes files of a model, and pickles, that only an earlier commit has.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     if branch != "main":
@@ -181,7 +198,8 @@ def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: st
         for name in api.list_repo_files(repo_id, repo_type="model", revision=branch)
         if name not in contents
         and "/" not in name
-        and (name.endswith((".safetensors", ".py", ".index.json")) or _is(name, PICKLES))
+        and _is(name, (*MODEL_FILES, *PICKLES))
+        and not _is(name, OWNERS)
     ]
     operations: list[Any] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=each.file)
@@ -191,11 +209,12 @@ def _push_model(api: Any, contents: dict[str, Content], repo_id: str, branch: st
     commit = api.create_commit(
         repo_id,
         operations,
-        commit_message=f"Publish {repo_id.rsplit('/', 1)[-1]}",
+        commit_message=message,
         repo_type="model",
         revision=branch,
     )
     check_arrived(api, contents, repo_id, "model", commit.oid)
+    return str(commit.oid)
 
 
 def _write_card(folder: Path, repo_id: str) -> None:

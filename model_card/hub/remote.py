@@ -70,8 +70,13 @@ def check_arrived(
         )
 
 
-def open_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> None:
+def open_repository(
+    api: HfApi, repo_id: str, kind: str, private: bool, option: str = "--private"
+) -> None:
     """Create the repository where it does not exist.
+
+    Args:
+        option: what asks for `private`, for errors.
 
     Raises:
         ValueError: it exists and everybody sees it, and `private` is asked for.
@@ -91,8 +96,8 @@ def open_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> None:
             print(f"note: {repo_id} is private on the Hub, and stays so")
     if private and not (found and found.private):
         raise ValueError(
-            f"--private: expected {kind} {repo_id} to be private, found it public on the Hub; nothing was "
-            "sent: make it private in its settings there, or leave --private out"
+            f"{option}: expected {kind} {repo_id} to be private, found it public on the Hub; nothing was "
+            f"sent: make it private in its settings there, or leave {option} out"
         )
 
 

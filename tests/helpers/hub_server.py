@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -61,6 +62,8 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS objects by SHA-256
         self.requests: list[str] = []
+        # Called with every request before it is answered, to stop or end who asks; True refuses it.
+        self.before: Callable[[str], bool | None] = lambda request: None
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -140,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
         body = self._body()
         self.hub.requests.append(f"{self.command} {path}")
+        if self.hub.before(f"{self.command} {path}"):
+            return self._fail(503, "", "out of order")
         writes = self.command in ("POST", "PUT", "DELETE") and "/paths-info/" not in path
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         # An object's own address carries its authorisation, as on the Hub.

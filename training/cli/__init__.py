@@ -2,7 +2,7 @@
 
 - __main__.py: `python -m maya_vlm.training.cli`.
 - parser.py: what the subcommands share.
-- train.py, data/, evaluate.py, chat.py, serve.py, space.py, merge.py, convert.py, publish.py, renew.py, env.py: one file a
+- train.py, data/, evaluate.py, ablate.py, chat.py, serve.py, space.py, merge.py, convert.py, publish.py, renew.py, env.py: one file a
   subcommand, with `add_arguments(parser)` and `run(args)`.
 
 Nothing heavy is imported here, so that `maya --help` answers at once: a subcommand imports its
@@ -20,12 +20,13 @@ from ..common.errors import in_one_line, is_bad_input
 from ..common.signals import Stopped
 from ..common.telling import one_line
 from ..common.versions import warn_of_versions
-from . import chat, convert, data, env, evaluate, merge, publish, renew, serve, space, train
+from . import ablate, chat, convert, data, env, evaluate, merge, publish, renew, serve, space, train
 from .parser import Command, Parser, Version
 
 COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
+    "ablate": ablate,
     "chat": chat,
     "serve": serve,
     "space": space,
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Command] = {
 # The extra of setup.py that a subcommand needs, where it is another than `eval`.
 EXTRAS = {
     "train": "train",
+    "ablate": "train,eval",
     "serve": "serve",
     "data": "data",
     "publish": "train",

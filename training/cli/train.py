@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
     if kind != "maya":
         kinds = ", ".join(map(repr, KINDS[:-1]))
         raise ValueError(f"{path}: kind: expected 'maya', {kinds} or {KINDS[-1]!r}, found {kind!r}")
+    from maya_vlm.model_card.hub.training_push import TrainingPush
+
     from ..run.train import train
 
     folder = train(
@@ -88,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
         output_dir=args.output_dir,
         trust_remote_code=args.trust_remote_code,
         restart=args.restart,
+        make_pusher=TrainingPush,
     )
     print(f"saved to {folder}")
 

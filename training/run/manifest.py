@@ -6,7 +6,8 @@ the same run. A changed file, or a changed value that decides the result, is ano
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,16 @@ OF_THE_BEST = ("save_steps", "save_strategy")
 REPOSITORY = "repository"
 
 
-def make_manifest(recipe: Recipe) -> dict[str, Any]:
-    """What decides the result of a run: the recipe without neutral values and secrets, and the content
-    of its inputs, by their paths."""
+def make_manifest(recipe: Recipe, known: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return what decides the result of a run.
+
+    Args:
+        recipe: of the run.
+        known: hashes that an earlier call found, by path; it receives those of this call.
+
+    Returns:
+        `recipe`: its values without neutral ones and secrets; `content`: path of an input -> its hash.
+    """
     values = without_secrets(to_dict(recipe))
     values.pop("output_dir")
     values.pop("processes")
@@ -64,24 +72,31 @@ def make_manifest(recipe: Recipe) -> dict[str, Any]:
         for source in sources:
             if not source["streaming"]:
                 del source["streaming"]
-    content = {}
+    content: dict[str, str] = {}
+
+    def add(name: str, hashed: Callable[[], str]) -> None:
+        found = {} if known is None else known
+        if name not in found:
+            found[name] = hashed()
+        content[name] = found[name]
+
     model = recipe.model
     for path in (model.vision_tower, model.language_model, model.checkpoint):
         if path is not None and is_local(path):
-            content[path] = _content(Path(path))
+            add(path, partial(_content, Path(path)))
         elif path is not None:
-            content[path] = _model_repository(path, model.revision)
+            add(path, partial(_model_repository, path, model.revision))
     for source in _sources(recipe):
         if is_local(source.path):
-            content[source.path] = _content(Path(source.path))
+            add(source.path, partial(_content, Path(source.path)))
         else:
-            content[_name(source.path, source.revision)] = _dataset_repository(source)
+            add(input_name(source.path, source.revision), partial(_dataset_repository, source))
         if source.image_folder is not None and Path(source.image_folder).is_file():
-            content[source.image_folder] = _content(Path(source.image_folder))
+            add(source.image_folder, partial(_content, Path(source.image_folder)))
     for _, owner in template_owners(recipe):
         template = owner.chat_template
         if template is not None and template not in TEMPLATES:
-            content[template] = _content(Path(template))
+            add(template, partial(_content, Path(template)))
     return {"recipe": values, "content": content}
 
 
@@ -125,13 +140,14 @@ def _content(path: Path) -> str:
 # ------------------------------------------------------------------------------ the Hub
 
 
-def _name(path: str, revision: str | None) -> str:
+def input_name(path: str, revision: str | None) -> str:
+    """Return the name of a Hub dataset in a manifest's content."""
     return f"{path}@{revision}" if revision else path
 
 
 def _commit(content: dict[str, Any], path: str, revision: str | None) -> str:
     """The commit of a Hub dataset that a manifest's content holds, or nothing."""
-    return str(content.get(_name(path, revision), "")).partition("@")[2]
+    return str(content.get(input_name(path, revision), "")).partition("@")[2]
 
 
 def _dataset_repository(source: DataRecipe) -> str:

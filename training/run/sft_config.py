@@ -40,7 +40,10 @@ def stage_arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any
         "use_cpu": not cuda,
     }
     values.update(
-        (k, v) for k, v in stage.args.items() if k not in COMPILE and k not in CHECKPOINTING
+        (k, v)
+        for k, v in stage.args.items()
+        # pushing.py pushes; Trainer would push pickles.
+        if k not in COMPILE and k not in CHECKPOINTING and k != "push_to_hub"
     )
     values.update(checkpointing_fields(stage.args))
     if os.environ.get("HF_TOKEN"):

@@ -23,6 +23,7 @@ from ..common.telling import printable
 from ..recipe import AdapterRecipe, Recipe, StageRecipe, count_steps, template_owners, write_recipe
 from .checkpoints import newest_whole, read_state, writing
 from .manifest import WORK
+from .pushing import Pushing
 from .sft_config import check_metric, metric_name, stage_arguments
 
 # The pictures of a stage whose changes are watched.
@@ -68,6 +69,7 @@ def run_stage(
     folder: Path,
     trust_remote_code: bool,
     state: Any,
+    pushing: Pushing | None = None,
 ) -> int | None:
     """Train a stage, or what is left of it; returns the signal that asked to stop after its end, if any.
 
@@ -78,6 +80,7 @@ def run_stage(
 
     from ..model.freezing import format_table
     from .memory import check_memory
+    from .trainer import OnSave
 
     run = StageRun(recipe, stage, previous, folder, trust_remote_code, state)
     run.say(f"\nstage {stage.name}: {previous or recipe.model.checkpoint or 'from the bases'}")
@@ -102,6 +105,8 @@ def run_stage(
         if schedule.stops_early(done["log_history"]):
             args.max_steps = done["global_step"]
     trainer = _make_trainer(run, model, processor, args, attention, schedule, data, plan, held)
+    if pushing is not None and (send := pushing.on_save(stage, args.max_steps)):
+        trainer.add_callback(OnSave(send))
     return _train(run, trainer, found, rows)
 
 
@@ -394,8 +399,7 @@ def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
                 base = base_of(find_checkpoint(recipe.model, run.previous))
                 dtype = getattr(torch, recipe.model.dtype)
                 merge_adapter(base, temporary / ADAPTER, dtype).save_pretrained(temporary)
-                for place in (temporary, temporary / ADAPTER):
-                    processor.save_pretrained(place)
+                processor.save_pretrained(temporary)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -24,7 +24,7 @@ from typing import Any
 
 from ..common.files import only_one
 from ..common.signals import LAUNCHER, Stopped, end_with_parent, stopping
-from ..recipe import Recipe, find_recipe, load_recipe, write_recipe
+from ..recipe import Recipe, StageRecipe, find_recipe, load_recipe, write_recipe
 from .checkpoints import writing
 from .manifest import (
     MANIFEST,
@@ -37,6 +37,7 @@ from .manifest import (
     write_manifest,
 )
 from .processes import count_processes, start, threads_per_process
+from .pushing import MakePusher, Pushing
 from .sft_config import stage_arguments
 from .stage import PICTURES, run_stage, say
 
@@ -50,6 +51,7 @@ def train(
     output_dir: str | None = None,
     trust_remote_code: bool = False,
     restart: bool = False,
+    make_pusher: MakePusher | None = None,
 ) -> Path:
     """Run a recipe of kind `maya` to its end, continuing where the same command stopped before.
 
@@ -59,6 +61,7 @@ def train(
         output_dir: where to write, instead of the recipe's output_dir.
         trust_remote_code: allow code that comes with the base models to run.
         restart: delete what an earlier run left in output_dir first.
+        make_pusher: makes what sends models to the Hub, for stages that say push_to_hub.
 
     Returns the folder of the finished model.
 
@@ -69,23 +72,27 @@ def train(
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides, output_dir)
     if "WORLD_SIZE" in os.environ:  # started by torchrun or accelerate launch
-        return run_recipe(loaded, trust_remote_code, restart)
+        return run_recipe(loaded, trust_remote_code, restart, make_pusher)
     count = count_processes(loaded)
     if count == 1:
-        return run_recipe(loaded, trust_remote_code, restart)
-    start(run_recipe, count, loaded, trust_remote_code, restart)
+        return run_recipe(loaded, trust_remote_code, restart, make_pusher)
+    start(run_recipe, count, loaded, trust_remote_code, restart, make_pusher)
     return Path(loaded.output_dir)
 
 
-def run_recipe(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
+def run_recipe(
+    recipe: Recipe, trust_remote_code: bool, restart: bool, make_pusher: MakePusher | None = None
+) -> Path:
     """Run the stages of a recipe in this process, which may be one of several that train together."""
     if launcher := os.environ.get(LAUNCHER):
         end_with_parent(int(launcher))
     with stopping("the same command continues"):
-        return _run_stages(recipe, trust_remote_code, restart)
+        return _run_stages(recipe, trust_remote_code, restart, make_pusher)
 
 
-def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
+def _run_stages(
+    recipe: Recipe, trust_remote_code: bool, restart: bool, make_pusher: MakePusher | None
+) -> Path:
     import torch
     import transformers
     from accelerate import PartialState
@@ -107,6 +114,8 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
     check_stages(recipe, state)
     output = Path(recipe.output_dir)
     work = output / WORK
+    pushing = Pushing(recipe, work, make_pusher) if state.is_main_process else None
+    not_pushed: OSError | None = None
     with contextlib.ExitStack() as stack:
         if state.is_main_process:
             cleared = restart and (work / MANIFEST).is_file()
@@ -129,17 +138,21 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
         pin(recipe, read_manifest(output))
         if state.is_main_process:
             write_recipe(recipe, output / "recipe.yaml")
+        if pushing is not None:
+            pushing.open()
         trained = False
         for number, stage in enumerate(recipe.stages):
             folder = output / stage.name
             if (folder / "config.json").is_file():
                 say(state, f"stage {stage.name}: finished before, in {folder}")
+                not_pushed = _push_end(pushing, stage, folder) or not_pushed
                 continue
             if trained and state.is_main_process:
                 check_stage_inputs(output, stage)
             previous = output / recipe.stages[number - 1].name if number else None
-            stop = run_stage(recipe, stage, previous, folder, trust_remote_code, state)
+            stop = run_stage(recipe, stage, previous, folder, trust_remote_code, state, pushing)
             trained = True
+            not_pushed = _push_end(pushing, stage, folder) or not_pushed
             if stop is not None and stage is not recipe.stages[-1]:
                 raise Stopped(
                     f"stage {stage.name}: asked to stop, the stage is finished; the same command "
@@ -150,7 +163,22 @@ def _run_stages(recipe: Recipe, trust_remote_code: bool, restart: bool) -> Path:
             with writing(output):
                 copy_model(output / recipe.stages[-1].name, output)
         state.wait_for_everyone()
+    if not_pushed is not None:
+        raise OSError(
+            f"{not_pushed}; the model is in {output}, and the same command pushes it again"
+        )
     return output
+
+
+def _push_end(pushing: Pushing | None, stage: StageRecipe, folder: Path) -> OSError | None:
+    """Push a finished stage; a failure is returned, as it is no reason to stop training."""
+    if pushing is not None:
+        try:
+            pushing.finish(stage, folder)
+        except OSError as error:
+            print(f"stage {stage.name}: not pushed: {error}", flush=True)
+            return error
+    return None
 
 
 def check_stages(recipe: Recipe, state: Any) -> None:

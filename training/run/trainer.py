@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -436,7 +436,9 @@ class MayaTrainer(SFTTrainer):
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
         elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
-            save_adapter(model, Path(output_dir or self.args.output_dir), state_dict)
+            folder = Path(output_dir or self.args.output_dir)
+            save_adapter(model, folder, state_dict)
+            self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.adapter is None or self.is_fsdp_enabled:
@@ -550,6 +552,17 @@ def language_sums(
     sums[:, :3].index_add_(0, language, values)
     sums[:, 3] = text_bytes
     return sums
+
+
+class OnSave(TrainerCallback):
+    """Calls `call(steps done)` in the first process after every save."""
+
+    def __init__(self, call: Callable[[int], None]):
+        self.call = call
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.call(int(state.global_step))
 
 
 class RestoreFp32Buffers(TrainerCallback):

@@ -28,7 +28,10 @@ RECIPE = {
             "name": "pretrain",
             "batch_size": 24,
             "data": [{"path": "training/data/mini", "config": "all", "languages": ["en", "hi"]}],
-            "train": [{"pattern": "multi_modal_projector", "rate": 0.003}],
+            "train": [
+                {"pattern": "multi_modal_projector", "rate": 0.003},
+                {"pattern": ".*", "rate": "frozen"},
+            ],
             "args": {"max_steps": 150},
         },
         {

@@ -1,0 +1,161 @@
+"""The state of a run and the values that a study measures of it, read from the files of the run."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from ..common.files import write_json
+from ..common.languages import is_language
+from ..common.provenance import Provenance, provenance
+from ..common.reading import read_json_mapping
+from ..common.schema import digest, to_dict
+from ..evaluation.results import Results, read_results
+from .plan import Run
+from .study import ALL, Evaluation, Measure, Study
+
+OUTCOME = "outcome.json"
+LOG = "training_log.json"
+State = Literal["done", "failed", "diverged"]
+# What `maya train` says of a loss or weights that are no longer finite.
+DIVERGED = re.compile(r"expected (a finite loss|finite weights)")
+
+
+class Outcome(TypedDict):
+    """How the training of a run ended. reason: the error, in one line."""
+
+    state: State
+    seconds: float
+    provenance: Provenance
+    reason: NotRequired[str]
+
+
+def write_outcome(folder: Path, seconds: float, reason: str | None = None) -> Outcome:
+    """Write how a run's training ended; `reason` is the last line of an error.
+
+    The file lies beside the run's folder, which a failed run may not have.
+    """
+    outcome: Outcome = {
+        "state": "done",
+        "seconds": round(seconds, 1),
+        "provenance": provenance(),
+    }
+    if reason is not None:
+        outcome["state"] = "diverged" if DIVERGED.search(reason) else "failed"
+        outcome["reason"] = reason
+    write_json(_file(folder), outcome)
+    return outcome
+
+
+def read_outcome(run: Run) -> Outcome | None:
+    """Return how the training of a run ended, or None if it has not ended."""
+    path = _file(run.folder)
+    if not path.is_file():
+        return None
+    found: Any = read_json_mapping(path)
+    return found
+
+
+def _file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{OUTCOME}")
+
+
+def evaluation_folder(run: Run, evaluation: Evaluation) -> Path:
+    """Return where the scores of a run are; another evaluation of the same run has another folder."""
+    return run.folder / "evaluations" / digest(to_dict(evaluation))
+
+
+def is_scored(run: Run, study: Study) -> bool:
+    """Return whether the evaluation of a run has ended."""
+    folder = evaluation_folder(run, study.evaluate)
+    return not study.evaluate.tasks or (folder / OUTCOME).is_file()
+
+
+class Values(TypedDict):
+    """A measure of one run: its value, and that of each language."""
+
+    value: float
+    languages: dict[str, float]
+    higher_is_better: bool | None
+
+
+def measured(run: Run, study: Study, measure: Measure) -> Values:
+    """Return a measure of a finished run.
+
+    Raises:
+        ValueError, FileNotFoundError: the run's files have no such value; the error names what they have.
+    """
+    if measure.log is not None:
+        return _logged(run, measure)
+    results = read_results(evaluation_folder(run, study.evaluate) / "results.json")
+    return _scored(results, measure)
+
+
+def _scored(results: Results, measure: Measure) -> Values:
+    tasks = results["tasks"]
+    key = str(measure.task)
+    if key not in tasks:
+        raise ValueError(f"measure {measure.name}: task: expected one of {', '.join(tasks)}")
+    info = tasks[key]
+    metric = measure.metric or info["metric"]
+    rows = [
+        row
+        for row in results["rows"]
+        if (row["task"], row["metric"], row["run"]) == (key, metric, measure.run)
+    ]
+    subsets = list(dict.fromkeys(row["subset"] for row in rows))
+    subset = measure.subset if measure.subset is not None else (subsets[0] if subsets else "")
+    if subset not in subsets or (measure.subset is None and len(subsets) > 1):
+        found = ", ".join(map(repr, subsets)) or "none"
+        raise ValueError(
+            f"measure {measure.name}: subset: expected one of {found}, found {measure.subset!r}"
+        )
+    values = {row["language"]: row["value"] for row in rows if row["subset"] == subset}
+    # A task of one language has no row of their mean.
+    only = (
+        next(iter(values)) if len(values) == 1 and measure.languages == ALL else measure.languages
+    )
+    if only not in values:
+        raise ValueError(
+            f"measure {measure.name}: languages: expected one of {', '.join(values)}, found {only!r}"
+        )
+    higher = measure.higher_is_better
+    return {
+        "value": values[only],
+        "languages": {k: v for k, v in values.items() if k not in info["groups"]},
+        "higher_is_better": info["metrics"][metric]["higher_is_better"]
+        if higher is None
+        else higher,
+    }
+
+
+def _logged(run: Run, measure: Measure) -> Values:
+    stage = measure.stage or run.recipe.stages[-1].name
+    path = run.folder / stage / LOG
+    entries = read_json_mapping(path)["log"]
+    last: dict[str, float] = {}
+    for entry in entries:
+        last.update({k: v for k, v in entry.items() if isinstance(v, int | float)})
+    key = str(measure.log)
+    if key not in last or not math.isfinite(last[key]):
+        raise ValueError(
+            f"{path}: {key}: expected a number in the log, which has {', '.join(sorted(last))}"
+        )
+    higher = measure.higher_is_better
+    return {
+        "value": last[key],
+        "languages": dict(_by_language(last, key)),
+        "higher_is_better": key.endswith("accuracy") if higher is None else higher,
+    }
+
+
+def _by_language(log: dict[str, float], key: str) -> Iterator[tuple[str, float]]:
+    """Yield the values of the languages for a key of the log: mean_loss -> hi/loss, eval_loss -> eval_hi/loss."""
+    held_out = key.startswith("eval_")
+    metric = key.removeprefix("eval_").removeprefix("mean_")
+    for name, value in log.items():
+        language, slash, found = name.removeprefix("eval_").partition("/")
+        of_kind = found == metric and name.startswith("eval_") == held_out
+        if slash and of_kind and is_language(language):
+            yield language, value

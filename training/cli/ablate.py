@@ -1,0 +1,80 @@
+"""`maya ablate`: train, score and compare the cells of a study."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .parser import add_trust, as_new_folder
+
+EXAMPLES = """
+maya ablate study.yaml --jobs 2
+maya ablate study.yaml --report
+maya ablate study.yaml --full-size --estimate --gpu h100
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_trust(parser)
+    parser.add_argument("study", help="a YAML file, or the name of a shipped study")
+    parser.add_argument(
+        "--output",
+        type=as_new_folder,
+        default=Path("runs/studies"),
+        help="folder of all studies; their runs are shared (default: runs/studies)",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    parser.add_argument(
+        "--report", action="store_true", help="write the report of what has run, and run nothing"
+    )
+    parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="print memory and time of every cell, and run nothing",
+    )
+    parser.add_argument("--gpu", help="estimate for this GPU: a100, h100, h200 or l4")
+    parser.add_argument(
+        "--full-size", action="store_true", help="the study's form for the full-size model"
+    )
+    parser.add_argument(
+        "--accelerate", metavar="CONFIG", help="start each training with accelerate, as maya train"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..ablation.estimate import estimate_study
+    from ..ablation.plan import plan_runs, shared
+    from ..ablation.report import make_report, write_index, write_report
+    from ..ablation.run import is_finished, run_study
+    from ..ablation.study import cells_of, find_study, folder_name, read_study
+
+    if args.jobs < 1:
+        raise ValueError(f"--jobs: expected 1 or more, found {args.jobs}")
+    if args.gpu is not None and not args.estimate:
+        raise ValueError(
+            "--gpu: expected --estimate beside it; a run takes the GPUs of its machine"
+        )
+    path = find_study(args.study)
+    study = read_study(path, args.full_size)
+    if args.estimate:
+        for line in estimate_study(study, args.gpu, args.accelerate, args.trust_remote_code):
+            print(line, flush=True)
+        return
+    runs = plan_runs(study, str(path), args.output)
+    name = folder_name(path) + ("-full-size" if args.full_size else "")
+    failed = False
+    if not args.report:
+        finished = sum(is_finished(each, study) for each in runs)
+        print(
+            f"{len(cells_of(study))} cells, {len(study.seeds)} seeds: {len(runs)} runs, {finished} of them "
+            f"finished; {shared(runs)} stages are shared",
+            flush=True,
+        )
+        options = ["--accelerate", args.accelerate] if args.accelerate else []
+        counts = run_study(study, runs, args.output, args.jobs, args.trust_remote_code, options)
+        failed = bool(counts.failed)
+    report = make_report(name, study, runs)
+    print(report["answer"])
+    print(f"written: {write_report(report, args.output / name)}, {write_index(args.output)}")
+    if failed:
+        print(f"{len(counts.failed)} runs failed; the same command tries them again")
+        sys.exit(1)
