@@ -8,6 +8,7 @@
 - run/: one training run, from recipe to finished folder.
 - inference/: loads a trained Maya, generates, serves.
 - evaluation/: benchmarks, metrics, judges, results.
+- ablation/, studies/: compares recipes in studies.
 - bases/: trains the small base models of the mini Maya.
 - data/: builds datasets.
 - cli/: the command line, one file per subcommand.
