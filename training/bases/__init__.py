@@ -1,5 +1,7 @@
 """The small base models of the mini Maya that ship with the package, and the code that trains them.
 
+Both learn about concepts: things that emoji show, each with images in several art styles and a name per language.
+
 - augmentation.py: random changes to images, for training the vision tower.
 - tables.py: reads the mini dataset.
 - text_codes.py: fixed vectors ("codes") of the concepts, a training target shared by both models.

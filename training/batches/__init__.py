@@ -1,5 +1,8 @@
 """Turn dataset rows into packed training batches.
 
+A group is one image with its conversations, usually one per language. A packed row holds whole groups without
+padding. The start that a group's conversations share, with the image's tokens, is its prefix, stored once.
+
 open.py: opens the data of a stage, in memory or streamed
 source.py: GroupSource, the interface of opened data: conversations, images, and a plan of groups
 groups.py: a GroupSource in memory

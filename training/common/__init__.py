@@ -1,11 +1,13 @@
-"""Helpers that every other room shares. This room imports only the two Hub packages.
+"""Helpers that every other room shares.
+
+This room imports only the two Hub packages, modeling_maya and processing_maya.
 
 Untrusted files and values:
     paths.py: expands `~` and $HOME in paths
     names.py: checks names that become parts of paths
     reading.py: reads text, JSON and YAML of bounded size and depth
     shapes.py: checks plain values against a declared shape
-    schema.py: checks YAML against dataclasses; overrides and digests
+    schema.py: checks YAML against dataclasses; applies `key=value` overrides; content hashes
     languages.py: codes and names of languages
     cards.py: the YAML front matter of Hub cards
     telling.py, markdown.py: make untrusted text safe in messages, spreadsheets, terminals and pages
@@ -25,6 +27,6 @@ Models and services:
     endpoint.py, thoughts.py: client of an OpenAI-compatible endpoint, and cleanup of its answers
 Processes:
     signals.py: signal handling, and exit when the parent process ends
-    errors.py: user errors and their one-line message; network errors
+    errors.py: which exceptions are user or network errors, and their one-line message
     versions.py: installed and tested package versions
 """
