@@ -2,8 +2,10 @@
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from ..cards.model import licence_texts, model_card, write_card
 from .publish_dataset import check_configs, check_files, push_dataset
 from .recipe_copy import published_recipe
 from .remote import Content, check_arrived, has_card_of_its_owner, open_repository
+from .try_out import answer
 
 # What belongs to a published model: all of it at the top of the folder.
 MODEL_FILES = (
@@ -55,10 +58,16 @@ def publish(
     token: str | None = None,
     tag: str | None = None,
     overwrite_card: bool = False,
+    message: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    verify: bool = True,
+    trust_remote_code: bool = False,
 ) -> str:
-    """Push a model or dataset folder to the Hub and return its address.
+    """Push a folder of a model, an adapter or a dataset to the Hub, and return its address.
 
-    The folder must load before anything is sent. A card is written where there is none, and rewritten
+    The folder must load before anything is sent. A model also answers in a fresh process, before it is sent and
+    from the commit that was pushed, and both answers must be the same. A card is written where there is none, and rewritten
     where this package wrote it; a card that somebody wrote on the Hub is kept. recipe.yaml is sent
     without secrets and without paths of this machine. Readers see one commit, which also removes the
     weights and code, or data files, that only an earlier push had. What arrived is compared with
@@ -72,7 +81,12 @@ def publish(
         revision: the branch to push to, created if it does not exist; default: main.
         token: default: the one huggingface_hub finds.
         tag: of a dataset's commit; by default it names the content.
-        overwrite_card: also replace a card that somebody wrote on the Hub.
+        overwrite_card: also replace a card that somebody wrote on the Hub. In a terminal the user is asked.
+        message: of a model's commit.
+        create_pr: send a model as a pull request.
+        dry_run: check everything, print what would be sent, and send nothing.
+        verify: have a model answer before and after.
+        trust_remote_code: have it answer by the code that comes with it, and not by the installed classes.
 
     Raises:
         FileNotFoundError, ValueError: in one line, before anything is sent: the folder is no model
@@ -94,26 +108,76 @@ def publish(
         )
     if tag is not None and kind == "model":
         raise ValueError("tag: only for datasets")
+    if kind == "dataset" and (create_pr or message):
+        raise ValueError(f"{'create_pr' if create_pr else 'message'}: only for models")
+    if create_pr and revision is not None:
+        raise ValueError("create_pr: a pull request has a branch of its own: leave revision out")
     checked: dict[str, Content] = {}
+    before = None
     # Nothing outside of the folder is read or written, by the card's way either.
     check_links(folder, kind)
     if kind == "model":
         check_model(folder)
-        _write_card(folder, repo_id)
+        before = answer(str(folder), None, trust_remote_code) if verify else None
+        if dry_run:
+            model_card(folder, repo_id)
+        else:
+            _write_card(folder, repo_id)
     else:
         checked = check_files(folder)
-        write_dataset_card(folder, repo_id)
+        if not dry_run:
+            write_dataset_card(folder, repo_id)
         check_configs(folder)
 
     files, left_out = chosen_files(folder, kind)
-    print(f"sending {len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
+    size = sum(f.stat().st_size for f in files) / 2**20
+    print(f"{'would send' if dry_run else 'sending'} {len(files)} files, {size:.1f} MiB")
     if left_out:
         print(f"left out: {printable(', '.join(left_out))}")
+    if dry_run:
+        for file in files:
+            print(
+                f"  {printable(file.relative_to(folder).as_posix())}  {file.stat().st_size:,} bytes"
+            )
+        return "nowhere: nothing was sent"
     with tempfile.TemporaryDirectory() as scratch:
         # The hashes of the check are compared with what arrives.
         found = contents_of(folder, files, Path(scratch))
         contents = {name: checked.get(name, each) for name, each in found.items()}
-        return _send(folder, contents, repo_id, kind, private, revision, token, tag, overwrite_card)
+        how = _Sending(private, revision, token, tag, overwrite_card, message, create_pr)
+        address, commit = _send(folder, contents, repo_id, kind, how)
+    if before is not None:
+        after = _answer_of(repo_id, commit, trust_remote_code, token)
+        if after != before:
+            raise OSError(
+                f"model {repo_id} at commit {commit}: expected the answer of {folder}, tokens {before}, found {after}: "
+                "do not use this commit"
+            )
+        print(f"the pushed model answers as {folder} does")
+    return address
+
+
+def _answer_of(repo_id: str, commit: str, trust_remote_code: bool, token: str | None) -> list[int]:
+    """Return the answer of the pushed model. Raises OSError, as it is the Hub's copy that fails."""
+    try:
+        return answer(repo_id, commit, trust_remote_code, token)
+    except ValueError as error:
+        raise OSError(
+            f"{repo_id} at commit {commit}: it was pushed, but {error}: publish again"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """How `_send` sends; see `publish`."""
+
+    private: bool
+    revision: str | None
+    token: str | None
+    tag: str | None
+    overwrite_card: bool
+    message: str | None
+    create_pr: bool
 
 
 def contents_of(folder: Path, files: Sequence[Path], scratch: Path) -> dict[str, Content]:
@@ -142,35 +206,35 @@ def _send(
     contents: dict[str, Content],
     repo_id: str,
     kind: Literal["model", "dataset"],
-    private: bool,
-    revision: str | None,
-    token: str | None,
-    tag: str | None,
-    overwrite_card: bool,
-) -> str:
-    """Send files to a repository; returns its address. Arguments and errors as `publish`."""
+    how: _Sending,
+) -> tuple[str, str]:
+    """Send files to a repository; returns its address and the commit. Errors as `publish`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    api = HfApi(token=token)
-    branch = revision or "main"
+    api = HfApi(token=how.token)
+    branch, commit = how.revision or "main", ""
     try:
-        open_repository(api, repo_id, kind, private)
+        open_repository(api, repo_id, kind, how.private)
         heads = {ref.name for ref in api.list_repo_refs(repo_id, repo_type=kind).branches}
         # A new branch begins with what main has.
         base = branch if branch in heads else "main"
-        card = None if overwrite_card or base not in heads else contents.get("README.md")
-        if card is not None and has_card_of_its_owner(api, repo_id, kind, base, card):
+        card = None if how.overwrite_card or base not in heads else contents.get("README.md")
+        theirs = card is not None and has_card_of_its_owner(api, repo_id, kind, base, card)
+        if theirs and not _asked_to_replace(repo_id):
             print(
                 "note: README.md on the Hub was written by somebody and is kept; --overwrite-card "
                 "replaces it"
             )
             contents = {name: each for name, each in contents.items() if name != "README.md"}
         if kind == "dataset":
-            tag = push_dataset(api, folder, contents, repo_id, branch, tag)
+            tag = push_dataset(api, folder, contents, repo_id, branch, how.tag)
             print(f"tagged {tag}")
         else:
-            push_model(api, contents, repo_id, branch, f"Publish {repo_id.rsplit('/', 1)[-1]}")
+            message = how.message or f"Publish {repo_id.rsplit('/', 1)[-1]}"
+            commit, request = push_model(api, contents, repo_id, branch, message, how.create_pr)
+            if request is not None:
+                return request, commit
     except HfHubHTTPError as error:
         answer = one_line(error.server_message or str(error))
         raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
@@ -179,13 +243,28 @@ def _send(
         told = one_line(f"{error} {error.__cause__ or ''}")
         raise OSError(f"sending to {kind} {repo_id} failed: {told}: publish again") from error
     address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-    return address if revision is None else f"{address}/tree/{revision}"
+    return (address if how.revision is None else f"{address}/tree/{how.revision}"), commit
+
+
+def _asked_to_replace(repo_id: str) -> bool:
+    """Ask, in a terminal, whether to replace a card that somebody wrote; elsewhere it is kept."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    found = input(f"README.md of {repo_id} was written by somebody on the Hub. Replace it? [y/N] ")
+    return found.strip().lower() in ("y", "yes")
 
 
 def push_model(
-    api: Any, contents: dict[str, Content], repo_id: str, branch: str, message: str
-) -> str:
-    """Send the files of a model in one commit, compare what arrived with it, and return the commit.
+    api: Any,
+    contents: dict[str, Content],
+    repo_id: str,
+    branch: str,
+    message: str,
+    create_pr: bool = False,
+) -> tuple[str, str | None]:
+    """Send the files of a model in one commit, and compare what arrived with it.
+
+    Returns the commit, and the address of the pull request if one was asked for.
 
     The commit removes files of a model, and pickles, that only an earlier commit has.
     """
@@ -212,9 +291,10 @@ def push_model(
         commit_message=message,
         repo_type="model",
         revision=branch,
+        create_pr=create_pr,
     )
     check_arrived(api, contents, repo_id, "model", commit.oid)
-    return str(commit.oid)
+    return str(commit.oid), commit.pr_url
 
 
 def _write_card(folder: Path, repo_id: str) -> None:
@@ -226,16 +306,17 @@ def _write_card(folder: Path, repo_id: str) -> None:
 
 
 def check_model(folder: Path) -> None:
-    """Load the model and the processor; FileNotFoundError or ValueError in one line if they fail."""
+    """Load the model, or adapter, and the processor; FileNotFoundError or ValueError in one line if they fail."""
     from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
     from maya_vlm.training.common.reading import read_json_mapping
     from maya_vlm.training.inference.load import open_model
 
     config = folder / "config.json"
+    if not config.is_file() and (folder / ADAPTER_CONFIG).is_file():
+        _check_adapter(folder)
+        return
     if not config.is_file():
-        adapter = (folder / ADAPTER_CONFIG).is_file()
-        hint = "; it holds an adapter: maya merge makes a model of it" if adapter else ""
-        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json{hint}")
+        raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
     found = read_json_mapping(config)
     model_type = found.get("model_type")
     if model_type != "maya":
@@ -265,6 +346,24 @@ def check_model(folder: Path) -> None:
         )
     try:
         open_model(find_model(str(folder)), dtype="auto")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{folder} does not load: {error}") from error
+
+
+def _check_adapter(folder: Path) -> None:
+    """Load an adapter on its base, which must be on the Hub. Raises as `check_model`."""
+    from maya_vlm.training.common.adapters import find_adapter
+    from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
+    from maya_vlm.training.inference.load import open_model
+
+    adapter = find_adapter(find_model(str(folder)))
+    if adapter.base.revision is None:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: expected a repository of the Hub, found the folder "
+            f"{adapter.base}: publish the base and write its name there, or publish what `maya merge` makes"
+        )
+    try:
+        open_model(adapter, dtype="auto")
     except (ValueError, OSError) as error:
         raise ValueError(f"{folder} does not load: {error}") from error
 

@@ -168,7 +168,7 @@ class TrainingPush:
         if has_card_of_its_owner(self.api, self.repo_id, "model", self.branch, contents[CARD]):
             del contents[CARD]
         message = f"Training in progress, {progress}" if progress else "End of training"
-        return push_model(self.api, contents, self.repo_id, self.branch, message)
+        return push_model(self.api, contents, self.repo_id, self.branch, message)[0]
 
 
 def _link(source: Path, target: Path) -> None:

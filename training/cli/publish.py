@@ -29,6 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace a README.md that somebody wrote on the Hub",
     )
     parser.add_argument("--revision", help="branch to push to")
+    parser.add_argument("--message", help="of a model's commit")
+    parser.add_argument("--create-pr", action="store_true", help="send a model as a pull request")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, and print what would be sent"
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not have a model answer in fresh processes, before and after it is sent",
+    )
     parser.add_argument("--tag", help="of a dataset's commit (default: build-HASH of its content)")
 
 
@@ -54,5 +64,10 @@ def run(args: argparse.Namespace) -> None:
         revision=args.revision,
         tag=args.tag,
         overwrite_card=args.overwrite_card,
+        message=args.message,
+        create_pr=args.create_pr,
+        dry_run=args.dry_run,
+        verify=not args.no_verify,
+        trust_remote_code=args.trust_remote_code,
     )
     print(f"published to {url}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from maya_vlm.model_card.hub.publish import check_model, chosen_files, publish
+from maya_vlm.model_card.hub.try_out import answer
 from tests.helpers.bare_python import make_site, run_bare
 from tests.helpers.hub_server import HubServer, Repository
 from tests.helpers.tiny_maya import save_tiny_maya, tiny_maya, tiny_picture
@@ -42,12 +44,22 @@ from tests.helpers.tiny_maya import tiny_maya
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 told = {}
-told["url"] = publish(FOLDER, "user/tiny")
-told["branch url"] = publish(FOLDER, "user/tiny", revision="again")
+told["nowhere"] = publish(FOLDER, "user/dry", dry_run=True, verify=False)
+told["card of a dry run"] = Path(FOLDER, "README.md").exists()
+told["url"] = publish(FOLDER, "user/tiny", trust_remote_code=True)
+told["branch url"] = publish(FOLDER, "user/tiny", revision="again", verify=False)
 try:
-    publish(FOLDER, "user/tiny", token="hf_wrong")
+    publish(FOLDER, "user/tiny", token="hf_wrong", verify=False)
 except OSError as error:
     told["refused"] = str(error)
+told["request"] = publish(FOLDER, "user/tiny", create_pr=True, message="Better", verify=False)
+from maya_vlm.model_card.hub import publish as module
+answers = iter([[1, 2], [1, 3]])
+module.answer = lambda *args: next(answers)
+try:
+    publish(FOLDER, "user/other")
+except OSError as error:
+    told["other answer"] = str(error)
 
 model, processor = tiny_maya()
 model.push_to_hub("user/pushed")
@@ -108,8 +120,42 @@ def test_publish_sends_one_commit_and_says_where(hub, folder, told):
     files = hub.files("model", "user/tiny")
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert not [name for name in files if name.endswith(".pt") or name.startswith("pretrain")]
-    assert hub.repositories["model", "user/tiny"].messages == ["older"] + ["Publish tiny"] * 2
+    messages = ["older", "Publish tiny", "Publish tiny", "Better"]
+    assert hub.repositories["model", "user/tiny"].messages == messages
+    assert f"the pushed model answers as {folder} does" in told["output"]
     assert hub.files("model", "user/tiny", "again")["config.json"] == files["config.json"]
+
+
+def test_a_pull_request_leaves_main_alone(hub, told):
+    assert told["request"] == f"{hub.url}/user/tiny/discussions/1"
+    branches = hub.repositories["model", "user/tiny"].branches
+    assert branches["refs/pr/1"] != branches["main"]
+
+
+def test_a_dry_run_writes_and_sends_nothing(hub, told):
+    assert ("model", "user/dry") not in hub.repositories
+    assert told["nowhere"] == "nowhere: nothing was sent"
+    assert not told["card of a dry run"]
+    assert "would send 13 files" in told["output"]
+    assert re.search(r"  model.safetensors  [\d,]+ bytes", told["output"])
+
+
+def test_a_pushed_model_that_answers_otherwise_is_told(told):
+    assert re.fullmatch(
+        r"model user/other at commit \w+: expected the answer of .*, tokens \[1, 2\], found \[1, 3\]: do not "
+        "use this commit",
+        told["other answer"],
+    )
+
+
+def test_code_of_the_folder_that_does_not_run_is_found_before_sending(tmp_path):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    code = folder / "modeling_maya.py"
+    code.write_text(code.read_text() + "\nraise RuntimeError('an old module')\n")
+    with pytest.raises(ValueError, match="tiny does not load: an old module"):
+        answer(str(folder), trust_remote_code=True)
+    # The installed classes are not those of the folder.
+    assert len(answer(str(folder))) > 0
 
 
 def test_weights_of_an_earlier_push_do_not_linger(hub, told):

@@ -274,6 +274,18 @@ def test_an_adapter_is_pushed_with_the_name_of_its_base(tmp_path):
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert loaded.stdout == "['default'] True\n", loaded.stderr
+        # The same adapter by `maya publish`.
+        adapter = tmp_path / "run" / "finetune" / "adapter"
+        home = tmp_path / "home"
+        done = maya(hub, home, "publish", str(adapter), "user/again", "--trust-remote-code")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "the pushed model answers as" in done.stdout
+        settings = json.loads(adapter.joinpath("adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = str(base)
+        adapter.joinpath("adapter_config.json").write_text(json.dumps(settings))
+        done = maya(hub, home, "publish", str(adapter), "user/third")
+        assert done.returncode == 2
+        assert "base_model_name_or_path: expected a repository of the Hub" in done.stderr
 
 
 def test_an_adapter_on_a_base_that_is_not_on_the_hub_is_refused(tmp_path):

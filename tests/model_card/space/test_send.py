@@ -21,7 +21,7 @@ from maya_vlm.model_card.space.send import publish_space
 from huggingface_hub import snapshot_download
 
 folder, place = sys.argv[1:]
-publish(folder, "user/tiny")
+publish(folder, "user/tiny", verify=False)
 told = {}
 for name, call in {
     "without trust": lambda: publish_space("user/tiny", "user/ask"),
