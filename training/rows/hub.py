@@ -76,8 +76,8 @@ def dataset_builder(path: str, config: str | None, revision: str | None, what: s
     """Return the `datasets` builder of a folder or Hub dataset.
 
     Raises:
-        ValueError: if the files hold no rows, or if only some files of a folder would be read; also as
-            `reading_dataset`, like FileNotFoundError and ConnectionError.
+        ValueError: if the files hold no rows, or if only some files of a folder would be read.
+        FileNotFoundError, ConnectionError, ValueError: as `reading_dataset`.
     """
     import datasets
 
