@@ -3,7 +3,7 @@
 A card is made from the model's config, the resolved `recipe.yaml` and `results.json`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from maya_vlm.training.common.shapes import check_shape
 from maya_vlm.training.common.telling import printable
 from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
+from maya_vlm.training.inference.mix import RECORD as MERGE_RECORD
 
 from .scores import languages_of, model_index, sections, weaknesses
 
@@ -27,6 +28,8 @@ MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
+# The oldest release whose public names Hub code keeps to.
+OLDEST_TRANSFORMERS = "5.6"
 # CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
 COHERE_VOCABULARY = 256_000
 
@@ -49,24 +52,32 @@ _ORIGIN_PARTS = {
 }
 
 
-def model_card(folder: Path, repo_id: str, progress: str | None = None) -> str:
-    """The card of a saved model as it would stand in `repo_id`.
+def model_card(
+    folder: Path,
+    repo_id: str,
+    progress: str | None = None,
+    licence: str | None = None,
+    base_licences: Mapping[str, str] | None = None,
+) -> str:
+    """Return the card of a saved model as it would stand in `repo_id`.
 
     Args:
         folder: of a model, or of an adapter.
         repo_id: `user/name`.
         progress: how far the training is, such as "step 250 of 500 of stage finetune (2 of 2)"; None at
             its end.
+        licence: the Hub's id of a licence that the publisher states, such as apache-2.0.
+        base_licences: base model -> the licence that its own card states.
 
     Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
-    format or of other weights.
+    format or of other weights, a stated licence that the bases do not allow.
     """
     adapter = _adapter_base(folder)
     config = read_config(adapter) if adapter else read_json(folder / "config.json")
     recipe = _read_recipe(folder)
     results = _read_results(folder)
     languages = _languages(recipe, results)
-    licence, metadata = _licence(config, recipe)
+    terms, metadata = _licence(config, recipe, licence, base_licences or {})
     small = _is_mini(recipe)
     metadata = {
         "language": languages,
@@ -78,10 +89,14 @@ def model_card(folder: Path, repo_id: str, progress: str | None = None) -> str:
     conversion = _conversion(folder)
     origins = [conversion["converted_from"]["name"]] if conversion else _bases(recipe)
     origins = [adapter.name] if adapter else origins
+    merged = _merged(folder)
+    origins = [merged["model"], merged["base"]] if merged else origins
     hub_bases = [base.partition("@")[0] for base in origins if _is_repository(base)]
     if hub_bases:
         metadata["base_model"] = hub_bases
-        metadata["base_model_relation"] = "adapter" if adapter else "finetune"
+        metadata["base_model_relation"] = (
+            "merge" if merged else "adapter" if adapter else "finetune"
+        )
     sources = [source for source in _sources(recipe) if _is_repository(source)]
     if sources:
         metadata["datasets"] = sources
@@ -107,14 +122,22 @@ def model_card(folder: Path, repo_id: str, progress: str | None = None) -> str:
         "stages": _stages(recipe),
         "bases": Markdown(" and ".join(code(_short(base)) for base in _bases(recipe)))
         or "a checkpoint",
-        "licence": licence,
+        "licence": terms,
+        "time": _time(folder, recipe),
+        "oldest_transformers": OLDEST_TRANSFORMERS,
         "conversion": conversion,
         "progress": progress,
         "adapter": adapter.name if adapter else None,
+        "merged": merged,
     }
     if results is not None:
         values |= {"sections": sections(results), "weaknesses": weaknesses(results)}
     return render("model.md.jinja", metadata, values)
+
+
+def base_models(folder: Path) -> list[str]:
+    """Return the repositories on the Hub that a model's recipe names as its bases."""
+    return [base.partition("@")[0] for base in _bases(_read_recipe(folder)) if _is_repository(base)]
 
 
 def licence_texts(folder: Path) -> str | None:
@@ -222,6 +245,16 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def _merged(folder: Path) -> dict[str, Any] | None:
+    """Return what `maya merge --alpha` recorded, or None for a folder that it did not write."""
+    path = folder / MERGE_RECORD
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    check_shape(record, {"model": str, "base": str, "alpha": float}, str(path))
+    return record
+
+
 def _read_results(folder: Path) -> Results | None:
     path = folder / "results.json"
     if not path.is_file():
@@ -308,14 +341,64 @@ def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
     return in_order(languages)
 
 
-def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What the card says about the licence, and its metadata."""
+def _time(folder: Path, recipe: dict[str, Any]) -> str:
+    """Say how long the stages took and on what, as their logs measured; "" if a log is missing."""
+    logs = [folder / stage["name"] / "training_log.json" for stage in recipe.get("stages") or []]
+    if not logs or not all(path.is_file() for path in logs):
+        return ""
+    found = [read_json(path) for path in logs]
+    for log, path in zip(found, logs, strict=True):
+        check_shape(log, {"seconds": float, "processes": int, "device": str}, str(path))
+    hours = sum(log["seconds"] for log in found) / 3600
+    work = sum(log["seconds"] * log["processes"] for log in found) / 3600
+    device = "GPU" if any(log["device"].startswith("cuda") for log in found) else "CPU process"
+    shown = f"{60 * hours:.2g} minutes" if hours < 1 else f"{hours:.3g} hours"
+    return f"Training took {shown}, {work:.2g} {device}-hours."
+
+
+def _stated(
+    licence: str | None, bases: Sequence[str], base_licences: Mapping[str, str]
+) -> tuple[str, dict[str, Any]]:
+    """Return text and metadata for a model of bases that this package knows no licence of."""
+    named = ", ".join(code(_short(base)) for base in bases) or "unknown bases"
+    known = {base: base_licences[base] for base in bases if base in base_licences}
+    for base, own in known.items():
+        if licence is not None and "-nc" in own and "-nc" not in licence:
+            raise ValueError(
+                f"licence: expected {own} or another non-commercial one, as the base {base} is {own}, found "
+                f"{licence}: weights derived from it are non-commercial too"
+            )
+    told = "; ".join(f"{code(base)} is {escaped(own)}" for base, own in known.items())
+    terms = licence or (next(iter(known.values())) if len(set(known.values())) == 1 else None)
+    derived = f"The weights derive from {named} and from the data above: their licences hold."
+    said = f" By their cards, {told}." if told else ""
+    if terms is None:
+        return Markdown(f"Not known. {derived}{said}"), {"license": "unknown"}
+    who = "Stated by its publisher" if licence else "That of its bases"
+    return Markdown(f"{escaped(terms)}. {who}. {derived}{said}"), {"license": terms}
+
+
+def _licence(
+    config: dict[str, Any],
+    recipe: dict[str, Any],
+    stated: str | None,
+    base_licences: Mapping[str, str],
+) -> tuple[str, dict[str, Any]]:
+    """Return what the card says about the licence, and its metadata.
+
+    Raises ValueError for a stated licence that the bases do not allow.
+    """
     text = config.get("text_config") or {}
     cohere = (
         str(text.get("model_type", "")).startswith("cohere")
         and text.get("vocab_size") == COHERE_VOCABULARY
     ) or any(base.lower().startswith(("coherelabs/", "cohereforai/")) for base in _bases(recipe))
     if cohere:
+        if stated not in (None, "cc-by-nc-4.0"):
+            raise ValueError(
+                f"licence: expected cc-by-nc-4.0, found {stated}: the decoder derives from CohereLabs' weights, which "
+                "are CC-BY-NC-4.0, and so does every model, adapter or projector trained with it"
+            )
         return (
             Markdown(
                 "The decoder is CohereLabs' Aya-23, whose weights are CC-BY-NC-4.0: non-commercial use "
@@ -337,6 +420,11 @@ def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[
             },
         )
     if _is_mini(recipe):
+        if stated not in (None, "other"):
+            raise ValueError(
+                f"licence: expected other, found {stated}: the mini bases and data carry the licences of their art, "
+                "which LICENSES.md lists"
+            )
         works = _mini_works(recipe)
         alike = [work for work in works if "-SA-" in work.licence]
         return (
@@ -358,13 +446,7 @@ def _licence(config: dict[str, Any], recipe: dict[str, Any]) -> tuple[str, dict[
                 "license_link": "LICENSES.md",
             },
         )
-    bases = ", ".join(code(_short(base)) for base in _bases(recipe)) or "unknown bases"
-    return (
-        Markdown(
-            f"Not known. The weights derive from {bases} and from the data above: their licences hold."
-        ),
-        {"license": "unknown"},
-    )
+    return _stated(stated, _bases(recipe), base_licences)
 
 
 def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,7 +30,8 @@ def _intro(info: TaskInfo) -> Markdown:
     data, settings = info["data"], info["settings"]
     styles = f" ({', '.join(map(escaped, data['styles']))})" if any(data["styles"]) else ""
     items = ", ".join(
-        f"{count:,} {escaped(info['parts'][part])}" for part, count in data["items"].items()
+        f"{count:,} {escaped(info['parts'].get(part) or info['subsets'].get(part, part))}"
+        for part, count in data["items"].items()
     )
     few = settings["baseline_items"]
     asked = min(few, data["images"]) if few is not None else data["images"]

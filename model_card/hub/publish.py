@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,10 +13,16 @@ from typing import Any, Literal
 from maya_vlm.training.common.telling import one_line, printable
 
 from ..cards.dataset import write_dataset_card
-from ..cards.model import licence_texts, model_card, write_card
+from ..cards.model import base_models, licence_texts, model_card, write_card
 from .publish_dataset import check_configs, check_files, push_dataset
 from .recipe_copy import published_recipe
-from .remote import Content, check_arrived, has_card_of_its_owner, open_repository
+from .remote import (
+    Content,
+    check_arrived,
+    has_card_of_its_owner,
+    licence_of,
+    open_repository,
+)
 from .try_out import answer
 
 # What belongs to a published model: all of it at the top of the folder.
@@ -42,6 +48,7 @@ MODEL_FILES = (
     "results.json",
     "sheet.png",
     "training_log.json",
+    "merge.json",
 )
 DATASET_FILES = ("*.parquet", "*.md", "*.json", "*.txt", "*.png", "LICENSE*", ".gitattributes")
 # Files that somebody may have written on the Hub.
@@ -63,6 +70,7 @@ def publish(
     dry_run: bool = False,
     verify: bool = True,
     trust_remote_code: bool = False,
+    licence: str | None = None,
 ) -> str:
     """Push a folder of a model, an adapter or a dataset to the Hub, and return its address.
 
@@ -87,6 +95,7 @@ def publish(
         dry_run: check everything, print what would be sent, and send nothing.
         verify: have a model answer before and after.
         trust_remote_code: have it answer by the code that comes with it, and not by the installed classes.
+        licence: the Hub's id of a model's licence, such as apache-2.0, where its bases do not decide it.
 
     Raises:
         FileNotFoundError, ValueError: in one line, before anything is sent: the folder is no model
@@ -119,10 +128,11 @@ def publish(
     if kind == "model":
         check_model(folder)
         before = answer(str(folder), None, trust_remote_code) if verify else None
+        terms = {base: known for base in base_models(folder) if (known := licence_of(base, token))}
         if dry_run:
-            model_card(folder, repo_id)
+            model_card(folder, repo_id, licence=licence, base_licences=terms)
         else:
-            _write_card(folder, repo_id)
+            _write_card(folder, repo_id, licence, terms)
     else:
         checked = check_files(folder)
         if not dry_run:
@@ -297,9 +307,11 @@ def push_model(
     return str(commit.oid), commit.pr_url
 
 
-def _write_card(folder: Path, repo_id: str) -> None:
+def _write_card(
+    folder: Path, repo_id: str, licence: str | None = None, terms: Mapping[str, str] | None = None
+) -> None:
     """Write the card, and the licence texts that it names."""
-    if write_card(folder, lambda: model_card(folder, repo_id)):
+    if write_card(folder, lambda: model_card(folder, repo_id, None, licence, terms)):
         licences = licence_texts(folder)
         if licences is not None:
             (folder / "LICENSES.md").write_text(licences, encoding="utf-8")

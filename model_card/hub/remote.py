@@ -101,6 +101,18 @@ def open_repository(
         )
 
 
+def licence_of(repo_id: str, token: str | None = None) -> str | None:
+    """Return the licence that a model's card on the Hub states, None if it says or is nothing that can be read."""
+    from huggingface_hub import HfApi
+
+    try:
+        data = HfApi(token=token).model_info(repo_id, timeout=10).card_data
+    except Exception:  # offline, gated or gone: the licence is not known
+        return None
+    found = data.get("license") if data is not None else None
+    return found if isinstance(found, str) else None
+
+
 def has_card_of_its_owner(
     api: HfApi, repo_id: str, kind: str, revision: str, card: Content
 ) -> bool:

@@ -189,16 +189,17 @@ def max_difference(first: TensorRef, second: TensorRef) -> float:
     """Return the largest absolute difference of two tensors of one shape; NaN counts as infinite."""
     worst = 0.0
     # Tensors of different dtypes have chunks of different lengths, so cut them to a common length.
-    for a, b in _aligned(first.chunks(torch.float32), second.chunks(torch.float32)):
+    for a, b in aligned(first.chunks(torch.float32), second.chunks(torch.float32)):
         same = torch.isclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
         if not bool(same.all()):
             worst = max(worst, float(torch.nan_to_num((a - b).abs(), nan=float("inf")).max()))
     return worst
 
 
-def _aligned(
+def aligned(
     first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield pieces of equal length of two sequences of 1-D tensors."""
     left, right = iter(first), iter(second)
     a, b = next(left, None), next(right, None)
     while a is not None and b is not None:
@@ -212,7 +213,7 @@ def same_bytes(first: TensorRef, second: TensorRef) -> bool:
     """Return whether two tensors are equal bit for bit."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return False
-    pairs = _aligned(first.chunks(), second.chunks())
+    pairs = aligned(first.chunks(), second.chunks())
     return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
 
 

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replace a README.md that somebody wrote on the Hub",
     )
     parser.add_argument("--revision", help="branch to push to")
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="of a model, such as apache-2.0, where its bases do not decide it",
+    )
     parser.add_argument("--message", help="of a model's commit")
     parser.add_argument("--create-pr", action="store_true", help="send a model as a pull request")
     parser.add_argument(
@@ -69,5 +74,6 @@ def run(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         verify=not args.no_verify,
         trust_remote_code=args.trust_remote_code,
+        licence=args.license,
     )
     print(f"published to {url}")

@@ -42,7 +42,10 @@ def merge(
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, found {dtype!r}")
     model = find_model(adapter, revision)
     if not model.is_adapter:
-        raise ValueError(f"{model} is a whole model: expected an adapter ({ADAPTER_CONFIG})")
+        raise ValueError(
+            f"{model}: expected an adapter ({ADAPTER_CONFIG}), found a whole model: --alpha merges its decoder with "
+            "that of --base"
+        )
     network, processor = open_model(
         find_adapter(model, base),
         dtype="auto" if dtype is None else getattr(torch, dtype),

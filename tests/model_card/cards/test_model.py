@@ -181,6 +181,69 @@ def test_licence_follows_from_the_bases(tmp_path, config, bases, licence):
     assert ("extra_gated_prompt" in head) == (licence == "cc-by-nc-4.0")
 
 
+def other_bases(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"model_type": "qwen2"}}))
+    model = {"vision_tower": "google/tower", "language_model": "org/decoder"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "model": model}))
+    return tmp_path
+
+
+def test_a_licence_can_be_stated_for_other_bases(tmp_path):
+    folder = other_bases(tmp_path)
+    card = model_card(folder, "user/x", licence="apache-2.0")
+    assert head_of(card)["license"] == "apache-2.0"
+    assert "apache-2.0. Stated by its publisher." in card
+    # Bases of one licence decide it; of several, nobody does.
+    same = dict.fromkeys(("google/tower", "org/decoder"), "mit")
+    card = model_card(folder, "user/x", base_licences=same)
+    assert head_of(card)["license"] == "mit"
+    assert "`org/decoder` is mit; `google/tower` is mit" in card
+    mixed = {"google/tower": "mit", "org/decoder": "gemma"}
+    assert head_of(model_card(folder, "user/x", base_licences=mixed))["license"] == "unknown"
+
+
+def test_a_licence_that_the_bases_do_not_allow_is_refused(folder, tmp_path):
+    terms = {"org/decoder": "cc-by-nc-sa-4.0"}
+    with pytest.raises(ValueError, match=r"expected cc-by-nc-sa-4.0 or another non-commercial one"):
+        model_card(other_bases(tmp_path), "user/x", licence="mit", base_licences=terms)
+    with pytest.raises(ValueError, match=r"licence: expected other, found mit: the mini bases"):
+        model_card(folder, "user/x", licence="mit")
+    config = {"text_config": {"model_type": "cohere", "vocab_size": 256_000}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"expected cc-by-nc-4.0, found apache-2.0: the decoder"):
+        model_card(tmp_path, "user/x", licence="apache-2.0")
+
+
+def test_hours_are_those_of_the_logs(folder):
+    assert "Training took" not in model_card(folder, "user/x")
+    for name, seconds, processes in (("pretrain", 1800.0, 2), ("finetune", 3600.0, 1)):
+        (folder / name).mkdir()
+        log = {"seconds": seconds, "processes": processes, "device": "cpu"}
+        (folder / name / "training_log.json").write_text(json.dumps(log))
+    card = model_card(folder, "user/x")
+    assert "Training took 1.5 hours, 2 CPU process-hours." in card
+
+
+def test_items_of_a_task_without_parts_are_named_by_their_subsets(folder):
+    results = json.loads((folder / "results.json").read_text())
+    (info,) = results["tasks"].values()
+    info["parts"] = {}
+    info["data"]["items"] = {subset: 500 for subset in info["subsets"]}
+    (folder / "results.json").write_text(json.dumps(results))
+    card = model_card(folder, "user/x")
+    assert all(f"500 {title}" in card for title in info["subsets"].values())
+
+
+def test_metadata_are_valid_for_huggingface_hub(folder):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(model_card(folder, "user/x"))
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-text-to-text"
+    assert {result.metric_type for result in card.data.eval_results} >= {"accuracy"}
+    assert card.data.eval_results[0].task_type == "image-text-to-text"
+
+
 def test_mini_weights_carry_the_licence_texts(folder):
     text = licence_texts(folder)
     assert text is not None

@@ -1,0 +1,141 @@
+"""Merge the decoder of a Maya with the language model that it was trained from, tensor by tensor.
+
+Training on pictures costs a decoder some of what it knew of text. Aya Vision (arXiv 2505.08751) takes a weighted
+mean of both decoders, alpha * multimodal + (1 - alpha) * text: alpha 1 is the Maya, alpha 0 has the text model's
+decoder. Tower and projector stay those of the Maya.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from modeling_maya.llava_cohere.tensors import (
+    TensorRef,
+    aligned,
+    read_weights,
+    write_safetensors,
+)
+
+from ..common.files import ordinary_permissions, write_json
+from ..common.models import Model, find_model, read_config
+from ..common.versions import own_version
+
+# What the output folder says of its origin.
+RECORD = "merge.json"
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+# Files about the weights that went in.
+LEFT_OUT = ("README.md", "LICENSES.md", "results.json", "report.html", "sheet.png", RECORD)
+_DECODER = re.compile(r"model\.language_model\.(.+)")
+
+
+def mix(
+    model: str,
+    output: str | Path,
+    base: str,
+    alpha: float,
+    *,
+    revision: str | None = None,
+) -> Path:
+    """Write a Maya whose decoder is the weighted mean of its own and of a language model.
+
+    Means are computed in float32 and stored in the Maya's dtype. Only a piece of a tensor is in memory.
+
+    Args:
+        model: a folder or repository of a Maya, `user/name@revision` too.
+        output: the folder to write; it must not exist, or be empty.
+        base: a folder or repository of the language model that the Maya's decoder was trained from.
+        alpha: weight of the Maya's decoder, from 0 to 1.
+        revision: of the Maya's repository.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: one line, before anything is written: the two decoders differ in
+            kind or in the shape of a tensor.
+    """
+    output = Path(output).expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output}: expected a new or empty folder, found something in it")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: expected 0 to 1, found {alpha:g}")
+    maya, text = find_model(model, revision), find_model(base)
+    _check_kinds(maya, text)
+    folder = _whole(maya)
+    own = read_weights(folder, pickles=False)
+    theirs = read_weights(_whole(text), pickles=False)
+    merged = {key: _mixed(key, ref, theirs, alpha, str(text)) for key, ref in own.items()}
+    work = output.parent / f".{output.name}.merging-{os.getpid()}"
+    try:
+        work.mkdir(parents=True)
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and file.suffix != ".safetensors" and file.name not in LEFT_OUT:
+                shutil.copy2(file, work / file.name)
+        # The same tensors in the same files, so that an index stays right.
+        for file in sorted({ref.file for ref in own.values()}):
+            tensors = {key: merged[key] for key, ref in own.items() if ref.file == file}
+            write_safetensors(work / file.name, tensors)
+            ordinary_permissions(work / file.name)
+        record = {"model": maya.title, "base": text.title, "alpha": alpha}
+        commits = {"model": maya.revision, "base": text.revision}
+        write_json(work / RECORD, {**record, "commits": commits, "maya_vlm": own_version()})
+        if output.is_dir():
+            output.rmdir()
+        os.replace(work, output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return output
+
+
+def _check_kinds(maya: Model, text: Model) -> None:
+    """Raise ValueError unless the first is a Maya and the second a language model of its decoder's kind."""
+    config, base = read_config(maya), read_config(text)
+    if maya.is_adapter or config.get("model_type") != "maya":
+        raise ValueError(
+            f"{maya}: model_type: expected 'maya', found {config.get('model_type')!r}: merge an adapter first"
+        )
+    decoder = (config.get("text_config") or {}).get("model_type")
+    if base.get("model_type") != decoder:
+        raise ValueError(
+            f"{text}: model_type: expected {decoder!r}, the decoder of {maya}, found {base.get('model_type')!r}"
+        )
+
+
+def _whole(model: Model) -> Path:
+    """Return the folder of a model with all of its files; a repository is downloaded, pickles are not."""
+    if model.revision is None:
+        return model.folder
+    from huggingface_hub import snapshot_download
+
+    pickles = ["*.bin", "*.pt", "*.pth", "*.pkl"]
+    return Path(snapshot_download(model.name, revision=model.revision, ignore_patterns=pickles))
+
+
+def _mixed(
+    key: str, ref: TensorRef, base: dict[str, TensorRef], alpha: float, where: str
+) -> TensorRef:
+    """Return a tensor of the output: the mean of both for the decoder, else the Maya's own."""
+    match = _DECODER.fullmatch(key)
+    if match is None and key != HEAD:
+        return ref
+    name = HEAD if match is None else f"model.{match[1]}"
+    # A language model whose head is tied stores the embeddings only.
+    other = base.get(name) or (base.get(EMBEDDINGS) if name == HEAD else None)
+    if other is None:
+        raise ValueError(
+            f"{where}: {name}: expected a tensor of shape {list(ref.shape)}, found none"
+        )
+    if other.shape != ref.shape:
+        raise ValueError(
+            f"{other.file}: {name}: expected shape {list(ref.shape)} as in {ref.file}, found {list(other.shape)}"
+        )
+    if not ref.dtype.is_floating_point or alpha == 1:
+        return ref
+
+    def read() -> Iterator[torch.Tensor]:
+        for mine, theirs in aligned(ref.chunks(torch.float32), other.chunks(torch.float32)):
+            yield (alpha * mine + (1 - alpha) * theirs).to(ref.dtype)
+
+    return replace(ref, read=read)
