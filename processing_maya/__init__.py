@@ -1,22 +1,22 @@
-"""What Maya reads: pictures and conversations to model inputs, known to transformers' Auto classes.
+"""Maya's processors, registered with transformers' Auto classes: images and conversations to model inputs.
 
-In the order of the flow:
+In the order of the data flow:
 
-- image_loading_maya.py: pictures from files, URLs and bytes.
-- image_processing_maya.py: pictures to pixel values.
-- conversations_maya.py: conversations of every form to messages.
-- processing_maya.py: messages and pictures to model inputs.
-- templates.py: the chat templates in chat_templates/.
-- processing_llava_cohere.py: the processor of the original's checkpoints, which have none.
+- image_loading_maya.py: loads images from files, URLs and bytes.
+- image_processing_maya.py: the image processor, images to pixel values.
+- conversations_maya.py: checks messages, and converts LLaVA's conversations to messages.
+- processing_maya.py: the processor, messages and images to model inputs.
+- templates.py: loads the chat templates in chat_templates/.
+- processing_llava_cohere.py: builds a processor for the original's checkpoints, which have none.
 
-Only the modules named `*_maya.py` are Hub code, copied into every saved folder: they import one another,
-and nothing else of this package. No module here knows `modeling_maya`; its `llava_cohere` room may use
+Only the modules named `*_maya.py` are Hub code, which every saved folder carries; they import only each
+other. No module here imports `modeling_maya`. Its `llava_cohere` room may import
 processing_llava_cohere.py.
 """
 
 from transformers import AutoProcessor, PreTrainedConfig
 
-# Before 5.18 the name that `transformers` itself exports wants torchvision, which Maya does not need.
+# Before 5.18, the name that `transformers` exports requires torchvision, which Maya does not need.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from . import processing_llava_cohere
@@ -27,19 +27,19 @@ from .templates import CHAT_TEMPLATES, load_chat_template
 
 
 class _RegistryKey(PreTrainedConfig):
-    # The Auto classes are keyed by config classes. This package does not know the model's, and
-    # saved processors name their classes, so any key will do.
+    # Auto classes look processors up by config class. This package must not import the model's config,
+    # and saved processors name their own classes, so any config class works.
     model_type = "maya_processor"
 
 
 AutoImageProcessor.register(_RegistryKey, image_processor_classes={"pil": MayaImageProcessor})
 AutoProcessor.register(_RegistryKey, MayaProcessor)
 
-# Every save ships the code, so that the folder loads where this package is not installed.
+# Every save includes the code, so the folder loads without this package.
 MayaImageProcessor.register_for_auto_class("AutoImageProcessor")
 MayaProcessor.register_for_auto_class("AutoProcessor")
 
-# Checkpoints of the original Maya (`llava_cohere`) have a processor too.
+# Also load processors for checkpoints of the original Maya (`llava_cohere`).
 processing_llava_cohere.register()
 
 __all__ = [

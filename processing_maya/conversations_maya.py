@@ -1,4 +1,4 @@
-"""The rules of a conversation: roles, parts, answers, and where its images stand."""
+"""Rules of conversations: roles, parts, answers, and the positions of images."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,12 +6,12 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant")
 
-# Where an image part may hold its picture; exactly one of them.
+# Keys under which an image part may hold its image; a part has at most one of them.
 IMAGE_KEYS = ("image", "url", "path", "base64")
 
 IMAGE_MARK = "<image>"
 
-# Who speaks in LLaVA's `conversations`, in the words of messages.
+# Speakers in LLaVA's `conversations` -> roles of messages.
 SPEAKERS = {
     "human": "user",
     "gpt": "assistant",
@@ -22,11 +22,11 @@ SPEAKERS = {
 
 
 class ConversationError(ValueError):
-    """What is wrong with a conversation.
+    """A fault of a conversation.
 
     Args:
-        name: what the message calls the conversation.
-        turn: number of the turn, from 1; None where it is no single turn's fault.
+        name: name of the conversation in the message.
+        turn: number of the faulty turn, from 1; None if no single turn is at fault.
         reason: the message without the name.
     """
 
@@ -38,12 +38,12 @@ class ConversationError(ValueError):
 def check_messages(
     messages: Any, name: str, allow_empty_last: bool = False, first_turn: int = 1
 ) -> None:
-    """Raise ConversationError, naming the turn, unless `messages` can be rendered and learned from.
+    """Raise ConversationError, naming the turn, unless `messages` can be rendered and trained on.
 
     Args:
-        messages: what is to be a list of messages.
-        name: what errors call the conversation.
-        allow_empty_last: the last answer is still to be written.
+        messages: the value to check; valid is a list of messages.
+        name: name of the conversation in errors.
+        allow_empty_last: the last answer may be empty, because it is still to be generated.
         first_turn: number of the first message in errors.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
@@ -64,7 +64,7 @@ def check_messages(
 
 
 def _is_empty(content: Any, role: str, wrong: Callable[[str], ConversationError]) -> bool:
-    """Whether a message's content holds no text; raises what `wrong` makes of a reason for bad content."""
+    """Return whether a message's content has no text; raise `wrong(reason)` for invalid content."""
     if isinstance(content, str):
         return not content
     if not isinstance(content, (list, tuple)):
@@ -88,7 +88,7 @@ def _is_empty(content: Any, role: str, wrong: Callable[[str], ConversationError]
 
 
 def count_images(messages: list[dict[str, Any]]) -> int:
-    """How many image parts the messages have."""
+    """Return the number of image parts in messages."""
     return sum(
         part.get("type") == "image"
         for message in messages
@@ -119,17 +119,18 @@ def place_marks(
 ) -> list[dict[str, Any]]:
     """Turn the `<image>` marks in the texts of messages into image parts.
 
-    The marks are taken out of a user turn and its images come first in it. Marks and image parts stand for
-    the images in reading order. Several marks in one turn stand for one image if there are fewer images
-    than marks.
+    Marks are removed from a user turn, and its images are put at its start. Marks and image parts stand for
+    the images in reading order. If there are fewer images than marks, all marks of one turn stand for one
+    image.
 
     Args:
-        messages: roles and contents that `check_messages` takes. They are not changed.
-        num_images: of the conversation.
+        messages: messages that `check_messages` accepts; they are not modified.
+        num_images: number of images in the conversation.
         name, first_turn: as in `check_messages`.
-        answers_are_text: an answer may say `<image>`, and means the word.
+        answers_are_text: `<image>` in an answer is ordinary text.
 
-    Raises ConversationError for a mark outside of user turns, and for marks that do not match `num_images`.
+    Raises:
+        ConversationError: for a mark outside of user turns, or marks that do not match `num_images`.
     """
     marks = [sum(text.count(IMAGE_MARK) for text in _texts(message)) for message in messages]
     for turn, (message, count) in enumerate(zip(messages, marks, strict=True), first_turn):
@@ -170,7 +171,7 @@ def _texts(message: dict[str, Any]) -> list[str]:
 
 
 def _without_marks(message: dict[str, Any], images: int) -> dict[str, Any]:
-    """The message with image parts in place of its marks, as many as it has or one for all of them."""
+    """Replace a message's marks by image parts, as many as marks or one for all of them."""
     content = message["content"]
     if isinstance(content, str):
         text = {"type": "text", "text": content.replace(IMAGE_MARK, "")}
@@ -190,12 +191,13 @@ def messages_from_conversations(
 ) -> list[dict[str, Any]]:
     """Turn a LLaVA `conversations` list into `messages` with `{"type": "image"}` parts.
 
-    The rules are those of the original: `<image>` markers are taken out of a human turn and its
-    images come first in it; two markers in one turn stand for one image if there are fewer images
-    than markers; a leading gpt turn is dropped (the result is then one turn shorter than the rest
-    of the input would give). What the original silently failed to learn raises ValueError, with
-    `name` in it: an empty answer, a marker in an answer, markers that do not match `num_images`,
-    unknown speakers.
+    The rules are those of the original: `<image>` markers are removed from a human turn, and its images
+    are put at its start; if there are fewer images than markers, two markers in one turn stand for one
+    image; a leading gpt turn is dropped, so the result has one turn less.
+
+    Raises:
+        ValueError: naming `name`, for cases that the original silently failed to learn: an empty
+            answer, a marker in an answer, markers that do not match `num_images`, unknown speakers.
     """
     messages: list[dict[str, Any]] = []
     for turn, said in enumerate(conversations, 1):

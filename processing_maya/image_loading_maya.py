@@ -1,4 +1,4 @@
-"""One guarded way to read a picture from anywhere: memory, file, data URI or the web."""
+"""Load an image safely from any source: memory, file, data URI or the web."""
 
 import base64
 import binascii
@@ -23,15 +23,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64_000_000
-# Longest side of a picture that is padded to a square.
+# Longest side in pixels of an image that is padded to a square.
 MAX_PADDED_SIDE = 16384
 TIMEOUT = 20.0
 MAX_REDIRECTS = 5
 
-# Raster formats only: PIL's EPS reader, for one, runs an external program.
+# Raster formats only, because PIL's EPS reader, for example, runs an external program.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-# How the files of these formats begin, as base64: PNG, JPEG, GIF, WEBP, BMP, TIFF.
+# First characters of image files in base64: PNG, JPEG, GIF, WEBP, BMP, TIFF.
 BASE64_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0AKg")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 
@@ -50,24 +50,26 @@ def load_image(
     allow_urls: bool = True,
     allow_private: bool = False,
 ) -> Image.Image:
-    """Return the decoded picture that `source` names, in its own PIL mode.
+    """Load and decode the image that `source` names, in its own PIL mode.
 
     Args:
         source: a PIL image, the bytes of a file, a path, an `http(s)://` URL, a `data:` URI, or the
-            bytes of a file as base64 text. Of an animation the first frame is taken.
-        root: if given, files are looked for in this folder and must lie in it, links resolved.
-        follow_links: links in `root` may lead out of it; the path itself may not.
+            bytes of a file as base64 text. Of an animation, the first frame is used.
+        root: if given, files are looked up in this folder and must be inside it, links resolved.
+        follow_links: links in `root` may lead out of it; the path itself must not.
         max_bytes: largest file or download, in bytes.
         max_pixels: largest width times height, checked in the header before decoding.
-        timeout: seconds for a whole download, redirects and name resolution included.
-        allow_files: read files of this machine.
-        allow_urls: fetch from the web.
-        allow_private: also fetch from loopback, private and link-local addresses. Otherwise
-            every name, after every redirect too, must resolve to public addresses only, and the
-            connection goes to the very address that was checked. Proxy settings are not used.
+        timeout: seconds for a whole download, including redirects and name resolution.
+        allow_files: allow files of this machine.
+        allow_urls: allow downloads from the web.
+        allow_private: also allow loopback, private and link-local addresses. Otherwise every host,
+            also after redirects, must resolve only to public addresses, and the connection uses exactly
+            the address that was checked. Proxy settings are ignored.
 
-    Raises ValueError (refused, not a picture, broken, too large), FileNotFoundError, or another
-    OSError (network), each with one line that names the source.
+    Raises:
+        ValueError: if the source is refused, not an image, broken or too large.
+        FileNotFoundError: if the file does not exist.
+        OSError: if the network fails. All errors are one line that names the source.
     """
     if isinstance(source, Image.Image):
         return _decode(source, _describe(source), max_pixels)
@@ -103,9 +105,13 @@ def load_image(
 
 
 def decode_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the decoded picture that `data`, at most `MAX_BYTES` bytes of a file, holds, in its PIL mode.
+    """Decode the file content `data`, at most `MAX_BYTES` bytes, to an image in its own PIL mode.
 
-    name: what errors call the picture. Raises ValueError as `load_image` does.
+    Args:
+        name: name of the image in errors.
+
+    Raises:
+        ValueError: as `load_image`.
     """
     _check_size(len(data), MAX_BYTES, _describe(name))
     return _decode(bytes(data), _describe(name), max_pixels)
@@ -118,9 +124,9 @@ def read_picture_file(
     follow_links: bool = False,
     max_bytes: int | None = None,
 ) -> bytes:
-    """Return the bytes of a file, opened as `load_image` opens it and not decoded.
+    """Return the bytes of a file without decoding it, with the checks of `load_image`.
 
-    Raises as `load_image` does for what it refuses before decoding.
+    Raises as `load_image` before decoding.
     """
     limit = MAX_BYTES if max_bytes is None else max_bytes
     return _read_file(Path(path), root, limit, _describe(path), True, follow_links)
@@ -143,7 +149,7 @@ def _describe(source: Any) -> str:
 
 
 def _printable(text: Any) -> str:
-    """What others wrote, such as a server's answer, as one short line without control characters."""
+    """Return text of others, such as a server's answer, as one short line without control characters."""
     line = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in str(text)
@@ -152,7 +158,7 @@ def _printable(text: Any) -> str:
 
 
 def _with_name(error: Exception, beginning: str, end: str = "") -> str:
-    """The message of an error, with a beginning and end where it does not name the source yet."""
+    """Return an error's message, with `beginning` and `end` unless the message names the source."""
     text = str(error)
     return text if text.startswith("Cannot") else f"{beginning}: {text}{end}"
 
@@ -161,7 +167,7 @@ def _check_size(size: int, max_bytes: int, name: str) -> None:
     if size == 0:
         raise ValueError(f"Cannot read {name}: it is empty.")
     if size > max_bytes:
-        raise ValueError(f"Cannot read {name}: {size} bytes, more than the {max_bytes} allowed.")
+        raise ValueError(f"Cannot read {name}: expected at most {max_bytes} bytes, found {size}.")
 
 
 # Decoding
@@ -170,8 +176,8 @@ def _check_size(size: int, max_bytes: int, name: str) -> None:
 def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # PIL's own limit is ours to enforce, as an error and before decoding. What it says of odd
-            # tags would stand beside the one line of an error.
+            # This function enforces max_pixels itself, as an error and before decoding. Other warnings of
+            # PIL, about odd tags, would be printed beside the one-line error.
             warnings.simplefilter("ignore")
             if isinstance(source, bytes):
                 Image.init()
@@ -182,11 +188,11 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
                 image = source
             if not image.width or not image.height:
                 raise ValueError(
-                    f"Cannot read {name}: {image.width}x{image.height} pixels, there is nothing on it."
+                    f"Cannot read {name}: expected at least one pixel, found {image.width}x{image.height}."
                 )
             if image.width * image.height > max_pixels:
                 raise ValueError(
-                    f"Cannot read {name}: {image.width}x{image.height} is more than the {max_pixels} pixels allowed."
+                    f"Cannot read {name}: expected at most {max_pixels} pixels, found {image.width}x{image.height}."
                 )
             image.load()
     except Image.DecompressionBombError as error:
@@ -198,24 +204,24 @@ def _decode(source: bytes | Image.Image, name: str, max_pixels: int) -> Image.Im
     except ValueError as error:
         raise ValueError(_with_name(error, f"Cannot read {name}")) from None
     except Exception as error:
-        # PIL's readers raise many kinds (OSError, SyntaxError, struct.error, ...) for broken files.
+        # For broken files PIL's readers raise many types: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"Cannot read {name}: broken or cut off ({_printable(error)}).") from None
     return image
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return `image` turned by its EXIF orientation; as it is where its EXIF cannot be read."""
+    """Return `image` rotated by its EXIF orientation; unchanged if its EXIF data cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ImageOps.exif_transpose(image)
     except Exception:
-        # PIL's reader of EXIF raises many kinds; the pixels are whole.
+        # PIL's EXIF reader raises many exception types; the pixels are still valid.
         return image
 
 
 def check_padded_side(width: int, height: int) -> None:
-    """Raise ValueError for a picture that is too long to be padded to a square."""
+    """Raise ValueError if an image is too long to be padded to a square."""
     if max(width, height) > MAX_PADDED_SIDE:
         raise ValueError(
             f"Cannot pad a picture of {width}x{height} pixels to a square: the longer side may have "
@@ -224,11 +230,13 @@ def check_padded_side(width: int, height: int) -> None:
 
 
 def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None) -> Image.Image:
-    """Return `image` in mode RGB with 8 bits a channel.
+    """Convert `image` to mode RGB with 8 bits per channel.
 
-    Transparency is dropped, not blended, as the original does, unless `transparent_color` is
-    given. 16-bit greyscale is scaled from 0..65535 to 0..255 (PIL would clip it to white).
-    Raises ValueError for floating-point pictures, whose range is unknown.
+    Transparency is dropped, not blended, as in the original, unless `transparent_color` is given. 16-bit
+    grayscale is scaled from 0..65535 to 0..255 (PIL would clip it to white).
+
+    Raises:
+        ValueError: for floating-point images, whose value range is unknown.
     """
     if image.mode == "RGB":
         return image
@@ -239,7 +247,7 @@ def to_rgb(image: Image.Image, transparent_color: tuple[int, ...] | None = None)
         )
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        # Mode I holds both 16-bit files and small integers that someone put there.
+        # Mode I is used for 16-bit files, but also for small integers set by other code.
         if image.mode != "I" or values.max(initial=0) > 255:
             values = (values + 128) // 257
         return Image.fromarray(values.clip(0, 255).astype(np.uint8), mode="L").convert("RGB")
@@ -278,23 +286,23 @@ def _read_file(
         raise FileNotFoundError(f"No such image file{where}: {name}.") from None
     except OSError as error:
         raise OSError(f"Cannot read {name}: {error.strerror or error}.") from None
-    except ValueError as error:  # pathlib's own, such as an embedded null character
+    except ValueError as error:  # from pathlib, for an embedded null character for example
         raise ValueError(_with_name(error, f"Cannot read {name}", ".")) from None
     _check_size(len(data), max_bytes, name)
     return data
 
 
 def _inside(path: Path, root: Path, name: str, follow_links: bool) -> Path:
-    """Where a path in the folder `root` leads; raises ValueError where that is outside of it."""
+    """Return the target of a path in the folder `root`; raise ValueError if it is outside."""
     if follow_links:
-        # The dots are taken out of the text: behind a link they would lead elsewhere.
+        # Remove dots in the text of the path: after a link they would lead elsewhere.
         folder = Path(os.path.abspath(root))
         found = Path(os.path.normpath(folder / path))
     else:
         try:
             folder = root.resolve()
             found = (folder / path).resolve()
-        except RuntimeError:  # older releases of Python, for a link that leads to itself
+        except RuntimeError:  # older Python releases raise it for a link to itself
             raise ValueError(f"Cannot read {name}: a link that leads to itself.") from None
     if not found.is_relative_to(folder):
         raise ValueError(f"Cannot read {name}: it lies outside of {str(folder)!r}.")
@@ -302,12 +310,12 @@ def _inside(path: Path, root: Path, name: str, follow_links: bool) -> Path:
 
 
 def is_base64_picture(text: str) -> bool:
-    """Whether `text` is a picture's bytes as base64, told from a path by how picture files begin."""
+    """Return whether `text` is an image in base64, judged by the first characters of image files."""
     return len(text) >= 40 and text.startswith(BASE64_BEGINNINGS) and bool(_BASE64.fullmatch(text))
 
 
 def _read_base64(text: str, max_bytes: int, name: str) -> bytes:
-    # Four characters hold three bytes.
+    # Four characters encode three bytes.
     if len(text) > max_bytes * 4 // 3 + 4:
         _check_size(len(text) * 3 // 4, max_bytes, name)
     try:
@@ -330,8 +338,8 @@ def _read_data_uri(uri: str, max_bytes: int, name: str) -> bytes:
 
 # The web
 
-# IPv6 networks that count as global and lead to this machine or into a private network: site-local
-# addresses, IPv4 addresses in an old notation, and translation to IPv4 inside of one network.
+# IPv6 networks that count as global but lead to this machine or a private network: site-local
+# addresses, IPv4 addresses in an old notation, and translation to IPv4 inside one network.
 _LOCAL_IPV6 = tuple(ipaddress.ip_network(n) for n in ("fec0::/10", "::/96", "64:ff9b:1::/48"))
 
 
@@ -340,7 +348,7 @@ def _is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if any(ip in network for network in _LOCAL_IPV6):
             return False
-        # Addresses that carry an IPv4 address lead there.
+        # IPv6 addresses that embed an IPv4 address lead to that address.
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
@@ -357,7 +365,7 @@ def _look_up(host: str, port: int) -> list[str]:
 
 
 def _resolve(host: str, port: int, deadline: float, name: str) -> list[str]:
-    """Addresses of `host`; the resolver has no time limit of its own, so it runs beside us."""
+    """Resolve `host` in a thread, because the system resolver has no time limit."""
     answer: list[Any] = []
 
     def look_up() -> None:
@@ -377,7 +385,7 @@ def _resolve(host: str, port: int, deadline: float, name: str) -> list[str]:
 
 
 class _DeadlineStream(io.RawIOBase):
-    """Reads from a socket until a deadline for all reads together."""
+    """Reads from a socket, with one deadline for all reads together."""
 
     def __init__(self, sock: socket.socket, remaining: Callable[[], float]):
         self._sock = sock
@@ -392,7 +400,7 @@ class _DeadlineStream(io.RawIOBase):
 
 
 class _DeadlineSocket:
-    """What http.client needs of a socket, with every step bounded by one deadline."""
+    """The socket methods that http.client needs, each limited by one common deadline."""
 
     def __init__(self, sock: socket.socket, remaining: Callable[[], float]):
         self._sock = sock
@@ -406,7 +414,7 @@ class _DeadlineSocket:
         self._sock.sendall(data)
 
     def close(self) -> None:
-        """Leave closing to the caller: http.client closes before the body is read."""
+        """Do nothing: http.client closes before the body is read, so the caller closes the socket."""
 
 
 def _download(
@@ -452,7 +460,8 @@ def _fetch_once(
     allow_private: bool,
     name: str,
 ) -> bytes | str:
-    """One request: the body, or where the answer redirects to."""
+    """Send one request; return the body, or the address that the answer redirects to."""
+    # Check the URL and the addresses it leads to.
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -473,6 +482,7 @@ def _fetch_once(
             f"Cannot fetch {name}: {parts.hostname!r} is the private or local address {private[0]}; "
             "only public addresses are allowed, unless allow_private is set (maya chat: --allow-private)."
         )
+    # Send the request.
     sock = _connect(addresses, port, remaining)
     try:
         if parts.scheme == "https":
@@ -488,6 +498,7 @@ def _fetch_once(
             target,
             headers={"User-Agent": "maya-vlm", "Accept": "image/*", "Accept-Encoding": "identity"},
         )
+        # Check the answer's headers.
         response = connection.getresponse()
         if response.status in (301, 302, 303, 307, 308):
             location = response.getheader("Location")
@@ -509,11 +520,14 @@ def _fetch_once(
             )
         if response.length is not None:
             _check_size(response.length, max_bytes, name)
+        # Read the body.
         body = bytearray()
         while chunk := response.read1(65536):
             body += chunk
             if len(body) > max_bytes:
-                raise ValueError(f"Cannot fetch {name}: more than the {max_bytes} bytes allowed.")
+                raise ValueError(
+                    f"Cannot fetch {name}: expected at most {max_bytes} bytes, found more."
+                )
         if response.length:
             raise ConnectionError(
                 f"Cannot fetch {name}: cut off, {response.length} bytes are missing."
@@ -525,7 +539,7 @@ def _fetch_once(
 
 
 def _connect(addresses: list[str], port: int, remaining: Callable[[], float]) -> socket.socket:
-    """Connect to the first of these addresses that answers; names are not looked up again."""
+    """Connect to the first of these addresses that responds, without resolving the name again."""
     for index, address in enumerate(addresses):
         try:
             return socket.create_connection((address, port), timeout=remaining())

@@ -1,4 +1,4 @@
-"""Image processor of Maya: any picture to normalised square pixels, with PIL and numpy alone."""
+"""Image processor of Maya: any image to normalized square pixels, with only PIL and numpy."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from .image_loading_maya import check_padded_side, load_image, to_rgb, upright
 
 ASPECTS = ("pad", "square", "crop")
 
-# Pixels of a padded square that are in memory at once.
+# Most pixels of a padded square that are in memory at once.
 STRIP_PIXELS = 1 << 24
 
 
 class MayaImageProcessorKwargs(dict):
-    """Names and types of the arguments of `MayaImageProcessor`; engines read them to sort theirs."""
+    """Names and types of `MayaImageProcessor`'s arguments; serving engines read them to sort arguments."""
 
     do_resize: bool
     size: dict[str, int]
@@ -33,7 +33,7 @@ class MayaImageProcessorKwargs(dict):
 
 
 def make_square(image: np.ndarray, aspect: str, pad_color: tuple[float, ...]) -> np.ndarray:
-    """Pad or crop `image` [height, width, channels] to a square, or leave it for `"square"`."""
+    """Pad or crop `image` [height, width, channels] to a square; `"square"` returns it unchanged."""
     height, width, _ = image.shape
     if height == width or aspect == "square":
         return image
@@ -47,7 +47,7 @@ def make_square(image: np.ndarray, aspect: str, pad_color: tuple[float, ...]) ->
 def _padded_rows(
     image: np.ndarray, pad_color: tuple[float, ...], start: int, stop: int
 ) -> np.ndarray:
-    """Rows `start` to `stop` of the square that `image` is padded to."""
+    """Return rows `start` to `stop` of the square that `image` is padded to."""
     height, width, channels = image.shape
     side = max(height, width)
     check_padded_side(width, height)
@@ -61,40 +61,41 @@ def _padded_rows(
 
 
 class MayaImageProcessor(BaseImageProcessor):
-    r"""Pictures in, `pixel_values` float32 [pictures, 3, height, width] out.
+    r"""Turns images into `pixel_values`, float32 [images, 3, height, width].
 
-    A picture becomes RGB, then a square, then `size` (bicubic, by PIL), then
-    `(value / 255 - image_mean) / image_std`, which is -1 to 1 with the defaults. One picture gives
-    the same pixels however it comes: path, URL, bytes, PIL image or array.
+    An image is converted to RGB, made square, resized to `size` (bicubic, by PIL), and normalized to
+    `(value / 255 - image_mean) / image_std`, which is -1 to 1 with the defaults. An image gives the same
+    pixels in every form: path, URL, bytes, PIL image or array.
 
     Args:
-        image_aspect (`str`, defaults to `"pad"`): how a picture becomes a square.
-            `"pad"`: a border of `pad_color` around it, the picture at half the difference (rounded
-            down); what the original was finetuned with.
-            `"square"`: squeezed; what the original was pretrained with.
+        image_aspect (`str`, defaults to `"pad"`): how an image becomes a square.
+            `"pad"`: a border of `pad_color`, with the image centered (offsets rounded down); the
+            original was finetuned with it.
+            `"square"`: squeezed; the original was pretrained with it.
             `"crop"`: the central square is cut out.
-        pad_color (`list[int]`): RGB, 0 to 255, of the border.
-        apply_exif_rotation (`bool`, defaults to `False`): turn the picture upright by its EXIF
-            orientation. The original did not.
-        transparent_color (`list[int]`, *optional*): RGB laid under transparent pixels; None drops
-            transparency, as the original did.
+        pad_color (`list[int]`): RGB of the border, 0 to 255.
+        apply_exif_rotation (`bool`, defaults to `False`): rotate the image by its EXIF orientation.
+            The original did not.
+        transparent_color (`list[int]`, *optional*): RGB behind transparent pixels; None drops
+            transparency, as in the original.
         size, resample, do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std,
             do_convert_rgb: as in every image processor of transformers.
 
-    A server that hands on addresses from strangers can narrow what is read. These three are
-    attributes of the object in memory and are never saved:
+    A server that passes on URLs from others can restrict what is read. These three are attributes
+    of the object in memory and are never saved:
 
         allow_files (`True`): read paths of this machine.
-        allow_urls (`True`): fetch http and https addresses.
-        allow_private_urls (`False`): also those of private and local networks.
+        allow_urls (`True`): fetch http and https URLs.
+        allow_private_urls (`False`): also fetch URLs of private and local networks.
 
-    Raises ValueError for an unknown `image_aspect` or a wrong colour and for pictures that cannot be
-    read or padded.
+    Raises:
+        ValueError: for an unknown `image_aspect`, an invalid color, and images that cannot be read or
+            padded.
     """
 
     valid_kwargs = MayaImageProcessorKwargs
     model_input_names = ["pixel_values"]
-    # Read by transformers' Auto classes: this processor needs no torchvision.
+    # transformers' Auto classes read these: this processor does not need torchvision.
     backend = "pil"
     is_fast = False
 
@@ -139,7 +140,7 @@ class MayaImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers: `kwargs` that are arguments of the class change what was saved."""
+        """Build the processor from saved values, as in transformers; `kwargs` override saved arguments."""
         return_unused = kwargs.pop("return_unused_kwargs", False)
         fields = MayaImageProcessorKwargs.__annotations__
         changes = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
@@ -147,20 +148,22 @@ class MayaImageProcessor(BaseImageProcessor):
         return (image_processor, kwargs) if return_unused else image_processor
 
     def to_dict(self) -> dict[str, Any]:
-        """What `save_pretrained` writes: every argument, and where the code is."""
+        """Return the content that `save_pretrained` writes: every argument, and where the code is."""
         fields = MayaImageProcessorKwargs.__annotations__
         saved = {name: getattr(self, name) for name in fields}
         if getattr(self, "auto_map", None):
             saved["auto_map"] = self.auto_map
         return {**saved, "image_processor_type": type(self).__name__}
 
-    # Reading pictures
+    # Reading images
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Read what is named by a path, an address, a `data:` URI or bytes; lists keep their shape.
+        """Load images given by path, URL, `data:` URI or bytes; lists keep their shape.
 
-        PIL images, arrays and tensors are returned as they are. Raises ValueError, FileNotFoundError
-        or OSError with one line that names the picture, see `load_image`.
+        PIL images, arrays and tensors are returned unchanged.
+
+        Raises:
+            ValueError, OSError: one line that names the image, see `load_image`.
         """
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(one) for one in image_url_or_urls]
@@ -174,9 +177,9 @@ class MayaImageProcessor(BaseImageProcessor):
         )
 
     def flatten_images(self, images: Any) -> list[Any]:
-        """A flat list of pictures (PIL images, arrays [height, width] or with channels, tensors).
+        """Return a flat list of images (PIL images, arrays [height, width] or with channels, tensors).
 
-        Takes one picture, lists of them, nested or not, and batches with four dimensions.
+        Accepts one image, lists of images, nested or not, and batches with four dimensions.
         """
         images = self.fetch_images(images)
         if isinstance(images, (list, tuple)):
@@ -192,14 +195,14 @@ class MayaImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Turn pictures into `pixel_values`.
+        """Turn images into `pixel_values`.
 
         Args:
-            images: what `flatten_images` takes.
+            images: anything that `flatten_images` accepts.
             return_tensors: `"pt"` or `"np"`; without it `pixel_values` is a list of arrays.
-            kwargs: arguments of the class, for this call only; `input_data_format` ("channels_first"
-                or "channels_last") for arrays whose shape does not tell. Other names are ignored, as
-                processors hand every argument to all their parts.
+            kwargs: arguments of the class, for this call only; also `input_data_format`
+                ("channels_first" or "channels_last") for arrays of ambiguous shape. Other names are
+                ignored, because processors pass every argument to all their parts.
         """
         fields = MayaImageProcessorKwargs.__annotations__
         settings = {
@@ -222,7 +225,7 @@ class MayaImageProcessor(BaseImageProcessor):
 
 
 def _side_lengths(size: Any) -> dict[str, int]:
-    """`size` as {"height", "width"}; a number is both. Raises ValueError for anything else."""
+    """Return `size` as {"height", "width"}; a number means both. Raises ValueError for other values."""
     if isinstance(size, int):
         size = {"height": size, "width": size}
     try:
@@ -249,10 +252,10 @@ def _check_aspect(image_aspect: Any, pad_color: Any, transparent_color: Any) -> 
 
 
 def _to_array(image: Any, settings: dict[str, Any], input_data_format: str | None) -> np.ndarray:
-    """A PIL image, array or tensor as an array [height, width, channels].
+    """Convert a PIL image, array or tensor to an array [height, width, channels].
 
-    Arrays may be [height, width], channels first or channels last. With `do_convert_rgb` the
-    result has three channels.
+    Arrays may be [height, width], channels first or channels last. With `do_convert_rgb` the result has
+    three channels.
     """
     if isinstance(image, Image.Image):
         if not image.width or not image.height:
@@ -291,7 +294,7 @@ def _to_array(image: Any, settings: dict[str, Any], input_data_format: str | Non
 
 
 def _channels_first(shape: tuple[int, ...], input_data_format: Any) -> bool:
-    """Whether an array of three dimensions is [channels, height, width]."""
+    """Return whether an array of three dimensions is [channels, height, width]."""
     if input_data_format is not None:
         return str(getattr(input_data_format, "value", input_data_format)) == "channels_first"
     first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
@@ -303,10 +306,12 @@ def _channels_first(shape: tuple[int, ...], input_data_format: Any) -> bool:
 
 
 def _to_bytes(array: np.ndarray) -> np.ndarray:
-    """Values of any array as 0 to 255, as a file with the same picture would give them.
+    """Scale any array to 0..255, the values that a file of the same image would give.
 
-    Floating-point values are 0 to 1 or 0 to 255, 16-bit ones 0 to 65535, truth values 0 or 1. Raises
-    ValueError for values outside of these ranges.
+    Input ranges: floating point 0 to 1 or 0 to 255, 16-bit 0 to 65535, booleans 0 or 1.
+
+    Raises:
+        ValueError: for values outside of these ranges.
     """
     if array.dtype == np.uint8 or not array.size:
         return array.astype(np.uint8)
@@ -333,7 +338,7 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _to_pixels(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """[height, width, channels] to normalised [channels, size height, size width], float32."""
+    """Map [height, width, channels] to normalized [channels, size height, size width], float32."""
     height, width = settings["size"]["height"], settings["size"]["width"]
     as_bytes = image.dtype == np.uint8
     # Without rescaling a floating-point image is already in 0..1.
@@ -350,7 +355,7 @@ def _to_pixels(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
         image = _resize(image, (width, height), settings["resample"])
     channels = image.shape[2]
     if as_bytes:
-        # Only 256 values can occur: look their results up.
+        # Only 256 values can occur, so look the results up in a table.
         values = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, channels))
         table = _normalize(values, settings)
         return np.stack([table[:, channel][image[..., channel]] for channel in range(channels)])
@@ -360,9 +365,10 @@ def _to_pixels(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
 def _narrow_square(
     image: np.ndarray, color: tuple[float, ...], width: int, resample: int
 ) -> np.ndarray:
-    """The square that `image` is padded to, resized to `width`, [side, width, channels].
+    """Return the square that `image` is padded to, resized to `width`: [side, width, channels].
 
-    A row is resized without its neighbours, so a strip of the square at a time gives the same values.
+    A row is resized independently of its neighbors, so processing the square in strips gives the same
+    values.
     """
     side = max(image.shape[:2])
     count = max(1, STRIP_PIXELS // side)
@@ -374,7 +380,7 @@ def _narrow_square(
 
 
 def _vertical_first(width: int, height: int, size: tuple[int, int]) -> bool:
-    """Whether Pillow 13 resizes the vertical axis first."""
+    """Return whether Pillow 13 resizes the vertical axis first."""
     target_width, target_height = size
     return (
         height > target_height
@@ -385,8 +391,8 @@ def _vertical_first(width: int, height: int, size: tuple[int, int]) -> bool:
 def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
     """Resize [height, width, channels] to `size`, (width, height), by PIL, one axis after the other.
 
-    PIL rounds after each axis, and its releases choose different axes to be first: until 12 always the
-    horizontal one. Here it is the choice of Pillow 13, which takes the vertical one for tall pictures.
+    PIL rounds after each axis, and the first axis depends on the release: up to 12 it is always the
+    horizontal one. This function follows Pillow 13, where it is the vertical one for tall images.
     """
     (width, height), (target_width, target_height) = image.shape[1::-1], size
     vertical_first = _vertical_first(width, height, size)
@@ -394,7 +400,7 @@ def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarr
     if image.dtype == np.uint8 and image.shape[2] in (3, 4):
         parts = [Image.fromarray(image)]
     else:
-        # PIL resizes other kinds of pictures one channel at a time.
+        # PIL resizes other kinds of images one channel at a time.
         kind = np.uint8 if image.dtype == np.uint8 else np.float32
         channels = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=kind)
         parts = [Image.fromarray(channel) for channel in channels]
@@ -403,7 +409,7 @@ def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarr
 
 
 def _normalize(values: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """Rescale and normalise an array whose last axis are the channels; float32, or bytes as they are."""
+    """Rescale and normalize an array with channels last, to float32; bytes stay bytes if neither is on."""
     if settings["do_rescale"]:
         values = (values.astype(np.float64) * settings["rescale_factor"]).astype(np.float32)
     if settings["do_normalize"]:

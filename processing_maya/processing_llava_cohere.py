@@ -1,7 +1,7 @@
-"""Reads the processor of the original's `llava_cohere` checkpoints, which have none of their own.
+"""Build a processor for the original's `llava_cohere` checkpoints, which have none.
 
-Such a folder holds a tokenizer and a config.json that says what happens to pictures. Not Hub code: the
-processor built here is an ordinary `MayaProcessor`, and saving it writes an ordinary Maya processor.
+Such a folder has a tokenizer, and a config.json that says how images are processed. This is not Hub code:
+the result is an ordinary `MayaProcessor`, and saving it writes an ordinary Maya processor.
 """
 
 import json
@@ -26,20 +26,20 @@ HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revis
 def find_file(
     location: str | os.PathLike, name: str, quiet: bool = False, **hub_kwargs: Any
 ) -> Path | None:
-    """The path of a file in a folder or repository; None if the folder or repository has no such file.
+    """Return the path of a file in a folder or repository; None if it has no such file.
 
     Args:
-        quiet: return None, too, for a repository that cannot be reached or read.
+        quiet: also return None if a repository cannot be reached or read.
 
     Raises:
-        OSError, ValueError: without `quiet`, what `huggingface_hub.hf_hub_download` raises.
+        OSError, ValueError: without `quiet`, as `huggingface_hub.hf_hub_download`.
     """
     if Path(location).is_dir():
         path = Path(location) / (hub_kwargs.get("subfolder") or "") / name
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(str(location), name, **hub_kwargs))
-    # No such file; or not found, gated, no connection, or no name of a repository.
+    # EntryNotFoundError: no such file. Others: not found, gated, no connection, invalid repository name.
     except (EntryNotFoundError, OSError, ValueError) as error:
         no_file = isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError)
         if quiet or no_file:
@@ -48,14 +48,14 @@ def find_file(
 
 
 def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: Any) -> Any:
-    """The original's tokenizer with `<image>` in a spare row of the decoder's `num_embeddings`.
+    """Read the original's tokenizer and put `<image>` in a spare row of the decoder's `num_embeddings`.
 
-    The original's trainer saved a missing `unk_token` as the string "null". Read as it stands, it makes
-    " null" in a text a special token, which was none in training and vanishes when decoded. So it is
-    read as missing.
+    The original's trainer saved a missing `unk_token` as the string "null". As saved, " null" in a text
+    would become a special token, which it was not in training, and would vanish when decoded. So this
+    `unk_token` is treated as missing.
 
     Raises:
-        ValueError: no embedding row is spare.
+        ValueError: if no embedding row is spare.
     """
     hub_kwargs = {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
     path = find_file(location, "tokenizer_config.json", **hub_kwargs)
@@ -72,19 +72,19 @@ def read_tokenizer(location: str | os.PathLike, num_embeddings: int, **kwargs: A
 def read_image_processor(
     raw: dict[str, Any], image_size: int, tower_folders: list[Path]
 ) -> MayaImageProcessor:
-    """The image processor of a `llava_cohere` config `raw` and the vision tower that it names.
+    """Build the image processor of a `llava_cohere` config `raw` and the vision tower that it names.
 
     Args:
-        tower_folders: the first that has a `preprocessor_config.json` gives the values; without one
-            they are SigLIP's (bicubic, mean and standard deviation 0.5), as in every published tower.
+        tower_folders: the first folder with a `preprocessor_config.json` gives the values. Without
+            one, they are SigLIP's (bicubic, mean and standard deviation 0.5), as in every published tower.
 
     Raises:
-        ValueError: an unknown `image_aspect_ratio`.
+        ValueError: for an unknown `image_aspect_ratio`.
     """
     aspect = raw.get("image_aspect_ratio")
     if aspect not in IMAGE_ASPECTS:
         raise ValueError(
-            f"config.json: image_aspect_ratio: found {aspect!r}, expected 'pad', 'square' or null."
+            f"config.json: image_aspect_ratio: expected 'pad', 'square' or null, found {aspect!r}"
         )
     settings: dict[str, Any] = {"size": {"height": image_size, "width": image_size}}
     for place in tower_folders:
@@ -99,7 +99,7 @@ def read_image_processor(
 
 
 def chat_template_name(raw: dict[str, Any]) -> str:
-    """The template the weights were trained on: `plain` if only the projector was, else `maya`."""
+    """Return the weights' training template: `plain` if only the projector was trained, else `maya`."""
     return "plain" if raw.get("tune_mm_mlp_adapter") else "maya"
 
 
@@ -113,27 +113,27 @@ def read_processor(
     tower_folders: list[Path],
     tokenizer_kwargs: dict[str, Any] | None = None,
 ) -> MayaProcessor:
-    """A `MayaProcessor` for a `llava_cohere` config `raw` and the tokenizer in a folder or repository."""
+    """Build a `MayaProcessor` from a `llava_cohere` config `raw` and a tokenizer's folder or repository."""
     loaded = read_tokenizer(tokenizer, num_embeddings, **(tokenizer_kwargs or {}))
     limit = raw.get("tokenizer_model_max_length")
     if isinstance(limit, int) and limit > 0:
         loaded.model_max_length = limit
-    # The template in the original's tokenizer files is the base model's, which these weights never saw.
+    # The template in the original's tokenizer files is the base model's; these weights never saw it.
     loaded.chat_template = None
     return MayaProcessor(
         read_image_processor(raw, image_size, tower_folders),
         loaded,
         image_seq_length=image_seq_length,
-        # original_prompt: its pretrain-only models were asked with a newline behind the image.
+        # original_prompt: pretrain-only models of the original were prompted with a newline after the image.
         chat_template=load_chat_template(chat_template_name(raw), original_prompt=True),
     )
 
 
 def register() -> None:
-    """Make `MayaProcessor.from_pretrained` (and so `AutoProcessor`) read `llava_cohere` checkpoints too.
+    """Make `MayaProcessor.from_pretrained`, and so `AutoProcessor`, load `llava_cohere` checkpoints too.
 
-    Done from outside the class, which is Hub code and stays free of the original's formats. The model's
-    config of such a checkpoint comes from `AutoConfig`, so `modeling_maya` must have been imported.
+    It patches the class from outside, because the class is Hub code and must not contain the original's
+    formats. `AutoConfig` reads the model's config, so `modeling_maya` must have been imported.
     """
     native: Callable[..., MayaProcessor] = MayaProcessor.from_pretrained.__func__
 
@@ -162,8 +162,8 @@ def register() -> None:
         )
         if processor.image_token_id != config.image_token_id:
             raise ValueError(
-                f"{location}: {processor.image_token} has id {processor.image_token_id} in the tokenizer, but "
-                f"{config.image_token_id} was expected from its files."
+                f"{location}: {processor.image_token}: expected id {config.image_token_id} from the config, "
+                f"found {processor.image_token_id} in the tokenizer"
             )
         return processor
 

@@ -1,4 +1,4 @@
-"""Processor of Maya: conversations and pictures to `input_ids`, `attention_mask`, `pixel_values`."""
+"""Processor of Maya: conversations and images to `input_ids`, `attention_mask`, `pixel_values`."""
 
 import re
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
-# transformers before 5.10 copies only the modules that a processor imports itself.
+# Import all modules here: transformers before 5.10 copies only those that a processor imports itself.
 from .conversations_maya import IMAGE_KEYS, check_messages, count_images, with_images_first
 from .image_loading_maya import ImageSource
 from .image_processing_maya import MayaImageProcessor, MayaImageProcessorKwargs
 
-# A private-use character put inside a control token that somebody typed: `<` BREAK `image>`. The
-# processor cuts the text there before tokenising and drops the character, so the model reads
-# exactly what was typed, as ordinary text; a tokenizer that is given the string directly does not
-# find a control token in it either.
+# A private-use character put inside a control token that a user typed: `<` BREAK `image>`. The
+# processor cuts the text there before tokenization and drops the character, so the model reads exactly
+# the typed text, as ordinary text. A tokenizer that gets the string directly finds no control token
+# either.
 BREAK = "\U000f0002"
 
-# Private-use characters that mark, in a rendered template, where an assistant's words begin and end.
+# Private-use characters that mark the start and end of the assistant's text in a rendered template.
 SPAN_START, SPAN_END = "\U000f0003", "\U000f0004"
 
-# Arguments of a tokenizer call that `apply_chat_template` accepts among the template's variables.
+# Arguments of a tokenizer call that `apply_chat_template` accepts together with template variables.
 TOKENIZER_KWARGS = (
     "add_special_tokens",
     "max_length",
@@ -35,18 +35,22 @@ TOKENIZER_KWARGS = (
     "truncation_side",
 )
 
-# Half of a pair: such a "text" has no UTF-8, and no tokenizer takes it.
+# Half of a surrogate pair: such a text has no UTF-8 form, and no tokenizer accepts it.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def add_image_token(
     tokenizer: Any, num_embeddings: int | None = None, image_token: str = "<image>"
 ) -> int:
-    """Give `tokenizer` the `image_token`, if it has none, and return its id.
+    """Add `image_token` to `tokenizer` unless it is there, and return its id.
 
-    The token is special, so text on either side is tokenised separately. `num_embeddings` is the
-    number of embedding rows of the decoder: raises ValueError when none of them is spare, since
-    Maya never resizes embeddings.
+    The token is special, so text before and after it is tokenized separately.
+
+    Args:
+        num_embeddings: number of embedding rows of the decoder.
+
+    Raises:
+        ValueError: if no embedding row is spare; Maya never resizes embeddings.
     """
     if image_token not in tokenizer.get_added_vocab():
         if num_embeddings is not None and len(tokenizer) >= num_embeddings:
@@ -61,14 +65,14 @@ def add_image_token(
 
 
 def _assistant_mask(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """Mark the tokens, given by their character offsets, that overlap one of the sorted `spans`."""
+    """Return a mask of tokens, given by character offsets, that overlap one of the sorted `spans`."""
     mask = [0] * len(offsets)
     previous_end = None
     current = 0
     for position, (start, end) in enumerate(offsets):
         if not end:
             continue
-        # Some tokenizers leave a leading space out of the offsets; it belongs to the token all the same.
+        # Some tokenizers exclude a leading space from the offsets, although it belongs to the token.
         if previous_end is not None and start > previous_end:
             start = previous_end
         previous_end = end
@@ -82,23 +86,22 @@ def _assistant_mask(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]
 
 
 class MayaProcessor(ProcessorMixin):
-    r"""Joins the image processor and the tokenizer.
+    r"""Combines the image processor and the tokenizer.
 
     Args:
         image_processor (`MayaImageProcessor`): see there.
-        tokenizer: a fast tokenizer that has `image_token` as an added token (`add_image_token`).
-            It is set to pad on the left, as generation needs; `padding_side="right"` at the call
-            or `processor.tokenizer.padding_side = "right"` is for training.
-        image_seq_length (`int`): tokens an image takes in the text; the model's
+        tokenizer: a fast tokenizer with `image_token` as an added token (`add_image_token`). Its
+            padding side is set to left, as generation needs; for training use `padding_side="right"`
+            in the call, or `processor.tokenizer.padding_side = "right"`.
+        image_seq_length (`int`): number of tokens per image in the text; the model's
             `config.image_seq_length`.
-        chat_template (`str`): a Jinja template; those in `chat_templates/` are `maya`, `aya`,
-            `plain`.
+        chat_template (`str`): a Jinja template; `chat_templates/` has `maya`, `aya`, `plain`.
         image_token (`str`): the placeholder, `<image>`.
 
-    Images enter a conversation only as `{"type": "image"}` parts. Control tokens that occur in
-    the text of a message (`<image>`, `<|END_OF_TURN_TOKEN|>`, any added token of the tokenizer)
-    are read as ordinary text, see `apply_chat_template`. A plain string given to the processor is
-    the caller's own prompt: there every `<image>` is a placeholder.
+    Images enter a conversation only as `{"type": "image"}` parts. Control tokens in the text of a
+    message (`<image>`, `<|END_OF_TURN_TOKEN|>`, any added token of the tokenizer) are read as
+    ordinary text, see `apply_chat_template`. A plain string passed to the processor is the caller's own
+    prompt: every `<image>` in it is a placeholder.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class MayaProcessor(ProcessorMixin):
     ):
         if not isinstance(image_seq_length, int) or image_seq_length < 1:
             raise ValueError(
-                f"image_seq_length must be a positive whole number, the model's config.image_seq_length; "
+                f"image_seq_length: expected a positive whole number, the model's config.image_seq_length, "
                 f"found {image_seq_length!r}."
             )
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -120,7 +123,7 @@ class MayaProcessor(ProcessorMixin):
         self.image_token = image_token
         if image_token not in tokenizer.get_added_vocab():
             raise ValueError(
-                f"The tokenizer has no token {image_token!r}; add it to a spare embedding row with "
+                f"tokenizer: expected a token {image_token!r}, found none: add it to a spare embedding row with "
                 "processing_maya.add_image_token(tokenizer, num_embeddings)."
             )
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -128,7 +131,7 @@ class MayaProcessor(ProcessorMixin):
         self._control_tokens: tuple[int, re.Pattern | None] = (-1, None)
         self._adds_bos: bool | None = None
 
-    # What the processor knows of its tokenizer
+    # Facts about the tokenizer
 
     @property
     def control_token_pattern(self) -> re.Pattern:
@@ -148,11 +151,11 @@ class MayaProcessor(ProcessorMixin):
         return pattern
 
     def neutralize(self, text: str) -> str:
-        """Return `text` with the control tokens in it broken up, so that they are read as text."""
+        """Return `text` with its control tokens broken up, so that they are read as text."""
         for mark in (BREAK, SPAN_START, SPAN_END):
             text = text.replace(mark, "")
         pattern = self.control_token_pattern
-        # Breaking one token can leave another, shorter one intact in it.
+        # A broken token may contain another, shorter token, so repeat.
         while pattern.search(text):
             text = pattern.sub(lambda match: match.group()[0] + BREAK + match.group()[1:], text)
         return text
@@ -160,11 +163,11 @@ class MayaProcessor(ProcessorMixin):
     # Placeholders
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """What one `<image>` becomes: the placeholder, `image_seq_length` times. Serving engines ask for it."""
+        """Return the text that replaces one `<image>`: the placeholder, repeated. For serving engines."""
         return self.image_token * self.image_seq_length
 
     def _expand_placeholders(self, rows: list[str]) -> tuple[list[str], list[list[dict]]]:
-        """Repeat every placeholder; also where each was (`span`) and is now (`new_span`), in characters."""
+        """Repeat every placeholder; also return its old `span` and its `new_span`, in characters."""
         replacement = self.image_token * self.image_seq_length
         growth = len(replacement) - len(self.image_token)
         offsets = []
@@ -204,12 +207,14 @@ class MayaProcessor(ProcessorMixin):
                 `padding_side`, `truncation`, `max_length`, `return_mm_token_type_ids`,
                 `return_text_replacement_offsets`, arguments of the image processor, ...
 
-        Returns `input_ids` and `attention_mask` [texts, tokens] int64, `pixel_values` float32
-        [images, 3, height, width]; lists unless `return_tensors` is given. A text that already
-        starts with the BOS token does not get a second one.
+        Returns:
+            `input_ids` and `attention_mask` [texts, tokens] int64, `pixel_values` float32
+            [images, 3, height, width]; lists unless `return_tensors` is given. A text that already
+            starts with the BOS token does not get a second one.
 
-        Raises ValueError when placeholders and images differ in number, in all or in one row, and
-        when truncation would cut image tokens.
+        Raises:
+            ValueError: if the numbers of placeholders and images differ, in total or in one row, or
+                truncation would cut image tokens.
         """
         for other in ("videos", "audio"):
             if kwargs.pop(other, None) is not None:
@@ -254,7 +259,7 @@ class MayaProcessor(ProcessorMixin):
         return output
 
     def _read_images(self, images: Any) -> tuple[list[Any], list[int] | None]:
-        """A flat list of pictures, and how many each row has if `images` is a list of lists."""
+        """Return a flat list of images, and their number per row if `images` is a list of lists."""
         if images is None:
             return [], None
         if not isinstance(images, (list, tuple)):
@@ -281,7 +286,7 @@ class MayaProcessor(ProcessorMixin):
             )
 
     def _with_one_bos(self, rows: list[str], text_kwargs: dict[str, Any]) -> list[str]:
-        """Let BOS come from the text where the text has one, and never twice."""
+        """Take BOS from the text if the text has one, so that it never appears twice."""
         bos = self.tokenizer.bos_token
         if text_kwargs.get("add_special_tokens") is False or not bos:
             return rows
@@ -295,11 +300,11 @@ class MayaProcessor(ProcessorMixin):
         return [row if row.startswith(bos) else bos + row for row in rows]
 
     def _tokenize(self, rows: list[str], text_kwargs: dict[str, Any]) -> dict[str, Any]:
-        # Some tokenizers would return them, and no decoder of Maya's takes them.
+        # Some tokenizers return token type ids by default, and none of Maya's decoders accepts them.
         text_kwargs = {"return_token_type_ids": False, **text_kwargs}
         if not any(BREAK in row for row in rows):
             return dict(self.tokenizer(rows, **text_kwargs))
-        # Pieces between breaks are tokenised alone, so no token reaches across a break.
+        # Pieces between breaks are tokenized separately, so no token crosses a break.
         pieces = [row.split(BREAK) for row in rows]
         encoded = self.tokenizer(pieces, **{**text_kwargs, "is_split_into_words": True})
         if "offset_mapping" in encoded:
@@ -312,11 +317,11 @@ class MayaProcessor(ProcessorMixin):
         return dict(encoded)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character offsets of one text, past the checks of a tokenizer call."""
+        """Return ids and character offsets of one text, without the checks of a tokenizer call."""
         bos = self.tokenizer.bos_token
         add_special_tokens = not (bos and text.startswith(bos))
         backend = self.tokenizer.backend_tokenizer
-        # A tokenizer call leaves its settings behind.
+        # An earlier call of the tokenizer may have left other settings in the backend.
         if backend.truncation is not None:
             backend.no_truncation()
         if backend.padding is not None:
@@ -353,7 +358,7 @@ class MayaProcessor(ProcessorMixin):
         num_images: int | None = None,
         allow_empty_last: bool = False,
     ) -> list[dict[str, Any]]:
-        """Check `messages`, place loose images, break up control tokens; the input is not changed."""
+        """Return checked messages with images placed and control tokens broken up; the input is unchanged."""
         check_messages(messages, name, allow_empty_last)
         placed = count_images(messages)
         if num_images is not None and placed != num_images:
@@ -377,7 +382,7 @@ class MayaProcessor(ProcessorMixin):
                     else part
                     for part in content
                 ]
-            # Templates of others may show further fields.
+            # Other templates may render further fields.
             others = {
                 key: self.neutralize(value) if isinstance(value, str) else value
                 for key, value in message.items()
@@ -406,26 +411,29 @@ class MayaProcessor(ProcessorMixin):
 
         Args:
             conversation: messages with `role` and `content`, text or parts; or a list of such lists.
-                A part is {"type": "text", "text"}, {"type": "image"} with the picture under one of
+                A part is {"type": "text", "text"}, {"type": "image"} with the image under one of
                 `image`, `url`, `path` and `base64`, or OpenAI's {"type": "image_url"}.
-            chat_template: another template than the processor's: its text, or the name of one of
-                several that the processor has.
-            tokenize: return `input_ids`, not text; with `return_dict=True` everything that the model
-                takes, images included.
+            chat_template: a template other than the processor's: its text, or the name of one of
+                several templates that the processor has.
+            tokenize: return `input_ids`, not text; with `return_dict=True` all inputs of the model,
+                including images.
             processor_kwargs: arguments of the processor's call, such as `padding`. They may also be
-                given directly.
+                passed directly.
             sanitize_control_tokens: read control tokens in the text of messages as ordinary text. In
-                the string that `tokenize=False` returns they hold one invisible private-use character
-                (U+F0002), which the processor removes again.
+                the string that `tokenize=False` returns, each contains one invisible private-use
+                character (U+F0002), which the processor removes again.
             kwargs: variables of the template.
 
-        Returns a string, `input_ids`, or a `BatchFeature`; lists of them for a list of conversations.
-        `assistant_masks` (with `return_assistant_tokens_mask=True`) marks the tokens of
-        `{% generation %}` blocks.
+        Returns:
+            A string, `input_ids`, or a `BatchFeature`; for a list of conversations, lists of them.
+            `assistant_masks` (with `return_assistant_tokens_mask=True`) marks the tokens of
+            `{% generation %}` blocks.
 
-        Raises ValueError, naming conversation and turn, for unknown roles or parts, an image outside
-        user turns, an image part with several pictures, and an assistant turn without text.
+        Raises:
+            ValueError: naming conversation and turn, for unknown roles or parts, an image outside
+                user turns, an image part with several images, and an assistant turn without text.
         """
+        # Check the arguments and the messages.
         if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):
             raise ValueError(
                 "continue_final_message: expected neither add_generation_prompt nor "
@@ -445,6 +453,7 @@ class MayaProcessor(ProcessorMixin):
             )
             for index, messages in enumerate(conversation if is_batched else [conversation])
         ]
+        # Render the text.
         call = {name: kwargs.pop(name) for name in TOKENIZER_KWARGS if name in kwargs}
         for name in MayaImageProcessorKwargs.__annotations__:
             if name in kwargs:
@@ -466,7 +475,8 @@ class MayaProcessor(ProcessorMixin):
         if not tokenize:
             return texts if is_batched else texts[0]
 
-        # "auto" is how callers of newer releases say that they leave it to the processor.
+        # Tokenize, with images.
+        # Callers of newer releases pass "auto" to leave the choice to the processor.
         if return_tensors is None or return_tensors == "auto":
             return_tensors = call.get("return_tensors")
         call.pop("return_tensors", None)
@@ -477,6 +487,7 @@ class MayaProcessor(ProcessorMixin):
             call |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
         has_images = any(not isinstance(row, (list, tuple)) or row for row in images)
         output = self(images=images if has_images else None, text=texts, **call)
+        # Mark the assistant's tokens.
         if return_assistant_tokens_mask:
             replaced = output.pop("text_replacement_offsets", None) or [[]] * len(texts)
             output["assistant_masks"] = [
@@ -494,7 +505,7 @@ class MayaProcessor(ProcessorMixin):
     def _render(
         self, messages: list[dict[str, Any]], chat_template: str | None, **kwargs: Any
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text of one conversation, and the spans of it in characters that the assistant speaks."""
+        """Return the text of one conversation, and the character spans of the assistant's text."""
         template = chat_template
         if isinstance(self.chat_template, dict):
             name = "default" if chat_template is None else chat_template
@@ -515,7 +526,7 @@ class MayaProcessor(ProcessorMixin):
         length = 0
         for piece in text.split(SPAN_START):
             spoken, _, rest = piece.partition(SPAN_END)
-            # The text before the first span has no end of its own.
+            # The first piece is the text before the first span.
             if pieces:
                 spans.append((length, length + len(spoken)))
             pieces.append(spoken + rest)
@@ -530,26 +541,28 @@ class MayaProcessor(ProcessorMixin):
         name: str = "the conversation",
         add_generation_prompt: bool = False,
     ) -> dict[str, list[int]]:
-        """Encode one conversation, for training or to be answered, without opening its images.
+        """Encode one conversation, for training or for an answer, without opening its images.
 
-        Equal to `apply_chat_template(..., tokenize=True, return_dict=True,
-        return_assistant_tokens_mask=True)`, and several times faster, as the number of tokens of
-        an image is fixed.
+        The result equals `apply_chat_template(..., tokenize=True, return_dict=True,
+        return_assistant_tokens_mask=True)`, but is several times faster, because the number of tokens
+        per image is fixed.
 
         Args:
-            messages: turns with `role` and `content`, text or parts. If there are no image parts,
+            messages: turns with `role` and `content`, text or parts. Without image parts,
                 `num_images` images are put before the text of the first user turn.
             num_images (`int`, *optional*): checked against the image parts.
-            chat_template (`str`, *optional*): another template than the processor's.
-            name (`str`): what to call the conversation in errors, such as file and row.
-            add_generation_prompt (`bool`): end with the beginning of the assistant's answer, for a
-                model to continue. The conversation then needs no assistant turn.
+            chat_template (`str`, *optional*): a template other than the processor's.
+            name (`str`): name of the conversation in errors, such as file and row.
+            add_generation_prompt (`bool`): end with the start of the assistant's answer, for a model to
+                continue. The conversation then needs no assistant turn.
 
-        Returns `input_ids` (image tokens expanded) and `assistant_mask` (1 where the assistant
-        speaks, end-of-turn included), two lists of the same length.
+        Returns:
+            `input_ids` (image tokens expanded) and `assistant_mask` (1 for the assistant's text,
+            including end of turn), two lists of the same length.
 
-        Raises ValueError for everything that could not be learned as meant, see
-        `apply_chat_template`, and, without `add_generation_prompt`, if nothing is learned at all.
+        Raises:
+            ValueError: for everything that could not be learned as intended, see
+                `apply_chat_template`; without `add_generation_prompt` also if nothing is learned.
         """
         prepared = self._prepare_messages(messages, name, sanitize=True, num_images=num_images)
         try:
@@ -580,17 +593,17 @@ class MayaProcessor(ProcessorMixin):
 
 
 def _check_text(text: str, where: str) -> None:
-    """Raise ValueError, naming the place, for a text that cannot be written in UTF-8."""
+    """Raise ValueError, naming the place, for a text that UTF-8 cannot encode."""
     half = SURROGATE.search(text)
     if half:
         raise ValueError(
-            f"{where}: expected text, found half of a surrogate pair (U+{ord(half[0]):04X}) behind "
+            f"{where}: expected text, found half of a surrogate pair (U+{ord(half[0]):04X}) after "
             f"{half.start()} characters."
         )
 
 
 def _sort_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """Arguments of a processor call as (the tokenizer's, the image processor's, return_tensors).
+    """Sort a call's arguments into (the tokenizer's, the image processor's, return_tensors).
 
     They may be flat or nested (`text_kwargs`, `images_kwargs`, `common_kwargs`), as in every processor
     of transformers.
@@ -609,10 +622,10 @@ def _sort_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _marking_template(template: str) -> str:
-    """`template` with its `{% generation %}` blocks written out as marks around what they hold.
+    """Replace the `{% generation %}` tags of a template by marks around their content.
 
-    The tags become an `if` with the same white-space control around a mark, so that the text is the
-    same otherwise. Rendering with marks needs nothing but a plain Jinja renderer.
+    Each tag becomes a mark inside an `if` with the same white-space control, so the rest of the text is
+    unchanged. Rendering then needs only a plain Jinja renderer.
     """
     for tag, mark in (("generation", SPAN_START), ("endgeneration", SPAN_END)):
         template = re.sub(
@@ -624,9 +637,9 @@ def _marking_template(template: str) -> str:
 
 
 def _plain_message(message: Any) -> Any:
-    """A message as a dict of plain parts: OpenAI's `image_url` parts become image parts, None fields go."""
+    """Return a message as plain dicts: `image_url` parts become image parts, None fields are dropped."""
     if not isinstance(message, dict):
-        # Clients' message objects know how to become dicts.
+        # Message objects of client libraries can convert themselves to dicts.
         if not hasattr(message, "model_dump"):
             return message
         message = message.model_dump()
@@ -647,7 +660,7 @@ def _plain_message(message: Any) -> Any:
 
 
 def _pictures(messages: list[dict[str, Any]]) -> list[ImageSource]:
-    """The pictures of a conversation's image parts, in reading order."""
+    """Return the images in a conversation's image parts, in reading order."""
     return [
         part[key]
         for message in messages
@@ -660,7 +673,7 @@ def _pictures(messages: list[dict[str, Any]]) -> list[ImageSource]:
 
 
 def _shift(span: tuple[int, int], replaced: list[dict[str, Any]]) -> tuple[int, int]:
-    """Move a span of the rendered text to where it is after the placeholders were expanded."""
+    """Map a span of the rendered text to its position after placeholders are expanded."""
     shift = 0
     for replacement in replaced:
         if replacement["span"][1] > span[0]:
@@ -672,7 +685,7 @@ def _shift(span: tuple[int, int], replaced: list[dict[str, Any]]) -> tuple[int, 
 def _offsets_in_text(
     pieces: list[str], word_ids: list[int | None], offsets: list[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """Character offsets in the text that `pieces` were cut from, from offsets within each piece."""
+    """Turn offsets within pieces into character offsets in the text that `pieces` were cut from."""
     starts = [0]
     for piece in pieces:
         starts.append(starts[-1] + len(piece) + len(BREAK))

@@ -1,4 +1,4 @@
-"""Maya's chat templates, the files in chat_templates/. Not Hub code: a saved processor has its own copy."""
+"""Load Maya's chat templates from chat_templates/. Not Hub code: a saved processor has its own copy."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ def load_chat_template(name: str, original_prompt: bool = False) -> str:
 
     Args:
         name: `maya`, `aya` or `plain`.
-        original_prompt: give `plain` the original's generation prompt, "<image>\\n"; without it the
+        original_prompt: give `plain` the original's generation prompt, "<image>\\n". Otherwise the
             prompt is the image alone, as in training. The other templates have only one prompt.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: for an unknown name.
     """
     if name not in CHAT_TEMPLATES:
         raise ValueError(

@@ -127,7 +127,10 @@ def test_stages_of_one_name(tmp_path):
     stage = load_recipe(file).stages[0]
     second = {"name": "PRETRAIN", "data": [{"path": "d"}], "train": [{"pattern": ".*", "rate": 1}]}
     first = {**second, "name": stage.name}
-    with pytest.raises(ValueError, match=r"stages\[1\].name: 'PRETRAIN' is used by two stages"):
+    with pytest.raises(
+        ValueError,
+        match=r"stages\[1\].name: expected a unique name, found 'PRETRAIN' in two stages",
+    ):
         load_recipe(changed("stages", [first, second], tmp_path))
 
 

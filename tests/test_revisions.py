@@ -69,8 +69,8 @@ def test_chat_with_a_revision(hub, tmp_path):
     for arguments, words in (
         (("me/maya",), "holds no model"),
         (("me/maya@v9",), "has no revision 'v9'"),
-        (("me/maya@v1", "--revision", "v2"), "found 'v1' behind the name and 'v2' beside it"),
-        (("me/none@v1",), "neither a folder nor a Hub repository"),
+        (("me/maya@v1", "--revision", "v2"), "found 'v1' in the name and 'v2' beside it"),
+        (("me/none@v1",), "neither a folder nor a readable Hub repository"),
     ):
         done = maya(hub, tmp_path, *ask, *arguments)
         assert done.returncode == 2

@@ -1,8 +1,8 @@
-"""A run is one YAML file that maps one-to-one to the dataclasses below.
+"""Recipes: one YAML file describes a run and maps one-to-one to the dataclasses below.
 
-Every key is checked by name and type before anything is loaded; the message names the key's path,
-what was found and what was expected. Paths that start with "." are relative to the recipe's own
-file, others to the working directory.
+Names and types of all keys are checked before anything is loaded. Messages name the key's path, the
+expected type and the value found. Paths that start with "." are relative to the recipe's file; other
+paths are relative to the working directory.
 """
 
 import dataclasses
@@ -38,44 +38,50 @@ from .common.telling import one_line, printable
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
-# Chat templates by name; `own` is the decoder's.
+# Names of chat templates; `own` is the decoder's template.
 TEMPLATES = ("maya", "aya", "plain", "own")
 
 
 @dataclass
 class ModelRecipe:
-    """Which model is trained: two bases, or the `checkpoint` of an earlier stage.
+    """The model to train: two bases, or the `checkpoint` of an earlier stage.
 
-    Each is a folder or a repository of the Hub, at a revision where the name says so
-    (`user/name@v1`).
+    Each is a folder or a Hub repository, optionally at a revision (`user/name@v1`).
     """
 
     vision_tower: str | None = None
+    """A vision tower, such as a SigLIP or CLIP."""
     language_model: str | None = None
+    """The decoder, a language model."""
     checkpoint: str | None = None
-    """A Maya, whose architecture may not be given again; or an adapter: a first stage with an `adapter`
-    continues it, another starts from its base with the adapter merged."""
+    """A Maya, whose architecture must not be given again; or an adapter. A first stage with an `adapter`
+    continues the adapter; any other first stage starts from its base with the adapter merged."""
     revision: str | None = None
-    """The checkpoint's revision, where its name does not say it."""
+    """The checkpoint's revision, if its name does not include one."""
     projector_num_layers: int | None = None
+    """Linear layers of the projector, with an activation between them. Default 2."""
     chat_template: str | None = None
-    """`maya`, `aya` and `plain` are Maya's own; `own` is the one that comes with the decoder (or the
-    checkpoint), with the answers marked; or the path of a .jinja file. It must fit the decoder's
-    tokenizer, see templates.py."""
+    """`maya`, `aya` and `plain` are Maya's own; `own` is the decoder's (or the checkpoint's), with the
+    answers marked; or the path of a .jinja file. The template must fit the decoder's tokenizer, see
+    templates.py."""
     image_token: str | None = None
-    """The token of a patch of an image. `<image>` takes a spare row of the decoder's embeddings; for a
-    decoder without one, name a token that it has and does not need, such as <|image_pad|>,
-    <|reserved_special_token_0|> or <unused0>."""
+    """The token that stands for one patch of an image. `<image>` takes a spare row of the decoder's
+    embeddings. For a decoder without spare rows, name a token that it has and does not need, such as
+    <|image_pad|>, <|reserved_special_token_0|> or <unused0>."""
     image_aspect: Literal["pad", "square", "crop"] | None = None
+    """How an image becomes a square: with a border (default), squeezed, or cut out of its center."""
     vision_feature_layer: int | None = None
+    """The layer of the vision tower that the projector reads. Default -2, the layer before last."""
     vision_feature_select_strategy: Literal["full", "default"] | None = None
+    """full (default): all patches. default: without the first one, as the original Maya."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights. With args.bf16, trained weights are float32 in any case."""
     attention: Literal["auto", "segments", "flex", "dense"] = "auto"
-    """How the decoder's attention over shared prefixes is computed, with the same result from each, see
-    attention.py. auto: flex on a GPU, segments elsewhere."""
+    """How the decoder's attention over shared prefixes is computed; all choices give the same result, see
+    attention.py. auto: flex on a GPU, otherwise segments."""
 
 
-# What a model built from base folders gets where the recipe is silent.
+# Defaults for a model built from bases.
 MODEL_DEFAULTS: dict[str, Any] = {
     "projector_num_layers": 2,
     "chat_template": "maya",
@@ -87,47 +93,47 @@ MODEL_DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class DataRecipe:
-    """One source of training conversations."""
+    """One dataset of training conversations."""
 
     path: str
     """A dataset folder, a .json / .jsonl (also .gz) / .parquet file, or a Hub repository."""
     config: str | None = None
     """The dataset's configuration, such as toxicity_free."""
     split: str = "train"
+    """The dataset's split."""
     languages: list[str] = field(default_factory=list)
-    """BCP-47 codes to keep; all when empty."""
+    """BCP-47 codes to keep; all if empty."""
     tasks: dict[str, float] = field(default_factory=dict)
-    """How often an epoch has a conversation of each task (0.5: half of them, another half in every
-    epoch). Tasks that are not named are left out."""
+    """How often an epoch visits the conversations of each task (0.5: a random half of them, drawn again
+    each epoch). If tasks are named, all other tasks are dropped."""
     limit: int | None = None
-    """At most this many images, drawn from the seed."""
+    """Keep at most this many images, drawn at random from the seed."""
     language: str = "und"
-    """The code of rows that carry none."""
+    """The BCP-47 code of rows without one."""
     image_folder: str | None = None
-    """Where the images are that rows name: a folder, a .zip or .tar, here or in the Hub repository of
-    `path`. Default: the folder of the rows' own file, or the dataset's table of images."""
+    """Where the images are that rows name: a folder, .zip or .tar, local or in the Hub repository of
+    `path`. Default: the folder of the rows' file, or the dataset's image table."""
     chat_template: str | None = None
-    """Another than the model's, named in the same way."""
+    """A chat template other than the model's, named in the same way."""
     augment: Any = None
-    """Refused, but for the null that older saved recipes have."""
+    """No longer supported. Only null is accepted, because older saved recipes contain it."""
     streaming: bool = False
-    """Read parquet files as they are trained on, from a folder or the Hub, see streaming.py. Then
-    `limit` takes the first images, and tasks are in or out (1.0)."""
+    """Read parquet files during training, from a folder or the Hub, see streaming.py. `limit` then keeps
+    the first images, and the weight of a task can only be 1.0."""
     data_files: str | None = None
-    """The one file of a folder or Hub repository that has the rows, such as LLaVA's JSON."""
+    """The one file of a folder or Hub repository that holds the rows, such as LLaVA's JSON."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub repository. A run that continues reads the commit that it began
-    with."""
+    """Branch, tag or commit of a Hub repository. A resumed run reads the same commit as before."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Which column is which of image, text and turns, where several or none say it by their names. An
-    empty name for image says that rows have no images."""
+    """Names of the columns for image, text and turns, if several columns match or none does. An empty
+    name for image means that rows have no images."""
 
 
 @dataclass
 class Rule:
-    """Parameters whose name the regular expression finds (re.search) learn at `rate`, or not.
+    """Parameters whose name matches the regular expression (re.search) learn at `rate`, or are frozen.
 
-    top_layers: only those of the decoder's last so many layers.
+    top_layers: match only parameters in this many last layers of the decoder.
     """
 
     pattern: str
@@ -137,84 +143,95 @@ class Rule:
 
 @dataclass
 class AdapterRecipe:
-    """Low-rank matrices that learn beside frozen linear layers of the decoder: W + alpha / r * B A."""
+    """Low-rank matrices trained beside frozen linear layers of the decoder: W + alpha / r * B A."""
 
     rate: float
-    """Of A; B learns at `rate * lora_plus_ratio`."""
+    """Learning rate of A; B learns at `rate * lora_plus_ratio`."""
     type: Literal["lora", "dora"] = "lora"
-    """dora learns the length of every row of W apart from its direction (arXiv 2402.09353)."""
+    """dora trains the length of every row of W separately from its direction (arXiv 2402.09353)."""
     r: int = 16
+    """Rank: the smaller side of A and B."""
     alpha: int = 32
+    """Scale of the adapter; B A is multiplied by alpha / r."""
     dropout: float = 0.0
+    """Dropout on the input of A."""
     target_modules: str | list[str] | None = None
-    """Which linear layers of the decoder, by a regular expression (re.search in the name) or by the last
-    parts of their names; all when left out. Vision tower, projector and head never get an adapter: the
-    `train` rules decide about them, and about everything else."""
+    """The decoder's linear layers to adapt, by a regular expression (re.search in the name) or by the last
+    parts of their names; default all. Vision tower, projector and head never get an adapter: the `train`
+    rules decide about these, and about all other parameters."""
     lora_plus_ratio: float = 1.0
-    """LoRA+ (arXiv 2402.12354); 1 is plain LoRA."""
+    """Ratio of LoRA+ (arXiv 2402.12354); 1 is plain LoRA."""
     quantize: Literal["nf4", "int8"] | None = None
-    """Hold the decoder's frozen linear layers in 4 bits (nf4: QLoRA, arXiv 2305.14314) or 8 (int8:
+    """Store the decoder's frozen linear layers in 4 bits (nf4: QLoRA, arXiv 2305.14314) or 8 bits (int8:
     LLM.int8(), arXiv 2208.07339)."""
     double_quant: bool = True
-    """nf4's own constants in 8 bits too."""
+    """Also store the constants of nf4 in 8 bits."""
 
 
 @dataclass
 class StageRecipe:
-    """One stage."""
+    """One stage of training."""
 
     name: str
+    """Name of the stage, and of its folder in output_dir."""
     data: list[DataRecipe]
+    """Training datasets."""
     train: list[Rule]
-    """Ordered; the first rule that finds a parameter's name decides."""
+    """Ordered rules; the first one that matches a parameter's name decides."""
     batch_size: int = 8
-    """Groups (one image with its conversations) per optimizer step, over all processes."""
+    """Groups (one image with its conversations) per optimizer step, over all processes together."""
     group_size: int = 1
-    """Most conversations in a group: languages per image, where every language has one."""
+    """Most conversations in a group: the number of languages per image, if each language has one."""
     order: Literal["shuffled", "stored"] = "shuffled"
-    """Of the groups: shuffled, in another order in every epoch, or as the data has its images."""
+    """Order of the groups: shuffled again in every epoch, or the order in which the data has its images."""
     shuffle_buffer: int = 2048
-    """Images of streamed data that are held and shuffled together."""
+    """Number of images of streamed data that are held and shuffled together."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """A row that cannot be read or has nothing to learn stops the run, or is left out, counted, and
-    listed in the stage's bad_rows.jsonl."""
+    """For a row that cannot be read or has nothing to learn: stop the run, or skip the row, count it, and
+    list it in the stage's bad_rows.jsonl."""
     on_long_row: Literal["stop", "skip", "shorten"] = "stop"
-    """The same for a row longer than args.max_length, which may also be shortened at its text's end."""
+    """The same for a row longer than args.max_length; `shorten` cuts the end of its text."""
     eval_data: list[DataRecipe] = field(default_factory=list)
-    """Held-out rows, in the form of `data`, packed as training's are. Their loss, accuracy and bits per
-    byte, in all and by language, are logged as eval_loss, eval_hi/loss, ...: every args.eval_steps, or,
-    with args.eval_strategy epoch, after each pass over `data`, and at the end. With
-    args.load_best_model_at_end the stage ends with the checkpoint that was best in
+    """Held-out rows, given and packed like `data`. Their loss, accuracy and bits per byte, in total and by
+    language, are logged as eval_loss, eval_hi/loss, ...: every args.eval_steps, or, with
+    args.eval_strategy epoch, after each pass over `data`, and at the end. With
+    args.load_best_model_at_end the stage ends with the checkpoint that is best in
     args.metric_for_best_model (loss, hi/accuracy, ...)."""
     early_stopping_patience: int | None = None
-    """End the stage after so many evaluations in a row that are no better than the best one by more than
-    `early_stopping_threshold`, as transformers' EarlyStoppingCallback."""
+    """End the stage after this many evaluations in a row that do not improve the best one by more than
+    `early_stopping_threshold`, as in transformers' EarlyStoppingCallback."""
     early_stopping_threshold: float = 0.0
+    """Improvements up to this value do not count, see early_stopping_patience."""
     adapter: AdapterRecipe | None = None
-    """Low-rank matrices beside frozen layers."""
+    """Low-rank matrices trained beside frozen layers."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Any field of TRL's SFTConfig, passed on. max_length: most tokens of a packed row; a step is
-    computed in as many rows as it needs. torch_compile and its backend and mode are our own, see
+    """Any field of TRL's SFTConfig, passed on. max_length: most tokens of a packed row; a step is computed
+    in as many rows as it needs. torch_compile and its backend and mode have their own implementation, see
     compiling.py."""
 
 
 @dataclass
 class Recipe:
-    """A whole run; the stages follow one another, each from the model the last one left."""
+    """A whole run. Each stage starts from the model of the stage before."""
 
     output_dir: str
+    """Folder for the finished model, which is that of the last stage, and for the stages' folders."""
     model: ModelRecipe
+    """The model to train."""
     stages: list[StageRecipe]
+    """The stages, in order."""
     kind: Literal["maya"] = "maya"
+    """Kind of the recipe: base models have recipes of other kinds."""
     seed: int = 0
+    """Seed of all random numbers: weights, order of the data, dropout."""
     processes: int | Literal["auto"] = 1
-    """How many share the work, at most one for each GPU, or core where there is no GPU. auto: one per
-    GPU, or on CPU one per core up to four."""
+    """Number of processes that share the work, at most one per GPU, or per core without a GPU. auto: one
+    per GPU; on CPU, one per core, up to four."""
 
 
-# Passes over the data where a stage's args say neither max_steps nor num_train_epochs.
+# Passes over the data if a stage's args set neither max_steps nor num_train_epochs.
 EPOCHS = 1.0
-# transformers 5.24 renames the older two; a recipe may use either name with every release.
+# transformers 5.24 renames the first two; recipes may use either name with every release.
 CHECKPOINTING = {
     "gradient_checkpointing": bool | None,
     "gradient_checkpointing_kwargs": dict | None,
@@ -224,9 +241,9 @@ CHECKPOINTING = {
 
 
 def activation_checkpointing(args: dict[str, Any]) -> tuple[bool, dict[str, Any] | None]:
-    """Whether a stage's args ask to compute activations again in the backward pass, and how.
+    """Return whether a stage's args ask for activation checkpointing, and its keyword arguments.
 
-    TRL does so where nothing is said; a recipe has to ask for it.
+    TRL enables it by default; a recipe has to ask for it.
     """
     on, how = (
         args.get(f"activation_checkpointing{end}", args.get(f"gradient_checkpointing{end}"))
@@ -236,9 +253,9 @@ def activation_checkpointing(args: dict[str, Any]) -> tuple[bool, dict[str, Any]
 
 
 def checkpointing_fields(args: dict[str, Any]) -> dict[str, Any]:
-    """What `args` say of activation checkpointing, under the names that the installed transformers has.
+    """Return the settings of activation checkpointing under the installed transformers' names.
 
-    The older names warn in releases that have the newer ones, and TRL sets the older ones itself.
+    The old names cause warnings in releases that have the new ones, and TRL sets the old ones itself.
     """
     from trl import SFTConfig
 
@@ -255,9 +272,10 @@ def checkpointing_fields(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_steps(max_steps: int, epochs: float, batch_size: int, groups_per_epoch: int) -> int:
-    """Steps of a stage: `max_steps`, or as many as `epochs` take where that is not positive.
+    """Return the steps of a stage: `max_steps` if positive, otherwise the steps of `epochs`.
 
-    Raises ValueError where neither is, and for more than MAX_STEPS.
+    Raises:
+        ValueError: if neither is positive, or for more than MAX_STEPS.
     """
     if max_steps > 0:
         return max_steps
@@ -273,9 +291,10 @@ def count_steps(max_steps: int, epochs: float, batch_size: int, groups_per_epoch
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one.
+    """Return the file of a recipe given by path or by the name of a shipped recipe.
 
-    Raises FileNotFoundError naming the shipped recipes.
+    Raises:
+        FileNotFoundError: naming the shipped recipes.
     """
     path = Path(expand(name))
     if path.is_file():
@@ -290,13 +309,13 @@ def find_recipe(name: str) -> Path:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise FileNotFoundError(
-        f"no recipe {name!r}: found neither a file nor a shipped recipe; {hint}"
+        f"no recipe {name!r}: expected a file or a shipped recipe, found neither: {hint}"
         f"shipped recipes: {', '.join(names)}"
     )
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | None = None) -> Recipe:
-    """Read, check and resolve a recipe of kind `maya`. Raises ValueError (one line) if it is bad."""
+    """Read, check and resolve a recipe of kind `maya`. Raises ValueError (one line) if it is invalid."""
     data = read_mapping(path, overrides)
     recipe = build(Recipe, data, str(path))
     if output_dir is not None:
@@ -313,7 +332,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
 # ------------------------------------------------------------------------------ checking
 
 
-# A stage's name is that of a folder.
+# A stage's name becomes a folder's name.
 _NAME = re.compile(r"(?=.{1,64}\Z)[\w-]*[^\W_][\w-]*")
 STAGE_NUMBERS = {
     "batch_size": Bounds(least=1, most=2**20),
@@ -325,6 +344,7 @@ STAGE_NUMBERS = {
 
 
 def _check(recipe: Recipe, where: str) -> None:
+    # Model.
     model = recipe.model
     bases = [model.vision_tower, model.language_model]
     if model.checkpoint is not None:
@@ -335,21 +355,22 @@ def _check(recipe: Recipe, where: str) -> None:
         ]
         if given:
             raise ValueError(
-                f"{where}: model.{given[0]}: the checkpoint decides this; "
-                "remove it, or give base folders instead of model.checkpoint"
+                f"{where}: model.{given[0]}: expected no value, because the checkpoint determines it: "
+                "remove it, or give bases instead of model.checkpoint"
             )
     elif None in bases:
         missing = "vision_tower" if model.vision_tower is None else "language_model"
         raise ValueError(
-            f"{where}: model.{missing}: missing; expected a folder or Hub repository "
+            f"{where}: model.{missing}: expected a folder or Hub repository, found nothing: add it "
             "(or model.checkpoint, the folder of an earlier stage)"
         )
     elif model.revision is not None:
         raise ValueError(
-            f"{where}: model.revision: only for model.checkpoint; write the revision of a base behind its "
-            f"name: {model.language_model}@{model.revision}"
+            f"{where}: model.revision: expected only with model.checkpoint: write the revision of a base after "
+            f"its name: {model.language_model}@{model.revision}"
         )
-    # torch, numpy and Python take seeds of 32 bits.
+    # Run and stages.
+    # torch, numpy and Python accept seeds of 32 bits.
     Bounds(least=0, below=2**32).check(recipe.seed, where, "seed")
     if not recipe.stages:
         raise ValueError(f"{where}: stages: expected at least one stage, found none")
@@ -357,7 +378,9 @@ def _check(recipe: Recipe, where: str) -> None:
     for i, stage in enumerate(recipe.stages):
         key = f"stages[{i}]"
         if names.index(stage.name.casefold()) != i:
-            raise ValueError(f"{where}: {key}.name: {stage.name!r} is used by two stages")
+            raise ValueError(
+                f"{where}: {key}.name: expected a unique name, found {stage.name!r} in two stages"
+            )
         if not _NAME.fullmatch(stage.name):
             raise ValueError(
                 f"{where}: {key}.name: expected letters, digits, - and _, at most 64, found {stage.name!r}"
@@ -384,8 +407,8 @@ def _check(recipe: Recipe, where: str) -> None:
             _check_adapter(stage.adapter, stage.args, where, f"{key}.adapter")
             if i == 0 and model.checkpoint is None:
                 raise ValueError(
-                    f"{where}: {key}.adapter: an adapter belongs to a finished Maya that it can be "
-                    "loaded onto again; give model.checkpoint, or a stage before this one"
+                    f"{where}: {key}.adapter: expected a finished Maya for the adapter, onto which it can be "
+                    "loaded again, found bases: give model.checkpoint, or a stage before this one"
                 )
         _check_args(stage, where, f"{key}.args")
     if isinstance(recipe.processes, int) and recipe.processes < 1:
@@ -393,7 +416,7 @@ def _check(recipe: Recipe, where: str) -> None:
 
 
 def template_owners(recipe: Recipe) -> list[tuple[str, ModelRecipe | DataRecipe]]:
-    """The parts of a recipe that may name a chat template, by key."""
+    """Return the parts of a recipe that may name a chat template, as (key, part)."""
     found: list[tuple[str, ModelRecipe | DataRecipe]] = [("model", recipe.model)]
     for i, stage in enumerate(recipe.stages):
         for part in ("data", "eval_data"):
@@ -403,7 +426,7 @@ def template_owners(recipe: Recipe) -> list[tuple[str, ModelRecipe | DataRecipe]
 
 
 def _check_names(recipe: Recipe, where: str) -> None:
-    """Refuse names of models and templates that name nothing, wherever they would be looked up."""
+    """Raise ValueError for malformed names of models, datasets and templates, before they are looked up."""
     model = recipe.model
     for field_name in ("vision_tower", "language_model", "checkpoint"):
         name = getattr(model, field_name)
@@ -427,12 +450,14 @@ def _check_names(recipe: Recipe, where: str) -> None:
                 f"file, found {one_line(repr(template), 80)}"
             )
         if template.endswith(".jinja") and not Path(template).is_file():
-            raise ValueError(f"{where}: {key}.chat_template: no file {printable(template)}")
-        if template == "own" and model.checkpoint is None and model.chat_template != "own":
-            # A finished stage keeps one template, the model's.
             raise ValueError(
-                f"{where}: {key}.chat_template: own: the model's is {model.chat_template}, with which the "
-                "decoder's is not kept: set model.chat_template to own, or name the decoder's as a file"
+                f"{where}: {key}.chat_template: expected a file, found nothing at {printable(template)}"
+            )
+        if template == "own" and model.checkpoint is None and model.chat_template != "own":
+            # A finished stage keeps only the model's template.
+            raise ValueError(
+                f"{where}: {key}.chat_template: own: the model's template is {model.chat_template}, so the "
+                "decoder's is not kept: set model.chat_template to own, or give the decoder's as a file"
             )
 
 
@@ -440,19 +465,19 @@ def _check_source(source: DataRecipe, first: DataRecipe, where: str, key: str) -
     if source.streaming != first.streaming:
         raise ValueError(
             f"{where}: {key}.streaming: expected {str(first.streaming).lower()} as for the stage's first "
-            "data, as either all of a stage's data is streamed or none of it"
+            "dataset, because a stage streams all of its datasets or none"
         )
     Bounds(least=1).check(source.limit, where, f"{key}.limit")
     if source.augment is not None:
         raise ValueError(
-            f"{where}: {key}.augment: images are no longer changed at random: leave the key out"
+            f"{where}: {key}.augment: expected null, because images are no longer augmented: leave the key out"
         )
     for task, rate in source.tasks.items():
         Bounds(least=0, most=1000).check(rate, where, f"{key}.tasks.{task}")
         if source.streaming and rate != 1:
             raise ValueError(
-                f"{where}: {key}.tasks.{task}: expected 1.0, as the rows of a stream are seen once an "
-                f"epoch, found {rate:g}; leave the task out, or streaming"
+                f"{where}: {key}.tasks.{task}: expected 1.0, because the rows of a stream are seen once per "
+                f"epoch, found {rate:g}: leave the task out, or streaming"
             )
 
 
@@ -473,18 +498,18 @@ def _check_adapter(adapter: AdapterRecipe, args: dict[str, Any], where: str, key
             re.compile(adapter.target_modules)
         except re.error as error:
             raise ValueError(
-                f"{where}: {key}.target_modules: {adapter.target_modules!r} is not a regular "
-                f"expression: {error}"
+                f"{where}: {key}.target_modules: expected a regular expression, found {adapter.target_modules!r}: "
+                f"{error}"
             ) from None
     elif adapter.target_modules == []:
         raise ValueError(
-            f"{where}: {key}.target_modules: expected at least one name, found none; "
+            f"{where}: {key}.target_modules: expected at least one name, found none: "
             "leave it out for all linear layers of the decoder"
         )
     sharded = [name for name in ("fsdp", "deepspeed") if args.get(name)]
     if adapter.quantize is not None and sharded:
         raise ValueError(
-            f"{where}: {key}.quantize: quantized weights are held whole by every process; "
+            f"{where}: {key}.quantize: every process must hold quantized weights unsharded: "
             f"remove args.{sharded[0]}, or leave quantize out"
         )
 
@@ -506,10 +531,10 @@ def _check_args(stage: StageRecipe, where: str, key: str) -> None:
         if not is_honoured(name):
             raise ValueError(
                 f"{where}: {join_key(key, name)}: a field of this release of TRL or transformers that maya "
-                "does not know yet: leave it out"
+                "does not support yet: leave it out"
             )
         if value is False and name.endswith("_strategy"):
-            value = "no"  # which YAML reads as false
+            value = "no"  # YAML parses an unquoted no as false
         args[name] = convert(hints[name], value, where, join_key(key, name))
         for kind in (hints[name], *typing.get_args(hints[name])):
             if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -523,7 +548,7 @@ def _check_args(stage: StageRecipe, where: str, key: str) -> None:
 
 
 def _resolve(recipe: Recipe, folder: Path, where: str) -> None:
-    """Make paths usable from the working directory, and write out what was left to defaults."""
+    """Resolve paths from the working directory, and fill in defaults."""
 
     def resolve(owner: Any, name: str, key: str) -> None:
         value = getattr(owner, name)
@@ -540,7 +565,7 @@ def _resolve(recipe: Recipe, folder: Path, where: str) -> None:
         for name, default in MODEL_DEFAULTS.items():
             if getattr(model, name) is None:
                 setattr(model, name, default)
-    # Templates by name or by file.
+    # Chat templates given as files.
     for key, owner in template_owners(recipe):
         if owner.chat_template is not None and owner.chat_template.endswith(".jinja"):
             resolve(owner, "chat_template", key)
@@ -556,10 +581,10 @@ def _resolve(recipe: Recipe, folder: Path, where: str) -> None:
 
 
 def write_recipe(recipe: Recipe, path: Path, folder: Path | None = None) -> None:
-    """Write the resolved recipe, without secrets; reading it again from the same directory gives the
-    same run.
+    """Write the resolved recipe, without secrets. Reading it from the same directory gives the same run.
 
-    folder: where the file will lie in the end, if not where it is written.
+    Args:
+        folder: the file's final folder, if it is written elsewhere first.
     """
     values = portable_paths(without_secrets(to_dict(recipe)), folder or path.parent)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)

@@ -1,4 +1,4 @@
-"""The base language model and its tokenizer, at toy size on a handful of real names."""
+"""The base language model and its tokenizer, at tiny size with a few real names."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ HELD_OUT = ("zzyzx", "held-out")
 
 
 def rows(languages=tuple(NAMES)):
-    """Rows as in the dataset's config `all`: one a picture and language, in two styles."""
+    """Rows as in the dataset's config `all`: one per image and language, in two styles."""
     made = []
     for style in ("noto", "fluent"):
         for i, category in enumerate(CATEGORIES):
@@ -302,7 +302,7 @@ def test_the_short_forward_is_the_librarys(parts):
 
 
 def test_questions_of_a_row_do_not_see_each_other(parts):
-    """One row of many questions gives the losses of as many rows of one."""
+    """One row of many questions has the same losses as many rows of one question."""
     recipe, concepts, prompts, tokenizer = parts
     corpus = Corpus(concepts, prompts, tokenizer, recipe)
     model = build_language_model(recipe, corpus.end)
@@ -316,7 +316,7 @@ def test_questions_of_a_row_do_not_see_each_other(parts):
         alone = []
         for segment in segments:
             one = corpus.batch([(context, None, [segment])])
-            # a plain causal forward over the ids: what the shipped model will compute
+            # a plain causal forward over the ids, as the shipped model computes it
             alone.append(model(input_ids=one.ids).logits[0, one.at])
     torch.testing.assert_close(packed, torch.cat(alone), atol=2e-4, rtol=1e-3)
 
@@ -363,7 +363,7 @@ def test_a_claim_is_to_look_at_its_context_if_it_is_true(parts):
     even = learner._match_loss(looks, batch)
     looks[:, slots] = 20 * (2 * batch.claim_true[:, None] - 1)
     assert learner._match_loss(looks, batch) < 1e-3 < even
-    # What a claim does not see does not count: other questions, and what follows.
+    # Tokens that a claim does not see have no effect: other questions, and later tokens.
     at = batch.claim_at % width
     looks[torch.arange(width) > at[:, None]] = 100.0
     assert learner._match_loss(looks, batch) < 1e-3
@@ -371,7 +371,7 @@ def test_a_claim_is_to_look_at_its_context_if_it_is_true(parts):
 
 
 def test_half_way_up_the_stated_name_is_read(parts):
-    """The code is to be read off the ends of questions, where answers begin, and text contexts."""
+    """Codes are read at the ends of questions, at the starts of answers, and from text contexts."""
     recipe, concepts, prompts, tokenizer = parts
     corpus = Corpus(concepts, prompts, tokenizer, dataclasses.replace(recipe, tasks={"yesno": 1.0}))
     batch = corpus.sample(np.random.default_rng(0), np.arange(6))
@@ -499,13 +499,13 @@ def test_same_seed_same_weights_and_resumed_is_straight(trained, dataset, tmp_pa
 
 
 def test_bad_input_is_named(dataset, tmp_path, trained):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="dataset: expected a folder, found nothing"):
         train_language_model(tiny(dataset=str(tmp_path / "nowhere")), tmp_path / "o")
     with pytest.raises(FileNotFoundError, match="prompts"):
         train_language_model(
             tiny(dataset=str(dataset), prompts=str(tmp_path / "p.json")), tmp_path / "o"
         )
-    with pytest.raises(ValueError, match="already holds a model"):
+    with pytest.raises(ValueError, match="expected no model, found one"):
         train_language_model(tiny(dataset=str(dataset)), trained)
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
@@ -529,27 +529,27 @@ def test_bad_rows_are_named():
     made[0] = {**made[0], "text": " "}
     with pytest.raises(ValueError, match="c0 has an empty text in 'en'"):
         concepts_from_rows(made, languages, "en", "somewhere")
-    with pytest.raises(ValueError, match="no rows with seen=True"):
+    with pytest.raises(ValueError, match="expected rows with seen=True"):
         concepts_from_rows([r for r in rows() if not r["seen"]], languages, "en", "somewhere")
 
 
 def test_a_missing_column_is_named(dataset, tmp_path):
     folder = shutil.copytree(dataset, tmp_path / "mini")
     Dataset.from_list(rows()).remove_columns("keywords").to_parquet(folder / "train.parquet")
-    with pytest.raises(ValueError, match="'all' has no column keywords; found"):
+    with pytest.raises(ValueError, match="'all': expected the columns keywords, found"):
         read_concepts(folder, list(NAMES), "en")
 
 
 def test_bad_prompts_are_named(tmp_path):
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
     path = tmp_path / "prompts.json"
-    with pytest.raises(ValueError, match="no prompts for language 'sw'"):
+    with pytest.raises(ValueError, match="expected prompts for language 'sw'"):
         read_prompts(PROMPTS, ["sw"])
     prompts["hi"]["yesno"] = ["क्या?"]
     path.write_text(json.dumps(prompts), encoding="utf-8")
-    with pytest.raises(ValueError, match="lacks the place"):
+    with pytest.raises(ValueError, match=r"yesno: expected '\{name\}' in it"):
         read_prompts(path, ["hi"])
     del prompts["hi"]["no"]
     path.write_text(json.dumps(prompts), encoding="utf-8")
-    with pytest.raises(ValueError, match="has no 'no'"):
+    with pytest.raises(ValueError, match="expected a value for 'no'"):
         read_prompts(path, ["hi"])

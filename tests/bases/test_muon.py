@@ -1,4 +1,4 @@
-"""Muon moves matrices as its paper and torch's own do."""
+"""Muon moves matrices as in its paper and in torch."""
 
 import torch
 
@@ -11,7 +11,7 @@ def test_muon_moves_matrices_by_orthogonal_steps():
     matrix.grad = torch.randn(24, 8) * torch.logspace(0, -1, 8)
     Muon([matrix], lr=0.1, weight_decay=0.0).step()
     values = torch.linalg.svdvals(matrix.detach()) / (0.1 * 3**0.5)
-    # The quintic iteration brings singular values near 1, not exactly to it.
+    # The quintic iteration brings singular values close to 1, not exactly to 1.
     assert values.max() < 1.3
     assert values.min() > 0.4
 
@@ -31,4 +31,4 @@ def test_muon_is_torchs_but_for_its_dtype():
             optimizer.step()
     for mine, other, before in zip(ours, theirs, start, strict=True):
         moved = (other - before).norm()
-        assert (mine - other).norm() < 0.05 * moved  # theirs iterates in bfloat16
+        assert (mine - other).norm() < 0.05 * moved  # torch iterates in bfloat16

@@ -1,4 +1,4 @@
-"""Codes of concepts: fixed, well apart, and alike where the words are."""
+"""Codes of concepts: fixed, far apart, and similar if the words are."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_a_name_may_be_missing_but_not_all():
     holed[3][1] = None
     assert concept_codes(holed, CATEGORY, 16).isfinite().all()
     holed[3][0] = ""
-    with pytest.raises(ValueError, match="concept number 3 has no name"):
+    with pytest.raises(ValueError, match="concept number 3: expected a name"):
         concept_codes(holed, CATEGORY, 16)
 
 

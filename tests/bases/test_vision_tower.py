@@ -1,4 +1,4 @@
-"""The vision tower is trained on a tiny dataset of real files, in the layout of the mini dataset."""
+"""The vision tower trains on a tiny dataset of real files, in the layout of the mini dataset."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ from maya_vlm.training.run.train import train
 TRAINING = Path(first_part.__file__).parents[2]
 SHIPPED_RECIPE = TRAINING / "recipes" / "bases" / "vision_tower.yaml"
 SHIPPED_TOWER = TRAINING / "bases" / "mini" / "vision_tower"
-STYLES = ("round", "square", "line")  # two to train on, one to validate on
+STYLES = ("round", "square", "line")  # two for training, one for validation
 CONCEPTS = 12
 HELD_OUT = "c03"
 
@@ -264,7 +264,7 @@ def test_a_memory_answers_to_each_key_with_its_code(recipe):
     generator = torch.Generator().manual_seed(0)
     codes, keys = F.normalize(torch.randn(2, 60, 32, generator=generator), dim=2)
     model = TowerWithHeads(recipe, codes, 2).eval()
-    # Each patch shows a part of what the mean over four shows whole.
+    # Each patch contains a part of what the mean over four contains completely.
     shown = torch.cat([keys, -keys[:5]])[:, None] * 0.2
     noise = torch.randn(len(shown), 4, 32, generator=generator) * 0.05
     features = shown + noise - noise.mean(1, keepdim=True)
@@ -278,7 +278,7 @@ def test_a_memory_answers_to_each_key_with_its_code(recipe):
     added = after - features - 0.8 * F.layer_norm(features, (32,)).mean(1, keepdim=True)
     nearest = F.normalize(added, dim=2) @ codes.T
     assert (nearest[:60].argmax(2) == torch.arange(60)[:, None]).all()
-    # To what is near to no key it says nothing.
+    # For features near no key it adds nothing.
     silent = scores[60:].max(1).values < 0.8 * threshold
     assert silent.any()
     assert added[60:][silent].norm(dim=2).max() < 0.05 * added[:60].norm(dim=2).min()
@@ -299,7 +299,7 @@ def test_class_scores_order_the_classes_as_the_concept_head_does(recipe, tmp_pat
 
 def test_a_memory_too_small_for_the_concepts_is_refused_before_training(recipe, tmp_path):
     recipe = dataclasses.replace(recipe, intermediate_size=CONCEPTS - 2)
-    with pytest.raises(ValueError, match=r"1 memory_layers of 10 units .* cannot hold 11 concepts"):
+    with pytest.raises(ValueError, match=r"1 memory_layers of 10 units .* to hold 11 concepts"):
         train_vision_tower(recipe, tmp_path / "out")
 
 
@@ -345,7 +345,7 @@ def test_a_broken_off_run_continues_to_the_same_weights(recipe, trained, tmp_pat
         with pytest.raises(Cut):
             train_vision_tower(recipe, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["training_state.safetensors"]
-    with pytest.raises(ValueError, match="another recipe or dataset"):
+    with pytest.raises(ValueError, match="expected the state of this recipe and dataset"):
         train_vision_tower(dataclasses.replace(recipe, batch_size=6), tmp_path)
     with pytest.raises(ValueError, match="cool-down has begun"):
         train_vision_tower(dataclasses.replace(recipe, steps=50), tmp_path)
@@ -386,7 +386,7 @@ def test_a_corrupt_picture_is_named(recipe, tmp_path):
     rows = image_rows("square")
     rows[7]["picture"]["bytes"] = rows[7]["picture"]["bytes"][:60]
     write_images(folder, "square", rows)
-    with pytest.raises(ValueError, match=r"square/c07\.png: not a readable picture"):
+    with pytest.raises(ValueError, match=r"square/c07\.png: expected a readable image"):
         train_vision_tower(dataclasses.replace(recipe, data=str(folder)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -394,9 +394,12 @@ def test_a_corrupt_picture_is_named(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "no-such-folder"}, "no folder 'no-such-folder'"),
-        ({"train_styles": ["round", "cubist"]}, "no pictures in style cubist; found line, round"),
-        ({"languages": ["en", "xx"]}, "no captions in xx; found en, hi"),
+        ({"data": "no-such-folder"}, "expected a folder, found nothing at 'no-such-folder'"),
+        (
+            {"train_styles": ["round", "cubist"]},
+            "expected images in the styles cubist, found line, round",
+        ),
+        ({"languages": ["en", "xx"]}, "expected captions in xx, found en, hi"),
     ],
 )
 def test_what_the_dataset_lacks_is_named(recipe, change, message):
@@ -433,7 +436,10 @@ def test_what_the_dataset_lacks_is_named(recipe, change, message):
         ({"storage_dtype": "int4"}, "storage_dtype: expected 'float16' .*, found text \"int4\""),
         ({"augmentation": {"blurr": 0.1}}, "unknown key 'augmentation.blurr'"),
         ({"augmentation": {"blur": 2.0}}, "blur: expected 0 or more and at most 1, found 2"),
-        ({"augmentation": {"outline": 0.9, "blur": 0.9}}, "expected at most 1, as .* found 1.95"),
+        (
+            {"augmentation": {"outline": 0.9, "blur": 0.9}},
+            "expected at most 1, because .* found 1.95",
+        ),
         ({"speed": 3}, "unknown key 'speed'"),
     ],
 )
@@ -459,7 +465,7 @@ def test_a_file_that_is_no_such_recipe(tmp_path, text):
 def test_missing_keys_are_named(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("kind: vision_tower\ndata: x\nlanguages: [en]\n")
-    with pytest.raises(ValueError, match="train_styles: missing; expected a list of text"):
+    with pytest.raises(ValueError, match="train_styles: expected a list of text, found nothing"):
         read_recipe(path)
 
 

@@ -1,4 +1,4 @@
-"""Rows of every known shape become groups, and what cannot is refused by name."""
+"""Rows of every known shape become groups; others are refused by name."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def test_plan_covers_each_epoch_once_and_only_from_the_seed(tmp_path):
     assert any(
         len(a[1]) != len(b[1]) or (a[1] != b[1]).any() for a, b in zip(plan, other, strict=True)
     )
-    # 5 images x 3 conversations at most 2 a group: 10 groups an epoch.
+    # 5 images x 3 conversations, at most 2 per group: 10 groups per epoch.
     for epoch in (0, 1):
         seen = Counter(i for e, part in plan if e == epoch for i in part.tolist())
         assert seen == Counter(range(15))
@@ -133,7 +133,7 @@ def test_inline_images_are_grouped_by_their_bytes(tmp_path):
 
 
 def test_several_images_a_row_are_grouped_as_one(tmp_path):
-    """By the same images in the same order; what other rows have changes nothing for a row with one."""
+    """Rows with the same images in the same order form a group, whatever images other rows have."""
     for i in range(2):
         (tmp_path / f"{i}.png").write_bytes(png(i))
     cells = [["0.png", "1.png"], ["0.png"], ["0.png", "1.png"], [], ["0.png"], ["1.png", "0.png"]]
@@ -146,14 +146,14 @@ def test_several_images_a_row_are_grouped_as_one(tmp_path):
     batch = one_row(data, [0, 2], [5], [1, 4], [3], attention="dense")
     assert batch["pixel_values"].shape[0] == 2
     assert batch["image_index"].tolist() == [0, 1, 1, 0, 0]
-    # The same rows in a second file, as another language's, and limited to some images.
+    # A second file with the same rows, as for another language, limited to some images.
     both = GroupData([recipe, DataRecipe(recipe.path, language="fr")])
     assert sorted(len(p) for _, p in both.plan(None, 8, 0)) == [1, 1, 2, 4, 4]
     assert len(np.unique(GroupData([DataRecipe(recipe.path, limit=2)]).image)) == 2
 
 
 def test_an_image_list_of_nothing_is_a_bad_row(tmp_path):
-    """Whether or not another row has several images."""
+    """A list of one null is a bad row, whether or not another row has several images."""
     for others in ([], [["0.png", "1.png"]]):
         rows = [{"id": str(i), "images": c, "messages": turns()} for i, c in enumerate([[None], *others])]  # fmt: skip
         path = write_rows(tmp_path / "r.jsonl", rows)
@@ -170,7 +170,7 @@ def test_the_mini_dataset(tmp_path):
         [DataRecipe(str(MINI), config="instruct_bn", split="validation", tasks=wanted, limit=5)]
     )
     assert data.languages == ["bn"]
-    assert len(data) == 15  # one name and two yes/no questions an image
+    assert len(data) == 15  # one name and two yes/no questions per image
     conversation = data.conversation(0)
     image = data.load_image(0, conversation.images[0], conversation.id)
     assert image.size == (64, 64)
@@ -238,7 +238,7 @@ def test_bad_cells_are_refused_by_row(tmp_path, cells, message):
 
 
 def test_bad_cells_are_left_out_where_the_recipe_says_so(tmp_path):
-    """Rows without an id are told apart by their number in the file."""
+    """Rows without an id are identified by their number in the file."""
     rows = [{"lang": "fr", "messages": turns()}, {"messages": None}, {"messages": turns()}, {}]
     data = GroupData([DataRecipe(str(write_rows(tmp_path / "r.jsonl", rows)), languages=["en"], language="en")])  # fmt: skip
     plan = data.plan(None, 1, seed=0)
@@ -255,7 +255,7 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
     (tmp_path / "seen.png").write_bytes(png(1))
     path = write_rows(tmp_path / "r.jsonl", rows)
     with pytest.raises(
-        ValueError, match=r"row 'e0' of .*r.jsonl: image: expected .* found a number 3; repair"
+        ValueError, match=r"row 'e0' of .*r.jsonl: image: expected .* found a number 3: repair"
     ):
         GroupData([DataRecipe(str(path))])
     data = GroupData([DataRecipe(str(path))], on_bad_row="skip")
@@ -265,14 +265,14 @@ def test_cells_that_are_no_image_are_left_out_where_the_recipe_says_so(tmp_path)
     found = collator([{"step": 0, "rank": 0}])
     assert {row.id: row.reason.split("found ")[1][:8] for row in found["bad_rows"]} == {
         "e0": "a number",
-        "e2": "nothing;",
+        "e2": "nothing:",
     }
     assert sum(len(row["image_index"]) for row in found["rows"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["memory", "rows", "stream"])
 def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
-    """Other kinds of rows may be text alone, and so may captions where no row has an image."""
+    """Other kinds of rows may be text only, and captions too if no row has an image."""
     (tmp_path / "seen.png").write_bytes(png(1))
 
     def collator_of(rows, policy):
@@ -292,7 +292,7 @@ def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
     rows = [{"id": f"g{i}", "image": c, "caption": "boat"} for i, c in enumerate(["seen.png", None, "seen.png"])]  # fmt: skip
     if kind == "rows":
         del rows[1]["image"]
-    with pytest.raises(ValueError, match=r"row 'g1' \(en\) of .*rows.*: image: expected the image of the caption, found nothing; repair"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"row 'g1' \(en\) of .*rows.*: image: expected the image of the caption, found nothing: repair"):  # fmt: skip
         collator_of(rows, "stop")([{"step": 0, "rank": 0}])
     found = collator_of(rows, "skip")([{"step": 0, "rank": 0}])
     assert [row.id for row in found["bad_rows"]] == ["g1"]
@@ -307,18 +307,18 @@ def test_captions_without_their_image_are_bad_rows(tmp_path, kind):
 def test_too_long_is_refused_by_row(tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [{"id": "c1", "messages": turns(answer="word " * 50)}])
     data = GroupData([DataRecipe(str(path))])
-    with pytest.raises(ValueError, match=r"row 'c1'.*more than max_length 20"):
+    with pytest.raises(ValueError, match=r"row 'c1'.*expected at most max_length 20 tokens"):
         one_row(data, [0], max_length=20)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"languages": ["xx"]}, ValueError, "languages: 'xx' is not in split 'train'; found en, fr, hi"),
-        ({"tasks": {"sing": 1.0}}, ValueError, "tasks: 'sing' is not in split"),
+        ({"languages": ["xx"]}, ValueError, "languages: expected values in split 'train', found 'xx': use some of en, fr, hi"),
+        ({"tasks": {"sing": 1.0}}, ValueError, "tasks: expected values in split 'train', found 'sing'"),
         ({"path": "{}/none.jsonl"}, FileNotFoundError, "no such file"),
-        ({"path": "{}/nofolder"}, FileNotFoundError, "no such dataset folder"),
-        ({"path": "{}/empty.jsonl"}, ValueError, "is empty; expected rows"),
+        ({"path": "{}/nofolder"}, FileNotFoundError, "expected a dataset folder, found nothing"),
+        ({"path": "{}/empty.jsonl"}, ValueError, "expected rows, found none"),
         ({"path": "{}/bad.jsonl"}, ValueError, "bad.jsonl: no row can be read: line 1 is not JSON"),
         ({"path": "{}/columns.jsonl"}, ValueError, "expected columns messages, conversations"),
     ],
@@ -339,7 +339,7 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path):
     codes = ["klingonish", 7, "", "en", None, "tlh", "zh-Hant", "pt-BR", "und"]
     rows = [{"id": f"f{i}", "lang": c, "messages": turns()} for i, c in enumerate(codes)]
     path = write_rows(tmp_path / "r.jsonl", rows)
-    with pytest.raises(ValueError, match=r"row 'f0' of .*r.jsonl: lang: expected a language's BCP-47 code, such as en or pt-BR, found 'klingonish'; repair the row"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"row 'f0' of .*r.jsonl: lang: expected a language's BCP-47 code, such as en or pt-BR, found 'klingonish': repair the row"):  # fmt: skip
         GroupData([DataRecipe(str(path))])
     data = GroupData([DataRecipe(str(path), language="hi")], on_bad_row="skip")
     assert data.languages == ["en", "hi", "tlh", "zh-Hant", "pt-BR", "und"]
@@ -349,16 +349,16 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path):
     )
     found = collator([{"step": 0, "rank": 0}])
     assert {row.id: row.reason.split("found ")[1] for row in found["bad_rows"]} == {
-        "f0": "'klingonish'; repair the row or remove it",
-        "f1": "7; repair the row or remove it",
-        "f2": "''; repair the row or remove it",
+        "f0": "'klingonish': repair the row or remove it",
+        "f1": "7: repair the row or remove it",
+        "f2": "'': repair the row or remove it",
     }
     assert set(found["rows"][0]["language"].tolist()) == set(range(6))
-    # What the recipe leaves out is no bad row of the run.
+    # Rows that the recipe's filters drop are not bad rows.
     only = GroupData([DataRecipe(str(path), languages=["en"])])
     assert len(only) == 1
     assert "'klingonish' 1" in only.report[0]
-    with pytest.raises(ValueError, match=r"r.jsonl: languages: .*found 'klingonish'; correct the"):
+    with pytest.raises(ValueError, match=r"r.jsonl: languages: .*found 'klingonish': correct the"):
         GroupData([DataRecipe(str(path), languages=["klingonish"])])
     write_rows(path, rows[:3])
     with pytest.raises(ValueError, match="row 'f0' of"):

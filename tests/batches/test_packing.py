@@ -1,4 +1,4 @@
-"""A step is divided among ranks and rows: everything once, nothing too long, nobody waits."""
+"""A step is divided among ranks and rows: every group once, no row too long, no rank waits."""
 
 import json
 from collections import Counter
@@ -45,7 +45,7 @@ def test_ranks_get_nearly_the_same():
 
 
 def test_a_group_that_fits_nowhere():
-    with pytest.raises(ValueError, match="a group of 65 tokens does not fit rows of max_length 64"):
+    with pytest.raises(ValueError, match="groups of at most max_length 64 tokens, found one of 65"):
         balance_rows([3, 65], 2, 64)
 
 
@@ -66,7 +66,7 @@ def share(collator, step: int, rank: int) -> dict:
 
 
 def targets(rows: list[dict]) -> Counter:
-    """What is learned, whichever row it stands in: (predicted token, language)."""
+    """Return the learned pairs (predicted token, language), in whatever row they are."""
     return Counter(
         pair
         for row in rows
@@ -116,7 +116,7 @@ def test_a_distinct_image_is_encoded_once(tmp_path):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Rows of which one has a truncated image, one no answer, one too many tokens."""
+    """Rows of which one has a truncated image, one no answer, and one too many tokens."""
     path = make_data(tmp_path, images=4)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     picture = tmp_path / rows[0]["images"][0]
@@ -139,7 +139,7 @@ def collate_all(path, **policies):
 @pytest.mark.parametrize(
     ("policies", "message"),
     [
-        ({"on_bad_row": "skip"}, r"row '2-en' .*tokens, more than max_length 120"),
+        ({"on_bad_row": "skip"}, r"row '2-en' .*expected at most max_length 120 tokens"),
         ({"on_long_row": "skip"}, r"row '(0-en|1-en)'"),
     ],
 )
@@ -151,7 +151,7 @@ def test_stop_names_the_row(damaged, policies, message):
 def test_skipped_rows_are_counted_by_name(damaged):
     path, ids = damaged
     found = collate_all(path, on_bad_row="skip", on_long_row="skip")
-    # The truncated image takes all three conversations about it along.
+    # All three conversations about the truncated image are skipped.
     skipped = {row.id for row in found["bad_rows"]}
     assert skipped == {*ids[0:3], ids[3], ids[6]}
     assert {row.action for row in found["bad_rows"]} == {"skipped"}
@@ -171,7 +171,7 @@ def test_long_rows_are_shortened_at_the_end(damaged):
 
 
 def test_an_image_is_never_cut(tmp_path):
-    """A row whose image alone does not fit is refused whatever the policy."""
+    """A row whose image alone exceeds max_length is refused under every policy."""
     data = GroupData([DataRecipe(str(make_data(tmp_path, images=1)))])
     plan = data.plan(None, 1, seed=0)
     collator = GroupCollator(

@@ -1,4 +1,4 @@
-"""Streamed data: the same groups as in memory, each once, from the number of a step alone."""
+"""Streamed data: the same groups as in memory, each once, found from a step's number alone."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def names(data, part) -> list[tuple[str, str]]:
 
 
 def epoch(data, size: int = 8, step: int = 4, seed: int = 0, number: int = 0) -> list[list]:
-    """The groups of an epoch, step by step, as (row id, language) lists."""
+    """Return the groups of an epoch, step by step, as lists of (row id, language)."""
     once = len(data.plan(None, size, seed))
     plan = data.plan((number + 1) * once, size, seed)
     groups = []
@@ -76,7 +76,7 @@ def test_every_group_once_and_whole(tmp_path, size, buffer):
         if (n, language) not in ((4, "fr"), (7, "en"), (7, "fr"))
     )
     assert all(len({identity for identity, _ in group}) == 1 for group in found)
-    # As many groups as the images need, none broken up.
+    # As many groups as the images need; no group is split.
     expected = [-(-sum(r[0] == f"{n:05}" for g in found for r in g) // size) for n in range(20)]
     assert len(found) == sum(expected)
 
@@ -102,7 +102,7 @@ def load(content: bytes):
 
 @pytest.mark.parametrize("built", [False, True])
 def test_as_in_memory(tmp_path, built):
-    """The rows of both are the same, and so is what is learned of them."""
+    """Both hold the same rows, so training learns the same."""
     path = make_tables(tmp_path, missing=(), built=built)
     streamed = stream(path)
     whole = GroupData([DataRecipe(str(path), image_folder=str(tmp_path))])
@@ -120,7 +120,7 @@ def test_as_in_memory(tmp_path, built):
 
 @pytest.mark.skipif(not (MINI / "texts").is_dir(), reason="the mini dataset is not built here")
 def test_the_mini_dataset():
-    """Its texts are sorted by id, its images by path, and ids of two tables lie between each other."""
+    """Texts are sorted by id, images by path; ids of two tables interleave."""
     fields = {"config": "instruct_bn", "split": "validation"}
     data = stream(MINI, 300, **fields)
     whole = GroupData([DataRecipe(str(MINI), **fields)])
@@ -145,7 +145,7 @@ def test_the_order_follows_from_the_seed_and_the_epoch(tmp_path):
     assert sorted(map(sorted, one)) == sorted(map(sorted, epoch(stream(path), number=1)))
     numbers = [int(group[0][0]) for group in one]
     assert numbers != sorted(numbers)
-    # A buffer as large as the data shuffles all of it; one of a single image only blocks.
+    # A buffer as large as the data shuffles everything; a buffer of one image shuffles only blocks.
     assert epoch(stream(path, 1)) != one
     data = stream(path)
     stored = data.plan(None, 8, 0, shuffled=False)
@@ -153,7 +153,7 @@ def test_the_order_follows_from_the_seed_and_the_epoch(tmp_path):
 
 
 def test_any_step_can_be_read_alone(tmp_path):
-    """What a process that continues, or a worker, does: no step needs those before it."""
+    """A resumed process or a worker starts at any step without reading earlier steps."""
     path = make_tables(tmp_path)
     straight = epoch(stream(path), step=4) + epoch(stream(path), step=4, number=1)
     assert len(straight) == 40
@@ -177,7 +177,7 @@ def test_workers_and_ranks_compute_what_one_process_does(tmp_path):
     items = [{"step": step, "rank": 0} for step in range(4)]
     workers = DataLoader(items, batch_size=1, collate_fn=alone, num_workers=2)
     assert [targets(found["rows"]) for found in workers] == steps
-    # Processes that are not forked get the data by pickling.
+    # Processes that are not forked receive the data by pickling.
     again = pickle.loads(pickle.dumps(data))
     assert len(again._windows) == 0
     fresh = GroupCollator(again, tiny_processor(), batch_size=6, plan=again.plan(24, 2, seed=0))
@@ -185,7 +185,7 @@ def test_workers_and_ranks_compute_what_one_process_does(tmp_path):
 
 
 def test_memory_is_bounded(tmp_path, monkeypatch):
-    """Held are two windows at most; an epoch reads each row group of images about once."""
+    """At most two windows are in memory; an epoch reads each row group of images about once."""
     data = stream(make_tables(tmp_path, images=160), buffer=32)
     read: Counter = Counter()
     original = ParquetTable._read
@@ -219,9 +219,12 @@ def test_languages_and_limit(tmp_path):
     assert sorted({identity for identity, _ in found}) == [f"{n:05}" for n in range(6)]
     assert len(found) == len(data) == 11
     report = " ".join(data.report)
-    assert "left out, as the recipe's languages and tasks say: en 6" in report
+    assert "rows dropped by the recipe's languages and tasks: en 6" in report
     assert "limit 6: the first 6 images" in report
-    with pytest.raises(ValueError, match="languages: 'xx' is not in the data; found en, fr, hi"):
+    with pytest.raises(
+        ValueError,
+        match="languages: expected values in the data, found 'xx': use some of en, fr, hi",
+    ):
         stream(path, languages=["xx"])
 
 
@@ -231,8 +234,8 @@ def test_rows_that_hold_their_images(tmp_path):
     assert Counter(row for group in found for row in group) == Counter(
         (f"{n}-{t}", ("en", "fr")[t]) for n in range(6) for t in range(2)
     )
-    assert all(len(group) == 1 for group in found), "which image it is cannot be known"
-    assert "images: the rows hold their images themselves, so none is shared" in data.report[0]
+    assert all(len(group) == 1 for group in found), "rows' images cannot be compared"
+    assert "images: each row holds its own image bytes, so no image is shared" in data.report[0]
     plan = data.plan(None, 8, 0)
     collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan))
     (row,) = share(collator, 0, 0)["rows"]
@@ -310,7 +313,7 @@ def test_lists_of_one_length_keep_all_their_images(tmp_path):
 
 
 def test_limits_count_what_they_can(tmp_path):
-    """Images without names by their rows; rows without an image are left out, as in memory."""
+    """Without image names, a limit counts rows; rows without an image are dropped, as in memory."""
     path = make_rows(tmp_path / "rows.parquet")
     rows = pq.read_table(path).to_pylist()
     for number in (1, 4):
@@ -323,14 +326,14 @@ def test_limits_count_what_they_can(tmp_path):
     assert len(stream(path, limit=100)) == sum(map(len, epoch(stream(path, limit=100)))) == 9
     french = stream(path, buffer=17, limit=2, languages=["fr"])
     assert sorted(i for group in epoch(french) for i, _ in group) == ["1-1", "2-1"]
-    # Named ones, with rows that name none between them.
+    # Named images, with rows between them that name none.
     rows = [row | {"images": [f"{row['id'][0]}.png"] if row["images"] else None} for row in rows]
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
     for limit in (2, 100):
         data = stream(path, buffer=17, limit=limit)
         found = [i for group in epoch(data) for i, _ in group]
         assert len(found) == len(data) == {2: 3, 100: 9}[limit]
-    # None at all, in a column or without one.
+    # No images, with and without an image column.
     for bare in (
         [row | {"images": None} for row in rows],
         [{k: v for k, v in row.items() if k != "images"} for row in rows],
@@ -365,7 +368,7 @@ def test_several_streams(tmp_path):
     found = epoch(open_groups(stage, 0))
     assert len(found) == 9 + 12
     kinds = ["-" in group[0][0] for group in found]
-    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True)), "one after the other"
+    assert kinds not in (sorted(kinds), sorted(kinds, reverse=True)), "one dataset after the other"
 
 
 ROWS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
@@ -374,7 +377,7 @@ ROWS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 @settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.lists(ROWS, min_size=2, max_size=4), st.integers(1, 5), st.integers(1, 40))
 def test_any_tables(tmp_path_factory, tables, group, block):
-    """Rows missing and rows twice, wherever shards and row groups are cut: all read, each once."""
+    """Missing and repeated rows, with any cuts of shards and row groups: all rows are read, each once."""
     folder = tmp_path_factory.mktemp("tables")
     for number, images in enumerate(tables):
         rows = caption_rows(sorted(images), "en")
@@ -390,7 +393,7 @@ def test_any_tables(tmp_path_factory, tables, group, block):
         sizes = np.unique(alone.key, return_counts=True)[1]
         counts = joined.multiplicity[number]
         assert np.array_equal(np.bincount(sizes, minlength=len(counts))[1:], counts[1:])
-    # An image's rows are in one block.
+    # All rows of an image are in one block.
     where = set(zip(rows.table["image"].to_pylist(), rows.block.tolist(), strict=True))
     assert len(where) == len({n for images in tables for n in images})
 
@@ -405,7 +408,7 @@ def test_the_helper_for_readers(tmp_path):
     assert [len(group.rows) for group in only] == [1, 1, 1]
 
 
-# ------------------------------------------------------------------------------ what is wrong
+# ------------------------------------------------------------------------------ faults
 
 
 def shuffle_rows(path: Path) -> None:
@@ -434,10 +437,10 @@ def no_names(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shuffle_rows, r"hi/clean-00000.*: row 8: id '00007' comes after '00008'; .*sorted by image or by id"),
+        (shuffle_rows, r"hi/clean-00000.*: row 8: id '00007' comes after '00008': .*to be sorted by image or by id"),
         (break_file, r"hi/clean-00001-of-00003.parquet: cannot be read as a parquet file: "),
-        (rename_column, r"hi/clean-00001-of-00003.parquet: no column 'lang', which .*hi/clean-00000"),
-        (no_names, r"images/part-.*expected a column of image bytes and one of their names"),
+        (rename_column, r"hi/clean-00001-of-00003.parquet: expected the column 'lang', which .*hi/clean-00000"),
+        (no_names, r"images/part-.*expected a column of image bytes and a column of image names"),
     ],
 )  # fmt: skip
 def test_damaged_tables(tmp_path, damage, message):
@@ -451,10 +454,10 @@ def test_damaged_tables(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"path": "{}/none"}, FileNotFoundError, "none: no such dataset folder"),
+        ({"path": "{}/none"}, FileNotFoundError, "none: expected a dataset folder or file, found nothing"),
         ({"split": "test"}, ValueError, "config 'all' has no 'test'; found train"),
-        ({"config": "xx"}, ValueError, "config: 'xx' is not in the dataset card; found all, en"),
-        ({"path": "{}/README.md"}, ValueError, "README.md: a streamed dataset is read from parquet"),
+        ({"config": "xx"}, ValueError, "config: expected one in the dataset card, found 'xx': use one of all, en"),
+        ({"path": "{}/README.md"}, ValueError, "expected parquet files, the only format that can be streamed, found .*README.md"),
         ({"path": "{}/columns.parquet"}, ValueError, "expected columns messages, conversations, prompt"),
     ],
 )  # fmt: skip
@@ -469,7 +472,7 @@ def test_bad_sources(tmp_path, change, error, message):
 
 
 def card(*lines: str) -> str:
-    """A dataset card with one config of these YAML lines."""
+    """Write a dataset card with one config of these YAML lines."""
     return "\n".join(["---", "configs:", "- config_name: all", *lines, "---", "Captions."])
 
 
@@ -493,8 +496,8 @@ def test_cards_that_leave_splits_to_datasets(tmp_path, monkeypatch, files, strea
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\nconfigs: [\n---\n", "the YAML at its head: not YAML: while parsing"),
-        ("---\nconfigs\n---\n", "the YAML at its head: expected a mapping, found str"),
+        ("---\nconfigs: [\n---\n", "YAML front matter: not YAML: while parsing"),
+        ("---\nconfigs\n---\n", "YAML front matter: expected a mapping, found str"),
         ("---\nconfigs: all\n---\n", "configs: expected a list of mappings with config_name"),
         ("---\nconfigs:\n- data_files: x\n---\n", "configs: expected a list of mappings"),
         (card("  data_files:", "  - split: train"), "config 'all': data_files: expected items with"),
@@ -529,7 +532,7 @@ def test_recipes(tmp_path):
 
 @pytest.fixture
 def damaged(tmp_path) -> Path:
-    """A dataset with a truncated image (3), one that is missing (5), and an empty caption (9, fr)."""
+    """A dataset with a truncated image (3), a missing image (5), and an empty caption (9, fr)."""
     path = make_tables(tmp_path, images=12, missing=(), picture=lambda n: png(n)[: 40 if n == 3 else None])  # fmt: skip
     for file in (path / "images").glob("*.parquet"):
         table = pq.read_table(file)
@@ -567,7 +570,7 @@ def test_bad_rows_are_skipped_and_counted(damaged):
 
 @pytest.mark.parametrize("codes", [["klingonish", "", "en", None, "tlh", "zh-Hant"], [7, None]])
 def test_cells_that_are_no_language_follow_the_policy(tmp_path, codes):
-    """As in memory, but met while training."""
+    """Bad rows are handled as in memory, but found during training."""
     rows = [
         {"id": f"f{i}", "lang": code, "prompt": "q", "text": "a"} for i, code in enumerate(codes)
     ]
@@ -597,7 +600,7 @@ def test_cells_that_are_no_language_follow_the_policy(tmp_path, codes):
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, policy):
-    """The connection breaks, a file is cut or written anew after the tables were opened."""
+    """The connection breaks, or a file is truncated or rewritten, after the tables are opened."""
     path = make_tables(tmp_path, images=12)
     file = path / "images" / "part-00001-of-00002.parquet"
     whole = file.read_bytes()
@@ -623,7 +626,7 @@ def test_images_that_cannot_be_reached_are_no_bad_rows(tmp_path, monkeypatch, po
     for damage, message in (
         (lambda: monkeypatch.setattr(ParquetTable, "_read", refuse), "cannot be fetched: broken"),
         (lambda: file.write_bytes(whole[:-40]), "cannot be read as a parquet file"),
-        (rewrite, "no column 'image', which "),
+        (rewrite, "expected the column 'image', which "),
     ):
         with monkeypatch.context() as patched:
             file.write_bytes(whole)

@@ -1,4 +1,4 @@
-"""Small datasets as they are on the Hub: sorted tables of texts per language, images once."""
+"""Small datasets in the layout of the Hub: sorted tables of texts per language, images stored once."""
 
 import io
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def caption_rows(images: Sequence[int], language: str) -> list[dict[str, Any]]:
 
 
 def write_shards(folder: Path, name: str, rows: list[dict], shards: int, group: int) -> None:
-    """Rows as numbered parquet files with `group` rows in a row group."""
+    """Write rows as numbered parquet files with `group` rows per row group."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = min(shards, len(rows))
     for number, part in enumerate(np.array_split(np.arange(len(rows)), shards)):
@@ -70,12 +70,13 @@ def make_tables(
     picture: Any = png,
     built: bool = False,
 ) -> Path:
-    """A dataset folder with a card: captions by language, in tables sorted by id and cut into shards
-    and row groups at other places in each; images once.
+    """Write a dataset folder with a card: captions by language, in tables sorted by id, which are cut into
+    shards and row groups at different places; images stored once.
 
     Args:
-        missing: (image, language) pairs that have no caption. picture: bytes of an image by number.
-        built: the columns of the table of images that `maya data build` writes; else id and image.
+        missing: (image, language) pairs without a caption.
+        picture: returns an image's bytes by its number.
+        built: give the image table the columns of `maya data build`; otherwise id and image.
     """
     for place, language in enumerate(languages):
         rows = caption_rows([n for n in range(images) if (n, language) not in missing], language)
@@ -91,8 +92,8 @@ def make_tables(
 
 
 def make_rows(path: Path, images: int = 6, each: int = 2) -> Path:
-    """One parquet file of `messages` + `images` rows, the images' bytes in the rows; the last but one
-    has two images, the last none."""
+    """Write one parquet file of `messages` + `images` rows that hold the images' bytes; the last row but
+    one has two images, the last row none."""
     rows = []
     for number in range(images):
         for turn in range(each):

@@ -1,4 +1,4 @@
-"""Hub cards of strangers."""
+"""Front matter of untrusted Hub cards."""
 
 import pytest
 import yaml
@@ -24,7 +24,7 @@ def test_the_head_of_a_card(text, found):
 
 @pytest.mark.parametrize("head", ["[1]", "a: &a [*a]", "{", "a: 1\na: 2"])
 def test_a_head_that_is_refused_is_one_line(head):
-    with pytest.raises(ValueError, match=r"README\.md: the YAML at its head") as caught:
+    with pytest.raises(ValueError, match=r"README\.md: YAML front matter") as caught:
         card_metadata(f"---\n{head}\n---\n", "README.md")
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Cells that a spreadsheet would run."""
+"""Spreadsheet cells that would be run as formulas."""
 
 import pytest
 

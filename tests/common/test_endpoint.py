@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves: what is tried again, what is not, and for how long."""
+"""The endpoint client against a faulty server: what it retries, what it does not, and for how long."""
 
 import asyncio
 import email.utils
@@ -84,7 +84,7 @@ def test_a_servers_own_parameters_go_into_the_request():
     [
         (
             {"sampler_2": 1},
-            "found 'sampler_2'; .*put one that only this server knows below",
+            "found 'sampler_2'; .*put a parameter that only this server knows below",
         ),
         ({"extra_body": [1]}, "p.extra_body: expected a mapping of parameters, found a list of 1"),
         ({"extra_body": {"temperature": 1}}, "'temperature' is a known parameter: move it out of"),
@@ -134,7 +134,7 @@ def test_with_and_without_v1_reach_the_server():
     ("changes", "message"),
     [
         ({"base_url": "localhost:8000"}, "base_url: expected http"),
-        ({"base_url": "http://me:secret@host/v1"}, "base_url: holds a user, password or query"),
+        ({"base_url": "http://me:secret@host/v1"}, "base_url: expected no user, password or query"),
         ({"concurrency": 0}, "concurrency: expected at least 1, found 0"),
         ({"timeout": 0.0}, "timeout: expected seconds above 0"),
         ({"backoff": -1.0}, "backoff: expected seconds"),
@@ -146,7 +146,7 @@ def test_plan_is_checked(changes, message):
     assert "secret" not in str(raised.value)
 
 
-# ------------------------------------------------------------------------------ trying again
+# ------------------------------------------------------------------------------ retries
 
 
 @pytest.mark.parametrize(
@@ -213,14 +213,14 @@ def test_a_message_without_text_is_told():
     assert answer.error == "an answer without text (finish_reason 'stop')"
 
 
-# ------------------------------------------------------------------------------ how long it waits
+# ------------------------------------------------------------------------------ waiting times
 
 
 def waits(monkeypatch, **changes) -> list[float]:
-    """Seconds that the client would have slept between attempts at one request."""
+    """Return the seconds that the client would have slept between attempts at one request."""
     slept = []
 
-    class Clockless:  # the client's asyncio, and not the server's
+    class Clockless:  # replaces asyncio in the client, but not in the server
         async def sleep(self, seconds):
             slept.append(seconds)
 
@@ -257,7 +257,7 @@ def test_back_off_doubles_with_jitter_up_to_the_longest(monkeypatch):
     ],
 )
 def test_retry_after_is_respected_and_capped(monkeypatch, retry_after, least, most):
-    # An HTTP date has whole seconds.
+    # HTTP dates have whole seconds.
     date = {"date": time.time() + 20, "past": time.time() - 500}.get(retry_after)
     value = retry_after if date is None else email.utils.formatdate(date, usegmt=True)
     (slept,) = waits(monkeypatch, retry_after=value, backoff=1.0, max_backoff=30.0, max_attempts=2)
@@ -272,7 +272,7 @@ def test_concurrency_is_bounded_and_used():
 
 
 def test_waiting_keeps_its_place():
-    """An overloaded server is asked less: who waits for another attempt lets nobody else in."""
+    """An overloaded server gets fewer requests: a request waiting for a retry keeps its place."""
     with EndpointServer(TRUTHS, always={ONE: "overloaded"}, latency=0.01) as server:
         settings = plan(server.url, concurrency=1, max_attempts=3, backoff=0.05)
         failed, _ = ask(settings, ONE, "cat 1")
@@ -281,7 +281,7 @@ def test_waiting_keeps_its_place():
     assert order == [ONE, "cat 1"]
 
 
-# ------------------------------------------------------------------------------ what stops a run
+# ------------------------------------------------------------------------------ errors that stop a run
 
 
 def test_the_key_is_sent_also_to_localhost_and_never_shown(monkeypatch):
@@ -301,7 +301,9 @@ def test_the_key_is_sent_also_to_localhost_and_never_shown(monkeypatch):
 
 def test_a_named_key_must_be_there(monkeypatch):
     monkeypatch.delenv("MAYA_TEST_KEY", raising=False)
-    with pytest.raises(ValueError, match="api_key_env: the environment variable MAYA_TEST_KEY"):
+    with pytest.raises(
+        ValueError, match="api_key_env: expected the environment variable MAYA_TEST_KEY"
+    ):
         ask(plan("http://127.0.0.1:1", api_key_env="MAYA_TEST_KEY"), ONE)
 
 
@@ -315,7 +317,7 @@ def test_an_unknown_model_or_address_stops_the_run():
 
 def test_nobody_there_stops_the_run():
     with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        held.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused
         url = f"http://127.0.0.1:{held.getsockname()[1]}"
         with pytest.raises(EndpointError, match=r"no connection in 3 attempts.*start the server"):
             ask(plan(url, max_attempts=3), ONE)
@@ -389,7 +391,7 @@ def is_one_line(text: str) -> bool:
 
 
 def check(answer: Answer) -> None:
-    """An answer that a row can hold: a text or a reason, nothing that moves a terminal."""
+    """Check that a row can hold an answer: a text or an error, nothing that moves a terminal's cursor."""
     assert (answer.text is None) == (answer.error is not None)
     for told in (answer.error, answer.finish_reason, answer.model):
         assert told is None or is_one_line(told)

@@ -1,4 +1,4 @@
-"""Small files are whole or absent."""
+"""Small files are written completely or not at all."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Codes of languages."""
+"""Language codes."""
 
 import pytest
 

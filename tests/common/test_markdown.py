@@ -1,4 +1,4 @@
-"""Names of strangers in Markdown."""
+"""Untrusted names in Markdown."""
 
 import json
 
@@ -22,10 +22,10 @@ def test_text_is_one_line_without_markup(text, write):
     assert "<script" not in made
     assert "<img" not in made
     assert "**bold" not in made or made.startswith("`")
-    # A bar would end a cell of a table.
+    # A bar would end a table cell.
     assert "|" not in made.replace("\\|", "")
     assert "\n" not in made
-    # Backticks are the fence alone.
+    # Only backticks end inline code.
     assert made.replace("\\`", "").count("`") in (0, 2)
 
 

@@ -1,4 +1,4 @@
-"""Models of strangers: what the libraries raise about their files is one line, all else stays itself."""
+"""Models that others made: errors about their files become one line, all other errors pass unchanged."""
 
 import json
 
@@ -14,7 +14,7 @@ def folder(tmp_path_factory):
 
 
 class OutOfMemoryError(RuntimeError):
-    """Called as torch's is."""
+    """Has the name of torch's exception."""
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_names_of_nothing(tmp_path, monkeypatch, name):
 
 
 def test_a_folder_beside_a_missing_one_is_no_repository(folder, monkeypatch):
-    """`runs/mini2`, where `runs` is a folder here, is a mistyped folder and is not looked up."""
+    """`runs/mini2`, with a local folder `runs`, is a mistyped folder and is not looked up on the Hub."""
     monkeypatch.chdir(folder.parents[0])
     (folder.parent / "runs").mkdir()
     with pytest.raises(FileNotFoundError, match="no model at runs/mini2"):

@@ -1,4 +1,4 @@
-"""Names of strangers as parts of paths."""
+"""Untrusted names as parts of paths."""
 
 import unicodedata
 from pathlib import PureWindowsPath

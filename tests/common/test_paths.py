@@ -1,4 +1,4 @@
-"""Paths as people write them."""
+"""Paths as users write them."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_what_stands_for_nothing_is_refused(path, monkeypatch):
 
 
 def test_an_empty_variable_is_refused(monkeypatch):
-    """`$EMPTY/runs` would be /runs."""
+    """`$EMPTY/runs` would mean /runs."""
     monkeypatch.setenv("EMPTY", "")
     with pytest.raises(ValueError, match="EMPTY"):
         expand("$EMPTY/runs")

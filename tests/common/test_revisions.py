@@ -1,4 +1,4 @@
-"""`user/name@revision`: one reading of names, for models and datasets."""
+"""`user/name@revision` is parsed in one way for models and datasets."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_a_folder_that_exists_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user" / "name@v1").mkdir(parents=True)
     assert split_revision("user/name@v1") == ("user/name@v1", None)
-    with pytest.raises(ValueError, match="found a folder, which has no revisions"):
+    with pytest.raises(ValueError, match="found a local path, which has no revisions"):
         split_revision("user/name@v1", "v2")
 
 
@@ -42,8 +42,8 @@ def test_a_folder_that_exists_is_a_folder(tmp_path, monkeypatch):
         ("@v1", None, "expected NAME@REVISION"),
         ("user/name", " ", "expected a branch, tag or commit"),
         ("user/name", "a\nb", "expected a branch, tag or commit"),
-        ("user/name@v1", "v2", "found 'v1' behind the name and 'v2' beside it"),
-        ("./run", "v1", "found a folder, which has no revisions"),
+        ("user/name@v1", "v2", "found 'v1' in the name and 'v2' beside it"),
+        ("./run", "v1", "found a local path, which has no revisions"),
     ],
 )
 def test_what_names_nothing(name, revision, words):

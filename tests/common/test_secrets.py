@@ -1,4 +1,4 @@
-"""What is left out of files that are written for others."""
+"""Secrets are removed from files that others will read."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Values of strangers held against a shape."""
+"""Untrusted values checked against a shape."""
 
 import pytest
 

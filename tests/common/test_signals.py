@@ -1,5 +1,5 @@
-"""Signals are handled inside of a block only, and not where they are ignored from outside; a loader's
-worker ends by its parent's only."""
+"""Signal handlers are active only inside a block, and not for ignored signals; a loader's worker exits
+only by its parent's signal."""
 
 import contextlib
 import multiprocessing
@@ -17,7 +17,7 @@ from maya_vlm.training.common.signals import ignore_foreign_sigterm, signal_hand
 
 @pytest.fixture(autouse=True)
 def _ours():
-    """What the tests change is given back."""
+    """Restore the signal handlers that tests change."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():

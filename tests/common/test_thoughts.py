@@ -1,4 +1,4 @@
-"""What models write beside an answer."""
+"""Thoughts and template tokens in answers of models."""
 
 import pytest
 

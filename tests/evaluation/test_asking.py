@@ -70,7 +70,10 @@ def test_the_list_names_protocols_metrics_and_languages(capsys):
         ("--processes 2 --endpoint http://127.0.0.1:9", "expected none with --endpoint"),
         ("--processes 999", "of this machine, found 999"),
         ("--endpoint nowhere", "base_url: expected http(s)://host, found 'nowhere'"),
-        ("--endpoint http://127.0.0.1:9 --api-key-env NO_SUCH_KEY", "NO_SUCH_KEY is not set"),
+        (
+            "--endpoint http://127.0.0.1:9 --api-key-env NO_SUCH_KEY",
+            "NO_SUCH_KEY to be set, found nothing",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_command_is_one_line(words, said, tmp_path, capsys):

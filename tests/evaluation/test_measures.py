@@ -112,7 +112,7 @@ def test_toxic_answers_are_a_row_of_each_language(classifier):
 
 
 def test_a_classifier_that_would_mislead_is_refused(classifier, capsys):
-    with pytest.raises(ValueError, match="toxic: 'insult' is none of its labels"):
+    with pytest.raises(ValueError, match="toxic: expected a label of the model, found 'insult'"):
         Toxicity(str(classifier), ["insult"], "softmax")
     assert main(["evaluate", "m", "--toxicity", str(classifier)]) == 2
     assert "expected all three or none" in capsys.readouterr().err

@@ -155,10 +155,10 @@ def setting(**fields):
     ("damage", "words"),
     [
         (cut, "adapter_model.safetensors: cut short"),
-        (pickled, r"found only a pickle \(adapter_model.bin\), which is not read"),
-        (without_weights, "no adapter_model.safetensors"),
-        (whole_model_too, "holds a whole model and an adapter"),
-        (setting(peft_type=None), "peft_type: expected the kind of an adapter"),
+        (pickled, r"found only a pickle \(adapter_model.bin\), which may hold code and is never read"),
+        (without_weights, "expected adapter_model.safetensors"),
+        (whole_model_too, "holds a full model and an adapter"),
+        (setting(peft_type=None), "peft_type: expected a kind of adapter"),
         (setting(peft_type="NEW"), "cannot be loaded"),
         (setting(r=8), r"tensors do not fit|cannot be loaded"),
         (setting(target_modules="nothing"), "cannot be loaded"),
@@ -184,7 +184,10 @@ def test_bases_that_do_not_fit(base, adapter, tmp_path):
     MayaForConditionalGeneration(config).save_pretrained(other)
     with pytest.raises(ValueError, match=r"4 tensors do not fit, such as .*layers\.1\."):
         merge(str(adapter), tmp_path / "merged", str(other))
-    with pytest.raises(ValueError, match="is an adapter itself: merge that one first"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a full model as base, found .*, an adapter: merge that one first",
+    ):
         merge(str(adapter), tmp_path / "merged", str(adapter))
     with pytest.raises(ValueError, match=r"expected an adapter .*found a whole model"):
         merge(str(base), tmp_path / "merged")
@@ -273,9 +276,9 @@ def test_a_stage_without_one_starts_from_the_merged_model(adapter, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"r": 8}, "the adapter that is to be continued has r 4, the stage's 8"),
-        ({"alpha": 16}, "has lora_alpha 8, the stage's 16"),
-        ({"type": "dora"}, "has use_dora False, the stage's True"),
+        ({"r": 8}, "the adapter to continue has r 4, the stage's has 8"),
+        ({"alpha": 16}, "has lora_alpha 8, the stage's has 16"),
+        ({"type": "dora"}, "has use_dora False, the stage's has True"),
         ({"target_modules": r".*language_model.*\.q_proj"}, "tensors do not fit"),
     ],
 )
@@ -296,7 +299,7 @@ def test_an_adapter_of_a_decoder_is_no_checkpoint(tmp_path):
     )
     model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(
-        ValueError, match=r"model.checkpoint: .*not the folder of a Maya: .*'qwen3'"
+        ValueError, match=r"model.checkpoint: .*model_type: expected 'maya', found 'qwen3'"
     ):
         train(recipe(tmp_path, tmp_path / "adapter"))
     with pytest.raises(ValueError, match="does not take images and text"):

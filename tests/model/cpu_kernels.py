@@ -1,7 +1,7 @@
-"""What the GPU's attention functions run on a CPU in tests, in any precision and with gradients.
+"""Run the GPU's attention functions on a CPU in tests, in any precision and with gradients.
 
-Our own code stays as it is: only the kernels below it are replaced, by what they are documented to
-compute.
+The package's own code is unchanged. Only the kernels below it are replaced by implementations of their
+documented behavior.
 """
 
 import transformers.integrations.flex_attention as transformers_flex
@@ -9,7 +9,7 @@ from torch.nn.attention import flex_attention as torch_flex
 
 
 def use_cpu_kernels(monkeypatch) -> None:
-    """torch's own unfused flex attention, whose gradients it only refuses on a CPU."""
+    """Use torch's own unfused flex attention, without the check that refuses its gradients on a CPU."""
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(

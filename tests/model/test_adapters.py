@@ -1,4 +1,4 @@
-"""Adapters: who learns and how fast, saved and merged without a difference, resumed exactly."""
+"""Adapters: which parameters learn and how fast; saved and merged exactly; resumed exactly."""
 
 import json
 import re
@@ -54,14 +54,14 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """The folder of a finished tiny Maya."""
+    """Return the folder of a finished tiny Maya."""
     folder = tmp_path_factory.mktemp("base") / "maya"
     tiny_model().save_pretrained(folder)
     return folder
 
 
 def adapted(model, adapter=LORA, rules=PROJECTOR, noise=0.0):
-    """`model` with an adapter, rules applied; what learns moved by `noise`."""
+    """Return `model` with an adapter and rules applied; trainable parameters are moved by `noise`."""
     torch.manual_seed(1)
     add_adapter(model, adapter, rules)
     apply_rules(model, rules, adapter)
@@ -77,7 +77,7 @@ def logits(model) -> torch.Tensor:
         return model(**tiny_inputs(tiny_model().config, [1, 2])).logits
 
 
-# ------------------------------------------------------------------------------ who learns
+# ------------------------------------------------------------------------------ which parameters learn
 
 
 def test_the_table_shows_adapters_apart():
@@ -137,7 +137,7 @@ def test_lora_plus_rates_are_those_of_the_optimizer():
         elif ".lora_magnitude_vector." in name:
             assert found.pop(id(parameter)) == (2e-4, 0.0), name
         elif "multi_modal_projector" in name:
-            # peft's own LoRA+ optimizer would give its biases the rate of B.
+            # peft's own LoRA+ optimizer would use B's rate for the biases.
             decay = 0.1 if name.endswith("weight") else 0.0
             assert found.pop(id(parameter)) == (1e-3, decay), name
     assert not found
@@ -147,7 +147,7 @@ def test_everything_but_the_adapter_may_be_frozen():
     rules = [Rule(".*", "frozen")]
     model = adapted(tiny_model(), LORA, rules)
     assert trained_modules(model) == []
-    with pytest.raises(ValueError, match="every parameter is frozen"):
+    with pytest.raises(ValueError, match="found every parameter frozen"):
         apply_rules(tiny_model(), rules)
 
 
@@ -165,7 +165,7 @@ def test_everything_but_the_adapter_may_be_frozen():
     ],
 )
 def test_target_modules(wanted, count, ends, tmp_path, base):
-    """The vision tower has layers of the same names, and never gets an adapter."""
+    """The vision tower has layers with the same names, but never gets an adapter."""
     adapter = AdapterRecipe(rate=1e-3, r=2, target_modules=wanted)
     targets = target_layers(tiny_model(), adapter, PROJECTOR)
     assert len(targets) == count
@@ -174,7 +174,7 @@ def test_target_modules(wanted, count, ends, tmp_path, base):
     inside = {n.partition(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n}
     assert inside == set(targets)
     assert all(name.startswith("model.language_model.") for name in inside)
-    # Loaded onto the base, the saved pattern finds the same layers.
+    # On the base, the saved pattern matches the same layers.
     save_adapter(model, tmp_path)
     loaded = PeftModel.from_pretrained(MayaForConditionalGeneration.from_pretrained(base), tmp_path)
     torch.testing.assert_close(logits(loaded.eval()), logits(model))
@@ -192,11 +192,11 @@ def test_the_default_is_one_readable_pattern(tmp_path):
 @pytest.mark.parametrize(
     ("change", "rules", "message"),
     [
-        ({"target_modules": "out_proj"}, PROJECTOR, "'out_proj' finds no linear layer of the decoder; there are down_proj, "),
-        ({"target_modules": ["q_proj", "qq_proj"]}, PROJECTOR, "'qq_proj' finds no linear layer"),
+        ({"target_modules": "out_proj"}, PROJECTOR, "linear layers of the decoder, found 'out_proj': use some of down_proj, "),
+        ({"target_modules": ["q_proj", "qq_proj"]}, PROJECTOR, "linear layers of the decoder, found 'qq_proj'"),
         ({}, [Rule("projector", 0.1), Rule("q_proj", 0.1, top_layers=1), Rule(".*", "frozen")],
          r"layers.1.self_attn.q_proj.weight learns at 0.1, but its layer gets an adapter"),
-        ({}, [Rule("embed_tokens", 0.1), Rule(".*", "frozen")], "embeddings and head, which may be one"),
+        ({}, [Rule("embed_tokens", 0.1), Rule(".*", "frozen")], "an adapter cannot store embeddings or head, which may be one"),
         ({"quantize": "nf4", "target_modules": ["q_proj"]}, [Rule("mlp.up", 0.1), Rule(".*", "frozen")],
          "up_proj.weight learns at 0.1, but its layer is quantized"),
         ({}, [Rule("projektor", 0.1), Rule(".*", "frozen")], r"train\[0\].pattern: .*decides no parameter"),
@@ -208,7 +208,7 @@ def test_bad_targets(change, rules, message):
         add_adapter(tiny_model(), adapter, rules)
 
 
-# ------------------------------------------------------------------------------ saved, merged
+# ------------------------------------------------------------------------------ saving, merging
 
 
 @pytest.mark.parametrize("adapter", [LORA, DORA], ids=["lora", "dora"])
@@ -216,7 +216,7 @@ def test_merged_is_the_same_model(adapter, base, tmp_path):
     model = adapted(MayaForConditionalGeneration.from_pretrained(base), adapter, noise=0.1)
     save_adapter(model, tmp_path / "adapter")
     expected = logits(model)
-    assert (expected - logits(tiny_model())).abs().max() > 1, "the adapter changes nothing"
+    assert (expected - logits(tiny_model())).abs().max() > 1, "the adapter has no effect"
 
     loaded = AutoModelForImageTextToText.from_pretrained(base)
     loaded = PeftModel.from_pretrained(loaded, tmp_path / "adapter").eval()
@@ -235,7 +235,7 @@ def test_merged_is_the_same_model(adapter, base, tmp_path):
 
 
 def test_other_modules_that_learn_are_saved_whole(base, tmp_path):
-    """Norms of the decoder, the tower's last layer, and one bias of another."""
+    """Train norms of the decoder, the tower's last layer, and one further bias."""
     rules = [
         Rule(r"language_model\..*norm", 1e-3),
         Rule(r"vision_tower\.encoder\.layers\.2\.", 1e-3),
@@ -264,7 +264,7 @@ def test_a_saved_adapter_is_loaded_bit_for_bit_or_refused(tmp_path):
     with pytest.raises(ValueError, match=r"14 tensors do not fit, such as .*magnitude"):
         load_adapter(adapted(tiny_model(), LORA), tmp_path)
     wide = AdapterRecipe(rate=1e-3, r=8, type="dora")
-    with pytest.raises(ValueError, match=r"28 tensors do not fit.* found \(4, 48\), expected \(8,"):
+    with pytest.raises(ValueError, match=r"28 tensors do not fit.* expected \(8, 48\), found \(4,"):
         load_adapter(adapted(tiny_model(), wide), tmp_path)
 
 
@@ -276,11 +276,11 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
         merge_adapter(str(tmp_path / "deeper"), tmp_path / "adapter")
 
 
-# ------------------------------------------------------------------------------ quantized
+# ------------------------------------------------------------------------------ quantization
 
 
 class Decoder(nn.Module):
-    """One linear layer where a Maya has its decoder's."""
+    """A model with one linear layer at the name of a Maya's decoder layer."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
@@ -315,11 +315,11 @@ def test_only_the_decoder_is_quantized_and_the_base_stays_exact(kind, base, tmp_
         base, dtype=torch.float32, quantization_config=quantization(adapter, torch.float32)
     )
     for module in model.modules():
-        # On CPUs with bfloat16, bitsandbytes evaluates in a way that needs matrices wider than these.
+        # On CPUs with bfloat16, bitsandbytes has an inference path that needs wider matrices.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     adapted(model, adapter, noise=0.1)
-    # The table counts weights, not the bytes that they are packed in.
+    # The table counts weights, not the bytes that store them.
     rows = apply_rules(model, PROJECTOR, adapter)
     plain = sum(p.numel() for p in tiny_model().parameters())
     assert sum(row.parameters for row in rows if "adapter" not in row.part) == plain
@@ -339,7 +339,7 @@ def test_only_the_decoder_is_quantized_and_the_base_stays_exact(kind, base, tmp_
         b, a = (state[f"base_model.model.{name}.lora_{x}.weight"] for x in "BA")
         exact = old[f"{name}.weight"] + 8 / 4 * b @ a
         torch.testing.assert_close(new[f"{name}.weight"], exact, rtol=1e-6, atol=1e-6)
-    # What trained had rounded weights: near the merged model, nearer than the base.
+    # The trained model had rounded weights: it is close to the merged model, closer than the base.
     apart = (logits(model) - logits(merged)).abs().mean()
     assert 0 < apart < (logits(tiny_model()) - logits(merged)).abs().mean()
 
@@ -360,7 +360,9 @@ def test_bitsandbytes_is_asked_for_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(adapters, "is_bitsandbytes_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_bitsandbytes(stage(adapter=LORA))
-    with pytest.raises(ValueError, match="quantize int8: quantized weights are held whole"):
+    with pytest.raises(
+        ValueError, match="quantize int8: every process must hold quantized weights unsharded"
+    ):
         check_bitsandbytes(stage(adapter=AdapterRecipe(rate=1e-3, quantize="int8")))
 
 
@@ -368,7 +370,7 @@ def test_bitsandbytes_is_asked_for_before_anything_is_loaded(monkeypatch):
 
 
 def recipe_file(folder: Path, adapter: dict, **args) -> Path:
-    """The tiny recipe with an adapter in its second stage."""
+    """Return the tiny recipe with an adapter in its second stage."""
     recipe = make_recipe(folder)
     recipe["stages"][1] |= {
         "train": [
@@ -386,7 +388,7 @@ def losses(folder: Path) -> list[list]:
 
 
 def stopped_at(step: int, path: Path, output: Path, monkeypatch) -> None:
-    """Run until `step` of finetune is logged, and no further."""
+    """Run until `step` of finetune is logged, then stop."""
 
     def on_log(self, args, state, control, **kwargs):
         if self.stage == "finetune" and state.global_step == step:
@@ -400,7 +402,7 @@ def stopped_at(step: int, path: Path, output: Path, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run with LoRA+, dropout and gradient checkpointing: its recipe and folder."""
+    """Return recipe and folder of a finished run with LoRA+, dropout and gradient checkpointing."""
     folder = tmp_path_factory.mktemp("lora")
     adapter = {"dropout": 0.2, "lora_plus_ratio": 4}
     path = recipe_file(folder, adapter, gradient_checkpointing=True)
@@ -461,7 +463,7 @@ def test_stopped_and_continued_is_the_same_run(finished, tmp_path, monkeypatch, 
     stopped_at(3, path, output, monkeypatch)
     saved = output / ".work" / "finetune" / "checkpoint-2"
     assert (saved / WEIGHTS).is_file()
-    assert not (saved / "model.safetensors").exists(), "frozen weights are saved again and again"
+    assert not (saved / "model.safetensors").exists(), "frozen weights are saved repeatedly"
     train(str(path), output_dir=str(output))
     assert "continuing from" in capsys.readouterr().out
     assert losses(output) == losses(straight)
@@ -478,7 +480,7 @@ def test_a_run_with_quantized_weights_and_8_bit_optimizer(tmp_path, monkeypatch)
     folder = train(str(path), output_dir=str(output))
     assert len(losses(folder)) == 4
     learned = load_file(folder / "finetune" / ADAPTER / WEIGHTS)
-    # TRL would keep what learns in bfloat16, and then its last 16 bits were zero.
+    # TRL would store trained weights in bfloat16; then their last 16 bits would be zero.
     for name, value in learned.items():
         assert value.dtype == torch.float32, name
         assert not torch.equal(value, value.bfloat16().float()), name
@@ -490,7 +492,7 @@ def test_a_run_with_quantized_weights_and_8_bit_optimizer(tmp_path, monkeypatch)
 
 @needs_bitsandbytes
 def test_8_bit_state_but_for_embeddings(tmp_path):
-    """Full finetuning: of the tensors large enough for 8 bits, only the embeddings keep 32."""
+    """Full finetuning: of the tensors large enough for 8-bit state, only the embeddings keep 32 bits."""
     recipe = make_recipe(tmp_path)
     recipe["stages"][1]["args"] |= {"optim": "adamw_8bit", "max_steps": 1}
     states: dict[str, torch.dtype] = {}

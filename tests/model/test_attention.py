@@ -1,7 +1,7 @@
-"""Every form of the attention rule lets a token see the same; a run takes the one its recipe names.
+"""All forms of the attention rule let a token see the same tokens; a run uses the one its recipe names.
 
-The kernels that need a GPU are compared with the dense mask here, in tests marked `gpu`; on a CPU,
-test_equality.py runs our part of them over stand-ins.
+Kernels that need a GPU are compared with the dense mask here, in tests marked `gpu`. On a CPU,
+test_equality.py runs the package's part of them over replacements.
 """
 
 import random
@@ -33,7 +33,7 @@ NO_GPU = not torch.cuda.is_available()
 
 
 def drawn_rows(count: int, most: int = 12) -> list[list[tuple[int, list[int]]]]:
-    """Rows of groups, (prefix length, branch lengths), from a single conversation to many groups."""
+    """Rows of groups, (prefix length, branch lengths), from one conversation to many groups."""
     drawn = random.Random(0)
     rows: list[list[tuple[int, list[int]]]] = [[(7, [])], [(1, [1])], [(5, []), (3, [])]]
     while len(rows) < count:
@@ -50,7 +50,7 @@ def drawn_rows(count: int, most: int = 12) -> list[list[tuple[int, list[int]]]]:
 
 
 def ids(groups: list[tuple[int, list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`group` and `branch` of a row, token by token."""
+    """Return `group` and `branch` of a row, token by token."""
     group, branch = [], []
     for g, (prefix, branches) in enumerate(groups):
         for b, length in enumerate([prefix, *branches]):
@@ -60,7 +60,7 @@ def ids(groups: list[tuple[int, list[int]]]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def attend(layout: str, groups, query, key, value):
-    """What the layout's attention function makes of a row, (1, N, heads, dim)."""
+    """Return the output of the layout's attention function for a row, (1, N, heads, dim)."""
     function = {
         "segments": segment_attention,
         "flex": flex_attention,
@@ -84,8 +84,8 @@ def _to(value, device):
 
 
 def compare(layout: str, groups, device: str, dtype: torch.dtype, dim: int = 8) -> list[float]:
-    """Relative errors of output and gradients against the dense mask in float64, and the dense
-    mask's own in `dtype`: [ours, its, ours, its, ...]."""
+    """Return relative errors of output and gradients against the dense mask in float64, alternating with
+    the errors of the dense mask itself in `dtype`: [tested, dense, tested, dense, ...]."""
     torch.manual_seed(0)
     length = sum(prefix + sum(branches) for prefix, branches in groups)
     query = torch.randn(1, 4, length, dim, dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_the_block_mask_is_the_dense_mask():
         length = group.shape[1]
         made = block_mask(group, branch)
         assert torch.equal(create_mask(made.mask_mod, 1, 1, length, length, "cpu"), expected)
-        # Blocks of 128 that are left out hold nothing.
+        # Skipped blocks of 128 contain no visible pair.
         side = made.to_dense().shape[-1] * 128
         whole = torch.zeros(side, side, dtype=torch.bool)
         whole[:length, :length] = expected[0, 0]
@@ -136,8 +136,8 @@ def test_the_block_mask_is_the_dense_mask():
 
 @pytest.mark.slow
 def test_flex_compiled(monkeypatch):
-    """torch's CPU kernel of flex attention, forward alone. Of rows shorter than a block of 128 it is
-    wrong in torch 2.13, whatever the mask; no run uses it, as it has no backward pass."""
+    """Run torch's CPU kernel of flex attention, forward only. For rows shorter than a block of 128 it is
+    wrong in torch 2.13, with any mask. No run uses it, because it has no backward pass."""
     groups = [(140, [30, 17]), (60, [])]
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, 247, 16) for heads in (4, 2, 2))
@@ -171,7 +171,7 @@ ROWS = {
     ],
 )
 def test_on_a_gpu(layout, dtype, row):
-    """Output and gradients are as near to float64 as the dense mask's own in the same precision."""
+    """Output and gradients are as close to float64 as those of the dense mask in the same precision."""
     errors = compare(layout, ROWS[row], "cuda", dtype, dim=64)
     floor = 2e-5 if dtype == torch.float32 else 2e-2
     for ours, its in zip(errors[::2], errors[1::2], strict=True):
@@ -182,7 +182,7 @@ def test_on_a_gpu(layout, dtype, row):
 @pytest.mark.skipif(NO_GPU, reason="trains on a CUDA GPU only: `pytest -m gpu`")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_run_on_a_gpu(tmp_path, monkeypatch, compiled):
-    """With gradient checkpointing, as segments, within bfloat16."""
+    """With gradient checkpointing, flex equals segments within bfloat16."""
     cohere, fields = DECODERS["cohere"]
     monkeypatch.setitem(DECODERS, "cohere", (cohere, {**fields, "hidden_size": 64, "head_dim": 16}))
     recipe = make_recipe(tmp_path)
@@ -198,7 +198,7 @@ def test_a_run_on_a_gpu(tmp_path, monkeypatch, compiled):
         assert one["mean_loss"] == pytest.approx(two["mean_loss"], rel=2e-2)
 
 
-# ------------------------------------------------------------------------------ the choice
+# ------------------------------------------------------------------------------ choosing a backend
 
 
 def decoder(dropout: float = 0.0, size: int = 32):
@@ -228,9 +228,9 @@ def test_auto_follows_the_device(monkeypatch):
 @pytest.mark.parametrize(
     ("wanted", "decoder", "device", "message"),
     [
-        ("flex", decoder(), "cpu", "flex needs a CUDA GPU, the run is on cpu; use segments"),
-        ("flex", decoder(0.1), "cuda", "flex has no dropout, the decoder's .* is 0.1"),
-        ("flex", decoder(size=8), "cuda", "flex needs attention heads of 16 or more, .* 8"),
+        ("flex", decoder(), "cpu", "flex needs a CUDA GPU, but the run is on cpu: use segments"),
+        ("flex", decoder(0.1), "cuda", "flex has no dropout, but the decoder's .* is 0.1"),
+        ("flex", decoder(size=8), "cuda", "flex needs attention heads of size 16 or more, .* 8"),
     ],
 )
 def test_what_cannot_be_is_refused(wanted, decoder, device, message):
@@ -239,14 +239,14 @@ def test_what_cannot_be_is_refused(wanted, decoder, device, message):
 
 
 def test_the_recipe_names_it(tmp_path, monkeypatch):
-    """The dense mask trains as segments do; a plan reaches the decoder only where it is asked for."""
+    """The dense mask trains like segments; the decoder gets a plan only if its backend needs one."""
     recipe = make_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]
     recipe["stages"][0]["args"]["max_steps"] = 2
     recipe["model"]["attention"] = "flex"
     with pytest.raises(ValueError, match=r"model.attention: flex needs a CUDA GPU"):
         train(str(write(recipe, tmp_path / "flex.yaml")), output_dir=str(tmp_path / "flex"))
-    for unknown in ("sdpa", "varlen"):  # the second was a choice once
+    for unknown in ("sdpa", "varlen"):  # earlier releases had the second
         recipe["model"]["attention"] = unknown
         message = rf"model.attention: expected .*'segments'.*, found .*{unknown}"
         with pytest.raises(ValueError, match=message):

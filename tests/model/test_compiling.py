@@ -1,4 +1,4 @@
-"""Compiled layers compute what the others do, in few graphs, however rows differ in length."""
+"""Compiled layers compute the same as others, in few graphs, for rows of any length."""
 
 import random
 
@@ -28,7 +28,7 @@ def afresh():
 
 
 def rows(count: int, layout: str) -> list[tuple[dict, torch.Tensor]]:
-    """Packed rows of many forms: of one to five groups, of one to nine conversations each."""
+    """Packed rows of many forms: one to five groups of one to nine conversations each."""
     drawn = random.Random(1)
     result = []
     for _ in range(count):
@@ -89,7 +89,7 @@ def test_equal_and_few_graphs(layout, backend, checkpointing, monkeypatch):
         assert loss == pytest.approx(right, rel=1e-5)
         for a, b in zip(gradients, right_gradients, strict=True):
             assert (a - b).norm() <= 1e-4 * b.norm() + 1e-9
-    # One for all three layers, and one for each form of the plan.
+    # One graph serves all three layers, for each form of the plan.
     assert 0 < counter.frame_count <= 8
     assert not counters["graph_break"]
 
@@ -110,10 +110,12 @@ def test_what_the_recipe_asks_for():
         compile_layers(decoder, {"torch_compile_backend": "fast"})
     with pytest.raises(ValueError, match=r"torch_compile_mode: expected one of .*, found 'fast'"):
         compile_layers(decoder, {"torch_compile_mode": "fast"})
-    with pytest.raises(ValueError, match=r"'max-autotune-no-cudagraphs' .*; remove tf32, or"):
+    with pytest.raises(ValueError, match=r"'max-autotune-no-cudagraphs' .*: remove tf32, or"):
         compile_layers(decoder, {"torch_compile_mode": "max-autotune-no-cudagraphs", "tf32": True})
     for mode in ("reduce-overhead", "max-autotune"):
-        with pytest.raises(ValueError, match=f"'{mode}' records a CUDA graph for every length"):
+        with pytest.raises(
+            ValueError, match=f"'{mode}', which records a CUDA graph for every length"
+        ):
             compile_layers(decoder, {"torch_compile_mode": mode})
 
 

@@ -1,4 +1,4 @@
-"""The FLOPs that are counted by formula are those that torch counts while the model runs."""
+"""The formulas count the FLOPs that torch counts while the model runs."""
 
 import pytest
 import torch
@@ -26,21 +26,21 @@ from tests.helpers.tiny import TOWERS, enable_checkpointing, tiny_config, tiny_i
 
 from ..run.tiny_run import make_recipe, training_log, write
 
-# Llama's rotation angles are a matrix product; nothing else is left out of a tiny model's count.
+# Llama's rotary angles are a matrix product; the formulas omit nothing else of a tiny model's count.
 TOLERANCE = 0.02
 FROZEN = Rule(".*", "frozen")
 
 
 def make(decoder: str, tower: str = "siglip", **overrides):
     model = tiny_model(decoder, tower, **overrides).train()
-    # torch counts an eager attention, all of its square; CPU's fused one it does not know.
+    # torch counts eager attention, the whole square; it does not count the CPU's fused attention.
     model.model.language_model.set_attn_implementation("eager")
     model.model.vision_tower.set_attn_implementation("eager")
     return model
 
 
 def work(model) -> tuple[dict, dict]:
-    """One row about two images, and what `training_flops` is told of it."""
+    """Return one row about two images, and its arguments for `training_flops`."""
     inputs = tiny_inputs(model.config, images=[2], text_tokens=11)
     inputs.pop("attention_mask")
     tokens = inputs["input_ids"].shape[1]
@@ -73,7 +73,7 @@ def test_forward(decoder, tower):
 
 
 def test_forward_of_other_shapes():
-    """More projector layers, another feature layer, a dropped patch, a tower kept whole."""
+    """More projector layers, another feature layer, a dropped patch, a full tower."""
     for overrides in (
         {"projector_num_layers": 3, "vision_feature_layer": 2},
         {"vision_feature_select_strategy": "default"},
@@ -140,12 +140,16 @@ def test_pairs_are_those_of_the_mask():
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(ValueError, match=r"vision tower 'dinov2' are not known; known are siglip"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a vision tower of a known type, found 'dinov2': known are siglip",
+    ):
         forward_flops(tiny_config(tower="dinov2"))
     config = tiny_config()
     config.text_config.model_type = "mamba"
     with pytest.raises(
-        ValueError, match=rf"decoder 'mamba' are not known; known are {DECODERS[0]}"
+        ValueError,
+        match=rf"expected a decoder of a known type, found 'mamba': known are {DECODERS[0]}",
     ):
         forward_flops(config)
 
@@ -169,7 +173,7 @@ def test_a_known_gpu_has_its_data_sheet(monkeypatch):
 
 
 def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
-    """The first step's tokens, pairs, learned positions and images, by hand from its groups."""
+    """Count the first step's tokens, pairs, learned positions and images by hand from its groups."""
     asked, given = [], []
 
     def spy(*arguments, **work):
@@ -203,7 +207,9 @@ def test_the_log_counts_what_was_computed(tmp_path, monkeypatch):
         flops = training_flops(*model, **found)
         first = whole["log"][0]
         rate = first["model_flops_per_second"] / flops * found["tokens"]
-        assert rate == pytest.approx(first["tokens_per_second"], abs=0.06)  # logged to a tenth
+        assert rate == pytest.approx(
+            first["tokens_per_second"], abs=0.06
+        )  # logged with one decimal
         assert first["peak_flops_per_second"] == 1e3
         share = first["model_flops_per_second"] / first["peak_flops_per_second"]
         assert first["model_flop_utilisation"] == share

@@ -1,4 +1,4 @@
-"""The table of what learns: ordered rules, nothing undecided, nothing misspelt."""
+"""The table of trained parts: rules apply in order, every name is decided, typos are errors."""
 
 import pytest
 
@@ -58,12 +58,12 @@ def test_top_layers_counts_from_the_end(decoder, depth):
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ([Rule("vision_tower", "frozen")], "no pattern finds .* add a last rule"),
+        ([Rule("vision_tower", "frozen")], "expected a rule for every parameter, found none for .* add a last rule"),
         ([Rule("multi_modal_projektor", 0.1), Rule(".*", "frozen")], r"train\[0\].pattern: .*decides no"),
-        ([Rule(".*", "frozen")], "every parameter is frozen"),
-        ([Rule("(", 0.1)], "is not a regular expression"),
+        ([Rule(".*", "frozen")], "found every parameter frozen"),
+        ([Rule("(", 0.1)], "expected a regular expression"),
         ([Rule(".*", 0.1), Rule("vision_tower", "frozen")], r"train\[1\].pattern"),
-        ([Rule(".*", 0.1, top_layers=3), Rule(".*", "frozen")], r"train\[0\].top_layers: found 3, but the decoder has 2 layers"),
+        ([Rule(".*", 0.1, top_layers=3), Rule(".*", "frozen")], r"train\[0\].top_layers: expected at most the decoder's 2 layers, found 3"),
         ([Rule("vision_tower", 0.1, top_layers=1), Rule(".*", "frozen")], r"train\[0\].pattern: .*decides no"),
     ],
 )  # fmt: skip

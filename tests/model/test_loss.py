@@ -1,4 +1,4 @@
-"""The tiled head computes what the whole logits would, gradients included, for few positions at a time."""
+"""The tiled head equals the full logits, including gradients, for few positions at a time."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_tiles_equal_the_whole(monkeypatch, tile, scale, bias):
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(total, expected.sum(), rtol=1e-13, atol=1e-13)
     assert torch.equal(correct, right)
-    # A factor behind the loss reaches the gradients too.
+    # A factor applied after the loss scales the gradients too.
     found = gradients(total / 7, hidden, head)
     for a, b in zip(found, gradients(expected.sum() / 7, hidden, head), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
@@ -62,7 +62,7 @@ def test_what_is_frozen_gets_no_gradient(monkeypatch):
 
 
 def test_nothing_to_predict():
-    """A rank without a supervised token still has a loss to go backward from."""
+    """A rank without a supervised token still has a loss with a backward pass."""
     hidden, head, labels = parts(positions=0)
     total, losses, correct = token_losses(hidden, head, labels, 1.0)
     assert total == 0
@@ -81,7 +81,7 @@ def test_backward_runs_once():
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 def test_half_precision_is_as_good_as_autograd(monkeypatch, weights):
-    """In bfloat16, by autocast or by weights: no further from float64 than the whole logits are."""
+    """In bfloat16, by autocast or by weights: as close to float64 as the full logits are."""
     monkeypatch.setitem(maya_vlm.training.model.loss.TILE, "cpu", 10 * VOCAB)
     hidden, head, labels = parts(dtype=weights)
     exact = torch.nn.Linear(WIDTH, VOCAB, bias=False, dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_half_precision_is_as_good_as_autograd(monkeypatch, weights):
 
 
 def test_only_supervised_positions_are_scored(monkeypatch):
-    """With the decoder's logit scale, and the loss of the model's own forward."""
+    """With the decoder's logit scale, compared with the loss of the model's own forward."""
     model = tiny_model("cohere").train()
     assert model.config.text_config.logit_scale not in (None, 1.0)
     inputs = tiny_inputs(model.config, images=[1], text_tokens=11)

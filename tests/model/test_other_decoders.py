@@ -1,4 +1,4 @@
-"""Decoders of other families: trained with their own chat template, and their answers end."""
+"""Decoders of other families: trained with their own chat template, their answers end."""
 
 import json
 import re
@@ -23,7 +23,7 @@ ANSWERS = ("a red boat", "the lake")
 
 
 def make_recipe(folder: Path, family: str, steps: int, **model) -> dict:
-    """A recipe of both stages on two pictures, for a decoder of a family."""
+    """Return a recipe of both stages on two images, for a decoder of a family."""
     vision, _ = make_bases(folder / "bases")
     language = save_decoder(folder / "bases" / family, family)
     data = make_data(folder / "data", images=2, languages=("en",))
@@ -56,7 +56,7 @@ def make_recipe(folder: Path, family: str, steps: int, **model) -> dict:
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
 def trained(request, tmp_path_factory) -> tuple[str, Path]:
-    """A family, and the folder of a run that has learned two pictures by heart."""
+    """Return a family, and the folder of a run that has memorized two images."""
     folder = tmp_path_factory.mktemp(request.param)
     path = write(make_recipe(folder, request.param, 70), folder / "recipe.yaml")
     return request.param, train(str(path))
@@ -94,7 +94,7 @@ def test_learned_by_heart_answers_end(trained, capsys):
     images = [Image.open(file) for file in files]
     question = "What is shown?"
     asked = [Question((i, question), 40) for i in range(2)]
-    # A thinking template has an empty thought before the answer.
+    # A thinking template puts an empty thought before the answer.
     spoken = [
         re.sub(r"<think>\s*</think>", "", found.text).strip()
         for found in answer(model, processor, images, asked)
@@ -119,7 +119,7 @@ def test_learned_by_heart_answers_end(trained, capsys):
 
 
 def test_stages_continue_with_the_template_of_the_first(trained, tmp_path):
-    """The finished folder as a checkpoint: its own template is the one it was trained with."""
+    """A finished folder as checkpoint: its own template is the template of its training."""
     _, folder = trained
     recipe = load_recipe(folder / "recipe.yaml")
     made = {
@@ -172,16 +172,16 @@ def test_no_spare_row_names_the_tokens_that_could_be_taken(tmp_path):
     recipe = make_recipe(tmp_path, "llama3", 1)
     del recipe["model"]["image_token"]
     with pytest.raises(
-        ValueError, match=r"none is spare for <image>: .*such as <\|reserved_special_token_0\|>$"
+        ValueError, match=r"no row is free for <image>: .*such as <\|reserved_special_token_0\|>$"
     ):
         train(str(write(recipe, tmp_path / "r.yaml")))
     recipe["model"]["image_token"] = "en"
-    with pytest.raises(ValueError, match="image_token 'en' is a piece of ordinary text"):
+    with pytest.raises(ValueError, match=r"image_token: .* found 'en', which is ordinary text"):
         train(str(write(recipe, tmp_path / "r.yaml")), output_dir=str(tmp_path / "other"))
 
 
 def test_the_embedding_of_the_placeholder_is_not_read(trained):
-    """So a token that a decoder reserves can be the placeholder."""
+    """A reserved token of the decoder can be the placeholder."""
     _, folder = trained
     model, processor = load(str(folder))
     row = model.get_input_embeddings().weight

@@ -1,4 +1,4 @@
-"""Chat templates of others: the same text, exact marks, and answers that end, or one line that says why not."""
+"""Chat templates of others: the same text, exact marks, and answers that end, or one line with the reason."""
 
 import re
 
@@ -12,7 +12,7 @@ from tests.helpers.tiny_processing import tiny_tokenizer
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-# As templates of image-text-to-text models are written: contents are lists of parts.
+# Style of image-text-to-text models' templates: contents are lists of parts.
 PARTS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}: {% for p in m.content %}{% if p.type == 'image' %}"
     "<image>{% else %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -37,7 +37,7 @@ def processor_for(tokenizer, template: str, image_token: str = "<image>") -> May
 
 
 def tokenizer_of(name: str):
-    """A family's tokenizer, and its placeholder."""
+    """Return a family's tokenizer and placeholder."""
     tokenizer, image_token = family_tokenizer(name), FAMILIES[name].image_token or "<image>"
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False
@@ -46,7 +46,7 @@ def tokenizer_of(name: str):
 
 
 def spoken(processor: MayaProcessor, turns: list[dict]) -> list[str]:
-    """The decoded runs of tokens that are learned."""
+    """Return the learned runs of tokens, decoded."""
     encoded = processor.encode_conversation(turns)
     ids, mask = encoded["input_ids"], encoded["assistant_mask"]
     runs: list[list[int]] = []
@@ -80,7 +80,7 @@ def test_the_text_is_the_decoders_own(name, texts, system):
             tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
         return
     if name == "mistral" and system:
-        # Its template shows the system turn in a prompt and not once there is an answer.
+        # Its template shows the system turn in a prompt, but not before an answer.
         with pytest.raises(Exception, match="shows no system turn once it is answered"):
             tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
         turns = turns[:2]
@@ -105,7 +105,7 @@ def test_marks_are_exact_token_by_token(name):
     space = " " if name == "mistral" else ""
     turns = conversation("Hi?", "a boat", "Why?", "एक नाव", images=1)
     assert spoken(processor, turns) == [f"{space}a boat{end}", f"{space}{thought}एक नाव{end}"]
-    # What is asked for is what stands before the answers.
+    # A prompt equals the text before the answers.
     for k in (1, 3):
         asked = processor.apply_chat_template(turns[:k], add_generation_prompt=True)
         whole = processor.apply_chat_template(turns[: k + 1])
@@ -151,7 +151,7 @@ def test_images_come_first_in_their_turn(name, images):
     assert f"{image_token}\n" * images + "Hi?" in text
     found = processor.encode_conversation(conversation("Hi?", "a boat", images=images))
     assert found["input_ids"].count(processor.image_token_id) == 2 * images
-    # An empty question is the image alone.
+    # An empty question is only the image.
     assert text.count(image_token) == images
     alone = processor.apply_chat_template(conversation("", "a boat", images=images))
     assert f"{image_token}\n" * (images - 1) + image_token in alone
@@ -166,7 +166,7 @@ def test_a_typed_mark_cannot_move_the_spans():
 
 
 def test_reasoning_is_spoken():
-    """Also by a template that cuts it off the answer, with the mark before it."""
+    """Works for a template that cuts text off the answer together with the start mark."""
     tokenizer, _ = tokenizer_of("qwen3")
     text = find_template("own", tokenizer).text
     turns = conversation(
@@ -222,7 +222,7 @@ def test_a_template_that_marks_and_places_images_is_taken_as_it_is():
     found = ready(source, tokenizer, "<image>")
     assert found.text == source
     assert found.ends == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
-    # One that marks but knows no images is given them, and marked anew.
+    # A template that marks answers but places no images is wrapped, and its answers are marked again.
     marked = CHATML.replace(
         "{{ m.content }}<|im_end|>\n",
         "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}",
@@ -234,7 +234,7 @@ def test_a_template_that_marks_and_places_images_is_taken_as_it_is():
 
 
 def test_answers_that_end_in_two_ways():
-    """The last answer may end with another token than those before it."""
+    """The last answer may end with another token than earlier answers."""
     source = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
         "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}"
@@ -261,22 +261,22 @@ def test_answers_that_end_in_two_ways():
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ messages[9].content }}", "has no"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
-        ("<|im_start|>nothing is said<|im_end|>", "leaves out what is said"),
-        ("{% for m in messages %}{{ m.content }} {% endfor %}", "no token of the tokenizer"),
+        ("<|im_start|>nothing is said<|im_end|>", "leaves out the texts of turns"),
+        ("{% for m in messages %}{{ m.content }} {% endfor %}", "not a token of the tokenizer"),
         (
             CHATML.replace("<|im_end|>", "</end>") + PROMPT,
-            "'</end>.*', which is no token of the tokenizer",
+            "'</end>.*', which is not a token of the tokenizer",
         ),
         (
             (CHATML + PROMPT).replace("<|im_start|>", "<|turn|>"),
             r"writes <\|turn\|>, which the tokenizer does not",
         ),
-        (CHATML + PROMPT.replace("\n", "\n<think>"), "asks for an answer with .*<think>"),
-        ("{{ messages | length }}" + CHATML + PROMPT, "asks for an answer|another way"),
-        # A space at its end becomes a token with the first letter of an answer.
+        (CHATML + PROMPT.replace("\n", "\n<think>"), "prompt for an answer ends with .*<think>"),
+        ("{{ messages | length }}" + CHATML + PROMPT, "prompt for an answer|prompted differently"),
+        # A space at the prompt's end merges with the first letter of an answer into one token.
         (
             PARTS.replace("assistant:{%", "assistant: {%"),
-            "the tokens of its prompt, .*, are not those before",
+            "the tokens of its prompt, .*, differ from those before",
         ),
     ],
 )
@@ -347,4 +347,4 @@ def test_ordinary_template_text_holds_no_mark_of_ours():
     tokenizer, _ = tokenizer_of("llama3")
     text = find_template("own", tokenizer, "<|reserved_special_token_0|>").text
     assert FAMILIES["llama3"].template in text
-    assert not re.search("[A-Z]{4,}_[A-Z]+", text), "a name that was to be replaced is left"
+    assert not re.search("[A-Z]{4,}_[A-Z]+", text), "a name in WRAPPER was not replaced"

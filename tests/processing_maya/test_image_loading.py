@@ -218,7 +218,7 @@ class TestMemoryAndFiles:
         ):
             with pytest.raises(ValueError, match=message):
                 load_image(broken)
-        with pytest.raises(ValueError, match="more than the 50 allowed"):
+        with pytest.raises(ValueError, match="expected at most 50 bytes, found"):
             load_image(f"data:image/png;base64,{encoded}", max_bytes=50)
 
     def test_size_limit_of_bytes_and_files(self, tmp_path):
@@ -227,7 +227,7 @@ class TestMemoryAndFiles:
         for source in (data, tmp_path / "a.png"):
             assert load_image(source, max_bytes=len(data)).size == (7, 5)
             with pytest.raises(
-                ValueError, match=f"{len(data)} bytes, more than the {len(data) - 1} allowed"
+                ValueError, match=f"expected at most {len(data) - 1} bytes, found {len(data)}"
             ):
                 load_image(source, max_bytes=len(data) - 1)
         with pytest.raises(ValueError, match="empty"):
@@ -254,10 +254,10 @@ class TestDecoding:
             with pytest.raises(ValueError, match=r"pixels|bomb") as error:
                 load_image(claims(width, height))
             one_line(error)
-        with pytest.raises(ValueError, match="7x5 is more than the 34 pixels allowed"):
+        with pytest.raises(ValueError, match="expected at most 34 pixels, found 7x5"):
             load_image(png(), max_pixels=34)
         assert load_image(png(), max_pixels=35).size == (7, 5)
-        with pytest.raises(ValueError, match="pixels allowed"):
+        with pytest.raises(ValueError, match="expected at most 34 pixels, found 7x5"):
             load_image(Image.new("RGB", (7, 5)), max_pixels=34)
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -280,7 +280,7 @@ class TestDecoding:
 
     def test_a_picture_without_pixels(self):
         for size in ((0, 5), (5, 0)):
-            with pytest.raises(ValueError, match="there is nothing on it"):
+            with pytest.raises(ValueError, match="expected at least one pixel, found"):
                 load_image(Image.new("RGB", size))
 
     def test_what_pil_says_of_odd_tags_is_not_printed(self, recwarn):
@@ -454,9 +454,9 @@ class TestWeb:
             load_image("http://8.8.8.8:99999999/a.png")
 
     def test_size_limits(self, server):
-        with pytest.raises(ValueError, match="1000000000 bytes, more than"):
+        with pytest.raises(ValueError, match="found 1000000000"):
             load_image(server.url + "/declared-large", allow_private=True)
-        with pytest.raises(ValueError, match="more than the 100000 bytes allowed"):
+        with pytest.raises(ValueError, match="expected at most 100000 bytes, found more"):
             load_image(server.url + "/large", max_bytes=100_000, allow_private=True)
         assert server.gave_up.wait(10), "the server could send everything"
 

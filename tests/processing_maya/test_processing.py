@@ -912,7 +912,7 @@ class TestConstruction:
 
     def test_missing_image_token_and_length(self):
         maya = tiny_processor()
-        with pytest.raises(ValueError, match="no token '<image>'"):
+        with pytest.raises(ValueError, match="expected a token '<image>'"):
             MayaProcessor(maya.image_processor, tiny_tokenizer(), image_seq_length=4)
         for length in (None, 0, "4"):
             with pytest.raises(ValueError, match="image_seq_length"):

@@ -1,4 +1,4 @@
-"""Rows of JSON files, whole or line by line: the same rows and the same faults however they are stored."""
+"""Rows of JSON files, as arrays or line by line: the same rows and faults in every file format."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ FORMS = (
 
 
 def write(folder, rows, form):
-    """Rows as texts of JSON in a file of some form."""
+    """Write rows, given as JSON texts, to a file of some format."""
     texts = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     lines = "\n" + "\n\n  \n".join(texts) + "\n\n" if len(texts) > 1 else texts[0]
     name, content = {
@@ -62,7 +62,7 @@ def test_every_form_gives_the_rows(tmp_path, monkeypatch, form, chunk):
 
 
 BAD = {
-    '{"a": 1, "a": 2}': "the key 'a' stands twice in one mapping",
+    '{"a": 1, "a": 2}': "the key 'a' appears twice in one mapping",
     '{"a": {"b": NaN}}': "expected a number, found NaN",
     '{"a": -Infinity}': "expected a number, found -Infinity",
     '{"a": 1e999}': "expected a number, found 1e999",
@@ -119,8 +119,8 @@ def test_broken_lines_and_latin_1_are_rows_of_their_own(tmp_path):
         ("a.json", b'[{"id": "a\x01b"}]', "at its start: Invalid control character"),
         ("a.json", b'[\n{"id": "\xe9"}]', "a.json: line 2: expected UTF-8 text, found the byte 0xe9"),
         ("a.json", b"[" * 200_000, "row 0: nested deeper than 64 levels"),
-        ("a.json.gz", gzip.compress(b'[{"id": 1}]' * 99, mtime=0)[:20], "not a whole gzip file .*: download it again"),
-        ("a.jsonl.gz", b"no gzip", "not a whole gzip file .*: download it again"),
+        ("a.json.gz", gzip.compress(b'[{"id": 1}]' * 99, mtime=0)[:20], "expected a complete gzip file .*: download it again"),
+        ("a.jsonl.gz", b"no gzip", "expected a complete gzip file .*: download it again"),
     ],
 )  # fmt: skip
 def test_broken_files_are_named_with_the_place(tmp_path, name, content, message):
@@ -148,7 +148,7 @@ def test_a_row_without_end_takes_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(json_rows, "MAX_ROW", 3 << 20)
     for name, start, message in (
         ("a.json", '[{"a": "', "row 0: expected at most 3,145,728 characters"),
-        ("a.jsonl", '{"a": "', "line 1: more than 3,145,728 bytes"),
+        ("a.jsonl", '{"a": "', "line 1: expected at most 3,145,728 bytes, found more"),
     ):
         with (tmp_path / name).open("w") as file:
             file.write(start + "x" * (20 << 20) + "\n")
@@ -160,7 +160,7 @@ def test_a_row_without_end_takes_bounded_memory(tmp_path, monkeypatch):
 
 
 def test_brackets_without_end_take_no_memory(tmp_path):
-    """200 kB of brackets once took 20 GB."""
+    """200 kB of brackets must not take gigabytes of memory."""
     for name in ("a.json", "a.jsonl"):
         (tmp_path / name).write_text("[" * 200_000)
     code = (

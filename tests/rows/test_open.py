@@ -1,4 +1,4 @@
-"""Datasets as users have them: LLaVA's repositories, pictures with metadata, revisions, archives beside a file."""
+"""Datasets as users have them: LLaVA's repositories, images with metadata, revisions, archives beside files."""
 
 import io
 import json
@@ -134,9 +134,11 @@ def test_datasets_of_the_hub_by_their_files(tmp_path):
     assert sorted(found["imagefolder"]) == [5, 6, 7]
     assert found["revision"] == [5, 6]
     assert "name one of its files: data_files: llava.json" in found["no choice"]
-    assert "no file 'other.json'; found images.zip, llava.json" in found["no file"]
+    assert "expected a file 'other.json', found images.zip, llava.json" in found["no file"]
     assert "revision" in found["no revision"]
-    assert "other.zip: image_folder: no such folder or archive" in found["no pictures"]
+    assert (
+        "other.zip: image_folder: expected a folder or archive, found none" in found["no pictures"]
+    )
     assert "user/other: no such dataset" in found["no dataset"]
     assert not [text for text in found.values() if "\n" in text]
     assert found["built"] == list(NAMES)
@@ -167,8 +169,14 @@ def test_an_archive_or_folder_of_links_beside_a_file_of_rows(tmp_path):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"image_folder": "{}/gone"}, r"gone: no such folder, \.zip or \.tar of pictures"),
-        ({"split": "validation"}, "split: expected none, as all rows of a single file are read"),
+        (
+            {"image_folder": "{}/gone"},
+            r"gone: expected a folder, \.zip or \.tar of images, found nothing",
+        ),
+        (
+            {"split": "validation"},
+            "split: expected none, because all rows of a single file are read",
+        ),
         ({"split": "train[:1]"}, "split: expected none"),
         ({"config": "en"}, "config: expected none"),
         ({"limit": -1}, "limit: expected 1 image or more, found -1"),

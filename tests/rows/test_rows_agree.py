@@ -1,7 +1,7 @@
-"""Validating, building and training read a row alike: the same verdicts, and the same reasons.
+"""Validation, building and training read rows alike: the same verdicts and the same reasons.
 
-Several hundred rows, good and bad, are made from shapes and faults, and read from every form of file, whole
-and streamed.
+Several hundred good and bad rows are made from shapes and faults, and read from every file format, in
+memory and streamed.
 """
 
 import base64
@@ -35,7 +35,7 @@ def png(seed: int = 1, size: tuple[int, int] = (12, 12)) -> bytes:
 
 
 BASE64 = base64.b64encode(png(3)).decode()
-# A picture as a cell may say it; None: there is none. What is wrong with it, "" for nothing.
+# Forms of an image in a cell (None: no image) -> what is wrong with it, "" for nothing.
 PICTURES = {
     "a.png": "",
     "./b.png": "",
@@ -67,7 +67,7 @@ def part(**picture):
 
 
 def good_and_bad() -> Iterator[tuple[dict, str]]:
-    """(row, how its reason for training begins or "" for a good one); every row has its pictures in one form."""
+    """Yield (row, start of training's reason, "" for a good row); all rows hold images in one form."""
     for picture, fault in PICTURES.items():
         yield llava(image=picture), fault
         yield llava(image=[picture]), fault
@@ -234,7 +234,7 @@ def good_and_bad() -> Iterator[tuple[dict, str]]:
 
 
 TEXTS = ("conversations", "messages", "prompt", "text", "caption")
-ORDER = ("images", "image", "picture", "file_name")  # in a table that has messages
+ORDER = ("images", "image", "picture", "file_name")  # in a table with messages
 
 
 def first_of(one: str, other: str) -> str:
@@ -250,10 +250,10 @@ def expected(row: dict, fault: str) -> str:
     return fault
 
 
-# JSON cannot write these otherwise than as text: (a line of the file, the reason).
+# Faults that exist only as JSON text: (a line of the file, the reason).
 BROKEN = [
     ('{"messages": [', "is not JSON: Expecting value"),
-    ('{"id": 1, "id": 2}', "the key 'id' stands twice"),
+    ('{"id": 1, "id": 2}', "the key 'id' appears twice"),
     ('{"caption": "x", "score": NaN}', "expected a number, found NaN"),
     ('["a"]', "expected a mapping of fields"),
     (
@@ -279,7 +279,7 @@ def folder(tmp_path_factory):
 
 
 def trained(data) -> dict[int, str]:
-    """Row -> why training leaves it out, "" where it learns from it."""
+    """Return row -> why training skips it, "" for rows it learns from."""
     plan = data.plan(None, 8, 0)
     collator = GroupCollator(
         data, tiny_processor(12, 4, "aya"), plan=plan, batch_size=64, on_bad_row="skip"
@@ -296,9 +296,9 @@ def trained(data) -> dict[int, str]:
 
 
 def without_frame(reason: str, path) -> str:
-    """What is wrong, without what training says around it."""
+    """Return a reason without the text that training adds around it."""
     reason = reason.partition(f" of {path}: ")[2] if path else reason
-    for frame in ("; repair the row or remove it", "; repair the file or remove the row"):
+    for frame in (": repair the row or remove it", ": repair the file or remove the row"):
         reason = reason.removesuffix(frame)
     for frame in ("its image cannot be read: ", "its image cannot be used: "):
         reason = f"image: {reason.removeprefix(frame)}" if reason.startswith(frame) else reason
@@ -306,7 +306,7 @@ def without_frame(reason: str, path) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    # Long reasons are cut.
+    # Long reasons are shortened.
     return one[:200] == other[:200]
 
 
@@ -338,12 +338,12 @@ def test_the_same_verdict_and_reason_from_all(folder, tmp_path_factory, form):
 def check(folder, path, faults, data) -> None:
     # Training.
     training = {row: without_frame(why, path) for row, why in trained(data).items()}
-    assert len(training) == len(faults), "every row is learned or listed"
+    assert len(training) == len(faults), "every row is learned or listed as bad"
     for number, fault in enumerate(faults):
         found = training[number]
         assert bool(found) == bool(fault), (number, fault, found)
         assert fault in found, (number, fault, found)
-    # Validating for training, and for building.
+    # Validation for training, and for building.
     plan = SourcePlan("llava", str(path), images=str(folder), language="en", duplicates="number")
     told: list[str] = []
     tally, building_tally = validate_data(plan, None, told.append)
@@ -358,7 +358,7 @@ def check(folder, path, faults, data) -> None:
     for number in range(len(faults)):
         reason = validated.get(number, "").removeprefix("row: ")
         assert same(training[number], reason), (number, training[number], reason)
-    # Building refuses what training does, for the same reason, and what it asks besides.
+    # Building refuses the rows that training refuses, for the same reasons, and makes further checks.
     own = ("image: expected one picture", "image: expected a path", "id: ", "turn ", "expected turns of user", "expected text, found none", "last question")  # fmt: skip
     built = list(read_source(plan, decode=True))
     assert len(built) == len(faults)
@@ -369,7 +369,7 @@ def check(folder, path, faults, data) -> None:
             continue
         reason = f"{read.field}: {read.reason}".removeprefix("row: ")
         if fault:
-            # What building asks besides comes before the picture is opened.
+            # The further checks of building come before an image is opened.
             told_alike = (
                 same(training[number], reason)
                 or ".." in reason
@@ -383,7 +383,7 @@ def check(folder, path, faults, data) -> None:
 
 
 def check_tables(folder, rows, streamed: bool) -> None:
-    """A table a group of rows that Arrow can hold in one, as its columns have one type each."""
+    """Yield one table per group of rows that fit in one Arrow table, whose columns have one type each."""
     tables: list[list[tuple[dict, str]]] = []
     for row, fault in rows:
         row = {**row, "id": str(len(tables))}
@@ -391,7 +391,7 @@ def check_tables(folder, rows, streamed: bool) -> None:
             try:
                 pa.Table.from_pylist([r for r, _ in table] + [row])
             except (pa.ArrowException, TypeError):
-                continue  # no table can hold some rows
+                continue  # some rows fit in no table
             if table and not set(row) <= set(table[0][0]):
                 continue
             if not table:

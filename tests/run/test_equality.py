@@ -311,7 +311,10 @@ def test_short_attention_window_is_refused(layout):
     set_attention(model.model.language_model, layout)
     add_pair_loss(model)
     packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
-    with pytest.raises(ValueError, match="attention window of 8"):
+    with pytest.raises(
+        ValueError,
+        match="expected conversations of at most 8 tokens, the decoder's attention window",
+    ):
         run(model, lay_out(packed, layout, LANGUAGES, 0), tiny_images(len(sample)))
 
 

@@ -406,7 +406,7 @@ def test_bases_that_are_not_here(tmp_path):
         ("decoder.json", "{}", "decoder.json: not the config.json of a model: .*model_type"),
         ("decoder.json", '{"model_type": "horse"}', "decoder.json: not the config.json of a model"),
         ("r.work.json", "{", "r.work.json: not JSON"),
-        ("r.work.json", '{"pretrain": {"prefix": 3}}', "r.work.json: pretrain.images_per_epoch: missing"),
+        ("r.work.json", '{"pretrain": {"prefix": 3}}', "r.work.json: pretrain.images_per_epoch: expected a whole number, found nothing"),
         ("r.work.json", '{"pretrain": 3}', "r.work.json: pretrain: expected a mapping, found a number 3"),
     ],
 )  # fmt: skip

@@ -702,7 +702,7 @@ def test_memory(tmp_path, monkeypatch):
         ({"vision_tower": "{}/none"}, FileNotFoundError, r"model.vision_tower: no model at .*/none"),
         ({"language_model": "{}/data"}, FileNotFoundError, "model.language_model: .*/data is not a model folder"),
         ({"checkpoint": "{}/none"}, FileNotFoundError, r"model.checkpoint: no model at .*/none"),
-        ({"checkpoint": "{}/bases/language"}, ValueError, "is not the folder of a Maya: .*found 'cohere', expected 'maya'"),
+        ({"checkpoint": "{}/bases/language"}, ValueError, "model_type: expected 'maya', found 'cohere'"),
     ],
 )  # fmt: skip
 def test_folders_that_are_no_models(change, error, message, tmp_path):
@@ -727,7 +727,7 @@ def test_no_spare_row_for_the_image_token(tmp_path):
     CohereForCausalLM(config_class(**{**fields, "vocab_size": size})).save_pretrained(language)
     with pytest.raises(
         ValueError,
-        match=r"none is spare for <image>: set model.image_token to .*<\|EXTRA_0_TOKEN\|>",
+        match=r"no row is free for <image>: set model.image_token to .*<\|EXTRA_0_TOKEN\|>",
     ):
         train(str(write(recipe, tmp_path / "r.yaml")))
 

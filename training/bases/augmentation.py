@@ -1,13 +1,11 @@
-"""Random redrawing of small pictures, in batch on the CPU.
+"""Random changes to batches of small images, on the CPU.
 
-A tower trained on a handful of art styles must name the same things in a style it has never seen.
-What changes from one style to the next is imitated here: place, size and proportions (affine and
-elastic warps), palette (hue, saturation, channel mixing, gamma), and technique (outlines, pale
-fillings, few tones, soft edges). The pictures stand on white; all geometry and colour work is done
-on the ink, 1 - picture, so that white stays white.
+A tower trained on a few art styles must recognize the same things in an unseen style. So this module
+imitates what differs between styles: place, size and proportions (affine and elastic warps), palette (hue,
+saturation, channel mixing, gamma), and technique (outlines, pale fills, few tones, soft edges). Images have
+a white background. All geometry and color work is done on the ink, 1 - image, so white stays white.
 
-Every draw comes from the generator that the caller passes: the same generator state gives the same
-pictures.
+All random numbers come from the generator that the caller passes: the same state gives the same images.
 """
 
 import math
@@ -22,33 +20,33 @@ from ..common.schema import Bounds
 WHERE = "vision tower recipe"
 PROBABILITIES = {"flip", "outline", "blur", "posterize", "grayscale"}
 PROBABILITIES |= {"channel_shuffle", "background", "erase"}
-# Rec. 601 luma weights, the same that PIL's "L" mode uses.
+# Rec. 601 luma weights, as in PIL's "L" mode.
 LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class AugmentationRecipe:
-    """How far and how often pictures are changed. Probabilities are per picture."""
+    """Amounts and probabilities of the changes. Probabilities are per image."""
 
     rotation: float = 0.35  # radians, uniform on both sides
     zoom: float = 0.3  # log scale, uniform on both sides
     aspect: float = 0.2  # log scale, uniform on both sides
-    shear: float = 0.2
+    shear: float = 0.2  # uniform on both sides
     shift: float = 0.12  # standard deviation, in half widths
     elastic: float = 0.07  # standard deviation of the displacements, in half widths
-    flip: float = 0.5  # only where flipping keeps the meaning
-    outline: float = 0.45
-    blur: float = 0.15
-    posterize: float = 0.15
+    flip: float = 0.5  # probability, only for images that mean the same when mirrored
+    outline: float = 0.45  # probability of dark outlines
+    blur: float = 0.15  # probability
+    posterize: float = 0.15  # probability of few tones
     hue: float = 0.5  # standard deviation, radians
-    grayscale: float = 0.2
-    tone: float = 1.0  # how far saturation, gamma and strength of colour go, 1 for the usual range
-    channel_shuffle: float = 0.15
-    background: float = 0.15
-    erase: float = 0.3
+    grayscale: float = 0.2  # probability
+    tone: float = 1.0  # range of saturation, gamma and color strength; 1 for the usual range
+    channel_shuffle: float = 0.15  # probability
+    background: float = 0.15  # probability of a colored background
+    erase: float = 0.3  # probability of a blank rectangle
 
     def at(self, strength: float) -> "AugmentationRecipe":
-        """The same, weaker: every amount and probability times `strength`, from 0 to 1."""
+        """Return a weaker copy: every amount and probability times `strength`, from 0 to 1."""
         return replace(self, **{name: value * strength for name, value in vars(self).items()})
 
     def __post_init__(self) -> None:
@@ -58,7 +56,7 @@ class AugmentationRecipe:
         together = self.outline + self.blur + self.posterize
         if together > 1:
             raise ValueError(
-                f"{WHERE}: augmentation: outline + blur + posterize: expected at most 1, as a picture "
+                f"{WHERE}: augmentation: outline + blur + posterize: expected at most 1, because an image "
                 f"gets at most one of them, found {together:g}"
             )
 
@@ -66,14 +64,14 @@ class AugmentationRecipe:
 def augment(
     pictures: Tensor, may_flip: Tensor, recipe: AugmentationRecipe, generator: torch.Generator
 ) -> Tensor:
-    """Redraw a batch.
+    """Change the images of a batch at random.
 
     Args:
         pictures: float [batch, 3, height, width] from 0 to 1, on white.
-        may_flip: bool [batch], whether the picture means the same when mirrored.
+        may_flip: bool [batch], whether an image means the same when mirrored.
 
     Returns:
-        float [batch, 3, height, width] from 0 to 1; the input is left alone.
+        float [batch, 3, height, width] from 0 to 1; the input is not modified.
     """
     ink = _warp(1 - pictures, may_flip, recipe, generator)
     ink = _restyle(ink, recipe, generator)
@@ -109,7 +107,7 @@ def _warp(
     matrix[:, :, 2] = torch.randn(count, 2, generator=generator) * recipe.shift
     grid = F.affine_grid(matrix, [count, 3, height, width], align_corners=False)
     if recipe.elastic:
-        # Displacements of a coarse net, smoothly joined; some pictures are bent more than others.
+        # Smoothly interpolated displacements of a coarse grid; the amount differs between images.
         amount = _uniform(count, 0, 1.5, generator).view(-1, 1, 1, 1) * recipe.elastic
         bend = torch.randn(count, 2, 5, 5, generator=generator) * amount
         bend = F.interpolate(bend, size=(height, width), mode="bicubic", align_corners=True)
@@ -136,7 +134,7 @@ def _restyle(ink: Tensor, recipe: AugmentationRecipe, generator: torch.Generator
 
 
 def _outline(ink: Tensor, generator: torch.Generator) -> Tensor:
-    """Dark lines where colours meet; in three of ten pictures the fillings fade as well."""
+    """Draw dark lines where colors meet; in three of ten images also fade the fills."""
     count = len(ink)
     contrast = F.max_pool2d(ink, 3, 1, 1) + F.max_pool2d(-ink, 3, 1, 1)
     gain = _uniform(count, 1.0, 2.5, generator).view(-1, 1, 1, 1)
@@ -152,7 +150,7 @@ def _recolor(ink: Tensor, recipe: AugmentationRecipe, generator: torch.Generator
     count, _, height, width = ink.shape
     tone = recipe.tone
     identity = torch.eye(3)
-    # Rotation about the grey axis (Rodrigues' formula) turns hues and keeps grey grey.
+    # Rotation about the gray axis (Rodrigues' formula) changes hues and keeps gray unchanged.
     axis = math.sqrt(1 / 3)
     cross = axis * torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
     turn = (torch.randn(count, generator=generator) * recipe.hue).view(-1, 1, 1)
@@ -183,7 +181,7 @@ def _set_background(ink: Tensor, recipe: AugmentationRecipe, generator: torch.Ge
 
 
 def _erase(pictures: Tensor, recipe: AugmentationRecipe, generator: torch.Generator) -> Tensor:
-    """Blank a rectangle of an eighth to three eighths of each side, white or in one colour."""
+    """Blank a rectangle, an eighth to three eighths of each side, in white or one color."""
     _, _, height, width = pictures.shape
     for row in _chosen(len(pictures), recipe.erase, generator).tolist():
         share = _uniform(2, 0.125, 0.375, generator)

@@ -1,4 +1,4 @@
-"""Muon, the optimizer of both mini bases' matrices."""
+"""Muon, the optimizer for the matrices of both mini base models."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised: each matrix moves by the nearest orthogonal one.
+    """Nesterov momentum with orthogonalized updates: each matrix moves by the nearest orthogonal matrix.
 
-    Keller Jordan and others, "Muon: An optimizer for hidden layers in neural networks" (2024); the
-    three coefficients of the Newton-Schulz iteration are theirs. Matrices of one shape go through it
-    together, in float32: bfloat16, as torch.optim.Muon does it, is slow on many CPUs.
+    Keller Jordan and others, "Muon: An optimizer for hidden layers in neural networks" (2024); the three
+    coefficients of the Newton-Schulz iteration come from there. Matrices of one shape are processed
+    together, in float32, because bfloat16, as in torch.optim.Muon, is slow on many CPUs.
 
     Args:
         params: matrices.
-        lr: length of a step, times sqrt(rows / columns) where a matrix has more rows.
+        lr: length of a step; times sqrt(rows / columns) for a matrix with more rows than columns.
         weight_decay: decoupled, as in AdamW.
-        iterations: of Newton-Schulz.
+        iterations: number of Newton-Schulz iterations.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every matrix by one step."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
@@ -56,7 +57,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrices: Tensor, iterations: int) -> Tensor:
-    """Towards the nearest (semi-)orthogonal matrices: float [n, rows, columns]."""
+    """Move matrices, float [n, rows, columns], towards the nearest (semi-)orthogonal matrices."""
     tall = matrices.shape[1] > matrices.shape[2]
     wide = matrices.transpose(1, 2) if tall else matrices
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)

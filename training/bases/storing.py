@@ -1,4 +1,4 @@
-"""Write what a run of a base model needs to go on, and what it leaves: whole or not at all."""
+"""Save the state of a base model's run and the finished model folder, each complete or not at all."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from ..common.files import atomic, ordinary_permissions, remove_temporaries
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str]) -> None:
-    """Replace the state of a run by these tensors, with `notes` as the file's metadata."""
+    """Replace a run's state file by these tensors, with `notes` as its metadata."""
     remove_temporaries(path)
     copies = {name: value.contiguous().clone() for name, value in tensors.items()}
     with atomic(path) as temporary:
@@ -23,20 +23,20 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], notes: dict[str, str])
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the notes that `save_state` wrote."""
+    """Return the tensors and notes that `save_state` wrote."""
     with safetensors.safe_open(path, framework="pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         return tensors, stored.metadata() or {}
 
 
 def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `part` and a dot, without that beginning."""
+    """Return the tensors whose names start with `part` and a dot, without that prefix."""
     start = f"{part}."
     return {n.removeprefix(start): value for n, value in tensors.items() if n.startswith(start)}
 
 
 def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The states of several optimizers: `optimizer.NUMBER.PARAMETER.NAME` -> tensor."""
+    """Return the states of several optimizers: `optimizer.NUMBER.PARAMETER.NAME` -> tensor."""
     return {
         f"optimizer.{number}.{place}.{name}": value
         for number, optimizer in enumerate(optimizers)
@@ -48,7 +48,7 @@ def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, 
 def load_optimizers(
     optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give the optimizers the states that `optimizer_tensors` took from them."""
+    """Restore the optimizer states that `optimizer_tensors` returned."""
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for key, value in part_of(tensors, f"optimizer.{number}").items():
@@ -59,9 +59,9 @@ def load_optimizers(
 
 @contextmanager
 def complete_folder(folder: Path, part: Path, last: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield `part` to save a model into; move its files into `folder` when the block ends.
+    """Yield `part` to save a model into; move its files to `folder` when the block ends.
 
-    The files that are `last` say, by being there, that the folder is complete.
+    Files for which `last` is true are moved last, so their presence means that the folder is complete.
     """
     shutil.rmtree(part, ignore_errors=True)
     yield part

@@ -1,13 +1,13 @@
-"""Fixed codes of the concepts, made from their captions: what both mini bases agree on.
+"""Fixed vectors ("codes") of concepts, computed from their captions and shared by both mini bases.
 
-Aya-23 and SigLIP meet in Maya after each has read the same web: one can say what the other can
-see. Two tiny models trained apart on 1,300 concepts share nothing, and a projector trained for
-minutes cannot build the bridge alone. So both mini bases are trained against one fixed text
-encoder, a bag of hashed character n-grams over a concept's names in all languages: the vision
-tower draws its features towards the code of what it sees, the language model reads codes,
-disturbed, where image tokens will stand. Neither base is trained on the other, and no weight of the
-encoder is learned or shipped; the codes of the concepts that the tower may see are where the weights
-of its memory layers begin (vision_tower/memory.py).
+Aya-23 and SigLIP fit together in Maya because both have learned from the same web: one can say what the
+other can see. Two tiny models trained separately on 1,300 concepts share nothing, and a projector trained
+for minutes cannot connect them alone. So both mini bases train against one fixed text encoder, a bag of
+hashed character n-grams over a concept's names in all languages. The vision tower learns to move its
+features towards the code of what it sees. The language model learns to read noisy codes at the positions of
+image tokens. Neither base is trained on the other, and no weight of the encoder is learned or shipped.
+However, the tower's memory layers (vision_tower/memory.py) are initialized from the codes of its training
+concepts.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ BUCKETS = 16384
 
 
 def ngram_buckets(text: str) -> list[int]:
-    """Bucket numbers of a text's character 2- to 4-grams; the same on every machine."""
+    """Return bucket numbers of a text's character 2- to 4-grams, equal on every machine."""
     marked = f"^{text.casefold()}$"
     grams = {marked[i : i + n] for n in (2, 3, 4) for i in range(max(1, len(marked) - n + 1))}
     digests = (hashlib.blake2b(gram.encode(), digest_size=4).digest() for gram in sorted(grams))
@@ -31,24 +31,26 @@ def ngram_buckets(text: str) -> list[int]:
 def concept_codes(
     names: list[list[str | None]], category: list[str], width: int, category_share: float = 0.2
 ) -> Tensor:
-    """One code a concept, well apart from all others: float32 [concepts, width], rows of RMS 1.
+    """Compute one code per concept, far from all others: float32 [concepts, width], rows of RMS 1.
 
-    n-grams are weighted by rarity, projected at random, and whitened (ZCA, which unlike principal
-    components has no free signs, so that every machine gets the same codes). Concepts of one
-    category share a random direction with `category_share` of a code's energy.
+    n-grams are weighted by rarity, projected at random, and whitened (ZCA: unlike principal components it
+    has no free signs, so every machine gets the same codes). Concepts of one category share a random
+    direction with `category_share` of a code's energy.
 
     Args:
-        names: [concepts][languages]; None or "" where a language has no name.
+        names: [concepts][languages]; None or "" if a language has no name.
         category: [concepts].
-        width: length of a code; fewer than the concepts.
+        width: length of a code, less than the number of concepts.
 
     Raises:
-        ValueError: a concept has no name at all.
+        ValueError: if a concept has no name in any language.
     """
     counts = torch.zeros(len(names), BUCKETS, dtype=torch.float64)
     for row, spoken in enumerate(names):
         if not any(spoken):
-            raise ValueError(f"text codes: concept number {row} has no name in any language")
+            raise ValueError(
+                f"text codes: concept number {row}: expected a name in a language, found none"
+            )
         for name in spoken:
             for bucket in ngram_buckets(name) if name else ():
                 counts[row, bucket] += 1

@@ -1,9 +1,12 @@
-"""From rows to packed batches.
+"""Turn dataset rows into packed training batches.
 
-open.py: opens the data of a stage
-source.py: what it then is, a `GroupSource`: conversations, images, and a plan of groups
-groups.py: one that is held in memory
-joined.py, streaming.py: one that is read as it is trained on, joined from sorted tables
-packing.py: conversations in tokens to trees with a shared prefix, balanced rows, and tensors
-collator.py: the batches of a process, tokenised and with pixels
+A group is one image with its conversations, usually one per language. A packed row holds whole groups without
+padding. The start that a group's conversations share, with the image's tokens, is its prefix, stored once.
+
+open.py: opens the data of a stage, in memory or streamed
+source.py: GroupSource, the interface of opened data: conversations, images, and a plan of groups
+groups.py: a GroupSource in memory
+joined.py, streaming.py: a GroupSource read during training, joined from sorted tables
+packing.py: packs tokenized conversations into trees with a shared prefix, balanced rows, and tensors
+collator.py: the batches of one process, with tokens and pixels
 """

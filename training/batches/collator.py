@@ -1,7 +1,7 @@
-"""The batches of a rank: the groups of each step are read, tokenised, packed and given their pixels.
+"""Make the batches of a rank: read, tokenize and pack each step's groups, and add their pixels.
 
-What cannot be trained on (a truncated image, an empty text, too many tokens) stops the run with the
-row's name, or is left out, counted and listed, as the recipe's policies say.
+Rows that cannot be trained on (a truncated image, an empty text, too many tokens) either stop the run with
+the row's name, or are skipped, counted and listed. The recipe's policies decide.
 """
 
 from collections.abc import Sequence
@@ -19,40 +19,41 @@ from ..rows.tables import row_name
 from .packing import Encoded, Packed, balance_rows, lay_out, pack_group
 from .source import Conversation, GroupSource, RowName
 
-# Tokenised conversations kept in memory, about a kilobyte each.
+# Limit on tokenized conversations kept in memory, about a kilobyte each.
 KEPT = 1 << 19
 
 
 @dataclass(frozen=True)
 class BadRow(RowName):
-    """A row that the run did without, or did not learn whole, and why."""
+    """A row that the run skipped or shortened, and the reason."""
 
     reason: str
     action: Literal["skipped", "shortened"]
 
 
 class LongRow(ValueError):
-    """A conversation is longer than max_length, and the recipe says stop."""
+    """A conversation is longer than max_length, and the recipe's policy is "stop"."""
 
 
 class GroupCollator:
     """Turns one share of a step, {"step", "rank"}, into the rows that this rank computes.
 
-    The steps are cut from `plan`, `batch_size` groups each, and divided by `packing.balance_rows`; so the
-    groups of a step, and with them the result, do not depend on the number of processes.
+    A step is the next `batch_size` groups of `plan`. `packing.balance_rows` divides it among ranks, so the
+    groups of a step, and therefore the result, do not depend on the number of processes.
 
-    Conversations are tokenised when first seen and kept, but for those of streams; images are read
-    and processed each time.
+    Conversations are tokenized once and cached, except those of streams. Images are read and processed
+    each time.
 
     Args:
-        plan: what `data.plan` returned. ranks: processes that share a step.
+        plan: the result of `data.plan`.
+        ranks: number of processes that share a step.
         max_length: most real tokens of a row, and so of a conversation; None for no limit.
-        on_bad_row: what becomes of a row that cannot be read or has nothing to learn.
-        on_long_row: what becomes of a conversation longer than max_length; "shorten" cuts its end,
-            never an image, and refuses what then has nothing to learn.
+        on_bad_row: policy for a row that cannot be read or has nothing to learn.
+        on_long_row: policy for a conversation longer than max_length. "shorten" cuts its end but never an
+            image; if nothing to learn remains, the row is skipped.
 
     Raises:
-        ValueError: names the row, when a policy is "stop".
+        ValueError: naming the row, if a policy is "stop".
     """
 
     def __init__(
@@ -88,14 +89,16 @@ class GroupCollator:
         self._languages = {name: number for number, name in enumerate(data.languages)}
         self._encoded: dict[int, Encoded | BadRow] = {}
         self._shortened: dict[int, BadRow] = {}
-        self._outlives = False  # as a loader's worker, signals that are for the rank
+        self._outlives = (
+            False  # whether this loader's worker already ignores signals meant for the rank
+        )
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """{"rows": a list of tensors as `lay_out` returns, "bad_rows": a list of BadRow}; in a worker
-        of a loader {"error": what it would raise elsewhere} if that is bad input.
+        """Return {"rows": list of dicts of tensors as from `lay_out`, "bad_rows": list of BadRow}.
 
-        A row with images also has `pixel_values` of the distinct ones, and `image_index`, which of
-        them each block of image tokens is.
+        In a worker of a loader, bad input returns {"error": exception} instead of raising it. A row with
+        images also has `pixel_values`, the distinct images, and `image_index`, the index into them of
+        each block of image tokens.
         """
         in_worker = torch.utils.data.get_worker_info() is not None
         if in_worker and not self._outlives:
@@ -106,8 +109,8 @@ class GroupCollator:
         except (ValueError, OSError) as error:
             if not in_worker:
                 raise
-            # A loader would tell it with the worker's traceback; the trainer raises it as it is, when
-            # its step comes.
+            # A loader would wrap the exception in the worker's traceback. The trainer raises it unchanged
+            # at the step it belongs to.
             return {"error": error}
 
     def _share(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -124,7 +127,7 @@ class GroupCollator:
             for index in part.tolist():
                 found = self._usable(index)
                 if isinstance(found, BadRow) or index in self._shortened:
-                    # Every rank tokenises the whole step; one of them reports.
+                    # Every rank tokenizes the whole step; only rank 0 reports.
                     note = found if isinstance(found, BadRow) else self._shortened[index]
                     if rank == 0:
                         bad.append(note)
@@ -158,7 +161,7 @@ class GroupCollator:
             pixels |= new
             shown += names
         if not packed:
-            # A rank with nothing to do still takes part: one token, nothing to learn.
+            # A rank without data still takes part in the step, with one token and nothing to learn.
             packed = [Packed(np.array([self.pad_token], np.int32), [], [])]
             assert not pixels
         batch = lay_out(packed, self.attention, len(self.data.languages), self.pad_token)
@@ -174,7 +177,7 @@ class GroupCollator:
         return BadRow(**vars(self.data.name(index)), reason=one_line(reason), action=action)
 
     def _pixels(self, first: Encoded, key: Any) -> torch.Tensor:
-        """The image as it is trained on, (1, 3, height, width). Raises ValueError naming the row."""
+        """Return the processed image, (1, 3, height, width). Raises ValueError naming the row."""
         image = self.data.load_image(first.source, key, first.id)
         try:
             return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
@@ -182,19 +185,19 @@ class GroupCollator:
             path = self.data.sources[first.source].recipe.path
             name = row_name(first.id, self.data.languages[first.language], path)
             raise ValueError(
-                f"{name}: its image cannot be used: {str(error).removesuffix('.')}; repair the file or "
+                f"{name}: its image cannot be used: {str(error).removesuffix('.')}: repair the file or "
                 "remove the row"
             ) from None
 
     def encode(self, index: int) -> Encoded:
-        """Conversation `index` in tokens. Raises ValueError as the class says."""
+        """Return conversation `index` in tokens. Raises ValueError as the class."""
         found = self._usable(index)
         if isinstance(found, BadRow):
             raise ValueError(found.reason)
         return found
 
     def _usable(self, index: int) -> Encoded | BadRow:
-        """The conversation, or why it is left out; raises ValueError when a policy says stop."""
+        """Return the conversation, or why it is skipped. Raises ValueError if a policy is "stop"."""
         known = self._encoded.get(index)
         if known is None:
             try:
@@ -222,10 +225,10 @@ class GroupCollator:
         )
         ids = np.array(tokens["input_ids"], np.int32)
         trained = np.array(tokens["assistant_mask"], bool)
-        share = 1.0  # of the trained text that is kept
+        share = 1.0  # share of the trained text that is kept
         if self.max_length is not None and len(ids) > self.max_length:
             reason = (
-                f"{name}: {len(ids)} tokens, more than max_length {self.max_length}; shorten the row "
+                f"{name}: expected at most max_length {self.max_length} tokens, found {len(ids)}: shorten the row "
                 "or raise max_length"
             )
             if self.on_long_row == "stop":

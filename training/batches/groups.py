@@ -1,7 +1,7 @@
-"""Rows that are held in memory become groups: one image, K conversations, each with its language.
+"""A GroupSource in memory. It turns rows into groups: one image, K conversations, each with its language.
 
-The plan is drawn from the seed alone, so it is the same on any number of processes and needs no
-state to be resumed.
+The plan depends only on the seed: it is the same for any number of processes, and resuming needs no
+stored state.
 """
 
 from collections import Counter
@@ -34,43 +34,46 @@ from .source import (
 
 @dataclass
 class _Source:
-    """One dataset: `rows[i]` is a row, `reader` reads it, `image_keys` are what `pictures` opens.
+    """One dataset: `rows[i]` is a row, `reader` reads it, `pictures` opens the entries of `image_keys`.
 
-    Rows that name the same images in the same order share one entry of `image_sets`, the numbers of those
-    images; `image_set` (n,) is the entry of every conversation kept, -1 where it has no image.
+    Rows with the same images in the same order share one entry of `image_sets`, a tuple of indices into
+    `image_keys`. `image_set` (n,) has that entry's index for every kept conversation, -1 without image.
     """
 
     recipe: DataRecipe
     rows: Rows
     reader: RowReader
-    row_index: np.ndarray  # (n,) index into rows of every conversation kept
+    row_index: np.ndarray  # (n,) index into rows for every kept conversation
     image_keys: list[Any] = field(default_factory=list)  # distinct images
     pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
     image_sets: list[tuple[int, ...]] = field(default_factory=list)
     image_set: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    no_language: dict[int, str] = field(default_factory=dict)  # what a row has in place of one
-    refused: dict[int, str] = field(default_factory=dict)  # why a row is a bad one
+    no_language: dict[int, str] = field(
+        default_factory=dict
+    )  # row -> text of an invalid language cell
+    refused: dict[int, str] = field(default_factory=dict)  # row -> why it is a bad row
 
     def named_pictures(self) -> Iterator[Any]:
         return iter(self.image_keys)
 
     def row_id(self, place: int) -> str:
-        """The id of a row, or its number where it has none."""
+        """Return a row's id, or its number if it has none."""
         identity = self.rows[place].get("id")
         return str(self.rows.number(place) if identity is None else identity)
 
 
 class GroupData:
-    """A `GroupSource` that is held in memory.
+    """A `GroupSource` in memory.
 
-    on_bad_row: whether a row that cannot be read, or a cell that is no image or no language, raises here,
-        or is refused by `conversation`.
+    Args:
+        on_bad_row: with "stop", an unreadable row, or a cell that is not an image or language, raises
+            here; with "skip", `conversation` raises for that row.
 
     Attributes:
         languages, tasks: names; `language` and `task` hold an index into them per conversation, -1
-            for a language that is none.
-        image: (n,) int64, the image of each conversation, over all sources; -1 for none. The same
-            several images in the same order count as one.
+            for an invalid language.
+        image: (n,) int64, the image of each conversation, numbered over all sources; -1 for none. A
+            tuple of several images counts as one image.
     """
 
     streamed = False
@@ -86,7 +89,7 @@ class GroupData:
         self.tasks: list[str] = []
         self.report: list[str] = []
         parts: list[tuple[np.ndarray, ...]] = []
-        # Sources about the same folder of images share them: one file per language becomes groups.
+        # Sources with the same image folder share its images, so one file per language becomes groups.
         known: dict[tuple[str, Any], int] = {}
         for number, recipe in enumerate(recipes):
             source, languages, tasks, report = _open_source(recipe, seed, on_bad_row)
@@ -112,7 +115,7 @@ class GroupData:
         return len(self.image)
 
     def conversation(self, index: int) -> Conversation:
-        """As `GroupSource.conversation`."""
+        """See `GroupSource.conversation`."""
         number = int(self._source[index])
         source, local = self.sources[number], int(self._local[index])
         place, name = int(source.row_index[local]), self.name(index)
@@ -135,7 +138,7 @@ class GroupData:
         )
 
     def name(self, index: int) -> RowName:
-        """As `GroupSource.name`."""
+        """See `GroupSource.name`."""
         number = int(self._source[index])
         source = self.sources[number]
         place = int(source.row_index[int(self._local[index])])
@@ -149,7 +152,7 @@ class GroupData:
         )
 
     def load_image(self, source: int, key: int, row_id: str) -> Image.Image:
-        """As `GroupSource.load_image`."""
+        """See `GroupSource.load_image`."""
         item = self.sources[source]
         return load_picture(item.pictures, item.image_keys[key], row_id, item.recipe.path)
 
@@ -160,10 +163,10 @@ class GroupData:
         seed: int,
         shuffled: bool = True,
     ) -> list[tuple[int, np.ndarray]]:
-        """As `GroupSource.plan`.
+        """See `GroupSource.plan`.
 
-        Each epoch visits every conversation as often as its task's weight says (a fraction is drawn
-        anew each epoch).
+        Each epoch visits every conversation as often as its task's weight. The fraction of a weight is
+        a probability, drawn again each epoch.
         """
         found: list[tuple[int, np.ndarray]] = []
         epoch = 0
@@ -181,14 +184,16 @@ class GroupData:
         copies = np.floor(self.weight + random.random(len(self), dtype=np.float32)).astype(np.int64)
         chosen: np.ndarray = np.repeat(np.arange(len(self)), copies)
         if not len(chosen):
-            raise ValueError("no conversation has a task weight above 0; expected at least one")
+            raise ValueError(
+                "tasks: expected a conversation with a task weight above 0, found none"
+            )
         parts = split_groups(chosen, self.image[chosen], group_size, random)
         if shuffled:
             random.shuffle(parts)  # type: ignore[arg-type]
         return parts
 
     def summary(self) -> str:
-        """As `GroupSource.summary`."""
+        """See `GroupSource.summary`."""
         languages = Counter(self.languages[i] for i in self.language.tolist() if i >= 0)
         tasks = Counter(self.tasks[i] for i in self.task.tolist())
         images = len(np.unique(self.image[self.image >= 0]))
@@ -196,9 +201,11 @@ class GroupData:
 
 
 def _common_numbers(source: _Source, known: dict[tuple[str, Any], int]) -> np.ndarray:
-    """(n,) the images of every conversation, by numbers over all sources; -1 stays -1."""
+    """Return (n,) image numbers of all conversations, shared by all sources; -1 stays -1."""
     place, group = source.recipe.image_folder or source.recipe.path, source.image_set
-    lookup: np.ndarray = np.full(len(source.image_sets) + 1, -1, np.int64)  # the last is for -1
+    lookup: np.ndarray = np.full(
+        len(source.image_sets) + 1, -1, np.int64
+    )  # the last entry maps -1 to -1
     for value in np.unique(group[group >= 0]).tolist():
         keys = tuple(source.image_keys[image] for image in source.image_sets[value])
         name = ("" if all(isinstance(key, bytes) for key in keys) else place, keys)
@@ -221,11 +228,12 @@ def _index(values: Sequence[str | None], names: list[str]) -> np.ndarray:
 def _open_source(
     recipe: DataRecipe, seed: int, on_bad_row: Literal["stop", "skip"]
 ) -> tuple[_Source, list[str | None], list[str], list[str]]:
-    """A source, the languages (None where a cell is none) and tasks of its conversations, and a report."""
+    """Open a source; return it, its conversations' languages (None if invalid) and tasks, and a report."""
     check_data(recipe)
+    # Rows.
     rows = open_rows(recipe)
     if len(rows) == 0:
-        raise ValueError(f"{recipe.path}: split {recipe.split!r} is empty; expected rows")
+        raise ValueError(f"{recipe.path}: split {recipe.split!r}: expected rows, found none")
     if len(rows.unreadable) == len(rows):
         raise ValueError(f"{recipe.path}: no row can be read: {rows.unreadable[0]}")
     source = _Source(recipe, rows, _row_reader(recipe, rows), np.arange(len(rows)))
@@ -233,6 +241,7 @@ def _open_source(
         _refuse(source, i, reason, on_bad_row)
 
     count = len(rows)
+    # Language and task of every row.
     named = "lang" if "lang" in rows.columns else "language"
     cells = rows.column(named) if named in rows.columns else [None] * count
     codes = [as_language(v) for v in cells]
@@ -245,6 +254,7 @@ def _open_source(
     task = rows.column("task") if "task" in rows.columns else []
     tasks = [str(v or default) for v in task] or [default] * count
 
+    # Filters by language and task.
     keep: np.ndarray = np.ones(count, bool)
     report = []
     for name, wanted, values in (
@@ -255,8 +265,8 @@ def _open_source(
         for value in wanted:
             if value not in present:
                 raise ValueError(
-                    f"{recipe.path}: {name}: {value!r} is not in split {recipe.split!r}; "
-                    f"found {printable(', '.join(sorted(present)))}"
+                    f"{recipe.path}: {name}: expected values in split {recipe.split!r}, found {value!r}: "
+                    f"use some of {printable(', '.join(sorted(present)))}"
                 )
         if wanted:
             mask = np.array([v in set(wanted) for v in values])
@@ -265,6 +275,7 @@ def _open_source(
             if dropped:
                 report.append(left_out(recipe.path, name, dropped))
 
+    # Images, and the limit on them.
     _find_images(source, on_bad_row)
     group = source.image_set
     if recipe.limit is not None:
@@ -277,14 +288,17 @@ def _open_source(
             f"{recipe.path}: limit {recipe.limit}: {len(chosen):,} of {len(images):,} images"
         )
         keep &= mask
-    # Which language, task and image a row would have that cannot be read, nobody knows.
+    # The language, task and image of an unreadable row are unknown, so no filter drops it.
     keep[list(rows.unreadable)] = True
     index = np.flatnonzero(keep)
     if not len(index):
-        raise ValueError(f"{recipe.path}: no row is left after languages, tasks and limit")
+        raise ValueError(
+            f"{recipe.path}: expected rows after languages, tasks and limit, found none"
+        )
+    # Rows with an invalid language.
     for i in (i for i in index.tolist() if i in unknown):
         source.no_language[i] = shown(cells[i])
-        reason = f"{named}: {no_language(cells[i])}; repair the row or remove it"
+        reason = f"{named}: {no_language(cells[i])}: repair the row or remove it"
         _refuse(source, i, reason, on_bad_row)
     source.row_index, source.image_set = index, group[index]
     known = [None if i in unknown else languages[i] for i in index.tolist()]
@@ -298,15 +312,15 @@ def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:
         raise ValueError(f"{recipe.path}: {error}") from None
     if not reader.pictured and any((Path(recipe.path) / "images").glob("*.parquet")):
         raise ValueError(
-            f"{recipe.path}: expected a column image with the names of pictures, as the dataset has a table "
-            f"of them (images/*.parquet), found {', '.join(rows.columns)}: name the column (columns: "
+            f"{recipe.path}: expected a column image with the names of images, because the dataset has an image "
+            f"table (images/*.parquet), found {', '.join(rows.columns)}: name the column (columns: "
             "{image: NAME}), or stream the dataset"
         )
     return reader
 
 
 def _refuse(source: _Source, place: int, reason: str, on_bad_row: Literal["stop", "skip"]) -> None:
-    """Note why a row is a bad one, or stop with it."""
+    """Record why a row is bad, or raise ValueError if the policy is "stop"."""
     name = f"row {printable(repr(source.row_id(place)))} of {source.recipe.path}"
     if on_bad_row == "stop":
         raise ValueError(f"{name}: {reason}")
@@ -318,13 +332,13 @@ def _refuse(source: _Source, place: int, reason: str, on_bad_row: Literal["stop"
 
 @dataclass(frozen=True)
 class _NoImage:
-    """Stands where the images of a row should that has none that can be read."""
+    """Placeholder for the images of a row whose images cannot be read."""
 
     row: int
 
 
 def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
-    """Which images each row has, and where they are."""
+    """Set the images of each row, and the storage to open them from."""
     rows, reader = source.rows, source.reader
     known: dict[Any, int] = {}
     sets: dict[tuple[int, ...], int] = {(): -1}
@@ -341,7 +355,7 @@ def _find_images(source: _Source, on_bad_row: Literal["stop", "skip"]) -> None:
         try:
             pictures: Sequence[Any] = reader.pictures(row)
         except RowError as error:
-            _refuse(source, i, f"{error}; repair the row or remove it", on_bad_row)
+            _refuse(source, i, f"{error}: repair the row or remove it", on_bad_row)
             pictures = (_NoImage(i),)
         images = tuple(number(picture) for picture in pictures)
         image_set[i] = sets.setdefault(images, len(sets) - 1)

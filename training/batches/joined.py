@@ -1,11 +1,11 @@
-"""Captions and images joined into groups, one image and its rows, by merging sorted tables.
+"""Join captions and images into groups, one image with its rows, by merging sorted tables.
 
-A dataset is one table of texts per language and, if its images are in it, a table of those. All are
-sorted, so rows about one image are at about the same place in every table. One pass over the columns
-that identify rows cuts the tables into blocks, at the same images in all of them, and counts what is in
-each block; after that any block can be read alone. Memory holds the cuts, never the rows.
+A dataset is one table of texts per language, and a table of images if it contains them. All tables are
+sorted, so rows about one image have about the same position in each. One pass over the identifying
+columns cuts all tables into blocks at the same images, and counts the rows of each block. Then any block
+can be read alone. Memory holds the cuts, never the rows.
 
-A single table may have any order: neighbouring rows that name the same images are one group.
+A single table may have any order: neighboring rows with the same images form one group.
 """
 
 from bisect import bisect_left
@@ -35,16 +35,20 @@ from ..rows.tables import (
     no_images,
 )
 
-# Distinct images of a block, where not said otherwise.
+# Default number of distinct images in a block.
 BLOCK = 256
-# Remote tables that are read at once.
+# Number of remote tables that are read in parallel.
 CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which rows are kept: those of these languages and tasks (all when empty), and of the first
-    `limit` images, or rows with images where these have no names. language, task: of rows that name none."""
+    """Rules for the rows to keep.
+
+    languages, tasks: keep only these; empty keeps all.
+    limit: keep rows of the first `limit` images; if images have no names, the first `limit` rows with images.
+    language, task: the values of rows that name none.
+    """
 
     languages: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -57,9 +61,11 @@ class Filters:
 class GroupRows:
     """Rows of some blocks that passed the filters.
 
-    table: n rows. number: (n,) int64, the row's number over all tables. block: (n,). key: (n,)
-    int64, the same for rows about one image, ascending as the tables are sorted; -1 where a row names
-    none. language, task: n strings; an invalid language is kept as found.
+    table: n rows.
+    number: (n,) int64, the row's number over all tables.
+    block: (n,), the row's block.
+    key: (n,) int64, equal for rows about one image, ascending in the tables' order; -1 without image.
+    language, task: n strings; an invalid language is kept as found.
     """
 
     table: pa.Table
@@ -71,25 +77,27 @@ class GroupRows:
 
 
 class GroupedTables:
-    """A dataset in blocks of whole groups.
+    """A dataset cut into blocks of whole groups.
 
     Args:
-        pictures: the columns of pictures, the first that names them first.
+        pictures: the columns of images, in order of preference.
 
     Attributes:
-        columns: of the rows. key: the column that names a row's image, None where none does; a text,
-            or a list of texts if `listed`.
-        images: the table of images, `image_key` its column that is named by the rows' `key`.
+        columns: columns of the rows.
+        key: the column that names a row's image, None without one; a text, or a list of texts if
+            `listed`.
+        images: the image table; `image_key` is its column that matches the rows' `key`.
         starts: (blocks + 1, tables) int64, the first row of every block in every table.
         multiplicity: for every block, how many images have 0, 1, 2, ... rows.
-        languages, tasks, dropped: rows by language and task that are kept, and that the filters
-            leave out. image_count: distinct images (counted anew in every block).
-        language: the column of languages, None where there is none. Rows whose cell is no language are
-            kept, for the reader to refuse, but not in `languages`.
+        languages, tasks: number of kept rows per language and task.
+        dropped: number of rows per language or task that the filters drop.
+        image_count: distinct images, counted per block.
+        language: the column of languages, None without one. Rows with an invalid cell are kept, because
+            the reader refuses them by name, but `languages` does not count them.
 
     Raises:
-        ValueError: tables that are not sorted alike, by file and row; a filter that finds nothing.
-        StorageError, ConnectionError: as `ParquetTable`, here and wherever rows or images are read.
+        ValueError: naming file and row, if tables are not sorted alike; or if a filter matches no row.
+        StorageError, ConnectionError: as `ParquetTable`, also when rows or images are read later.
     """
 
     def __init__(
@@ -108,7 +116,9 @@ class GroupedTables:
         names = [name for name in (*pictures, "image_sha256") if self._all_have(name)]
         self.listed = not names
         lists = [name for name in pictures if name in self.columns]
-        if self.listed and len(lists) == 1:  # of two, the rows' images may be in the other
+        if (
+            self.listed and len(lists) == 1
+        ):  # with two list columns, the images may be in the other one
             names = [c for c in lists if all(is_texts(t.schema, c) for t in self.tables)]
         self.key: str | None = names[0] if names else None
         self.language = next((c for c in ("lang", "language") if c in self.columns), None)
@@ -122,7 +132,7 @@ class GroupedTables:
         if self.key is None or self.listed:
             orders = []
         if len(self.tables) == 1 or not orders:
-            # One table after the other: nothing to merge, so any order will do.
+            # Read the tables one after the other: nothing is merged, so any order is fine.
             self.tables = [ParquetTable([f for table in self.tables for f in table.files])]
             self._index(None, block)
             return
@@ -133,7 +143,7 @@ class GroupedTables:
             except Unsorted as error:
                 if order == orders[-1]:
                     raise ValueError(
-                        f"{error}; tables of texts that are streamed together are sorted by "
+                        f"{error}: expected tables of texts that are streamed together to be sorted by "
                         f"{' or by '.join(orders)}: sort them, or leave streaming out"
                     ) from None
 
@@ -142,13 +152,14 @@ class GroupedTables:
 
     @property
     def columns(self) -> list[str]:
+        """Columns of the rows."""
         return self.tables[0].columns
 
     def _all_have(self, column: str) -> bool:
         return all(is_text(table.schema, column) for table in self.tables)
 
     def _match_images(self, images: ParquetTable) -> None:
-        """Which column of the table of images holds them, and which column names them how."""
+        """Find the image table's column of bytes, and the pair of columns that joins it to the rows."""
         holds = [f.name for f in images.schema if is_content(f.type)]
         pairs = [("image", "image"), ("path", "image"), ("id", "id"), ("image_sha256",) * 2]
         for theirs, ours in pairs:
@@ -157,15 +168,15 @@ class GroupedTables:
                 self.image_key, self.key, self.image_column = theirs, ours, holds[0]
                 return
         raise ValueError(
-            f"{images.files[0]}: expected a column of image bytes and one of their names (image, path or "
-            f"id) that the texts have too; found {', '.join(images.columns)}"
+            f"{images.files[0]}: expected a column of image bytes and a column of image names (image, path or "
+            f"id) that the texts have too, found {', '.join(images.columns)}"
         )
 
     # -------------------------------------------------------------------------- one pass
 
     def _scanned(self) -> list[str]:
         wanted = (self.key, self.order, "lang", "language", "task")
-        # Which rows have an image says its column, where no other does; read only as far as the limit.
+        # Without a key column, the image columns say which rows have an image; only a limit needs them.
         held = self.pictures if self.key is None and self.filters.limit is not None else ()
         return [c for c in dict.fromkeys((*wanted, *held)) if c is not None and c in self.columns]
 
@@ -175,10 +186,10 @@ class GroupedTables:
         self.tasks: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.image_count = self.conversations = 0
-        self._last: set[str] | None = None  # images that the limit leaves of the last block
-        self._stop: int | None = None  # the row that it ends before, where images have no names
-        self._rows = 0  # counted so far
-        self._without = 0  # rows that the limit leaves out as they have no image
+        self._last: set[str] | None = None  # images of the last block within the limit
+        self._stop: int | None = None  # first row beyond the limit, if images have no names
+        self._rows = 0  # rows counted so far
+        self._without = 0  # rows dropped by the limit because they have no image
         cuts = self._cut(block)
         cursors = [SortedCursor(table, self._scanned(), order) for table in self.tables]
         starts = [[0] * len(cursors)]
@@ -196,7 +207,7 @@ class GroupedTables:
             self._bounds = self.images.bounds(self.image_key)
 
     def _cut(self, block: int) -> list[Any]:
-        """Where blocks end: keys of the longest table, every `block` images, or its row numbers."""
+        """Return block ends: keys of the longest table after every `block` images, or row numbers."""
         guide = max(self.tables, key=len)
         if self.key is None:
             return list(range(block, len(guide), block))
@@ -215,7 +226,7 @@ class GroupedTables:
         return cuts
 
     def _count(self, parts: list[pa.Table]) -> bool:
-        """Count a block; True when the limit is reached."""
+        """Count a block. Returns True once the limit is reached."""
         if not parts:
             self.multiplicity.append(np.zeros(1, np.int64))
             return False
@@ -253,7 +264,7 @@ class GroupedTables:
     def _kept(
         self, table: pa.Table, dropped: Counter[str] | None = None
     ) -> tuple["_Labels", "_Labels", np.ndarray]:
-        """Language and task of rows, and which of them the filters keep (but for the limit)."""
+        """Return language and task of rows, and which rows the filters keep, apart from the limit."""
         filters = self.filters
         language = _Labels(table, self.language, filters.language, as_language)
         task = _Labels(table, "task", filters.task)
@@ -267,18 +278,18 @@ class GroupedTables:
         return language, task, keep
 
     def names(self, table: pa.Table) -> pa.Array:
-        """What names the image of each row, or its images; null: none."""
+        """Return the name of each row's image, or its images' joined names; null without image."""
         column = flat(table[self.key])
         if not self.listed:
             if is_text(table.schema, str(self.key)):
                 column = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
             return column
-        # Cast, as large lists cannot be joined.
+        # Cast, because binary_join does not take large lists.
         joined = pc.binary_join(column.cast(pa.list_(pa.string())), "\0")
         return pc.if_else(pc.greater(pc.list_value_length(column), 0), joined, None)
 
     def _keys(self, table: pa.Table, keep: np.ndarray) -> np.ndarray:
-        """(n,) int64, equal where rows name one image; -1: none, or not kept."""
+        """Return (n,) int64, equal for rows that name one image; -1 without image or if not kept."""
         if self.key is None:
             return np.full(len(table), -1, np.int64)
         codes = self.names(table).dictionary_encode().indices
@@ -294,18 +305,20 @@ class GroupedTables:
             missing = [v for v in wanted if v not in found]
             if missing and self._last is None and self._stop is None:
                 raise ValueError(
-                    f"{self.path}: {name}: {missing[0]!r} is not in the data; "
-                    f"found {', '.join(sorted({*found, *self.dropped}))}"
+                    f"{self.path}: {name}: expected values in the data, found {missing[0]!r}: "
+                    f"use some of {', '.join(sorted({*found, *self.dropped}))}"
                 )
         if not self.conversations and self._without:
             raise ValueError(no_images(self.path))
         if not self.conversations:
-            raise ValueError(f"{self.path}: no row is left after languages, tasks and limit")
+            raise ValueError(
+                f"{self.path}: expected rows after languages, tasks and limit, found none"
+            )
 
     # -------------------------------------------------------------------------- reading
 
     def read(self, blocks: Sequence[int], columns: Sequence[str]) -> GroupRows:
-        """The rows of some blocks, of every table, in the order of the tables."""
+        """Read the rows of some blocks from every table, in the order of the tables."""
         wanted = [c for c in dict.fromkeys([*columns, *self._scanned()]) if c in self.columns]
         chosen = np.unique(np.asarray(blocks))
 
@@ -357,7 +370,7 @@ class GroupedTables:
         )
 
     def _in_order(self, table: pa.Table, key: np.ndarray) -> np.ndarray:
-        """Keys numbered anew in the order of the tables, whichever table an image is first in."""
+        """Renumber keys in the tables' sort order, whichever table an image appears in first."""
         if self.order is None:
             return key
         sequence = key[pc.sort_indices(table[self.order]).to_numpy()]
@@ -368,8 +381,10 @@ class GroupedTables:
         return rank[key]
 
     def read_images(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the table of images holds for these names: name -> Arrow scalar (bytes, or a struct of
-        bytes and path). Names that it does not have are absent."""
+        """Read images by name: name -> Arrow scalar (bytes, or a struct of bytes and path).
+
+        Names that are not in the image table are absent.
+        """
         assert self.images is not None
         assert self.image_key is not None
         assert self.image_column is not None
@@ -393,7 +408,7 @@ class GroupedTables:
 
 
 def _pictured(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
-    """(n,) bool: whether a row has something in a column of images."""
+    """Return (n,) bool: whether a row has a value in an image column."""
     result: np.ndarray = np.zeros(len(table), bool)
     for name in set(columns) & set(table.column_names):
         column = flat(table[name])
@@ -406,7 +421,7 @@ def _pictured(table: pa.Table, columns: Sequence[str]) -> np.ndarray:
 
 
 def _changes(key: pa.Array, before: Any) -> np.ndarray:
-    """(n,) bool: whether a row names another image than the row before it, or none."""
+    """Return (n,) bool: whether a row names no image, or another one than the row before it."""
     if not len(key):
         return np.zeros(0, bool)
     same = pc.equal(key[1:], key[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
@@ -415,10 +430,11 @@ def _changes(key: pa.Array, before: Any) -> np.ndarray:
 
 
 class _Labels:
-    """A column of few distinct texts: codes (n,) int64 into names; `default` where there is none.
+    """A column of few distinct texts, as codes (n,) int64 into names; empty cells become `default`.
 
-    valid: gives a text that is there as it is to be read, None for one that is not `known`; without it, an
-    empty one is none.
+    Args:
+        valid: normalizes a text, or returns None for an unknown one. Without it, empty texts become
+            `default` too.
     """
 
     def __init__(

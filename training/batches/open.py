@@ -1,4 +1,4 @@
-"""Opens the data of a stage, in memory or streamed."""
+"""Open the data of a stage, in memory or streamed."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from .streaming import StreamedGroups
 
 
 def open_groups(stage: StageRecipe, seed: int, pinned: Path | None = None) -> GroupSource:
-    """The data of a stage, streamed where its recipe says so.
+    """Open the data of a stage, streamed if its recipe says so.
 
     Args:
-        pinned: a JSON file of the streams' files; made if it is not there. A run that continues
-            reads the commit of a Hub dataset that it began with.
+        pinned: a JSON file that lists the streams' files; created if missing. A resumed run thus reads
+            the same commit of a Hub dataset as before.
     """
     if not stage.data[0].streaming:
         return GroupData(stage.data, seed=seed, on_bad_row=stage.on_bad_row)

@@ -1,15 +1,13 @@
-"""Conversations in tokens to the rows of a step: trees with a shared prefix, balanced, laid out as tensors.
+"""Pack tokenized conversations into the rows of a step: trees with a shared prefix, balanced, as tensors.
 
-The conversations of a group start with the same tokens (the turn's opening and the image). That
-common start is laid down once, the rest of each conversation follows as a branch whose positions
-restart behind the prefix. The first token of a branch is predicted from the prefix's last position,
-once per branch, which shifted labels cannot express: so a row carries explicit pairs
-`logit_positions` -> `labels`.
+The conversations of a group start with the same tokens (the start of the turn and the image). This common
+start is stored once, as the prefix. The other tokens of each conversation follow as a branch, whose
+positions continue from the prefix. The first token of each branch is predicted from the prefix's last
+position. Shifted labels cannot express that, so a row carries explicit pairs `logit_positions` -> `labels`.
 
-The lengths of all groups of a step are known before an image is opened: a picture is always the
-same number of tokens. So every rank works out the same division of the step by itself, and no rank
-waits for another: rows of at most `max_length` real tokens, as many on every rank, of nearly equal
-length.
+The lengths of a step's groups are known before an image is opened, because an image always has the same
+number of tokens. So every rank computes the same division of the step without communication: rows of
+at most `max_length` real tokens, equally many on every rank, of nearly equal length.
 """
 
 from collections.abc import Sequence
@@ -25,8 +23,11 @@ from ..model.attention import AttentionBackend, dense_mask, row_plan
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation in tokens. ids, trained: (n,); trained is True where a token is learned. index: its
-    number in the data."""
+    """One tokenized conversation.
+
+    ids, trained: (n,); trained is True for tokens that are learned.
+    index: number of the conversation in the data.
+    """
 
     id: str
     language: int
@@ -40,8 +41,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Packed:
-    """A group's tokens: `prefix` once, then the branches. Pairs are (predicting, predicted) positions in
-    the tokens of each conversation."""
+    """A group's tokens: the prefix once, then the branches. `encoded` are its conversations."""
 
     prefix: np.ndarray
     branches: list[np.ndarray]
@@ -52,11 +52,11 @@ class Packed:
 
 
 def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
-    """How many tokens the conversations of a group share at their start.
+    """Return how many tokens the conversations of a group share at their start.
 
-    Never reaches a trained token, nor takes a conversation's last token. 0 when their common start
-    does not hold all of their image: then nothing is worth sharing. One conversation alone is all
-    prefix.
+    The prefix never contains a trained token or the last token of a conversation. It is 0 if the common
+    start does not contain all image tokens, because then sharing gains nothing. A single conversation
+    is all prefix.
     """
     if len(encoded) == 1:
         return len(encoded[0].ids)
@@ -75,8 +75,8 @@ def shared_prefix(encoded: Sequence[Encoded], image_token: int) -> int:
 def pack_group(
     encoded: Sequence[Encoded], image_token: int, max_length: int | None = None
 ) -> list[Packed]:
-    """The group as one tree; as several when it is longer than `max_length` tokens; as separate
-    conversations when they have no start in common."""
+    """Pack a group as one tree; several if it is longer than `max_length` tokens; separate conversations
+    if they share no start."""
     length = shared_prefix(encoded, image_token)
     if length == 0 or len(encoded) == 1:
         return [Packed(e.ids, [], [e]) for e in encoded]
@@ -91,7 +91,7 @@ def pack_group(
             room = max_length - length
         trees[-1].append(item)
         room -= len(branch)
-    # Fewer conversations may share a longer start, never a shorter one: what fitted still fits.
+    # Fewer conversations share an equal or longer start, so the parts still fit.
     return [tree for part in trees for tree in pack_group(part, image_token)]
 
 
@@ -100,24 +100,25 @@ def balance_rows(
 ) -> list[list[list[int]]]:
     """Divide the groups of one step among ranks and rows.
 
-    Longest first into the emptiest row (Graham's rule): the fullest row is at most 4/3 of the best
-    possible. Rows are added, one on every rank, until none is longer than `max_length`.
+    The longest group goes into the emptiest row first (Graham's rule), so the fullest row is at most 4/3
+    of the optimum. Rows are added, one on every rank, until none is longer than `max_length`.
 
     Args:
-        lengths: real tokens of every group. ranks: processes that share the step.
-        max_length: most tokens of a row; None for one row a rank, however long.
+        lengths: real tokens of every group.
+        ranks: processes that share the step.
+        max_length: most tokens of a row; None for one row per rank of any length.
 
     Returns:
-        [rank][row] -> indices of groups, ascending. Every rank has the same number of rows, so
-        that collective calls meet; a row is empty when there are fewer groups than rows. The same
-        lengths give the same division everywhere.
+        [rank][row] -> indices of groups, ascending. Every rank has the same number of rows, because
+        collective calls must match; a row is empty if there are fewer groups than rows. The result
+        depends only on the arguments.
 
     Raises:
-        ValueError: a group is longer than max_length.
+        ValueError: if a group is longer than max_length.
     """
     if max_length is not None and lengths and max(lengths) > max_length:
         raise ValueError(
-            f"a group of {max(lengths)} tokens does not fit rows of max_length {max_length}"
+            f"expected groups of at most max_length {max_length} tokens, found one of {max(lengths)}"
         )
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rows_each = 1 if max_length is None else max(1, -(-sum(lengths) // (ranks * max_length)))
@@ -131,7 +132,7 @@ def balance_rows(
         if max_length is None or max(fill) <= max_length:
             break
         rows_each += 1
-    # The r-th longest rows go to ranks to and fro, so that sums over a rank's rows are even too.
+    # Deal the sorted rows to the ranks back and forth, so that the ranks' totals are even too.
     by_fill = sorted(range(len(rows)), key=lambda r: (-fill[r], r))
     shares: list[list[list[int]]] = [[] for _ in range(ranks)]
     for place, row in enumerate(by_fill):
@@ -143,17 +144,20 @@ def balance_rows(
 def lay_out(
     packed: Sequence[Packed], attention: AttentionBackend, languages: int, pad_token: int
 ) -> dict[str, Any]:
-    """Tensors of a batch of groups, without pixels.
+    """Build the tensors of a batch of groups, without pixels.
 
     Returns:
-        input_ids, position_ids: (R, N); one row a group for "dense", else R is 1.
-        attention_mask: the dense mask (R, 1, N, N), or a stand-in.
-        attention_plan: what `attention.row_plan` returns (not for "dense").
-        logit_positions (M,): index into R * N of the position that predicts; labels (M,): the token it
-        predicts; language (M,): whose token it is. text_bytes (languages,): UTF-8 bytes of the
-        trained text. padding: how many of the tokens are padding.
+        input_ids, position_ids: (R, N); one row per group for "dense", otherwise R is 1.
+        attention_mask: the dense mask (R, 1, N, N), or a placeholder.
+        attention_plan: result of `attention.row_plan` (not for "dense").
+        logit_positions: (M,), index into R * N of the predicting position.
+        labels: (M,), the predicted token.
+        language: (M,), the language index of the predicted token.
+        text_bytes: (languages,), UTF-8 bytes of the trained text.
+        padding: number of padding tokens.
     """
     trees: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # ids, positions, branch numbers
+    # Tokens and positions of every group, and its pairs of predicting position and token.
     nothing: np.ndarray = np.zeros(0, np.int64)
     predicting, target, language = [nothing], [nothing], [nothing]
     text_bytes = torch.zeros(languages, dtype=torch.long)
@@ -175,7 +179,7 @@ def lay_out(
         offset = start + prefix
         for j, conversation in enumerate(item.encoded):
             targets = np.flatnonzero(conversation.trained)
-            # A position of the prefix keeps its place; behind it the branch begins.
+            # Positions in the prefix are offset by its start, those after it by the branch's start.
             behind = offset - prefix
             before: np.ndarray = targets - 1
             predicting.append(np.where(before < prefix, start + before, behind + before))
@@ -186,6 +190,7 @@ def lay_out(
                 offset += widths[j]
         start += sizes[number]
 
+    # Tensors that all layouts share.
     batch: dict[str, Any] = {
         "logit_positions": torch.from_numpy(np.concatenate(predicting)),
         "labels": torch.from_numpy(np.concatenate(target).astype(np.int64)),
@@ -197,15 +202,17 @@ def lay_out(
         [torch.from_numpy(column.astype(np.int64)) for column in columns]
         for columns in zip(*trees, strict=True)
     )
+    # One row for all groups.
     if attention != "dense":
         batch["input_ids"] = torch.cat(ids)[None]
         batch["position_ids"] = torch.cat(places)[None]
         batch["attention_plan"] = row_plan(
             [(len(p.prefix), [len(b) for b in p.branches]) for p in packed], attention
         )
-        # A ready-made mask: keeps transformers from building one over the whole row.
+        # A given mask keeps transformers from building one over the whole row.
         batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         return batch
+    # One padded row per group.
     branch_ids = pad_sequence(branches, batch_first=True, padding_value=-1)
     batch["padding"] = int((branch_ids < 0).sum())
     batch["input_ids"] = pad_sequence(ids, batch_first=True, padding_value=pad_token)

@@ -1,4 +1,4 @@
-"""What the data of a stage is to everything after it, whether in memory or streamed: a `GroupSource`."""
+"""GroupSource, the interface of a stage's data, whether in memory or streamed."""
 
 import math
 from collections import Counter
@@ -21,9 +21,9 @@ from ..rows.tables import row_name
 class Conversation:
     """Turns about the images of one row.
 
-    messages: chat-template messages; images not placed by {"type": "image"} parts belong in front
-    of the first question. images: keys for `load_image` of the data they are from, in the order of
-    the image items.
+    messages: chat-template messages; images without an {"type": "image"} part belong before the first
+        question.
+    images: keys for `load_image` of its source, in the order of the image parts.
     """
 
     id: str
@@ -36,10 +36,12 @@ class Conversation:
 
 @dataclass(frozen=True)
 class RowName:
-    """Which row a conversation is: an id may be that of several rows, its number and its data are not.
+    """Identifies the row of a conversation. Several rows may share an id; `data` and `row` are unique.
 
-    id: without one, the row's number. language: what is in its place, where it is none. row: number in its
-    file or dataset, from 0. data: number of its dataset in the stage.
+    id: the row's number if it has no id.
+    language: the cell's text if it is not a language.
+    row: number in its file or dataset, from 0.
+    data: number of its dataset in the stage.
     """
 
     id: str
@@ -50,21 +52,22 @@ class RowName:
 
 
 class Dataset(Protocol):
-    """One of the datasets of a stage."""
+    """One dataset of a stage."""
 
     @property
     def recipe(self) -> DataRecipe: ...
 
     def named_pictures(self) -> Iterator[Any]:
-        """The pictures that rows name, or hold, but for those in the dataset's table of images."""
+        """Yield the images that rows name or hold, except those in the dataset's image table."""
 
 
 class GroupSource(Protocol):
-    """All conversations of a stage, from all its datasets, addressed by one number each.
+    """All conversations of a stage, from all its datasets, each addressed by one number.
 
     Attributes:
-        languages: those of the rows. report: what was left out when the data was opened, a line each.
-        streamed: whether a conversation can be read only once `plan` has given its group.
+        languages: languages of the rows.
+        report: lines on what was dropped when the data was opened.
+        streamed: whether a conversation can be read only after `plan` has returned its group.
     """
 
     languages: list[str]
@@ -77,47 +80,48 @@ class GroupSource(Protocol):
     def __len__(self) -> int: ...
 
     def conversation(self, index: int) -> Conversation:
-        """Conversation `index`, read from its row. Raises ValueError naming a row that is a bad one."""
+        """Read conversation `index` from its row. Raises ValueError naming the row if it is bad."""
 
     def name(self, index: int) -> RowName:
-        """Which row conversation `index` is."""
+        """Return the name of conversation `index`'s row."""
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
-        """The image `key` of a source, in its own mode.
+        """Load image `key` of a source, in its own PIL mode.
 
         Raises:
-            ValueError: the image cannot be read; names the row.
-            OSError: its folder, archive or table cannot be read; names that.
+            ValueError: naming the row, if the image cannot be read.
+            OSError: naming the folder, archive or table, if that cannot be read.
         """
 
     def plan(
         self, groups: int | None, group_size: int, seed: int, shuffled: bool = True
     ) -> Sequence[tuple[int, np.ndarray]]:
-        """Groups in training order: (epoch, conversation indices), all about one image.
+        """Return groups in training order: (epoch, indices of conversations about one image).
 
         Args:
             groups: how many to return, or None for one pass over the data.
-            shuffled: the groups in random order; else in the order of the data.
+            shuffled: random order of groups; otherwise the order of the data.
         """
 
     def summary(self) -> str:
-        """Conversations per language and task, and images, in a few words."""
+        """Return the numbers of conversations per language and task, and of images, in a few words."""
 
 
 def left_out(path: str, keys: str, dropped: Counter[str]) -> str:
-    """A line of a report. keys: the keys of the recipe that leave rows out."""
+    """Return a line for a report; `keys` are the recipe keys that drop rows."""
     text = ", ".join(f"{printable(k)} {v:,}" for k, v in sorted(dropped.items()))
-    return f"{path}: left out, as the recipe's {keys} say: {text}"
+    return f"{path}: rows dropped by the recipe's {keys}: {text}"
 
 
 def bad_row(name: RowName, reason: object) -> ValueError:
+    """Return the error for a bad row, with the row's name."""
     return ValueError(
-        f"{row_name(name.id, name.language, name.path)}: {reason}; repair the row or remove it"
+        f"{row_name(name.id, name.language, name.path)}: {reason}: repair the row or remove it"
     )
 
 
 def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: str) -> Image.Image:
-    """A row's picture, in its own mode. Raises as `GroupSource.load_image`."""
+    """Load a row's image, in its own PIL mode. Raises as `GroupSource.load_image`."""
     try:
         return pictures.load(picture)
     except StorageError:
@@ -131,7 +135,7 @@ def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: 
 def summarise(
     count: int, about: str, languages: Mapping[str, int], tasks: Mapping[str, int]
 ) -> str:
-    """What `GroupSource.summary` says; about: the images, and how they are read."""
+    """Build the text of `GroupSource.summary`; `about` describes the images and how they are read."""
     counts = (
         ", ".join(f"{printable(name)} {number:,}" for name, number in each.items())
         for each in (languages, tasks)
@@ -142,20 +146,22 @@ def summarise(
 
 
 def unreadable_image(row_id: str, path: str, reason: object) -> ValueError:
+    """Return the error for an image that cannot be read, with the row's name."""
     return ValueError(
         f"row {printable(repr(row_id))} of {path}: its image cannot be read: "
-        f"{str(reason).removesuffix('.')}; repair the file or remove the row"
+        f"{str(reason).removesuffix('.')}: repair the file or remove the row"
     )
 
 
 def split_groups(
     chosen: np.ndarray, image: np.ndarray, group_size: int, random: np.random.Generator
 ) -> list[np.ndarray]:
-    """Conversations by their image, in random order, in near-equal parts of at most `group_size`.
+    """Group conversations by image, in random order, and split groups into near-equal parts.
 
     Args:
-        chosen: (n,) conversations. image: (n,) of each; those of -1 are groups of one: nothing is
-            shared.
+        chosen: (n,) conversations.
+        image: (n,) image of each conversation. Those with -1 become groups of one, since nothing is shared.
+        group_size: largest size of a part.
     """
     key = image.copy()
     alone = key < 0
@@ -170,12 +176,12 @@ def split_groups(
 
 
 def check_data(recipe: DataRecipe) -> None:
-    """Raises ValueError for values of a recipe's data that fit no dataset."""
+    """Raise ValueError for values of a recipe's data section that fit no dataset."""
     path = recipe.path
     for name, values in (("language", [recipe.language]), ("languages", recipe.languages)):
         for value in values:
             if not is_language(value):
-                raise ValueError(f"{path}: {name}: {no_language(value)}; correct the recipe")
+                raise ValueError(f"{path}: {name}: {no_language(value)}: correct the recipe")
     if recipe.limit is not None and recipe.limit < 1:
         raise ValueError(f"{path}: limit: expected 1 image or more, found {recipe.limit}")
     for task, rate in recipe.tasks.items():

@@ -1,15 +1,15 @@
-"""Datasets that are read as they are trained on, from a folder or the Hub: `streaming: true`.
+"""A GroupSource read during training, from a folder or the Hub: `streaming: true`.
 
-Shuffling. A dataset is cut into blocks of about `shuffle_buffer / 8` images (joined.py). An epoch visits the
-blocks in an order drawn from (seed, epoch), eight at a time: these are read, and their groups are
-shuffled by (seed, epoch, number of the eight). So memory holds at most twice `shuffle_buffer` images
-with their texts, or what the files' own row groups hold if that is more, and near rows may meet in a
-step though far ones only by whole blocks.
+Shuffling: a dataset is cut into blocks of about `shuffle_buffer / 8` images (joined.py). An epoch visits
+the blocks in an order drawn from (seed, epoch), in windows of eight. The groups of a window are shuffled
+by (seed, epoch, number of the window). So memory holds at most twice `shuffle_buffer` images with their
+texts, or the files' own row groups if these are larger. Neighboring rows may meet in a step; distant rows
+only by whole blocks.
 
-Nothing of this depends on what was read before: from the number of a step follow its groups, on any
-process or worker and after any restart, each group exactly once an epoch. A checkpoint needs no state of
-the stream. Every process and worker reads the texts of all groups it sees the steps of, as `packing`
-needs their lengths, and the images of whole blocks.
+No step depends on what was read before: its number determines its groups, in any process or worker and
+after any restart, each group exactly once per epoch. A checkpoint therefore needs no state of the stream.
+Every process and worker reads the texts of all groups in its steps, because `packing` needs their
+lengths, and the images of whole blocks.
 """
 
 from collections import Counter
@@ -44,19 +44,19 @@ from .source import (
     unreadable_image,
 )
 
-# Blocks whose groups are shuffled together.
+# Number of blocks in a window; their groups are shuffled together.
 TOGETHER = 8
 
 
 @dataclass
 class _Stream:
-    """One dataset: its blocks, how its rows are read, and the number of its first row."""
+    """One dataset: its blocks, the reader of its rows, and the number of its first row."""
 
     recipe: DataRecipe
     joined: GroupedTables
     reader: RowReader
     first: int
-    number: int  # of the dataset in the stage
+    number: int  # index of the dataset in the stage
     pictures: ImageStore = field(default_factory=lambda: ImageStore(None))
 
     @property
@@ -66,13 +66,13 @@ class _Stream:
 
     @property
     def held(self) -> list[str]:
-        """The columns whose cells hold pictures' bytes."""
+        """Columns whose cells hold image bytes."""
         schema = self.joined.tables[0].schema
         return [c for c in self.reader.pictured if is_content(item_type(schema.field(c).type))]
 
     @property
     def own(self) -> bool:
-        """Whether rows hold their pictures, or name them otherwise than by one column."""
+        """Whether rows hold their images, or name them in other ways than one column."""
         reader = self.reader
         return self.joined.key is None and bool(reader.pictured or reader.addresses or reader.parts)
 
@@ -85,38 +85,41 @@ class _Stream:
                 for row in part.to_pylist():
                     try:
                         pictures = self.reader.pictures(row)
-                    except RowError:  # listed, or refused, where the row is read
+                    except RowError:  # reported when the row is read for training
                         continue
                     yield from pictures
 
 
 class _Held(bytes):
-    """Stands for the bytes of a picture in a row: (conversation, column, number in its cell)."""
+    """Placeholder for image bytes in a row; `place` is (conversation, column, number in its cell)."""
 
     place: tuple[int, str, int]
 
 
 @dataclass
 class _Window:
-    """Blocks in memory: their groups in training order, and where each conversation is."""
+    """Blocks in memory: their groups in training order, and the position of each conversation."""
 
     groups: list[np.ndarray]
-    rows: dict[int, GroupRows]  # by source
+    rows: dict[int, GroupRows]  # source -> rows
     place: dict[int, tuple[int, int]]  # conversation -> (source, row)
-    names: dict[int, set[str]] = field(default_factory=dict)  # of images, by source
-    images: dict[int, dict[str, Any]] = field(default_factory=dict)  # read when first asked for
+    names: dict[int, set[str]] = field(default_factory=dict)  # source -> names of images
+    images: dict[int, dict[str, Any]] = field(
+        default_factory=dict
+    )  # source -> images, read on first use
 
 
 class StreamedGroups:
-    """A `GroupSource` of datasets that are read as they are trained on.
+    """A `GroupSource` of datasets that are read during training.
 
-    Conversations are addressed by their row's number over all tables.
+    A conversation's number is its row's number over all tables.
 
     Args:
-        files: of each recipe's dataset. buffer: images that are shuffled together.
+        files: the files of each recipe's dataset.
+        buffer: number of images that are shuffled together.
 
     Raises:
-        ValueError, OSError: as `GroupedTables`, and for columns of no known shape.
+        ValueError, OSError: as `GroupedTables`, and if columns have no known shape.
     """
 
     streamed = True
@@ -135,7 +138,7 @@ class StreamedGroups:
                 raise ValueError(f"{recipe.path}: {error}") from None
             folder = recipe.image_folder
             if folder is not None and Path(folder).absolute() != Path(recipe.path).absolute():
-                # The pictures are in that folder, not in the dataset's own table.
+                # The images are in that folder, not in the dataset's own table.
                 found = DatasetFiles(found.rows, [])
             filters = Filters(
                 tuple(recipe.languages),
@@ -158,14 +161,16 @@ class StreamedGroups:
                 self.report.append(left_out(recipe.path, "languages and tasks", joined.dropped))
             if joined.key is None and stream.held:
                 self.report.append(
-                    f"{recipe.path}: {stream.held[0]}: the rows hold their images themselves, so none is shared; "
-                    "to share them, stream paths of images (a text, or a list of texts) or leave "
+                    f"{recipe.path}: {stream.held[0]}: each row holds its own image bytes, so no image is shared: "
+                    "to share images, stream their paths (a text, or a list of texts) or leave "
                     "streaming out"
                 )
             if recipe.limit is not None:
                 count = f"{joined.image_count:,} images"
                 if joined.key is None:
-                    count = f"{joined.conversations:,} rows with images, as these have no names"
+                    count = (
+                        f"{joined.conversations:,} rows with images, because these have no names"
+                    )
                 self.report.append(f"{recipe.path}: limit {recipe.limit}: the first {count}")
         self._counts = languages, tasks
         self.languages, self.tasks = list(languages), list(tasks)
@@ -173,7 +178,7 @@ class StreamedGroups:
             first_joined = self.sources[0].joined
             raise ValueError(
                 f"{recipes[0].path}: {first_joined.language}: expected languages' BCP-47 codes, such as "
-                "en or pt-BR, found none; repair the rows"
+                "en or pt-BR, found none: repair the rows"
             )
         numbers = [range(len(source.joined)) for source in self.sources]
         self.blocks = [(s, b) for s, blocks in enumerate(numbers) for b in blocks]
@@ -186,12 +191,12 @@ class StreamedGroups:
         return {**self.__dict__, "_windows": {}}
 
     def summary(self) -> str:
-        """As `GroupSource.summary`."""
+        """See `GroupSource.summary`."""
         count = sum(source.joined.image_count for source in self.sources)
         images = f"{count:,} images"
         if any(source.own for source in self.sources):
-            # How many these are is known when the rows are read.
-            own = "the images that rows hold themselves"
+            # Their number is unknown until the rows are read.
+            own = "the images in the rows themselves"
             images = f"{images} and {own}" if count else own
         about = f"{images}, streamed in {len(self.blocks):,} blocks"
         return summarise(len(self), about, *self._counts)
@@ -203,11 +208,11 @@ class StreamedGroups:
         seed: int,
         shuffled: bool = True,
     ) -> "StreamPlan":
-        """As `GroupSource.plan`, read when asked for; not shuffled: in the order of the tables."""
+        """See `GroupSource.plan`; groups are read on access. Unshuffled means the order of the tables."""
         return StreamPlan(self, groups, group_size, seed, shuffled)
 
     def conversation(self, index: int) -> Conversation:
-        """As `GroupSource.conversation`, of a group that `plan` gave lately."""
+        """See `GroupSource.conversation`; only for groups of the windows read last."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
         name = self.name(index)
@@ -215,7 +220,7 @@ class StreamedGroups:
         language = rows.table[named][row].as_py() if named else None
         if language is not None and as_language(language) is None:
             raise ValueError(
-                f"row {printable(repr(name.id))} of {name.path}: {named}: {no_language(language)}; repair "
+                f"row {printable(repr(name.id))} of {name.path}: {named}: {no_language(language)}: repair "
                 "the row or remove it"
             )
         try:
@@ -234,7 +239,7 @@ class StreamedGroups:
         )
 
     def name(self, index: int) -> RowName:
-        """As `GroupSource.name`."""
+        """See `GroupSource.name`."""
         window, number, row = self._find(index)
         source, rows = self.sources[number], window.rows[number]
         known = rows.table["id"][row].as_py() if "id" in rows.table.column_names else None
@@ -248,7 +253,7 @@ class StreamedGroups:
         )
 
     def load_image(self, source: int, key: Any, row_id: str) -> Image.Image:
-        """As `GroupSource.load_image`."""
+        """See `GroupSource.load_image`."""
         stream = self.sources[source]
         path, table = stream.recipe.path, stream.joined.images
         if table is None or not isinstance(key, _Named):
@@ -257,7 +262,7 @@ class StreamedGroups:
             found = self._in_table(source, key)
         except pa.ArrowException as error:
             raise StorageError(
-                one_line(f"{table.files[0]}: images cannot be read: {error}; write the table anew")
+                one_line(f"{table.files[0]}: images cannot be read: {error}: write the table again")
             ) from None
         if found is None:
             reason = f"{printable(repr(str(key)))} is not in the images of {path}"
@@ -268,7 +273,7 @@ class StreamedGroups:
             raise unreadable_image(row_id, path, error) from None
         return load_picture(stream.pictures, picture, row_id, path)
 
-    # -------------------------------------------------------------------------- inside
+    # -------------------------------------------------------------------------- internals
 
     def _find(self, index: int) -> tuple[_Window, int, int]:
         for window in reversed(self._windows.values()):
@@ -277,7 +282,7 @@ class StreamedGroups:
         raise KeyError(f"conversation {index} is not in the windows read last")
 
     def _values(self, source: _Stream, table: pa.Table, row: int, index: int) -> dict[str, Any]:
-        """A row's cells; of the only column that holds pictures, without their bytes."""
+        """Return a row's cells. If only one column holds images, their bytes become placeholders."""
         held = source.held
         alone = held[0] if len(held) == 1 else None
         values = {c: table[c][row].as_py() for c in table.column_names if c != alone}
@@ -288,21 +293,21 @@ class StreamedGroups:
     def _images_of(
         self, source: _Stream, table: pa.Table, row: int, values: dict[str, Any]
     ) -> tuple[Any, ...]:
-        """Keys of a row's images: their names, or where in the row they are. Raises RowError."""
+        """Return keys of a row's images: names, or positions in the row. Raises RowError."""
         pictures = source.reader.pictures(values)
         if source.joined.images is None:
             return pictures
         named = [p for p in pictures if isinstance(p, str) and not is_address(p)]
         if len(named) < len(pictures) or len(named) > 1:
             return tuple(_Named(p) if p in named else p for p in pictures)
-        # Without a column of names, the table of images is that of the rows' ids.
+        # Without a column of names, the image table is joined by the rows' ids.
         if not pictures and (source.reader.pictured or source.reader.addresses):
             return ()
         name = table[source.joined.key][row].as_py()
         return (_Named(name),) if name else ()
 
     def _held(self, key: Picture) -> Picture:
-        """A picture, where `key` stands for one that a row holds."""
+        """Return the image that a placeholder stands for; other keys unchanged."""
         if not isinstance(key, _Held):
             return key
         index, column, number = key.place
@@ -310,7 +315,7 @@ class StreamedGroups:
         return picture_of(window.rows[source].table[column][row].as_py(), number)
 
     def _in_table(self, number: int, name: str) -> Any:
-        """What the table of images has under a name, None for nothing; those of a window are read at once."""
+        """Return an entry of the image table, or None. All images of a window are read at once."""
         joined = self.sources[number].joined
         for window in reversed(self._windows.values()):
             if number not in window.rows:
@@ -325,7 +330,7 @@ class StreamedGroups:
         return joined.read_images([name]).get(name)
 
     def _window(self, name: "_WindowKey") -> _Window:
-        """Read a window, or find it read."""
+        """Return a window, reading it if needed."""
         if name in self._windows:
             return self._windows[name]
         rows: dict[int, GroupRows] = {}
@@ -350,11 +355,11 @@ class StreamedGroups:
 
 
 class _Named(str):
-    """The name of a picture in the table of images."""
+    """The name of an image in the image table."""
 
 
 def _light(cell: Any, index: int, column: str) -> Any:
-    """A cell of pictures with placeholders for their bytes, which a row's messages do not need."""
+    """Return an image cell with placeholders for bytes, which a row's messages do not need."""
     if not cell.is_valid:
         return None
     if is_list(cell.type):
@@ -378,7 +383,7 @@ def _placeholder(value: Any, place: tuple[int, str, int]) -> Any:
 
 @dataclass(frozen=True)
 class _WindowKey:
-    """What a window follows from. blocks: (source, block) pairs."""
+    """The inputs that determine a window. blocks: (source, block) pairs."""
 
     blocks: tuple[tuple[int, int], ...]
     seed: tuple[int, ...]
@@ -387,9 +392,9 @@ class _WindowKey:
 
 
 class StreamPlan(Sequence[tuple[int, np.ndarray]]):
-    """Groups in training order, (epoch, conversations), found from their number alone.
+    """Groups in training order, (epoch, conversations), computed from their number alone.
 
-    A slice of it, such as a step, is read when it is taken; data that only the previous slice needed is
+    A slice, such as a step, is read when it is taken; data that only the previous slice needed is
     released.
     """
 
@@ -429,7 +434,7 @@ class StreamPlan(Sequence[tuple[int, np.ndarray]]):
         return [(epoch, self.data._window(name).groups[i]) for epoch, name, i in places]
 
     def _find(self, index: int) -> tuple[int, _WindowKey, int]:
-        """(epoch, window, place in the window) of a group."""
+        """Return (epoch, window, position in the window) of a group."""
         epoch, place = divmod(index, self.per_epoch)
         if self._epoch[0] != epoch:
             order = np.arange(len(self._counts))

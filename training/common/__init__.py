@@ -1,30 +1,32 @@
-"""The ground that every other room stands on. It imports only the two Hub packages.
+"""Helpers that every other room shares.
 
-Files of strangers, and their values:
-    paths.py: `~` and $HOME in paths
-    names.py: names that become parts of paths
-    reading.py: text, JSON and YAML of bounded size and depth
-    shapes.py: plain values checked against a shape
-    schema.py: YAML checked against dataclasses, overrides, digests
+This room imports only the two Hub packages, modeling_maya and processing_maya.
+
+Untrusted files and values:
+    paths.py: expands `~` and $HOME in paths
+    names.py: checks names that become parts of paths
+    reading.py: reads text, JSON and YAML of bounded size and depth
+    shapes.py: checks plain values against a declared shape
+    schema.py: checks YAML against dataclasses; applies `key=value` overrides; content hashes
     languages.py: codes and names of languages
-    cards.py: the YAML of Hub cards
-    telling.py, markdown.py: text of strangers in messages, spreadsheets and pages
-    secrets.py: what is left out of files that others read
-Files that are written:
-    files.py: every file is whole or absent; hashes of files and texts; locks and permissions
-    journal.py: append-only files of records, readable after any kill
-    provenance.py: machine, versions and commit that numbers come from
-Pictures:
-    hub_code.py: modules of the Hub packages, without the packages
-    images.py: one reader of pictures, ImageStore
-    places.py: where pictures are: folders, .zip, .tar, tables
+    cards.py: the YAML front matter of Hub cards
+    telling.py, markdown.py: make untrusted text safe in messages, spreadsheets, terminals and pages
+    secrets.py: removes secrets from files that others will read
+Writing files:
+    files.py: atomic writes; hashes of files and texts; locks and permissions
+    journal.py: append-only record files that stay readable after a kill
+    provenance.py: describes the machine, versions and commit that produced a number
+Images:
+    hub_code.py: loads single modules of the Hub packages without importing the packages
+    images.py: ImageStore, the one reader of images
+    places.py: what images are read from: folders, .zip, .tar, parquet tables
 Models and services:
-    revisions.py: a folder, or a repository at a revision
-    models.py, adapters.py: models and adapters of others, found, checked and loaded
-    classifiers.py: text classifiers that tell toxic texts
-    endpoint.py, thoughts.py: an OpenAI-compatible endpoint, and the tidying of its answers
+    revisions.py: parses `repository@revision`
+    models.py, adapters.py: find, check and load models and adapters that others made
+    classifiers.py: text classifiers for toxicity
+    endpoint.py, thoughts.py: client of an OpenAI-compatible endpoint, and cleanup of its answers
 Processes:
-    signals.py: signals, and the end of the parent process
-    errors.py: user errors, in one line; which are the network's
-    versions.py: installed and tested versions
+    signals.py: signal handling, and exit when the parent process ends
+    errors.py: which exceptions are user or network errors, and their one-line message
+    versions.py: installed and tested package versions
 """

@@ -1,7 +1,7 @@
-"""Adapters of peft: read, with the base that they name, and merged into it.
+"""Find peft adapters, with the base that they name, and merge them into it.
 
-An adapter is a folder or repository with an adapter_config.json, which names its base, and an
-adapter_model.safetensors: the low-rank matrices and, whole, every other module that learned.
+An adapter is a folder or repository with an adapter_config.json, which names the base, and an
+adapter_model.safetensors with the low-rank matrices and full copies of every other trained module.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PICKLE = "adapter_model.bin"
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's files, what its adapter_config.json says, and the base that it belongs to."""
+    """An adapter: its files, the content of its adapter_config.json, and its base model."""
 
     model: Model
     settings: dict[str, Any]
@@ -32,39 +32,39 @@ class Adapter:
 
     @property
     def weights(self) -> Path:
-        """The path of its tensors."""
+        """Path of the adapter's tensors."""
         file = self.model.file(WEIGHTS)
-        assert file is not None  # looked at when it was found
+        assert file is not None  # find_adapter has checked this
         return file
 
 
 def find_adapter(model: Model, base: str | Model | None = None) -> Adapter:
-    """The adapter in `model`, with its base.
+    """Return the adapter in `model`, with its base.
 
     Args:
-        base: the base, or its folder or repository, instead of the one that the adapter names.
+        base: the base, or its folder or repository; None takes the base that the adapter names.
 
     Raises:
-        ValueError, FileNotFoundError: naming the file, for an adapter that is damaged, pickled or
-            incomplete, and for a base that is not there, or is an adapter itself.
+        ValueError, FileNotFoundError: naming the file, if the adapter is damaged, pickled or
+            incomplete, or if the base is missing or is an adapter itself.
     """
     config = model.file(ADAPTER_CONFIG)
     if config is None:
-        raise FileNotFoundError(f"{model} is no adapter: expected an {ADAPTER_CONFIG}")
+        raise FileNotFoundError(f"{model}: expected an adapter, found no {ADAPTER_CONFIG}")
     settings = read_json_mapping(config)
     if not isinstance(settings.get("peft_type"), str):
         raise ValueError(
-            f"{config}: peft_type: expected the kind of an adapter, such as LORA, found "
+            f"{config}: peft_type: expected a kind of adapter, such as LORA, found "
             f"{one_line(repr(settings.get('peft_type')), 60)}"
         )
     weights = model.file(WEIGHTS)
     if weights is None:
         if model.file(PICKLE) is not None:
             raise ValueError(
-                f"{model}: expected {WEIGHTS}, found only a pickle ({PICKLE}), which is not read, as it may "
-                "hold code: if you trust its author, load it once with peft and call save_pretrained(FOLDER)"
+                f"{model}: expected {WEIGHTS}, found only a pickle ({PICKLE}), which may hold code and is "
+                "never read: if you trust its author, load it once with peft and call save_pretrained(FOLDER)"
             )
-        raise FileNotFoundError(f"{model} has an {ADAPTER_CONFIG} but no {WEIGHTS}")
+        raise FileNotFoundError(f"{model}: expected {WEIGHTS}, found only {ADAPTER_CONFIG}")
     read_header(weights)
     if base is None:
         found = _named_base(model, config, settings)
@@ -72,13 +72,13 @@ def find_adapter(model: Model, base: str | Model | None = None) -> Adapter:
         found = find_model(base) if isinstance(base, str) else base
     if found.is_adapter:
         raise ValueError(
-            f"{model}: its base {found} is an adapter itself: merge that one first (maya merge)"
+            f"{model}: expected a full model as base, found {found}, an adapter: merge that one first (maya merge)"
         )
     return Adapter(model, settings, found)
 
 
 def _named_base(model: Model, config: Path, settings: Mapping[str, Any]) -> Model:
-    """The base that an adapter names: as it is named, or seen from the adapter's folder."""
+    """Return the base that an adapter names; a relative path may start at the adapter's folder."""
     name, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     advice = "name the base yourself: maya merge ADAPTER OUTPUT --base FOLDER_OR_REPOSITORY"
     if not isinstance(name, str) or not name:
@@ -97,10 +97,11 @@ def _named_base(model: Model, config: Path, settings: Mapping[str, Any]) -> Mode
 
 
 def put_on(network: Any, adapter: Adapter) -> Any:
-    """`network`, the adapter's base, with the adapter added into its weights, in place.
+    """Merge the adapter into `network`, its base, in place, and return the merged model.
 
-    Raises ValueError for an adapter of another model, one that cannot be merged, and a merged weight
-    that is not finite.
+    Raises:
+        ValueError: if the adapter belongs to another model or cannot be merged, or if a merged weight
+            is not finite.
     """
     try:
         from peft import PeftModel, get_peft_model_state_dict
@@ -108,7 +109,7 @@ def put_on(network: Any, adapter: Adapter) -> Any:
         raise ValueError(
             f"{adapter.model} is an adapter, which needs the package peft: pip install 'peft>=0.18'"
         ) from None
-    # peft warns of what does not fit and loads the rest; it is an error below.
+    # peft only warns of tensors that do not fit; check_tensors below raises an error.
     with warnings.catch_warnings(), opening(f"{adapter.model} on {adapter.base}"):
         warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(
@@ -128,9 +129,13 @@ def put_on(network: Any, adapter: Adapter) -> Any:
 def check_tensors(
     file: Path, expected: Mapping[str, tuple[int, ...]], may_lack: tuple[str, ...] = ()
 ) -> dict[str, HeaderEntry]:
-    """Raise ValueError unless a file holds tensors of these names and shapes, and no others.
+    """Check that a file holds exactly the tensors of these names and shapes, and return its header.
 
-    may_lack: beginnings of names that need not be there. Returns the file's header.
+    Args:
+        may_lack: prefixes of tensor names that are optional.
+
+    Raises:
+        ValueError: naming the first tensor that is missing, unknown or of another shape.
     """
     header = read_header(file)
     found = {name: entry.shape for name, entry in header.items()}
@@ -143,8 +148,8 @@ def check_tensors(
     if wrong:
         name = wrong[0]
         raise ValueError(
-            f"{file}: {len(wrong)} tensors do not fit, such as {one_line(name, 120)}: found "
-            f"{found.get(name, 'none')}, expected {expected.get(name, 'none')}; "
+            f"{file}: {len(wrong)} tensors do not fit, such as {one_line(name, 120)}: expected "
+            f"{expected.get(name, 'none')}, found {found.get(name, 'none')}: "
             "use the adapter with the base and the recipe that it was trained with"
         )
     return header

@@ -1,4 +1,4 @@
-"""Hub cards (README.md) of strangers: the YAML at their head, and the files that it names."""
+"""Read and check the YAML front matter of Hub cards (README.md)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ _CARD = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?<=\n)---[ \t]*(?:\r?\n|\Z)", re.DOT
 
 
 def card_metadata(text: str, where: str) -> dict[str, Any]:
-    """The YAML at the head of a Hub card (README.md); empty where there is none.
+    """Return the YAML front matter of a Hub card (README.md); an empty dict without one.
 
-    Raises ValueError as `parse_yaml`, and for YAML that is no mapping.
+    Raises:
+        ValueError: as `parse_yaml`, and if the YAML is not a mapping.
     """
     match = _CARD.match(text)
-    found = parse_yaml(match[1], f"{where}: the YAML at its head") if match else None
+    found = parse_yaml(match[1], f"{where}: YAML front matter") if match else None
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise ValueError(
-            f"{where}: the YAML at its head: expected a mapping, found {type(found).__name__}: "
+            f"{where}: YAML front matter: expected a mapping, found {type(found).__name__}: "
             "correct the card"
         )
     return found
 
 
 def check_cards(folder: Path) -> None:
-    """Raise ValueError where a card of a dataset folder names `data_files` outside of the folder.
+    """Raise ValueError if a card of a dataset folder names `data_files` outside of that folder.
 
-    `datasets` reads the YAML of README.md and of .huggingface.yaml, and follows it anywhere.
+    `datasets` reads the YAML of README.md and of .huggingface.yaml, and opens any file that it names.
     """
     card, other = folder / "README.md", folder / ".huggingface.yaml"
     heads = [(card, card_metadata(read_text(card), str(card)))] if card.is_file() else []
@@ -49,7 +50,7 @@ def check_cards(folder: Path) -> None:
 
 
 def _texts(configs: Any) -> Iterator[str]:
-    """All texts under the `data_files` and `data_dir` of a card's configs, whatever their form."""
+    """Yield all strings under `data_files` and `data_dir` of a card's configs, at any depth."""
     waiting = [
         config[name]
         for config in (configs if isinstance(configs, list) else [])

@@ -1,7 +1,7 @@
-"""transformers text-classification models that give the probability that a text is toxic.
+"""Text classifiers (transformers) that return the probability that a text is toxic.
 
-transformers' own defaults would mislead here: they return the top label only, put a softmax over
-the labels of a model that does not say it is multi-label, and fail on long texts.
+The defaults of transformers' pipeline do not fit here: it returns only the top label, applies softmax
+unless the model's config says multi-label, and fails on long texts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Activation = Literal["softmax", "sigmoid"]
 class TextClassifier:
     """A transformers text-classification model.
 
-    A text longer than the model reads is judged in overlapping pieces: nothing at its end goes unread.
+    A text longer than the model's input is split into overlapping pieces, so all of it is classified.
 
     Args:
         model, revision: a Hub repository and its commit, or a folder.
-        toxic: the labels that mean toxic, by name or index. Under softmax their probabilities add up,
-            under sigmoid the largest counts.
-        activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not; there
-            is no default, since models seldom say it.
-        max_length: tokens; needed where the tokenizer does not say what its model takes.
+        toxic: the labels that mean toxic, by name or index. With softmax their probabilities are summed;
+            with sigmoid the largest one counts.
+        activation: "softmax" for mutually exclusive labels, "sigmoid" for independent labels. There is
+            no default, because few models declare it.
+        max_length: in tokens; required if the tokenizer does not state the model's limit.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class TextClassifier:
         self.model, self.revision, self.toxic = model, revision, list(toxic)
         self.activation, self.batch_size, self.max_length = activation, batch_size, max_length
         self.device, self.dtype, self.trust_remote_code = device, dtype, trust_remote_code
-        # The commit that a branch led to, where the model came from the Hub and is loaded.
+        # The commit that the revision resolved to; set when a model from the Hub is loaded.
         self.commit: str | None = None
         self._pipeline: Any = None
         self._toxic: list[str] = []
 
     def load(self) -> None:
-        """Read the model. Raises ValueError, in one line, for labels that this activation does not fit."""
+        """Load the model. Raises ValueError (one line) if its labels or tokenizer do not fit."""
         from transformers import pipeline
 
         self._pipeline = pipeline(
@@ -65,7 +65,7 @@ class TextClassifier:
         for wanted in self.toxic:
             if wanted not in labels and wanted not in labels.values():
                 raise ValueError(
-                    f"{self.model}: toxic: {wanted!r} is none of its labels; they are "
+                    f"{self.model}: toxic: expected a label of the model, found {wanted!r}: use one of "
                     + ", ".join(f"{n}: {label!r}" for n, label in labels.items())
                 )
         self._toxic = [labels[t] if isinstance(t, int) else t for t in self.toxic]
@@ -74,40 +74,41 @@ class TextClassifier:
             problem == "multi_label_classification" or len(labels) == 1
         ):
             raise ValueError(
-                f"{self.model}: activation: softmax over {len(labels)} labels"
-                + (" that do not exclude each other" if len(labels) > 1 else " is always 1")
-                + "; use sigmoid"
+                f"{self.model}: activation: expected sigmoid, found softmax over {len(labels)} labels"
+                + (" that are not mutually exclusive" if len(labels) > 1 else ", which is always 1")
+                + ": use sigmoid"
             )
         if self.activation == "sigmoid" and problem == "single_label_classification":
             raise ValueError(
-                f"{self.model}: activation: its labels exclude each other "
-                f"(problem_type {problem!r}); use softmax"
+                f"{self.model}: activation: expected softmax for mutually exclusive labels "
+                f"(problem_type {problem!r}), found sigmoid: use softmax"
             )
         if self.max_length is None and tokenizer.model_max_length > 1_000_000:
             raise ValueError(
-                f"{self.model}: its tokenizer does not say how many tokens the model takes; set "
-                "max_length"
+                f"{self.model}: expected a tokenizer with the model's longest input, found none: set "
+                "max_length, in tokens"
             )
         if not tokenizer.is_fast:
             raise ValueError(
-                f"{self.model}: its tokenizer is a slow one, which cannot cut long texts into "
-                "pieces; use a model with a tokenizer.json"
+                f"{self.model}: expected a fast tokenizer, which can split long texts, found a slow one: "
+                "use a model with a tokenizer.json"
             )
 
     def release(self) -> None:
-        """Let go of the model."""
+        """Free the model's memory."""
         self._pipeline = None
 
     @property
     def _limit(self) -> int:
-        """Tokens that the model takes at once, special ones included."""
+        """Longest input of the model in tokens, special tokens included."""
         known = self._pipeline.tokenizer.model_max_length
         return min(self.max_length or known, known)
 
     def pieces(self, text: str) -> list[str]:
-        """The text in overlapping pieces that fit the model; mostly the text itself.
+        """Split a text into overlapping pieces that fit the model; a short text is one piece.
 
-        A piece cut out may have a token more than it had inside the text, so there is some room.
+        A piece may have one token more than it had inside the text, so pieces are a little shorter than
+        the limit.
         """
         tokenizer = self._pipeline.tokenizer
         room = self._limit - tokenizer.num_special_tokens_to_add()
@@ -122,7 +123,7 @@ class TextClassifier:
         return [text[spans[s][0] : spans[s + size - 1][1]] for s in starts]
 
     def probabilities(self, texts: Sequence[str]) -> list[list[dict[str, float]]]:
-        """Of each text, of each of its pieces: label -> probability."""
+        """Return label -> probability for every piece of every text."""
         pieces = [(n, piece) for n, text in enumerate(texts) for piece in self.pieces(text)]
         answers = self._pipeline(
             [piece for _, piece in pieces],
@@ -138,9 +139,9 @@ class TextClassifier:
         return found
 
     def read(self, scores: Mapping[str, float]) -> tuple[float, str] | None:
-        """The probability that a piece is toxic and the likeliest toxic label; None for no probabilities.
+        """Return the probability that a piece is toxic, and the most probable toxic label.
 
-        A model in half precision may give no number.
+        Returns None if a score is not a probability: a model in half precision may return NaN.
         """
         if not all(0 <= value <= 1 + 1e-6 for value in scores.values()):
             return None

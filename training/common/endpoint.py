@@ -1,12 +1,12 @@
-"""A patient client of any OpenAI-compatible `/v1/chat/completions`: vLLM, SGLang or a hosted one.
+"""Client with retries for any OpenAI-compatible `/v1/chat/completions`: vLLM, SGLang or a hosted one.
 
     async with Endpoint(EndpointPlan(base_url="http://127.0.0.1:8000", model="aya")) as endpoint:
         answer = await endpoint.complete([{"role": "user", "content": "Hello"}], temperature=0)
 
-What may pass is tried again: overload, time-outs, connections cut, answers that are no answers.
-What is the request's fault (400, 413, 422 ...) comes back as an `Answer` with `error`, and so does an
-answer that no row could hold: whatever a server sends is data. What makes every further request
-pointless (a wrong key, an unknown model, nobody there) raises EndpointError.
+Temporary failures are retried: overload, timeouts, cut connections, malformed answers. A faulty request
+(400, 413, 422 ...) and an answer that cannot be stored return an `Answer` with `error`, because whatever
+a server sends is data. A failure that every further request would share (a wrong key, an unknown model,
+no server) raises EndpointError.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from .secrets import redact
 from .telling import found as described
 from .telling import one_line
 
-# Worth another try: the server or the network may do better.
+# Statuses that are retried, besides 5xx: the server or the network may recover.
 RETRIED = (408, 409, 425, 429)
-# Pointless for every other request too: a wrong key, no credit, a wrong address, an unknown model.
+# Statuses that end the run, because every other request would fail too.
 FATAL = {
     401: "refuses the API key",
     402: "asks for payment",
@@ -38,13 +38,13 @@ FATAL = {
     404: "does not know the model or the address",
     405: "has no chat completions at this address",
 }
-_EXCERPT = 300  # characters of a server's message that are quoted
-# Bytes of a body; one with the log probabilities of 2,000 tokens and 20 rivals of each has 5 MB.
+_EXCERPT = 300  # longest quote of a server's message, in characters
+# Longest response body in bytes. Log probabilities of 2,000 tokens with 20 alternatives each take 5 MB.
 MAX_BODY = 16 * 2**20
-# Characters of an answer, more than any model writes; the checks of a longer one would take minutes.
+# Longest answer in characters, more than models write. Checking a longer one would take minutes.
 MAX_TEXT = 100_000
 
-# Parameters of a request: OpenAI's, and those that vLLM, SGLang, llama.cpp, Ollama and gateways add.
+# Known request parameters: those of OpenAI, vLLM, SGLang, llama.cpp, Ollama and gateways.
 PARAMETERS = frozenset(
     [
         "add_generation_prompt",
@@ -155,17 +155,17 @@ PARAMETERS = frozenset(
 )
 
 
-# The key of parameters that only one server knows; its entries go into the request beside the others.
+# Key for parameters that only one server knows; its entries are merged into the request body.
 EXTRA = "extra_body"
-# Set by the client itself, or for answers of another form.
+# Parameters that the client sets itself, or that change the form of the answer.
 _NOT_EXTRA = frozenset(["model", "messages", "stream", "stream_options", "n", EXTRA])
 
 
 def check_parameters(parameters: dict[str, Any], where: str) -> None:
-    """Raise ValueError, naming the key, for unknown names, for NaN and for infinity.
+    """Raise ValueError, naming the key, for unknown parameters, NaN and infinity.
 
-    Servers pass over what they do not know, so a slip of the pen would change nothing in silence. Below
-    `extra_body` any other name is allowed.
+    Servers ignore unknown parameters, so a typo would silently have no effect. Below `extra_body` other
+    names are allowed.
     """
     for name, value in parameters.items():
         if name == EXTRA:
@@ -175,7 +175,7 @@ def check_parameters(parameters: dict[str, Any], where: str) -> None:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             told = one_line(repr(name), 60)
             raise ValueError(
-                f"{where}: expected a parameter of chat completions, found {told}{hint}; put one that "
+                f"{where}: expected a parameter of chat completions, found {told}{hint}: put a parameter that "
                 f"only this server knows below {EXTRA}"
             )
         _check_plain(value, f"{where}.{name}")
@@ -200,7 +200,7 @@ def _check_extra(extra: Any, where: str) -> None:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Raise ValueError for a value that JSON cannot hold."""
+    """Raise ValueError for a value that JSON cannot represent."""
     waiting = [value]
     while waiting:
         each = waiting.pop()
@@ -217,7 +217,7 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def merge_parameters(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Both, `second` over `first`; so are the entries of their `extra_body`."""
+    """Merge parameters and the entries of their `extra_body`; `second` overrides `first`."""
     merged = {**first, **second}
     if EXTRA in first and EXTRA in second:
         merged[EXTRA] = {**first[EXTRA], **second[EXTRA]}
@@ -225,26 +225,26 @@ def merge_parameters(first: dict[str, Any], second: dict[str, Any]) -> dict[str,
 
 
 class EndpointError(OSError):
-    """The run cannot go on: the endpoint refuses everyone, or nobody is there. One line."""
+    """No request can succeed: the endpoint refuses all of them, or no server answers. One line."""
 
 
 @dataclass
 class EndpointPlan:
-    """Where an OpenAI-compatible server is and how patiently it is asked.
+    """Address of an OpenAI-compatible server, and the limits and retries of requests.
 
-    base_url: with or without `/v1`; a path with a version in it, such as `/v1beta/openai`, stays.
-    model: the name by which the server knows the model; a translator's preset may fill it in.
-    model_revision: the commit of the weights that are served, stored with every answer; a server
-        does not tell it.
+    base_url: with or without `/v1`; another version in the path, such as `/v1beta/openai`, is kept.
+    model: the server's name for the model; a translator's preset may set it.
+    model_revision: the commit of the served weights, stored with every answer, because servers do not
+        report it.
     api_key_env: the environment variable that holds the API key. The key itself is never stored.
-    concurrency: requests in flight at once. A request that waits for its next attempt keeps its
-        place, so an overloaded server is asked less.
-    timeout, connect_timeout: seconds for one attempt in all, and for its connection.
-    max_attempts: how often one request is sent before it has failed.
-    backoff: seconds before the second attempt; doubled for each further one, and jittered.
-    max_backoff: seconds; the longest wait between attempts, also where Retry-After asks for more.
-    stop_after: so many requests failing for good with no answer between them end the run: then it
-        is the endpoint that is broken, not the rows.
+    concurrency: requests in flight at once. A request waiting for its next attempt counts, so an
+        overloaded server gets fewer requests.
+    timeout, connect_timeout: seconds for one whole attempt, and for its connection.
+    max_attempts: attempts per request before it fails.
+    backoff: seconds before the second attempt; doubled for each further attempt, with jitter.
+    max_backoff: longest wait between attempts in seconds, even if Retry-After asks for more.
+    stop_after: the run ends after this many failed requests in a row, because then the endpoint is
+        broken, not the rows.
     """
 
     base_url: str
@@ -265,7 +265,7 @@ class EndpointPlan:
             raise ValueError(f"base_url: expected http(s)://host, found {self.base_url!r}")
         if parts.username or parts.password or parts.query:
             raise ValueError(
-                "base_url: holds a user, password or query, which would be stored; "
+                "base_url: expected no user, password or query, because it is stored: "
                 "put the key into an environment variable and name that in api_key_env"
             )
         for name in ("concurrency", "max_attempts", "stop_after"):
@@ -280,19 +280,19 @@ class EndpointPlan:
 
     @property
     def url(self) -> str:
-        """The address that requests are posted to."""
+        """URL of the requests."""
         base = self.base_url.rstrip("/").removesuffix("/chat/completions")
         versions = (s for s in urlsplit(base).path.split("/") if s[:1] == "v" and s[1:2].isdigit())
         return f"{base}/chat/completions" if any(versions) else f"{base}/v1/chat/completions"
 
     def api_key(self) -> str | None:
-        """The key from the environment; ValueError where the named variable is not set."""
+        """Return the key from the environment. Raises ValueError if the named variable is not set."""
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
             raise ValueError(
-                f"api_key_env: the environment variable {self.api_key_env} is not set or empty; "
+                f"api_key_env: expected the environment variable {self.api_key_env} to be set, found nothing: "
                 "export the endpoint's API key under that name"
             )
         return key
@@ -300,15 +300,15 @@ class EndpointPlan:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one request.
+    """The result of one request.
 
-    text: the assistant's message; None where there is none, and then `error` says why.
-    finish_reason: as the server gave it ("stop", "length", "content_filter", ...), in one line.
-    attempts: requests that were sent for it.
-    error: one line; None for an answer.
-    model: as the server names itself, else as the plan does, in one line.
-    logprobs: `choices[0].logprobs.content` where asked for with `logprobs=True`: every token, and every
-        one of its `top_logprobs`, has a text and a finite number.
+    text: the assistant's message; None on failure, and then `error` has the reason.
+    finish_reason: from the server ("stop", "length", "content_filter", ...), in one line.
+    attempts: number of requests sent.
+    error: one line; None on success.
+    model: the name that the server reports, otherwise that of the plan, in one line.
+    logprobs: `choices[0].logprobs.content` if requested with `logprobs=True`: every token, and each of
+        its `top_logprobs`, has a text and a finite number.
     usage: the server's token counts.
     """
 
@@ -323,7 +323,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Fault:
-    """An attempt that brought no answer; `again` tells whether another one may."""
+    """A failed attempt; `again` is whether a retry may succeed."""
 
     error: str
     again: bool = True
@@ -332,19 +332,23 @@ class _Fault:
 
 
 class Endpoint:
-    """One aiohttp session on an endpoint, to be used as an async context manager.
+    """One aiohttp session with an endpoint, used as an async context manager.
 
-    Any number of `complete` may be awaited at once: `plan.concurrency` of them are in flight.
-    Raises ValueError for a plan without a model.
+    Any number of `complete` calls may be awaited at once; `plan.concurrency` of them are in flight.
+
+    Raises:
+        ValueError: if the plan names no model.
     """
 
     def __init__(self, plan: EndpointPlan) -> None:
         if not plan.model:
-            raise ValueError(f"endpoint {plan.base_url}: model: missing; name the served model")
+            raise ValueError(
+                f"endpoint {plan.base_url}: model: expected a name, found nothing: name the served model"
+            )
         self.plan = plan
         self._key: str | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._places: asyncio.Semaphore  # of one session: it belongs to that session's event loop
+        self._places: asyncio.Semaphore  # one per session, bound to the session's event loop
         self._failed_in_a_row = 0
 
     async def __aenter__(self) -> "Endpoint":
@@ -366,10 +370,10 @@ class Endpoint:
         self._session = None
 
     async def complete(self, messages: list[dict], **parameters: Any) -> Answer:
-        """The answer to `messages`; `parameters` (temperature, max_tokens, extra_body ...) go along.
+        """Request an answer to `messages`, with `parameters` (temperature, max_tokens, extra_body ...).
 
         Raises:
-            EndpointError: 401, 402, 403, 404, 405, a redirect, no connection in `max_attempts`,
+            EndpointError: on 401, 402, 403, 404, 405, a redirect, no connection in `max_attempts`,
                 or `stop_after` failures in a row.
         """
         assert self._session is not None, "use the endpoint in an `async with` block"
@@ -388,22 +392,22 @@ class Endpoint:
         assert isinstance(found, _Fault)
         if found.unreachable:
             raise EndpointError(
-                f"{self.plan.url}: no connection in {attempt} attempts: {found.error}; "
+                f"{self.plan.url}: no connection in {attempt} attempts: {found.error}: "
                 "start the server or correct base_url, then run the same command again"
             )
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self.plan.stop_after:
             raise EndpointError(
                 f"{self.plan.url}: {self._failed_in_a_row} requests in a row failed, the last "
-                f"with {found.error}; see to the server, then run the same command again"
+                f"with {found.error}: check the server, then run the same command again"
             )
         return Answer(None, None, attempt, found.error, self.plan.model)
 
     def _wait(self, attempt: int, retry_after: float) -> float:
-        """Seconds before the next attempt: exponential with jitter, and not before Retry-After."""
+        """Return the seconds before the next attempt: exponential with jitter, at least Retry-After."""
         longest = self.plan.max_backoff
         delay = min(longest, self.plan.backoff * 2 ** min(attempt - 1, 32))
-        # The jitter comes on top of what the server asked for: else all would return together.
+        # Jitter is added to Retry-After too, otherwise all requests would return at the same time.
         return max(min(retry_after, longest), delay / 2) + random.uniform(0, delay / 2)
 
     async def _attempt(self, body: dict[str, Any], attempt: int) -> Answer | _Fault:
@@ -424,7 +428,7 @@ class Endpoint:
             OSError,
             ValueError,
         ) as error:
-            # ValueError: what aiohttp's parsers make of nonsense.
+            # ValueError: aiohttp's parsers raise it for malformed responses.
             return _Fault(self._line(f"{type(error).__name__}: {error}"))
         if content is None:
             return _Fault(f"HTTP {status}: an answer of more than {MAX_BODY:,} bytes", again=False)
@@ -442,7 +446,7 @@ class Endpoint:
             )
         if 300 <= status < 400:
             target = self._line(headers.get("Location", "elsewhere"))
-            raise EndpointError(f"{self.plan.url} redirects to {target}; set base_url to that")
+            raise EndpointError(f"{self.plan.url} redirects to {target}: set base_url to that")
         again = status in RETRIED or status >= 500
         return _Fault(error, again, retry_after=_seconds(headers.get("Retry-After")))
 
@@ -454,7 +458,7 @@ class Endpoint:
         except UnicodeDecodeError:
             return self._unreadable(attempt, "the answer: expected UTF-8 text, found other bytes")
         except ValueError as error:
-            # It is whole, and would come again.
+            # The JSON is complete, so a retry would bring the same answer.
             return self._unreadable(attempt, str(error))
         choices = data.get("choices") if isinstance(data, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices else None
@@ -494,14 +498,14 @@ class Endpoint:
         return Answer(None, reason, attempt, self._line(why), self.plan.model)
 
     def _line(self, text: str) -> str:
-        """One short line for messages and rows, without the key: servers repeat what they got."""
+        """Return one short line for messages and rows, without the key, which servers may echo."""
         if self._key:
             text = text.replace(self._key, "[key]")
         return one_line(text, _EXCERPT)
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body of a response; None for one of more than MAX_BODY bytes."""
+    """Return the body of a response; None if it has more than MAX_BODY bytes."""
     parts, size = [], 0
     async for part in response.content.iter_any():
         size += len(part)
@@ -513,7 +517,7 @@ async def _body(response: aiohttp.ClientResponse) -> bytes | None:
 
 
 def _message(content: bytes) -> str:
-    """What a server says is wrong: OpenAI's `error.message`, vLLM's `message`, or the body."""
+    """Return a server's error message: OpenAI's `error.message`, vLLM's `message`, or the body."""
     text = content.decode("utf-8", errors="replace")
     try:
         data = parse_json(text, "the answer")
@@ -525,7 +529,7 @@ def _message(content: bytes) -> str:
 
 
 def _logprobs(found: Any) -> list[dict] | str | None:
-    """`content` of an answer's `logprobs`: None where there is none, or what is wrong with it."""
+    """Return `content` of an answer's `logprobs`; None without it; a text if it is malformed."""
     content = found.get("content") if isinstance(found, dict) else found
     if content is None:
         return None
@@ -546,12 +550,12 @@ def _is_token(item: dict[str, Any]) -> bool:
     token, logprob = item.get("token"), item.get("logprob")
     if not isinstance(logprob, (int, float)) or isinstance(logprob, bool):
         return False
-    # A whole number may have any number of digits.
+    # Integers in JSON have no size limit.
     return isinstance(token, str) and abs(logprob) < 1e9
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Retry-After in seconds from now, given as seconds or as an HTTP date; 0 for neither."""
+    """Return the seconds until Retry-After, given in seconds or as an HTTP date; 0 if it is neither."""
     if retry_after is None:
         return 0.0
     try:
@@ -562,6 +566,6 @@ def _seconds(retry_after: str | None) -> float:
             if when.tzinfo is None:
                 when = when.replace(tzinfo=UTC)
             seconds = when.timestamp() - time.time()
-        except (ValueError, TypeError, IndexError, OverflowError):  # as the parser finds it
+        except (ValueError, TypeError, IndexError, OverflowError):  # all raised by the date parser
             return 0.0
     return seconds if 0 < seconds < float("inf") else 0.0

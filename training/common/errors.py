@@ -1,4 +1,4 @@
-"""Which exceptions are user errors, and their one-line message. Others keep their traceback."""
+"""User errors and their one-line message. All other exceptions keep their traceback."""
 
 import os
 
@@ -7,28 +7,29 @@ from .telling import one_line
 from .versions import how_to_install, warn_of_versions
 
 USER_ERRORS = (ValueError, OSError, MemoryError)
-# Libraries that talk to the Hub; their errors need be no OSError, and huggingface_hub changes library.
+# Libraries that talk to the Hub. Their errors may not be OSErrors; huggingface_hub has changed library.
 NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp")
 
 
 def is_bad_input(error: BaseException) -> bool:
-    """Whether an error is told without its traceback; a package that is not installed is one too."""
+    """Return whether an error is shown without traceback. A package that is not installed counts too."""
     if isinstance(error, ModuleNotFoundError):
         return error.name is not None
     if of_network(error) or of_lost_process(error):
         return True
-    # A field of a config of transformers; it is no ValueError, and its module need not be loaded.
+    # transformers raises this for an invalid config field. It is not a ValueError; compare the class
+    # name, because its module may not be loaded.
     names = {cls.__name__ for cls in type(error).__mro__}
     return isinstance(error, USER_ERRORS) or "StrictDataclassError" in names
 
 
 def of_network(error: BaseException) -> bool:
-    """Whether a library that talks to the Hub raised it."""
+    """Return whether a library that talks to the Hub raised the error."""
     return type(error).__module__.partition(".")[0] in NETWORK
 
 
 def of_lost_process(error: BaseException) -> bool:
-    """Whether another process of the same run is gone: gloo's and NCCL's errors of a closed connection."""
+    """Return whether another process of the run has died: gloo and NCCL report a closed connection."""
     if type(error).__name__ in ("DistBackendError", "DistNetworkError"):
         return True
     closed = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -36,14 +37,15 @@ def of_lost_process(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException, extra: str) -> str:
-    """The message of bad input: one printable line, without secrets, of at most 500 characters.
+    """Return the message of a user error: one printable line of at most 500 characters, no secrets.
 
-    extra: of setup.py, which brings a package that is missing.
+    Args:
+        extra: the extra of setup.py that installs a missing package.
     """
     if isinstance(error, ModuleNotFoundError):
         told = warn_of_versions()
         missing = f"the package {error.name!r} is not installed"
-        # A module that a library has moved is missing too.
+        # A library of another version may have moved the module, so warn of versions first.
         return one_line(f"{missing}; {told or how_to_install(extra)}")
     told = redact_text(str(error)).strip() or type(error).__name__
     if of_network(error):
@@ -52,5 +54,5 @@ def in_one_line(error: BaseException, extra: str) -> str:
             f"cannot reach the Hub ({place}): {told}: check the connection, or give a local folder"
         )
     if of_lost_process(error):
-        told = f"another process of this run is gone ({one_line(told, 200)}); the same command continues"
+        told = f"another process of this run has died ({one_line(told, 200)}); the same command continues"
     return one_line(told)

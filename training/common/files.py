@@ -1,7 +1,7 @@
-"""Files that are whole or absent: temporary name, fsync, rename, fsync of the folder.
+"""Write files atomically: temporary file, fsync, rename, fsync of the folder.
 
-Every file that somebody reads later is written through this module, so that what stands under its
-final name is complete, whatever was killed and whenever.
+Every file that is read later is written through this module. A file under its final name is therefore
+complete, whenever a process was killed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which becomes `path` when the block ends without an error.
+    """Yield a temporary path beside `path`, and rename it to `path` if the block ends without an error.
 
-    Raises OSError naming `path` when the disk does not take it; the temporary file is then gone
-    and what stood at `path` before is untouched.
+    Raises:
+        OSError: naming `path`, if the disk fails. The temporary file is then deleted and an earlier file
+            at `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -43,21 +44,21 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """`data` at `path`; when it fails, what was there before is untouched."""
+    """Write `data` to `path`; on failure an earlier file is unchanged."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """`text` as UTF-8."""
+    """Write `text` to `path` as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, keys in their order, letters of every script as they are.
+    """Write `value` as indented JSON, keys in their order, non-ASCII letters unescaped.
 
-    Names of files need not be text: where half a surrogate pair is in it, which UTF-8 cannot hold, all
-    letters are written as escapes.
+    File names may hold lone surrogates, which UTF-8 cannot encode; then all non-ASCII letters are
+    escaped.
     """
     text = json.dumps(value, ensure_ascii=False, indent=1)
     try:
@@ -68,20 +69,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, table: pa.Table, **options: Any) -> str:
-    """`table` as a parquet file (zstd), with options of pyarrow's; returns its SHA-256, in hex."""
+    """Write `table` as a parquet file (zstd) with pyarrow's options; return its SHA-256 in hex."""
     with atomic(path) as temporary:
         pq.write_table(table, temporary, **{"compression": "zstd", **options})
         return sha256_file(temporary)
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_sha256(files: Iterable[Path]) -> str | None:
-    """One hash over files' names and bytes, in the order of their names; None without files."""
+    """Return one SHA-256 over files' names and bytes, sorted by name; None without files."""
     digest = hashlib.sha256()
     names = sorted(files, key=lambda file: file.name)
     for file in names:
@@ -91,24 +92,24 @@ def files_sha256(files: Iterable[Path]) -> str | None:
 
 
 def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of bytes, in hex."""
+    """Return the SHA-256 of bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_text(text: str) -> str:
-    """SHA-256 of a text's UTF-8 bytes, in hex."""
+    """Return the SHA-256 of a text's UTF-8 bytes, in hex."""
     return sha256_bytes(text.encode())
 
 
 def remove_temporaries(path: Path) -> None:
-    """Delete what killed writers of `path` left; only for who holds the lock of `path`."""
+    """Delete temporary files that killed writers of `path` left. The caller must hold the lock of `path`."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
 
 
 @contextmanager
 def only_one(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock of a file. Raises OSError with this message when another process holds it."""
+    """Hold the lock of a file. Raises OSError(refusal) if another process holds it."""
     lock = filelock.FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -121,7 +122,7 @@ def only_one(path: Path, refusal: str) -> Iterator[None]:
 
 
 def ordinary_permissions(file: Path) -> None:
-    """Give a file the permissions of every other file of this process.
+    """Give a file the default permissions of this process (0o666 without the umask).
 
     safetensors creates files that only their owner can read.
     """
@@ -131,19 +132,20 @@ def ordinary_permissions(file: Path) -> None:
 
 
 def disk_error(path: Path, error: OSError) -> OSError:
-    """`error` as one line that names the file and says what to do; one of ours stays as it is.
+    """Return `error` as one line that names the file and what to do.
 
-    Ours have no number and a class of their own: what is written may be read from elsewhere at the same time.
+    Errors raised by this package are returned unchanged: a block that writes may read other files too.
+    Such errors have no errno, and a class of their own or this function's message.
     """
     ours = type(error) is not OSError or ": cannot be written: " in str(error)
     if error.errno is None and (ours or str(path) in str(error)):
         return error
     text = f"{path}: cannot be written: {error.strerror or error}"
-    return OSError(f"{text}; when that is mended, run the same command again")
+    return OSError(f"{text}: fix that, then run the same command again")
 
 
 def sync(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, survive a loss of power."""
+    """Flush a file's content, or a folder's entries, to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

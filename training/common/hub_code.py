@@ -1,7 +1,7 @@
-"""Modules of the Hub packages, without the packages.
+"""Load single modules of the Hub packages without importing the packages.
 
-Importing `processing_maya` imports torch and transformers: seconds and memory that reading rows does
-not need. Its modules that need neither are loaded from their files.
+Importing `processing_maya` imports torch and transformers, which takes seconds and memory that reading
+rows does not need. Modules of it that need neither are loaded from their files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 
 @functools.cache
 def processing_module(name: str) -> ModuleType:
-    """The module `processing_maya/<name>.py`, which imports no sibling."""
+    """Return the module `processing_maya/<name>.py`, which must not import siblings."""
     package = importlib.util.find_spec("processing_maya")
     assert package is not None
     assert package.origin is not None

@@ -1,10 +1,10 @@
-"""Pictures by what rows say of them: one guarded reader for every place that holds them.
+"""ImageStore, the one guarded reader of images, wherever they are stored.
 
     store = ImageStore(open_place(Path("images.zip")))
     picture = store.load("00453/004539375.jpg")
 
-The decoder is the one that every saved Maya carries as its own code, `processing_maya/image_loading_maya.py`.
-Sizes are bounded before a file is read and before it is decoded.
+The decoder is `processing_maya/image_loading_maya.py`, which every saved Maya carries as Hub code.
+Sizes are limited both before a file is read and before it is decoded.
 """
 
 from __future__ import annotations
@@ -55,64 +55,67 @@ __all__ = [
     "upright",
 ]
 
-# How the names of picture files end.
+# Extensions of image files.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _ADDRESSES = ("http://", "https://", "data:")
 
 
 class StorageError(OSError):
-    """What holds the data cannot be read as it should. No ValueError, as no single row is to blame."""
+    """The storage behind the data failed. It is not a ValueError, because no single row is at fault."""
 
 
 class Place(Protocol):
-    """Where pictures are that rows name."""
+    """Storage from which images are read by name."""
 
     name: str  # for messages
 
     def read(self, name: str) -> bytes:
-        """The bytes of a picture, at most MAX_BYTES.
+        """Return the encoded bytes of an image, at most MAX_BYTES.
 
-        Raises KeyError for a name that is not there, ValueError for what must not or cannot be read,
-        StorageError or ConnectionError where the place itself fails.
+        Raises:
+            KeyError: if there is no image of that name.
+            ValueError: if the image cannot be read or access is not allowed.
+            StorageError, ConnectionError: if the storage itself fails.
         """
 
 
 def is_address(source: str) -> bool:
-    """Whether a text is a picture's address, or the picture itself as text, and no name of a file."""
+    """Return whether a text is an image's URL or base64 content, and not a file name."""
     return source.lower().startswith(_ADDRESSES) or is_base64_picture(source)
 
 
 def png_url(picture: Image.Image) -> str:
-    """A picture as a `data:` URL of a PNG, as servers and pages take it."""
+    """Return an image as a `data:` URL of a PNG, the form that servers and web pages accept."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 class ImageStore:
-    """Reads pictures, named in a place or given by address, base64 text or bytes.
+    """Reads images given by name in a place, URL, base64 text or bytes.
 
     Args:
-        place: None where rows can name no file.
+        place: the storage of named images; None if rows may not name files.
     """
 
     def __init__(self, place: Place | None):
         self.place = place
 
     def load(self, source: str | bytes) -> Image.Image:
-        """The decoded picture, in its own PIL mode.
+        """Return the decoded image, in its own PIL mode.
 
-        Raises ValueError, FileNotFoundError or another OSError with one line that names the picture.
+        Raises:
+            ValueError, OSError: one line that names the image; FileNotFoundError if it is missing.
         """
         if not isinstance(source, str) or is_address(source):
             return load_image(source, allow_files=False)
         return decode_picture(self.read(source), source)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a picture that the place has. Raises as `load`; they are not decoded."""
+        """Return the encoded bytes of an image in the place. Raises as `load`."""
         if self.place is None:
             raise ValueError(
-                f"Cannot read {shown_name(name)}: a name, and no folder or archive of pictures is known"
+                f"Cannot read {shown_name(name)}: it is a file name, and no folder or archive of images is given"
             )
         if name.lower().startswith("file://"):
             name = unquote(urlsplit(name).path)
@@ -131,11 +134,12 @@ class ImageStore:
 
 
 def normal_name(name: str) -> str:
-    """A name without `./`, as archives have it; one that leads upwards stays as it is."""
+    """Return a name without `./`, as archives store it; a name that starts with `..` is unchanged."""
     normal = posixpath.normpath(name) if name else name
     return name if normal.startswith("..") else normal
 
 
 def shown_name(name: str) -> str:
+    """Return a name quoted and printable, cut to 200 characters, for messages."""
     text = printable(repr(name))
     return text if len(text) <= 200 else f"{text[:200]}...'"

@@ -1,6 +1,6 @@
-"""Append-only files of records, readable after any kill.
+"""Append-only record files that stay readable after a kill.
 
-Each line is the crc32 of a JSON text, a space, the text.
+Each line is the crc32 of a JSON text in hex, a space, and that text.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from .reading import parse_json
 
 
 class AppendOnly:
-    """A file of records that only one process appends to, made with its folder where it is missing.
+    """A record file with a single appending process. The file and its folder are created if missing.
 
-    Raises OSError where it cannot be read or written.
+    Raises:
+        OSError: if the file cannot be opened.
     """
 
     def __init__(self, path: Path):
@@ -32,14 +33,14 @@ class AppendOnly:
             raise disk_error(path, error) from None
 
     def cut(self, end: int) -> int:
-        """Drop everything from the offset `end` on, such as a damaged line; gives the bytes dropped."""
+        """Drop everything after the offset `end`, such as a damaged line; return the bytes dropped."""
         dropped = os.fstat(self._handle).st_size - end
         if dropped:
             os.ftruncate(self._handle, end)
         return dropped
 
     def append(self, record: Any) -> None:
-        """Raises OSError (disk full, say); what stands in the file before stays readable."""
+        """Append a record. Raises OSError (a full disk, for example); earlier records stay readable."""
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         start = os.lseek(self._handle, 0, os.SEEK_END)
@@ -48,27 +49,27 @@ class AppendOnly:
             while written < len(line):
                 written += os.write(self._handle, line[written:])
         except OSError as error:
-            # A half-written line would hide the lines after it from the next run.
+            # A half-written line would hide the lines after it from the next reader.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, start)
             raise disk_error(self.path, error) from None
 
     def sync(self) -> None:
-        """Have the records survive a loss of power."""
+        """Flush the records to the disk (fsync)."""
         try:
             os.fsync(self._handle)
         except OSError as error:
             raise disk_error(self.path, error) from None
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file. A second call does nothing."""
         if self._handle >= 0:
             handle, self._handle = self._handle, -1
             os.close(handle)
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """(offset after the line, record) of every line before the first damaged one."""
+    """Yield (offset after the line, record) for every line before the first damaged one."""
     offset = 0
     with path.open("rb") as file:
         for line in file:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .telling import shown
 
-# English names of Maya's languages, in the order of tables.
+# English names of Maya's languages, in the order that tables use.
 NAMES = {
     "en": "English",
     "zh": "Chinese",
@@ -21,7 +21,7 @@ NAMES = {
     "ur": "Urdu",
 }
 LANGUAGES = tuple(NAMES)
-# What Maya's languages call themselves.
+# Maya's languages in their own language.
 NATIVE_NAMES = {
     "en": "English",
     "zh": "中文",
@@ -46,18 +46,18 @@ OTHER_NAMES = {
     "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai", "tr": "Turkish",
     "uk": "Ukrainian", "uz": "Uzbek", "vi": "Vietnamese", "yo": "Yoruba", "zu": "Zulu",
 }  # fmt: skip
-# Some datasets write the name in place of the code.
+# Name in lower case -> code: some datasets store names instead of codes.
 CODES = {name.lower(): code for code, name in NAMES.items()}
 _CODE = re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 
 def is_language(value: Any) -> bool:
-    """Whether a value is shaped like a BCP-47 code: en, pt-BR, zh-Hant. Any language is known."""
+    """Return whether a value has the form of a BCP-47 code: en, pt-BR, zh-Hant. Any language passes."""
     return isinstance(value, str) and _CODE.fullmatch(value) is not None
 
 
 def as_language(value: Any) -> str | None:
-    """The code of a row's cell, which may hold a name such as Hindi; None for what is no language."""
+    """Return the code of a cell that holds a code or a name such as Hindi; None for anything else."""
     if not isinstance(value, str):
         return None
     code = CODES.get(value.strip().lower(), value)
@@ -65,11 +65,11 @@ def as_language(value: Any) -> str | None:
 
 
 def check_language(value: Any, where: str) -> None:
-    """Raise ValueError, naming `where`, for what is no BCP-47 code."""
+    """Raise ValueError, naming `where`, unless the value is a BCP-47 code."""
     if not is_language(value):
         raise ValueError(f"{where}: {no_language(value)}")
 
 
 def no_language(value: Any) -> str:
-    """What is wrong with a value that is no language."""
+    """Return the error text for a value that is not a language code."""
     return f"expected a language's BCP-47 code, such as en or pt-BR, found {shown(value)}"

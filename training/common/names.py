@@ -1,8 +1,8 @@
-"""Names of strangers that become parts of paths: of datasets, languages, files, judges, splits.
+"""Check untrusted names that become parts of paths: of datasets, languages, files, judges, splits.
 
-One component is either cleaned (`file_name`) or refused (`check_component`); a path with folders in it,
-such as a picture's, is refused where it leads out of its folder (`stays_inside`). Names that a file system
-may take for one, because they differ by case or Unicode form only, are told by `folded`.
+A single component is cleaned (`file_name`) or refused (`check_component`). A path with folders, such as
+an image's, is refused if it leaves its folder (`stays_inside`). `folded` finds names that a file system
+may treat as equal because they differ only by case or Unicode form.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from .telling import one_line, printable
 
-# Bytes; file systems take 255, and endings are added.
+# In bytes. File systems allow 255; extensions are added later.
 LONGEST = 150
 _SPECIAL = re.compile(r'[/\\:*?"<>|]')
-# Names of devices on Windows, whatever their ending.
+# Device names on Windows, with any extension.
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
 def is_component(name: str) -> bool:
-    """Whether a name is one component of a path, the same on every system."""
+    """Return whether a name is a valid single path component on every system."""
     return (
         bool(name)
         and name == printable(name)
@@ -35,16 +35,16 @@ def is_component(name: str) -> bool:
 
 
 def check_component(name: str, where: str) -> None:
-    """Raise ValueError, naming `where`, for a name that is no component of a path."""
+    """Raise ValueError, naming `where`, unless the name is a valid single path component."""
     if not is_component(name):
         raise ValueError(
-            f"{where}: expected a name without slashes, colons, control characters or a dot at its end, "
+            f"{where}: expected a name without slashes, colons, control characters or a final dot, "
             f"of at most {LONGEST} bytes, found {one_line(repr(name), 60)}"
         )
 
 
 def file_name(name: str, otherwise: str) -> str:
-    """A name as one component of a path that is no hidden file; `otherwise` if nothing of it is left."""
+    """Return a name cleaned to one path component, not hidden; `otherwise` if nothing is left of it."""
     letters = (letter if letter == printable(letter) else "-" for letter in name)
     cleaned = _SPECIAL.sub("-", "".join(letters))
     cleaned = re.sub("-{2,}", "-", cleaned)[:LONGEST]
@@ -57,9 +57,9 @@ def file_name(name: str, otherwise: str) -> str:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative path with / in it stays in the folder that it is joined to, on any system.
+    """Return whether a relative path (separator /) stays below the folder it is joined to, on any system.
 
-    Links are not looked at.
+    Symbolic links are not followed.
     """
     path, windows = PurePosixPath(name), PureWindowsPath(name)
     outside = path.is_absolute() or windows.drive or windows.root or name != printable(name)
@@ -67,5 +67,5 @@ def stays_inside(name: str) -> bool:
 
 
 def folded(name: str) -> str:
-    """The same text for names that a file system may take for one: by case, or by Unicode form."""
+    """Return one key for names that a file system may treat as equal: case and Unicode form removed."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~`, `$HOME` and other variables of the environment."""
+"""Expand paths that users write: `~`, `$HOME` and other environment variables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
 
 def expand(path: str) -> str:
-    """`path` with a leading `~` or `~user` and with variables of the environment written out.
+    """Return `path` with a leading `~` or `~user` and environment variables expanded.
 
-    A path that exists as it is written stays as it is.
+    A path that exists exactly as written is returned unchanged.
 
-    Raises ValueError for a variable that is not set or empty, and for a user without a home folder:
-    taken literally, they would become folders called `$NAME` and `~user`.
+    Raises:
+        ValueError: if a variable is unset or empty, or a user has no home folder. Otherwise folders
+            literally named `$NAME` or `~user` would be created.
     """
     if not (path.startswith("~") or "$" in path) or os.path.lexists(path):
         return path
@@ -23,12 +24,12 @@ def expand(path: str) -> str:
         if not os.environ.get(name):
             raise ValueError(
                 f"{path!r}: expected the environment variable {name} to be set, found nothing: set it, "
-                "or write the path out"
+                "or write the full path"
             )
     path = _VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], path)
     if path.startswith("~"):
         whole = os.path.expanduser(path)
         if whole.startswith("~"):
-            raise ValueError(f"{path!r}: expected a user with a home folder: write the path out")
+            raise ValueError(f"{path!r}: expected a user with a home folder: write the full path")
         return whole
     return path

@@ -1,4 +1,4 @@
-"""Places of pictures: a folder, a .zip or .tar, or parquet tables with columns of their bytes and names."""
+"""Storage of images: a folder, a .zip or .tar, or parquet tables with image bytes and names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .reading import open_file
 from .telling import one_line, printable
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# What a damaged zip raises (its readers are zlib's and lzma's), or one with a password.
+# Exceptions of zipfile, zlib and lzma for a damaged or encrypted archive.
 _BROKEN_ZIP = (
     zipfile.BadZipFile,
     zlib.error,
@@ -36,19 +36,21 @@ _BROKEN_ZIP = (
 
 
 def open_place(path: Path, follow_links: bool = False, keep: bool = False) -> Place:
-    """A folder of pictures, a .zip or .tar of them, or a folder whose `images` folder has tables of them.
+    """Open a folder of images, a .zip or .tar of images, or a folder with tables in `images/*.parquet`.
 
     Args:
-        follow_links: links in a folder may lead out of it.
-        keep: hold the pictures of tables in memory.
+        follow_links: symbolic links in a folder may lead out of it.
+        keep: hold the images of tables in memory.
 
-    Raises FileNotFoundError where there is nothing, ValueError for another file or a broken archive.
+    Raises:
+        FileNotFoundError: if the path does not exist.
+        ValueError: if it is another kind of file or a broken archive.
     """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
         raise FileNotFoundError(
-            f"{path}: no such folder, .zip or .tar of pictures: correct the path"
+            f"{path}: expected a folder, .zip or .tar of images, found nothing: correct the path"
         ) from None
     if stat.S_ISDIR(mode):
         tables = sorted((path / "images").glob("*.parquet"))
@@ -56,16 +58,17 @@ def open_place(path: Path, follow_links: bool = False, keep: bool = False) -> Pl
             return PictureTables(tables, str(path), keep=keep)
         return FolderPictures(path, follow_links=follow_links)
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: expected a folder, .zip or .tar of pictures, found no file")
+        raise ValueError(f"{path}: expected a folder, .zip or .tar of images, found a special file")
     return _Tar(path) if path.name.lower().endswith(_TARS) else _Zip(path)
 
 
 class FolderPictures:
-    """Files of a folder; a place of pictures.
+    """Images in the files of a folder.
 
     Args:
-        folder: where names begin. others: folders whose files may be named by their whole paths.
-        follow_links: links may lead out of the folder.
+        folder: the folder that relative names start from.
+        others: further folders whose files may be named by absolute paths.
+        follow_links: symbolic links may lead out of the folder.
     """
 
     def __init__(self, folder: Path, *others: Path, follow_links: bool = True):
@@ -76,7 +79,7 @@ class FolderPictures:
         self._follow_links = follow_links
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises as `Place` says."""
+        """Return the bytes of a file. Raises as `Place.read`."""
         root = self._folders[0]
         if os.path.isabs(name):
             root = next((f for f in self._folders if Path(name).is_relative_to(f)), root)
@@ -91,14 +94,14 @@ class FolderPictures:
 
     def _way_out(self, name: str) -> str:
         if not self._follow_links:
-            return "Copy the picture into it, or allow such links (follow_links of a plan's source)"
+            return "Copy the image into it, or allow such links (follow_links of a plan's source)"
         if os.path.isabs(name):
-            return "Name a folder that holds all pictures; / holds every file"
-        return "Name a folder that holds all pictures"
+            return "Name a folder that contains all images; / contains every file"
+        return "Name a folder that contains all images"
 
 
 class _Zip:
-    """Memory holds the directory, about half a kilobyte a file."""
+    """Images in a .zip. Its directory is held in memory, about 0.5 kB per file."""
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
@@ -109,7 +112,7 @@ class _Zip:
             self._zip = zipfile.ZipFile(self.path)
         except _BROKEN_ZIP as error:
             raise ValueError(
-                f"{self.path}: expected a folder, .zip or .tar of pictures: not a zip file: "
+                f"{self.path}: expected a folder, .zip or .tar of images, found a file that is not a zip: "
                 f"{printable(str(error))}"
             ) from None
         self._process = os.getpid()
@@ -123,7 +126,7 @@ class _Zip:
 
     def read(self, name: str) -> bytes:
         if self._process != os.getpid():
-            # A forked process must not share its parent's position in the file.
+            # A forked process must not share its parent's file position.
             self._zip.fp = self.path.open("rb")
             self._process = os.getpid()
         try:
@@ -135,7 +138,7 @@ class _Zip:
         except _BROKEN_ZIP as error:
             if str(error).startswith("Cannot read"):
                 raise
-            reason = printable(str(error)) or "it is cut off"
+            reason = printable(str(error)) or "it is truncated"
             raise ValueError(f"Cannot read {shown_name(name)} from {self.name}: {reason}") from None
         except OSError as error:
             raise StorageError(f"{self.name}: {error.strerror or error}") from None
@@ -143,7 +146,7 @@ class _Zip:
 
 
 class _Tar:
-    """Memory holds names and places; the archive is not compressed, so any file can be read alone."""
+    """Images in an uncompressed .tar, read in any order. Names and offsets are held in memory."""
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
@@ -153,11 +156,11 @@ class _Tar:
                 for member in archive:
                     if member.isreg() and not member.issparse():
                         self._places[normal_name(member.name)] = (member.offset_data, member.size)
-                    archive.members = []  # type: ignore[attr-defined] # else all are kept
+                    archive.members = []  # type: ignore[attr-defined] # otherwise tarfile keeps them all
         except tarfile.ReadError as error:
             raise ValueError(
-                f"{path}: expected a tar that is whole and not compressed, as its pictures are read in "
-                f"any order: {printable(str(error))}: unpack it"
+                f"{path}: expected a complete, uncompressed tar, because its images are read in any "
+                f"order: {printable(str(error))}: unpack it"
             ) from None
 
     def read(self, name: str) -> bytes:
@@ -171,7 +174,7 @@ class _Tar:
         except OSError as error:
             raise StorageError(f"{self.name}: {error.strerror or error}") from None
         if len(data) < size:
-            raise ValueError(f"Cannot read {shown_name(name)}: {self.name} is cut off")
+            raise ValueError(f"Cannot read {shown_name(name)}: {self.name} is truncated")
         return data
 
 
@@ -181,12 +184,12 @@ def _too_large(name: str, place: str, size: int) -> ValueError:
     )
 
 
-# What a row's name of a picture may be called, where the struct of bytes does not hold it.
+# Possible columns of image names, for tables whose struct of bytes holds no name.
 _NAMES = ("image", "path")
 
 
 def is_content(kind: pa.DataType) -> bool:
-    """Whether values are the bytes of files, or structs with them, as datasets' Image."""
+    """Return whether values are file bytes, or structs with file bytes such as datasets' Image."""
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         if place < 0:
@@ -198,16 +201,17 @@ def is_content(kind: pa.DataType) -> bool:
 
 
 class PictureTables:
-    """A place of pictures, see `images.Place`.
+    """Images in parquet tables; implements `images.Place`.
 
-    Memory holds the place of every name, and the two row groups that were read last.
+    The position of every name and the two row groups read last are held in memory.
 
     Args:
-        name: of the place in messages; by default the first file.
-        wanted: only these names; by default all.
-        keep: hold all pictures in memory, read now: they are then found in any order at no cost.
+        name: name of the place in messages; by default the first file.
+        wanted: index only these names; by default all.
+        keep: read all images into memory now, so that any order of access is fast.
 
-    Raises ValueError for a file that is no such table.
+    Raises:
+        ValueError: if a file is not a table of images and names.
     """
 
     def __init__(
@@ -217,13 +221,13 @@ class PictureTables:
         wanted: Container[str] | None = None,
         keep: bool = False,
     ):
-        # Name -> file, row group, and row inside of it.
+        # Name -> (file, row group, row in the group).
         self._places: dict[str, tuple[Path, int, int]] = {}
         found = list(files)
         self.name = name if name is not None else str(found[0]) if found else "no table"
         for path in found:
             try:
-                open_file(path).close()  # a pipe or a device is no table
+                open_file(path).close()  # refuses pipes and devices
                 with pq.ParquetFile(path) as file:
                     for group in range(file.num_row_groups):
                         columns = _name_columns(file.schema_arrow)
@@ -232,7 +236,7 @@ class PictureTables:
                         )
             except (KeyError, pa.ArrowException, OSError) as error:
                 raise ValueError(
-                    f"{path}: expected a parquet table with a column of image bytes and one of their "
+                    f"{path}: expected a parquet table with a column of image bytes and a column of image "
                     f"names (image or path): {one_line(str(error), 200)}"
                 ) from None
         self._keep = keep
@@ -240,13 +244,13 @@ class PictureTables:
 
     @classmethod
     def of_table(cls, table: pa.Table, name: str) -> PictureTables:
-        """The pictures of a table in memory. Raises ValueError for a table of another form."""
+        """Return the images of a table in memory. Raises ValueError if its columns do not fit."""
         try:
             columns = _name_columns(table.schema)
             content = table.column(_column(table.schema))
         except KeyError as error:
             raise ValueError(
-                f"{name}: images: expected a column of image bytes and one of their names (image or "
+                f"{name}: images: expected a column of image bytes and a column of image names (image or "
                 f"path): {error.args[0]}"
             ) from None
         pictures = cls([], name)
@@ -284,7 +288,7 @@ class PictureTables:
         return len(self._places)
 
     def read(self, name: str) -> bytes:
-        """Bytes of a picture; empty where the table has none. Raises as `images.Place` says."""
+        """Return the bytes of an image; empty if its cell is empty. Raises as `images.Place.read`."""
         path, group, row = self._places[name]
         try:
             value = self._group(path, group)[row].as_py()
@@ -304,7 +308,7 @@ class PictureTables:
 
 
 def _column(schema: pa.Schema) -> str:
-    """The column of the pictures' bytes. Raises KeyError."""
+    """Return the column of image bytes. Raises KeyError if there is none."""
     for field in schema:
         if is_content(field.type):
             return field.name
@@ -312,7 +316,7 @@ def _column(schema: pa.Schema) -> str:
 
 
 def _name_columns(schema: pa.Schema) -> list[str]:
-    """The column of the pictures' names, or that part of the struct that holds them. Raises KeyError."""
+    """Return the column of image names, or the struct field that holds them. Raises KeyError."""
     held = _column(schema)
     for name in _NAMES:
         kind = schema.field(name).type if name in schema.names else None

@@ -1,4 +1,4 @@
-"""Where numbers come from: the day, the package's commit, the machine, the versions."""
+"""Provenance of numbers: date, commit of this package, machine, package versions."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ from .versions import PACKAGE, version_of
 
 
 class Machine(TypedDict):
-    """Where it ran."""
+    """The machine that produced the numbers."""
 
     system: str
     processor: str
@@ -25,7 +25,7 @@ class Machine(TypedDict):
 
 
 class Provenance(TypedDict):
-    """What stands in every file of numbers. It holds no path and no host name."""
+    """The header of every file of numbers. It holds no path and no host name."""
 
     created: str
     package: dict[str, str | bool | None]  # "version", "commit", "modified"
@@ -34,7 +34,7 @@ class Provenance(TypedDict):
 
 
 def provenance(*also: str) -> Provenance:
-    """Here and now. The versions are those of `versions`, and of the packages in `also`."""
+    """Describe the current process: `versions`, plus the packages in `also`."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "package": package(),
@@ -44,7 +44,7 @@ def provenance(*also: str) -> Provenance:
 
 
 def machine() -> Machine:
-    """The machine, without its name."""
+    """Describe this machine, without its host name."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = None
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -69,7 +69,7 @@ def _processor_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that affect numbers."""
     found = {"python": platform.python_version()}
     for name in ("torch", "transformers", "datasets", "pillow", "numpy"):
         found[name] = importlib.metadata.version(name)
@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
 
 
 def package() -> dict[str, str | bool | None]:
-    """This package's version and, in a git checkout, its commit and whether files were changed."""
+    """Return this package's version and, in a git checkout, the commit and whether files are modified."""
     here = Path(__file__).resolve().parents[2]
     commit, modified = None, None
     if (here / ".git").exists():

@@ -1,8 +1,7 @@
-"""Files of strangers: text, JSON and YAML, with bounded size, depth and number of values.
+"""Read untrusted text, JSON and YAML files with bounded size, depth and number of values.
 
-A file that is no ordinary file (a pipe, a device, a folder) is refused before it is opened, so that
-nothing hangs or fills the memory. Everything else that is wrong with a file raises ValueError with one
-line that names the file and the place in it.
+Only ordinary files are opened: reading a pipe or a device could block or fill the memory. Every other
+fault of a file raises ValueError with one line that names the file and the position.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from typing import Any, BinaryIO
 
 import yaml
 
-# Nobody nests deeper on purpose, and readers recurse.
+# Nesting limit: parsers recurse, and real files are never this deep.
 MAX_DEPTH = 64
-# Values of a YAML file after its aliases are written out.
+# Limit on the values of a YAML file after its aliases are expanded.
 MAX_NODES = 200_000
-# Of a file that is read whole: configs, recipes, manifests, cards.
+# Size limit of files that are read whole: configs, recipes, manifests, cards.
 MAX_BYTES = 256 * 2**20
 
 
 def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of an ordinary file.
+    """Return the content of an ordinary file.
 
     Raises:
-        ValueError: for a pipe, a device, a folder, and a file of more than `max_bytes`.
-        OSError: as `open` raises it; FileNotFoundError where there is no file.
+        ValueError: if it is a pipe, device or folder, or has more than `max_bytes`.
+        OSError: as `open`; FileNotFoundError if the file does not exist.
     """
     path = Path(path)
     with open_file(path) as file:
@@ -43,9 +42,9 @@ def read_bytes(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
-    """An ordinary file, opened for reading bytes. Raises as `read_bytes`, whatever the file's size."""
+    """Open an ordinary file for reading bytes. Raises as `read_bytes`, except for the size."""
     try:
-        # Without O_NONBLOCK opening a pipe waits for somebody who writes.
+        # Without O_NONBLOCK, opening a pipe blocks until a writer opens it.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a null character in the name
         raise ValueError(f"{str(path)!r}: not a file name ({error})") from None
@@ -72,7 +71,7 @@ def _too_large(path: Path, size: int, max_bytes: int) -> ValueError:
 
 
 def decode(data: bytes, where: str) -> str:
-    """UTF-8 text, with or without a byte order mark. Raises ValueError naming `where` and the line."""
+    """Decode UTF-8 text, with or without byte order mark. Raises ValueError naming `where` and the line."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,7 +83,7 @@ def decode(data: bytes, where: str) -> str:
 
 
 def read_text(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
-    """A text file. Raises as `read_bytes` and `decode`."""
+    """Return the content of a text file. Raises as `read_bytes` and `decode`."""
     return decode(read_bytes(path, max_bytes), str(path))
 
 
@@ -92,15 +91,17 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
 
 
 class NotJSON(ValueError):
-    """A text that is cut off, or no JSON at all."""
+    """The text is truncated JSON, or not JSON."""
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
-    Raises ValueError, in one line that names `where`: NotJSON for what is not JSON; for NaN and infinities,
-    for a key that stands twice in one mapping, for nesting deeper than MAX_DEPTH, and for half of a
-    surrogate pair, which no file could hold again.
+    Raises:
+        NotJSON: if the text is not JSON.
+        ValueError: for NaN and infinity, a key that appears twice in one mapping, nesting deeper than
+            MAX_DEPTH, and lone surrogates, which no file could store again.
+            Both are one line that names `where`.
     """
     if isinstance(text, bytes):
         text = decode(text, where)
@@ -118,12 +119,12 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def read_json(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
-    """The value in a JSON file. Raises as `read_bytes` and `parse_json`."""
+    """Return the value in a JSON file. Raises as `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, max_bytes), str(path))
 
 
 def read_json_mapping(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """The mapping in a JSON file. Raises ValueError, too, for another value."""
+    """Return the mapping in a JSON file. Raises as `read_json`, and ValueError for another value."""
     value = read_json(path, max_bytes)
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a mapping, found {type(value).__name__}")
@@ -135,7 +136,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one mapping")
+        raise ValueError(f"the key {twice!r} appears twice in one mapping")
     return found
 
 
@@ -144,7 +145,7 @@ def _no_number(name: str) -> Any:
 
 
 def check_value(value: Any, where: str) -> None:
-    """Raise ValueError for plain values nested deeper than MAX_DEPTH and for lone surrogates in texts."""
+    """Raise ValueError for values nested deeper than MAX_DEPTH and for lone surrogates in texts."""
     waiting = [(value, 0)]
     while waiting:
         found, depth = waiting.pop()
@@ -165,7 +166,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_text(text: str, where: str) -> None:
-    """Raise ValueError for a text with half of a surrogate pair: no file or tokenizer takes it."""
+    """Raise ValueError for a text with a lone surrogate, which files and tokenizers cannot take."""
     if text.isascii():
         return
     match = _SURROGATE.search(text)
@@ -180,11 +181,12 @@ def check_text(text: str, where: str) -> None:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text, safely loaded.
+    """Parse a YAML text with the safe loader.
 
-    Raises ValueError, in one line that names `where`, for what is not YAML, for a key that stands
-    twice in one mapping or is no plain value, for nesting deeper than MAX_DEPTH, and for aliases that
-    contain themselves or make more than MAX_NODES values.
+    Raises:
+        ValueError: in one line that names `where`, if the text is not YAML, a key appears twice in one
+            mapping or is not a scalar, nesting is deeper than MAX_DEPTH, or aliases contain themselves
+            or expand to more than MAX_NODES values.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -203,7 +205,7 @@ def parse_yaml(text: str, where: str) -> Any:
         TypeError,
         OverflowError,
     ) as error:
-        # PyYAML's own constructors raise all of these for a date or number that is none.
+        # PyYAML's constructors raise these for malformed dates and numbers.
         told = str(error)
         if told.startswith(f"{where}: "):
             raise ValueError(told) from None
@@ -213,12 +215,12 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml(path: str | os.PathLike, max_bytes: int = 16 * 2**20) -> Any:
-    """The value in a YAML file. Raises as `read_bytes` and `parse_yaml`."""
+    """Return the value in a YAML file. Raises as `read_bytes` and `parse_yaml`."""
     return parse_yaml(read_text(path, max_bytes), str(path))
 
 
 def _check_node(root: yaml.Node, where: str) -> None:
-    """Walk the nodes without recursion: their number once aliases are written out, depth, keys."""
+    """Check keys, depth and the number of nodes after alias expansion, without recursion."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
     stack: list[tuple[yaml.Node, bool]] = [(root, False)]
@@ -229,7 +231,9 @@ def _check_node(root: yaml.Node, where: str) -> None:
             open_nodes.discard(key)
             sizes[key] = 1 + sum(sizes[id(child)] for child in _children(node))
             if sizes[key] > MAX_NODES:
-                raise ValueError(f"{where}: its aliases make more than {MAX_NODES:,} values")
+                raise ValueError(
+                    f"{where}: expected at most {MAX_NODES:,} values after its aliases are expanded"
+                )
             continue
         if key in open_nodes:
             raise ValueError(f"{where}: line {node.start_mark.line + 1}: an alias contains itself")
@@ -257,7 +261,9 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
     for name, _ in node.value:
         line = name.start_mark.line + 1
         if not isinstance(name, yaml.ScalarNode):
-            raise ValueError(f"{where}: line {line}: expected a plain key, found a list or mapping")
+            raise ValueError(
+                f"{where}: line {line}: expected a scalar key, found a list or mapping"
+            )
         if name.value in seen and name.value != "<<":
-            raise ValueError(f"{where}: line {line}: the key {name.value!r} stands twice")
+            raise ValueError(f"{where}: line {line}: the key {name.value!r} appears twice")
         seen.add(name.value)

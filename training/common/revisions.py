@@ -1,4 +1,4 @@
-"""`user/name@revision`: models and datasets by folder, or by repository and revision."""
+"""Parse names of models and datasets: a folder, or `user/name@revision` on the Hub."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """A name without its revision, and the revision: a branch, tag or commit.
+    """Split a name into the name without revision, and the revision (branch, tag or commit) or None.
 
-    The revision is behind the name (`user/name@v1`) or beside it. What exists here under the whole
-    name is a file or folder, and so is what only a path can be.
+    The revision is part of the name (`user/name@v1`) or given as `revision`. A name that exists locally
+    as a whole, or that can only be a path, is not split.
 
-    Raises ValueError for an empty name or revision, for two different revisions, and for a revision
-    of a file or folder.
+    Raises:
+        ValueError: if name or revision is empty, if two revisions differ, or if a file or folder has
+            a revision.
     """
     check_text(name, "a name of a folder or repository")
     if not name.strip() or not name.isprintable():
@@ -34,16 +35,16 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str | N
         raise ValueError(f"{name}: revision: expected a branch, tag or commit, found {revision!r}")
     if local:
         raise ValueError(
-            f"{name}: revision {revision!r}: expected a repository of the Hub, found a folder, which "
-            "has no revisions: leave the revision out"
+            f"{name}: revision {revision!r}: expected a Hub repository, found a local path, which has no "
+            "revisions: leave the revision out"
         )
     if inline not in (None, revision):
         raise ValueError(
-            f"{name}: expected one revision, found {inline!r} behind the name and {revision!r} beside it"
+            f"{name}: expected one revision, found {inline!r} in the name and {revision!r} beside it"
         )
     return name, revision
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be that of a file or folder, existing or not."""
+    """Return whether a name can only be that of a file or folder, existing or not."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.partition("@")[0].count("/") > 1

@@ -1,8 +1,8 @@
-"""One YAML file, checked key by key against dataclasses: recipes, and plans of datasets.
+"""Check a YAML file key by key against dataclasses: recipes and dataset plans.
 
-Every key is checked by name and type before anything is loaded; the message names the key's path,
-what was found and what was expected. Paths that start with "." are relative to the file they stand
-in, others to the working directory.
+Names and types of all keys are checked before anything is loaded. Messages name the key's path, the
+expected type and the value found. Paths that start with "." are relative to the file that names them;
+other paths are relative to the working directory.
 """
 
 import contextlib
@@ -28,10 +28,12 @@ T = TypeVar("T")
 
 
 def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The file as written, with `a.b=value` overrides applied, not yet checked.
+    """Return the file's mapping with `a.b=value` overrides applied, not yet checked.
 
     List items are addressed by index or by their `name` (`stages.finetune.args.max_steps=10`).
-    Raises ValueError for a file that is not a YAML mapping and for an override that fits nowhere.
+
+    Raises:
+        ValueError: if the file is not a YAML mapping, or an override matches no key.
     """
     data = read_yaml(path)
     if not isinstance(data, dict):
@@ -42,15 +44,15 @@ def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
-    """An instance of the dataclass `cls` from a mapping, every key checked by name and type.
+    """Build the dataclass `cls` from a mapping, checking every key by name and type.
 
     Args:
-        where: what messages begin with, such as the file's name.
-        key: the path of `data` inside the file, for messages.
+        where: prefix of messages, such as the file's name.
+        key: the path of `data` in the file, for messages.
 
     Raises:
-        ValueError: one line naming `where`, the key's path, what was found and what was expected;
-            also for what the dataclass's own `__post_init__` refuses.
+        ValueError: one line with `where`, the key's path, the expected type and the value found; also
+            for errors of the dataclass's `__post_init__`.
     """
     place = key or "the file"
     if not isinstance(data, dict):
@@ -68,7 +70,7 @@ def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
             values[name] = convert(hints[name], data[name], where, join_key(key, name))
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise ValueError(
-                f"{where}: {join_key(key, name)}: missing; expected {type_name(hints[name])}"
+                f"{where}: {join_key(key, name)}: expected {type_name(hints[name])}, found nothing: add the key"
             )
     try:
         return cls(**values)
@@ -78,7 +80,7 @@ def build(cls: type[T], data: Any, where: str, key: str = "") -> T:
 
 
 def type_name(hint: Any) -> str:
-    """A type hint in words for messages."""
+    """Return a type hint in words, for messages."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " | ".join(repr(a) for a in args)
@@ -97,6 +99,7 @@ def type_name(hint: Any) -> str:
 
 
 def convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Check a value against a type hint and return it converted. Raises ValueError naming the key."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -132,7 +135,7 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return [convert(args[0], v, where, f"{key}[{i}]") for i, v in enumerate(value)]
     if hint is float:
         number = math.nan
-        # YAML reads 1e-3 (no dot) as text.
+        # YAML parses 1e-3 (no dot) as text.
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             with contextlib.suppress(ValueError, OverflowError):
                 number = float(value)
@@ -147,12 +150,12 @@ def convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if not isinstance(value, hint):
             raise _mismatch(hint, value, where, key)
         return value
-    # A type of another library (an enum of transformers, say): it checks its own values.
+    # A type of another library, such as an enum of transformers, checks its own values.
     return value
 
 
 class Bounds(NamedTuple):
-    """The numbers that a key takes; None: no bound on that side."""
+    """Numeric limits of a key; None means no limit on that side."""
 
     least: float | None = None
     above: float | None = None
@@ -176,7 +179,7 @@ class Bounds(NamedTuple):
         return " and ".join(filter(None, (low, high)))
 
     def check(self, value: float | None, where: str, key: str) -> None:
-        """Raise ValueError naming `where` and `key` for a value outside; None is a key left out."""
+        """Raise ValueError, naming `where` and `key`, for a value outside. None (key absent) passes."""
         if value is None or value in self:
             return
         expected = self
@@ -209,10 +212,12 @@ def _describe(value: Any) -> str:
 
 
 def join_key(key: str, name: Any) -> str:
+    """Return the path of the key `name` inside `key`."""
     return f"{key}.{name}" if key else str(name)
 
 
 def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
+    """Return the error text for an unknown key, with the closest known key or a list of keys."""
     close = difflib.get_close_matches(name, known, n=1)
     some = ", ".join(known[:KEYS_TOLD])
     more = f" and {len(known) - KEYS_TOLD} more" if len(known) > KEYS_TOLD else ""
@@ -220,7 +225,7 @@ def unknown_key(path: str, name: str, known: Sequence[str]) -> str:
     return f"unknown key {path!r}; {hint}"
 
 
-# Of the known keys, in the message about an unknown one.
+# Number of known keys listed in the message about an unknown key.
 KEYS_TOLD = 20
 
 
@@ -244,11 +249,13 @@ def _override(data: dict[str, Any], override: str) -> None:
             else:
                 known = [n for n in names if n] or "none"
                 raise ValueError(
-                    f"override '{shown}': {here} has {len(node)} items "
-                    f"(names: {known}), and no {part!r}"
+                    f"override '{shown}': {here}: expected one of its {len(node)} items "
+                    f"(names: {known}), found {part!r}"
                 )
         elif not isinstance(node, dict):
-            raise ValueError(f"override '{shown}': {here} is {_describe(node)}, not a mapping")
+            raise ValueError(
+                f"override '{shown}': {here}: expected a mapping, found {_describe(node)}"
+            )
         if i == len(parts) - 1:
             node[key] = value
         elif isinstance(node, dict) and node.get(key) is None:
@@ -256,22 +263,23 @@ def _override(data: dict[str, Any], override: str) -> None:
         node = node[key]
 
 
-# What ships with the package is named without the place that it is installed in.
+# Prefix of paths to files of the installed package, wherever it is installed.
 SHIPPED = "maya_vlm://"
 PACKAGE = Path(__file__).parents[1]
 
 
-# A text of a plan that is a path whatever its key: ./x, ../x, ~/x, $NAME/x, ${NAME}/x.
+# Texts of a plan that are paths under any key: ./x, ../x, ~/x, $NAME/x, ${NAME}/x.
 _PATH = re.compile(r"\.{1,2}/|~(/|$)|\$(\w+|\{\w+\})/" + f"|{SHIPPED}")
 
 
 def resolve_path(value: str, folder: Path) -> str:
-    """`value` as a path from the working directory.
+    """Return `value` as a path from the working directory.
 
-    What starts with "." starts at `folder`, what starts with "maya_vlm://" in the installed package;
-    `~` and variables of the environment are written out.
+    Paths that start with "." are relative to `folder`, those that start with "maya_vlm://" to the
+    installed package. `~` and environment variables are expanded.
 
-    Raises ValueError as `expand`.
+    Raises:
+        ValueError: as `expand`.
     """
     value = expand(value)
     if value.startswith(SHIPPED):
@@ -287,7 +295,7 @@ def resolve_path(value: str, folder: Path) -> str:
 
 
 def resolve_paths(value: Any, folder: Path) -> Any:
-    """Every text in plain values that begins as a path does, as `resolve_path` makes it."""
+    """Apply `resolve_path` to every text in plain values that starts like a path."""
     if isinstance(value, dict):
         return {key: resolve_paths(each, folder) for key, each in value.items()}
     if isinstance(value, list):
@@ -298,10 +306,10 @@ def resolve_paths(value: Any, folder: Path) -> Any:
 
 
 def portable_paths(value: Any, folder: Path) -> Any:
-    """Plain values for a file in `folder`, which `resolve_path` reads back.
+    """Return plain values with portable paths, for a file in `folder`; `resolve_path` reverts them.
 
-    Paths into the installed package become "maya_vlm://...", other absolute paths of this machine
-    become relative to `folder`.
+    Paths into the installed package become "maya_vlm://..."; other absolute paths become relative to
+    `folder`.
     """
     if isinstance(value, dict):
         return {key: portable_paths(each, folder) for key, each in value.items()}
@@ -318,14 +326,14 @@ def portable_paths(value: Any, folder: Path) -> Any:
 
 
 def to_dict(plan: Any) -> dict[str, Any]:
-    """A dataclass as plain values, as it would be written in YAML."""
+    """Return a dataclass as plain values, as YAML would hold them."""
     return json.loads(json.dumps(dataclasses.asdict(plan), default=str))
 
 
 def without_defaults(hint: Any, value: Any) -> Any:
-    """Plain values of a dataclass, or of lists of them, without the keys that are at their defaults.
+    """Remove keys at their defaults from the plain values of a dataclass, or of a list of dataclasses.
 
-    So values written before a key existed equal those written since that leave it at its default.
+    Values stored before a key existed then equal new values that leave the key at its default.
     """
     kinds = [hint, *typing.get_args(hint)]
     cls: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
@@ -349,6 +357,6 @@ def without_defaults(hint: Any, value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """A short content hash of plain values."""
+    """Return a short content hash of plain values."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,9 +1,11 @@
-"""Values of strangers checked against a shape: manifests, notes, results, cards.
+"""Check untrusted plain values against a shape: manifests, notes, results, cards.
 
-A shape is a type (dict and list for any of them, object for anything), None for null, or a tuple of
-shapes of which one must fit; a list of one shape, for a list of such values; a mapping of names to shapes,
-whose names must be there (others may be, too); or `{...: shape}` for a mapping of any names to values of one
-shape. `float` takes whole numbers, `int` no truth values.
+A shape is one of these:
+- a type: `dict` and `list` allow any content, `object` any value, `float` also integers; `int` and
+  `float` refuse booleans;
+- None for null; a tuple of alternative shapes; a list of one shape, for a list of such values;
+- a mapping of required names to shapes, which allows further names;
+- `{...: shape}` for a mapping of any names to values of one shape.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _NAMES = {
 
 
 def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
-    """Raise ValueError, naming `where` and the key, for a value of another shape."""
+    """Raise ValueError, naming `where` and the key, if a value does not have the shape."""
     if shape is object:
         return
     if isinstance(shape, dict) and ... in shape:
@@ -52,7 +54,7 @@ def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
 
 
 def has_shape(value: Any, shape: Any) -> bool:
-    """Whether a value has a shape."""
+    """Return whether a value has a shape."""
     try:
         check_shape(value, shape, "")
     except ValueError:
@@ -80,6 +82,6 @@ def _expect(fits: bool, value: Any, told: str, where: str, key: str) -> None:
 
 
 def _below(key: str, name: Any) -> str:
-    # Names are a stranger's as well.
+    # Names in the file are untrusted too.
     told = one_line(str(name), 60)
     return f"{key}.{told}" if key else told

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-# The variable that names the process which started ranks by accelerate, and which they end with.
+# Environment variable with the id of the process that launched the ranks; they exit when it does.
 LAUNCHER = "MAYA_LAUNCHER"
 
 
 class Stopped(Exception):
-    """A command was asked to stop by a signal; what it did is kept, and the same command continues."""
+    """A signal asked the command to stop. Finished work is kept, and the same command continues it."""
 
     def __init__(self, text: str, number: int = signal.SIGTERM):
         super().__init__(text)
@@ -32,8 +32,8 @@ def signal_handlers(
 ) -> Iterator[None]:
     """Install `handler(number, frame)` for these signals; restore the previous handlers on exit.
 
-    A signal that was ignored from outside, as SIGINT is in a shell's background, stays ignored. In
-    another thread than the main one, which alone may handle signals, nothing is changed.
+    A signal that is ignored, as SIGINT is for a shell's background jobs, stays ignored. Only the main
+    thread may handle signals; in other threads nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,12 +50,12 @@ def signal_handlers(
 
 
 class Interruption(BaseException):
-    """Raised where a signal arrives; no `except Exception` on the way takes it for another error."""
+    """Raised by a signal handler. It is a BaseException, so that `except Exception` does not catch it."""
 
 
 @contextlib.contextmanager
 def stopping(then: str) -> Iterator[None]:
-    """Raise Stopped in the block at SIGTERM or SIGINT; its message names the signal and `then`."""
+    """Raise Stopped in the block on SIGTERM or SIGINT; its message names the signal and `then`."""
 
     def stop(number: int, frame: Any) -> None:
         raise Interruption(number)
@@ -69,18 +69,18 @@ def stopping(then: str) -> Iterator[None]:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Have this process end at once when its parent does, however that ended.
+    """Make this process exit as soon as its parent ends, for any reason.
 
     Args:
-        parent: its process id, where the process was not started by multiprocessing.
+        parent: the parent's process id, if multiprocessing did not start this process.
     """
     started_by = multiprocessing.parent_process()
     number = parent if started_by is None else started_by.pid
     if number is None:
         return
     if sys.platform == "linux" and os.getppid() == number:
-        # Left to the kernel. A thread would wait for a pipe, whose other end every later child of the
-        # parent holds too.
+        # Let the kernel kill this process. A thread would wait on a pipe whose other end every later
+        # child of the parent inherits.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() == number:
             return
@@ -99,18 +99,17 @@ def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except OSError as error:
-        return isinstance(error, PermissionError)  # a process of somebody else
+        return isinstance(error, PermissionError)  # alive, owned by another user
     return True
 
 
 def ignore_foreign_sigterm() -> None:
-    """Have this process, a loader's worker, end with its parent or by a SIGTERM of it, and by no other
-    signal of these.
+    """Make this process, a loader's worker, ignore SIGINT and every SIGTERM not sent by its parent.
 
-    SLURM, systemd and `timeout` send SIGTERM to all processes of a run, a terminal's Ctrl-C SIGINT, and a
-    rank that is to finish its step and save needs its workers for that. To be called before other
-    threads are started, which would not know of it. Where a signal's sender cannot be told, as on macOS,
-    SIGTERM ends the worker.
+    SLURM, systemd and `timeout` send SIGTERM to all processes of a run, and a terminal's Ctrl-C sends
+    SIGINT to them. A rank that finishes its step and saves needs its workers until then. The worker still
+    exits with its parent. Call this before other threads start, because they do not inherit the blocked
+    signal. Where the sender is unknown, as on macOS, any SIGTERM ends the worker.
     """
     parent = multiprocessing.parent_process()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Text of strangers in messages: one line, bounded, without control characters; and in spreadsheets."""
+"""Make untrusted text safe: one bounded printable line for messages, no formulas in spreadsheets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 
 # Longest error message of a command, in characters.
 LONGEST = 500
-# Spreadsheets look for a formula behind spaces and quotes too, and take full-width forms for the others.
+# Spreadsheets skip spaces and quotes before a formula, and accept full-width signs too.
 _FORMULA = re.compile(
     r"[\s\"'`‘’“”«»\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060\ufeff]*[=+\-@＝＋－＠﹦﹢﹣﹫]|"
     r"[\s\"'`]*[\t\r]"
@@ -15,10 +15,10 @@ _FORMULA = re.compile(
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, separators and lone surrogates written as escapes.
+    """Return `text` with control characters, separators and lone surrogates as escapes.
 
-    A terminal or a page then shows them and does nothing else. Marks that Arabic, Indic and emoji
-    sequences need (the zero-width joiner and non-joiner) stay.
+    Terminals and pages then show these characters and do not act on them. The zero-width joiner and
+    non-joiner stay, because Arabic, Indic and emoji sequences need them.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -31,25 +31,25 @@ def printable(text: str) -> str:
 def _harmless(letter: str) -> bool:
     if letter in "\u200c\u200d":
         return True
-    # Cc: control, Cf: invisible formats such as directions, Cs: surrogates, Zl and Zp: line ends.
+    # Cc: control, Cf: invisible format (text direction), Cs: surrogate, Zl and Zp: line separators.
     return unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """`text` as one printable line of at most `longest` characters; what is cut out is the middle."""
+    """Return `text` as one printable line of at most `longest` characters, cut in the middle."""
     if len(text) > 20 * longest:
-        # Megabytes are not looked through for what is not shown.
+        # Drop the middle of very long texts first; it will not be shown.
         text = f"{text[: 10 * longest]} {text[-10 * longest :]}"
     line = printable(" ".join(text.split()))
     if len(line) <= longest:
         return line
-    # The beginning names the file, the end what to do.
+    # The start names the file, the end says what to do.
     head = (longest - 5) * 2 // 3
     return f"{line[:head]} ... {line[head + 5 - longest :]}"
 
 
 def found(value: object) -> str:
-    """A value of others in a few printable words: `a number 7`, `text 'abc'`, `a list of 2`, `nothing`."""
+    """Describe a value in a few printable words: `a number 7`, `text 'abc'`, `a list of 2`, `nothing`."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -67,13 +67,13 @@ def found(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value of others as Python writes it, printable and cut where it is long."""
+    """Return a value's `repr`, printable and cut to 60 characters."""
     text = printable(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def reason(error: BaseException) -> str:
-    """What an error says in one line, with what caused it, which libraries often leave unsaid."""
+    """Return the messages of an error and of its causes in one line; libraries often omit the cause."""
     said: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(said) < 8:
@@ -85,11 +85,11 @@ def reason(error: BaseException) -> str:
 
 
 def inert(text: str) -> str:
-    """`text` for a spreadsheet's cell, with an apostrophe before it where it would be run as a formula."""
+    """Return `text` for a spreadsheet cell, with an apostrophe before anything that would be a formula."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def original(text: str) -> str:
-    """The text that `inert` made this cell of: original(inert(text)) == text."""
+    """Return the text that `inert` changed: original(inert(text)) == text."""
     rest = text.removeprefix("'")
     return rest if rest != text and _FORMULA.match(rest) else text

@@ -1,9 +1,9 @@
-"""What models write beside an answer: thoughts before it, and tokens of their chat template in it."""
+"""Clean answers of models: remove leading thoughts, find leaked chat-template tokens."""
 
 import re
 import unicodedata
 
-# A thought's begin and end, as reasoning models and their templates write them.
+# Start and end marks of thoughts, as reasoning models and their templates write them.
 _THOUGHTS = (
     (r"<(?:think|thinking|thought|reasoning)>", r"</(?:think|thinking|thought|reasoning)>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
@@ -22,24 +22,24 @@ _TOKEN = re.compile(
 
 
 def without_thought(answer: str, source: str = "") -> str | None:
-    """The answer behind a leading thought; None for a thought that has no end.
+    """Return the answer after a leading thought; None if the thought has no end.
 
-    Templates often write the beginning themselves, so the end alone tells of a thought too.
+    Templates often write the start mark into the prompt, so an end mark alone counts as a thought too.
 
     Args:
-        source: what was asked about; marks that stand in it are its own.
+        source: the text asked about; an end mark that occurs in it does not count.
     """
     for begin, end in _PAIRS:
         begun = begin.match(answer)
         if (begun or end.search(answer)) and not end.search(source):
-            # A thought may speak of its own end.
+            # A thought may contain its own end mark, so split at the last one.
             *_, behind = end.split(answer)
             return None if behind == answer else behind
     return answer
 
 
 def foreign_marks(text: str, source: str) -> str | None:
-    """A chat template's token or a control character that the source does not have; None for none."""
+    """Return a chat-template token or control character of `text` that is not in `source`, or None."""
     for match in _TOKEN.finditer(text):
         if match.group() not in source:
             return match.group()

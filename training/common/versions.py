@@ -1,6 +1,6 @@
-"""Versions that matter: what is installed, what was tested, and how to install what is missing.
+"""Package versions: which are installed, which were tested, how to install missing ones.
 
-The tested ranges are those of setup.py, read from the installed package's metadata.
+The tested ranges come from setup.py, through the metadata of the installed package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 PACKAGE = "maya-vlm"
-# In the order of a bug report; those of the first line load a Maya, the others train and build.
+# In the order of a bug report. The first line's packages load a Maya, the others train and build data.
 SHOWN = (
     *("torch", "transformers", "pillow", "numpy", "tokenizers", "safetensors", "huggingface-hub"),
     *("trl", "peft", "accelerate", "datasets", "pyarrow", "bitsandbytes", "deepspeed"),
@@ -25,7 +25,7 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Installed:
-    """A package: its version (None: not installed) and the range that was tested ("" where any)."""
+    """A package: installed version (None if missing) and tested range ("" if any version)."""
 
     name: str
     version: str | None
@@ -33,7 +33,7 @@ class Installed:
 
     @property
     def outside(self) -> bool:
-        """Whether the installed version is outside of the tested range."""
+        """Whether the installed version is outside the tested range."""
         if self.version is None or not self.tested:
             return False
         try:
@@ -42,14 +42,14 @@ class Installed:
             return False
 
     def line(self) -> str:
-        """For a list in a bug report."""
+        """Return the package's line in a bug report."""
         found = self.version or "not installed"
         tested = f" (tested: {self.tested})" if self.tested else ""
         return f"- {self.name}: {found}{tested}{', OUTSIDE OF THE TESTED RANGE' if self.outside else ''}"
 
 
 def version_of(name: str) -> str | None:
-    """The version of an installed package, None without it."""
+    """Return the version of an installed package, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -57,10 +57,10 @@ def version_of(name: str) -> str | None:
 
 
 def tested_ranges() -> dict[str, str]:
-    """Package -> its bounds; empty where this package is not installed.
+    """Return package -> tested bounds; empty if this package is not installed.
 
-    Those of the extras count where TRL is installed: loading a Maya is tested with more releases than
-    training one.
+    Bounds of the extras count only if TRL is installed: loading a Maya is tested with more releases
+    than training one.
     """
     if version_of(PACKAGE) is None:
         return {}
@@ -79,31 +79,31 @@ def tested_ranges() -> dict[str, str]:
 
 
 def _narrowest(bounds: set[str]) -> str:
-    """The highest lower and the lowest upper bound, `>=a,<b`."""
+    """Return the highest lower and the lowest upper bound, `>=a,<b`."""
     low = sorted((b for b in bounds if b.startswith(">=")), key=lambda b: Version(b[2:]))
     high = sorted((b for b in bounds if b.startswith("<")), key=lambda b: Version(b.lstrip("<=")))
     return ",".join([*low[-1:], *high[:1]])
 
 
 def installed() -> list[Installed]:
-    """The packages that matter, in the order of `SHOWN`."""
+    """Return the packages in `SHOWN`, in that order."""
     ranges = tested_ranges()
     return [Installed(name, version_of(name), ranges.get(name, "")) for name in SHOWN]
 
 
 def own_version() -> str:
-    """Of this package, `unknown` where it is not installed."""
+    """Return this package's version, or `unknown` if it is not installed."""
     return version_of(PACKAGE) or "unknown"
 
 
 def checkout() -> Path | None:
-    """The checkout that this package is installed from, None for an installed wheel."""
+    """Return the checkout that this package is installed from, or None for an installed wheel."""
     folder = Path(__file__).resolve().parents[2]
     return folder if (folder / "setup.py").is_file() else None
 
 
 def how_to_install(extra: str) -> str:
-    """The command that brings the packages of an extra, in the versions that were tested."""
+    """Return the command that installs the packages of an extra in their tested versions."""
     folder = checkout()
     if folder is None:
         return f"pip install '{PACKAGE}[{extra}]'"
@@ -111,7 +111,7 @@ def how_to_install(extra: str) -> str:
 
 
 def warn_of_versions() -> str | None:
-    """One sentence on the installed packages that are outside of the tested ranges, None without any."""
+    """Return one sentence on installed packages outside of the tested ranges, or None."""
     outside = [package for package in installed() if package.outside]
     if not outside:
         return None
@@ -121,7 +121,7 @@ def warn_of_versions() -> str | None:
 
 
 def report() -> str:
-    """What a bug report needs: the versions, the tested ranges, the machine without its name."""
+    """Return the facts for a bug report: versions, tested ranges, the machine without its host name."""
     lines = [
         f"- {PACKAGE}: {own_version()}{' (checkout)' if checkout() else ''}",
         f"- python: {platform.python_version()}",
@@ -133,7 +133,7 @@ def report() -> str:
 
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         cuda = f"{torch.version.cuda}, {', '.join(names)}" if names else "no GPU"
-    except Exception as error:  # a torch that cannot be imported is worth reporting too
+    except Exception as error:  # report any failure to import torch too
         cuda = f"torch cannot be imported: {' '.join(str(error).split())[:200]}"
     lines.append(f"- CUDA: {cuda}")
     told = warn_of_versions()

@@ -1,9 +1,12 @@
-"""What learns, and how it computes.
+"""The model during training: how it is built, which parts learn, and how it computes packed rows.
 
-assemble.py: a Maya from two base models; checkpoint.py: from an earlier run, or an adapter
-templates.py: its chat template, made ready for training
-adapters.py: low-rank adapters on its decoder; freezing.py: which parameters learn, and how fast
-attention.py: its attention over shared prefixes; compiling.py: its layers compiled
-loss.py: its output matrix and cross entropy
-flops.py: the arithmetic that it takes
+assemble.py: builds a Maya from a vision tower and a language model
+checkpoint.py: loads a Maya, or an adapter, from an earlier run
+templates.py: makes a decoder's chat template ready for training
+adapters.py: low-rank adapters on the decoder
+freezing.py: which parameters learn, and at which rate
+attention.py: attention in rows where conversations about one image share a prefix
+compiling.py: torch.compile for the decoder's layers
+loss.py: the output matrix (head) and the cross entropy
+flops.py: counts the FLOPs of a training step
 """

@@ -1,11 +1,11 @@
-"""Low-rank adapters on the decoder: put in, quantized under, saved, loaded, merged.
+"""Low-rank adapters on the decoder: added, put on quantized weights, saved, loaded, merged.
 
-peft's injection leaves the model a Maya: its forward and the names of its parts stay, only an
-adapted layer `x` becomes `x.base_layer` with `x.lora_A.default` and `x.lora_B.default` beside it.
+peft's injection leaves the model a Maya: its forward and the names of its parts are unchanged. Only an
+adapted layer `x` becomes `x.base_layer`, with `x.lora_A.default` and `x.lora_B.default` beside it.
 
-A saved adapter is a folder of peft's format: the matrices, and every other module that learned
-(the projector, as peft's `modules_to_save`), whole. The same folder is what a checkpoint holds,
-what `PeftModel.from_pretrained(base, folder)` loads, and what the merged Maya is made from.
+A saved adapter is a folder in peft's format: the matrices, and full copies of all other trained modules
+(the projector, as peft's `modules_to_save`). Checkpoints hold the same folder.
+`PeftModel.from_pretrained(base, folder)` loads it, and the merged Maya is made from it.
 """
 
 import copy
@@ -37,18 +37,18 @@ from ..common.telling import one_line
 from ..recipe import AdapterRecipe, Rule, StageRecipe
 from .freezing import rates
 
-# The folder inside a stage's, and what peft puts before the names of tensors.
+# The adapter's folder inside a stage's folder, and peft's prefix of tensor names.
 ADAPTER = "adapter"
 PREFIX = "base_model.model."
 DECODER = "model.language_model."
-# What is never quantized: names from the root, since transformers looks for them there.
+# Modules that are never quantized, with full names, because transformers matches those.
 UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-# Optimizers of transformers that are bitsandbytes' own.
+# Names of optimizers in transformers that bitsandbytes implements.
 BITSANDBYTES = re.compile(r"paged_|lion_|ademamix|rmsprop_bnb|adamw_bnb|adamw_8bit")
 
 
 def decoder_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The decoder's linear layers by name: what can be adapted, and what is quantized."""
+    """Return the decoder's linear layers by name. These can be adapted, and these are quantized."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -59,10 +59,11 @@ def decoder_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def target_layers(
     model: nn.Module, adapter: AdapterRecipe, rules: Sequence[Rule]
 ) -> dict[str, nn.Linear]:
-    """The layers of `model` (which holds no adapter yet) that get one, by name.
+    """Return the layers of `model` (without adapter yet) that get an adapter, by name.
 
-    Raises ValueError when target_modules finds none, when a rule trains what lies under an adapter or is
-    quantized, and as `freezing.rates`.
+    Raises:
+        ValueError: if target_modules matches no layer, if a rule trains weights under an adapter or
+            quantized weights, and as `freezing.rates`.
     """
     layers, wanted = decoder_layers(model), adapter.target_modules
     if wanted is None:
@@ -85,18 +86,18 @@ def target_layers(
             continue
         if owner in found:
             raise ValueError(
-                f"train: {name} learns at {rate:g}, but its layer gets an adapter; freeze it, or "
+                f"train: {name} learns at {rate:g}, but its layer gets an adapter: freeze it, or "
                 "leave the layer out of adapter.target_modules"
             )
         if adapter.quantize is not None and owner in layers:
             raise ValueError(
-                f"train: {name} learns at {rate:g}, but its layer is quantized, and such weights "
-                "cannot learn; freeze it, or leave adapter.quantize out"
+                f"train: {name} learns at {rate:g}, but its layer is quantized, and quantized weights "
+                "cannot learn: freeze it, or leave adapter.quantize out"
             )
         if "embed_tokens" in name or name.startswith("lm_head"):
             raise ValueError(
-                f"train: {name} learns at {rate:g}, but embeddings and head, which may be one "
-                "matrix, cannot be kept beside an adapter; freeze them, or train without adapter"
+                f"train: {name} learns at {rate:g}, but an adapter cannot store embeddings or head, which "
+                "may be one matrix: freeze them, or train without adapter"
             )
     return found
 
@@ -104,22 +105,22 @@ def target_layers(
 def _no_target(wanted: str, layers: Mapping[str, nn.Linear]) -> str:
     ends = sorted({name.rpartition(".")[2] for name in layers})
     return (
-        f"adapter.target_modules: {wanted} finds no linear layer of the decoder; "
-        f"there are {', '.join(ends)}, named like {next(iter(layers), 'none')}"
+        f"adapter.target_modules: expected names of linear layers of the decoder, found {wanted}: "
+        f"use some of {', '.join(ends)}, named like {next(iter(layers), 'none')}"
     )
 
 
 def add_adapter(
     model: PreTrainedModel, adapter: AdapterRecipe, rules: Sequence[Rule]
 ) -> PreTrainedModel:
-    """Put fresh adapters into `model`, in place; A is drawn from torch's random state, B is zero.
+    """Add new adapters to `model`, in place: A is drawn from torch's random state, B is zero.
 
-    What learns besides is for `freezing.apply_rules`, to be called after this. Raises as
+    Call `freezing.apply_rules` afterwards; it decides which other parameters learn. Raises as
     `target_layers`.
     """
     targets = target_layers(model, adapter, rules)
     ends = sorted({name.rpartition(".")[2] for name in targets})
-    # One line, where it says the same as the list.
+    # Use one pattern if it matches exactly the listed layers.
     pattern = rf"{re.escape(DECODER)}.*\.({'|'.join(map(re.escape, ends))})"
     whole = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
     config = LoraConfig(
@@ -129,43 +130,43 @@ def add_adapter(
         target_modules=pattern if whole == set(targets) else list(targets),
         use_dora=adapter.type == "dora",
         base_model_name_or_path=model.name_or_path,
-        # The commit, where the base is a repository's.
+        # The commit, if the base comes from a repository.
         revision=getattr(model.config, "_commit_hash", None),
     )
-    # `model.add_adapter` does the same, but refuses releases of peft by a number of its own:
-    # transformers 5.24 asks for a peft that was not released with it.
+    # `model.add_adapter` does the same, but checks peft's version: transformers 5.24 requires a release
+    # of peft that did not exist yet.
     inject_adapter_in_model(config, model)
-    # So that Trainer takes a quantized base, and checkpointing reaches the adapters' inputs.
+    # Lets Trainer accept a quantized base, and lets gradient checkpointing reach the adapters' inputs.
     model._hf_peft_config_loaded = True
     return model
 
 
-# ------------------------------------------------------------------------------ quantized
+# ------------------------------------------------------------------------------ quantization
 
 
 def check_bitsandbytes(stage: StageRecipe) -> None:
-    """Raises ValueError when a stage asks for what is in bitsandbytes, and that is not installed,
-    or for quantized weights where accelerate's config shards them."""
+    """Raise ValueError if a stage needs bitsandbytes and it is not installed, or if accelerate's config
+    shards quantized weights."""
     optimizer = str(stage.args.get("optim", ""))
     wanted = f"args.optim {optimizer}" if BITSANDBYTES.match(optimizer) else None
     if stage.adapter is not None and stage.adapter.quantize is not None:
         wanted = f"adapter.quantize {stage.adapter.quantize}"
     if wanted and not is_bitsandbytes_available():
         raise ValueError(
-            f"stage {stage.name}: {wanted} needs the package bitsandbytes; "
+            f"stage {stage.name}: {wanted} needs the package bitsandbytes: "
             "pip install 'bitsandbytes>=0.50'"
         )
     for kind in ("FSDP", "DeepSpeed"):
         sharded = os.environ.get(f"ACCELERATE_USE_{kind.upper()}", "false").lower() == "true"
         if sharded and stage.adapter is not None and stage.adapter.quantize is not None:
             raise ValueError(
-                f"stage {stage.name}: {wanted}: quantized weights are held whole by every process; "
+                f"stage {stage.name}: {wanted}: every process must hold quantized weights unsharded: "
                 f"start without a config of {kind}, or leave quantize out"
             )
 
 
 def quantization(adapter: AdapterRecipe, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How `from_pretrained` quantizes the decoder's linear layers; they compute in `dtype`."""
+    """Return the quantization config for the decoder's linear layers, which compute in `dtype`."""
     if adapter.quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
     return BitsAndBytesConfig(
@@ -178,10 +179,10 @@ def quantization(adapter: AdapterRecipe, dtype: torch.dtype) -> BitsAndBytesConf
 
 
 def bytes_saved(model: nn.Module, adapter: AdapterRecipe, width: int) -> int:
-    """How many bytes less the quantized layers take than at `width` bytes a weight.
+    """Return how many bytes quantization saves compared to `width` bytes per weight.
 
-    nf4: half a byte, and a float32 constant for each 64 weights; with double_quant that constant
-    takes one byte, and a float32 for each 256 of them. int8: a byte, and a float32 for each row.
+    nf4: half a byte per weight, and a float32 constant per 64 weights; with double_quant one byte per
+    constant, and a float32 per 256 constants. int8: one byte per weight, and a float32 per row.
     """
     if adapter.quantize is None:
         return 0
@@ -197,17 +198,17 @@ def bytes_saved(model: nn.Module, adapter: AdapterRecipe, width: int) -> int:
     return int(saved)
 
 
-# ------------------------------------------------------------------------------ saved, loaded
+# ------------------------------------------------------------------------------ saving, loading
 
 
 def trained_modules(model: nn.Module) -> list[str]:
-    """The modules outside of adapters that learn, by name: the outermost that learn whole, and
-    those that hold single tensors that do."""
+    """Return the names of modules outside of adapters that learn: the outermost modules that learn
+    completely, and those that own single tensors that learn."""
     adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, BaseTunerLayer))
     found: list[str] = []
     for name, module in model.named_modules():
         inside = tuple(f"{n}." for n in found)
-        # peft keeps no bare lists of modules; their items come next.
+        # peft cannot save a bare ModuleList; its items are visited next.
         if not name or f"{name}.".startswith(adapted + inside) or type(module) is nn.ModuleList:
             continue
         learn = [parameter.requires_grad for parameter in module.parameters()]
@@ -221,9 +222,10 @@ def trained_modules(model: nn.Module) -> list[str]:
 def adapter_state(
     model: PreTrainedModel, state: Mapping[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
-    """What a saved adapter holds, by peft's names.
+    """Return the tensors of a saved adapter, by peft's names.
 
-    state: the model's gathered state dict, where a process holds only its shard of it.
+    Args:
+        state: the model's gathered state dict, if a process holds only its shard of it.
     """
     if state is None:
         state = model.state_dict()
@@ -239,7 +241,7 @@ def adapter_state(
 def save_adapter(
     model: PreTrainedModel, folder: Path, state: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Write adapter_config.json and adapter_model.safetensors into `folder`."""
+    """Write adapter_config.json and adapter_model.safetensors to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: v.cpu().contiguous() for n, v in adapter_state(model, state).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -251,12 +253,14 @@ def save_adapter(
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, more: bool = False) -> None:
-    """Put the values of a saved adapter into a model made ready by the same recipe.
+    """Load the values of a saved adapter into a model that the same recipe prepared.
 
-    more: whether modules outside of the adapter may learn that did not when it was saved; they keep
-    the values that they have.
+    Args:
+        more: whether modules outside of the adapter may learn that did not learn when it was saved. They
+            keep their values.
 
-    Raises ValueError when the two do not hold the same tensors.
+    Raises:
+        ValueError: if adapter and model do not have the same tensors.
     """
     expected = adapter_state(model)
     whole = tuple(PREFIX + name for name in trained_modules(model)) if more else ()
@@ -268,8 +272,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, more: bool = False) -> No
 
 
 def check_continued(adapter: Adapter, recipe: AdapterRecipe) -> None:
-    """Raise ValueError unless a stage's adapter has the form of the saved one that it is to continue."""
-    # What the stage asks for, and what peft takes where a saved adapter says nothing.
+    """Raise ValueError unless a stage's adapter has the same form as the saved one that it continues."""
+    # Setting -> (the stage's value, peft's default if the saved adapter does not state it).
     expected: dict[str, tuple[Any, Any]] = {
         "peft_type": ("LORA", None),
         "r": (recipe.r, 8),
@@ -284,8 +288,8 @@ def check_continued(adapter: Adapter, recipe: AdapterRecipe) -> None:
         found = adapter.settings.get(name)
         if (default if found is None else found) != wanted:
             raise ValueError(
-                f"model.checkpoint: {adapter.model}: the adapter that is to be continued has {name} "
-                f"{one_line(repr(found), 40)}, the stage's {wanted!r}: give the stage's adapter the same, or "
+                f"model.checkpoint: {adapter.model}: the adapter to continue has {name} "
+                f"{one_line(repr(found), 40)}, the stage's has {wanted!r}: use the saved value in the stage, or "
                 "start from the merged model (maya merge)"
             )
 
@@ -293,12 +297,13 @@ def check_continued(adapter: Adapter, recipe: AdapterRecipe) -> None:
 def merge_adapter(
     base: str | Model, folder: Path, dtype: torch.dtype = torch.float32
 ) -> MayaForConditionalGeneration:
-    """A plain Maya: the base with the adapter in `folder` added into its weights, on the CPU.
+    """Return a plain Maya: the base with the adapter in `folder` merged into its weights, on the CPU.
 
-    The base is loaded in `dtype` and never quantized: an adapter that learned beside quantized weights is
-    added to the exact ones, so that its merged model differs from the one that trained by the rounding.
+    The base is loaded in `dtype`, never quantized. An adapter trained on quantized weights is added to the
+    exact weights, so the merged model differs from the trained one by the quantization error.
 
-    Raises ValueError when base and adapter do not fit, or a merged weight is not finite.
+    Raises:
+        ValueError: if base and adapter do not fit, or a merged weight is not finite.
     """
     adapter = find_adapter(find_model(str(folder)), base)
     network, report = load_network(MayaForConditionalGeneration, adapter.base, dtype=dtype)

@@ -1,4 +1,4 @@
-"""A Maya from two base models that have never met: a vision tower and a decoder."""
+"""Build a Maya from two base models: a vision tower and a decoder."""
 
 import re
 from collections.abc import Iterable
@@ -40,15 +40,15 @@ from ..common.telling import one_line
 from .checkpoint import MAYA_TYPES, under_key
 from .templates import IMAGE, find_template, set_ends
 
-# Weights of a two-tower model (SigLIP, CLIP) that its vision tower does without.
+# Models with a vision and a text tower (SigLIP, CLIP), of which Maya uses the vision tower.
 TWO_TOWERS = ("siglip", "siglip2", "clip")
-# Tensors in the files of bases that Maya does without: buffers that older releases of transformers
-# stored, and of a tower what belongs to the text beside it.
+# Tensors in files of bases that Maya does not use: buffers that older releases of transformers stored,
+# and the text tower's tensors.
 COMPUTED = r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias)$"
 TEXT_TOWER = r"^(text_model|text_projection|visual_projection|logit_scale|logit_bias)"
-# Files that a tokenizer can be made from.
+# Files that a tokenizer can be built from.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-# How tokens that no text holds are called: a placeholder may take the place of one.
+# Names of tokens that no text contains; the placeholder of images may replace one of them.
 SPARE_TOKEN = re.compile(
     r"reserved|unused|image_?pad|vision_?pad|<\|?(image|img|extra)", re.IGNORECASE
 )
@@ -56,9 +56,10 @@ PADDING = ("<|finetune_right_pad_id|>", "<pad>", "<PAD>", "<|pad|>", "[PAD]", "<
 
 
 def base_config(name: str, field: str, trust_remote_code: bool = False) -> Any:
-    """The config of one base; of a two-tower model (SigLIP, CLIP), the vision tower's.
+    """Return the config of one base; for a two-tower model (SigLIP, CLIP), the vision tower's.
 
-    Raises FileNotFoundError, OSError or ValueError when the base is missing or no model of its kind.
+    Raises:
+        FileNotFoundError, OSError, ValueError: if the base is missing or has the wrong kind.
     """
     return _open_config(find_base(name, field), field, trust_remote_code)
 
@@ -77,23 +78,24 @@ def build_maya(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
 ) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
-    """Put two bases together with a new projector, drawn from torch's random state.
+    """Join two bases by a new projector, which is drawn from torch's random state.
 
-    The placeholder takes the tokenizer's own token of its name or a spare row of the embeddings, which
-    are never resized. The vision tower's layers behind `vision_feature_layer` are left out. `generate`
-    stops at the ends of answers of all templates and where the decoder alone would.
+    The placeholder of images is the tokenizer's own token of that name, or a spare row of the embeddings,
+    which are never resized. Vision layers after `vision_feature_layer` are dropped. `generate` stops at
+    the end tokens of all templates and at those of the decoder.
 
     Args:
-        vision_tower, language_model: folders or repositories, `user/name@revision` too.
-        chat_template: see `templates.find_template`. further_templates: others that the model will
-            be trained with.
-        image_token: the token of the tokenizer that stands for a patch of an image.
+        vision_tower, language_model: folders or repositories, also as `user/name@revision`.
+        chat_template: see `templates.find_template`.
+        further_templates: other templates that the model will be trained with.
+        image_token: the tokenizer's token that stands for one patch of an image.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: naming the base that is missing, is no model of its
-            kind, lacks weights or a tokenizer, or has no token left for the placeholder; and for a
-            chat template that does not fit the decoder.
+        FileNotFoundError, OSError, ValueError: naming the base, if it is missing, has the wrong kind,
+            lacks weights or a tokenizer, or has no free token for the placeholder; also if a chat
+            template does not fit the decoder.
     """
+    # Configs and tokenizer.
     vision = find_base(vision_tower, "vision_tower")
     language = find_base(language_model, "language_model")
     vision_config = _open_config(vision, "vision_tower", trust_remote_code)
@@ -103,10 +105,12 @@ def build_maya(
         tokenizer = open_tokenizer(language, rows, trust_remote_code)
         image_token_id = add_placeholder(tokenizer, image_token, rows)
         _add_padding(tokenizer, text_config)
+    # Chat templates and their end tokens.
     template = find_template(chat_template, tokenizer, image_token)
     ends = list(template.ends)
     for name in further_templates:
         ends += find_template(name, tokenizer, image_token).ends
+    # Model.
     config = MayaConfig(
         vision_config=vision_config,
         text_config=text_config,
@@ -131,7 +135,8 @@ def build_maya(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     set_ends(model.generation_config, ends)
 
-    assert config.image_seq_length is not None  # derived when the config was made
+    # Processor.
+    assert config.image_seq_length is not None  # MayaConfig derives it
     with under_key("model.vision_tower"):
         image_processor = _image_processor(vision, config, image_aspect)
     processor = MayaProcessor(
@@ -144,23 +149,23 @@ def build_maya(
     return model, processor
 
 
-# ------------------------------------------------------------------------------ found, and what they are
+# ------------------------------------------------------------------------------ finding and checking bases
 
 
 def find_base(name: str, field: str) -> Model:
-    """The model of one base, named by a key of the recipe's. Raises as `base_config`."""
+    """Find the base that a key of the recipe names. Raises as `base_config`."""
     with under_key(f"model.{field}"):
         found = find_model(name)
         if found.is_adapter:
             raise ValueError(
-                f"{found} holds an adapter, expected a whole model: merge it into its base first "
+                f"{found}: expected a full model, found an adapter: merge it into its base first "
                 "(maya merge), and give the result"
             )
         return found
 
 
 def _open_config(model: Model, field: str, trust_remote_code: bool) -> Any:
-    """The config of a base, of a two-tower model its vision tower's, checked for its kind."""
+    """Open the config of a base (the vision tower's, of a two-tower model) and check its kind."""
     with under_key(f"model.{field}"):
         kind = one_line(str(read_config(model).get("model_type")), 60)
         if kind in MAYA_TYPES:
@@ -171,13 +176,13 @@ def _open_config(model: Model, field: str, trust_remote_code: bool) -> Any:
             config = AutoConfig.from_pretrained(
                 model.name, trust_remote_code=trust_remote_code, **model.options
             )
-            # Values that no model can be built from.
+            # Building on the meta device finds config values that no model can have.
             with torch.device("meta"):
                 AutoModel.from_config(config, trust_remote_code=trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError(
-                f"{model}: its weights are quantized: give the model that they were made from; "
-                "adapter.quantize quantizes while it is loaded"
+                f"{model}: expected unquantized weights, found quantized ones: give the original model; "
+                "adapter.quantize quantizes it while loading"
             )
         return _vision(model, config) if field == "vision_tower" else _text(model, config)
 
@@ -187,7 +192,7 @@ def _vision(model: Model, config: Any) -> Any:
         return config.vision_config
     if hasattr(config, "vision_config") or not hasattr(config, "patch_size"):
         raise ValueError(
-            f"{model} is a model of type {config.model_type}: expected a vision tower, such as a SigLIP or CLIP"
+            f"{model}: expected a vision tower, such as a SigLIP or CLIP, found a model of type {config.model_type}"
         )
     return config
 
@@ -196,8 +201,8 @@ def _text(model: Model, config: Any) -> Any:
     parts = [name for name in ("vision_config", "audio_config") if hasattr(config, name)]
     if parts or not isinstance(getattr(config, "vocab_size", None), int):
         raise ValueError(
-            f"{model} is a model of type {config.model_type}"
-            f"{f' with a {parts[0]}' if parts else ''}: expected a language model, which reads text only"
+            f"{model}: expected a language model, which reads only text, found a model of type {config.model_type}"
+            f"{f' with a {parts[0]}' if parts else ''}"
         )
     return config
 
@@ -206,12 +211,12 @@ def _text(model: Model, config: Any) -> Any:
 
 
 def _load_tower(model: Model, config: MayaConfig, loading: dict[str, Any]) -> Any:
-    """The vision tower up to the layer that is used, every tensor of it from the files."""
+    """Load the vision tower up to the layer in use; all its tensors must be in the files."""
     check_weights(model)
     tower, report = load_network(AutoModel, model, **loading)
     inside = ""
     if hasattr(tower, "text_model"):
-        # A two-tower model brings its text tower along; only the other is wanted.
+        # A two-tower model: keep only the vision tower.
         tower, inside = tower.vision_model, "vision_model."
     tower = drop_unused_vision_weights(tower, config)
     used = {inside + name for name in tower.state_dict()}
@@ -220,7 +225,7 @@ def _load_tower(model: Model, config: MayaConfig, loading: dict[str, Any]) -> An
 
 
 def _load_decoder(model: Model, rows: int, loading: dict[str, Any]) -> Any:
-    """The language model, every tensor of it from the files."""
+    """Load the language model; all its tensors must be in the files."""
     check_weights(model)
     check_generation(model, rows)
     decoder, report = load_network(AutoModelForCausalLM, model, **loading)
@@ -233,10 +238,11 @@ def _load_decoder(model: Model, rows: int, loading: dict[str, Any]) -> Any:
 
 
 def open_tokenizer(model: Model, rows: int, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a decoder with `rows` embeddings.
+    """Open the tokenizer of a decoder with `rows` embeddings.
 
-    Raises ValueError where the model has none: transformers makes one up that knows no word. Also for
-    one that is slow, that knows no text, or that has more tokens than the decoder.
+    Raises:
+        ValueError: if the model has no tokenizer files (transformers would invent an empty tokenizer), or
+            the tokenizer is slow, knows no text, or has more tokens than the decoder has embeddings.
     """
     with opening(model):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -246,18 +252,18 @@ def open_tokenizer(model: Model, rows: int, trust_remote_code: bool = False) -> 
     names = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()} - {"tokenizer_config.json"}
     if not any(model.file(name) is not None for name in sorted(names)):
         raise ValueError(
-            f"{model} has no tokenizer: expected {' or '.join(TOKENIZER_FILES[:2])} beside its weights"
+            f"{model}: expected a tokenizer, {' or '.join(TOKENIZER_FILES[:2])} beside its weights, found none"
         )
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(
-            f"{model}: {type(tokenizer).__name__}: expected a fast tokenizer, saved as tokenizer.json"
+            f"{model}: expected a fast tokenizer, saved as tokenizer.json, found {type(tokenizer).__name__}"
         )
     if set(tokens) <= {tokenizer.unk_token_id}:
-        raise ValueError(f"{model}: its tokenizer knows no text: download its files again")
+        raise ValueError(f"{model}: its tokenizer encodes no text: download its files again")
     highest = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values())
     if highest >= rows:
         raise ValueError(
-            f"{model}: its tokenizer has tokens up to {highest}, but the decoder {rows} embeddings: they "
+            f"{model}: its tokenizer has token ids up to {highest}, but the decoder has {rows} embeddings: they "
             "do not belong together"
         )
     check_special_tokens(model, tokenizer, rows)
@@ -265,39 +271,39 @@ def open_tokenizer(model: Model, rows: int, trust_remote_code: bool = False) -> 
 
 
 def add_placeholder(tokenizer: Any, token: str, rows: int) -> int:
-    """Give the tokenizer the placeholder of images, where it is not there already, and return its id."""
+    """Add the placeholder of images to the tokenizer unless it is there, and return its id."""
     if not token or not token.isprintable() or set(token) & set(" \"'\\{}"):
         raise ValueError(f"image_token: expected a token such as {IMAGE}, found {token!r}")
     vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
     if token in vocabulary and token not in added and not token.startswith(("<", "[")):
         raise ValueError(
-            f"image_token {token!r} is a piece of ordinary text to the tokenizer: name a token that no "
-            "text holds"
+            f"image_token: expected a token that no text contains, found {token!r}, which is ordinary text to "
+            "the tokenizer: name another token"
         )
     if token not in vocabulary and len(tokenizer) >= rows:
         spare = [name for name in added if SPARE_TOKEN.search(name) and added[name] < rows]
         spare = sorted(spare, key=lambda name: added[name])[:5]
         choice = (
-            f"such as {', '.join(spare)}" if spare else "though none is called reserved or unused"
+            f"such as {', '.join(spare)}" if spare else "although none is named reserved or unused"
         )
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the decoder {rows} embeddings, which Maya never "
-            f"resizes, so none is spare for {token}: set model.image_token to a token that your texts do "
+            f"resizes, so no row is free for {token}: set model.image_token to a token that your texts do "
             f"not need, {choice}"
         )
     place = add_image_token(tokenizer, rows, token)
     if place >= rows:
         raise ValueError(
             f"{token} has id {place}, but the decoder has {rows} embeddings: set model.image_token to "
-            "another token, or use a decoder with a spare row"
+            "another token, or use a decoder with a spare embedding row"
         )
     return place
 
 
 def _add_padding(tokenizer: Any, config: Any) -> None:
-    """Give a tokenizer without padding token one that it has: the config's, one named so, or the end.
+    """Set a missing padding token to the config's, a token named like one, or the end token.
 
-    A padding token without a row of the embeddings, as the first LLaMAs have, counts as none.
+    A padding token without an embedding row, as in the first LLaMAs, counts as missing.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < config.vocab_size:
         return
@@ -309,24 +315,29 @@ def _add_padding(tokenizer: Any, config: Any) -> None:
     if tokenizer.eos_token is not None:
         names.append(tokenizer.eos_token)
     if not names:
-        raise ValueError("its tokenizer has no padding token and no end token: set one of them")
+        raise ValueError(
+            "its tokenizer: expected a padding token or an end token, found neither: set one of them"
+        )
     tokenizer.pad_token = names[0]
 
 
-# ------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------ images
 
 
 def _image_processor(model: Model, config: MayaConfig, image_aspect: str) -> MayaImageProcessor:
-    """Size, mean and std as the tower was trained with; the rest is Maya's.
+    """Build the image processor: size, mean and std of the tower's training, everything else Maya's.
 
-    A tower may come without a preprocessor_config.json: then its config's size and SigLIP's
-    normalisation.
+    Without a preprocessor_config.json, the size is that of the tower's config, and the normalization
+    SigLIP's.
     """
     options: dict[str, Any] = {}
     file = model.file("preprocessor_config.json")
     if file is not None:
         known = read_json_mapping(file)
-        with opening(file), suppress(ImportError):  # an older release may want torchvision
+        with (
+            opening(file),
+            suppress(ImportError),
+        ):  # older releases of transformers may need torchvision
             known = AutoImageProcessor.from_pretrained(
                 model.name, backend="pil", **model.options
             ).to_dict()

@@ -1,21 +1,20 @@
-"""The attention rule of shared prefixes: a token sees its own branch before it and its group's prefix.
+"""Attention over shared prefixes: a token sees its own branch before it, and its group's prefix.
 
-Two id tensors say all there is to say: `group` and `branch` of every token, branch 0 being the prefix
-that all branches of the group share, -1 a padding token. `dense_mask` turns them into the mask any
-decoder takes; it is the reference, and slow on a long row. The others compute the same without a
-T x T mask, on one row of whole groups without padding:
+Two id tensors describe the rule: `group` and `branch` of every token. Branch 0 is the prefix, which all
+branches of a group share; -1 is a padding token. `dense_mask` turns the ids into a mask for any decoder.
+It is the reference, and slow on a long row. The other backends compute the same without a T x T mask,
+on one row of whole groups without padding:
 
-- segments: scaled_dot_product_attention over the prefixes and over branches of about one length, cut
-  out of the row and padded inside attention only. Any device.
-- flex: torch's flex attention with a block mask from the two ids, compiled. GPU (torch 2.13 has no
+- segments: scaled_dot_product_attention over the prefixes, and over branches of similar length, which
+  are cut out of the row and padded only inside attention. Any device.
+- flex: torch's flex attention, compiled, with a block mask from the two ids. GPU only (torch 2.13 has no
   backward pass of it on a CPU).
 
-Each is registered with transformers as an attention function, takes its plan through the forward's
-keyword arguments, and touches no model code. A row of one conversation has nothing to share: that is
-ordinary causal attention, for all of them.
+Each backend is registered with transformers as an attention function and gets its plan through the
+forward's keyword arguments; no model code changes. A row of one conversation shares nothing: every
+backend then computes ordinary causal attention.
 
-The idea of training branches on one shared image prefix is Molmo's (message trees) and
-PrefixGrouper's.
+Training branches on one shared image prefix comes from Molmo (message trees) and PrefixGrouper.
 """
 
 import importlib.util
@@ -37,45 +36,46 @@ from .flops import head_size
 
 AttentionBackend = Literal["segments", "flex", "dense"]
 
-# What each is called in transformers.
+# Names of the backends in transformers.
 IMPLEMENTATIONS: dict[AttentionBackend, str] = {
     "segments": "maya_segments",
     "flex": "maya_flex",
     "dense": "sdpa",
 }
-COMPILERS = ("gcc", "clang")  # that Triton looks for
+COMPILERS = ("gcc", "clang")  # the compilers that Triton looks for
 
 
 def choose_attention(
     wanted: Literal["auto"] | AttentionBackend, decoder: nn.Module, device: str
 ) -> AttentionBackend:
-    """How a run computes attention: as `wanted`; auto is flex on a GPU, else segments.
+    """Return the attention backend of a run. "auto" means flex on a GPU, otherwise segments.
 
     Args:
-        decoder: the language model. device: type of its device.
+        decoder: the language model.
+        device: type of its device.
 
     Raises:
-        ValueError: for flex where this device or decoder does not have it.
+        ValueError: if flex is wanted but device or decoder do not support it.
     """
     problem = _flex_problem(decoder, device) if wanted in ("auto", "flex") else ""
     if wanted == "auto":
         return "segments" if problem else "flex"
     if problem:
-        raise ValueError(f"model.attention: {wanted} {problem}; use segments, or auto")
+        raise ValueError(f"model.attention: {wanted} {problem}: use segments, or auto")
     return wanted
 
 
 def _flex_problem(decoder: Any, device: str) -> str:
-    """Why flex attention cannot be used, or nothing."""
+    """Return why flex attention cannot be used, or an empty text."""
     config = decoder.config
     dropout = getattr(config, "attention_dropout", 0.0)
     size = head_size(config)
     if device != "cuda":
-        return f"needs a CUDA GPU, the run is on {device}"
+        return f"needs a CUDA GPU, but the run is on {device}"
     if dropout:
-        return f"has no dropout, the decoder's attention_dropout is {dropout:g}"
+        return f"has no dropout, but the decoder's attention_dropout is {dropout:g}"
     if size < 16:
-        return f"needs attention heads of 16 or more, the decoder's are {size}"
+        return f"needs attention heads of size 16 or more, but the decoder's have size {size}"
     if importlib.util.find_spec("triton") is None:
         return "is compiled by Triton, which is not installed"
     if not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
@@ -84,15 +84,15 @@ def _flex_problem(decoder: Any, device: str) -> str:
 
 
 def set_attention(decoder: Any, attention: AttentionBackend) -> None:
-    """Make a transformers decoder compute attention in this way."""
+    """Make a transformers decoder use this attention backend."""
     decoder.set_attn_implementation(IMPLEMENTATIONS[attention])
 
 
-# ------------------------------------------------------------------------------ the rule
+# ------------------------------------------------------------------------------ the attention rule
 
 
 def dense_mask(group: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-    """The rule as a bool mask (R, 1, T, T), True where the row's token may look.
+    """Return the rule as a bool mask (R, 1, T, T), True where a token may attend.
 
     Args:
         group, branch: (R, T) integers; branch 0 is a group's prefix, negative is padding.
@@ -103,15 +103,15 @@ def dense_mask(group: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
     same_branch = branch[:, :, None] == branch[:, None, :]
     prefix = (branch == 0)[:, None, :]
     mask = before & same_group & (same_branch | prefix)
-    # A padding token sees itself, so that no softmax runs over nothing.
+    # A padding token sees itself, so that no softmax is empty.
     mask |= torch.eye(length, dtype=torch.bool, device=group.device)
     return mask[:, None]
 
 
 def block_mask(group: torch.Tensor, branch: torch.Tensor) -> BlockMask:
-    """The rule as flex attention's block mask, for rows without padding. Arguments as above.
+    """Return the rule as flex attention's block mask, for rows without padding; see `dense_mask`.
 
-    While it is made, a few T x T bool masks are held; what stays is small.
+    Building it takes a few temporary T x T bool masks; the result is small.
     """
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
@@ -126,15 +126,15 @@ def block_mask(group: torch.Tensor, branch: torch.Tensor) -> BlockMask:
 def row_plan(
     groups: Sequence[tuple[int, Sequence[int]]], attention: AttentionBackend
 ) -> dict[str, Any]:
-    """What an attention function is told about one row of groups.
+    """Return the attention function's input about one row of groups.
 
     Args:
-        groups: (prefix length, branch lengths) in row order, each group laid out as its prefix and
-            then its branches.
+        groups: (prefix length, branch lengths) in row order; each group is its prefix followed by its
+            branches.
 
     Returns:
         longest: tokens of the longest conversation; and, unless the row is a single conversation,
-        what `segment_plan` or `flex_plan` returns.
+        the result of `segment_plan` or `flex_plan`.
     """
     longest = max(prefix + max(branches, default=0) for prefix, branches in groups)
     attention_plan: dict[str, Any] = {"longest": longest}
@@ -149,14 +149,15 @@ def row_plan(
 
 
 def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
-    """How to cut one row of groups, given as to `row_plan`, into segments.
+    """Plan how to cut one row of groups, given as to `row_plan`, into segments.
 
     Returns:
-        prefix (G, P): indices of the prefixes' tokens in the row, short ones padded with 0;
-        blocks: branches of about one length together, each block with `branch` (S, L) indices,
-        `owner` (S,), the group of each branch, and `visible` (S or 1, 1, L, P + L), what a branch's
-        token sees of its prefix and of itself; restore (N,): where each token's output lies in the
-        outputs of the prefixes and of the blocks, laid end to end.
+        prefix: (G, P), indices of the prefixes' tokens in the row, short ones padded with 0.
+        blocks: branches of similar length; each block has `branch` (S, L), their token indices,
+            `owner` (S,), the group of each branch, and `visible` (S or 1, 1, L, P + L), what a token
+            of a branch sees of its prefix and of the branch.
+        restore: (N,), the position of each token's output in the concatenated outputs of prefixes
+            and blocks.
     """
     widths = [length for length, _ in groups]
     prefix_width = max(widths)
@@ -194,18 +195,18 @@ def segment_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, Any]:
 def _blocks(
     branches: list[tuple[int, int, int]], most: int = 3
 ) -> list[list[tuple[int, int, int]]]:
-    """Cut sorted branches where it saves the most filling, into at most `most` blocks."""
+    """Cut sorted branches into at most `most` blocks, where it saves the most padding."""
     if not branches:
         return []
     blocks = [branches]
     while len(blocks) < most:
-        best = (0, 0, 0)  # tokens of filling saved, block, cut
+        best = (0, 0, 0)  # tokens of padding saved, block, cut
         for b, block in enumerate(blocks):
             for cut in range(1, len(block)):
                 saved = cut * (block[-1][0] - block[cut - 1][0])
                 best = max(best, (saved, b, cut))
         saved, b, cut = best
-        # A block of its own costs a few calls a layer: not worth it for a handful of tokens.
+        # Each block costs a few more calls per layer, which a handful of tokens does not repay.
         if saved < 256:
             break
         blocks[b : b + 1] = [blocks[b][:cut], blocks[b][cut:]]
@@ -223,14 +224,14 @@ def segment_attention(
     attention_plan: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over one row of groups; ordinary sdpa attention without a plan.
+    """Compute attention over one row of groups; ordinary sdpa attention without a plan.
 
     Args:
-        query, key, value: (1, heads, N, head dim), key and value maybe with fewer heads.
-        attention_plan: what `row_plan` returned.
+        query, key, value: (1, heads, N, head dim); key and value may have fewer heads.
+        attention_plan: result of `row_plan`.
 
     Raises:
-        ValueError: for a decoder whose attention window is shorter than a conversation.
+        ValueError: if the decoder's attention window is shorter than a conversation.
     """
     if attention_plan is None or "restore" not in attention_plan:
         return _ordinary(
@@ -258,7 +259,7 @@ def segment_attention(
         return out.transpose(1, 2).flatten(0, 1)  # (segments * width, heads, dim)
 
     prefix_key, prefix_value = cut(key, prefix), cut(value, prefix)
-    # Short segments are padded behind their last token, which causal attention never sees.
+    # Padding comes after a segment's last token, so causal attention never sees it.
     outputs = [attend(cut(query, prefix), prefix_key, prefix_value, None)]
     for block in blocks:
         branch, owner = block["branch"], block["owner"]
@@ -272,7 +273,7 @@ def segment_attention(
 
 
 def flex_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, torch.Tensor]:
-    """The row's two id tensors `group` and `branch` (1, N); `flex_inputs` makes the mask of them."""
+    """Return the row's two id tensors, `group` and `branch` (1, N), for `flex_inputs`."""
     widths = [torch.tensor([prefix, *branches]) for prefix, branches in groups]
     sizes = torch.tensor([int(w.sum()) for w in widths])
     branch = torch.cat([torch.arange(len(w)).repeat_interleave(w) for w in widths])
@@ -283,7 +284,7 @@ def flex_plan(groups: Sequence[tuple[int, Sequence[int]]]) -> dict[str, torch.Te
 
 
 def flex_inputs(attention_plan: dict[str, Any]) -> dict[str, Any]:
-    """The model's inputs of a row whose plan has the ids: its block mask, made once for all layers."""
+    """Return the model inputs of a row whose plan has the ids; the block mask serves all layers."""
     mask = block_mask(attention_plan["group"], attention_plan["branch"])
     return {"attention_mask": mask, "attention_plan": {"longest": attention_plan["longest"]}}
 
@@ -299,15 +300,15 @@ def flex_attention(
     attention_plan: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `segment_attention`, by flex attention where `attention_mask` is a block mask; no dropout."""
+    """Compute `segment_attention` by flex attention if `attention_mask` is a block mask; no dropout."""
     if not isinstance(attention_mask, BlockMask):
         return _ordinary(
             module, query, key, value, attention_mask, attention_plan, scaling, dropout, **kwargs
         )
     if attention_plan is not None:
         _check_window(attention_plan, kwargs)
-    # Rows under 128 tokens would go to the kernel for decoding, which in torch 2.13 has no form for
-    # many of their lengths with grouped heads.
+    # For rows under 128 tokens flex would choose its decoding kernel, which in torch 2.13 does not
+    # support many of their lengths with grouped heads.
     out, _ = flex_attention_forward(
         module,
         query,
@@ -321,7 +322,7 @@ def flex_attention(
     return out, None
 
 
-# ------------------------------------------------------------------------------ in common
+# ------------------------------------------------------------------------------ shared by both
 
 
 def _ordinary(
@@ -335,7 +336,7 @@ def _ordinary(
     dropout: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """sdpa as transformers calls it; of a row that is one conversation, causal without any mask."""
+    """Call transformers' sdpa attention; a row of one conversation is causal and needs no mask."""
     if attention_plan is not None:
         _check_window(attention_plan, kwargs)
         attention_mask = None
@@ -349,8 +350,8 @@ def _check_window(attention_plan: dict[str, Any], kwargs: dict[str, Any]) -> Non
     window = kwargs.get("sliding_window")
     if window is not None and window < attention_plan["longest"]:
         raise ValueError(
-            f"a conversation has {attention_plan['longest']} tokens, more than the decoder's attention window "
-            f"of {window}; use group_size 1 or shorter conversations"
+            f"expected conversations of at most {window} tokens, the decoder's attention window, found "
+            f"{attention_plan['longest']} tokens: use group_size 1 or shorter conversations"
         )
 
 

@@ -1,4 +1,4 @@
-"""`model.checkpoint` and finished stages: a Maya, or an adapter on one, found, checked and loaded."""
+"""Load what a stage starts from (`model.checkpoint` or the stage before): a Maya, or an adapter on one."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ PROCESSOR = "processor_config.json"
 
 @contextmanager
 def under_key(key: str) -> Iterator[None]:
-    """Put a key of the recipe before messages about a model."""
+    """Prefix error messages about a model with a key of the recipe."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -43,12 +43,14 @@ def under_key(key: str) -> Iterator[None]:
 
 
 def find_checkpoint(source: ModelRecipe, previous: Path | None = None) -> Model | Adapter:
-    """What a stage starts from that is not built from bases.
+    """Return the model or adapter that a stage starts from, if it is not built from bases.
 
-    previous: the folder of the stage before, instead of the recipe's checkpoint.
+    Args:
+        previous: the folder of the stage before, used instead of the recipe's checkpoint.
 
-    Raises ValueError, FileNotFoundError or OSError, in one line, for what is neither a Maya nor an
-    adapter of one.
+    Raises:
+        ValueError, OSError: in one line, if it is neither a Maya nor an adapter of one, or is missing
+            (FileNotFoundError).
     """
     if previous is not None:
         return find_model(str(previous))
@@ -59,21 +61,22 @@ def find_checkpoint(source: ModelRecipe, previous: Path | None = None) -> Model 
         kind = read_config(base).get("model_type")
         if kind not in MAYA_TYPES:
             raise ValueError(
-                f"{base} is not the folder of a Maya: model_type: found {one_line(repr(kind), 60)}, expected "
-                "'maya'; a vision tower or language model is a base: give both, without model.checkpoint"
+                f"{base}: model_type: expected 'maya', found {one_line(repr(kind), 60)}: a vision tower or "
+                "language model is a base: give both bases, without model.checkpoint"
             )
         return found
 
 
 def base_of(found: Model | Adapter) -> Model:
-    """The whole model in what a stage starts from."""
+    """Return the full model that a stage starts from; of an adapter, its base."""
     return found.base if isinstance(found, Adapter) else found
 
 
 def checkpoint_config(found: Model | Adapter) -> MayaConfig:
-    """The architecture of what a stage starts from.
+    """Return the config of the model that a stage starts from.
 
-    Raises ValueError for a config.json that is damaged, or that no model can be built from.
+    Raises:
+        ValueError: if config.json is damaged, or no model can be built from it.
     """
     base = base_of(found)
     with opening(f"model.checkpoint: {base}"):
@@ -91,16 +94,17 @@ def load_checkpoint(
     further_templates: Iterable[str] = (),
     **options: Any,
 ) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
-    """The model and processor that a stage starts from.
+    """Load the model and processor that a stage starts from.
 
     Args:
-        source: may give another chat template and image aspect.
-        merged: whether an adapter is merged into its base; else the base is returned without it.
-        further_templates: chat templates that the model will be trained with besides.
+        source: may set another chat template and image aspect.
+        merged: whether to merge an adapter into its base; otherwise the base is returned without it.
+        further_templates: other chat templates that the model will be trained with.
         options: further arguments of `from_pretrained`.
 
-    Raises ValueError or FileNotFoundError, naming the folder, for what is damaged, incomplete or does
-    not belong together, and for a chat template that does not fit.
+    Raises:
+        ValueError, FileNotFoundError: naming the folder, if files are damaged, incomplete or do not
+            belong together, or a chat template does not fit.
     """
     base = base_of(found)
     check_weights(base)
@@ -122,7 +126,7 @@ def load_checkpoint(
 
 
 def open_processor(found: Model | Adapter, source: ModelRecipe) -> MayaProcessor:
-    """The processor of what a stage starts from, with the recipe's chat template and image aspect.
+    """Load the processor that a stage starts from, with the recipe's chat template and image aspect.
 
     Raises as `load_checkpoint`.
     """

@@ -1,10 +1,10 @@
-"""torch.compile for packed rows: every decoder layer by itself, for rows of any length.
+"""torch.compile for packed rows: each decoder layer is compiled alone, for rows of any length.
 
-A decoder's layers are alike, so the first one compiled serves all. What differs between rows, lengths
-and the attention's plan, is dynamic; a new graph is made only when the plan has another form (a row
-of one conversation, of one group, of several; as many blocks of branches), which a run has seen after
-a few rows. The tower, the projector and the head stay as they are: together a few per cent of the
-work, and the head has its own form for every number of labels.
+The decoder's layers are alike, so one compiled layer serves all. Lengths and the attention plan, which
+differ between rows, are dynamic. A new graph is compiled only for a plan of another form (one conversation,
+one group, several groups; the number of blocks of branches); a run has seen all forms after a few rows.
+Tower, projector and head are not compiled: they are a few percent of the work, and the head would need a
+graph for every number of labels.
 """
 
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-# Fields of transformers' TrainingArguments, which would compile the whole model and all its lengths.
+# Fields of TrainingArguments. Trainer would compile the whole model, for every length.
 ARGUMENTS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
-# Forms that a plan can have, with room; past it torch computes without compiling.
+# Limit on graphs, more than the forms of plans; beyond it torch runs without compiling.
 GRAPHS = 64
 
 
 def compile_layers(decoder: Any, args: Mapping[str, Any], attention: str = "segments") -> None:
-    """Compile the decoder's layers in place where `args` asks for it.
+    """Compile the decoder's layers in place if `args` asks for it.
 
     Args:
-        args: a stage's. torch_compile; torch_compile_backend (inductor) and torch_compile_mode, each
-            of which asks for it too, as in TrainingArguments.
-        attention: the decoder's; flex compiles its own part, also where nothing else is.
+        args: arguments of a stage: torch_compile; also torch_compile_backend (default inductor) or
+            torch_compile_mode, which imply it, as in TrainingArguments.
+        attention: the decoder's backend. flex always compiles its own kernel, even if layers are not.
 
     Raises:
-        ValueError: for a backend or mode that torch does not have, modes that record CUDA graphs, and
+        ValueError: if torch does not have the backend or mode, if the mode records CUDA graphs, or for
             max-autotune with tf32.
     """
     wanted, backend, mode = (args.get(name) for name in ARGUMENTS)
@@ -47,15 +47,15 @@ def compile_layers(decoder: Any, args: Mapping[str, Any], attention: str = "segm
             raise ValueError(f"args.{name}: expected one of {', '.join(known)}, found {value!r}")
     if mode is not None and mode.startswith("max-autotune") and args.get("tf32"):
         raise ValueError(
-            f"args.torch_compile_mode: {mode!r} reads torch's older setting of tf32, which the newer one "
-            "that args.tf32 makes forbids; remove tf32, or leave the mode out"
+            f"args.torch_compile_mode: {mode!r} reads torch's old tf32 setting, which conflicts with the new "
+            "one that args.tf32 sets: remove tf32, or leave the mode out"
         )
     if mode is not None and modes[mode].get("triton.cudagraphs"):
         raise ValueError(
-            f"args.torch_compile_mode: {mode!r} records a CUDA graph for every length, and rows have many; "
-            "expected max-autotune-no-cudagraphs or default"
+            f"args.torch_compile_mode: expected max-autotune-no-cudagraphs or default, found {mode!r}, which "
+            "records a CUDA graph for every length: rows have many lengths"
         )
-    # DDP would cut compiled layers where its buckets end, and compile the pieces for every length.
+    # DDP's optimizer would split compiled layers at bucket ends, and compile the pieces for every length.
     torch._dynamo.config.optimize_ddp = False
     layer: nn.Module
     for layer in decoder.layers:

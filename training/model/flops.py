@@ -1,9 +1,8 @@
-"""How much arithmetic a Maya takes: for the logs' model FLOP utilisation and for `--estimate`.
+"""Count a Maya's arithmetic, for the model FLOP utilization in logs and for `--estimate`.
 
-Counted are matrix products, a multiplication with its addition as two. Left out, as everywhere:
-norms, activations, softmax, rotations, embeddings looked up, the optimizer's step. A token that is
-looked at by attention counts once per layer and per token that looks (causal attention looks at
-half of a square).
+Matrix products are counted; a multiplication and its addition count as two. As usual, norms, activations,
+softmax, rotary embeddings, embedding lookups and the optimizer's step are not counted. Attention counts
+once per layer and per pair of tokens that attend (causal attention covers half of a square).
 """
 
 import time
@@ -17,11 +16,10 @@ from modeling_maya.configuration_maya import CLASS_TOKENS
 
 from .freezing import LAYER
 
-# Decoders whose layers are projections to queries, keys, values and back, and a gated MLP.
+# Decoders whose layers are query, key, value and output projections and a gated MLP.
 DECODERS = ("cohere", "cohere2", "llama", "mistral", "qwen2", "qwen3")
-# FLOP/s of dense bfloat16 matrix products, by the name that CUDA gives the device, as NVIDIA's data
-# sheets give them (there with sparsity, which doubles them: H100 SXM and H200 1,979 TFLOPS, H100 PCIe
-# 1,513, A100 624, L4 242).
+# FLOP/s of dense bfloat16 matrix products, by CUDA's device name, from NVIDIA's data sheets. These state
+# twice as much, with sparsity (H100 SXM and H200 1,979 TFLOPS, H100 PCIe 1,513, A100 624, L4 242).
 DATA_SHEET = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -34,18 +32,23 @@ DATA_SHEET = {
 
 
 def head_size(config: Any) -> int:
-    """The width of a decoder's attention heads, from its config."""
+    """Return the size of a decoder's attention heads."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """One forward pass. A layer is one of the decoder's; the tower's numbers are per image.
+    """FLOPs of one forward pass. `layer`, `last` and `pair` are for one decoder layer.
 
-    layer: matrices of a layer, per token; last: those of its last product alone. pair: attention in
-    a layer, per pair of a token that looks and one that is looked at. head: per position that
-    predicts. tower: up to the feature layer; tower_first: its patch embedding; tower_last: the last
-    products of its layers. projector: per image; projector_first: its first layer alone.
+    layer: matrices of a layer, per token.
+    last: the last product of a layer, per token; part of `layer`.
+    pair: attention in a layer, per pair of an attending and an attended token.
+    head: per predicting position.
+    tower: per image, up to the feature layer.
+    tower_first: the tower's patch embedding.
+    tower_last: the last products of the tower's layers.
+    projector: per image.
+    projector_first: the projector's first layer.
     """
 
     layers: int
@@ -60,18 +63,18 @@ class ForwardFlops:
     projector_first: float
 
     def total(self, *, tokens: float, pairs: float, positions: float, images: float) -> float:
-        """FLOPs of a forward pass; see `training_flops` for the arguments."""
+        """Return the FLOPs of a forward pass; see `training_flops` for the arguments."""
         decoder = self.layers * (self.layer * tokens + self.pair * pairs)
         return decoder + self.head * positions + (self.tower + self.projector) * images
 
 
 @dataclass(frozen=True)
 class TrainableParts:
-    """Which parts of a model learn. Tower and projector are taken as learning whole or not at all.
+    """Which parts of a model learn. Tower and projector count as learning completely or not at all.
 
-    layers: per decoder layer the part of its matrices' weights that learns, 0 to 1.
-    adapters: per decoder layer the weights of its low-rank matrices, which all learn.
-    head: whether the output matrix does, which may be the embeddings'.
+    layers: per decoder layer, the share of its matrices' weights that learn, 0 to 1.
+    adapters: per decoder layer, the number of weights in its low-rank matrices, which all learn.
+    head: whether the output matrix learns; it may be the embeddings' matrix.
     """
 
     tower: bool
@@ -83,25 +86,26 @@ class TrainableParts:
 
 
 def forward_flops(config: Any) -> ForwardFlops:
-    """FLOPs of a forward pass, from a MayaConfig alone.
+    """Compute the FLOPs of a forward pass from a MayaConfig.
 
     A decoder layer: 2 d h (2 H + 2 K) + 6 d f per token (width d, H heads and K key-value heads of
-    h, MLP width f) and 4 H h per pair. Head: 2 d V. A tower layer: S (8 w^2 + 4 w f) + 4 w S^2 per
-    image of S patches (width w), and 2 w times the values of all patches to embed them. Projector:
-    2 S (w d + (n - 1) d^2). Attention windows are left out: `segment_attention` refuses a
-    conversation that is longer than one. Pooling heads of towers kept whole are left out.
+    size h, MLP width f) and 4 H h per pair. Head: 2 d V. A tower layer: S (8 w^2 + 4 w f) + 4 w S^2 per
+    image of S patches (width w); the patch embedding: 2 w times the values of all patches. Projector:
+    2 S (w d + (n - 1) d^2). Attention windows do not count, because `segment_attention` refuses
+    conversations longer than a window. Pooling heads of full towers do not count.
 
-    Raises ValueError for a decoder or a tower of another form.
+    Raises:
+        ValueError: if decoder or tower are of another kind.
     """
     text, vision = config.text_config, config.vision_config
     if text.model_type not in DECODERS:
         raise ValueError(
-            f"the FLOPs of the decoder {text.model_type!r} are not known; "
+            f"FLOPs: expected a decoder of a known type, found {text.model_type!r}: "
             f"known are {', '.join(DECODERS)}"
         )
     if vision.model_type not in CLASS_TOKENS:
         raise ValueError(
-            f"the FLOPs of the vision tower {vision.model_type!r} are not known; "
+            f"FLOPs: expected a vision tower of a known type, found {vision.model_type!r}: "
             f"known are {', '.join(CLASS_TOKENS)}"
         )
     width, inner = text.hidden_size, text.intermediate_size
@@ -135,7 +139,7 @@ def forward_flops(config: Any) -> ForwardFlops:
 def trainable_parts(
     parameters: Iterable[tuple[str, Sequence[int], bool]], config: Any, flops: ForwardFlops
 ) -> TrainableParts:
-    """Which parts learn, from (name, shape, learns) of every parameter of a Maya, adapters included."""
+    """Return which parts learn, from (name, shape, learns) of all parameters, adapters included."""
     weights, adapters = [0] * flops.layers, [0] * flops.layers
     names = set()
     for name, shape, learns in parameters:
@@ -168,21 +172,23 @@ def training_flops(
     images: float,
     checkpointing: bool = False,
 ) -> float:
-    """FLOPs of forward and backward over one batch.
+    """Return the FLOPs of forward and backward over one batch.
 
-    Behind the first part that learns, the backward pass takes as much as the forward pass for the
-    gradients of inputs, and as much again for those of weights that learn; attention takes twice its
-    forward. A frozen tower has no backward pass. Recomputing is no model FLOP: leave the last
-    argument False for a utilisation.
+    From the first part that learns on, the backward pass costs one forward pass for the gradients of
+    inputs, and another for the gradients of weights that learn; attention costs two forward passes. A
+    frozen tower has no backward pass. Recomputation is not a model FLOP: for a utilization, keep
+    checkpointing=False.
 
     Args:
-        tokens: through the decoder. pairs: see `visible_pairs`. positions: that predict.
-        images: through the tower.
-        checkpointing: add what gradient checkpointing computes twice, all but a layer's last
-            product. It makes the whole decoder part of the backward pass, whatever learns.
+        tokens: tokens through the decoder.
+        pairs: see `visible_pairs`.
+        positions: positions that predict.
+        images: images through the tower.
+        checkpointing: add the second forward of gradient checkpointing, which covers everything but a
+            layer's last product. The whole decoder then takes part in the backward pass, whatever learns.
 
-    Left out: the first trained layer's inputs' gradients where nothing below learns are counted
-    though they are not needed; DoRA's norms (of the adapted matrices, per step) are not counted.
+    Two inaccuracies: input gradients of the first trained layer are counted even if nothing below it
+    learns; DoRA's norms (of the adapted matrices, per step) are not counted.
     """
     total = flops.total(tokens=tokens, pairs=pairs, positions=positions, images=images)
     below = learns.tower
@@ -206,14 +212,16 @@ def training_flops(
 
 
 def visible_pairs(prefix: int, branches: Sequence[int] = ()) -> int:
-    """Pairs of a token and one it sees, itself included: `prefix` tokens seen by all branches, each
-    branch seen by itself alone. One conversation is all prefix."""
+    """Return the number of pairs of a token and one it sees, itself included.
+
+    All branches see the `prefix` tokens; each branch sees only itself. One conversation is all prefix.
+    """
     return prefix * (prefix + 1) // 2 + sum(b * prefix + b * (b + 1) // 2 for b in branches)
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """FLOP/s of matrix products on `device`, and where the number is from: a known GPU's data sheet,
-    or a measurement of a tenth of a second."""
+    """Return FLOP/s of matrix products on `device`, and the source of the number: the data sheet of a
+    known GPU, or a measurement of 0.1 seconds."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         if name in DATA_SHEET:
@@ -223,13 +231,13 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """FLOP/s of the fastest of repeated large matrix products on `device`; takes about `seconds`."""
+    """Measure FLOP/s: the fastest of repeated large matrix products on `device`, in about `seconds`."""
     size = 8192 if device.type == "cuda" else 768
-    # A generator of its own: a run's random state stays what it is.
+    # A separate generator leaves the run's random state unchanged.
     own = torch.Generator(device).manual_seed(0)
     a = torch.randn(size, size, device=device, dtype=dtype, generator=own)
     best, until = 0.0, time.perf_counter() + seconds
-    product = a @ a  # the first call sets libraries up
+    product = a @ a  # the first call initializes libraries
     while not best or time.perf_counter() < until:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

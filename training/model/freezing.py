@@ -1,10 +1,10 @@
-"""What learns and how fast: an ordered list of (pattern, rate or frozen), as data.
+"""Freezing and learning rates: an ordered list of rules (pattern, rate or "frozen").
 
-The first rule whose pattern is found in a parameter's name decides. Every parameter must be decided
-and every rule must decide something, so a misspelt pattern is an error and never a frozen model.
+The first rule whose pattern occurs in a parameter's name decides. Every parameter must match a rule, and
+every rule must decide a parameter, so a misspelled pattern is an error and never a frozen model.
 
-Adapter matrices are not for the rules: the stage's `adapter` gives their rates. Rules go on seeing
-the layers beneath under their own names.
+Rules do not apply to adapter matrices, whose rates come from the stage's `adapter`. Rules see the layers
+under an adapter by their original names.
 """
 
 import math
@@ -17,9 +17,9 @@ from torch import nn
 
 from ..recipe import AdapterRecipe, Rule
 
-# Parts of a Maya, as they are named in checkpoints, tables and logs.
+# Parts of a Maya, named as in checkpoints, tables and logs.
 PARTS = ("vision_tower", "multi_modal_projector", "language_model", "lm_head")
-# What peft calls the matrices of an adapter, and the name of a layer under one.
+# peft's names of an adapter's matrices and of the layer under an adapter.
 MATRIX = re.compile(r"\.lora_(A|B|magnitude_vector)\.")
 UNDER = ".base_layer."
 LAYER = re.compile(r"\blanguage_model\.layers\.(\d+)\.")
@@ -27,7 +27,7 @@ LAYER = re.compile(r"\blanguage_model\.layers\.(\d+)\.")
 
 @dataclass
 class FreezeTableRow:
-    """One line of the table: a part, the rate its parameters learn at (None: frozen), how many."""
+    """One line of the table: a part, its learning rate (None: frozen), and its number of parameters."""
 
     part: str
     rate: float | None
@@ -38,13 +38,13 @@ class FreezeTableRow:
 def rates(
     names: Sequence[str], rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[float | None]:
-    """The rate of each parameter name, None for frozen.
+    """Return the learning rate of each parameter name, None for frozen.
 
-    With an `adapter`, names may be those of a model that holds it, and the rules may freeze
-    everything.
+    With an `adapter`, names may come from a model that holds it, and the rules may freeze everything.
 
-    Raises ValueError for a pattern that is no regular expression or decides nothing, for more
-    `top_layers` than the decoder has, for a name no rule finds, and when everything is frozen.
+    Raises:
+        ValueError: if a pattern is not a regular expression or decides no parameter, `top_layers`
+            exceeds the decoder's depth, a name matches no rule, or everything is frozen.
     """
     names = [name.replace(UNDER, ".") for name in names]
     layers = [int(found[1]) if (found := LAYER.search(name)) else -1 for name in names]
@@ -52,7 +52,7 @@ def rates(
     for i, rule in enumerate(rules):
         if rule.top_layers is not None and rule.top_layers > depth:
             raise ValueError(
-                f"train[{i}].top_layers: found {rule.top_layers}, but the decoder has {depth} layers"
+                f"train[{i}].top_layers: expected at most the decoder's {depth} layers, found {rule.top_layers}"
             )
     compiled = []
     for i, rule in enumerate(rules):
@@ -60,7 +60,7 @@ def rates(
             compiled.append(re.compile(rule.pattern))
         except re.error as error:
             raise ValueError(
-                f"train[{i}].pattern: {rule.pattern!r} is not a regular expression: {error}"
+                f"train[{i}].pattern: expected a regular expression, found {rule.pattern!r}: {error}"
             ) from None
     used = [False] * len(rules)
     result: list[float | None] = []
@@ -81,24 +81,26 @@ def rates(
             undecided.append(name)
     if undecided:
         raise ValueError(
-            f"train: no pattern finds {len(undecided)} parameters, such as {undecided[0]!r}; "
+            f"train: expected a rule for every parameter, found none for {len(undecided)}, such as {undecided[0]!r}: "
             "add a last rule {pattern: '.*', rate: frozen}"
         )
     for i, rule in enumerate(rules):
         if not used[i]:
             raise ValueError(
-                f"train[{i}].pattern: {rule.pattern!r} decides no parameter (it finds none, or "
-                f"earlier rules took them all); names look like {_example(names)}"
+                f"train[{i}].pattern: {rule.pattern!r} decides no parameter (no name matches, or "
+                f"earlier rules decide all that match): names look like {_example(names)}"
             )
     if adapter is None and all(rate is None for rate in result):
-        raise ValueError("train: every parameter is frozen; expected at least one rule with a rate")
+        raise ValueError(
+            "train: expected at least one rule with a rate, found every parameter frozen"
+        )
     return result
 
 
 def apply_rules(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[FreezeTableRow]:
-    """Set requires_grad of every parameter of `model`; returns the table. Raises as `rates`."""
+    """Set requires_grad of every parameter of `model`; return the table. Raises as `rates`."""
     for _, parameter, rate in parameter_rates(model, rules, adapter):
         parameter.requires_grad_(rate is not None)
     return table(model, rules, adapter)
@@ -107,14 +109,14 @@ def apply_rules(
 def table(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[FreezeTableRow]:
-    """Parts and rates in model order, tied parameters counted once, adapter matrices apart."""
+    """Return parts and rates in model order; tied parameters count once, adapter matrices separately."""
     rows: dict[tuple[str, float | None], FreezeTableRow] = {}
     for name, parameter, rate in parameter_rates(model, rules, adapter):
         part = _part(name)
         if adapter is not None and (matrix := MATRIX.search(name)):
             part = f"{part} adapter {matrix[1].split('_')[0]}"
         row = rows.setdefault((part, rate), FreezeTableRow(part, rate, 0, 0))
-        # Weights of 4 bits are stored two in a byte, in another shape than their own.
+        # Two 4-bit weights are stored in one byte, in a tensor of another shape.
         packed = getattr(parameter, "quant_state", None)
         row.parameters += parameter.numel() if packed is None else packed.shape.numel()
         row.tensors += 1
@@ -124,14 +126,14 @@ def table(
 def parameter_rates(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[tuple[str, nn.Parameter, float | None]]:
-    """(name, parameter, rate) in model order, tied parameters once. Raises as `rates`."""
+    """Return (name, parameter, rate) in model order, tied parameters once. Raises as `rates`."""
     named = list(model.named_parameters())
     found = rates([name for name, _ in named], rules, adapter)
     return [(*pair, rate) for pair, rate in zip(named, found, strict=True)]
 
 
 def format_table(rows: Sequence[FreezeTableRow]) -> str:
-    """The table as it is printed before step 1."""
+    """Format the table that is printed before step 1."""
     width = max([24, *(len(row.part) + 2 for row in rows)])
     lines = [f"{'part':{width}}{'':10}{'parameters':>16}{'tensors':>9}  rate"]
     for row in rows:
@@ -153,8 +155,8 @@ def parameter_groups(
     weight_decay: float,
     adapter: AdapterRecipe | None = None,
 ) -> list[dict]:
-    """Optimizer groups: one per rate, weights apart from vectors, which do not decay (biases, norms,
-    DoRA's magnitudes)."""
+    """Return optimizer groups, one per rate and kind: vectors (biases, norms, DoRA's magnitudes) have no
+    weight decay."""
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for _, parameter, rate in parameter_rates(model, rules, adapter):
         if rate is not None and parameter.requires_grad:
@@ -166,11 +168,11 @@ def parameter_groups(
 
 
 def _part(name: str) -> str:
-    """The part of a Maya that a parameter belongs to; elsewhere the first part of its name."""
+    """Return the part of a Maya that a parameter belongs to, or the first component of its name."""
     return next((part for part in PARTS if part in name.split(".")), name.split(".")[0])
 
 
 def _example(names: Sequence[str]) -> str:
-    """The first name of every part."""
+    """Return the first name of every part, as examples."""
     first = {_part(name): name for name in reversed(names)}
     return ", ".join(reversed(first.values()))

@@ -1,11 +1,10 @@
-"""The output matrix and the cross entropy, for the positions that predict, without all their logits.
+"""Head and cross entropy at the predicting positions, without holding all their logits.
 
-A row of 4,096 tokens and a vocabulary of 256,000 would have 4 GB of logits, and as much again for
-their gradient. Here a tile of at most `TILE` logits exists at a time, and its gradient with respect
-to hidden states and weights is taken at once, in the forward pass, as Liger's fused cross entropy
-does (arXiv 2410.10989, section 3.2): nothing is computed twice, and the backward pass needs neither
-logits nor weights, which may be cut among ranks. tests/benchmarks/heads.py measures it beside TRL's
-head and torch's own.
+A row of 4,096 tokens with a vocabulary of 256,000 would have 4 GB of logits, and as much again for their
+gradient. Here at most `TILE` logits exist at a time. Their gradient with respect to hidden states and
+weights is computed in the forward pass, as in Liger's fused cross entropy (arXiv 2410.10989, section
+3.2): nothing is computed twice, and the backward pass needs neither logits nor weights, which may be
+sharded. tests/benchmarks/heads.py compares it with TRL's head and torch's own.
 """
 
 from typing import Any
@@ -13,25 +12,25 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-# Logits that are held at once, (position, vocabulary) pairs. On a GPU a tile must have some hundred
-# positions, or the time goes into reading the weights.
+# Logits held at a time, (position, vocabulary) pairs. On a GPU a tile needs some hundred positions,
+# otherwise reading the weights dominates the time.
 TILE = {"cpu": 1 << 25, "cuda": 1 << 27}
 
 
 def token_losses(
     hidden: torch.Tensor, head: torch.nn.Linear, labels: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cross entropy and whether the best guess is right, per supervised position.
+    """Compute the cross entropy per predicting position, and whether the best guess is right.
 
     Args:
-        hidden: (M, D), only the positions that predict; labels: (M,).
-        head: its weight (V, D) and bias (V,) are used, its forward is not called.
+        hidden: (M, D), hidden states of the predicting positions only.
+        head: its weight (V, D) and bias (V,) are used; its forward is not called.
+        labels: (M,).
         scale: the decoder's logit scale.
 
     Returns:
-        (sum of the losses in nats, (M,) losses, (M,) correct). Only the sum has a gradient, once.
-        Losses are float32, or float64 where `hidden` is; products are of `hidden`'s dtype, or of
-        autocast's.
+        (sum of losses in nats, (M,) losses, (M,) correct). Only the sum has a gradient, once. Losses are
+        float32, or float64 for float64 `hidden`; products have the dtype of `hidden`, or autocast's.
     """
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)
@@ -55,7 +54,7 @@ class _TiledHead(torch.autograd.Function):
         learning: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wanted = [learning and needed for needed in ctx.needs_input_grad[:3]]
-        # Sums over tiles are of the weights' own precision, as sums over rows are.
+        # Sums over tiles use the weights' precision, as sums over rows do.
         inputs = (hidden, weight, bias)
         ctx.gradients = [
             torch.zeros_like(x) if want and x is not None else None
@@ -72,7 +71,7 @@ class _TiledHead(torch.autograd.Function):
         logits: Any = None
         gradient: Any = None
         for start in range(0, len(labels), rows):
-            del logits, gradient  # or two tiles would be held
+            del logits, gradient  # otherwise two tiles would be held
             part = slice(start, start + rows)
             tile, target = hidden[part].to(dtype), labels[part, None]
             logits = linear(tile, matrix, offset).to(precise)  # (rows, V)
@@ -87,7 +86,7 @@ class _TiledHead(torch.autograd.Function):
             gradient = None
             if not any(wanted):
                 continue
-            # In place to the gradient of the product: scale * (softmax - one-hot).
+            # Turn logits in place into the gradient of the product: scale * (softmax - one-hot).
             logits *= scale / total
             logits.scatter_add_(-1, target, torch.full_like(chosen, -scale))
             if to_bias is not None:
@@ -108,6 +107,6 @@ class _TiledHead(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("the loss of token_losses can be differentiated only once")
-        # Held by nobody else now: scaled in place, and taken over as the parameter's gradient.
+        # No other reference is left: scale in place and hand over as the parameter's gradient.
         scaled = [None if g is None else g.mul_(outer[0].to(g.dtype)) for g in gradients]
         return (*scaled, None, None, None, None)

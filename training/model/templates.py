@@ -1,11 +1,11 @@
-"""Chat templates for any decoder: found by name, made ready for training, and tried before they are used.
+"""Chat templates for any decoder: find them by name, make them ready for training, and test them.
 
-A template is ready when it marks what the assistant says (`{% generation %}`) and gives each image its
-placeholder. Maya's own templates are. A decoder's own chat template usually does neither: then it is
-put, unchanged, into a template that renders it and marks the answers in what comes out, so that the
-text stays that of the decoder's template to the letter.
+A template is ready if it marks the assistant's texts (`{% generation %}`) and writes a placeholder for
+each image. Maya's own templates do. A decoder's own chat template usually does neither. It is then put,
+unchanged, into a wrapper template, which renders it and marks the answers in the result, so the text is
+exactly that of the decoder's template.
 
-Every template is tried on short conversations: where an answer begins, its prompt must end, and its
+Every template is tested on short conversations: a prompt must end where the answer begins, and an answer's
 last token must be one token of the tokenizer, so that a trained model ends its answers.
 """
 
@@ -24,18 +24,18 @@ from ..common.telling import one_line
 
 OWN = "own"
 IMAGE = "<image>"
-# A template is a page or two of text.
+# Size limit of a template file in bytes; real templates are a page or two.
 MAX_BYTES = 2**20
-# Control tokens as templates spell them: a tokenizer without them reads a dozen letters each.
+# Control tokens as templates write them. A tokenizer without them splits each into a dozen tokens.
 CONTROL = re.compile(r"<[|｜][^<>|｜\s]{1,60}[|｜]>")
 GENERATION = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
-# Private-use characters around an answer while its template renders it.
+# Private-use characters that mark an answer while its template renders it.
 START, END = "\U000f0005", "\U000f0006"
 
-# What is asked and answered to find out how a template works: words that no template contains.
+# Texts for test conversations, made of words that no template contains.
 ASKED, SAID, SYSTEM = "Zebra quilt?", "Velvet walnut.", "Silver thimble."
 AGAIN = "Amber lantern?"
-# How answers may begin: what a tokenizer could join to the end of a prompt.
+# Ways in which answers begin, which a tokenizer could merge with the end of a prompt.
 BEGINNINGS = ("a", "The", "I", "1", "é", "एक", "船", "<")
 
 WRAPPER = """\
@@ -107,21 +107,22 @@ ADD_PROMPT = """\
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template, and the ids of the tokens that end an answer; none for captions (`plain`)."""
+    """A chat template, and the ids of the tokens that end an answer; no ids for captions (`plain`)."""
 
     text: str
     ends: tuple[int, ...]
 
 
 def find_template(name: str, tokenizer: Any, image_token: str = IMAGE) -> Template:
-    """The template `name` for the decoder that `tokenizer` belongs to.
+    """Find the template `name` for the decoder of `tokenizer`.
 
     Args:
-        name: `maya`, `aya`, `plain`; `own`, the decoder's; or the path of a .jinja file.
+        name: `maya`, `aya`, `plain`; `own` for the decoder's; or the path of a .jinja file.
         image_token: the placeholder of an image.
 
-    Raises ValueError for a template that cannot be rendered, whose control tokens the tokenizer does
-    not have, or whose answers would never end; with the choices that fit.
+    Raises:
+        ValueError: with the templates that fit, if this one cannot be rendered, the tokenizer lacks its
+            control tokens, or its answers would never end.
     """
     try:
         source = _source(name, tokenizer, image_token)
@@ -149,7 +150,7 @@ def _source(name: str, tokenizer: Any, image_token: str) -> str:
 
 
 def _choices(tokenizer: Any, but: str) -> str:
-    """The templates that a tokenizer has the control tokens for."""
+    """Return the names of templates whose control tokens the tokenizer has."""
     vocabulary = tokenizer.get_vocab()
     fitting = [
         name
@@ -162,9 +163,10 @@ def _choices(tokenizer: Any, but: str) -> str:
 
 
 def ready(source: str, tokenizer: Any, image_token: str) -> Template:
-    """A template that marks answers and places images, made from `source` where it does not, and tried.
+    """Return a tested template that marks answers and places images, wrapping `source` if needed.
 
-    Raises ValueError for a template that cannot be made ready, saying why.
+    Raises:
+        ValueError: with the reason, if the template cannot be made ready.
     """
     whole = (
         GENERATION.search(source)
@@ -176,7 +178,7 @@ def ready(source: str, tokenizer: Any, image_token: str) -> Template:
 
 
 def _as_if(tag: re.Match) -> str:
-    """A generation tag as an `if` with the same white-space control."""
+    """Turn a generation tag into an `if` with the same white-space control."""
     return re.sub(r"(end)?generation", lambda found: "endif" if found[1] else "if true", tag[0])
 
 
@@ -186,10 +188,12 @@ def _as_if(tag: re.Match) -> str:
 def _turns(
     *texts: str, system: str | None = None, image: bool = False, parts: bool = False
 ) -> list[dict[str, Any]]:
-    """Alternating turns of user and assistant.
+    """Build alternating turns of user and assistant.
 
-    system: what a turn before them says. image: put an image into the first turn. parts: write every
-    text as a list of parts.
+    Args:
+        system: text of a system turn before them.
+        image: add an image to the first turn.
+        parts: write every text as a list of parts.
     """
     turns = [(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
     if system is not None:
@@ -206,7 +210,7 @@ def _turns(
 
 
 def _conversations(image: bool = False, parts: bool = False) -> list[list[dict[str, Any]]]:
-    """One and two rounds, with and without a system turn."""
+    """Build conversations of one and two rounds, with and without a system turn."""
     rounds = ((ASKED, SAID), (ASKED, SAID, AGAIN, "Copper meadow."))
     return [
         _turns(*texts, system=system, image=image, parts=parts)
@@ -218,14 +222,14 @@ def _conversations(image: bool = False, parts: bool = False) -> list[list[dict[s
 def _render(
     text: str, tokenizer: Any, turns: Sequence[dict[str, Any]], prompt: bool = False
 ) -> str:
-    """What a template makes of turns. Raises ValueError for what it refuses, and where it is broken."""
+    """Render turns with a template. Raises ValueError if the template refuses them or is broken."""
     try:
         return tokenizer.apply_chat_template(
             list(turns), chat_template=text, tokenize=False, add_generation_prompt=prompt
         )
     except RecursionError:
         raise ValueError("it calls itself without end") from None
-    # Templates are programs of others, in a sandbox: their faults have these kinds.
+    # Templates are untrusted programs in a sandbox; these are the exceptions they can cause.
     except (
         TemplateError,
         ArithmeticError,
@@ -241,7 +245,7 @@ def _render(
 
 
 def _rendered(text: str, tokenizer: Any, turns: Sequence[dict[str, Any]]) -> str | None:
-    """What a template makes of turns, None for what it refuses."""
+    """Render turns with a template; return None if it refuses them."""
     try:
         return _render(text, tokenizer, turns)
     except ValueError:
@@ -249,30 +253,31 @@ def _rendered(text: str, tokenizer: Any, turns: Sequence[dict[str, Any]]) -> str
 
 
 def _places_images(text: str, tokenizer: Any, image_token: str) -> bool:
-    """Whether a template writes the placeholder for an image part, once, beside the text."""
+    """Return whether a template writes the placeholder once for an image part, together with the text."""
     found = _rendered(text, tokenizer, _turns(ASKED, image=True)) or ""
     return found.count(image_token) == 1 and ASKED in found
 
 
 def _takes(text: str, tokenizer: Any, parts: bool) -> bool:
-    """Whether a template says what is said in contents of this kind: texts, or lists of parts."""
+    """Return whether a template renders contents of this kind: texts, or lists of parts."""
     found = _rendered(text, tokenizer, _turns(ASKED, SAID, parts=parts)) or ""
-    # A template that joins a list to its text shows the list as Python does.
+    # A template that treats a list as text shows Python's repr of the list.
     return ASKED in found and SAID in found and "'type'" not in found
 
 
-# ------------------------------------------------------------------------------ made ready
+# ------------------------------------------------------------------------------ wrapping
 
 
 def _wrap(source: str, tokenizer: Any, image_token: str) -> str:
-    """`source` inside of WRAPPER, with what must be known of it found out by rendering.
+    """Put `source` into WRAPPER, with the facts that WRAPPER needs found by rendering it.
 
-    Raises ValueError where that cannot be found out, or the text would be another.
+    Raises:
+        ValueError: if these facts cannot be found, or the wrapped text would differ.
     """
     parts = not _takes(source, tokenizer, parts=False)
     if parts and not _takes(source, tokenizer, parts=True):
-        _render(source, tokenizer, _turns(ASKED, SAID))  # raises what it refuses them with
-        raise ValueError("it leaves out what is said")
+        _render(source, tokenizer, _turns(ASKED, SAID))  # raises with the template's own reason
+        raise ValueError("it leaves out the texts of turns")
     opening, adds_opening = _opening(source, tokenizer, parts)
     endings = _endings(source, tokenizer, parts)
     places_images = _places_images(source, tokenizer, image_token)
@@ -292,7 +297,7 @@ def _wrap(source: str, tokenizer: Any, image_token: str) -> str:
         wrapped += NO_SYSTEM
     if adds_opening:
         wrapped += ADD_PROMPT
-    # The prompt of a template that knows none is the wrapper's own.
+    # A template without a generation prompt gets the wrapper's, which cannot be compared.
     for turns in _conversations(parts=parts):
         for shown, prompt in ((turns, False), (turns[:-1], not adds_opening)):
             if _rendered(wrapped, tokenizer, shown) is None:
@@ -308,23 +313,24 @@ def _wrap(source: str, tokenizer: Any, image_token: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """`text` as a string of Jinja, which knows JSON's escapes but not its pairs of surrogates."""
+    """Return `text` as a Jinja string. Jinja reads JSON's escapes, except surrogate pairs."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def _opening(source: str, tokenizer: Any, parts: bool) -> tuple[str, bool]:
-    """The text behind which an answer begins, and whether a prompt lacks it.
+    """Return the text after which an answer begins, and whether prompts lack it.
 
-    Raises ValueError where the prompt for an answer is not what stands before the answers.
+    Raises:
+        ValueError: if a prompt for an answer differs from the text before answers.
     """
     before = _render(source, tokenizer, _turns(ASKED, parts=parts))
     asked = _render(source, tokenizer, _turns(ASKED, parts=parts), prompt=True)
     answered = _render(source, tokenizer, _turns(ASKED, SAID, parts=parts)).partition(SAID)[0]
     if not answered.startswith(asked):
         raise ValueError(
-            f"it asks for an answer with {one_line(repr(asked.rpartition(ASKED)[2]), 60)}, but its answers "
-            f"follow {one_line(repr(answered.rpartition(ASKED)[2]), 60)}: a model trained on these would be "
-            "asked another way"
+            f"its prompt for an answer ends with {one_line(repr(asked.rpartition(ASKED)[2]), 60)}, but its answers "
+            f"follow {one_line(repr(answered.rpartition(ASKED)[2]), 60)}: a trained model would be prompted "
+            "differently than in training"
         )
     lacks_prompt = asked == before and bool(answered.removeprefix(asked).strip())
     if lacks_prompt:
@@ -334,14 +340,14 @@ def _opening(source: str, tokenizer: Any, parts: bool) -> tuple[str, bool]:
     else:
         opening = asked.rpartition(ASKED)[2]
     if not opening:
-        raise ValueError("nothing in it says where an answer begins")
+        raise ValueError("it does not mark where an answer begins")
     return opening, lacks_prompt
 
 
 def _keeps_system(source: str, tokenizer: Any, parts: bool) -> bool:
-    """Whether a system turn stays where it was when an answer follows, or is refused at once.
+    """Return whether a system turn keeps its place when an answer follows, or is refused at once.
 
-    Mistral's templates write it into the last question, as long as nothing follows that.
+    Mistral's templates write it into the last question, but only while no answer follows.
     """
     turns = _turns(ASKED, SAID, system=SYSTEM, parts=parts)
     answered = _rendered(source, tokenizer, turns)
@@ -352,14 +358,14 @@ def _keeps_system(source: str, tokenizer: Any, parts: bool) -> bool:
 
 
 def _endings(source: str, tokenizer: Any, parts: bool) -> list[str]:
-    """The tokens that end an answer: the last one, and one that is followed by another round."""
+    """Return the tokens that end an answer: of the last answer, and of one before another round."""
     answered = _render(source, tokenizer, _turns(ASKED, SAID, parts=parts))
     before, _, last = answered.partition(SAID)
     found = [_first_token(last, tokenizer)]
     again = _rendered(source, tokenizer, _turns(ASKED, SAID, AGAIN, parts=parts))
     if again is not None:
         following = again.partition(SAID)[2].partition(AGAIN)[0]
-        # What opens a question is no end of the answer before it; what closes one may be.
+        # Text that starts a question does not end the answer before it; text that ends a question may.
         asked = _render(source, tokenizer, _turns(ASKED, parts=parts)).partition(ASKED)[2]
         closing = following.removesuffix(_common_end(before.partition(ASKED)[0], following))
         if _first_token(closing, tokenizer) is None and following.startswith(asked):
@@ -367,14 +373,14 @@ def _endings(source: str, tokenizer: Any, parts: bool) -> list[str]:
         found.append(_first_token(closing, tokenizer))
     if not any(found):
         raise ValueError(
-            f"its answers end with {one_line(repr(last), 60)}, which is no token of the tokenizer: a model "
-            "trained on them would never end"
+            f"its answers end with {one_line(repr(last), 60)}, which is not a token of the tokenizer: a model "
+            "trained on them would never stop"
         )
     return [token for token in dict.fromkeys(found) if token is not None]
 
 
 def _common_end(one: str, other: str) -> str:
-    """The longest text that both end with."""
+    """Return the longest common suffix of two texts."""
     length = 0
     while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
         length += 1
@@ -382,7 +388,7 @@ def _common_end(one: str, other: str) -> str:
 
 
 def _first_token(text: str, tokenizer: Any) -> str | None:
-    """The first added token of a tokenizer that occurs in `text`; of several there, the longest."""
+    """Return the tokenizer's first added token in `text`; of several at one position, the longest."""
     found = [
         (text.index(token), -len(token), token)
         for token in tokenizer.get_added_vocab()
@@ -391,25 +397,27 @@ def _first_token(text: str, tokenizer: Any) -> str | None:
     return min(found)[2] if found else None
 
 
-# ------------------------------------------------------------------------------ tried
+# ------------------------------------------------------------------------------ testing
 
 
 def _try_out(
     text: str, tokenizer: Any, image_token: str, may_go_on: bool = False
 ) -> tuple[int, ...]:
-    """The ids of the tokens that end an answer, after a look at the tokens of short conversations.
+    """Test a template on the tokens of short conversations; return the ids of tokens that end an answer.
 
-    may_go_on: allow a template of one round whose answers end with no token, as captions do.
+    Args:
+        may_go_on: accept a one-round template whose answers have no end token, as captions do.
 
-    Raises ValueError where control tokens are no tokens, where the tokens of a prompt do not continue
-    with those that are learned, and where an answer ends with no token of its own.
+    Raises:
+        ValueError: if the tokenizer lacks control tokens, a prompt's tokens do not continue with the
+            learned ones, or an answer does not end with a token of its own.
     """
     probe = MayaProcessor(
         MayaImageProcessor(), tokenizer, 1, chat_template=text, image_token=image_token
     )
     ends: dict[int, None] = {}
     for number, turns in enumerate(_conversations(image=True)):
-        # A template need not know system turns, or a second round.
+        # A template need not support system turns or a second round.
         if number and _rendered(text, tokenizer, turns) is None:
             continue
         whole = _render(text, tokenizer, turns)
@@ -418,7 +426,7 @@ def _try_out(
         ids, runs = encoded["input_ids"], _runs(encoded["assistant_mask"])
         answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
         if len(runs) != len(answers):
-            raise ValueError(f"of {len(answers)} answers it marks {len(runs)}")
+            raise ValueError(f"it should mark {len(answers)} answers, but it marks {len(runs)}")
         for (start, stop), answer in zip(runs, answers, strict=True):
             if (end := _end_of(ids[start:stop], answer, tokenizer, may_go_on)) is not None:
                 ends[end] = None
@@ -429,7 +437,7 @@ def _try_out(
 
 
 def _check_prompt(probe: MayaProcessor, turns: Sequence[dict[str, Any]]) -> None:
-    """Raise ValueError unless the tokens of a prompt are those before the last answer of `turns`."""
+    """Raise ValueError unless a prompt's tokens equal those before the last answer of `turns`."""
     encoded, tokenizer = probe.encode_conversation(list(turns)), probe.tokenizer
     text = _render(probe.chat_template, tokenizer, turns[:-1], prompt=True)
     bos = tokenizer.bos_token
@@ -437,13 +445,13 @@ def _check_prompt(probe: MayaProcessor, turns: Sequence[dict[str, Any]]) -> None
     ids, start = encoded["input_ids"], _runs(encoded["assistant_mask"])[-1][0]
     if ids[:start] != prompt:
         raise ValueError(
-            f"the tokens of its prompt, {one_line(repr(tokenizer.decode(prompt[-8:])), 60)}, are not those "
+            f"the tokens of its prompt, {one_line(repr(tokenizer.decode(prompt[-8:])), 60)}, differ from those "
             f"before the answer {one_line(repr(tokenizer.decode(ids[start:])), 60)}"
         )
 
 
 def _check_controls(rendered: str, tokenizer: Any) -> None:
-    """Raise ValueError for control tokens that the tokenizer reads letter by letter."""
+    """Raise ValueError for control tokens that the tokenizer splits."""
     unknown = [
         token
         for token in dict.fromkeys(CONTROL.findall(rendered))
@@ -456,37 +464,37 @@ def _check_controls(rendered: str, tokenizer: Any) -> None:
 
 
 def _end_of(ids: list[int], answer: str, tokenizer: Any, may_go_on: bool) -> int | None:
-    """The token that ends a marked answer, None for an answer that need not end."""
+    """Return the token that ends a marked answer; None if the answer need not end."""
     spoken = tokenizer.decode(ids)
     if "".join(answer.split()) not in "".join(spoken.split()):
-        raise ValueError(f"it marks {one_line(repr(spoken), 80)} where {answer!r} is answered")
+        raise ValueError(f"it marks {one_line(repr(spoken), 80)}, but the answer is {answer!r}")
     added = set(tokenizer.get_added_vocab().values())
     for place in range(len(ids) - 1, -1, -1):
         if ids[place] in added:
             return ids[place]
-        # A template may mark the newline behind the end too.
+        # A template may also mark the newline after the end token.
         if tokenizer.decode([ids[place]]).strip():
             break
     if may_go_on:
         return None
     raise ValueError(
-        f"it marks the answer {one_line(repr(spoken), 80)}, which ends with no token of the tokenizer's own: a "
-        "model trained on it would never end"
+        f"it marks the answer {one_line(repr(spoken), 80)}, which does not end with an added token of the "
+        "tokenizer: a model trained on it would never stop"
     )
 
 
 def _runs(mask: Sequence[int]) -> list[tuple[int, int]]:
-    """Where the runs of ones in `mask` begin and end."""
+    """Return start and end of each run of ones in `mask`."""
     padded = [0, *mask, 0]
     edges = [i for i in range(len(mask) + 1) if padded[i] != padded[i + 1]]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-# ------------------------------------------------------------------------------ used
+# ------------------------------------------------------------------------------ using
 
 
 def set_ends(generation_config: Any, ends: Sequence[int]) -> None:
-    """Make `generate` stop at each of `ends` too, and at what it stopped at before."""
+    """Make `generate` stop at each of `ends`, in addition to its earlier end tokens."""
     known = generation_config.eos_token_id
     known = [] if known is None else known if isinstance(known, list) else [known]
     wanted = list(dict.fromkeys([*ends, *known]))
@@ -495,10 +503,10 @@ def set_ends(generation_config: Any, ends: Sequence[int]) -> None:
 
 
 def check_processor(processor: MayaProcessor, where: str) -> None:
-    """Raise ValueError, naming `where`, for a processor whose chat template cannot be trained with."""
+    """Raise ValueError, naming `where`, if a processor's chat template cannot be trained with."""
     try:
         if processor.chat_template is None:
-            raise ValueError("there is none")
+            raise ValueError("expected a chat template, found none")
         processor.encode_conversation(_turns(ASKED, SAID, image=True))
     except ValueError as error:
         raise ValueError(

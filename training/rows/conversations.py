@@ -1,11 +1,10 @@
-"""Conversations and their pictures in rows of any known shape: one reader for validating, building, training.
+"""Read conversations and images from rows of any known shape, for validation, building and training.
 
-Shapes, told apart row by row: turns under `messages`, `conversations` (LLaVA, PALO) or `turns`; `prompt` and
-`text`; a `caption` or `text` alone. A picture stands in a column (a path, an address, bytes, base64 text, or
-a list of these), in an image part of a message, or is named by `<image>` marks and stands in a column.
+Each row has one of these shapes: turns under `messages`, `conversations` (LLaVA, PALO) or `turns`; `prompt`
+and `text`; or only a `caption` or `text`. An image is in a column (a path, a URL, bytes, base64 text, or a
+list of these), in an image part of a message, or in a column and marked by `<image>` in a text.
 
-A row is read as it is meant or refused by the name of its field: a picture is never left out of a
-conversation in silence.
+A row is read completely or refused with the name of its field: no image is silently left out.
 """
 
 from __future__ import annotations
@@ -52,23 +51,23 @@ __all__ = ["NAMED", "Found", "Picture", "RowError", "RowReader", "picture_of"]
 TURNS = ("conversations", "messages", "turns")
 CAPTIONS = ("caption", "text")
 
-# Columns of pictures by their names.
+# Names of image columns.
 PICTURES = (
     "image", "images", "image_path", "image_paths", "image_file", "image_files", "picture", "pictures",
     "img", "imgs", "img_path", "photo", "photos", "jpg", "jpeg", "png", "webp",
 )  # fmt: skip
-# Numbered ones and other spellings are columns of pictures too: image_2, Image.
+# Numbered names and other letter cases are image columns too: image_2, Image.
 _NUMBER = re.compile(r"_?[0-9]+$")
-# Others that may hold pictures: they are looked at in rows that have none elsewhere.
+# Columns that may hold images, searched only in rows that have no image elsewhere.
 _MAY_BE = re.compile(
     "image|img|pic|photo|screenshot|frame|figure|file|path|media|visual", re.IGNORECASE
 )
-# These hold other things too: a cell is a picture where it is named like one.
+# These columns hold other files too: a cell counts only if it is named like an image.
 FILE_NAMES = ("file_name", "file_names", "filename", "filenames")
-# Where a picture was found; it is taken from there if the row says no other place.
+# Columns with an image's source; the image is fetched from it if the row has no other image.
 ADDRESSES = ("image_url", "image_urls", "img_url", "url", "path", "file")
 
-# Which fields a recipe or plan may name the columns of.
+# Fields for which a recipe or plan may name the column.
 NAMED = ("image", "text", "turns")
 
 _NOT_LOOKED_AT = ("id", "lang", "language", "task", "image_sha256")
@@ -78,18 +77,19 @@ class RowReader:
     """Reads the rows of a table.
 
     Args:
-        columns: the table's, all of them: whether captions have pictures is known from these.
-        held: those that hold pictures by their type, whatever their names.
-        parts: whether parts of messages may hold pictures.
-        named: which column is which of `NAMED`, where its name does not say it or several do; an empty name
-            for `image` says that rows have no pictures.
+        columns: all columns of the table; they decide whether captions have images.
+        held: columns that hold images by their type, whatever their names.
+        parts: whether parts of messages may hold images.
+        named: column of each field in `NAMED`, if names do not say it or several columns match; an empty
+            name for `image` means that rows have no images.
 
     Attributes:
-        task: of rows that name none.
-        texts, pictured, addresses: columns of texts, of pictures, and of where a picture was found.
-        looked_at: other columns, looked at in rows that have no picture elsewhere.
+        task: the task of rows that name none.
+        texts, pictured, addresses: columns of texts, of images, and of an image's source.
+        looked_at: other columns, searched in rows that have no image elsewhere.
 
-    Raises ValueError for columns of no known shape.
+    Raises:
+        ValueError: if the columns have no known shape.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class RowReader:
         for field, column in named.items():
             if field in NAMED and column not in columns and (column or field != "image"):
                 raise ValueError(
-                    f"columns.{field}: expected one of the columns {', '.join(sorted(columns))}; found "
+                    f"columns.{field}: expected one of the columns {', '.join(sorted(columns))}, found "
                     f"{column!r}"
                 )
         self.parts = parts
@@ -114,7 +114,7 @@ class RowReader:
         self.captions = _chosen(named.get("text"), captions, columns)
         if not (self.turns or self._prompted or self.captions):
             raise ValueError(
-                "expected columns messages, conversations, prompt and text, or caption; found "
+                "expected columns messages, conversations, prompt and text, or caption, found "
                 f"{', '.join(sorted(columns)) or 'none'}"
             )
         self.task = "chat" if self.turns else "caption"
@@ -126,35 +126,35 @@ class RowReader:
         free = [c for c in names if c in columns and c not in self.texts]
         self._named = "image" in named
         self.pictured = _chosen(named.get("image"), free, columns)
-        # A page is the address of a text; of a caption it is that of the picture.
+        # `url`, `path` and `file` name a caption's image, but may name the source of a conversation.
         addresses = ADDRESSES if self.task == "caption" else ADDRESSES[:3]
         self.addresses = () if self._named else _chosen(None, addresses, columns)
         known = (*self.texts, *_NOT_LOOKED_AT, *self.pictured, *self.addresses)
         others = [c for c in sorted(columns) if c not in known and not self._named]
         if self.pictured or self.addresses:
-            # A table may have many columns that need not be read.
+            # Wide tables: columns that cannot hold images need not be read.
             others = [c for c in others if _MAY_BE.search(c)]
         self.looked_at = tuple(others)
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """All columns that reading looks at."""
+        """All columns that reading needs."""
         return (*self.texts, *self.pictured, *self.addresses, *self.looked_at)
 
     @property
     def wanted_for_pictures(self) -> tuple[str, ...]:
-        """The columns that `pictures` looks at."""
+        """The columns that `pictures` needs."""
         texts = self.turns if self.parts else ()
         return (*texts, *self.pictured, *self.addresses, *self.looked_at)
 
-    # Pictures
+    # Images
 
     def pictures(self, row: Mapping[str, Any]) -> tuple[Picture, ...]:
-        """The pictures of a row, in reading order. Raises RowError for cells that hold none, or contradict."""
+        """Return a row's images in reading order. Raises RowError for broken or contradictory cells."""
         return tuple(each.picture for each in self.found_pictures(row))
 
     def found_pictures(self, row: Mapping[str, Any]) -> list[Found]:
-        """As `pictures`, with the names that they have beside their bytes."""
+        """Return the images as `pictures`, each with the file name stored beside its bytes."""
         filled = [
             (column, pictures)
             for column in self.pictured
@@ -184,11 +184,11 @@ class RowReader:
         return pictures_in_cell(cell, column)
 
     def turn_column(self, row: Mapping[str, Any]) -> str:
-        """The column of a row's turns, "" for a row that has none."""
+        """Return the column of a row's turns, "" if it has none."""
         return next((c for c in self.turns if row.get(c) is not None), "")
 
     def _in_parts(self, row: Mapping[str, Any]) -> list[Found | None]:
-        """The pictures in image parts of a row's messages; None for a part without one."""
+        """Return the images in image parts of a row's messages; None for a part without image."""
         column = self.turn_column(row)
         turns = row.get(column)
         pictures: list[Found | None] = []
@@ -202,30 +202,30 @@ class RowReader:
     # Texts
 
     def messages(self, row: Mapping[str, Any], images: int) -> list[dict[str, Any]]:
-        """The conversation of a row with so many images. Raises RowError."""
+        """Return the conversation of a row that has `images` images. Raises RowError."""
         try:
             messages = self._messages(row, images)
         except _Unplaced as error:
             where = ", ".join((*self.pictured, *self.addresses)) or "no column of pictures"
-            more = f"; pictures were looked for in: {where}" if not images else ""
+            more = f"; searched for pictures in: {where}" if not images else ""
             raise RowError(error.field, error.reason + more) from None
         fields = self._fields(row, messages)
         for field, message in zip(fields, messages, strict=True):
             _check_message(field, message)
         if all(message["role"] != "assistant" for message in messages):
-            raise RowError(_root(fields[0]), "no assistant turn, there is nothing to learn.")
+            raise RowError(_root(fields[0]), "no assistant turn, there is nothing to learn")
         if images and all(message["role"] != "user" for message in messages):
-            raise RowError(_root(fields[0]), f"{images} images but no user turn to put them in.")
+            raise RowError(_root(fields[0]), f"{images} images but no user turn to put them in")
         late = next((n for n, m in enumerate(messages) if n and m["role"] == "system"), None)
         if late is not None:
-            raise RowError(fields[late], "a system turn; expected it at the start alone.")
+            raise RowError(fields[late], "a system turn: expected it only at the start")
         return messages
 
     def _fields(self, row: Mapping[str, Any], messages: Sequence[Any]) -> list[str]:
-        """What errors call each message."""
+        """Return the name of each message for errors."""
         column = self.turn_column(row)
         if column:
-            # A leading answer is left out.
+            # A leading answer was dropped, so numbering starts later.
             first = len(row[column]) - len(messages)
             return [f"{column}[{first + number}]" for number in range(len(messages))]
         if self._is_prompted(row):
@@ -260,12 +260,12 @@ class RowReader:
         if not images and (self.pictured or self.addresses):
             column = (*self.pictured, *self.addresses)[0]
             raise RowError(column, "expected the image of the caption, found nothing")
-        # A caption alone: the user shows the image and says nothing.
+        # A caption alone: the user turn is the image without text.
         return _asked(["", _text(row, caption)], images, (caption, caption))
 
 
 class _Unplaced(RowError):
-    """Marks or parts and pictures differ in number."""
+    """The number of image marks or parts differs from the number of images."""
 
 
 def _chosen(named: str | None, known: Iterable[str], columns: Sequence[str]) -> tuple[str, ...]:
@@ -321,7 +321,7 @@ def _from_turns(column: str, turns: Any, images: int) -> list[dict[str, Any]]:
             kind = _Unplaced if " images but " in error.reason else RowError
             raise kind(field(error.turn), error.reason) from None
     messages = [_message(turn, field(number)) for number, turn in enumerate(turns, 1)]
-    # The letters in an answer of LLaVA's are a mistake; here a picture has other places.
+    # In LLaVA's turns, `<image>` in an answer is a mistake; here images have other places, so it is text.
     return _checked(messages, images, field, answers_are_text=True)
 
 
@@ -344,7 +344,7 @@ def _message(turn: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 
 def _part(part: Any, field: str) -> dict[str, Any]:
-    """A part of a message without its picture."""
+    """Return a message part without its image."""
     if not isinstance(part, Mapping):
         raise RowError(field, f"expected a mapping, found {found(part)}")
     if part.get("type") in ("image", "image_url"):
@@ -357,7 +357,7 @@ def _part(part: Any, field: str) -> dict[str, Any]:
                 f"{field}.{key}",
                 f"expected a picture in a part of type 'image', found {found(value)}",
             )
-    # Arrow gives every part the keys of all parts.
+    # Arrow gives every part the keys of all parts, so drop empty ones.
     return {name: value for name, value in part.items() if value is not None}
 
 
@@ -381,14 +381,14 @@ def _checked(
     if placed and placed != images:
         raise _Unplaced(
             _root(field(None)),
-            f'{images} images but {placed} {{"type": "image"}} parts in the messages; give each image '
+            f'{images} images but {placed} {{"type": "image"}} parts in the messages: give each image '
             "one part, or none to put them all before the first question.",
         )
     return messages
 
 
 def texts_of(message: Mapping[str, Any]) -> list[str]:
-    """The texts of a message, part by part."""
+    """Return the texts of a message, one per text part."""
     content = message["content"]
     if isinstance(content, str):
         return [content]

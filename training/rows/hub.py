@@ -1,6 +1,6 @@
-"""Datasets through the libraries `datasets` and `huggingface_hub`, with their errors in one line.
+"""Read datasets through `datasets` and `huggingface_hub`, with every error in one line.
 
-Both libraries raise errors of many kinds for a dataset that somebody else made, so all are translated here.
+Both libraries raise many exception types for malformed datasets, so all of them are translated here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..common.telling import one_line, reason
 
 HUB = "hf://datasets/"
 ARCHIVES = (".zip", ".tar")
-# Files that `datasets` makes rows of, one kind a folder.
+# Row files that `datasets` reads; it reads only one kind per folder.
 _ROWS = (".parquet", ".jsonl", ".csv", ".arrow")
 
 
 def not_fetched(name: str, error: BaseException) -> ConnectionError:
-    """What is raised for a dataset or file that the network does not give."""
+    """Return the exception for a dataset or file that cannot be fetched from the network."""
     told = f"{name}: cannot be fetched: {reason(error)}; the same command continues"
     return ConnectionError(one_line(told))
 
@@ -34,21 +34,21 @@ def not_fetched(name: str, error: BaseException) -> ConnectionError:
 
 @contextlib.contextmanager
 def reading_dataset(path: str, what: str) -> Iterator[None]:
-    """Everything that `datasets` raises, as one line that begins with the dataset's path.
+    """Turn every exception of `datasets` into one line that starts with the dataset's path.
 
     Args:
-        what: of the dataset is read, for messages.
+        what: the part of the dataset being read, for messages.
 
     Raises:
-        FileNotFoundError: no such dataset.
-        ConnectionError: the Hub cannot be reached.
-        ValueError: for everything else.
+        FileNotFoundError: if there is no such dataset.
+        ConnectionError: if the Hub cannot be reached.
+        ValueError: for every other failure.
     """
     import datasets
 
     verbosity = datasets.logging.get_verbosity()
     bars = datasets.is_progress_bar_enabled()
-    # What it logs of a broken file stands in the error as well.
+    # Its log about a broken file repeats the error.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
@@ -73,10 +73,11 @@ def reading_dataset(path: str, what: str) -> Iterator[None]:
 
 
 def dataset_builder(path: str, config: str | None, revision: str | None, what: str) -> Any:
-    """What `datasets` reads a folder or a Hub dataset with.
+    """Return the `datasets` builder of a folder or Hub dataset.
 
-    Raises as `reading_dataset`, and ValueError for files that are no rows, and for a folder of which only
-    some files would be read.
+    Raises:
+        ValueError: if the files hold no rows, or if only some files of a folder would be read.
+        FileNotFoundError, ConnectionError, ValueError: as `reading_dataset`.
     """
     import datasets
 
@@ -87,7 +88,7 @@ def dataset_builder(path: str, config: str | None, revision: str | None, what: s
     kind = type(builder).__module__.rpartition(".")[2]
     if kind == "text":
         raise ValueError(
-            f"{path}: expected files of rows, found text files: list pictures and captions in a "
+            f"{path}: expected files of rows, found text files: list images and captions in a "
             "metadata.jsonl (file_name, caption), or build a dataset from the folder (maya data build)"
         )
     if Path(path).is_dir() and kind != "imagefolder":
@@ -97,14 +98,14 @@ def dataset_builder(path: str, config: str | None, revision: str | None, what: s
             other = file.suffix in _ROWS and file.suffix not in suffixes
             if other and file.name[0] != "." and os.path.abspath(file) not in used:
                 raise ValueError(
-                    f"{path}: found files of several kinds, {Path(min(used)).name} and {file.name}, of "
-                    "which only the first kind would be read: name one file, or put them in folders"
+                    f"{path}: expected files of one kind, found {Path(min(used)).name} and {file.name}, of "
+                    "which only the first kind would be read: name one file, or put them in separate folders"
                 )
     return builder
 
 
 def load_dataset(path: str, config: str | None, split: str, revision: str | None) -> Any:
-    """A split of a folder or Hub dataset, by the rules of `datasets`. Raises as `dataset_builder`."""
+    """Load a split of a folder or Hub dataset with `datasets`. Raises as `dataset_builder`."""
     import datasets
 
     what = f"config {config!r}, split {split!r}"
@@ -117,13 +118,13 @@ def load_dataset(path: str, config: str | None, split: str, revision: str | None
 
 
 class HubFiles:
-    """The files of a dataset repository on the Hub; a place of pictures, see `images.Place`.
+    """Files of a dataset repository on the Hub; implements `images.Place`.
 
     Args:
         repository: user/name.
-        revision: branch, tag or commit; the main branch where it is None.
-        folder: the place of the pictures in the repository, "" for its root.
-        keep: pictures that are read stay in Hugging Face's cache.
+        revision: branch, tag or commit; None for the main branch.
+        folder: folder of the images in the repository, "" for its root.
+        keep: keep images that are read in Hugging Face's cache.
     """
 
     def __init__(
@@ -135,11 +136,11 @@ class HubFiles:
 
     @property
     def files(self) -> frozenset[str]:
-        """Names of all files. Raises FileNotFoundError, ConnectionError."""
+        """The names of all files. Raises FileNotFoundError, ConnectionError."""
         return _listing(self.repository, self.revision)[1]
 
     def address(self, name: str) -> str:
-        """A file's address, with the commit that it is found at. Raises FileNotFoundError, ConnectionError."""
+        """Return a file's hf:// address at a fixed commit. Raises FileNotFoundError, ConnectionError."""
         commit, files = _listing(self.repository, self.revision)
         if name not in files:
             raise self._no_file(name)
@@ -147,12 +148,16 @@ class HubFiles:
 
     def _no_file(self, name: str) -> FileNotFoundError:
         some = ", ".join(sorted(self.files)[:10]) or "nothing"
-        return FileNotFoundError(one_line(f"{self.repository}: no file {name!r}; found {some}"))
+        return FileNotFoundError(
+            one_line(f"{self.repository}: expected a file {name!r}, found {some}")
+        )
 
     def fetch(self, name: str) -> Path:
-        """A file of the repository in Hugging Face's cache.
+        """Download a file to Hugging Face's cache and return its path.
 
-        Raises FileNotFoundError where there is none, ConnectionError where the Hub cannot be reached.
+        Raises:
+            FileNotFoundError: if the repository does not have the file.
+            ConnectionError: if the Hub cannot be reached.
         """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -171,7 +176,7 @@ class HubFiles:
         raise self._no_file(name)
 
     def read(self, name: str) -> bytes:
-        """Bytes of a picture. Raises KeyError, ValueError, ConnectionError."""
+        """Return the bytes of an image. Raises KeyError, ValueError, ConnectionError."""
         from huggingface_hub import HfFileSystem
 
         address = f"{HUB}{self.repository}@"
@@ -187,12 +192,14 @@ class HubFiles:
             with HfFileSystem().open(self.address(name), "rb", cache_type="none") as file:
                 data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise ValueError(f"Cannot read {name!r}: more than the {MAX_BYTES:,} bytes allowed")
+            raise ValueError(
+                f"Cannot read {name!r}: expected at most {MAX_BYTES:,} bytes, found more"
+            )
         return data
 
 
 def hub_caches() -> list[Path]:
-    """The folders where `datasets` and `huggingface_hub` keep what they have fetched."""
+    """Return the cache folders of `huggingface_hub` and `datasets`."""
     import datasets
     import huggingface_hub
 
@@ -201,7 +208,7 @@ def hub_caches() -> list[Path]:
 
 @functools.lru_cache(maxsize=16)
 def _listing(repository: str, revision: str | None) -> tuple[str, frozenset[str]]:
-    """The commit of a revision, and the names of its files."""
+    """Return the commit of a revision and the names of its files."""
     from huggingface_hub import HfApi
 
     with _asking(repository):
@@ -211,7 +218,7 @@ def _listing(repository: str, revision: str | None) -> tuple[str, frozenset[str]
 
 @contextlib.contextmanager
 def _asking(repository: str) -> Iterator[None]:
-    """Everything that `huggingface_hub` raises, as one line that begins with the repository's name."""
+    """Turn every exception of `huggingface_hub` into one line that starts with the repository's name."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -224,13 +231,13 @@ def _asking(repository: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise PermissionError(one_line(f"{repository}: access is not granted: {error}")) from None
+        raise PermissionError(one_line(f"{repository}: access denied: {error}")) from None
     except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise FileNotFoundError(
             one_line(f"{repository}: no such dataset folder, Hub dataset or revision: {error}")
         ) from None
     except Exception as error:
-        # An entry that is not in the cache is one that could not be fetched.
+        # LocalEntryNotFoundError means that the file could not be fetched, not that it does not exist.
         local = isinstance(error, LocalEntryNotFoundError)
         if isinstance(error, EntryNotFoundError) and not local:
             raise

@@ -1,8 +1,7 @@
-"""Rows of JSON files: an array of rows, or a row a line, plain or compressed by gzip.
+"""Stream rows from JSON files: an array of rows or one row per line, plain or gzip.
 
-A file is read piece by piece, so memory holds a row and not the file, and neither nesting nor the length
-of a row is without bound. A row that cannot be read is given as `Unreadable`, with the reason; where
-nothing can be read after it, ValueError ends the reading.
+Memory holds one row, not the file; nesting and the length of a row are bounded. A row that cannot be read
+is yielded as `Unreadable` with the reason. ValueError ends the reading if nothing after it can be read.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from typing import Any, BinaryIO
 from ..common.reading import MAX_DEPTH, open_file
 from ..common.telling import found, printable
 
-# Of one row; a row may hold pictures as text.
+# Longest row in bytes or characters; a row may hold images as text.
 MAX_ROW = 256 * 2**20
-# Digits of a whole number: Python reads no more of them at once.
+# Longest integer in digits; Python's int() refuses longer ones.
 MAX_DIGITS = 4300
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -33,13 +32,13 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands where a row should: what is wrong with it."""
+    """Takes the place of a row that cannot be read."""
 
     reason: str
 
 
 def rows_suffix(path: str | os.PathLike) -> str:
-    """What a file of rows is by its name: ".json", ".jsonl" or ".parquet"; "" for another."""
+    """Return the kind of a row file by its name: ".json", ".jsonl" or ".parquet"; "" for others."""
     name = Path(path).name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     known = (".json", ".jsonl") if name.endswith(".gz") else (".json", ".jsonl", ".parquet")
@@ -47,15 +46,15 @@ def rows_suffix(path: str | os.PathLike) -> str:
 
 
 def read_json_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any] | Unreadable]]:
-    """(number, row) of a .json or .jsonl file, also .gz.
+    """Yield (number, row) for a .json or .jsonl file, also .gz.
 
-    The number is the row's place in the array, or that of its line, from 0; blank lines hold no row. A .json
-    file may have a row a line too.
+    The number is the row's index in the array, or the index of its line, from 0; blank lines hold no row.
+    A .json file may also have one row per line.
 
     Raises:
-        ValueError: no array of rows; broken in the middle of an array; text that is not UTF-8 in an array;
-            a compressed file that is cut off. Each names the file and the place in it.
-        OSError: as `open` raises it.
+        ValueError: naming file and position, if the file is not an array of rows, an array is broken or
+            not UTF-8, or a compressed file is truncated.
+        OSError: as `open`.
     """
     if rows_suffix(path) == ".jsonl" or _is_lines(path):
         yield from _lines(path)
@@ -64,7 +63,7 @@ def read_json_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any
 
 
 def check_lines(path: str | os.PathLike) -> None:
-    """Raise ValueError where a line has more than MAX_ROW bytes, unpacked: other readers hold it whole."""
+    """Raise ValueError if an unpacked line has more than MAX_ROW bytes: other readers hold a whole line."""
     with _File(path) as file:
         number = 1
         while line := file.line(MAX_ROW + 1):
@@ -74,7 +73,7 @@ def check_lines(path: str | os.PathLike) -> None:
 
 
 class _File:
-    """Bytes of a file, unpacked where it is compressed."""
+    """The bytes of a file, decompressed if it is .gz."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
@@ -100,7 +99,7 @@ class _File:
             return read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(
-                f"{self.path}: not a whole gzip file ({printable(str(error))}): download it again"
+                f"{self.path}: expected a complete gzip file ({printable(str(error))}): download it again"
             ) from None
 
 
@@ -108,7 +107,7 @@ class _File:
 
 
 class _Decoder:
-    """JSON to plain values; what no row may hold is noted and does not end the reading."""
+    """JSON decoder that collects values no row may hold, instead of stopping at them."""
 
     def __init__(self) -> None:
         self._problems: list[str] = []
@@ -120,9 +119,11 @@ class _Decoder:
         )
 
     def decode(self, text: str, start: int) -> tuple[dict[str, Any] | Unreadable, int]:
-        """The row that begins at `start`, and where it ends.
+        """Return the row that starts at `start`, and its end.
 
-        Raises json.JSONDecodeError for what is not JSON and RecursionError for deep nesting.
+        Raises:
+            json.JSONDecodeError: if the text is not JSON.
+            RecursionError: if nesting is too deep for the decoder.
         """
         self._problems.clear()
         value, end = self._json.raw_decode(text, start)
@@ -143,7 +144,7 @@ class _Decoder:
         if len(value) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            self._problems.append(f"the key {printable(repr(twice))} stands twice in one mapping")
+            self._problems.append(f"the key {printable(repr(twice))} appears twice in one mapping")
         return value
 
     def _constant(self, name: str) -> float:
@@ -167,7 +168,7 @@ _TOO_DEEP = Unreadable(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _levels(text: str, start: int, end: int | None = None) -> Iterator[tuple[int, int]]:
-    """(how many brackets are open, where it ends) of each bracket outside of strings."""
+    """Yield (number of open brackets, end) for each bracket outside of strings."""
     depth = 0
     for match in _BRACKETS.finditer(text, start, len(text) if end is None else end):
         if not match[0].startswith('"'):
@@ -175,11 +176,11 @@ def _levels(text: str, start: int, end: int | None = None) -> Iterator[tuple[int
             yield depth, match.end()
 
 
-# ------------------------------------------------------------------------------ a row a line
+# ------------------------------------------------------------------------------ one row per line
 
 
 def _is_lines(path: str | os.PathLike) -> bool:
-    """Whether a .json file holds rows line by line: mappings in its first two lines that are not blank."""
+    """Return whether a .json file has one row per line: its first two non-blank lines are mappings."""
     with _File(path) as file:
         if not file.read(_CHUNK).removeprefix(_BOM).lstrip().startswith(b"{"):
             return False
@@ -200,7 +201,12 @@ def _lines(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any] | Unre
             if len(line) > MAX_ROW:
                 while line and not line.endswith(b"\n"):
                     line = file.line(MAX_ROW)
-                yield number, Unreadable(f"line {number + 1}: more than {MAX_ROW:,} bytes")
+                yield (
+                    number,
+                    Unreadable(
+                        f"line {number + 1}: expected at most {MAX_ROW:,} bytes, found more"
+                    ),
+                )
                 continue
             line = line.removeprefix(_BOM) if number == 0 else line
             if line.strip():
@@ -237,7 +243,7 @@ def _array(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any] | Unre
         if start != "[":
             raise ValueError(
                 f"{path}: expected a JSON array of rows, found {start.encode()!r} at its start: write "
-                "[row, row, ...], or a row a line"
+                "[row, row, ...], or one row per line"
             )
         text.position += 1
         ends = text.next() == "]"
@@ -257,19 +263,19 @@ def _array(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, Any] | Unre
 
 
 class _Text:
-    """The text of a file, as much of it as a row needs."""
+    """A window on a file's text, only as long as one row needs."""
 
     def __init__(self, file: _File):
         self.position = 0
         self._file = file
         self._text = ""
-        self._lines = 0  # before the text that is held
+        self._lines = 0  # lines before the window
         self._ended = False
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._rows = _Decoder()
 
     def next(self) -> str:
-        """The next letter that is no white space, and not taken; "" at the end."""
+        """Skip white space and return the next character without consuming it; "" at the end."""
         while True:
             while self.position < len(self._text):
                 if self._text[self.position] not in " \t\r\n":
@@ -298,7 +304,7 @@ class _Text:
             ) from None
 
     def row(self, after: int) -> dict[str, Any] | Unreadable:
-        """The next row. Raises ValueError, naming row `after` before it, where the text is broken."""
+        """Return the next row. Raises ValueError, naming row `after` before it, if the text is broken."""
         self.next()
         while True:
             end: int | None
@@ -314,13 +320,13 @@ class _Text:
                         f"{self._file.path}: row {after + 1}: {_TOO_DEEP.reason}"
                     ) from None
             except json.JSONDecodeError as error:
-                # An error at the end of the text, or in a string that has no end, is one for want of text.
+                # An error at the end of the window, or an unterminated string, may only need more text.
                 cut = error.pos > len(self._text) - 16 or error.msg.startswith("Unterminated")
                 if self._ended or not cut:
                     self.position = min(error.pos, len(self._text))
                     raise self.broken(after, error.msg) from None
                 end = None
-            # A number may go on behind the end of the text.
+            # A number at the end of the window may continue after it.
             if end is not None and (end < len(self._text) or self._ended):
                 self.position = end
                 return row

@@ -1,10 +1,10 @@
-"""Rows of a dataset in memory: a file of JSON or parquet, a folder, or a dataset on the Hub.
+"""Load the rows of a dataset: a JSON or parquet file, a folder, or a dataset on the Hub.
 
     rows = open_rows(DatasetPath("data.jsonl"))
-    rows[3]                 # a mapping of the columns that are wanted
-    rows.column("lang")     # of all rows
+    rows[3]                 # a mapping of the columns that the reader needs
+    rows.column("lang")     # the values of all rows
 
-A row that cannot be read, such as a broken line, is in `unreadable`, with the reason.
+`unreadable` holds the rows that cannot be read, such as broken lines, with the reasons.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ SINGLE = "expected a .json, .jsonl (also .gz) or .parquet file or a dataset fold
 
 
 class DatasetPlace(Protocol):
-    """Where a dataset is; a recipe's section `data` says it, too.
+    """Location of a dataset; a recipe's `data` section has these fields too.
 
-    path: a file of rows, a dataset folder, or a Hub repository. data_files: the one file of these that has
-    the rows. image_folder: a folder or archive of the pictures that rows name, here or in the repository.
+    path: a file of rows, a dataset folder, or a Hub repository.
+    data_files: the one file of that folder or repository that has the rows.
+    image_folder: a folder or archive of the images that rows name, local or in the repository.
     """
 
     path: str
@@ -48,7 +49,7 @@ class DatasetPlace(Protocol):
 
 @dataclass
 class DatasetPath:
-    """A `DatasetPlace` of which little needs to be said."""
+    """A `DatasetPlace` with defaults."""
 
     path: str
     config: str | None = None
@@ -82,23 +83,24 @@ class JsonRows:
         return self._rows[index]
 
     def column(self, name: str) -> list[Any]:
+        """Return a column's values of all rows."""
         return [row.get(name) for row in self._rows]
 
     def cells(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-        """Every row, with these columns at least."""
+        """Iterate over all rows, with at least these columns."""
         return iter(self._rows)
 
     def number(self, index: int) -> int:
-        """The row's place in its file, from 0."""
+        """Return the row's index in its file, from 0."""
         return self._numbers[index]
 
     def reader(self, named: Mapping[str, str]) -> RowReader:
-        """How the rows are read. Raises ValueError for columns of no known shape."""
+        """Return a reader of the rows. Raises ValueError if the columns have no known shape."""
         return RowReader(self.columns, named=named)
 
 
 class ArrowRows:
-    """Rows of an Arrow table as plain dicts, read one at a time, columns at once."""
+    """Rows of an Arrow table as plain dicts, read singly or by column."""
 
     def __init__(self, table: pa.Table):
         self.unreadable: dict[int, str] = {}
@@ -114,10 +116,11 @@ class ArrowRows:
         return {n: self._columns[n][index].as_py() for n in self._wanted}
 
     def column(self, name: str) -> list[Any]:
+        """Return a column's values of all rows."""
         return self._columns[name].to_pylist()
 
     def cells(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-        """Every row, with these columns."""
+        """Iterate over all rows, with these columns."""
         if not columns:
             yield from ({} for _ in range(len(self)))
             return
@@ -125,11 +128,11 @@ class ArrowRows:
             yield from batch.to_pylist()
 
     def number(self, index: int) -> int:
-        """The row's place in the dataset, from 0."""
+        """Return the row's index in the dataset, from 0."""
         return index
 
     def reader(self, named: Mapping[str, str]) -> RowReader:
-        """How the rows are read; others of their columns are not. Raises as `JsonRows.reader`."""
+        """Return a reader; rows then hold only the columns it needs. Raises as `JsonRows.reader`."""
         reader = schema_reader(self.table.schema, named)
         self._wanted = [c for c in dict.fromkeys(("id", *reader.wanted)) if c in self._columns]
         return reader
@@ -139,7 +142,7 @@ Rows = JsonRows | ArrowRows
 
 
 def schema_reader(schema: pa.Schema, named: Mapping[str, str]) -> RowReader:
-    """How rows of a schema are read. Raises ValueError for columns of no known shape."""
+    """Return a reader for rows of a schema. Raises ValueError if the columns have no known shape."""
     held = [f.name for f in schema if holds_pictures(schema, f.name)]
     turns = [f.type for f in schema if is_list(f.type) and pa.types.is_struct(f.type.value_type)]
     parts = any(_has_parts(kind.value_type) for kind in turns)
@@ -147,16 +150,16 @@ def schema_reader(schema: pa.Schema, named: Mapping[str, str]) -> RowReader:
 
 
 def holds_pictures(schema: pa.Schema, column: str) -> bool:
-    """Whether a column's type is that of pictures: structs of bytes, as datasets' Image, or lists of them."""
+    """Return whether a column's type is datasets' Image (a struct with bytes) or a list of it."""
     kind = item_type(schema.field(column).type)
-    # Plain bytes may be anything.
+    # Columns of plain bytes may hold anything.
     return (
         pa.types.is_struct(kind) and is_content(kind) and _feature(schema, column) in ("Image", "")
     )
 
 
 def _feature(schema: pa.Schema, column: str) -> str:
-    """What `datasets` has noted of a column: Image, Audio, ...; "" where it has noted nothing."""
+    """Return the feature that `datasets` recorded for a column (Image, Audio, ...), "" without one."""
     try:
         noted = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "features")
         feature = noted["info"]["features"][column]
@@ -168,7 +171,7 @@ def _feature(schema: pa.Schema, column: str) -> str:
 
 
 def _has_parts(kind: pa.DataType) -> bool:
-    """Whether a turn's content is a list of parts."""
+    """Return whether a turn's content is a list of parts."""
     place = kind.get_field_index("content")
     return place >= 0 and is_list(kind.field(place).type)
 
@@ -177,7 +180,7 @@ def _has_parts(kind: pa.DataType) -> bool:
 
 
 def open_rows(dataset: DatasetPlace) -> Rows:
-    """The rows of a dataset. Raises ValueError, OSError in one line that names the file."""
+    """Load the rows of a dataset. Raises ValueError or OSError, one line that names the file."""
     file = single_file(dataset)
     if file is None:
         return ArrowRows(_load_table(dataset.path, dataset.config, dataset.split, dataset.revision))
@@ -187,9 +190,10 @@ def open_rows(dataset: DatasetPlace) -> Rows:
 
 
 def single_file(dataset: DatasetPlace) -> Path | None:
-    """The one file that a dataset's rows are in; of a Hub dataset, in Hugging Face's cache. None: a dataset.
+    """Return the single file with a dataset's rows, fetched if on the Hub; None for a whole dataset.
 
-    Raises ValueError, FileNotFoundError, ConnectionError.
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: one line that names the file.
     """
     path = Path(dataset.path)
     if dataset.data_files is not None:
@@ -197,7 +201,7 @@ def single_file(dataset: DatasetPlace) -> Path | None:
             path = path / dataset.data_files
         elif path.exists() or dataset.path.startswith((".", "/", "~")):
             raise ValueError(
-                f"{dataset.path}: data_files: expected a folder or Hub dataset to have them"
+                f"{dataset.path}: data_files: expected a folder or Hub dataset that holds them"
             )
         else:
             path = HubFiles(dataset.path, dataset.revision).fetch(dataset.data_files)
@@ -212,29 +216,29 @@ def single_file(dataset: DatasetPlace) -> Path | None:
 
 
 def read_parquet(files: Sequence[Path]) -> pa.Table:
-    """Parquet files as one table, checked. Raises ValueError, OSError that name the file."""
+    """Read and check parquet files as one table. Raises ValueError or OSError naming the file."""
     tables = []
     for file in files:
-        open_file(file).close()  # a pipe or a device is no table
+        open_file(file).close()  # refuses pipes and devices
         with reading_table(str(file)):
             opened = pq.ParquetFile(file)
             check_column_names(opened.schema_arrow.names, str(file))
             tables.append(opened.read())
-            # Else a text that is not UTF-8 would be found when its row is.
+            # Without this, invalid UTF-8 would be found only when its row is read.
             tables[-1].validate(full=True)
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise ValueError(
-            one_line(f"{files[0]} and the files beside it: their columns differ: {error}")
+            one_line(f"{files[0]} and the files beside it: expected the same columns: {error}")
         ) from None
 
 
 def _load_table(path: str, config: str | None, split: str, revision: str | None) -> pa.Table:
-    """One split of a dataset as an Arrow table. Images stay undecoded."""
+    """Load one split of a dataset as an Arrow table; images stay encoded."""
     folder = Path(path)
     if (folder.exists() or path.startswith((".", "/"))) and not folder.is_dir():
-        raise FileNotFoundError(f"{path}: no such dataset folder")
+        raise FileNotFoundError(f"{path}: expected a dataset folder, found nothing")
     files = card_files(folder, config, split) if folder.is_dir() else []
     if files:
         return read_parquet(files)
@@ -248,7 +252,7 @@ def _load_table(path: str, config: str | None, split: str, revision: str | None)
 
 
 def _other_files(path: str, revision: str | None) -> str:
-    """What to do about a Hub dataset that is files and archives, such as LLaVA's."""
+    """Return advice for a Hub dataset that consists of files and archives, such as LLaVA's."""
     if Path(path).exists():
         return ""
     try:
@@ -259,21 +263,22 @@ def _other_files(path: str, revision: str | None) -> str:
     return f"; or name one of its files: data_files: {', '.join(rows[:5])}" if rows else ""
 
 
-# ------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------ images
 
 
 def open_pictures(
     dataset: DatasetPlace, names: Sequence[str] | None = None, streamed: bool = False
 ) -> Place | None:
-    """Where the pictures are that a dataset's rows name; None where they name none.
+    """Open the storage of the images that a dataset's rows name; None if they name none.
 
-    The user names the data, so links are followed.
+    Symbolic links are followed, because the user chose the data.
 
     Args:
-        names: all that rows have; None where these are not known yet.
-        streamed: pictures of a Hub dataset are not kept on this machine.
+        names: all image names in the rows; None if not known yet.
+        streamed: do not keep images of a Hub dataset on this machine.
 
-    Raises FileNotFoundError for an `image_folder` that is not there, else as `open_place`.
+    Raises:
+        FileNotFoundError: if `image_folder` does not exist. Otherwise as `open_place`.
     """
     path = Path(dataset.path)
     if dataset.image_folder is not None:
@@ -296,9 +301,9 @@ def open_pictures(
 
 
 class _Repository:
-    """The pictures of a dataset on the Hub: its table of them, its only archive, or its files.
+    """Images of a dataset on the Hub: its image table, its only archive, or its files.
 
-    Absolute paths name files that `datasets` has fetched.
+    Absolute paths name files that `datasets` has downloaded.
     """
 
     def __init__(self, dataset: DatasetPlace, streamed: bool):
@@ -311,7 +316,7 @@ class _Repository:
         return self.open(name).read(name)
 
     def open(self, name: str) -> Place:
-        """The place of a name. Raises as `open_place`, and ConnectionError."""
+        """Return the place that holds a name. Raises as `open_place`, and ConnectionError."""
         if os.path.isabs(name):
             return self._cached
         if self._place is None:
@@ -338,12 +343,12 @@ class _Repository:
 
 
 def _repository_place(dataset: DatasetPlace, name: str, streamed: bool) -> Place:
-    """A folder or archive in the Hub repository of a dataset."""
+    """Return a folder or archive in the Hub repository of a dataset."""
     files = HubFiles(dataset.path, dataset.revision, folder=name, keep=not streamed)
     if any(file.startswith(f"{files.folder}/") for file in files.files):
         return files
     if files.folder not in files.files:
         raise FileNotFoundError(
-            f"{name}: image_folder: no such folder or archive, here or in {dataset.path} on the Hub"
+            f"{name}: image_folder: expected a folder or archive, found none here or in {dataset.path} on the Hub"
         )
     return open_place(files.fetch(files.folder))

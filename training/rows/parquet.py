@@ -1,4 +1,4 @@
-"""Parquet files of builds and of strangers, with their errors in one line."""
+"""Read parquet files of builds and of users, with every error in one line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ Row = dict[str, Any]
 
 @contextlib.contextmanager
 def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
-    """An open parquet file.
+    """Open a parquet file.
 
-    Raises ValueError, naming the file, for what is none or is damaged anywhere that the block reads;
-    FileNotFoundError where there is nothing.
+    Raises:
+        ValueError: naming the file, if it is not parquet, or damaged anywhere that the block reads.
+        FileNotFoundError: if it does not exist.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            # Opening a pipe would wait for somebody who writes.
-            raise ValueError("no ordinary file")
+            # Opening a pipe would block until a writer opens it.
+            raise ValueError("not an ordinary file")
         with pq.ParquetFile(path) as file:
             yield file
     except FileNotFoundError:
@@ -39,12 +40,10 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a parquet file, few at a time.
+    """Yield the rows of a parquet file, reading 2,000 at a time. Raises as `parquet_file`.
 
     Args:
-        columns: only these, of which some may not be there.
-
-    Raises as `parquet_file`.
+        columns: read only these; missing ones are ignored.
     """
     with parquet_file(path) as file:
         for batch in file.iter_batches(2000, columns=columns):
@@ -52,38 +51,38 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of a parquet file. Raises as `parquet_file`, and for a column that is not there."""
+    """Read columns of a parquet file. Raises as `parquet_file`, also for a missing column."""
     with parquet_file(path) as file:
         return file.read(columns=list(columns)).select(list(columns))
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a parquet file, by its footer. Raises as `parquet_file`."""
+    """Return the row count in a parquet file's footer. Raises as `parquet_file`."""
     with parquet_file(path) as file:
         return file.metadata.num_rows
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether values of this type are strings."""
+    """Return whether values of this type are strings."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether values of this type are lists, of one length or of any."""
+    """Return whether values of this type are lists, of fixed or variable size."""
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(holds(kind) for holds in kinds)
 
 
 def item_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a list's items; another type as it is."""
+    """Return the type of a list's items; other types are returned unchanged."""
     return kind.value_type if is_list(kind) else kind
 
 
 def check_columns(path: Path, kinds: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming file and column, for a file without these columns of these types.
+    """Raise ValueError, naming file and column, unless a file has these columns with these types.
 
     Args:
-        kinds: column -> a type of pyarrow, or a test of one.
+        kinds: column -> a pyarrow type, or a predicate on types.
     """
     with parquet_file(path) as file:
         schema = file.schema_arrow

@@ -1,6 +1,6 @@
-"""The pictures of a row's cells and image parts: paths, addresses, base64 texts or bytes.
+"""Images in a row's cells and image parts: paths, URLs, base64 texts or bytes.
 
-A picture is read as it is meant, or refused by the name of its field.
+An image is read, or refused with the name of its field.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Picture = str | bytes
 
 
 class RowError(ValueError):
-    """What is wrong with a row: its field, and the reason."""
+    """A fault of a row: the field and the reason."""
 
     def __init__(self, field: str, reason: str):
         reason = reason.removesuffix(".")
@@ -31,7 +31,7 @@ class RowError(ValueError):
 
 
 def check_cell(text: str, field: str) -> None:
-    """Raise RowError for text that no file or tokenizer takes, see `check_text`."""
+    """Raise RowError for text that files or tokenizers cannot take (see `check_text`)."""
     try:
         check_text(text, field)
     except ValueError as error:
@@ -39,7 +39,7 @@ def check_cell(text: str, field: str) -> None:
 
 
 def language_of_cell(cell: Any, field: str) -> str:
-    """A cell's BCP-47 code. Raises RowError for another value."""
+    """Return a cell's BCP-47 code. Raises RowError for any other value."""
     code = as_language(cell)
     if code is None:
         raise RowError(field, no_language(cell))
@@ -47,14 +47,14 @@ def language_of_cell(cell: Any, field: str) -> str:
 
 
 class Found(NamedTuple):
-    """A picture of a row, and the name that it has beside its bytes."""
+    """An image of a row, and the file name stored beside its bytes."""
 
     picture: Picture
     name: str | None
 
 
 def pictures_in_cell(cell: Any, field: str) -> list[Found]:
-    """The pictures of a cell: one, a list of them, or none."""
+    """Return the images of a cell: none, one, or a list of them."""
     if cell is None or cell == "":
         return []
     if isinstance(cell, (list, tuple)):
@@ -63,7 +63,7 @@ def pictures_in_cell(cell: Any, field: str) -> list[Found]:
 
 
 def _picture(value: Any, field: str) -> Found:
-    """A picture as a cell or part gives it. Of datasets' Image feature, its bytes come before its path."""
+    """Return the image in a cell or part. In datasets' Image feature, bytes take precedence over path."""
     name = None
     picture = value
     if isinstance(value, Mapping):
@@ -87,23 +87,24 @@ def _picture(value: Any, field: str) -> Found:
 
 
 def picture_of(cell: Any, number: int) -> Picture:
-    """Picture `number` of a cell. Raises RowError."""
+    """Return image `number` of a cell. Raises RowError."""
     return pictures_in_cell(cell, "image")[number].picture
 
 
 def picture_in_part(part: Mapping[str, Any], field: str) -> Found | None:
+    """Return the image in an image part, None if it has none. Raises RowError for more than one."""
     keys = [key for key in _PART_KEYS if part.get(key) not in (None, "", {})]
     if not keys:
         return None
     if len(keys) > 1:
-        raise RowError(field, f"expected one picture in an image part, found {' and '.join(keys)}.")
+        raise RowError(field, f"expected one picture in an image part, found {' and '.join(keys)}")
     return _picture(part[keys[0]], f"{field}.{keys[0]}")
 
 
 def joined_pictures(
     column: str, parts: list[Found | None], beside: str, of_column: list[Found]
 ) -> list[Found]:
-    """The pictures of image parts, of which some may stand in a column."""
+    """Merge the images in image parts with those of a column, which fill parts without an image."""
     empty = parts.count(None)
     filled = [part for part in parts if part is not None]
     if len(of_column) == len(parts) and all(
@@ -114,7 +115,7 @@ def joined_pictures(
         where = f" and {len(of_column)} in {beside}" if of_column else ""
         raise RowError(
             f"{column}, {beside}" if beside else column,
-            f"{len(parts)} image parts, {len(filled)} pictures in them{where}: give each part its picture, "
+            f"{len(parts)} image parts, {len(filled)} pictures in them{where}: give each part a picture, "
             "or list all pictures in one column",
         )
     rest = iter(of_column)
@@ -122,7 +123,7 @@ def joined_pictures(
 
 
 def agreed_pictures(filled: list[tuple[str, list[Found]]]) -> tuple[str, list[Found]]:
-    """The pictures of several filled columns, which are the same. Raises RowError where they are not."""
+    """Return the images of several filled columns that agree. Raises RowError if they differ."""
     first, pictures = filled[0]
     for column, others in filled[1:]:
         same = len(others) == len(pictures) and all(
@@ -134,7 +135,7 @@ def agreed_pictures(filled: list[tuple[str, list[Found]]]) -> tuple[str, list[Fo
                 f"expected one picture in one column, found {_told(pictures)} and {_told(others)}: remove "
                 "one, or name the column of pictures (columns: {image: NAME})",
             )
-    # A picture itself comes before its name.
+    # Bytes take precedence over names.
     return next((pair for pair in filled if isinstance(pair[1][0].picture, bytes)), filled[0])
 
 
@@ -144,7 +145,7 @@ def _told(pictures: list[Found]) -> str:
 
 
 def _same(one: Found, other: Found) -> bool:
-    """Whether two say the same picture, as far as their names tell."""
+    """Return whether two values mean the same image, as far as their names tell."""
     if one.picture == other.picture:
         return True
     names = [_name_of(each) for each in (one, other)]
@@ -153,14 +154,14 @@ def _same(one: Found, other: Found) -> bool:
     if None in names:
         return True
     if isinstance(one.picture, bytes) or isinstance(other.picture, bytes):
-        # Bytes keep the last part of their file's name.
+        # An image's bytes keep only the base name of their file.
         names = [str(name).rpartition("/")[2] for name in names]
     first, second = (f"/{str(name).lstrip('/')}" for name in names)
     return first.endswith(second) or second.endswith(first)
 
 
 def _name_of(each: Found) -> str | None:
-    """The name of a picture's file; None for one that is given as text or bytes without a name."""
+    """Return an image's file name; None for bytes or base64 text without a name."""
     if isinstance(each.picture, bytes):
         return each.name
     text = each.picture
@@ -172,12 +173,13 @@ def _name_of(each: Found) -> str | None:
 
 
 def pictures_elsewhere(cell: Any, column: str, is_column: bool) -> list[Found]:
-    """The pictures of a cell in a column that need not be one of pictures.
+    """Return the images of a cell in a column that is not known as an image column.
 
     Args:
-        is_column: the column's name says where a picture was found.
+        is_column: whether the column's name means an image's source.
 
-    Raises RowError for a name of a picture in a column of any other name.
+    Raises:
+        RowError: if a column of any other name holds an image's name.
     """
     if is_column and isinstance(cell, (str, list)) and _addresses(cell):
         return pictures_in_cell(cell, column)
@@ -199,7 +201,7 @@ def _addresses(cell: str | list[Any]) -> bool:
 
 
 def looks_like_picture(cell: Any) -> bool:
-    """Whether a cell's value is plainly a picture: bytes or base64 of one, or a name that ends as one's."""
+    """Return whether a value is clearly an image: its bytes or base64, or a name with its extension."""
     if isinstance(cell, (list, tuple)):
         return any(looks_like_picture(each) for each in cell)
     if isinstance(cell, Mapping):
@@ -215,7 +217,7 @@ def looks_like_picture(cell: Any) -> bool:
 
 
 def _path(text: str) -> str:
-    """The path of an address; another text as it is."""
+    """Return the path of a URL; other texts unchanged."""
     try:
         return urlsplit(text).path if "://" in text else text
     except ValueError:
@@ -223,7 +225,7 @@ def _path(text: str) -> str:
 
 
 def is_stray_picture(key: str, value: Any) -> bool:
-    """Whether a turn or a part of text holds a picture that nothing would read."""
+    """Return whether a key of a turn or text part holds an image, which would not be read there."""
     if value in (None, "", [], {}):
         return False
     return key in ("image", "images", "image_url") or looks_like_picture(value)

@@ -1,6 +1,6 @@
-"""Parquet files of a dataset, in a folder or on the Hub, as tables that are read piece by piece.
+"""Parquet files of a dataset, in a folder or on the Hub, as tables read by row group.
 
-What is read at once is a row group: files whose row groups are small need little memory.
+Memory holds one row group at a time, so files with small row groups need little memory.
 """
 
 import bisect
@@ -29,17 +29,17 @@ from .json_rows import rows_suffix
 from .parquet import is_list
 from .parquet import is_text as is_text_type
 
-# The manifest of what `maya data build` writes.
+# Format of the manifest that `maya data build` writes.
 _BUILT = "maya-dataset-1"
-# Read ahead when a remote file is read from its start to its end, in bytes.
+# Read-ahead in bytes for sequential reads of remote files.
 AHEAD = 8 << 20
 
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """The parquet files of a split, and those of the table of images beside it, if there is one.
+    """The parquet files of a split, and those of its image table if there is one.
 
-    Files on the Hub are named with the commit they were found at: `hf://datasets/user/name@.../`.
+    Files on the Hub have addresses with a fixed commit: `hf://datasets/user/name@.../`.
     """
 
     rows: list[str]
@@ -53,15 +53,18 @@ def find_files(
     revision: str | None = None,
     data_files: str | None = None,
 ) -> DatasetFiles:
-    """Where a dataset's rows are: a folder, a Hub repository or one parquet file.
+    """Find the files of a dataset's rows: in a folder or Hub repository, or a single parquet file.
 
-    The dataset card's YAML says which files belong to a config and a split; without a card, the
-    rules of `datasets` do. The table of images is `images/*.parquet`.
+    The YAML of the dataset card maps configs and splits to files; without a card, the rules of
+    `datasets` apply. The image table is `images/*.parquet`.
 
     Args:
-        revision: of a Hub repository. data_files: the one file of a folder or repository to be read.
+        revision: revision of a Hub repository.
+        data_files: the one file of a folder or repository to read.
 
-    Raises FileNotFoundError, ValueError: no such dataset, config or split; files of another format.
+    Raises:
+        FileNotFoundError, ValueError: if dataset, config or split do not exist, or the files have
+            another format.
     """
     place = Path(path)
     images: list[str] = []
@@ -76,7 +79,7 @@ def find_files(
         )
         images = [str(f) for f in sorted(place.glob("images/*.parquet"))]
     elif path.startswith((".", "/", "~")) or rows_suffix(path):
-        raise FileNotFoundError(f"{path}: no such dataset folder or file")
+        raise FileNotFoundError(f"{path}: expected a dataset folder or file, found nothing")
     elif data_files is not None:
         check_single(path, config, split)
         found = [HubFiles(path, revision).address(data_files)]
@@ -88,34 +91,35 @@ def find_files(
         images = sorted(HfFileSystem().glob(f"{root[0]}images/*.parquet")) if root else []
         images = [f"hf://{name}" for name in images]
     for name in (f for f in (*found, *images) if not f.startswith(HUB)):
-        open_file(name).close()  # a pipe or a device is no table
+        open_file(name).close()  # refuses pipes and devices
     other = [f for f in found if not f.endswith(".parquet")]
     if other:
         raise ValueError(
-            f"{path}: {other[0]}: a streamed dataset is read from parquet files; convert it "
-            "(Dataset.to_parquet, or the branch refs/convert/parquet on the Hub) or leave "
+            f"{path}: expected parquet files, the only format that can be streamed, found {other[0]}: convert it "
+            "(Dataset.to_parquet, or the branch refs/convert/parquet on the Hub), or leave "
             "streaming out"
         )
     return DatasetFiles(found, [f for f in images if f not in found])
 
 
 def check_single(path: str, config: str | None, split: str) -> None:
-    """Raises ValueError where a config or split is named of a dataset that is one file."""
+    """Raise ValueError if a config or split is named for a dataset that is a single file."""
     for name, value, default in (("split", split, "train"), ("config", config, None)):
         if value != default:
             raise ValueError(
-                f"{path}: {name}: expected none, as all rows of a single file are read, found {value!r}: "
+                f"{path}: {name}: expected none, because all rows of a single file are read, found {value!r}: "
                 "leave it out, or name a dataset folder"
             )
 
 
 def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
-    """The parquet files of a split, as the dataset card's YAML names them; without a card, as the manifest of
-    `maya data build` does; none where neither does.
+    """Return the parquet files of a split by the YAML of the dataset card, or without a card by the
+    manifest of `maya data build`; empty if neither names them.
 
-    Read here and not through `datasets`, whose cache would hold a second copy of a local folder.
+    This does not use `datasets`, whose cache would hold a second copy of a local folder.
 
-    Raises ValueError, FileNotFoundError: a broken card, or one without that config, split or file.
+    Raises:
+        ValueError, FileNotFoundError: if the card is broken, or lacks the config, split or file.
     """
     check_cards(folder)
     card = folder / "README.md"
@@ -127,7 +131,7 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
         isinstance(each, dict) and "config_name" in each for each in configs
     ):
         raise ValueError(
-            f"{card}: configs: expected a list of mappings with config_name; correct the card"
+            f"{card}: configs: expected a list of mappings with config_name: correct the card"
         )
     if not configs:
         return []
@@ -138,16 +142,16 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
         chosen = configs[names.index(config)]
     else:
         raise ValueError(
-            f"{folder}: config: {config!r} is not in the dataset card; found {', '.join(names)}"
+            f"{folder}: config: expected one in the dataset card, found {config!r}: use one of {', '.join(names)}"
         )
     listed = chosen.get("data_files")
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-        return []  # none, or patterns without a split: by the rules of `datasets`
+        return []  # no data_files, or patterns without splits: the rules of `datasets` apply
     for item in listed:
         if "split" not in item or "path" not in item:
             raise ValueError(
                 f"{card}: config {chosen['config_name']!r}: data_files: expected items with split "
-                f"and path, found {item}; correct the card"
+                f"and path, found {item}: correct the card"
             )
     splits = {str(item["split"]): item["path"] for item in listed}
     if split not in splits:
@@ -159,16 +163,17 @@ def card_files(folder: Path, config: str | None, split: str) -> list[Path]:
     try:
         files = sorted({f for pattern in patterns for f in folder.glob(str(pattern))})
     except (ValueError, NotImplementedError) as error:  # an empty or absolute pattern
-        raise ValueError(f"{card}: data_files: {patterns}: {error}; correct the card") from None
+        raise ValueError(f"{card}: data_files: {patterns}: {error}: correct the card") from None
     if not files:
         raise FileNotFoundError(f"{folder}: no file matches {', '.join(map(str, patterns))}")
     return files if all(f.suffix == ".parquet" for f in files) else []
 
 
 def built_files(folder: Path, config: str | None, split: str) -> list[Path]:
-    """The parquet files of a dataset that is built and has no card yet; none for another folder.
+    """Return the parquet files of a build without a dataset card; empty for any other folder.
 
-    Raises ValueError, FileNotFoundError: a broken manifest, or one without that config, split or file.
+    Raises:
+        ValueError, FileNotFoundError: if the manifest is broken, or lacks the config, split or file.
     """
     path = folder / "manifest.json"
     if (folder / "README.md").exists() or not path.is_file():
@@ -205,21 +210,21 @@ def _by_datasets(path: str, config: str | None, split: str, revision: str | None
 
 
 def no_images(path: str) -> str:
-    """What is wrong with a `limit` for rows that have no image."""
+    """Return the error text for a `limit` on rows that have no image."""
     return (
-        f"{path}: limit: expected rows with images, which it counts, found none of the recipe's languages "
-        "and tasks; leave limit out"
+        f"{path}: limit: expected rows with images, which limit counts, found none in the recipe's languages "
+        "and tasks: leave limit out"
     )
 
 
 class ParquetTable:
-    """Parquet files in a row as one table, rows numbered through.
+    """Several parquet files as one table, with rows numbered across files.
 
-    Opened are only the files' footers; every process opens the files anew.
+    Only the files' footers are read at first. Every process opens the files itself.
 
     Raises:
-        StorageError: a file that cannot be read, or lacks a column, by its name.
-        ConnectionError: a file on the Hub that cannot be fetched.
+        StorageError: if a file cannot be read or lacks a column.
+        ConnectionError: if a file on the Hub cannot be fetched.
     """
 
     def __init__(self, files: Sequence[str]):
@@ -227,7 +232,7 @@ class ParquetTable:
         self._open: dict[tuple[int, int, bool], pq.ParquetFile] = {}
         self.schema: pa.Schema = self._file(0).schema_arrow
         self.columns: list[str] = self.schema.names
-        # (file, row group) and first row of every row group, and one more first row.
+        # (file, row group) of every row group. `first` has their first rows and the total.
         self.groups: list[tuple[int, int]] = []
         first = [0]
         for number in range(len(self.files)):
@@ -245,10 +250,11 @@ class ParquetTable:
 
     @property
     def remote(self) -> bool:
+        """Whether the files are on the Hub."""
         return self.files[0].startswith(HUB)
 
     def _file(self, number: int, ahead: bool = False) -> pq.ParquetFile:
-        # A forked process must not share its parent's position in a file.
+        # A forked process must not share its parent's file position.
         key = (os.getpid(), number, ahead)
         if key not in self._open:
             name = self.files[number]
@@ -272,18 +278,18 @@ class ParquetTable:
         name = self.files[number]
         with reading_table(name):
             found = self._file(number, ahead).read_row_group(inside, columns=list(columns))
-            # Else a text that is not UTF-8 would be found when its row is.
+            # Without this, invalid UTF-8 would be found only when its row is read.
             found.validate(full=True)
         missing = [c for c in columns if c not in found.column_names]
         if missing:
             raise StorageError(
-                f"{name}: no column {missing[0]!r}, which {self.files[0]} has; files of one table "
-                f"have the same columns; found {', '.join(found.column_names)}"
+                f"{name}: expected the column {missing[0]!r}, which {self.files[0]} has, because files of one table "
+                f"have the same columns, found {', '.join(found.column_names)}"
             )
         return found
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """All rows, a row group at a time, for one pass from start to end."""
+        """Yield all rows by row group, for one sequential pass."""
         if not columns:
             yield from (pa.table({"": pa.nulls(rows)}) for rows in np.diff(self.first).tolist())
             return
@@ -293,9 +299,9 @@ class ParquetTable:
     def read(
         self, ranges: Sequence[tuple[int, int]], columns: Sequence[str]
     ) -> tuple[pa.Table, np.ndarray]:
-        """The rows of [start, stop) ranges, ascending and apart, and the rows' numbers, (n,) int64.
+        """Read the rows of [start, stop) ranges, ascending and disjoint; also their numbers, (n,) int64.
 
-        Every row group that they touch is read once, and let go before the next one is read.
+        Each row group touched is read once, and released before the next is read.
         """
         parts: list[pa.Table] = []
         wanted = [np.arange(start, stop) for start, stop in ranges]
@@ -304,16 +310,16 @@ class ParquetTable:
         for group in np.unique(group_of).tolist():
             inside = rows[group_of == group] - self.first[group]
             found = self._read(group, columns)
-            # A copy, not a slice, which would keep the whole row group in memory.
+            # Copy: a slice would keep the whole row group in memory.
             parts.append(found.take(pa.array(inside)) if len(inside) < len(found) else found)
         if not parts:
             return self.schema.empty_table().select(list(columns)), rows
         return pa.concat_tables(parts), rows
 
     def bounds(self, column: str) -> list[tuple[str, str] | None]:
-        """Smallest and largest text of a column in every row group; None where there is none.
+        """Return the smallest and largest text of a column per row group; None for empty ones.
 
-        From the files' statistics, or, where these are missing, from the column itself.
+        The values come from the files' statistics, or from the column if these are missing.
         """
         result: list[tuple[str, str] | None] = []
         for group, (number, inside) in enumerate(self.groups):
@@ -329,13 +335,14 @@ class ParquetTable:
 
 
 class Unsorted(ValueError):
-    """A table is not in the order that it is to be merged by."""
+    """A table is not in the order required for merging."""
 
 
 class SortedCursor:
-    """Reads a table from its start to its end, as far as asked.
+    """Reads a table sequentially, up to a requested point.
 
-    Raises Unsorted, by file and row, where the column `order` is not ascending.
+    Raises:
+        Unsorted: naming file and row, if the column `order` is not ascending.
     """
 
     def __init__(self, table: ParquetTable, columns: Sequence[str], order: str | None):
@@ -343,7 +350,7 @@ class SortedCursor:
         self._chunks = table.scan(columns)
         self._rest: list[pa.Table] = []
         self._before: Any = None
-        self.row = 0  # rows given so far
+        self.row = 0  # rows returned so far
         self._read = 0
 
     def _more(self) -> bool:
@@ -369,7 +376,7 @@ class SortedCursor:
         return True
 
     def up_to(self, cut: Any) -> pa.Table:
-        """The rows before a key (with an order) or row number; all that are left for None."""
+        """Return the next rows before a key (with an order) or row number; None returns all others."""
         given: list[pa.Table] = []
         while True:
             if not self._rest and not self._more():
@@ -394,7 +401,7 @@ class SortedCursor:
 
 @contextlib.contextmanager
 def reading_table(name: str) -> Iterator[None]:
-    """What reading a table raises, in one line that names the file."""
+    """Turn exceptions from reading a table into one line that names the file."""
     try:
         yield
     except StorageError:
@@ -406,25 +413,25 @@ def reading_table(name: str) -> Iterator[None]:
         if isinstance(error, pa.ArrowException) or not remote:
             raise StorageError(
                 one_line(
-                    f"{name}: cannot be read as a parquet file: {reason(error)}; write or download it anew"
+                    f"{name}: cannot be read as a parquet file: {reason(error)}: write or download it again"
                 )
             ) from None
         raise not_fetched(name, error) from None
 
 
 def check_column_names(names: Sequence[str], file: str) -> None:
-    """Raises StorageError for a table of which two columns have one name."""
+    """Raise StorageError if two columns of a table have the same name."""
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:
         raise StorageError(
-            f"{file}: the column {printable(twice)!r} stands twice: write the file anew"
+            f"{file}: the column {printable(twice)!r} appears twice: write the file again"
         )
 
 
 def as_tables(files: Sequence[str]) -> list[ParquetTable]:
-    """Files by the table they are shards of: those of one folder and one name but for its number.
+    """Group files into tables. The shards of a table share the folder and the name except the number.
 
-    `data/en/clean-00000-of-00002.parquet` and `...-00001-of-...` are one table, `data/fr/...` and
+    `data/en/clean-00000-of-00002.parquet` and `...-00001-of-...` are one table; `data/fr/...` and
     `data/en/flagged-...` are others.
     """
     shards: dict[tuple[str, str], list[str]] = {}
@@ -436,24 +443,24 @@ def as_tables(files: Sequence[str]) -> list[ParquetTable]:
 
 
 def is_text(schema: pa.Schema, column: str) -> bool:
-    """Whether the column is there and holds strings."""
+    """Return whether the column exists and holds strings."""
     return column in schema.names and is_text_type(schema.field(column).type)
 
 
 def is_texts(schema: pa.Schema, column: str) -> bool:
-    """Whether the column is there and holds lists of strings."""
+    """Return whether the column exists and holds lists of strings."""
     kind = schema.field(column).type if column in schema.names else None
     return kind is not None and is_list(kind) and is_text_type(kind.value_type)
 
 
 def row_name(row_id: str, language: str, path: str) -> str:
-    """What errors call a row: an id may be that of a text in every language."""
+    """Return a row's name for errors; with its language, since translations share an id."""
     return f"row {printable(repr(row_id))} ({language}) of {path}"
 
 
 def flat(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
+    """Return a column as one array."""
     found = column.combine_chunks()
-    if isinstance(found, pa.ChunkedArray):  # of no chunk, or of more bytes than one can hold
+    if isinstance(found, pa.ChunkedArray):  # no chunks, or too many bytes for one array
         found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.array([], found.type)
     return found

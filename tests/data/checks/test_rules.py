@@ -304,14 +304,14 @@ def test_phrases_of_a_plan(tmp_path):
         ({"prefaces": "hii hapa"}, 'prefaces: expected a list of text, found text "hii hapa"'),
         ({"dangling": ""}, "dangling: expected a list of text, found nothing"),
         ({"excuses": "{about: x, prefaces: [], refusals: [], notes: []}"}, "excuses.about: expec"),
-        ({"excuses": "{}"}, "excuses.about: missing; expected a list of text"),
+        ({"excuses": "{}"}, "excuses.about: expected a list of text, found nothing"),
     ):
         other = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"  # files are read once
         other.write_text("\n".join(f"{k}: {v}" for k, v in {**content, **bad}.items()))
         with pytest.raises(ValueError, match=message):
             read_phrases("sw", str(other))
     (tmp_path / "few.yaml").write_text("about: []")
-    with pytest.raises(ValueError, match="prefaces: missing"):
+    with pytest.raises(ValueError, match="prefaces: expected a list of text, found nothing"):
         read_phrases("sw", str(tmp_path / "few.yaml"))
 
 

@@ -232,7 +232,8 @@ def test_a_place_of_pictures_is_asked_for_where_it_is_needed_and_only_there(
         with pytest.raises(ValueError, match=r"--images: expected none, as the dataset holds its"):
             write(built.folder, out, images=tmp_path)
         with pytest.raises(
-            FileNotFoundError, match=r"nowhere: no such folder, \.zip or \.tar of pictures"
+            FileNotFoundError,
+            match=r"nowhere: expected a folder, \.zip or \.tar of images, found nothing",
         ):
             write(without.folder, out, images=tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"--images: expected none beside --no-images"):

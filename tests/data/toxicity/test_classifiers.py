@@ -140,7 +140,7 @@ def test_nothing_of_a_long_text_goes_unread(tmp_path):
             ["toxic"],
             None,
             {"activation": "softmax", "toxic": [0]},
-            "softmax over 1 labels is always 1",
+            "softmax over 1 labels, which is always 1",
         ),
         (
             ["a", "b"],
@@ -152,9 +152,14 @@ def test_nothing_of_a_long_text_goes_unread(tmp_path):
             ["a", "b"],
             None,
             {"activation": "softmax", "toxic": ["toxic"]},
-            "they are 0: 'a', 1: 'b'",
+            "use one of 0: 'a', 1: 'b'",
         ),
-        (["a", "b"], None, {"activation": "softmax", "toxic": [2]}, "2 is none of its labels"),
+        (
+            ["a", "b"],
+            None,
+            {"activation": "softmax", "toxic": [2]},
+            "expected a label of the model, found 2",
+        ),
     ],
 )
 def test_models_that_would_mislead_are_refused(tmp_path, labels, problem, options, message):

@@ -243,7 +243,7 @@ def test_shipped_policies():
         ("name: p\njudges: {a: {drop_at: high}}", "judges.a.drop_at: expected a number"),
         ("name: p\nagreement: some", "agreement: expected 'any' | 'all'"),
         ("name: p\njudge: {}", "did you mean 'judges'"),
-        ("judges: {}", "name: missing"),
+        ("judges: {}", "name: expected text, found nothing"),
         ("- a", "expected a mapping"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The texts of the concepts: read from the mini dataset, and those the tokenizer is made from."""
+"""Texts of the concepts, read from the mini dataset, and the texts that the tokenizer learns from."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ COLUMNS = ("lang", "text", "keywords", "category", "category_name", "concept", "
 
 @dataclass
 class Concepts:
-    """The texts of the training concepts, all in the order of `ids`; held-out ones are not here.
+    """Texts of the training concepts, in the order of `ids`, without the held-out concepts.
 
     Texts are by language. A missing name is "", a missing keyword list is empty.
     """
@@ -25,32 +25,34 @@ class Concepts:
     names: dict[str, list[str]]
     keywords: dict[str, list[list[str]]]
     category_names: dict[str, dict[str, str]]
-    confusable: list[list[int]]  # for each concept, others that are easily taken for it
-    held_out: int  # concepts left out
-    missing: dict[str, int]  # names missing, by language
+    confusable: list[list[int]]  # for each concept, others that are easily confused with it
+    held_out: int  # number of held-out concepts
+    missing: dict[str, int]  # number of missing names, by language
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
-    """The seen concepts of the mini dataset's train split, with texts in every language.
+    """Read the seen concepts of the mini dataset's train split, with texts in every language.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a column, a language or a concept's text is missing.
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if a column, a language or a concept's text is missing.
     """
     if not dataset.is_dir():
         raise FileNotFoundError(
-            f"dataset folder {dataset} does not exist: build it with `maya data mini`"
+            f"dataset: expected a folder, found nothing at {dataset}: build it with `maya data mini`"
         )
     splits = read_splits(dataset, "all", COLUMNS)
     if "train" not in splits:
-        raise ValueError(f"{dataset}: config 'all' has no split 'train'; found {sorted(splits)}")
+        raise ValueError(
+            f"{dataset}: config 'all': expected a split 'train', found {sorted(splits)}"
+        )
     train = splits.pop("train")
     rows = [dict(zip(train, values, strict=True)) for values in zip(*train.values(), strict=True)]
     for other in splits.values():
-        # The concepts held out of training stand in the other splits. They are counted only.
+        # The other splits contain the held-out concepts, which are only counted.
         flags = zip(other["concept"], other["seen"], strict=True)
         rows += [
             {"concept": c, "seen": False} for c in sorted({c for c, seen in flags if not seen})
@@ -61,7 +63,7 @@ def read_concepts(dataset: Path, languages: list[str], pivot: str) -> Concepts:
 def concepts_from_rows(
     rows: list[dict[str, Any]], languages: list[str], pivot: str, source: str
 ) -> Concepts:
-    """Collect rows (one picture, one language) into concepts; leaves out those not `seen`."""
+    """Collect rows (one image, one language) into concepts; concepts that are not `seen` are only counted."""
     texts: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     held_out = set()
     for row in rows:
@@ -70,11 +72,13 @@ def concepts_from_rows(
         elif row["lang"] in languages:
             texts[row["concept"]].setdefault(row["lang"], row)
     if not texts:
-        raise ValueError(f"{source}: no rows with seen=True in the languages {languages}")
+        raise ValueError(
+            f"{source}: expected rows with seen=True in the languages {languages}, found none"
+        )
     ids = sorted(texts)
     missing = {lang: sum(lang not in texts[c] for c in ids) for lang in languages}
     for lang, count in missing.items():
-        # CLDR lacks a name here and there; a language that lacks many is a wrong dataset.
+        # CLDR lacks a few names; if a language lacks many, the dataset is the wrong one.
         if count > len(ids) // 10:
             raise ValueError(f"{source}: {count} of {len(ids)} concepts have no text in {lang!r}")
     for concept in ids:
@@ -107,10 +111,10 @@ def concepts_from_rows(
 
 
 def _confusable(names: list[str], category: list[str]) -> list[list[int]]:
-    """For each concept the ones of its category whose name shares a word, or else all of it.
+    """Return for each concept those of its category whose names share a word, or else all of the category.
 
-    A name whose words are all in the other's may be true of it ("person", "person running"), so
-    such pairs are left out.
+    If all words of one name are in the other ("person", "person running"), both may be true of one
+    image, so such pairs are excluded.
     """
     words = [set(name.lower().replace(":", "").split()) for name in names]
     near: list[list[int]] = []
@@ -126,31 +130,37 @@ def _confusable(names: list[str], category: list[str]) -> list[list[int]]:
 
 
 def read_prompts(path: Path, languages: list[str]) -> dict[str, Any]:
-    """Question wordings per language and task; see training/data/mini_dataset/prompts.json.
+    """Read question wordings per language and task; see training/data/mini_dataset/prompts.json.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a language or a wording is missing.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if a language or a wording is missing.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"prompts file {path} does not exist")
+        raise FileNotFoundError(f"prompts: expected a file, found nothing at {path}")
     prompts = read_json_mapping(path)
     for lang in languages:
         if lang not in prompts:
-            raise ValueError(f"{path}: no prompts for language {lang!r}; found {sorted(prompts)}")
+            raise ValueError(
+                f"{path}: expected prompts for language {lang!r}, found {sorted(prompts)}"
+            )
         for key in ("name", "yesno", "category", "keywords", "yes", "no"):
             if not prompts[lang].get(key):
-                raise ValueError(f"{path}: language {lang!r} has no {key!r}")
+                raise ValueError(
+                    f"{path}: language {lang!r}: expected a value for {key!r}, found none"
+                )
         for wording in prompts[lang]["yesno"]:
             if "{name}" not in wording:
-                raise ValueError(f"{path}: {lang!r} yesno {wording!r} lacks the place '{{name}}'")
+                raise ValueError(
+                    f"{path}: {lang!r}: yesno: expected '{{name}}' in it, found {wording!r}"
+                )
     return {lang: prompts[lang] for lang in languages}
 
 
 def tokenizer_texts(
     concepts: Concepts, prompts: dict[str, Any], recipe: LanguageModelRecipe
 ) -> Iterator[str]:
-    """What the merges are learned from: names (weighted), keywords, prompts, answers."""
+    """Yield the texts that BPE merges are learned from: names (weighted), keywords, prompts, answers."""
     for lang in recipe.languages:
         weight = recipe.language_weights.get(lang, 2)
         for name, words in zip(concepts.names[lang], concepts.keywords[lang], strict=True):

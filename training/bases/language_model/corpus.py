@@ -1,7 +1,6 @@
-"""Rows of one context and many questions, made from the texts of the concepts.
+"""Training rows of one context and many questions, made from the texts of the concepts.
 
-A context stands where the image tokens of a Maya will stand and describes one concept; see train.py
-for why.
+A context describes one concept, at the positions of a Maya's image tokens; train.py explains why.
 """
 
 from dataclasses import dataclass, field
@@ -19,13 +18,13 @@ from .tokenizer import CHATBOT, CONTROL_TOKENS, END_OF_TURN, START_OF_TURN, USER
 
 @dataclass
 class Segment:
-    """One question (or two-turn chat) with its answer; loss on the answers only."""
+    """One question (or two-turn chat) with its answer; only answers have a loss."""
 
     ids: list[int]
     targets: list[tuple[int, int, float]]  # (position in ids, next token, weight)
     task: str
     lang: str
-    # (end of a question that states a name, and start of its answer; the concept named)
+    # (index where a question that states a name ends and its answer starts; the named concept)
     stated: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -35,25 +34,25 @@ class Batch:
 
     ids: Tensor  # (R, L) int64
     positions: Tensor  # (R, L) int64
-    segment: Tensor  # (R, L) int64: 0 the context, then the questions, -1 padding
-    soft_rows: Tensor  # (Q,) rows whose context is soft
-    soft_concepts: Tensor  # (Q, 2) the concepts that a soft context mixes
-    soft_weights: Tensor  # (Q, S, 2) float32, their weights in every slot
-    soft_noise: Tensor  # (Q, S + 1) float32, sizes: one a slot, then the shared one
-    at: Tensor  # (N,) into R*L, where an answer token is predicted
+    segment: Tensor  # (R, L) int64: 0 for the context, 1 and up for questions, -1 for padding
+    soft_rows: Tensor  # (Q,) rows with a soft context
+    soft_concepts: Tensor  # (Q, 2) the two concepts mixed in a soft context
+    soft_weights: Tensor  # (Q, S, 2) float32, the concepts' weights in every slot
+    soft_noise: Tensor  # (Q, S + 1) float32, noise sizes: one per slot, then the shared one
+    at: Tensor  # (N,) into R*L, positions that predict an answer token
     target: Tensor  # (N,) the answer tokens
-    weight: Tensor  # (N,) of their losses
+    weight: Tensor  # (N,) weights of their losses
     group: Tensor  # (N,) index into `segments`
-    # (M,) into R*L: the last tokens of text contexts and of questions that state a name, and the
-    # positions that answer these.
+    # (M,) into R*L: the last tokens of text contexts and of questions that state a name, and the first
+    # positions of the answers to these questions.
     code_at: Tensor
     code_of: Tensor  # (M,) the concepts named there
-    claim_at: Tensor  # (K,) those of `code_at` that state something of a soft context
-    claim_true: Tensor  # (K,) float32, whether it is true
+    claim_at: Tensor  # (K,) positions of `code_at` that state something about a soft context
+    claim_true: Tensor  # (K,) float32, whether the statement is true
     segments: list[Segment]
 
 
-# How a language writes a list; elsewhere ", ".
+# List separators by language; the default is ", ".
 _SEPARATORS = {"zh": "、", "ja": "、", "ar": "، ", "ur": "، "}
 _CHATS: tuple[tuple[str, ...], ...] = (
     ("category", "name"),
@@ -65,7 +64,7 @@ _CHATS: tuple[tuple[str, ...], ...] = (
 
 
 class Corpus:
-    """All texts as token ids, and the sampling of rows from them."""
+    """All texts as token ids, and random rows made from them."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class Corpus:
         self.to_question = [token(START_OF_TURN), token(USER)]
         self.first_text = len(CONTROL_TOKENS)
         self.comma = self._encode([", "])[0]
-        # Token ids by language, and by concept where there is one.
+        # Token ids by language, and by concept if the text differs between concepts.
         self.name: dict[str, list[list[int]]] = {}
         self.listed: dict[str, list[list[int]]] = {}  # keywords as one answer
         self.keyword: dict[str, list[list[list[int]]]] = {}
@@ -117,10 +116,10 @@ class Corpus:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-    # Contexts. The ids of a soft one are unknown tokens, which vectors replace.
+    # Contexts. The ids of a soft context are unknown tokens, whose embeddings are replaced by vectors.
 
     def context(self, kind: str, concept: int, lang: str, rng: np.random.Generator) -> list[int]:
-        """Token ids of a text context of at most `context_slots` tokens."""
+        """Return token ids of a text context, at most `context_slots` tokens."""
         slots = self.recipe.context_slots
         if kind in ("pivot", "other"):
             return self.name[lang][concept][:slots]
@@ -132,7 +131,7 @@ class Corpus:
         name = self.name[lang][concept]
         if kind == "both":
             return (name + self.comma + listed)[:slots]
-        # noisy: names in one or two languages (or keywords), thinned, among filler, anywhere
+        # noisy: names in one or two languages (or keywords), some dropped, at random places in filler
         words_in = list(name)
         if rng.random() < 0.5:
             named = self.languages_of(concept)
@@ -160,7 +159,7 @@ class Corpus:
         rng: np.random.Generator,
         about: int | None = None,
     ) -> Segment:
-        """A question about `concept`; for yesno `about` is the stated concept."""
+        """Build a question about `concept`; for yesno `about` is the stated concept."""
         made = Segment([], [], task, lang)
         for turn in _CHATS[rng.integers(len(_CHATS))] if task == "chat" else (task,):
             weight, named = 1.0, None
@@ -187,11 +186,11 @@ class Corpus:
             for target in [*answer, self.end]:
                 made.targets.append((len(made.ids) - 1, target, weight))
                 made.ids.append(target)
-        del made.ids[-1]  # nothing follows the last end of turn
+        del made.ids[-1]  # no turn follows the last end of turn
         return made
 
     def languages_of(self, concept: int) -> list[str]:
-        """The languages in which the concept has a name."""
+        """Return the languages in which the concept has a name."""
         return [lang for lang in self.languages if self.named[lang][concept]]
 
     def negative(
@@ -202,7 +201,7 @@ class Corpus:
         rng: np.random.Generator,
         difficulty: float = 1.0,
     ) -> int:
-        """A wrong concept named in `lang`: any at first, then more and more a confusable one."""
+        """Return a wrong concept with a name in `lang`; confusable ones are likelier at high difficulty."""
         draw = rng.random()
         near = self.concepts.confusable[concept]
         other = (
@@ -222,8 +221,8 @@ class Corpus:
         """Draw one training batch.
 
         Args:
-            concepts: indices, one a row.
-            difficulty: from 0 to 1; scales the weight of yes/no and what disturbs soft contexts.
+            concepts: indices, one per row.
+            difficulty: from 0 to 1; scales the weight of yes/no and the disturbance of soft contexts.
         """
         recipe = self.recipe
         kinds, kind_p = _weights(recipe.contexts)
@@ -272,7 +271,7 @@ class Corpus:
     def _soft(
         self, concept: int, partner: int, rng: np.random.Generator, difficulty: float
     ) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """(two concepts, (S, 2) weights, (S + 1,) noise sizes: one a slot, then the shared one)"""
+        """Return (two concepts, (S, 2) weights, (S + 1,) noise sizes: one per slot, then the shared one)."""
         recipe, slots = self.recipe, self.recipe.context_slots
         share = difficulty * rng.random() * recipe.soft_mixture if rng.random() < 0.5 else 0.0
         gain = np.exp(rng.normal(0, 0.3)) * rng.uniform(0.5, 1.5, slots)
@@ -288,12 +287,13 @@ class Corpus:
         rows: list[tuple[list[int], Any, list[Segment]]],
         described: list[int | None] | None = None,
     ) -> Batch:
-        """Lay rows into tensors.
+        """Arrange rows as tensors.
 
         Args:
-            rows: (context ids, what `_soft` returns or None, segments).
-            described: of each row, the concept whose code is to be read off its text context.
+            rows: (context ids, result of `_soft` or None, segments).
+            described: for each row, the concept whose code is read from its text context, or None.
         """
+        # Empty rows.
         lengths = [
             len(self.prefix) + len(context) + sum(len(s.ids) for s in segments)
             for context, _, segments in rows
@@ -307,6 +307,7 @@ class Corpus:
         claims: list[tuple[int, float]] = []  # place, truth
         soft_rows: list[int] = []
         flat: list[Segment] = []
+        # Fill rows with contexts and questions.
         for r, (context, soft, segments) in enumerate(rows):
             here = len(self.prefix) + len(context)
             ids[r, :here] = self.prefix + context
@@ -330,6 +331,7 @@ class Corpus:
                     claims += [(first + at, float(c == soft[0][0])) for at, c in segment.stated]
                 flat.append(segment)
                 start = stop
+        # Tensors.
         slots = self.recipe.context_slots
         concepts, weights, noise = ([rows[r][1][part] for r in soft_rows] for part in range(3))
         return Batch(

@@ -1,4 +1,4 @@
-"""One step of training, and the state that the next one depends on."""
+"""One training step, and the state that the next step depends on."""
 
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ from .recipe import LanguageModelRecipe
 
 
 class Learner:
-    """Model, code head and optimisers; one step is a pure function of (state, step number)."""
+    """Model, code head and optimizers; a step is a pure function of (state, step number)."""
 
     def __init__(self, model: CohereForCausalLM, corpus: Corpus):
         recipe = corpus.recipe
@@ -47,7 +47,7 @@ class Learner:
         self.step = 0
 
     def train_step(self) -> dict[str, float]:
-        """One update; returns the losses and the number of questions."""
+        """Do one update; return the losses and the number of questions."""
         recipe = self.recipe
         batch = self.corpus.sample(
             np.random.default_rng((recipe.seed, 1, self.step)),
@@ -71,7 +71,7 @@ class Learner:
         }
 
     def _code_loss(self, middle: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy of which concept's code is read half way up, over `batch.code_at`."""
+        """Return the cross-entropy of the concept read from the middle layer, at `batch.code_at`."""
         if not len(batch.code_at):
             return middle.sum() * 0
         at = middle.reshape(-1, middle.shape[-1])[batch.code_at]
@@ -80,7 +80,7 @@ class Learner:
         return F.cross_entropy(read @ codes.T, batch.code_of)
 
     def _match_loss(self, looks: Tensor, batch: Batch) -> Tensor:
-        """Binary cross-entropy of the attention that a claim pays to the context beside its truth."""
+        """Return the binary cross-entropy between a claim's truth and its attention to the context."""
         if not len(looks):
             return looks.sum() * 0
         row, first = batch.claim_at // looks.shape[1], len(self.corpus.prefix)
@@ -92,7 +92,7 @@ class Learner:
         return F.binary_cross_entropy_with_logits(inside - outside, batch.claim_true)
 
     def _concepts(self) -> np.ndarray:
-        """The concepts of this step: every epoch is one shuffle of all."""
+        """Return the concepts of this step; every epoch is one shuffle of all concepts."""
         rows, count = self.recipe.rows_per_step, len(self.corpus.concepts)
         wanted = np.arange(self.step * rows, (self.step + 1) * rows)
         return np.concatenate(
@@ -104,23 +104,23 @@ class Learner:
             ]
         )
 
-    # The state is tensors and a step number; the random draws follow from seed and step.
+    # The state is tensors and a step number; random draws depend only on seed and step.
 
     def save(self, path: Path, key: str, seconds: float) -> None:
-        """Replace the state at `path` by the present one."""
+        """Replace the state at `path` by the current one."""
         tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
         tensors |= {f"code_head.{n}": p.detach() for n, p in self.code_head.named_parameters()}
         notes = {"step": str(self.step), "key": key, "seconds": str(seconds)}
         save_state(path, tensors | optimizer_tensors(self.optimizers), notes)
 
     def load(self, path: Path, key: str) -> float | None:
-        """Continue from `path` if the same recipe and texts made it; returns the seconds spent."""
+        """Restore `path` if it has the same recipe and texts; return the seconds spent, else None."""
         if not path.is_file():
             return None
         tensors, notes = read_state(path)
         if notes["key"] != key:
             return None
-        # Tied weights are stored once, so not all names of the model are there.
+        # Tied weights are stored once, so some of the model's names are missing.
         self.model.load_state_dict(part_of(tensors, "model"), strict=False)
         self.code_head.load_state_dict(part_of(tensors, "code_head"))
         load_optimizers(self.optimizers, tensors)
@@ -129,7 +129,7 @@ class Learner:
 
 
 def schedule(step: int, recipe: LanguageModelRecipe) -> float:
-    """Warm up, hold, then fall linearly to zero; as a factor of the top rate."""
+    """Return the factor of the peak rates at a step: warm-up, constant, then linear decay to zero."""
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps
     fall = int(recipe.steps * recipe.hold)

@@ -1,4 +1,4 @@
-"""The decoder: fresh weights, and a forward pass that is fast on a CPU."""
+"""The decoder: new weights, and a forward pass that is fast on a CPU."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .recipe import LanguageModelRecipe
 
 
 def build_language_model(recipe: LanguageModelRecipe, end_of_turn: int) -> CohereForCausalLM:
-    """A CohereForCausalLM with fresh weights; seeded by the recipe."""
+    """Build a CohereForCausalLM with new weights, seeded by the recipe."""
     torch.manual_seed(recipe.seed)
     config = CohereConfig(
         vocab_size=recipe.embedding_rows,
@@ -26,7 +26,7 @@ def build_language_model(recipe: LanguageModelRecipe, end_of_turn: int) -> Coher
         max_position_embeddings=recipe.max_position_embeddings,
         logit_scale=recipe.logit_scale,
         initializer_range=recipe.initializer_range,
-        # CohereConfig's own default is 500,000; Aya-23's is 10,000, so it is written out.
+        # State Aya-23's value: CohereConfig's default is 500,000.
         rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         pad_token_id=0,
         bos_token_id=5,
@@ -42,7 +42,7 @@ def build_language_model(recipe: LanguageModelRecipe, end_of_turn: int) -> Coher
 
 
 def group_attention(segment: Tensor) -> Tensor:
-    """(R, 1, L, L) bool, True where a position may look: back in its own segment, and at the context."""
+    """Return (R, 1, L, L) bool, True where a position may attend: earlier in its segment, or the context."""
     length = segment.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
     own = segment[:, :, None] == segment[:, None, :]
@@ -52,11 +52,13 @@ def group_attention(segment: Tensor) -> Tensor:
 
 @dataclass
 class States:
-    """What `hidden_states` returns."""
+    """Result of `hidden_states`."""
 
-    last: Tensor  # (R, L, D) hidden states, the decoder's last
-    middle: Tensor  # (R, L, D) those half way up
-    looks: Tensor  # (K, L) attention scores of the first head there, over the row of each position
+    last: Tensor  # (R, L, D) hidden states after the last layer
+    middle: Tensor  # (R, L, D) hidden states after half of the layers
+    looks: (
+        Tensor  # (K, L) attention scores of the next layer's first head, over each position's row
+    )
 
 
 def hidden_states(
@@ -68,14 +70,14 @@ def hidden_states(
 ) -> States:
     """Compute the decoder's hidden states.
 
-    The last are those of `model.model(inputs_embeds=..., position_ids=..., attention_mask=...)`,
-    with one product for query, key, value, gate and up, and fused norms: the library's own forward
-    spends a third of a small model's time in element-wise steps on a CPU.
+    `last` equals `model.model(inputs_embeds=..., position_ids=..., attention_mask=...)`. Query, key,
+    value, gate and up are one product here, and norms are fused: on a CPU, a small model spends a third of
+    the library's own forward in element-wise steps.
 
     Args:
         x: embeddings (R, L, D).
-        mask: of `group_attention`.
-        look_at: (K,) positions, into R*L, of which `States.looks` are wanted.
+        mask: result of `group_attention`.
+        look_at: (K,) positions, into R*L, for `States.looks`.
     """
     config = model.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -119,7 +121,7 @@ def hidden_states(
 
 
 def _rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Cohere's interleaved rotary embedding as a complex product: (R, L, H, S) to (R, H, L, S)."""
+    """Apply Cohere's interleaved rotary embedding as a complex product: (R, L, H, S) to (R, H, L, S)."""
     pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2).transpose(1, 2)
 
@@ -128,9 +130,9 @@ def embed(model: CohereForCausalLM, batch: Batch, soft: Tensor, prefix: int, see
     """Embed a batch, with the vectors of soft contexts in place of their tokens.
 
     Args:
-        soft: the concepts' codes (C, D), which soft contexts are mixed from.
-        prefix: tokens before a context.
-        seed: of the noise.
+        soft: codes of the concepts, (C, D), from which soft contexts are mixed.
+        prefix: number of tokens before a context.
+        seed: seed of the noise.
 
     Returns:
         (R, L, D).
@@ -150,7 +152,7 @@ def embed(model: CohereForCausalLM, batch: Batch, soft: Tensor, prefix: int, see
 
 
 def soft_contexts(corpus: Corpus) -> Tensor:
-    """The codes of the concepts, (C, D), at the size at which they stand in a soft context."""
+    """Return the codes of the concepts, (C, D), scaled as in soft contexts."""
     concepts, recipe = corpus.concepts, corpus.recipe
     names: list[list[str | None]] = [
         [concepts.names[lang][i] for lang in recipe.languages] for i in range(len(concepts))
@@ -164,7 +166,7 @@ def answer_loss(
     """Compute the loss of the answers.
 
     Returns:
-        The weighted mean loss over the answer tokens, the logits (N, V) of just those, and the states.
+        The weighted mean loss over answer tokens, the logits (N, V) of these tokens, and the states.
     """
     x = embed(model, batch, soft, len(corpus.prefix), seed)
     mask = group_attention(batch.segment)

@@ -1,4 +1,4 @@
-"""What a model has learned: greedy exact match by probe and language."""
+"""Scores of a trained model: greedy exact match by probe and language."""
 
 from collections import defaultdict
 from typing import Any
@@ -28,12 +28,12 @@ PROBES = (
 def score(
     model: CohereForCausalLM, corpus: Corpus, soft: Tensor, concepts: list[int], seed: int = 0
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Greedy exact match {probe: {language: {"exact": share, "n": questions}}}.
+    """Score greedy exact match: {probe: {language: {"exact": share, "n": questions}}}.
 
-    An answer counts only if every token of it, its end of turn included, is the most likely one
-    given the tokens before it: exactly the answers that greedy decoding gives. Yes/no asks of
-    every concept its own name and one confusable name. The soft contexts carry noise of half the
-    training's largest size, no mixture.
+    An answer counts only if each of its tokens, including the end of turn, is the most probable token
+    given those before it. Exactly such answers come out of greedy decoding. Yes/no questions state every
+    concept's own name and one confusable name. Soft contexts have half of the training's largest noise,
+    and no mixture.
     """
     rng = np.random.default_rng((seed, 3))
     right: dict[str, dict[str, list[bool]]] = {p: defaultdict(list) for p in PROBES}
@@ -59,7 +59,7 @@ def score(
 def _rows(
     corpus: Corpus, probe: str, concepts: list[int], rng: np.random.Generator
 ) -> list[tuple[list[int], Any, list[Segment]]]:
-    """The rows of a probe, for `Corpus.batch`: two a concept, each asks in half of the languages."""
+    """Build a probe's rows for `Corpus.batch`: two per concept, each asking in half of the languages."""
     task, _, source = probe.partition(" from ")
     task = {"yes/no": "yesno"}.get(task, task)
     rows = []
@@ -88,11 +88,12 @@ def _context(
     named: list[str],
     rng: np.random.Generator,
 ) -> tuple[list[int], Any]:
-    """A context's tokens and, if it is soft, what is laid into its slots.
+    """Return a context's tokens and, if it is soft, the content of its slots as from `Corpus._soft`.
 
     Args:
-        source: the probe's, behind its "from".
-        langs: languages asked in. named: all in which the concept has a name.
+        source: the part of the probe's name after "from".
+        langs: languages of the questions.
+        named: all languages in which the concept has a name.
     """
     recipe, slots = corpus.recipe, corpus.recipe.context_slots
     if source == "a soft context":
@@ -111,7 +112,7 @@ def _context(
 
 
 def score_table(scores: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The scores as a text table, a probe a line and a language a column, in percent."""
+    """Format the scores in percent as a text table, one row per probe and one column per language."""
     langs = list(next(iter(scores.values())))
     lines = [f"{'exact match, %':36s}" + "".join(f"{x:>6s}" for x in [*langs, "mean", "n"])]
     for probe, by in scores.items():

@@ -1,11 +1,11 @@
 """A small byte-level BPE tokenizer in the file format of Cohere's Aya-23.
 
-Laid out like Aya-23's: eight control tokens at ids 0 to 7, the byte-level vocabulary, then 29 turn
-tokens of which only ``<|END_OF_TURN_TOKEN|>`` (the end of sequence) is flagged special; NFC, single
-digits, BOS added by the post-processor, padding on the left. Two things differ. Words are split
-with combining marks counted as letters: the usual split (letters only) cuts Hindi and Bengali at
-every vowel sign and doubles their token counts. And ``<image>`` already has its row, after the
-turn tokens, followed by spare embedding rows, so that nothing has to be resized later.
+It has Aya-23's layout: eight control tokens at ids 0 to 7, the byte-level vocabulary, then 29 turn tokens,
+of which only ``<|END_OF_TURN_TOKEN|>`` (the end of sequence) is special; NFC, single digits, BOS added by
+the post-processor, padding on the left. Two things differ. The split into words counts combining marks as
+letters: the usual split (letters only) cuts Hindi and Bengali at every vowel sign and doubles their token
+counts. And ``<image>`` already has its row, after the turn tokens, followed by spare embedding rows, so
+nothing has to be resized later.
 """
 
 from collections.abc import Iterable
@@ -54,8 +54,8 @@ TURN_TOKENS = (
 )
 IMAGE_TOKEN = "<image>"
 
-# Letters with their marks (and the joiners inside Indic and Urdu words), one digit, a run of
-# other signs, or white space; a single leading space belongs to what follows it.
+# Letters with their marks (and the joiners inside Indic and Urdu words), one digit, a run of other
+# characters, or white space; a single space belongs to the word after it.
 WORD_PATTERN = (
     r" ?[\p{L}\p{M}\u200c\u200d]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}\u200c\u200d]+|\s+(?!\S)|\s+"
 )
@@ -64,21 +64,21 @@ WORD_PATTERN = (
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, chat_template: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """Learn a vocabulary; the same one from the same texts in the same order.
+    """Learn a vocabulary. The same texts in the same order give the same vocabulary.
 
     Args:
-        texts: a text that is repeated weighs more.
-        vocab_size: control tokens, the 256 bytes and merges; the 29 turn tokens and ``<image>`` come
-            after them.
+        texts: repeated texts have more weight.
+        vocab_size: control tokens, the 256 bytes and merges; the 29 turn tokens and ``<image>`` are
+            added to it.
 
     Raises:
-        ValueError: `vocab_size` cannot hold the bytes, or there are too few texts to fill it.
+        ValueError: if `vocab_size` cannot hold the bytes, or the texts are too few to fill it.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(CONTROL_TOKENS) + len(alphabet)
     if vocab_size < smallest:
         raise ValueError(
-            f"vocab_size is {vocab_size}; a byte-level vocabulary needs at least {smallest} "
+            f"vocab_size: found {vocab_size}, expected at least {smallest} "
             f"({len(CONTROL_TOKENS)} control tokens and {len(alphabet)} bytes)"
         )
     tokenizer = Tokenizer(models.BPE())
@@ -100,8 +100,8 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(
-            f"the texts fill a vocabulary of {tokenizer.get_vocab_size()}, not the {vocab_size} asked "
-            f"for: give more text or lower vocab_size"
+            f"vocab_size: the texts fill only {tokenizer.get_vocab_size()} of {vocab_size} entries: "
+            f"give more text or lower vocab_size"
         )
     tokenizer.add_tokens(
         [AddedToken(t, normalized=False, special=t == END_OF_TURN) for t in TURN_TOKENS]
@@ -135,5 +135,7 @@ def train_tokenizer(
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Read a tokenizer saved by `train_tokenizer(...).save_pretrained(folder)`."""
     if not (folder / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no tokenizer.json: train the language model first")
+        raise FileNotFoundError(
+            f"{folder}: expected a tokenizer.json, found none: train the language model first"
+        )
     return AutoTokenizer.from_pretrained(folder)

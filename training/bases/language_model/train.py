@@ -1,24 +1,24 @@
-"""A small Cohere language model that reads its context, trained on text alone.
+"""Train a small Cohere language model, on text alone, that reads its context.
 
-A decoder trained on bare captions and then frozen has no reason to look at what precedes them, so
-a projector has nothing to align to. Here the answer always depends on what stands at the place
-where the image tokens will stand: a description of one concept, of which the model is asked the
-name in ten languages, the category, keywords, or yes/no about a stated name. The description is
+A decoder trained on bare captions and then frozen has no reason to read what precedes them, so a projector
+has nothing to align to. Here every answer depends on the content at the positions of image tokens: a
+description of one concept. The model is asked for the concept's name in ten languages, its category, its
+keywords, or yes/no about a stated name. The description is
 
 - text: the concept's name in English or another language, its keywords, or a shuffled, thinned
   and padded version of these; or
-- soft: the concept's text code (text_codes.py), laid into every slot with noise, gaps and a share
-  of a confusable concept. This is what projected image features look like to a decoder:
-  continuous, distributed and uncertain.
+- soft: the concept's text code (text_codes.py), written to every slot with noise, gaps and a share of a
+  confusable concept. Projected image features look like this to a decoder: continuous, distributed and
+  uncertain.
 
-To say whether a stated name is true of a context, the name must first become something that can be
-compared with it. Yes/no alone, one bit a question, teaches that too slowly; so half way up the
-decoder a linear head, thrown away afterwards, must read the code of a stated name off the last
-token of its question, and in the layer above, the first attention head must look at a soft context
-from there just if the name is its own: queries and keys are what compares.
+To tell whether a stated name is true of a context, the model must first map the name to something that can
+be compared with the context. Yes/no alone, one bit per question, teaches that too slowly. So in the middle of
+the decoder a linear head, discarded afterwards, must read the code of a stated name from the last token
+of its question. In the layer above, the first attention head must attend from there to a soft context
+exactly if the name is the context's: queries and keys do the comparison.
 
-One row of a batch is one context with many questions about it. All questions see the context and
-none sees another (the attention rule of a group), so the context is computed once.
+One row of a batch is one context with many questions about it. All questions see the context, and no
+question sees another (the attention rule of a group), so the context is computed once.
 """
 
 import dataclasses
@@ -57,14 +57,14 @@ CHECKPOINT = "checkpoint.safetensors"
 def train_language_model(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     """Train a tokenizer and a decoder, score them, and save both with metrics.json.
 
-    The folder loads with AutoModelForCausalLM and AutoTokenizer. While it trains, the folder holds
-    only a checkpoint, from which the same command with the same recipe and texts continues.
+    The folder loads with AutoModelForCausalLM and AutoTokenizer. During training it holds only a
+    checkpoint, from which the same command with the same recipe and texts continues.
 
     Raises:
-        FileNotFoundError: the dataset or the prompts are not there.
-        ValueError: they lack something, or the output folder already holds a model.
+        FileNotFoundError: if the dataset or the prompts do not exist.
+        ValueError: if they are incomplete, or the output folder already holds a model.
     """
-    # Small matrices: on two cores a second thread costs more than it gives.
+    # Matrices are small: on two cores a second thread costs more than it gains.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,7 +76,9 @@ def train_language_model(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
 def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     # Data, tokenizer, model.
     if (output_dir / "config.json").exists():
-        raise ValueError(f"{output_dir} already holds a model: choose another folder or remove it")
+        raise ValueError(
+            f"{output_dir}: expected no model, found one: choose another folder or remove it"
+        )
     dataset = Path(recipe.dataset) if recipe.dataset else SHIPPED_DATASET
     concepts = read_concepts(dataset, recipe.languages, recipe.pivot)
     prompts = read_prompts(Path(recipe.prompts) if recipe.prompts else PROMPTS, recipe.languages)
@@ -95,7 +97,7 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
     if recipe.start:
         _start_from(model, Path(recipe.start), tokenizer)
 
-    # Train, from where an earlier run stopped.
+    # Train, continuing an earlier run if there is one.
     learner = Learner(model, corpus)
     key = _fingerprint(recipe, concepts, prompts)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
         print(f"continuing from {checkpoint} at step {learner.step}", flush=True)
     seconds = _run_steps(learner, checkpoint, key, spent or 0.0)
 
-    # Score what is shipped: the weights after rounding to the storage type.
+    # Score the shipped weights, which are rounded to the storage type.
     dtype = getattr(torch, recipe.storage_dtype)
     with torch.no_grad():
         for p in model.parameters():
@@ -149,39 +151,41 @@ def _train(recipe: LanguageModelRecipe, output_dir: Path) -> Path:
 
 
 def _start_from(model: CohereForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Take the weights of the model in `folder`.
+    """Load the weights of the model in `folder`.
 
     Raises:
-        FileNotFoundError: no model is there.
-        ValueError: its shape or its tokenizer is another.
+        FileNotFoundError: if there is no model.
+        ValueError: if its shape or its tokenizer differ.
     """
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"start: {folder} holds no model; run its recipe first")
+        raise FileNotFoundError(
+            f"start: expected a model in {folder}, found none: run its recipe first"
+        )
     before = CohereForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"start: the tokenizer of {folder} is another one; use the recipe values and the dataset "
+            f"start: {folder}: expected the same tokenizer, found another: use the recipe values and the dataset "
             "that it was made with"
         )
     try:
         model.load_state_dict(before.state_dict())
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"start: {folder} is a model of another shape: {reason}") from None
+        raise ValueError(f"start: {folder}: expected a model of the same shape: {reason}") from None
 
 
 def _run_steps(learner: Learner, checkpoint: Path, key: str, spent: float) -> float:
-    """Train to the recipe's last step; returns the seconds of all runs together."""
+    """Train to the recipe's last step; return the seconds of all runs together."""
     recipe = learner.recipe
     started = time.monotonic() - spent
     first, questions = learner.step, 0
-    since: dict[str, list[float]] = defaultdict(list)  # what steps returned since the last line
+    since: dict[str, list[float]] = defaultdict(list)  # results of steps since the last log line
     learner.model.train()
     while learner.step < recipe.steps:
         done = learner.train_step()
         if not math.isfinite(done["loss"]):
             raise FloatingPointError(
-                f"loss is {done['loss']} at step {learner.step}: lower the rates"
+                f"step {learner.step}: expected a finite loss, found {done['loss']}: lower the rates"
             )
         for name, value in done.items():
             since[name].append(value)
@@ -204,7 +208,7 @@ def _run_steps(learner: Learner, checkpoint: Path, key: str, spent: float) -> fl
 
 
 def _fingerprint(recipe: LanguageModelRecipe, concepts: Concepts, prompts: dict[str, Any]) -> str:
-    """Hash of everything a run depends on; a checkpoint of another run is not continued."""
+    """Return a hash of everything a run depends on; a checkpoint with another hash is not continued."""
     free = dict.fromkeys(("dataset", "prompts", "checkpoint_every"))
     values = dataclasses.asdict(recipe) | free
     text = json.dumps([values, dataclasses.asdict(concepts), prompts], sort_keys=True)
@@ -218,7 +222,7 @@ def _save(
     dtype: torch.dtype,
     metrics: dict[str, Any],
 ) -> None:
-    """Write everything beside the folder first, then move it in, config.json last."""
+    """Write all files beside the folder, then move them in, config.json last."""
     model.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=model.config.bos_token_id,

@@ -1,4 +1,4 @@
-"""The first part: the lower layers learn to tell the concepts apart."""
+"""The first part of training: the lower layers learn to classify the concepts."""
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,10 @@ from .run import Means, TowerRun, update
 
 
 def train_classes(run: TowerRun) -> None:
-    """Train the first part to its end, from the state in the run's folder if there is one.
+    """Train the first part to its end, resuming from the state in the run's folder if there is one.
 
     Raises:
-        ValueError: the state is another run's, or the loss is not finite.
+        ValueError: if the state belongs to another run, or the loss is not finite.
     """
     recipe, model = run.recipe, run.model
     optimizers = _optimizers(model, recipe)
@@ -32,7 +32,7 @@ def train_classes(run: TowerRun) -> None:
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise ValueError(
-                f"step {run.step}: the loss is {loss.item()}; lower learning_rate and "
+                f"step {run.step}: expected a finite loss, found {loss.item()}: lower learning_rate and "
                 "matrix_learning_rate in the recipe"
             )
         rate = min(
@@ -60,7 +60,7 @@ def train_classes(run: TowerRun) -> None:
 
 
 def _optimizers(model: TowerWithHeads, recipe: VisionTowerRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the classes' layers, AdamW for the rest that the first part trains."""
+    """Return Muon for the class layers' matrices, and AdamW for the other parameters of the first part."""
     later = [
         *model.tower.encoder.layers[model.class_layers :].parameters(),
         *model.tower.head.parameters(),
@@ -85,7 +85,7 @@ def _optimizers(model: TowerWithHeads, recipe: VisionTowerRecipe) -> list[torch.
 
 
 def class_losses(run: TowerRun) -> dict[str, Tensor]:
-    """The weighted losses of the present step, and the accuracy of the concept head."""
+    """Return the weighted losses of the current step, and the accuracy of the concept head."""
     recipe, model = run.recipe, run.model
     smoothing = recipe.label_smoothing
     pixels, concept = _batch(run)
@@ -110,9 +110,9 @@ def class_losses(run: TowerRun) -> dict[str, Tensor]:
 
 
 def _batch(run: TowerRun) -> tuple[Tensor, Tensor]:
-    """Pictures, float [batch, 3, size, size] from -1 to 1, and concepts of the present step.
+    """Return the current step's images, float [batch, 3, size, size] from -1 to 1, and their concepts.
 
-    Every epoch is one shuffle of all training pictures.
+    Every epoch is one shuffle of all training images.
     """
     concepts, size, ramp = (
         run.dataset.train.concept,

@@ -1,7 +1,7 @@
-"""The later parts, which learn from stored features of the classes' layers: text codes, then captions.
+"""The later parts of training, on stored features of the class layers: text codes, then captions.
 
-In the second part the code layers learn to say the classes in the terms of the text codes. In the
-third the last layer and the pooling head learn from captions, as SigLIP does.
+In the second part the code layers learn to express the classes as text codes. In the third part the last
+layer and the pooling head learn from captions, as in SigLIP.
 """
 
 import time
@@ -25,8 +25,8 @@ def train_codes(run: TowerRun) -> tuple[Tensor, Tensor]:
     """
     recipe, model, started = run.recipe, run.model, time.monotonic()
     model.load_state_dict(run.average)
-    # The code layers add to what is there: beside a faint stream, what they add stands out.
-    # What all pictures share would have to be taken away first.
+    # The code layers add to the stream, so make it faint: what they add then stands out. Also subtract
+    # the mean over images, which the layers would otherwise have to remove first.
     lower = read_classes(model, run.dataset.train.pixels[::8])
     with torch.no_grad():
         last = model.tower.encoder.layers[model.class_layers - 1]
@@ -44,12 +44,12 @@ def train_codes(run: TowerRun) -> tuple[Tensor, Tensor]:
         threshold=offset + recipe.memory_threshold,
         sharpness=recipe.memory_sharpness,
         gain=recipe.memory_gain,
-        stream=4 * recipe.code_stream,  # beside it, what a patch shows of its own is small
+        stream=4 * recipe.code_stream,  # a single patch's own features are small compared to it
     )
     rates = (recipe.code_matrix_learning_rate, recipe.code_learning_rate)
     loss = partial(_code_loss, run, stored, keys)
     run.fit("code", recipe.code_steps, rates, layers, [], len(stored), loss)
-    # A projector would have to learn to take away what all codes share.
+    # Subtract the mean of all codes, which a projector would otherwise have to learn to remove.
     with torch.no_grad():
         raised = read_before_last(model, stored[:: recipe.code_copies])
         layers[-1].mlp.fc2.bias -= raised.mean((0, 1))
@@ -58,7 +58,7 @@ def train_codes(run: TowerRun) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _redrawn_features(run: TowerRun) -> tuple[Tensor, Tensor]:
-    """Features of every training picture augmented `code_copies` times, and the concepts."""
+    """Return features of every training image, augmented `code_copies` times, and the concepts."""
     concept, copies, found = run.dataset.train.concept, run.recipe.code_copies, []
     run.model.eval()
     for copy in range(1, copies + 1):
@@ -71,7 +71,7 @@ def _redrawn_features(run: TowerRun) -> tuple[Tensor, Tensor]:
 def _code_loss(
     run: TowerRun, stored: Tensor, keys: Tensor, rows: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the class scores say, right or not, is to be said by the codes, also of mixtures."""
+    """Train the codes to express the class scores, right or wrong, also for mixtures of images."""
     recipe, model = run.recipe, run.model
     seen = stored[rows].float()
     mixed = round(len(rows) * recipe.mixed_share)
@@ -95,10 +95,10 @@ def _code_loss(
 
 
 def train_captions(run: TowerRun, lower: Tensor, concept: Tensor) -> None:
-    """Train the third part, and score the codes and captions.
+    """Train the third part, and score codes and captions.
 
     Args:
-        lower, concept: what `train_codes` returns.
+        lower, concept: results of `train_codes`.
     """
     recipe, model, tower = run.recipe, run.model, run.model.tower
     stored = read_before_last(model, lower).half()
@@ -118,7 +118,7 @@ def train_captions(run: TowerRun, lower: Tensor, concept: Tensor) -> None:
 def _contrastive_loss(
     run: TowerRun, stored: Tensor, concepts: Tensor, rows: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """SigLIP's loss of pictures against one caption each, in a language drawn for each."""
+    """Compute SigLIP's loss of images against one caption each, in a random language per image."""
     model, concept, features = run.model, concepts[rows], []
     draws = torch.rand(len(rows), generator=generator).tolist()
     for number, draw in zip(concept.tolist(), draws, strict=True):
@@ -127,7 +127,7 @@ def _contrastive_loss(
     captions = F.normalize(model.captions(features), dim=-1)
     similarity = model.embed(stored[rows].float()) @ captions.T
     pair_logits = similarity * model.log_scale.exp() + model.bias
-    # Two pictures of one concept in a batch both go with both captions.
+    # If two images of a batch show one concept, each matches both captions.
     target = (concept[:, None] == concept[None]).float() * 2 - 1
     contrastive = -F.logsigmoid(target * pair_logits).sum() / len(rows)
     return contrastive, {"contrastive": contrastive}

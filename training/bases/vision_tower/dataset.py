@@ -1,4 +1,4 @@
-"""Read the pictures and captions of a run: those of the seen concepts, in memory."""
+"""Load the images and captions of a run's training concepts into memory."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ...common.images import decode_picture, to_rgb
 from ..tables import read_splits
 from .recipe import WHERE, VisionTowerRecipe
 
-# Pictures of these mean something else, or nothing, when mirrored.
+# Concepts whose images mean something else, or nothing, when mirrored.
 ONE_WAY = re.compile(
     r"\b(left|right|clock|clockwise|o.clock|thirty|arrow|quarter|crescent|button|input|level)\b",
     re.IGNORECASE,
@@ -23,7 +23,7 @@ ONE_WAY = re.compile(
 
 @dataclass
 class Pictures:
-    """Pictures of the concepts to learn, in memory: uint8, as the dataset stores them."""
+    """Images of the training concepts in memory, as uint8 like in the dataset."""
 
     pixels: Tensor  # uint8 [n, 3, image_size, image_size]
     concept: Tensor  # int64 [n], index into Dataset.concepts
@@ -31,36 +31,36 @@ class Pictures:
 
 @dataclass
 class Dataset:
-    """What a run reads of the mini dataset; nothing of the held-out concepts is in it."""
+    """The part of the mini dataset that a run uses; it contains no held-out concept."""
 
     concepts: list[str]
     categories: list[str]
     category: Tensor  # int64 [concepts]
     may_flip: Tensor  # bool [concepts]
-    captions: list[list[str | None]]  # [concepts][languages]; a few have no name in a language
+    captions: list[list[str | None]]  # [concepts][languages]; None if a language has no name
     train: Pictures
     validation: Pictures
-    held_out: int  # concepts left out
+    held_out: int  # number of held-out concepts
 
 
 def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
-    """Read pictures and captions, without the held-out concepts.
+    """Read images and captions, without the held-out concepts.
 
     Raises:
-        FileNotFoundError: no dataset folder.
-        ValueError: a column, style or language that the recipe needs is not there, or a picture
-            does not open.
+        FileNotFoundError: if there is no dataset folder.
+        ValueError: if a column, style or language of the recipe is missing, or an image cannot be
+            opened.
     """
     folder = find_dataset(recipe.data)
     seen, category_of, captions_of = _read_texts(folder, recipe.languages)
     rows = _read_pictures(folder, [*recipe.train_styles, *recipe.validation_styles])
     pictured = {concept for style, _, concept, _ in rows if style in recipe.train_styles}
-    # A concept without a picture to learn from has no place among the classes.
+    # A concept without a training image is not a class.
     concepts = sorted(c for c, is_seen in seen.items() if is_seen and c in pictured)
     if not concepts:
         raise ValueError(
-            f"{folder}: no row with seen = true has a picture in {', '.join(recipe.train_styles)}; "
-            "there is nothing to train on"
+            f"{folder}: expected images of concepts with seen = true in {', '.join(recipe.train_styles)}, found "
+            "none: change train_styles or rebuild the dataset"
         )
     numbers = {concept: number for number, concept in enumerate(concepts)}
     parts = []
@@ -70,7 +70,9 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
     ):
         chosen = [row for row in rows if row[0] in styles and row[2] in numbers]
         if not chosen:
-            raise ValueError(f"{folder}: the {part} styles have no picture of a seen concept")
+            raise ValueError(
+                f"{folder}: {part} styles: expected images of seen concepts, found none"
+            )
         pixels = [_decode(row[3], f"{folder}: {row[1]}", recipe.image_size) for row in chosen]
         parts.append(
             Pictures(
@@ -98,12 +100,12 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
 
 
 def find_dataset(data: str) -> Path:
-    """The dataset folder: as given, or, if relative and not there, inside this installation."""
+    """Return the dataset folder: as given, or, for a missing relative path, inside this installation."""
     for folder in (Path(data), Path(__file__).resolve().parents[3] / data):
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"{WHERE}: data: no folder {data!r}; give a built mini dataset "
+        f"{WHERE}: data: expected a folder, found nothing at {data!r}: give a built mini dataset "
         "(`maya data mini --output DIR` makes one)"
     )
 
@@ -111,7 +113,7 @@ def find_dataset(data: str) -> Path:
 def _read_texts(
     folder: Path, languages: list[str]
 ) -> tuple[dict[str, bool], dict[str, str], dict[str, dict[str, str]]]:
-    """Whether each concept is seen, its category, and its captions by language; held-out ones, too."""
+    """Return whether each concept is seen, its category, and its captions by language, for all concepts."""
     table = _read_table(folder, "all", ["lang", "text", "category", "concept", "seen"])
     seen: dict[str, bool] = {}
     category: dict[str, str] = {}
@@ -119,7 +121,7 @@ def _read_texts(
     for lang, text, kind, concept, is_seen in zip(*table, strict=True):
         if seen.setdefault(concept, is_seen) != is_seen:
             raise ValueError(
-                f"{folder}: concept {concept!r} is marked both seen and held out; rebuild the "
+                f"{folder}: concept {concept!r} is marked both seen and held out: rebuild the "
                 "dataset"
             )
         category[concept] = kind
@@ -127,26 +129,26 @@ def _read_texts(
     absent = sorted(set(languages) - set(table[0]))
     if absent:
         raise ValueError(
-            f"{folder}: no captions in {', '.join(absent)}; found "
-            f"{', '.join(sorted(set(table[0])))}; change `languages` in the recipe"
+            f"{folder}: expected captions in {', '.join(absent)}, found "
+            f"{', '.join(sorted(set(table[0])))}: change `languages` in the recipe"
         )
     return seen, category, captions
 
 
 def _read_pictures(folder: Path, styles: list[str]) -> list[tuple[str, str, str, dict[str, Any]]]:
-    """(style, file name, concept, undecoded picture) of the pictures in these styles."""
+    """Return (style, file name, concept, encoded image) of the images in these styles."""
     table = _read_table(folder, "images", ["style", "image", "concept", "picture"])
     absent = sorted(set(styles) - set(table[0]))
     if absent:
         raise ValueError(
-            f"{folder}: no pictures in style {', '.join(absent)}; found "
+            f"{folder}: expected images in the styles {', '.join(absent)}, found "
             f"{', '.join(sorted(set(table[0])))}"
         )
     return [row for row in zip(*table, strict=True) if row[0] in styles]
 
 
 def _read_table(folder: Path, config: str, columns: list[str]) -> list[list[Any]]:
-    """The named columns of a configuration, all splits in one."""
+    """Return the named columns of a configuration, with all splits joined."""
     splits = read_splits(folder, config, columns).values()
     return [[value for split in splits for value in split[name]] for name in columns]
 
@@ -156,7 +158,7 @@ def _decode(picture: dict[str, Any], where: str, size: int) -> np.ndarray:
         rgb = to_rgb(decode_picture(picture["bytes"], where))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{where}: not a readable picture ({error}); rebuild the dataset"
+            f"{where}: expected a readable image: {error}: rebuild the dataset"
         ) from error
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)

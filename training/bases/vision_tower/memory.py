@@ -1,4 +1,4 @@
-"""An associative memory in the MLPs of a layer: each unit answers to one class with its code."""
+"""An associative memory in the MLPs of layers: each unit responds to one class with its code."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from .network import TowerWithHeads
 
 
 def class_scores(features: Tensor, keys: Tensor) -> Tensor:
-    """What a memory's units answer to: float [n, patches, hidden] to float [n, concepts].
+    """Return the inputs of a memory's units: float [n, patches, hidden] to float [n, concepts].
 
-    Features are normalised before and after the mean over patches, as in a layer that first attends
-    to all patches alike.
+    Features are normalized before and after averaging over patches, as in a layer that first attends
+    equally to all patches.
     """
     shape = features.shape[-1:]
     return F.layer_norm(F.layer_norm(features, shape).mean(1), shape) @ keys.T
@@ -22,13 +22,13 @@ def class_scores(features: Tensor, keys: Tensor) -> Tensor:
 
 @torch.no_grad()
 def class_keys(model: TowerWithHeads, features: Tensor) -> tuple[Tensor, float]:
-    """Keys that read the classes as the concept head does without its bias.
+    """Compute keys that read the classes as the concept head does, without its bias.
 
     Args:
-        features: [n, patches, hidden], which the scores are measured on.
+        features: [n, patches, hidden], on which the scores are measured.
 
     Returns:
-        The keys, float [concepts, hidden], for `class_scores` with a standard deviation of 1, and
+        The keys, float [concepts, hidden], scaled so that `class_scores` has standard deviation 1, and
         the mean of these scores.
     """
     norm = model.mean_norm
@@ -48,20 +48,20 @@ def write_memory(
     gain: float,
     stream: float,
 ) -> None:
-    """Make the MLPs of `layers` a memory, which answers to what is near to a key with its code.
+    """Turn the MLPs of `layers` into a memory: features close to a key add the key's code.
 
-    The first layer's attention adds to every patch the mean over all. A unit's input is
-    `sharpness` x (the class score of its key - `threshold`), and what it answers with, its
-    activation x `gain` / `sharpness`, goes into the stream along the code, in lengths of that mean.
-    Concepts whose codes are alike are in one layer, so that those that could be taken for each other
-    answer to the same stream; units left over keep their random input and write nothing.
+    The first layer's attention adds the mean over all patches to every patch. A unit's input is
+    `sharpness` x (class score of its key - `threshold`). Its output, activation x `gain` / `sharpness`,
+    is added to the stream along the code, in units of that mean's length. Concepts with similar codes are
+    in one layer, so that units of easily confused concepts read the same stream. Unused units keep their
+    random input weights and write nothing.
 
     Args:
         layers: SiglipEncoderLayers that write nothing yet, changed in place; their norms must still
             be the identity.
-        keys: float [concepts, hidden], of `class_scores`.
+        keys: float [concepts, hidden], for `class_scores`.
         codes: float [concepts, hidden], rows of length 1, at most as many as the layers have units.
-        stream: standard deviation of the mean that is added.
+        stream: standard deviation of the added mean.
     """
     width = codes.shape[1]
     attention, identity = layers[0].self_attn, torch.eye(width)

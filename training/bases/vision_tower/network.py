@@ -1,4 +1,4 @@
-"""The tower with the heads that it is trained with, and what is read off its layers."""
+"""The tower with its training heads, and functions that read features from its layers."""
 
 import math
 
@@ -13,10 +13,10 @@ from .recipe import VisionTowerRecipe
 
 
 class CaptionEncoder(nn.Module):
-    """Captions to vectors: the mean of hashed character 2- to 4-grams, then a two-layer MLP.
+    """Encodes captions as vectors: the mean of hashed character 2- to 4-grams, then a two-layer MLP.
 
-    It learns within a few minutes what a transformer over bytes would need hours for, and it is
-    thrown away: Maya has a language model of its own.
+    It learns within minutes what a transformer over bytes would need hours for. It is discarded after
+    training, because Maya has a language model.
     """
 
     def __init__(self, width: int) -> None:
@@ -27,7 +27,7 @@ class CaptionEncoder(nn.Module):
         )
 
     def forward(self, features: list[list[int]]) -> Tensor:
-        """Bucket numbers of [batch] captions to float [batch, width]."""
+        """Map n-gram buckets of [batch] captions to float [batch, width]."""
         starts = np.cumsum([0, *(len(row) for row in features[:-1])])
         flat = torch.tensor([number for row in features for number in row])
         bags = self.grams(flat, torch.from_numpy(starts))
@@ -35,7 +35,7 @@ class CaptionEncoder(nn.Module):
 
 
 class CodeReader(nn.Module):
-    """Concept logits of the first part: a linear map of the features beside the fixed codes."""
+    """Concept logits of the first part: a linear map of the features, compared with the fixed codes."""
 
     def __init__(self, codes: Tensor) -> None:
         super().__init__()
@@ -45,19 +45,19 @@ class CodeReader(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """float [n, width] to float [n, concepts]."""
+        """Map float [n, width] to float [n, concepts]."""
         return self.cosines(self.map(features)) * self.log_scale.exp()
 
     def cosines(self, features: Tensor) -> Tensor:
-        """Of features, float [n, width], with every code: float [n, concepts]."""
+        """Return cosines of features, float [n, width], with every code: float [n, concepts]."""
         return F.normalize(features, dim=1) @ self.codes.T
 
 
 class TowerWithHeads(nn.Module):
-    """The tower with the parts that only training needs.
+    """The tower and the parts that only training needs.
 
     Args:
-        codes: of the concepts, float [concepts, hidden_size].
+        codes: codes of the concepts, float [concepts, hidden_size].
     """
 
     def __init__(self, recipe: VisionTowerRecipe, codes: Tensor, categories: int) -> None:
@@ -79,8 +79,8 @@ class TowerWithHeads(nn.Module):
                 for written in (layer.self_attn.out_proj, layer.mlp.fc2):
                     written.weight.zero_()
                     written.bias.zero_()
-        # Normalised over the batch: at the start all pictures look nearly alike to the encoder,
-        # and what they share would drown what tells them apart.
+        # Normalized over the batch: at first the encoder maps all images to nearly the same vector, and
+        # this shared part would hide their differences.
         self.mean_norm = nn.BatchNorm1d(width, affine=False)
         self.patch_norm = nn.BatchNorm1d(width, affine=False)
         self.concept = nn.Linear(width, len(codes))
@@ -89,44 +89,44 @@ class TowerWithHeads(nn.Module):
         self.category = nn.Linear(width, categories)
         self.captions = CaptionEncoder(recipe.contrastive_dim)
         self.picture_projection = nn.Linear(width, recipe.contrastive_dim)
-        # Starting values of the SigLIP paper, section 3.2.
+        # Initial values from the SigLIP paper, section 3.2.
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
     def classes(self, pixel_values: Tensor) -> Tensor:
-        """float [n, 3, size, size] to float [n, patches, hidden], what the classes are read off."""
+        """Map float [n, 3, size, size] to the class features, float [n, patches, hidden]."""
         hidden = self.tower.embeddings(pixel_values)
         for layer in self.tower.encoder.layers[: self.class_layers]:
             hidden = layer(hidden, attention_mask=None)
         return hidden
 
     def before_last(self, classes: Tensor) -> Tensor:
-        """From there to hidden_states[-2], of the same shape."""
+        """Map class features to hidden_states[-2], of the same shape."""
         for layer in self.tower.encoder.layers[self.class_layers : -1]:
             classes = layer(classes, attention_mask=None)
         return classes
 
     def pooled(self, before_last: Tensor) -> Tensor:
-        """What the tower returns as pooler_output, from its layer before last."""
+        """Map hidden_states[-2] to the tower's pooler_output."""
         hidden = self.tower.encoder.layers[-1](before_last, attention_mask=None)
         return self.tower.head(self.tower.post_layernorm(hidden))
 
     def embed(self, before_last: Tensor) -> Tensor:
-        """Pictures in the space of the captions, unit length."""
+        """Return image vectors in the space of the captions, of unit length."""
         return F.normalize(self.picture_projection(self.pooled(before_last)), dim=-1)
 
 
 def normalize(pictures: Tensor) -> Tensor:
-    """0 to 1 becomes -1 to 1, as the image processor does with mean and deviation 0.5."""
+    """Map 0 to 1 to -1 to 1, as the image processor does with mean and deviation 0.5."""
     return pictures * 2 - 1
 
 
 @torch.no_grad()
 def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.Generator) -> None:
-    """Start a tower's patch embedding, in place, from the principal components of pictures' patches.
+    """Initialize a tower's patch embedding, in place, from principal components of image patches.
 
-    Neighbouring pixels are nearly equal, so that random projections of a patch are nearly equal
-    too; whitened ones differ from the first step on.
+    Neighboring pixels are nearly equal, so random projections of a patch are nearly equal too. Whitened
+    projections differ from the first step on.
 
     Args:
         pictures: float [n, 3, size, size], normalized.
@@ -138,7 +138,7 @@ def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.
     values, vectors = torch.linalg.eigh(torch.cov(patches.T))
     count = min(width, len(values))
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    # Faint components are noise: the floor keeps them faint.
+    # Weak components are noise; the floor keeps them weak.
     components = (vectors / (values + 3e-4 * values.sum()).sqrt()).T
     mixing = torch.randn(width, count, generator=generator)
     mixing = torch.linalg.qr(mixing)[0] if count == width else mixing / math.sqrt(count)
@@ -149,14 +149,14 @@ def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.
 
 @torch.no_grad()
 def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 1.0) -> None:
-    """Give hidden_states[-2] of a tower this standard deviation, in place, and change nothing else.
+    """Scale hidden_states[-2] of a tower to this standard deviation, in place, and change nothing else.
 
-    Every reader of the residual stream inside the tower normalises it first, so the stream may be
-    scaled by scaling all that is written to it. Maya's projector reads it as it is, and a linear
-    layer learns best from numbers near 1.
+    All layers in the tower normalize the residual stream before they read it, so scaling everything that
+    is written to the stream scales it without other effects. Maya's projector reads the stream without
+    normalization, and a linear layer learns best from numbers near 1.
 
     Args:
-        features: float [n, patches, hidden], the stream of some pictures where it is to be scaled.
+        features: float [n, patches, hidden], the stream of some images at the point to be scaled.
     """
     factor = float(deviation / (features - features.mean((0, 1))).std())
     written = [
@@ -172,7 +172,7 @@ def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 
 
 @torch.no_grad()
 def read_features(tower: SiglipVisionModel, pixels: Tensor) -> Tensor:
-    """What Maya reads: hidden_states[-2], float [n, patches, hidden], of uint8 [n, 3, size, size]."""
+    """Return hidden_states[-2], which Maya reads: uint8 [n, 3, size, size] to float [n, patches, hidden]."""
     return torch.cat(
         [
             tower(normalize(part.float() / 255), output_hidden_states=True).hidden_states[-2]
@@ -183,13 +183,13 @@ def read_features(tower: SiglipVisionModel, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read_classes(model: TowerWithHeads, pixels: Tensor) -> Tensor:
-    """What the classes are read off, float [n, patches, hidden], of uint8 [n, 3, size, size]."""
+    """Return class features: uint8 [n, 3, size, size] to float [n, patches, hidden]."""
     model.eval()
     return torch.cat([model.classes(normalize(part.float() / 255)) for part in pixels.split(256)])
 
 
 @torch.no_grad()
 def read_before_last(model: TowerWithHeads, classes: Tensor) -> Tensor:
-    """What Maya reads, hidden_states[-2], of stored features of the classes' layers."""
+    """Return hidden_states[-2], which Maya reads, from stored class features."""
     model.eval()
     return torch.cat([model.before_last(part.float()) for part in classes.split(256)])

@@ -1,4 +1,4 @@
-"""What a tower has learned, on the validation styles: scores of its heads, and of fitted probes."""
+"""Scores of a tower on the validation styles: of its heads, and of probes fitted to its features."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from .network import TowerWithHeads, read_before_last, read_classes, read_featur
 
 @torch.no_grad()
 def score_classes(model: TowerWithHeads, dataset: Dataset) -> dict[str, float]:
-    """Scores of the first part's heads, all seen concepts."""
+    """Score the first part's heads on all seen concepts."""
     concept, category = dataset.validation.concept, dataset.category
     classes = read_classes(model, dataset.validation.pixels)
     mean = model.mean_norm(classes.mean(1))
@@ -36,12 +36,12 @@ def score_codes(
     languages: list[str],
     features: list[list[list[int]]],
 ) -> dict[str, float]:
-    """Scores of the codes and of the captions, all seen concepts.
+    """Score codes and captions on all seen concepts.
 
-    The classes' heads are not scored: the second part rescales the stream that their norms know.
+    The class heads are not scored, because the second part rescales the stream that their norms expect.
 
     Args:
-        features: [concepts][languages], n-gram buckets of the captions; empty where there is none.
+        features: [concepts][languages], n-gram buckets of the captions; empty without a caption.
     """
     concept = dataset.validation.concept
     before_last = read_before_last(model, read_classes(model, dataset.validation.pixels))
@@ -64,11 +64,11 @@ def score_codes(
 
 
 def probe(tower: SiglipVisionModel, dataset: Dataset) -> dict[str, float]:
-    """How well concepts can be read off hidden_states[-2], by two probes fitted to train styles.
+    """Score how well two probes, fitted to the train styles, read concepts from hidden_states[-2].
 
-    `linear_*` is a linear classifier on the mean over patches, fitted with AdamW for 300 full
-    passes; `centroid_*` compares that mean, standardised, with each concept's mean over the train
-    styles by cosine. Scores are on the validation styles.
+    `linear_*` is a linear classifier on the mean over patches, fitted with AdamW for 300 full passes.
+    `centroid_*` compares this mean, standardized, with each concept's mean over the train styles by
+    cosine. Scores are for the validation styles.
     """
     train = read_features(tower, dataset.train.pixels).mean(1)
     validation = read_features(tower, dataset.validation.pixels).mean(1)
@@ -106,7 +106,7 @@ def probe(tower: SiglipVisionModel, dataset: Dataset) -> dict[str, float]:
 
 
 def _top(scores: Tensor, right: Tensor, count: int) -> float:
-    """Share of rows whose right column is among the `count` highest."""
+    """Return the share of rows whose right column is among the `count` highest."""
     above = (scores > scores.gather(1, right[:, None])).sum(1)
     return _share(above < count)
 

@@ -1,4 +1,4 @@
-"""The recipe of the mini vision tower: the keys of its YAML, and what each may be."""
+"""The recipe of the mini vision tower: the keys of its YAML and their limits."""
 
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -8,7 +8,7 @@ from ...common.schema import Bounds
 from ..augmentation import WHERE, AugmentationRecipe
 
 COUNT, RATE, SHARE = Bounds(least=1, most=MAX_STEPS), Bounds(least=0), Bounds(least=0, most=1)
-# Keys that take other numbers than COUNT (whole numbers) and RATE (the others).
+# Keys with other limits than COUNT (integers) and RATE (floats).
 NUMBERS = {
     **dict.fromkeys(
         ("warmup_steps", "cooldown_steps", "augmentation_ramp"), Bounds(least=0, most=MAX_STEPS)
@@ -20,60 +20,62 @@ NUMBERS = {
 
 @dataclass
 class VisionTowerRecipe:
-    """Everything that decides a run; `kind: vision_tower` in a YAML file."""
+    """All settings of a run; `kind: vision_tower` in a YAML file."""
 
-    data: str  # dataset folder; a relative one is looked up from here, then beside `training/`
-    train_styles: list[str]
-    validation_styles: list[str]
-    languages: list[str]  # captions of the contrastive loss
+    data: str  # dataset folder; a relative path may start here or beside `training/`
+    train_styles: list[str]  # art styles to train on
+    validation_styles: list[str]  # art styles that are only scored
+    languages: list[str]  # BCP-47 codes; captions of the contrastive loss
 
-    image_size: int = 64
-    patch_size: int = 16
-    hidden_size: int = 192
+    image_size: int = 64  # pixels per side
+    patch_size: int = 16  # pixels per side
+    hidden_size: int = 192  # as in SiglipVisionConfig, like the three below
     num_hidden_layers: int = 5
     intermediate_size: int = 576
     num_attention_heads: int = 6
 
-    steps: int = 6000
-    batch_size: int = 96
+    steps: int = 6000  # steps of the first part
+    batch_size: int = 96  # images per step of the first part
     learning_rate: float = 1.5e-3  # AdamW
     matrix_learning_rate: float = 0.02  # Muon
-    weight_decay: float = 0.05
-    warmup_steps: int = 100
-    cooldown_steps: int = 1500  # the last ones, in which the rates fall to zero
-    label_smoothing: float = 0.1
-    patch_loss_weight: float = 0.5
-    code_loss_weight: float = 0.5
-    category_loss_weight: float = 0.2
-    contrastive_dim: int = 192
-    ema_decay: float = 0.998
+    weight_decay: float = 0.05  # of both optimizers, in the first part
+    warmup_steps: int = 100  # first steps, in which the learning rates rise
+    cooldown_steps: int = 1500  # last steps, in which the learning rates fall to zero
+    label_smoothing: float = 0.1  # of the concept and code losses
+    patch_loss_weight: float = 0.5  # weight of the concept loss on single patches
+    code_loss_weight: float = 0.5  # weight of the loss of the text-code reader
+    category_loss_weight: float = 0.2  # weight of the category loss
+    contrastive_dim: int = 192  # size of the vectors that images and captions are compared in
+    ema_decay: float = 0.998  # of the averaged weights
     augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
-    augmentation_ramp: int = 3000  # steps until it is at full strength
+    augmentation_ramp: int = 3000  # steps until augmentation has full strength
 
-    code_layers: int = 2  # of num_hidden_layers, between the classes' layers and the last
-    memory_layers: int = 1  # of code_layers, the first ones
-    code_copies: int = 12  # augmented copies of every training picture in the second part
-    code_steps: int = 800
-    code_batch_size: int = 256
+    code_layers: int = 2  # layers for the codes, between the class layers and the last layer
+    memory_layers: int = 1  # the first of the code layers, which begin as a memory
+    code_copies: int = 12  # augmented copies of every training image in the second part
+    code_steps: int = 800  # steps of the second part
+    code_batch_size: int = 256  # rows of features per step of the second and third part
     code_learning_rate: float = 5e-4  # AdamW, falling to zero
-    code_matrix_learning_rate: float = 5e-3  # Muon, likewise
-    code_stream: float = 0.2  # standard deviation of the stream that the code layers begin on
-    code_scale: float = 8.0  # of cosines in the softmax; small, so that they must come near to 1
-    code_cosine_weight: float = 5.0
-    class_sharpness: float = 2.0  # of the softmax over class scores (standard deviation 1) to learn
-    mixed_share: float = 0.5  # of a batch, mixtures of two pictures
-    memory_threshold: float = 3.75  # class score from which on a unit answers
-    memory_sharpness: float = 5.0  # slope of a unit's input over that score
-    memory_gain: float = 0.6  # what a unit adds, in lengths of the stream by unit of score
-    contrastive_steps: int = 1500  # of the third part, in batches like the second's
+    code_matrix_learning_rate: float = 5e-3  # Muon, falling to zero
+    code_stream: float = 0.2  # standard deviation of the stream that enters the code layers
+    code_scale: float = (
+        8.0  # scale of cosines in the softmax; small, so that cosines must get near 1
+    )
+    code_cosine_weight: float = 5.0  # weight of the cosine loss
+    class_sharpness: float = 2.0  # scale of the class scores (standard deviation 1) in the softmax
+    mixed_share: float = 0.5  # share of a batch that is mixtures of two images
+    memory_threshold: float = 3.75  # class score above which a unit responds
+    memory_sharpness: float = 5.0  # slope of a unit's input over the class score
+    memory_gain: float = 0.6  # length that a unit adds, in lengths of the stream, per unit of score
+    contrastive_steps: int = 1500  # steps of the third part
     contrastive_learning_rate: float = 2e-3  # AdamW, falling to zero
-    contrastive_matrix_learning_rate: float = 0.02  # Muon, likewise
+    contrastive_matrix_learning_rate: float = 0.02  # Muon, falling to zero
 
-    storage_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    storage_dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # of the saved weights
     seed: int = 0
-    log_every: int = 100
-    evaluate_every: int = 500
-    save_every: int = 500
+    log_every: int = 100  # steps
+    evaluate_every: int = 500  # steps
+    save_every: int = 500  # steps
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -95,7 +97,7 @@ class VisionTowerRecipe:
             )
         if self.num_hidden_layers < 2 + self.code_layers:
             raise ValueError(
-                f"{WHERE}: num_hidden_layers: expected at least {2 + self.code_layers}, one for the "
+                f"{WHERE}: num_hidden_layers: expected at least {2 + self.code_layers}: one for the "
                 f"classes, {self.code_layers} for the codes (code_layers) and the last, which Maya does "
                 f"not read, found {self.num_hidden_layers}"
             )

@@ -1,4 +1,4 @@
-"""What the three parts of a run share: the model, its randomness, its log, the state to go on from."""
+"""State that the three parts of a run share: the model, random numbers, log, and saved state."""
 
 import dataclasses
 import hashlib
@@ -29,21 +29,21 @@ STATE_FILE = "training_state.safetensors"
 
 
 class TowerRun:
-    """One run, from fresh weights; `resume` brings it to where an earlier one stopped.
+    """One run, from new weights; `resume` restores the state of an earlier, stopped run.
 
     Attributes:
-        key: hash of all that decides the weights but `steps`.
+        key: hash of everything that determines the weights, except `steps`.
         average: exponential moving average of the model's state.
-        features: [concepts][languages], n-gram buckets of the captions; empty where there is none.
-        step: steps of the first part that are done.
+        features: [concepts][languages], n-gram buckets of the captions; empty without a caption.
+        step: finished steps of the first part.
     """
 
     def __init__(self, recipe: VisionTowerRecipe, dataset: Dataset, output_dir: Path) -> None:
         self.recipe, self.dataset, self.output_dir = recipe, dataset, output_dir
         if recipe.memory_layers * recipe.intermediate_size < len(dataset.concepts):
             raise ValueError(
-                f"{WHERE}: {recipe.memory_layers} memory_layers of {recipe.intermediate_size} units "
-                f"(intermediate_size) cannot hold {len(dataset.concepts)} concepts; raise one of the "
+                f"{WHERE}: memory_layers: expected {recipe.memory_layers} memory_layers of {recipe.intermediate_size} "
+                f"units (intermediate_size) to hold {len(dataset.concepts)} concepts: raise one of the "
                 "two"
             )
         self.key = _run_key(recipe, dataset)
@@ -67,16 +67,16 @@ class TowerRun:
 
     @property
     def seconds(self) -> float:
-        """Of training, those before an interruption included."""
+        """Seconds of training, including those before an interruption."""
         return time.monotonic() - self._started
 
     def generator(self, purpose: int, number: int) -> torch.Generator:
-        """Randomness of one step or pass: nothing to store, and resuming changes nothing."""
+        """Return the random generator of one step or pass. Resuming needs no stored random state."""
         seed = (self.recipe.seed * 4 + purpose) * 1_000_003 + number
         return torch.Generator().manual_seed(seed)
 
     def redrawn(self, rows: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-        """Training pictures, augmented: float [rows, 3, size, size], normalized."""
+        """Return augmented training images: float [rows, 3, size, size], normalized."""
         train = self.dataset.train
         pictures = augment(
             train.pixels[rows].float() / 255,
@@ -87,7 +87,7 @@ class TowerRun:
         return normalize(pictures)
 
     def averaged(self) -> TowerWithHeads:
-        """A model of its own with the averaged weights, for evaluation."""
+        """Return a copy of the model with the averaged weights, for evaluation."""
         codes = self.model.code.codes
         model = TowerWithHeads(self.recipe, codes, len(self.dataset.categories))
         model.load_state_dict(self.average)
@@ -95,7 +95,7 @@ class TowerRun:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the average towards the model, less so the later the step."""
+        """Move the average towards the model, by less at later steps."""
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
         for name, value in self.model.state_dict().items():
             if value.is_floating_point():
@@ -104,7 +104,7 @@ class TowerRun:
                 self.average[name].copy_(value)
 
     def write_log(self, name: str, step: int, steps: int, figures: Mapping[str, float]) -> None:
-        """Print and keep a line of the log; `name` is "step", or the part's own."""
+        """Print and store a line of the log; `name` is "step", or the part's name."""
         seconds = self.seconds
         key = name if name == "step" else f"{name}_step"
         self.log.append({key: step, "seconds": round(seconds, 1), **figures})
@@ -124,11 +124,11 @@ class TowerRun:
         """Train a later part on stored features.
 
         Args:
-            name: of the part, in the log.
-            rates: peaks of Muon, for the matrices of `layers`, and of AdamW.
-            heads: trained by AdamW beside what is left of `layers`.
-            count: rows to draw from.
-            loss: of the rows drawn, with the figures to log.
+            name: name of the part, for the log.
+            rates: peak rates of Muon, for the matrices of `layers`, and of AdamW.
+            heads: modules trained by AdamW, together with the other parameters of `layers`.
+            count: number of rows to draw from.
+            loss: returns the loss of the drawn rows, and the figures to log.
         """
         matrices = [p for p in layers.parameters() if p.ndim == 2]
         rest = [p for p in layers.parameters() if p.ndim != 2]
@@ -150,14 +150,15 @@ class TowerRun:
             if (step + 1) % self.recipe.log_every == 0 or step + 1 == steps:
                 self.write_log(name, step + 1, steps, means.take())
 
-    # Everything that the next step of the first part depends on is in one file.
+    # One file holds everything that the next step of the first part depends on.
 
     @property
     def state_path(self) -> Path:
+        """The file that holds the state of the run."""
         return self.output_dir / STATE_FILE
 
     def save_state(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Replace the state file by that of the present step."""
+        """Replace the state file by the state of the current step."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         notes = {
@@ -175,7 +176,8 @@ class TowerRun:
     def resume(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Continue from the state in the output folder, if there is one.
 
-        Raises ValueError if it is another run's, or too late for a change of `steps`.
+        Raises:
+            ValueError: if the state belongs to another run, or it is too late to change `steps`.
         """
         path, steps = self.state_path, self.recipe.steps
         if not path.exists():
@@ -184,15 +186,15 @@ class TowerRun:
         notes = json.loads(metadata.get("run", "{}"))
         if notes.get("key") != self.key:
             raise ValueError(
-                f"{path}: the state of a run with another recipe or dataset; give another "
-                "output folder, or delete this file to start anew"
+                f"{path}: expected the state of this recipe and dataset, found another run's: give another "
+                "output folder, or delete this file to start again"
             )
         if notes["steps"] != steps and notes["step"] > (
             min(notes["steps"], steps) - self.recipe.cooldown_steps
         ):
             raise ValueError(
-                f"{path}: at step {notes['step']} of {notes['steps']} the cool-down has begun; "
-                f"`steps` cannot become {steps} any more"
+                f"{path}: at step {notes['step']} of {notes['steps']} the cool-down has begun: "
+                f"`steps` cannot change to {steps} any more"
             )
         self.model.load_state_dict(part_of(tensors, "model"))
         self.average = part_of(tensors, "average")
@@ -203,19 +205,20 @@ class TowerRun:
 
 
 class Means:
-    """Means of the figures of some steps, for one line of the log."""
+    """Means of figures over several steps, for one line of the log."""
 
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
         self.count = 0
 
     def add(self, figures: Mapping[str, Tensor]) -> None:
+        """Add the figures of one step."""
         self.count += 1
         for name, value in figures.items():
             self.totals[name] = self.totals.get(name, 0.0) + float(value.detach())
 
     def take(self) -> dict[str, float]:
-        """The means since the last call."""
+        """Return the means since the last call."""
         means = {name: round(total / self.count, 4) for name, total in self.totals.items()}
         self.totals, self.count = {}, 0
         return means
@@ -224,7 +227,7 @@ class Means:
 def update(
     optimizers: Sequence[torch.optim.Optimizer], loss: Tensor, parameters: list[nn.Parameter]
 ) -> None:
-    """One step down the gradient of `loss`, its norm over `parameters` clipped to 1."""
+    """Take one gradient step on `loss`, with the gradient norm over `parameters` clipped to 1."""
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()
@@ -234,9 +237,9 @@ def update(
 
 
 def _run_key(recipe: VisionTowerRecipe, dataset: Dataset) -> str:
-    """Hash of the recipe, the pictures and the captions: only the same ones continue a run.
+    """Return a hash of recipe, images and captions; only a run with the same hash is continued.
 
-    The run's length is left out: until the cool-down, a longer and a shorter run are the same run.
+    `steps` is excluded: until the cool-down, a longer and a shorter run are the same run.
     """
     same = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "steps"}
     content = hashlib.sha256(json.dumps(same, sort_keys=True).encode())

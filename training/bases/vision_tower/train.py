@@ -1,27 +1,26 @@
 """Train the mini vision tower: a small SigLIP that knows emoji concepts across art styles.
 
-It is to the mini Maya what SigLIP is to Maya, made from the mini dataset alone, in three parts:
+It is to the mini Maya what SigLIP is to Maya. It is trained on the mini dataset alone, in three parts:
 
-1. Concept classification, a start without which the rest learns far too slowly at this size, trains
-   the lower layers: the mean over the patches and single patches drawn at random must all carry the
-   concept. A linear reader of the concepts' text codes (text_codes.py) learns beside it.
-2. The lower layers are kept as they are. `code_layers` layers more say what is seen in the words' own
-   terms: the layer before last, the one that Maya reads, must come near to the text code, again in
-   the mean and in single patches, so that whatever patch the decoder attends to, it finds the
-   concept. No linear map leads from classes, arranged by looks, to codes, arranged by words, and
-   layers that learn one from the training pictures know those by heart and name fewer of an unseen
-   style than the classes do. So nothing is learned that is known: the first `memory_layers` of these
-   layers begin as an associative memory, each unit of their MLPs answering to one class and adding
-   its code to the stream (Geva et al., 2021, arXiv:2012.14913, found that feed-forward layers work
-   so). What the units do to each other is then trained away, towards what the classes say, whether
-   right or not, also of mixtures of pictures (function matching: Beyer et al., 2022,
-   arXiv:2106.05237).
-3. The last layer and the pooling head are trained on top as SigLIP is, with the pairwise sigmoid
-   loss against captions in all languages (Zhai et al., 2023, arXiv:2303.15343); the caption encoder
-   is a bag of hashed character n-grams, used for this only and not saved.
+1. Concept classification trains the lower layers; without this start the other parts learn far too
+   slowly at this size. The mean over patches and single random patches must both contain the concept. A
+   linear reader of the concepts' text codes (text_codes.py) learns together with them.
+2. The lower layers are frozen. `code_layers` further layers express what is seen in terms of words: the
+   layer before last, which Maya reads, must come close to the text code, again in the mean and in single
+   patches, so that the decoder finds the concept in whatever patch it attends to. No linear map leads from
+   classes, arranged by looks, to codes, arranged by words. Layers that learn such a map from the training
+   images memorize these, and name fewer concepts of an unseen style than the classes do. So known facts
+   are not learned: the first `memory_layers` of these layers begin as an associative memory. Each unit of
+   their MLPs responds to one class and adds its code to the stream (Geva et al., 2021,
+   arXiv:2012.14913, found that feed-forward layers work this way). Training then removes the
+   interference between units. Its target is the class scores, right or wrong, also of mixtures of images
+   (function matching: Beyer et al., 2022, arXiv:2106.05237).
+3. The last layer and the pooling head are trained on top as in SigLIP, with the pairwise sigmoid loss
+   against captions in all languages (Zhai et al., 2023, arXiv:2303.15343). The caption encoder is a bag
+   of hashed character n-grams, used only here and not saved.
 
-Concepts that the dataset holds out (seen = False) are in no batch, neither as picture nor as text.
-Matrices inside the layers are updated with Muon (Jordan et al., 2024), everything else with AdamW.
+Concepts that the dataset holds out (seen = False) are in no batch, neither as image nor as text. Matrices
+inside the layers are updated with Muon (Jordan et al., 2024), everything else with AdamW.
 """
 
 import dataclasses
@@ -48,15 +47,15 @@ from .run import TowerRun
 
 
 def train_vision_tower(recipe: VisionTowerRecipe, output_dir: Path) -> Path:
-    """Train a tower and save it in `output_dir`, which is returned.
+    """Train a tower, save it in `output_dir`, and return that folder.
 
     The folder gets config.json, model.safetensors, preprocessor_config.json, the resolved recipe.yaml
-    and metrics.json. While training it also holds the state of the run; the same call continues from
+    and metrics.json. During training it also holds the state of the run; the same call continues from
     it, a call with a changed recipe does not.
 
     Raises:
-        FileNotFoundError: the dataset is not there.
-        ValueError: bad recipe or dataset, or output_dir holds the state of another run.
+        FileNotFoundError: if the dataset does not exist.
+        ValueError: if recipe or dataset are bad, or output_dir holds the state of another run.
     """
     run = TowerRun(recipe, read_dataset(recipe), Path(output_dir))
     _print_parts(run)
@@ -66,7 +65,7 @@ def train_vision_tower(recipe: VisionTowerRecipe, output_dir: Path) -> Path:
 
 
 def save_tower(run: TowerRun) -> Path:
-    """Write the averaged tower and what is known about it, and remove the state; returns the folder."""
+    """Save the averaged tower and its metrics, remove the state, and return the folder."""
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     recipe, folder = run.recipe, run.output_dir
@@ -74,7 +73,7 @@ def save_tower(run: TowerRun) -> Path:
     scale_stream(tower, read_features(tower, run.dataset.train.pixels[::4]))
     tower = tower.to(getattr(torch, recipe.storage_dtype))
     folder.mkdir(parents=True, exist_ok=True)
-    # The weights go last: a folder with weights is complete.
+    # Weights are moved last: a folder with weights is complete.
     with complete_folder(folder, folder / ".partial", lambda f: f.suffix == ".safetensors") as part:
         tower.save_pretrained(part)
         SiglipImageProcessorPil(
