@@ -1,5 +1,6 @@
 """Loading a trained model, or an adapter on its base, for questions."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,28 @@ def load(
         MemoryError: the weights do not fit.
     """
     found = find_model(model, revision)
-    gpu = torch.cuda.is_available()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     network, processor = open_model(
         find_adapter(found) if found.is_adapter else found,
-        dtype="auto" if gpu else torch.float32,
+        dtype="auto" if device == "cuda" else torch.float32,
         trust_remote_code=trust_remote_code,
+        device=device,
     )
-    return network.to("cuda" if gpu else "cpu").eval(), processor
+    return network.eval(), processor
 
 
 def open_model(
-    found: Model | Adapter, *, dtype: Any, trust_remote_code: bool = False
+    found: Model | Adapter,
+    *,
+    dtype: Any,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
 ) -> tuple[Any, Any]:
-    """The network, an adapter merged into it, and the processor; on the CPU. Raises as `load`."""
+    """Return the network, an adapter merged into it, and the processor. Raises as `load`.
+
+    With accelerate installed, each weight goes straight from its file to a GPU, without a copy of the model in
+    main memory.
+    """
     # Registers Maya with transformers' Auto classes.
     from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
@@ -67,6 +77,8 @@ def open_model(
     kind = read_config(model).get("model_type")
     _check_memory(model, dtype)
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if device != "cpu" and find_spec("accelerate"):
+        options["device_map"] = {"": device}
     try:
         network, report = load_network(AutoModelForImageTextToText, model, **options)
     except ValueError as error:
@@ -83,6 +95,7 @@ def open_model(
     check_generation(model, len(network.get_input_embeddings().weight))
     if adapter is not None:
         network = put_on(network, adapter)
+    network = network.to(device)
     holder = model
     if adapter is not None and any(adapter.model.file(name) for name in PROCESSOR_FILES):
         holder = adapter.model
