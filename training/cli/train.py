@@ -77,9 +77,19 @@ def run(args: argparse.Namespace) -> None:
         folder = _train_base(kind, values, path, args.output_dir)
         print(f"saved to {folder}")
         return
+    if kind == "dpo":
+        from ..run.preference import train_preferences
+
+        if args.restart:
+            raise ValueError("--restart: not for recipes of kind dpo: delete their output_dir")
+        folder = train_preferences(
+            args.recipe, args.overrides, args.output_dir, args.trust_remote_code
+        )
+        print(f"saved to {folder}")
+        return
     if kind != "maya":
-        kinds = ", ".join(map(repr, KINDS[:-1]))
-        raise ValueError(f"{path}: kind: expected 'maya', {kinds} or {KINDS[-1]!r}, found {kind!r}")
+        kinds = ", ".join(map(repr, KINDS))
+        raise ValueError(f"{path}: kind: expected 'maya', {kinds} or 'dpo', found {kind!r}")
     from maya_vlm.model_card.hub.training_push import TrainingPush
 
     from ..run.train import train
