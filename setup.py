@@ -66,6 +66,8 @@ EVAL = [
 SERVE = ["transformers[serving]>=5.6,<5.25"]
 # ZeRO; it compiles its operations when they are first used.
 DEEPSPEED = ["deepspeed>=0.18"]
+# `sphinx-build -W -b html docs site` makes the pages.
+DOCS = ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2025.9"]
 # parameterized is imported by transformers' common model tests; matplotlib draws benchmarks' plots.
 # Two packages hold small real classifiers of toxic texts and pictures. uv makes constraints.txt.
 TEST = [
@@ -110,7 +112,8 @@ setup(
         "eval": EVAL,
         "serve": SERVE,
         "deepspeed": DEEPSPEED,
-        "test": sorted({*TRAIN, *DATA, *EVAL, *SERVE, *TEST}),
+        "docs": DOCS,
+        "test": sorted({*TRAIN, *DATA, *EVAL, *SERVE, *DOCS, *TEST}),
     },
     entry_points={
         "console_scripts": ["maya = maya_vlm.training.cli:main"],

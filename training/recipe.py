@@ -131,14 +131,14 @@ class DataRecipe:
 
 @dataclass
 class Rule:
-    """Parameters whose name matches the regular expression (re.search) learn at `rate`, or are frozen.
-
-    top_layers: match only parameters in this many last layers of the decoder.
-    """
+    """Which parameters learn, and at which rate. The first rule that matches a parameter decides."""
 
     pattern: str
+    """A regular expression that is searched in the parameter's name (re.search)."""
     rate: float | Literal["frozen"]
+    """The learning rate, or frozen."""
     top_layers: int | None = None
+    """Match only parameters in this many last layers of the decoder."""
 
 
 @dataclass

@@ -1,0 +1,94 @@
+"""The pages of docs/: they build without a warning, no key is missing, and their commands and links are right."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maya_vlm.training.ablation.study import Study
+from maya_vlm.training.cli import build_parser
+from maya_vlm.training.data.plan import Plan
+from maya_vlm.training.evaluation.tasks import TASKS
+from maya_vlm.training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+sys.path.insert(0, str(DOCS))
+import reference  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    return reference.pages()
+
+
+@pytest.mark.parametrize(
+    ("page", "cls"), [("recipes", Recipe), ("plans", Plan), ("studies", Study)]
+)
+def test_no_key_is_missing(generated, page, cls):
+    text = generated[page]
+    found = list(reference.sections(cls))
+    assert len(found) > 2
+    for place, kind in found:
+        section = text.split(f"## {f'`{place}`' if place else 'Top level'}\n")[1].split("\n## ")[0]
+        for item in dataclasses.fields(kind):
+            assert not item.init or f"\n| `{item.name}` |" in section, f"{place}.{item.name}"
+
+
+def test_every_key_of_a_recipe_is_explained():
+    for place, kind in reference.sections(Recipe):
+        told = reference.explanations(kind)
+        assert {item.name for item in dataclasses.fields(kind)} <= set(told), place
+
+
+def test_every_command_and_task_has_its_section(generated):
+    for name in reference.commands():
+        assert f"## `maya {name}`\n" in generated["commands"]
+    for name in TASKS:
+        assert f"## `{name}`: " in generated["tasks"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            path = DOCS / target
+            assert path.exists() or path.stem in reference.pages(), target
+    for include in re.findall(r"\{include\} (\S+)", text):
+        assert (DOCS / include).is_file()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for heading in re.findall(r'(?:start-after|end-before): "(.+)"', text):
+        assert f"\n{heading}\n" in readme
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_are_understood(page, capsys):
+    """Every `maya ...` of a page, but for words in capitals, which stand for the reader's own."""
+    for command in re.findall(r"`maya ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
+        words = shlex.split(command)
+        if words == ["convert"] or words[0] in ("chat", "evaluate", "serve", "space"):
+            words = [*words, "X", "Y"][: 3 if words[0] == "convert" else 2]
+        try:
+            build_parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{page.name}: maya {command}: {capsys.readouterr().err}")
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("sphinx", reason="needs the extra `docs`")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", DOCS, tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    built = (tmp_path / "generated" / "recipes.html").read_text(encoding="utf-8")
+    assert "projector_num_layers" in built
+    # Sections of the README come along.
+    assert "Both commands start from a checkout" in (tmp_path / "index.html").read_text("utf-8")
