@@ -127,12 +127,12 @@ def publish(
     check_links(folder, kind)
     if kind == "model":
         check_model(folder)
-        before = answer(str(folder), None, trust_remote_code) if verify else None
         terms = {base: known for base in base_models(folder) if (known := licence_of(base, token))}
         if dry_run:
             model_card(folder, repo_id, licence=licence, base_licences=terms)
         else:
             _write_card(folder, repo_id, licence, terms)
+        before = answer(str(folder), None, trust_remote_code) if verify else None
     else:
         checked = check_files(folder)
         if not dry_run:
