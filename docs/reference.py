@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import re
 import sys
 import textwrap
@@ -47,6 +48,7 @@ def pages() -> dict[str, str]:
             "A study is one YAML file that `maya ablate` runs.",
         ),
         "tasks": tasks_page(),
+        "findings": findings_page(),
         "commands": commands_page(),
     }
 
@@ -186,6 +188,50 @@ def tasks_page() -> str:
             parts.append(f"| `{task.key}` | {score} | {_cell(source)} |")
         parts += ["", f"Languages: {' '.join(kind.languages)}", ""]
     return "\n".join(parts)
+
+
+# ------------------------------------------------------------------------------ findings
+
+
+def findings_page() -> str:
+    """Return the page of what the studies found, from the reports in docs/findings."""
+    parts = ["# Findings", ""]
+    parts += [
+        "What the studies of this package found, all runs counted. A difference is listed if its p value stays below "
+        "0.05 after the correction for all comparisons of its study.",
+        "",
+    ]
+    for path in sorted((ROOT / "docs" / "findings").glob("*/report.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        study, name = report["study"], path.parent.name
+        parts += [f"## {study['title']}", "", f"**Question.** {study['question']}", ""]
+        parts += [f"**The papers.** {study['paper'].strip()}", ""]
+        parts += ["**Found.**", "", *(f"- {line}" for line in _differences(report)), ""]
+        states = [run["state"] for run in report["runs"]]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        seeds = len(study["seeds"])
+        parts += [
+            f"**How sure.** {len(states)} runs, {seeds} seeds a cell: {counts}. {study['scope'].strip()}",
+            "",
+        ]
+        command = f"maya ablate {name} --full-size --estimate --gpu h100"
+        parts += [f"**At full size.** `{command}` prints what it takes.", ""]
+        parts += [f"[All numbers](../findings/{name}/report.md)", ""]
+    return "\n".join(parts)
+
+
+def _differences(report: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for every measure of a study: the cells that differ from the baseline, or that none does."""
+    for measure in report["measures"]:
+        better = {True: "higher", False: "lower", None: "neither higher nor lower"}
+        sure = [
+            f"`{cell}` {found['difference']:+.3g}"
+            for cell, found in measure["differences"].items()
+            if found["corrected"] is not None and found["corrected"] < 0.05
+        ]
+        told = ", ".join(sure) or "no difference that the seeds do not explain"
+        is_better = better[measure["higher_is_better"]]
+        yield f"{measure['name']} ({is_better} is better), against `{report['baseline']}`: {told}"
 
 
 # ------------------------------------------------------------------------------ commands

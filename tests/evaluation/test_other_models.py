@@ -67,7 +67,10 @@ def test_it_is_evaluated_as_maya_is(llava, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "expected a safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"x" * 100),
+            "expected a safetensors file",
+        ),
         (lambda f: (f / "chat_template.jinja").write_text("{% for"), "cannot be loaded"),
         (lambda f: (f / "chat_template.jinja").unlink(), "cannot be loaded"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "cannot be loaded"),

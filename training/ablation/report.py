@@ -168,12 +168,9 @@ def _answer(study: Study, measures: Sequence[MeasureRecord]) -> str:
         for cell, found in main["differences"].items()
         if found["corrected"] is not None and found["corrected"] < LEVEL
     ]
-    counted = f"{len(main['differences'])} cell{'s' if len(main['differences']) > 1 else ''}"
     if sure:
         return f"{main['name']}: {'; '.join(sure)}."
-    return (
-        f"{main['name']}: none of {counted} differs from {baseline} by more than its seeds explain."
-    )
+    return f"{main['name']}: no cell differs from {baseline} by more than the seeds explain."
 
 
 # ------------------------------------------------------------------------------ written
