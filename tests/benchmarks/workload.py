@@ -26,7 +26,7 @@ from maya_vlm.training.model.compiling import compile_layers
 from maya_vlm.training.model.freezing import apply_rules
 from maya_vlm.training.recipe import CHECKPOINTING, DataRecipe, Rule, checkpointing_fields
 from maya_vlm.training.run.trainer import MayaTrainer
-from tests.helpers.languages import PAPER as LANGUAGES
+from tests.helpers.languages import MINI as LANGUAGES
 from tests.helpers.tiny_processing import TEXTS, tiny_tokenizer
 
 # So small that AdamW, which computes all the same, leaves the weights where they are: every step of

@@ -153,9 +153,16 @@ def test_static_cache(decoder):
 
 @torch.no_grad()
 def test_decoding_compiles_to_one_graph():
-    """Dynamo refuses what it cannot trace whole. Its `eager` backend runs the traced graph as it is,
-    so this checks the graph, not what a code generator makes of it."""
+    """Dynamo refuses what it cannot trace whole. The backend runs the traced graph as it is, so this
+    checks the graph, not what a code generator makes of it; and it counts, as a step must not be
+    compiled again."""
     torch._dynamo.reset()
+    compilations = []
+
+    def counting(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
     model = tiny_model()
     inputs = tiny_inputs(model.config, images=[1, 2])
     expected = answers(model, inputs)
@@ -164,7 +171,7 @@ def test_decoding_compiles_to_one_graph():
     mask = inputs["attention_mask"]
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(**inputs, position_ids=positions, past_key_values=cache).logits[:, -1]
-    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    compiled = torch.compile(model.forward, fullgraph=True, backend=counting)
     new = []
     for _ in range(NEW):
         logits[:, never(model)] = -torch.inf
@@ -180,3 +187,4 @@ def test_decoding_compiles_to_one_graph():
             past_key_values=cache,
         ).logits[:, -1]
     torch.testing.assert_close(torch.cat(new, dim=1), expected)
+    assert len(compilations) == 1
