@@ -1,15 +1,27 @@
 """The README says what is so: its commands are the ones CI runs, its figures are the measured ones."""
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from maya_vlm.training.cli import build_parser
+from maya_vlm.training.evaluation.tasks import TASKS
 from tests.benchmarks import learning_by_group_size, main_job
 from tests.compatibility import matrix
+from tests.helpers.hub_server import HubServer, Repository
+from tests.helpers.tiny_maya import tiny_picture
+from tests.modeling_maya.llava_cohere import tiny_original as original
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import prefix_picture  # noqa: E402
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -25,16 +37,80 @@ def test_figures_are_those_of_the_results_files():
     others = {
         study.RESULT.stem: (study.RESULT, study.render),
         matrix.RESULTS.stem: (matrix.RESULTS, matrix.render),
+        main_job.SUMMARY: (main_job.results_file("mini"), main_job.render_summary),
     }
-    sections = re.findall(r"<!-- ([\w-]+):begin -->", README)
-    assert set(others) < set(sections)
-    for name in sections:
-        file, render = others.get(name) or (main_job.results_file(name), main_job.render)
-        section = render(json.loads(file.read_text(encoding="utf-8")))
-        assert main_job.readme_with(section, name, README) == README
+    found = []
+    for page in (main_job.README, *sorted(main_job.DOCS.glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"<!-- ([\w-]+):begin -->", text):
+            file, render = others.get(name) or (main_job.results_file(name), main_job.render)
+            section = render(json.loads(file.read_text(encoding="utf-8")))
+            assert main_job.readme_with(section, name, text) == text, f"{page.name}: {name}"
+            found.append(name)
+    assert sorted(found) == sorted([*others, "mini", "mini-large"])
+
+
+def test_the_picture_says_what_was_measured():
+    """Its title in the README, and the numbers that it is drawn from."""
+    numbers = prefix_picture.numbers()
+    assert f": {numbers['faster']:.0f} times as fast, with the same loss]" in README
+    assert numbers["loss"] < 1e-6
+    assert 0.2 < numbers["shared"] / numbers["apart"] < 0.3  # "about a quarter of the work"
+
+
+def test_the_lines_that_ask_the_published_weights_work(tmp_path):
+    """On a tiny checkpoint of the original's format, behind its name on a Hub of this machine."""
+    (snippet,) = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+    assert len([line for line in snippet.splitlines() if line]) <= 6
+    folder = tmp_path / "checkpoint"
+    original.write_checkpoint(folder, mm_vision_tower="someone/tower")
+    tiny_picture().save(tmp_path / "picture.png")
+    with HubServer() as hub:
+        for name, place in (
+            ("maya-multimodal/maya", folder),
+            ("someone/tower", tmp_path / "tower"),
+        ):
+            repository = Repository("model", name)
+            files = {path.name: path.read_bytes() for path in place.iterdir()}
+            repository.commit("main", files, "as published")
+            hub.repositories["model", name] = repository
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=tmp_path,
+            env={**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip()
+
+
+def test_the_number_of_tasks_is_right():
+    assert f"scores {len(TASKS)} benchmarks" in README
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 170
+
+
+def test_commands_are_understood(capsys):
+    """Every `maya` of a code block; words in capitals and quotes are the reader's own."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    commands = re.findall(r"\.venv/bin/maya ([^&\n]+)", "\n".join(blocks))
+    assert len(commands) > 5
+    for command in commands:
+        try:
+            build_parser().parse_args(shlex.split(command))
+        except SystemExit:
+            pytest.fail(f"maya {command}: {capsys.readouterr().err}")
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for target in re.findall(r"\]\(([^)]+)\)", README):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            path, _, anchor = target.partition("#")
+            assert (ROOT / path).exists(), target
+            headings = (
+                re.findall(r"^#+ (.+)", (ROOT / path).read_text("utf-8"), re.M) if anchor else []
+            )
+            assert not anchor or anchor in [h.lower().replace(" ", "-") for h in headings], target

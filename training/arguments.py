@@ -78,7 +78,7 @@ REFUSED: dict[str, str] = {
     "label_names": _ROWS,
     "length_column_name": _ROWS,
     "dataset_kwargs": "nothing: our collator prepares the data",
-    "dataset_text_field": "the columns that README's section on training names",
+    "dataset_text_field": "the columns that docs/train.md names",
     "dataset_num_proc": "dataloader_num_workers",
     "packing": "nothing: rows are packed to max_length",
     "packing_strategy": "nothing: rows are packed to max_length",

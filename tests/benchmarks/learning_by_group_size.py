@@ -472,7 +472,7 @@ def shown(part: dict[str, Any] | None) -> str:
 
 
 def render(record: dict[str, Any]) -> str:
-    """The study as a section of the README."""
+    """The study as a section of docs/train.md."""
     found = record["by_group_size"]
     budgets = sorted({p["budget"] for p in found["1"]["curve"]})
     heads = [f"1/{round(1 / budget)} of a pass" for budget in budgets]
@@ -497,7 +497,7 @@ def render(record: dict[str, Any]) -> str:
             f"{versions['torch']}; from `tests/benchmarks/results/{RESULT.name}`, written by "
             f"`python tests/benchmarks/{Path(__file__).name}`.",
             "",
-            f"![Held-out loss by group size](tests/benchmarks/results/{RESULT.stem}.png)",
+            f"![Held-out loss by group size](../tests/benchmarks/results/{RESULT.stem}.png)",
         ]
     )
 
@@ -547,14 +547,13 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def report(record: dict[str, Any], output: Path) -> None:
-    """Print the table and draw the plot beside `output`; the results' own file goes into the README."""
-    from tests.benchmarks.main_job import README, readme_with
+    """Print the table and draw the plot beside `output`; the results' own file goes into docs/train.md."""
+    from tests.benchmarks.main_job import DOCS, put
 
     plot(record, output.with_suffix(".png"))
     print(table(record))
     if output == RESULT:
-        text = README.read_text(encoding="utf-8")
-        README.write_text(readme_with(render(record), RESULT.stem, text), encoding="utf-8")
+        put(DOCS / "train.md", RESULT.stem, render(record))
 
 
 def fingerprint(held_out_concepts: int) -> str:

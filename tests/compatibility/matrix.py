@@ -4,13 +4,13 @@
     python tests/compatibility/matrix.py --releases all     # the newest patch of every minor release
     python tests/compatibility/matrix.py --releases 5.6.0 newest --pythons 3.11 3.13
     python tests/compatibility/matrix.py --releases newest --training
-    python tests/compatibility/matrix.py --readme           # only write the README's table again
+    python tests/compatibility/matrix.py --readme           # only write the table of docs/load.md again
 
 Every environment is made anew with pip: torch, transformers and pillow, and with `--training` also TRL,
 peft and datasets. `checks.py` runs in it on tiny Mayas that this environment saves. Its values (tokens,
 logits, losses) must equal those of this environment, floats within 1e-4 of their size. Exits with 1 if
 one does not. With `--write` the results go to tests/benchmarks/results/compatibility.json, where rows
-that were not run keep theirs, and from there into the README.
+that were not run keep theirs, and from there into docs/load.md.
 """
 
 import argparse
@@ -231,7 +231,7 @@ def write(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
     write_readme()
 
 
-# What `absent` in a row means, for the README.
+# What `absent` in a row means, for docs/load.md.
 ABSENT = {
     "image_processor": "AutoImageProcessor alone (needs torchvision there)",
     "trainers": "TRL's loss on answers only",
@@ -239,7 +239,7 @@ ABSENT = {
 
 
 def table(content: dict[str, Any]) -> str:
-    """The README's table: a line for neighbouring releases that do the same."""
+    """The table: a line for neighbouring releases that do the same."""
     lines = [
         "| transformers | Python | torch | loads and answers | peft and TRL | not there |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -277,7 +277,7 @@ def _cells(rows: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def render(content: dict[str, Any]) -> str:
-    """The README's section: the table, and where it is from."""
+    """The section of docs/load.md: the table, and where it is from."""
     reference = content["reference"]
     return (
         f"{table(content)}\n\n"
@@ -289,12 +289,9 @@ def render(content: dict[str, Any]) -> str:
 
 
 def write_readme() -> None:
-    from tests.benchmarks.main_job import readme_with
+    from tests.benchmarks.main_job import DOCS, put
 
-    readme = REPOSITORY / "README.md"
-    section = render(json.loads(RESULTS.read_text()))
-    text = readme_with(section, "compatibility", readme.read_text(encoding="utf-8"))
-    readme.write_text(text, encoding="utf-8")
+    put(DOCS / "load.md", "compatibility", render(json.loads(RESULTS.read_text())))
 
 
 if __name__ == "__main__":
@@ -305,8 +302,12 @@ if __name__ == "__main__":
     )
     parser.add_argument("--torch", default=TORCH)
     parser.add_argument("--training", action="store_true", help="with TRL, peft and datasets")
-    parser.add_argument("--write", action="store_true", help="keep the results, and in the README")
-    parser.add_argument("--readme", action="store_true", help="only write the README's table again")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the results, and in docs/load.md"
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="only write the table of docs/load.md again"
+    )
     given = parser.parse_args()
     if given.readme:
         write_readme()

@@ -329,7 +329,7 @@ def run_case(
 
 
 def command_line(folder: str, domain: str) -> list[str]:
-    """`vllm serve` as the README has it: pictures from one domain, no local files, three a prompt."""
+    """`vllm serve` as docs/serve.md has it: pictures from one domain, no local files, three a prompt."""
     return [
         *("serve", folder, "--trust-remote-code", "--served-model-name", "maya"),
         *("--max-model-len", "512", "--limit-mm-per-prompt", '{"image": 3}'),

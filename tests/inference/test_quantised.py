@@ -1,4 +1,4 @@
-"""A Maya loaded in 8 and 4 bits by bitsandbytes, with the README's lines: only the decoder's layers shrink."""
+"""A Maya loaded in 8 and 4 bits by bitsandbytes, with the lines of docs/load.md: only the decoder's layers shrink."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from modeling_maya import MayaForConditionalGeneration
 from tests.helpers.tiny import enlarge, tiny_config, tiny_inputs
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "load.md").read_text(encoding="utf-8")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}
 
 
@@ -33,7 +33,7 @@ def kinds(model, part):
     ("bits", "layer", "tolerance"), [("8bit", "Linear8bitLt", 0.05), ("4bit", "Linear4bit", 0.3)]
 )
 def test_only_the_decoder_is_quantised(folder, tmp_path, bits, layer, tolerance):
-    snippets = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+    snippets = [part.split("```")[0] for part in PAGE.split("```python\n")[1:]]
     (lines,) = [snippet for snippet in snippets if "BitsAndBytesConfig" in snippet]
     lines = lines.replace("load_in_4bit", f"load_in_{bits}")
     lines = lines.replace('"runs/mini"', repr(str(folder))).replace(
@@ -59,10 +59,10 @@ def test_only_the_decoder_is_quantised(folder, tmp_path, bits, layer, tolerance)
         assert torch.equal(again(**inputs).logits, found)
 
 
-def test_the_readme_quotes_what_was_measured():
+def test_the_page_quotes_what_was_measured():
     results = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "quantised.json"
     rows = {row["way"]: row for row in json.loads(results.read_text())["rows"]}
-    text = " ".join(README.split())
+    text = " ".join(PAGE.split())
     for way in ("bfloat16", "bitsandbytes int8", "torchao int8"):
         assert f"{rows[way]['logits']:.3f} ({way})" in text
     eight, ao = (100 * rows[way]["same"] for way in ("bitsandbytes int8", "torchao int8"))

@@ -1,4 +1,4 @@
-"""The vLLM recipe: the keys of vllm-project/recipes in their order, and the command line of the README."""
+"""The vLLM recipe: the keys of vllm-project/recipes in their order, and the command line of docs/serve.md."""
 
 import shlex
 from pathlib import Path
@@ -27,9 +27,9 @@ def test_keys_are_those_of_the_format_in_their_order():
     assert recipe["meta"]["hardware"] == {}
 
 
-def test_the_command_line_is_the_readmes():
+def test_the_command_line_is_that_of_the_page():
     model = yaml.safe_load(RECIPE.read_text())["model"]
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "serve.md").read_text()
     (block,) = [part for part in text.split("```") if "vllm serve" in part and "bash" in part]
     words = shlex.split(block.removeprefix("bash\n").replace("\\\n", " "))
     assert words[0] == "VLLM_MEDIA_URL_ALLOW_REDIRECTS=" + model["base_env"].popitem()[1]
