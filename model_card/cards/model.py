@@ -11,7 +11,7 @@ import yaml
 
 from maya_vlm.training.common.adapters import find_adapter
 from maya_vlm.training.common.files import files_sha256, write_text
-from maya_vlm.training.common.languages import NAMES
+from maya_vlm.training.common.languages import NAMES, is_language
 from maya_vlm.training.common.markdown import Markdown, code, escaped, literal, prose
 from maya_vlm.training.common.models import ADAPTER_CONFIG, Model, find_model, read_config
 from maya_vlm.training.common.reading import read_json_mapping, read_text, read_yaml
@@ -76,7 +76,7 @@ def model_card(
     config = read_config(adapter) if adapter else read_json(folder / "config.json")
     recipe = _read_recipe(folder)
     results = _read_results(folder)
-    languages = _languages(recipe, results)
+    languages = _languages(recipe, results) or _logged_languages(folder)
     terms, metadata = _licence(config, recipe, licence, base_licences or {})
     small = _is_mini(recipe)
     metadata = {
@@ -339,6 +339,18 @@ def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
     if not languages and results is not None:
         languages = dict.fromkeys(languages_of(results))
     return in_order(languages)
+
+
+def _logged_languages(folder: Path) -> list[str]:
+    """Return the languages whose loss the last stage logged: those of its rows, where a recipe keeps all."""
+    path = folder / "training_log.json"
+    if not path.is_file():
+        return []
+    log = read_json(path)
+    check_shape(log, {"log": [dict]}, str(path))
+    names = (key.partition("/") for entry in log["log"] for key in entry)
+    found = (language for language, slash, kind in names if slash and kind == "loss")
+    return in_order(dict.fromkeys(each for each in found if is_language(each) and each != "und"))
 
 
 def _time(folder: Path, recipe: dict[str, Any]) -> str:

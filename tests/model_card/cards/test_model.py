@@ -214,6 +214,13 @@ def test_a_licence_that_the_bases_do_not_allow_is_refused(folder, tmp_path):
         model_card(tmp_path, "user/x", licence="apache-2.0")
 
 
+def test_languages_are_those_of_the_log_where_the_recipe_keeps_all(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    entry = {"loss": 1.0, "sw/loss": 1.0, "hi/loss": 1.0, "und/loss": 1.0, "eval_fr/loss": 1.0}
+    (tmp_path / "training_log.json").write_text(json.dumps({"log": [entry]}))
+    assert set(head_of(model_card(tmp_path, "user/x"))["language"]) == {"sw", "hi"}
+
+
 def test_hours_are_those_of_the_logs(folder):
     assert "Training took" not in model_card(folder, "user/x")
     for name, seconds, processes in (("pretrain", 1800.0, 2), ("finetune", 3600.0, 1)):
