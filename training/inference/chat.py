@@ -1,4 +1,4 @@
-"""`maya chat IMAGE "question" --language hi`: questions about one picture, answered as they come."""
+"""`maya chat IMAGE "question" --language hi`: stream answers to questions about one picture."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from ..common.telling import one_line
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "data" / "mini_dataset" / "prompts.json"
 
-# How each language asks for an answer in itself, behind a question in any other.
+# A sentence in each language that asks for an answer in it, to append to a question in another.
 ANSWER_IN = {
     "en": "Answer in English.",
     "zh": "请用中文回答。",
@@ -49,11 +49,11 @@ def chat(
         question: default: "What is this?" in `language`.
         language: BCP-47 code of the language to answer in; default: the question's own.
             See `question_in`.
-        max_new_tokens: the longest answer.
+        max_new_tokens: of each answer.
         trust_remote_code: passed on to transformers, for models other than Maya.
         revision: branch, tag or commit of the model's repository.
-        allow_private: fetch the picture also from an address of a private or local network.
-        further: questions that follow the first one in the same conversation, as they come.
+        allow_private: also fetch the picture from an address of a private or local network.
+        further: later questions of the same conversation, each read when the one before is answered.
 
     Raises:
         ValueError, FileNotFoundError, OSError, MemoryError: in one line: an invalid language code, a
@@ -74,7 +74,7 @@ def chat(
     if is_maya(network):
         try:
             processor.image_processor(picture, return_tensors="pt")
-        except ValueError as error:  # such as a picture too long to be padded; it names none
+        except ValueError as error:  # it does not name the picture
             raise ValueError(f"{one_line(image, 200)}: {error}") from None
     said = ""
     history: list[tuple[str, str]] = []
@@ -83,14 +83,14 @@ def chat(
             continue
         text = asked if following is asked else question_in(following.strip(), language)
         said = _answer(network, processor, _turns(picture, history, text), max_new_tokens, model)
-        # An answer without words is no turn that a template could show.
+        # A template cannot show an empty turn.
         if said:
             history.append((text, said))
     return said
 
 
 def _turns(picture: Any, history: Sequence[tuple[str, str]], asked: str) -> list[dict[str, Any]]:
-    """A conversation about a picture that ends with a question, all texts as parts."""
+    """Return a conversation about a picture that ends with a question, with every text as a part."""
     turns: list[dict[str, Any]] = []
     for question, answer in history:
         turns.append({"role": "user", "content": [{"type": "text", "text": question}]})
@@ -111,7 +111,7 @@ def _answer(
     from .generation import is_maya
 
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    # Models of others fail in their own ways.
+    # Models of other families raise errors of their own.
     with (
         nullcontext()
         if is_maya(network)
@@ -129,12 +129,14 @@ def _answer(
 
 
 def question_in(question: str | None, language: str | None) -> str:
-    """The question as it is put to the model.
+    """Return the question to ask the model, so that it answers in `language`.
 
-    Maya answers in the language it is asked in. So a question of the mini dataset is asked in its
-    wording for `language`; behind any other, a sentence asks for the language. Without `language`
-    the question stays as it is. Raises ValueError for what is no BCP-47 code, and for an empty
-    question.
+    Maya answers in the language of the question. A question of the mini dataset is replaced by its
+    wording in `language`. To any other question a sentence is appended that asks for the language.
+    Without `language` the question is unchanged.
+
+    Raises:
+        ValueError: `language` is not a BCP-47 code, or the question is empty.
     """
     with QUESTIONS.open(encoding="utf-8") as stream:
         known = json.load(stream)
@@ -161,7 +163,7 @@ def question_in(question: str | None, language: str | None) -> str:
 
 
 def answer_in(language: str) -> str:
-    """The sentence that asks for an answer in a language."""
+    """Return the sentence that asks for an answer in a language."""
     if language in ANSWER_IN:
         return ANSWER_IN[language]
     name = OTHER_NAMES.get(language.partition("-")[0].lower())
@@ -171,7 +173,10 @@ def answer_in(language: str) -> str:
 
 
 def _matches(wording: str, question: str) -> str | None:
-    """The name that a wording with `{name}` asks about ("" for one without); None if it differs."""
+    """Match a question with a wording that may contain `{name}`.
+
+    Returns the name that the question asks about ("" for a wording without one), or None if they differ.
+    """
     parts = [re.escape(part) for part in wording.split("{name}")]
     found = re.fullmatch(r"(?P<name>.+)".join(parts), question.strip(), re.IGNORECASE)
     return None if found is None else found.groupdict().get("name") or ""

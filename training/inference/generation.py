@@ -1,13 +1,13 @@
 """Greedy answers to many questions about few images.
 
-Any image-text-to-text model is asked by its own processor, chat template and `generate`, in batches.
-Maya, whose images all take the same number of tokens, is asked faster:
+Models of other families are asked in batches, with their own processor, chat template and `generate`.
+Maya has a faster way, because all of its images take the same number of tokens:
 
-Under causal attention the tokens up to and including the last image of a prompt never see the question,
-so their keys and values are computed once and shared by all questions about the same images. Questions of
-similar length run together, padded on the left between the image and the question, and a finished row
-leaves the batch. Tokens are those of `model.generate(do_sample=False)`, one question at a time, up
-to the rounding of another batch shape: two tokens whose logits differ by less than that may change places.
+Under causal attention the tokens up to and including the last image of a prompt do not see the question.
+Their keys and values are computed once and shared by all questions about the same images. Questions of
+similar length run together, padded on the left between image and question, and a finished row leaves the
+batch. The tokens are those of `model.generate(do_sample=False)` for one question at a time, up to the
+rounding of another batch shape: two tokens whose logits differ by less than that may change places.
 """
 
 import bisect
@@ -27,12 +27,12 @@ from modeling_maya import CACHE
 
 from ..common.telling import shown
 
-# Questions that a model of others is asked together: each brings its picture along.
+# Most questions in a batch of another model, where every question brings its own picture.
 FOREIGN_BATCH = 16
 
 
 class Images(Protocol):
-    """A list of pictures, or what reads each when it is asked for."""
+    """A list of pictures, or an object that reads each picture on access."""
 
     def __len__(self) -> int: ...
 
@@ -44,8 +44,8 @@ class Question:
     """One question.
 
     Args:
-        content: the user's turn in its order: texts, and images by their place in the list of images.
-        max_new_tokens: where the answer is cut.
+        content: the user's turn in order: texts, and images as indices into the list of images.
+        max_new_tokens: most tokens of the answer.
         system: the system turn.
         stop: the answer ends before the first of these texts.
     """
@@ -57,11 +57,11 @@ class Question:
 
     @property
     def images(self) -> tuple[int, ...]:
-        """Places of the images, in their order."""
+        """Return the indices of the images, in order."""
         return tuple(part for part in self.content if isinstance(part, int))
 
     def turns(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates take it, images as parts without content."""
+        """Return the conversation for a chat template, with images as parts without content."""
         user = [
             {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
             for part in self.content
@@ -75,11 +75,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """The decoded answer, and whether the model ended it itself.
+    """A decoded answer.
 
     Args:
-        tokens: that the answer took, with those of a stop text and without the end token; None where that
-            cannot be known.
+        text: without special tokens.
+        tokens: number of generated tokens, with those of a stop text and without the end token; None if it
+            is not known.
+        ended: whether the model ended the answer itself.
     """
 
     text: str
@@ -104,18 +106,21 @@ def answers(
     batch_size: int = 256,
     workers: int = 1,
 ) -> Iterator[tuple[int, Answer]]:
-    """Answer every question greedily; gives (place of the question, answer) as the answers come.
+    """Answer every question greedily, and yield (index of the question, answer) as the answers come.
 
     Args:
-        images: at most one is decoded at a time by each worker, or a batch by a model that is no Maya.
-        batch_size: questions that run together, and images whose keys and values are held at a time. A
-            model that is no Maya is asked at most FOREIGN_BATCH questions together, by one worker.
-        workers: threads that share the work. torch computes outside of Python's lock, and on CPU two
-            threads with a batch each do more than one batch on two threads.
+        model: a Maya, or another image-text-to-text model.
+        processor: of the model.
+        images: each worker decodes one at a time; another model than Maya needs a batch of them at once.
+        questions: about the images.
+        batch_size: most questions in a batch, and most images whose keys and values are in memory. Other
+            models than Maya have at most FOREIGN_BATCH questions in a batch, and one worker.
+        workers: threads that share the work. torch computes without Python's lock, and on a CPU two
+            threads with a batch each are faster than one batch on two threads.
 
     Raises:
-        ValueError: a batch size or a number of workers below 1, an image index out of range, and, when
-            its turn comes, a question that the chat template cannot show.
+        ValueError: a batch size or number of workers below 1, or an image index out of range; later, a
+            question that the chat template cannot show.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
@@ -134,7 +139,7 @@ def answers(
     stopping = threading.Event()
 
     def work(rows: list[int]) -> None:
-        # Inference mode and the like belong to a thread.
+        # Inference mode is a setting of each thread.
         with torch.inference_mode():
             for found in _answer_chunk(model, processor, images, questions, rows, batch_size):
                 finished.put(found)
@@ -161,16 +166,16 @@ def answers(
 
 
 def is_maya(model: Any) -> bool:
-    """Whether a model is a Maya, or one of another kind."""
+    """Return whether a model is a Maya."""
     return model.config.model_type == "maya"
 
 
 def _answers_by_generate(
     model: Any, processor: Any, images: Images, questions: Sequence[Question], batch_size: int
 ) -> Iterator[tuple[int, Answer]]:
-    """Answers of any image-text-to-text model, as its own processor and `generate` give them."""
+    """Yield the answers of any image-text-to-text model, by its own processor and `generate`."""
     tokenizer, ends = processor.tokenizer, _end_tokens(model, processor)
-    # Answers follow the last token of a row.
+    # An answer begins after the last token of its row.
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -199,7 +204,7 @@ def _answers_by_generate(
 
 
 def _foreign_inputs(processor: Any, images: Images, batch: Sequence[Question]) -> Any:
-    """A padded batch in the processor's own format; every question has as many pictures."""
+    """Return a padded batch in the processor's own format; all questions have equally many pictures."""
     prompts = [
         processor.apply_chat_template(question.turns(), add_generation_prompt=True)
         for question in batch
@@ -211,13 +216,13 @@ def _foreign_inputs(processor: Any, images: Images, batch: Sequence[Question]) -
         images=pictures if pictures[0] else None,
         padding=True,
         return_tensors="pt",
-        # As `apply_chat_template` does: a template that writes the beginning must not get a second one.
+        # As in `apply_chat_template`: a template that writes the first token must not get it twice.
         add_special_tokens=not (bos and prompts[0].startswith(bos)),
     )
 
 
 def _answer_of(tokenizer: Any, tokens: list[int], ended: bool, stop: tuple[str, ...]) -> Answer:
-    """The answer that generated tokens hold: all of them, or what stands before the first stop text."""
+    """Return the answer of generated tokens: their text, cut before the first stop text."""
 
     def text(count: int) -> str:
         return tokenizer.decode(tokens[:count], skip_special_tokens=True)
@@ -235,18 +240,18 @@ def _answer_of(tokenizer: Any, tokens: list[int], ended: bool, stop: tuple[str, 
 
 
 def _stops(tokenizer: Any, tokens: list[int], stop: tuple[str, ...]) -> bool:
-    """Whether the last of the tokens ends a stop text."""
-    # A token gives at least a byte; some more tokens, as a text may begin otherwise than it goes on.
+    """Return whether the last token completes a stop text."""
+    # A token has at least one byte. Decode a few more tokens, because the first ones may decode differently.
     tail = tokens[-max(len(each.encode()) for each in stop) - 8 :]
     said = tokenizer.decode(tail, skip_special_tokens=True)
     return any(each in said for each in stop)
 
 
 def _chunks(questions: Sequence[Question], batch_size: int) -> Iterator[list[int]]:
-    """Places of questions that share image prefixes: all questions about the same images stand together.
+    """Yield chunks of question indices, with all questions about the same images in one chunk.
 
-    A chunk has several batches of questions, so that sorting by length inside it finds alike ones, and
-    about a batch of images.
+    A chunk has several batches of questions, so that sorting by length finds similar ones, and about a
+    batch of images.
     """
     about: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row, question in enumerate(questions):
@@ -269,9 +274,10 @@ def _chunks(questions: Sequence[Question], batch_size: int) -> Iterator[list[int
 def _prompts(
     processor: Any, questions: Sequence[Question], rows: Sequence[int]
 ) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Row -> (ids up to and including the last image, ids after it); the first is empty without one.
+    """Return question index -> (token ids up to and including the last image, ids after it).
 
-    Token ids are those of the model's own chat template, placeholders expanded.
+    The first part is empty for a question without images. The ids are those of the model's own chat
+    template, with placeholders expanded.
     """
     known: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     prompts = {}
@@ -307,7 +313,7 @@ def _answer_chunk(
     rows: list[int],
     batch_size: int,
 ) -> Iterator[tuple[int, Answer]]:
-    """Answer the questions `rows` of one chunk; gives (row, answer)."""
+    """Answer the questions `rows` of one chunk, and yield (row, answer)."""
     prompts = _prompts(processor, questions, rows)
     by_prefix: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for row in rows:
@@ -322,12 +328,12 @@ def _answer_chunk(
         windowed = cache is not None and any(
             getattr(layer, "is_sliding", False) for layer in cache.layers
         )
-        # Questions of one length limit and of similar length run together.
+        # Questions with the same limit and of similar length run together.
         lengths = {row: len(prompts[row][1]) for row in members}
 
         def alike(row: int, windowed: bool = windowed, lengths: dict[int, int] = lengths) -> Any:
             question = questions[row]
-            # A sliding window counts places in the cache, so no padding may stand in it.
+            # A sliding window counts positions of the cache, so there must be no padding in it.
             return question.max_new_tokens, question.stop, lengths[row] if windowed else 0
 
         members = sorted(members, key=lambda row: (alike(row), lengths[row]))
@@ -358,8 +364,8 @@ def _image_cache(
     images: Images,
     shown_together: list[tuple[int, ...]],
 ) -> Any:
-    """Keys and values of the prefix, one row for the images of each question."""
-    # One by one, so that one picture is decoded at a time.
+    """Return keys and values of the prefix, one row for each distinct tuple of images."""
+    # Process the pictures one by one, so that only one is decoded at a time.
     pixels = torch.cat(
         [
             processor.image_processor([images[image]], return_tensors="pt")["pixel_values"]
@@ -386,9 +392,9 @@ def _greedy(
     max_new_tokens: int,
     stop: tuple[str, ...],
 ) -> list[tuple[list[int], bool]]:
-    """Greedy continuation of `suffixes` [rows][tokens] behind an optional cached prefix.
+    """Continue `suffixes` [rows][tokens] greedily after an optional cached prefix.
 
-    Gives the tokens of each row, and whether an end token came; a row that has said a stop text ends too.
+    Returns the tokens of each row, and whether it ended with an end token. A stop text ends a row too.
     """
     device, ends = model.device, _end_tokens(model, processor)
     pad = processor.tokenizer.pad_token_id or 0
@@ -400,7 +406,7 @@ def _greedy(
     )
     gap = torch.tensor(gaps, device=device)[:, None]
     columns = torch.arange(longest, device=device)[None]
-    # The padding stands between the image and the question: masked, and not counted as a position.
+    # The padding is between image and question. It is masked, and has no positions.
     seen = torch.cat(
         [
             torch.ones(len(suffixes), prefix_length, dtype=torch.long, device=device),

@@ -1,4 +1,4 @@
-"""Loading a trained model, or an adapter on its base, for questions."""
+"""Load a trained model, or an adapter with its base, to ask it questions."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +28,16 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 def load(
     model: str, trust_remote_code: bool = False, revision: str | None = None
 ) -> tuple[Any, Any]:
-    """The model and the processor of a folder or Hub repository, ready to answer.
+    """Load the model and the processor of a folder or Hub repository, ready to answer.
 
-    An adapter is put on the base that it names and merged into it. On a GPU the saved dtype is kept;
-    on a CPU weights become float32, in which it computes fastest. Maya itself never needs
-    `trust_remote_code`: the installed package's classes are used.
+    An adapter is merged into the base that it names. On a GPU the saved dtype is kept; on a CPU the
+    weights become float32, which is fastest there. Maya does not need `trust_remote_code`: the classes of
+    the installed package are used.
+
+    Args:
+        model: a folder or Hub repository, `user/name@revision` too.
+        trust_remote_code: passed on to transformers, for models other than Maya.
+        revision: branch, tag or commit of the repository.
 
     Raises:
         FileNotFoundError: the folder or repository does not exist, or holds no model.
@@ -63,13 +68,13 @@ def open_model(
     With accelerate installed, each weight goes straight from its file to a GPU, without a copy of the model in
     main memory.
     """
-    # Registers Maya with transformers' Auto classes.
+    # These imports register Maya with transformers' Auto classes.
     from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
     import modeling_maya  # noqa: F401
     import processing_maya  # noqa: F401
 
-    # Loading takes seconds; what a command prints is its own, and reports are checked here.
+    # Commands print their own lines, and loading reports are checked below.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     adapter = found if isinstance(found, Adapter) else None
@@ -89,7 +94,7 @@ def open_model(
             ) from error
         raise
     maya = kind in ("maya", "llava_cohere")
-    # Of models of others, files hold what their classes leave out.
+    # Checkpoints of other models may hold weights that their classes do not use.
     check_report(model, report, others=r"(?!)" if maya else "")
     check_tied(model, network)
     check_generation(model, len(network.get_input_embeddings().weight))
@@ -129,7 +134,7 @@ def open_model(
 
 
 def _check_memory(model: Model, dtype: Any) -> None:
-    """Check a model's weights, and raise MemoryError where they cannot fit."""
+    """Check a model's weights, and raise MemoryError if they do not fit."""
     headers = check_weights(model)
     if torch.cuda.is_available():
         return
@@ -149,7 +154,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _available_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system tells."""
+    """Return the bytes of memory available without swapping, or None if the system does not say."""
     info = Path("/proc/meminfo")
     if info.is_file():
         for line in info.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""`maya merge ADAPTER OUTPUT`: the model that an adapter and its base make, as a folder like any other."""
+"""`maya merge ADAPTER OUTPUT`: merge an adapter into its base, and write the model."""
 
 import os
 import shutil
@@ -22,14 +22,14 @@ def merge(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Write the model that an adapter and its base make.
+    """Merge an adapter into its base, and write the model.
 
     Args:
-        adapter: a folder or repository of peft's format, `user/name@revision` too.
+        adapter: a folder or repository in peft's format, `user/name@revision` too.
         output: the folder to write; it must not exist, or be empty.
-        base: the base, where the adapter does not name one that is here.
+        base: the base, if the adapter names none that is available.
         revision: of the adapter's repository.
-        dtype: of the result, such as bfloat16; default: as the base is stored.
+        dtype: of the result, such as bfloat16; default: that of the stored base.
         trust_remote_code: passed on to transformers, for bases other than Maya.
 
     Raises:

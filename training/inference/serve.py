@@ -1,8 +1,8 @@
-"""`maya serve MODEL`: transformers' own OpenAI-compatible server, on a Maya.
+"""`maya serve MODEL`: run transformers' OpenAI-compatible server with a Maya.
 
-`transformers serve` looks a model's class up in transformers itself, which has no custom model. Here
-the model is loaded as every command loads it, and handed to that server. A conversation or picture that
-the model cannot take is answered with status 400 and one line.
+`transformers serve` looks up a model's class in transformers, which has no custom classes. This module
+loads the model as every command does, and gives it to that server. The server answers a conversation or
+picture that the model does not support with status 400 and one line.
 """
 
 import socket
@@ -16,7 +16,7 @@ TEXTS, PICTURES = ("text", "input_text", "output_text"), ("image_url", "input_im
 
 
 class Refused(Exception):
-    """A request that the model cannot take, told in one line."""
+    """A request that the model does not support; the message is one line."""
 
 
 def serve(
@@ -34,17 +34,18 @@ def serve(
     Args:
         model: a folder or Hub repository (`user/name@revision` too), of a Maya, of an adapter of one, or
             of another image-text-to-text model.
-        name: by which clients name the model; default: the folder's name, or the repository's id.
-        host, port: where the server listens.
+        name: the model's name for clients; default: the folder's name, or the repository's id.
+        host: where the server listens.
+        port: where the server listens.
         trust_remote_code: passed on to transformers, for models other than Maya.
         revision: branch, tag or commit of the model's repository.
-        allow_urls: fetch pictures from the http(s) addresses that clients name. `data:` URIs are always
-            read, files of this machine never.
-        allow_private: fetch also from addresses of private and local networks.
+        allow_urls: fetch pictures from http(s) addresses that clients send. `data:` URIs are always
+            read, local files never.
+        allow_private: also fetch from addresses of private and local networks.
 
     Raises:
-        ValueError, FileNotFoundError, OSError, MemoryError: in one line: no such model, or packages of
-            the extra `serve` that are missing.
+        ValueError, FileNotFoundError, OSError, MemoryError: one line: there is no such model, or packages
+            of the extra `serve` are missing.
     """
     from transformers.utils.import_utils import is_serve_available
 
@@ -64,7 +65,7 @@ def serve(
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ValueError, in one line, where nothing can listen: told before a model is loaded."""
+    """Raise ValueError, in one line, if the server cannot listen there. Called before a model is loaded."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,7 +77,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def _read_for_strangers(processor: Any, allow_urls: bool, allow_private: bool) -> None:
-    """Let the processor read no files, and refuse in one line what it cannot show or read."""
+    """Stop the processor from reading local files, and make it raise Refused for bad conversations."""
     from jinja2 import TemplateError
 
     pictures = getattr(processor, "image_processor", None)
@@ -99,16 +100,16 @@ def _read_for_strangers(processor: Any, allow_urls: bool, allow_private: bool) -
 
 
 def _hand_over(network: Any, processor: Any) -> None:
-    """Make the parts that transformers' server is built from use this model, and answer refusals.
+    """Make transformers' server use this model, and answer Refused with status 400.
 
-    The server takes no model that is loaded already, so classes of its modules are replaced.
+    The server does not accept a loaded model, so classes of its modules are replaced.
     """
     from fastapi.responses import JSONResponse
     from transformers.cli.serving import chat_completion, model_manager, server
     from transformers.cli.serving.utils import Modality
 
     class Loaded(model_manager.ModelManager):
-        """Holds one model that is loaded already, under any name."""
+        """A manager of one loaded model, under any name."""
 
         @staticmethod
         def process_model_name(model_id: str) -> str:
@@ -125,7 +126,7 @@ def _hand_over(network: Any, processor: Any) -> None:
             return Modality.VLM
 
     class Checked(chat_completion.ChatCompletionHandler):
-        """Checks a conversation before transformers' server reads it."""
+        """A handler that checks a conversation before transformers' server reads it."""
 
         async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
             body["messages"] = conversation(body.get("messages"))
@@ -149,10 +150,13 @@ def _hand_over(network: Any, processor: Any) -> None:
 
 
 def conversation(messages: Any) -> list[dict[str, Any]]:
-    """A client's `messages`, as chat templates take them.
+    """Return a client's `messages` in the form of chat templates.
 
-    A developer turn is a system turn, and system turns at the start become one, a blank line between
-    them. Raises Refused, naming the place, for messages of another form.
+    A developer turn becomes a system turn. System turns at the start become one, with a blank line
+    between them.
+
+    Raises:
+        Refused: the messages have another form; the message names the place.
     """
     if not isinstance(messages, list) or not messages:
         raise Refused(f"messages: expected a list with a turn or more, found {found(messages)}")
@@ -178,7 +182,7 @@ def conversation(messages: Any) -> list[dict[str, Any]]:
 
 
 def _parts(content: Any, place: str) -> list[dict[str, Any]]:
-    """The content of a turn as a list of texts and pictures."""
+    """Return the content of a turn as a list of texts and pictures."""
     if content is None or isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
