@@ -157,7 +157,9 @@ def test_what_may_pass_is_tried_again(fault):
         answers = ask(plan(server.url, timeout=0.5 if fault == "hang" else 20.0), *TRUTHS["fr"])
     assert [a.text for a in answers] == list(TRUTHS["fr"].values())
     assert server.met[fault] > 0
-    assert sum(a.attempts for a in answers) == server.requests
+    attempts = sum(a.attempts for a in answers)
+    # On a busy machine an attempt may end before the server has read its request.
+    assert attempts >= server.requests if fault == "hang" else attempts == server.requests
     assert (server.requests > len(answers)) == (fault != "chunked")
 
 
