@@ -1,6 +1,7 @@
-"""How a Maya is published: cards made from its files, and the way to the Hub.
+"""Publish a Maya: cards made from its files, pushes to the Hub, and a demo page.
 
-cards/: what README.md says, filled from the files beside it
-hub/: what is sent, and whether it arrived
+cards/: makes README.md from the files beside it
+hub/: pushes folders to the Hub, and checks what arrived
 space/: a demo page, on this machine or as a Space
+serving/: a recipe for vLLM
 """

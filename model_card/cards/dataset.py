@@ -1,4 +1,4 @@
-"""Dataset cards, filled from a build's manifest: no number is typed."""
+"""Make the card of a dataset from the manifest of its build. No number is typed."""
 
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ SIZES = (
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a dataset that `maya data build` made; None for other folders.
+    """Return the manifest of a dataset that `maya data build` made, or None for another folder.
 
-    Raises ValueError for a folder that such a dataset was begun in and not finished, and for a
-    manifest.json that is no JSON object.
+    Raises:
+        ValueError: the build of the dataset has not finished, or manifest.json is not a JSON object.
     """
     if not (folder / "manifest.json").is_file():
         if (folder / "data").is_dir() and (folder.parent / "assemble").is_dir():
@@ -36,16 +36,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def write_dataset_card(folder: Path, repo_id: str | None = None) -> Path:
-    """Write README.md of a folder, or of a dataset for the Hub, except where it has one of its owner's."""
+    """Write README.md of a folder, or of a dataset for the Hub, unless its owner has written one."""
     write_card(folder, lambda: dataset_card(folder, repo_id or "path/to/this/folder"))
     return folder / "README.md"
 
 
 def dataset_card(folder: Path, repo_id: str) -> str:
-    """The card of a dataset that `maya data build` made, from its manifest.
-
-    Raises ValueError for any other folder.
-    """
+    """Return the card of a dataset that `maya data build` made. Raises ValueError for another folder."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise ValueError(
@@ -93,7 +90,7 @@ def dataset_card(folder: Path, repo_id: str) -> str:
 
 
 def _found(toxicity: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Rows by decision, stage and category, all languages together, most first."""
+    """Count rows by decision, stage and category over all languages, the most frequent first."""
     sums: dict[tuple[str, str, str], int] = {}
     for each in (toxicity or {}).get("found", []):
         key = (each["decision"], each["stage"], each["category"])

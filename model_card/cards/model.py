@@ -1,6 +1,6 @@
-"""Model cards, filled from the files beside the weights: nothing in them is typed.
+"""Make the card of a model from its config, the resolved `recipe.yaml` and `results.json`.
 
-A card is made from the model's config, the resolved `recipe.yaml` and `results.json`.
+Nothing in a card is typed.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,10 +30,10 @@ MARKER = Markdown(
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
 # The oldest release whose public names Hub code keeps to.
 OLDEST_TRANSFORMERS = "5.6"
-# CohereLabs' tokenizer, and so the vocabulary of every open-weights model of theirs.
+# The vocabulary size of CohereLabs' tokenizer, which all of their open-weights models have.
 COHERE_VOCABULARY = 256_000
 
-# What cards are made from; `maya train`, `maya evaluate` and `maya convert` write more.
+# The parts of files that cards read; `maya train`, `maya evaluate` and `maya convert` write more.
 _RECIPE = {
     "stages": [
         {
@@ -69,8 +69,9 @@ def model_card(
         licence: the Hub's id of a licence that the publisher states, such as apache-2.0.
         base_licences: base model -> the licence that its own card states.
 
-    Raises FileNotFoundError or ValueError in one line: no config.json, a results file of another
-    format or of other weights, a stated licence that the bases do not allow.
+    Raises:
+        FileNotFoundError, ValueError: one line: there is no config.json, the results file has another
+            format or is of other weights, or the bases do not allow the stated licence.
     """
     adapter = _adapter_base(folder)
     config = read_config(adapter) if adapter else read_json(folder / "config.json")
@@ -141,7 +142,7 @@ def base_models(folder: Path) -> list[str]:
 
 
 def licence_texts(folder: Path) -> str | None:
-    """Credits and licence texts that a model trained from the mini bases must carry, or None."""
+    """Return the credits and licence texts that a model of the mini bases must carry; None for others."""
     recipe = _read_recipe(folder)
     if not _is_mini(recipe):
         return None
@@ -161,27 +162,27 @@ def licence_texts(folder: Path) -> str | None:
 
 
 def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> str:
-    """A card: YAML front matter, then a template of `templates/`."""
+    """Return a card: YAML front matter, then a filled template of `templates/`."""
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-        # Names are text, whoever chose them; what is Markdown already says so by its type.
+        # Escape every text, because anybody may have chosen it. The type Markdown marks the exceptions.
         finalize=_text,
     )
     filters = {"code": code, "literal": literal, "prose": prose}
     for name, write in filters.items():
         environment.filters[name] = lambda value, write=write: write(str(value))
-    # Readers of cards look for lines of hyphens before they read the YAML.
+    # Parsers of cards look for lines of hyphens before they parse the YAML.
     plain = _in_lines(metadata)
     head = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=10_000)
     return f"---\n{head}---\n\n{environment.get_template(template).render(values)}"
 
 
 def _text(value: Any) -> Any:
-    """What a template writes; the spaces around its own words stay."""
+    """Return a value as a template writes it: escaped, with one space kept at either end."""
     if not isinstance(value, str) or not value.strip():
         return value
     before, after = (" " if edge == " " else "" for edge in (value[0], value[-1]))
@@ -189,7 +190,7 @@ def _text(value: Any) -> Any:
 
 
 def _in_lines(value: Any) -> Any:
-    """Metadata whose texts have one printable line each."""
+    """Return metadata with every text as one printable line."""
     if isinstance(value, dict):
         return {_in_lines(name): _in_lines(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -198,7 +199,7 @@ def _in_lines(value: Any) -> Any:
 
 
 def write_card(folder: Path, made: Callable[[], str]) -> bool:
-    """Write README.md as `made` gives it; False where the folder has one of its owner's, left as it is."""
+    """Write README.md with the text of `made`; return False, and keep it, if the owner has written one."""
     card = folder / "README.md"
     if card.is_file() and MARKER not in read_text(card):
         return False
@@ -233,7 +234,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def _conversion(folder: Path) -> dict[str, Any] | None:
-    """What `maya convert` recorded of where the weights came from, None for weights trained here."""
+    """Return the record of `maya convert` about the origin of the weights; None for trained weights."""
     path = folder / "conversion.json"
     if not path.is_file():
         return None
@@ -246,7 +247,7 @@ def _conversion(folder: Path) -> dict[str, Any] | None:
 
 
 def _merged(folder: Path) -> dict[str, Any] | None:
-    """Return what `maya merge --alpha` recorded, or None for a folder that it did not write."""
+    """Return the record of `maya merge --alpha`, or None for a folder that it did not write."""
     path = folder / MERGE_RECORD
     if not path.is_file():
         return None
@@ -293,7 +294,7 @@ def _is_repository(name: str) -> bool:
 
 
 def _is_mini(recipe: dict[str, Any]) -> bool:
-    """Whether the bases and all data are those that ship with the package."""
+    """Return whether the bases and all data are those that ship with the package."""
     bases, sources = _bases(recipe), _sources(recipe)
     return (
         len(bases) == 2
@@ -304,8 +305,11 @@ def _is_mini(recipe: dict[str, Any]) -> bool:
 
 
 def _mini_works(recipe: dict[str, Any]) -> list[Any]:
-    """The works that a model of the mini bases has learned from: the texts, and every style of the
-    splits that its recipe names; train, which the bases have learned from, always."""
+    """Return the works that a model of the mini bases has learned from.
+
+    These are the texts, and every style of the splits that its recipe names. The train split always
+    counts, because the bases have learned from it.
+    """
     from maya_vlm.training.data.mini_dataset.sources import SOURCES
 
     styles = read_json(MINI_DATA / "manifest.json")["styles"]
@@ -321,13 +325,13 @@ def _all_data(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _source_languages(source: dict[str, Any]) -> list[str]:
-    """Languages that a source is said to have: those it keeps, or the one of all its rows."""
+    """Return the languages that a recipe names for a source: those to keep, or the one of all rows."""
     named = source.get("languages") or [source.get("language") or "und"]
     return [lang for lang in named if lang != "und"]
 
 
 def _short(name: str) -> str:
-    """A base as the card names it: no path of a machine."""
+    """Return a base's name for the card, without paths of a machine."""
     return name if _is_repository(name) else "/".join(Path(name).parts[-3:][-2:])
 
 
@@ -342,7 +346,7 @@ def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
 
 
 def _logged_languages(folder: Path) -> list[str]:
-    """Return the languages whose loss the last stage logged: those of its rows, where a recipe keeps all."""
+    """Return the languages whose loss the last stage logged, for recipes that keep all languages."""
     path = folder / "training_log.json"
     if not path.is_file():
         return []
@@ -354,7 +358,7 @@ def _logged_languages(folder: Path) -> list[str]:
 
 
 def _time(folder: Path, recipe: dict[str, Any]) -> str:
-    """Say how long the stages took and on what, as their logs measured; "" if a log is missing."""
+    """Return a sentence on the time and hardware of the stages, by their logs; "" if a log is missing."""
     logs = [folder / stage["name"] / "training_log.json" for stage in recipe.get("stages") or []]
     if not logs or not all(path.is_file() for path in logs):
         return ""
@@ -371,7 +375,10 @@ def _time(folder: Path, recipe: dict[str, Any]) -> str:
 def _stated(
     licence: str | None, bases: Sequence[str], base_licences: Mapping[str, str]
 ) -> tuple[str, dict[str, Any]]:
-    """Return text and metadata for a model of bases that this package knows no licence of."""
+    """Return text and metadata about the licence of a model whose bases this package does not know.
+
+    Raises ValueError for a stated licence that a base does not allow.
+    """
     named = ", ".join(code(_short(base)) for base in bases) or "unknown bases"
     known = {base: base_licences[base] for base in bases if base in base_licences}
     for base, own in known.items():
@@ -396,7 +403,7 @@ def _licence(
     stated: str | None,
     base_licences: Mapping[str, str],
 ) -> tuple[str, dict[str, Any]]:
-    """Return what the card says about the licence, and its metadata.
+    """Return the card's text about the licence, and its metadata.
 
     Raises ValueError for a stated licence that the bases do not allow.
     """
@@ -499,7 +506,7 @@ def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _adapter(adapter: dict[str, Any]) -> str:
-    """The low-rank adapter of a stage in a few words."""
+    """Describe the low-rank adapter of a stage in a few words."""
     parts = [f"r {adapter.get('r', '?')}", f"alpha {adapter.get('alpha', '?')}"]
     if adapter.get("lora_plus_ratio", 1) != 1:
         parts.append(f"B learns {adapter['lora_plus_ratio']:g} times as fast")

@@ -1,4 +1,4 @@
-"""What cards and the README say of `results.json`: they iterate over its rows and know no benchmark."""
+"""Turn `results.json` into parts of cards. The code iterates over rows and knows no benchmark by name."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ ALL = "all"  # the group of all languages, and the subset of all answers
 
 
 def sections(results: Results) -> list[dict[str, Any]]:
-    """For each task: its title, an introduction, tables with titles, and notes on its intervals."""
+    """Return for each task its title, an introduction, and tables with titles."""
     return [
         {
             "title": info["title"],
@@ -51,7 +51,7 @@ def _intro(info: TaskInfo) -> Markdown:
 
 
 def _judged(info: TaskInfo) -> str:
-    """Who graded the answers, since scores of other judges are not comparable; "" for other tasks."""
+    """Describe the judge of a task, since scores of other judges are not comparable; "" without a judge."""
     if "judge" not in info:
         return ""
     judge = info["judge"]
@@ -66,7 +66,7 @@ def _judged(info: TaskInfo) -> str:
 
 
 def weaknesses(results: Results) -> list[str]:
-    """What the numbers say the model cannot do."""
+    """Return lines about the weaknesses that the numbers show."""
     lines = []
     for task, info in results["tasks"].items():
         rows = rows_of(results, task, info["metric"])
@@ -90,7 +90,7 @@ def weaknesses(results: Results) -> list[str]:
 
 
 def _beaten(rows: Iterable[Row], info: TaskInfo) -> tuple[list[str], int]:
-    """Languages whose score is not clearly better than a baseline or chance; and how many there are."""
+    """Return the languages whose score is not clearly above a baseline or chance, and the number of all."""
     scores = {(row["run"], row["language"]): row for row in rows}
     languages = [lang for lang in info["languages"] if (MODEL, lang) in scores]
     beaten = []
@@ -112,14 +112,14 @@ def _overall(results: Results, task: str, metric: str) -> float | None:
 
 
 def subset_title(info: TaskInfo, subset: str) -> str:
-    """A subset as a sentence begins with it: "Naming, concepts held out"."""
+    """Return a subset's title for the start of a sentence: "Naming, concepts held out"."""
     title, part = info["subsets"][subset], info["parts"].get(subset.partition("/")[0], "")
     text = ", ".join(filter(None, (title, part))) or info["title"]
     return text[:1].upper() + text[1:]
 
 
 def model_index(results: Results, name: str) -> list[dict[str, Any]]:
-    """The card's `model-index`: one entry a subset, the mean of its languages."""
+    """Return the card's `model-index`: one entry for each subset, the mean over languages."""
     entries = []
     for task, info in results["tasks"].items():
         metric = info["metrics"][info["metric"]]
@@ -153,7 +153,7 @@ def model_index(results: Results, name: str) -> list[dict[str, Any]]:
 
 
 def languages_of(results: Results) -> list[str]:
-    """All languages that were asked in, in the order of tables."""
+    """Return all languages of the questions, in the order of tables."""
     return list(
         dict.fromkeys(lang for info in results["tasks"].values() for lang in info["languages"])
     )

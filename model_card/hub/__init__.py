@@ -1,8 +1,10 @@
-"""The way to the Hub.
+"""Push folders to the Hub.
 
-recipe_copy.py: the recipe that is published, without secrets and paths
-remote.py: a repository before something is sent to it, and whether what was sent arrived
-publish_dataset.py: a dataset, through a branch of its own and one commit
-publish.py: `maya publish`: check a folder, write its card, send it, compare what arrived
-renew.py: `maya renew`: the code of this package for a Maya saved or published earlier
+recipe_copy.py: the recipe to publish, without secrets and paths
+remote.py: creates a repository, and compares its files with those that were sent
+try_out.py: has a model answer in a fresh process
+publish_dataset.py: pushes a dataset through a branch of its own, in one commit
+publish.py: `maya publish`: checks a folder, writes its card, pushes it, and compares what arrived
+training_push.py: pushes the models of a run while it trains
+renew.py: `maya renew`: updates the code of a Maya that was saved or published earlier
 """

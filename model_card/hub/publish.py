@@ -1,4 +1,4 @@
-"""`maya publish`: check a folder, write its card, push it, and look whether it arrived."""
+"""`maya publish`: check a folder, write its card, push it, and compare what arrived."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from .remote import (
 )
 from .try_out import answer
 
-# What belongs to a published model: all of it at the top of the folder.
+# The files of a published model, all at the top of the folder.
 MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -123,7 +123,7 @@ def publish(
         raise ValueError("create_pr: a pull request has a branch of its own: leave revision out")
     checked: dict[str, Content] = {}
     before = None
-    # Nothing outside of the folder is read or written, by the card's way either.
+    # Do this before the card is written: nothing outside of the folder may be read or written.
     check_links(folder, kind)
     if kind == "model":
         check_model(folder)
@@ -151,7 +151,7 @@ def publish(
             )
         return "nowhere: nothing was sent"
     with tempfile.TemporaryDirectory() as scratch:
-        # The hashes of the check are compared with what arrives.
+        # Compare what arrives with the hashes of the check.
         found = contents_of(folder, files, Path(scratch))
         contents = {name: checked.get(name, each) for name, each in found.items()}
         how = _Sending(private, revision, token, tag, overwrite_card, message, create_pr)
@@ -168,7 +168,7 @@ def publish(
 
 
 def _answer_of(repo_id: str, commit: str, trust_remote_code: bool, token: str | None) -> list[int]:
-    """Return the answer of the pushed model. Raises OSError, as it is the Hub's copy that fails."""
+    """Return the answer of the pushed model. Raises OSError, because the copy on the Hub fails."""
     try:
         return answer(repo_id, commit, trust_remote_code, token)
     except ValueError as error:
@@ -179,7 +179,7 @@ def _answer_of(repo_id: str, commit: str, trust_remote_code: bool, token: str | 
 
 @dataclass(frozen=True)
 class _Sending:
-    """How `_send` sends; see `publish`."""
+    """Options of `_send`; see `publish`."""
 
     private: bool
     revision: str | None
@@ -191,7 +191,7 @@ class _Sending:
 
 
 def contents_of(folder: Path, files: Sequence[Path], scratch: Path) -> dict[str, Content]:
-    """Return name -> what is sent of a folder's files, and print what differs from them.
+    """Return name -> content to send for a folder's files, and print which contents differ from them.
 
     Args:
         folder: of a model or dataset.
@@ -218,7 +218,7 @@ def _send(
     kind: Literal["model", "dataset"],
     how: _Sending,
 ) -> tuple[str, str]:
-    """Send files to a repository; returns its address and the commit. Errors as `publish`."""
+    """Send files to a repository, and return its address and the commit. Raises as `publish`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -227,7 +227,7 @@ def _send(
     try:
         open_repository(api, repo_id, kind, how.private)
         heads = {ref.name for ref in api.list_repo_refs(repo_id, repo_type=kind).branches}
-        # A new branch begins with what main has.
+        # A new branch starts from main.
         base = branch if branch in heads else "main"
         card = None if how.overwrite_card or base not in heads else contents.get("README.md")
         theirs = card is not None and has_card_of_its_owner(api, repo_id, kind, base, card)
@@ -249,7 +249,7 @@ def _send(
         answer = one_line(error.server_message or str(error))
         raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
     except RuntimeError as error:
-        # What huggingface_hub makes of a connection that ends while a large file is sent.
+        # huggingface_hub raises this if the connection ends while a large file is sent.
         told = one_line(f"{error} {error.__cause__ or ''}")
         raise OSError(f"sending to {kind} {repo_id} failed: {told}: publish again") from error
     address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
@@ -257,7 +257,7 @@ def _send(
 
 
 def _asked_to_replace(repo_id: str) -> bool:
-    """Ask, in a terminal, whether to replace a card that somebody wrote; elsewhere it is kept."""
+    """Ask in a terminal whether to replace a card that somebody wrote; return False elsewhere."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     found = input(f"README.md of {repo_id} was written by somebody on the Hub. Replace it? [y/N] ")
@@ -310,7 +310,7 @@ def push_model(
 def _write_card(
     folder: Path, repo_id: str, licence: str | None = None, terms: Mapping[str, str] | None = None
 ) -> None:
-    """Write the card, and the licence texts that it names."""
+    """Write the card and the licence texts that it names."""
     if write_card(folder, lambda: model_card(folder, repo_id, None, licence, terms)):
         licences = licence_texts(folder)
         if licences is not None:
@@ -318,7 +318,10 @@ def _write_card(
 
 
 def check_model(folder: Path) -> None:
-    """Load the model, or adapter, and the processor; FileNotFoundError or ValueError in one line if they fail."""
+    """Load the model, or the adapter, and the processor.
+
+    Raises FileNotFoundError or ValueError, in one line, if they do not load.
+    """
     from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
     from maya_vlm.training.common.reading import read_json_mapping
     from maya_vlm.training.inference.load import open_model
@@ -363,7 +366,7 @@ def check_model(folder: Path) -> None:
 
 
 def _check_adapter(folder: Path) -> None:
-    """Load an adapter on its base, which must be on the Hub. Raises as `check_model`."""
+    """Load an adapter with its base, which must be on the Hub. Raises as `check_model`."""
     from maya_vlm.training.common.adapters import find_adapter
     from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
     from maya_vlm.training.inference.load import open_model
@@ -381,7 +384,7 @@ def _check_adapter(folder: Path) -> None:
 
 
 def chosen_files(folder: Path, kind: str) -> tuple[list[Path], list[str]]:
-    """The files to send, and the names of what is left out (a folder counts as one)."""
+    """Return the files to send, and the names of the files and folders that are left out."""
     chosen, left_out = [], set()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -395,13 +398,13 @@ def chosen_files(folder: Path, kind: str) -> tuple[list[Path], list[str]]:
 
 
 def check_links(folder: Path, kind: str) -> None:
-    """Raise ValueError for a link out of the folder in the place of what is sent, or of the card."""
+    """Raise ValueError if the card or a file to send is a link out of the folder."""
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_symlink() or not _belongs(name, kind):
             continue
-        # A loop resolves to itself, which is inside; nothing can be read through it.
+        # A loop of links resolves to itself, which is inside of the folder, and cannot be read.
         if not Path(os.path.realpath(path)).is_relative_to(root):
             raise ValueError(
                 f"{path}: expected a file, found a link out of the folder: copy the file there, or "
@@ -425,7 +428,7 @@ def _is(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _paths_of_this_machine(folder: Path, sources: dict[str, Path]) -> list[str]:
-    """Files that name a path of the user's home or of the folder: worth a look before it is public."""
+    """Return notes on files that contain a path of the user's home or of the folder."""
     places = {str(Path.home()), str(folder.resolve().parent)} - {"/"}
     notes = []
     for name, file in sources.items():

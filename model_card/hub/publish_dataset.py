@@ -1,13 +1,13 @@
-"""A dataset onto the Hub so that readers never see half of it.
+"""Push a dataset to the Hub so that readers never see half of it.
 
 1. The folder is compared with its manifest, and every config is loaded, whole and streamed.
-2. Everything goes to a branch of its own, `publish-<hash of what is sent>`, some files a commit. The same
-   command continues a branch that an earlier one left, and sends what is not there yet.
-3. What the branch holds is compared with what was sent, file by file, and every config is loaded
-   from it and counted.
-4. One commit takes those very files over, by reference, and takes away data files that are not
-   among them. It is refused if somebody has committed in the meantime. Then it is tagged, and the
-   branch is deleted.
+2. All files are pushed to a branch of its own, `publish-<hash of the files>`, some in each commit. The
+   same command continues such a branch, and sends the missing files.
+3. The files of the branch are compared with those that were sent, and every config is loaded from the
+   branch and counted.
+4. One commit on the target copies the files of the branch by reference, and deletes data files that are
+   not among them. The commit fails if somebody has committed in the meantime. Then it is tagged, and
+   the branch is deleted.
 
 Readers of `main` see nothing before step 4; that commit is whole or absent.
 """
@@ -38,10 +38,12 @@ DATA_FILES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")
 
 
 def check_files(folder: Path) -> dict[str, Content]:
-    """Open every parquet file; FileNotFoundError or ValueError in one line.
+    """Open every parquet file, and return path in the folder -> content.
 
-    A folder with the manifest of `maya data build` must have exactly the files and bytes that it says.
-    Returns the files by their path in the folder.
+    A folder with a manifest of `maya data build` must have exactly the files and bytes of the manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: one line.
     """
     files = sorted(folder.rglob("*.parquet"))
     if not files:
@@ -64,10 +66,10 @@ def check_files(folder: Path) -> dict[str, Content]:
 
 
 def check_configs(folder: Path) -> None:
-    """Have `datasets` read the folder by its card; ValueError in one line.
+    """Have `datasets` read the folder by its card. Raises ValueError, in one line.
 
-    Where there is a manifest, every config is loaded, streamed and whole, and must have the rows that
-    it says. What is loaded whole goes into a cache beside the folder, deleted after each config.
+    With a manifest, every config is loaded, streamed and whole, and must have the manifest's number of
+    rows. Whole configs are cached beside the folder, and the cache is deleted after each config.
     """
     from datasets import get_dataset_config_names, get_dataset_split_names
 
@@ -101,7 +103,7 @@ def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Conten
 
 
 def _check_rows(manifest: dict[str, Any], path: str, config: str, **options: Any) -> None:
-    """Raise ValueError unless a config has the manifest's rows. Arguments as of `count_config`."""
+    """Raise ValueError unless a config has the manifest's rows. For the arguments see `count_config`."""
     rows = count_config(path, config, **options)
     expected = {"train": manifest["configs"][config]["rows"]}
     if rows != expected:
@@ -121,16 +123,16 @@ def count_config(
     token: str | None = None,
     cache: str | None = None,
 ) -> dict[str, int]:
-    """Rows of every split of a config, counted by reading them, pictures undecoded.
+    """Count the rows of every split of a config by reading them, without decoding pictures.
 
-    Raises ValueError in one line for what `datasets` cannot read.
+    Raises ValueError, in one line, if `datasets` cannot read the config.
     """
     import datasets
 
     shown = datasets.utils.logging.is_progress_bar_enabled()
     verbosity = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
-    # What it logs of a broken file stands in the error as well.
+    # The error says what datasets logs about a broken file.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         found = datasets.load_dataset(
@@ -170,17 +172,17 @@ def push_dataset(
     branch: str,
     tag: str | None = None,
 ) -> str:
-    """Steps 2 to 4 in a repository that exists; returns the tag.
+    """Do steps 2 to 4 in an existing repository, and return the tag.
 
     Args:
         contents: path in the repository -> file.
-        branch: that readers read; created if it does not exist.
-        tag: its name; by default `build-<hash of what is sent>`.
+        branch: for readers; created if it does not exist.
+        tag: its name; default: `build-<hash of the files>`.
 
     Raises:
-        OSError: in one line: files that did not arrive whole.
-        ValueError: what was sent does not load as it should.
-        HfHubHTTPError: what the Hub answered.
+        OSError: one line: files did not arrive whole.
+        ValueError: the pushed files do not load as they should.
+        HfHubHTTPError: the Hub's answer.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
@@ -236,7 +238,7 @@ def push_dataset(
     check_arrived(api, contents, repo_id, "dataset", commit.oid)
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if tags.get(tag) not in (None, commit.oid):
-        # The same content was published before, and something else in between.
+        # The same content was published before, and other content in between.
         api.delete_tag(repo_id, tag=tag, repo_type="dataset")
     manifest = contents.get("manifest.json")
     api.create_tag(

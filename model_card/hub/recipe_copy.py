@@ -1,4 +1,4 @@
-"""The recipe.yaml that is published: without secrets, and without paths of the machine it ran on."""
+"""Make the recipe.yaml to publish, without secrets and without paths of the machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _HOME = re.compile(r"~[^/\\]*([/\\]|$)|\$\{?\w+\}?[/\\]")
 
 
 def published_recipe(path: Path) -> str | None:
-    """The text to publish in place of a recipe; None where the file can be sent as it is.
+    """Return the text to publish instead of a recipe, or None if the file can be published unchanged.
 
-    Raises ValueError, naming the file, for what is no YAML.
+    Raises ValueError, naming the file, if it is not YAML.
     """
     found = read_yaml(path)
     cleaned = _without_paths(redact(found))
@@ -35,15 +35,15 @@ def _without_paths(value: Any) -> Any:
 
 
 def _shown(text: str) -> str:
-    """A path that leads out of the run's folder as its last component; other texts as they are."""
+    """Return the last component of a path that leads out of the run's folder; other texts unchanged."""
     place = text.removeprefix("file://")
     windows = PureWindowsPath(place)
     is_elsewhere = place.startswith(("/", "\\\\")) or windows.drive or _HOME.match(place)
     climbs = ".." in windows.parts and "\n" not in place
     if not is_elsewhere and not climbs:
-        # Somebody's note may name the home folder as well.
+        # A note in the recipe may contain the home folder too.
         return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
-    # Parts of both kinds of paths: a run may have been on another system.
+    # Split at both separators: the run may have been on another system.
     parts = [part for part in re.split(r"[/\\]", place) if part not in ("", ".", "..")]
     last = parts[-1] if parts else ""
     return PurePosixPath(last).name or "."

@@ -1,4 +1,4 @@
-"""A repository of the Hub: who sees it, whose card it has, and whether the files that were sent arrived."""
+"""Check a repository on the Hub: its visibility, the author of its card, and the files that arrived."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_CARD = 2**20
 
 
 class Content:
-    """A file that is not written to any more; each hash is taken once, when it is first asked for.
+    """A file to send, which does not change any more. Each hash is computed once, on first access.
 
     size: in bytes.
     """
@@ -31,18 +31,18 @@ class Content:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the bytes, in hex: what the Hub calls a large file."""
+        """Return the SHA-256 of the bytes, in hex, by which the Hub names a large file."""
         return sha256_file(self.file)
 
     @cached_property
     def blob_id(self) -> str:
-        """git's name of the file, in hex: what the Hub calls a small one."""
+        """Return git's blob id, in hex, by which the Hub names a small file."""
         with self.file.open("rb") as file:
             head = hashlib.sha1(b"blob %d\0" % self.size)
             return hashlib.file_digest(file, lambda: head).hexdigest()
 
     def arrived(self, entry: Any) -> bool:
-        """Whether a RepoFile of the Hub has these bytes; False for None."""
+        """Return whether a RepoFile of the Hub has these bytes; False for None."""
         if entry is None or entry.size != self.size:
             return False
         if entry.lfs is None:
@@ -51,7 +51,7 @@ class Content:
 
 
 def tree(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, Any]:
-    """Path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
+    """Return path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
     from huggingface_hub import RepoFile
 
     found = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
@@ -73,21 +73,21 @@ def check_arrived(
 def open_repository(
     api: HfApi, repo_id: str, kind: str, private: bool, option: str = "--private"
 ) -> None:
-    """Create the repository where it does not exist.
+    """Create the repository if it does not exist.
 
     Args:
-        option: what asks for `private`, for errors.
+        option: the option that asks for `private`, for errors.
 
     Raises:
-        ValueError: it exists and everybody sees it, and `private` is asked for.
-        HfHubHTTPError: what the Hub answered.
+        ValueError: it exists and is public, and `private` is asked for.
+        HfHubHTTPError: the Hub's answer.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         found = api.repo_info(repo_id, repo_type=kind)
     except RepositoryNotFoundError:
-        # It may be there by now, made by somebody else.
+        # Somebody else may have created it by now.
         sdk = "gradio" if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
         found = api.repo_info(repo_id, repo_type=kind) if private else None
@@ -102,7 +102,7 @@ def open_repository(
 
 
 def licence_of(repo_id: str, token: str | None = None) -> str | None:
-    """Return the licence that a model's card on the Hub states, None if it says or is nothing that can be read."""
+    """Return the licence that a model's card on the Hub states, or None if it cannot be read."""
     from huggingface_hub import HfApi
 
     try:
@@ -116,9 +116,9 @@ def licence_of(repo_id: str, token: str | None = None) -> str | None:
 def has_card_of_its_owner(
     api: HfApi, repo_id: str, kind: str, revision: str, card: Content
 ) -> bool:
-    """Whether a branch has a README.md that somebody wrote, not this package, and that is not `card`.
+    """Return whether a branch has a README.md that this package did not write and that is not `card`.
 
-    Raises HfHubHTTPError for what the Hub answered.
+    Raises HfHubHTTPError with the Hub's answer.
     """
     found = api.get_paths_info(repo_id, ["README.md"], repo_type=kind, revision=revision)
     if not found or card.arrived(found[0]):

@@ -1,9 +1,9 @@
-"""`maya renew`: give a saved or published Maya the code of this package; weights and card stay.
+"""`maya renew`: update a saved or published Maya to the code of this package; weights and card stay.
 
-A folder carries the code that it was saved with, and that code is frozen while transformers goes on.
-Renewing replaces the code files, the list of Auto classes in config.json, and a chat template that this
-package shipped and has rewritten since. Nothing else is touched, and nothing is renewed unless a model
-answers with the same logits before and after.
+A folder carries the code that it was saved with, and that code stays the same while transformers changes.
+`renew` replaces the code files, the list of Auto classes in config.json, and a chat template that this
+package shipped and has rewritten since. It changes nothing else, and it changes nothing unless a model has
+the same logits before and after.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ CODE = (
 EARLIER_TEMPLATES = {
     "e9c93955fadee6f2053b497f1b65315c9b24ff5ff435ebc430536bde177e1db4": ("aya", False),
     "a5411867f0225206ffa5392e0deb6a973769b55513a0fbd77cfa91c9e423c88a": ("plain", False),
-    # Of models converted from the original, which were asked with a newline.
+    # Models converted from the original were asked with a newline.
     "e4ab79c4d5e331eb3268ae06d59893e268e3171d5779649631eb9e9e3615d962": ("plain", True),
 }
 TOLERANCE = 1e-5
-# Endings of the files that renewing looks at.
+# Endings of the files that `renew` reads.
 SMALL = (".json", ".jinja", ".py")
 
-# Run in a process of its own, so that a folder's own code is used and not this package's.
+# This runs in a process of its own, so that the folder's code is used and not this package's.
 ANSWER = """
 import json, sys
 import torch
@@ -80,7 +80,7 @@ open(sys.argv[2], "w").write(json.dumps(found))
 
 @dataclass
 class Renewed:
-    """What was renewed: the files that changed, what the check said, the commit's address if any."""
+    """The files that changed, the lines of the check, and the commit's address if there is one."""
 
     files: list[str]
     checks: list[str] = field(default_factory=list)
@@ -131,9 +131,9 @@ def renew(
 
 
 def changed_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files of a Maya that renewing changes, with their new content; `files` are the old ones.
+    """Return the files of a Maya that `renew` changes, with their new content; `files` are the old ones.
 
-    Raises ValueError, FileNotFoundError for files that are not those of a Maya.
+    Raises ValueError or FileNotFoundError if the files are not those of a Maya.
     """
     for name in ("config.json", "processor_config.json"):
         if name not in files:
@@ -168,7 +168,7 @@ def _parse(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, bytes]:
-    """The small files of a folder that renewing looks at."""
+    """Return the small files of a folder that `renew` reads."""
     return {
         path.name: path.read_bytes()
         for path in folder.iterdir()
@@ -180,9 +180,9 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 
 def check_folder(folder: Path, changes: Mapping[str, bytes], trust_remote_code: bool) -> list[str]:
-    """Compare what a folder answers before and after; returns what was compared, a line each.
+    """Compare a folder's answers before and after, and return a line for each comparison.
 
-    Raises ValueError where the answers differ, or the renewed folder does not answer.
+    Raises ValueError if the answers differ, or if the renewed folder does not answer.
     """
     check_weights(find_model(str(folder)))
     with tempfile.TemporaryDirectory() as temporary:
@@ -217,7 +217,7 @@ def _answer(folder: Path, trust: dict[str, bool]) -> tuple[dict[str, Any] | None
     """
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "answer.json"
-        # Modules of an earlier process would be taken for this folder's.
+        # Otherwise transformers would take modules of an earlier process for this folder's.
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(temporary) / "modules")}
         done = subprocess.run(
             [sys.executable, "-c", ANSWER, str(folder.resolve()), str(output), json.dumps(trust)],
@@ -303,7 +303,7 @@ def _renew_repository(
 
 
 def _add_small_weights(folder: Path) -> None:
-    """Give `folder` a small model of the same kind of parts, with random weights, and its config."""
+    """Write a small model with random weights, of the same kinds of parts, and its config into `folder`."""
     from safetensors.torch import save_file
 
     config = modeling_maya.MayaConfig.from_pretrained(folder)
@@ -326,7 +326,7 @@ def _add_small_weights(folder: Path) -> None:
             small["layer_types"] = known["layer_types"][:3]
         fields.setdefault(name, {"model_type": part.model_type}).update(small)
     layers = config.vision_config.num_hidden_layers
-    # The same place from the end, as far as three layers have it.
+    # The same layer counted from the end, within three layers.
     fields["vision_feature_layer"] = max(-3, min(-1, config.vision_layers_used - layers - 1))
     fields.pop("quantization_config", None)
     fields["dtype"] = "float32"

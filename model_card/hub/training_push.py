@@ -34,8 +34,8 @@ class TrainingPush:
         private: the repository is created private; one that exists must be.
         revision: the branch, created if it does not exist; default: main.
         token: default: the one that huggingface_hub finds.
-        always: send a checkpoint even if the one before is still on its way, after it.
-        scratch: a folder for copies of what is on its way; deleted by `open`.
+        always: send a checkpoint even if the one before is still being sent, after it.
+        scratch: a folder for copies of the files being sent; `open` deletes it.
         base: the repository, `user/name` or `user/name@revision`, of an adapter's base, which its
             adapter_config.json then names; None if whole models are sent.
     """
@@ -112,7 +112,7 @@ class TrainingPush:
         return True
 
     def finish(self, folder: Path, progress: str | None, recipe: Path) -> str:
-        """Wait for what is on its way, send the end of a stage, and return its commit.
+        """Wait for the push in progress, send the end of a stage, and return its commit.
 
         Raises OSError, in one line.
         """
@@ -133,7 +133,7 @@ class TrainingPush:
         return commit
 
     def _copy(self, folder: Path, recipe: Path) -> Path:
-        """Link the files to send into a folder of their own, as checkpoints are deleted soon."""
+        """Link the files to send into a folder of their own, because checkpoints are deleted soon."""
         copy = (
             self.scratch / f"{folder.name}-{threading.get_ident()}-{len(os.listdir(self._made()))}"
         )
@@ -143,7 +143,7 @@ class TrainingPush:
                 _link(file, copy / file.name)
         shutil.copy2(recipe, copy / "recipe.yaml")
         if self.base is not None:
-            # The run may name the place of a downloaded copy.
+            # The run may have written the path of a downloaded copy.
             settings = read_json_mapping(copy / ADAPTER_CONFIG)
             name, revision = split_revision(self.base)
             settings |= {"base_model_name_or_path": name, "revision": revision}
@@ -156,7 +156,7 @@ class TrainingPush:
         return self.scratch
 
     def _commit(self, folder: Path, progress: str | None) -> str:
-        """Write the card and send all files in one commit; returns it."""
+        """Write the card, send all files in one commit, and return the commit."""
         write_card(folder, lambda: model_card(folder, self.repo_id, progress))
         licences = licence_texts(folder)
         if licences is not None:

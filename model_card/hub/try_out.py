@@ -1,7 +1,7 @@
-"""Load a model in a fresh process and have it answer, as somebody does who has just found it.
+"""Load a model in a fresh process and have it answer, as a new user does.
 
-With `trust_remote_code` the process imports nothing of this package: transformers runs the code that comes with
-the model. Without it the installed classes of Maya are used, and no code of the model runs.
+With `trust_remote_code` the process imports nothing of this package, and transformers runs the code that comes
+with the model. Without it the process uses the installed classes of Maya, and runs no code of the model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A demo of a Maya in the browser: a picture, a question, an answer in one language or in all.
+"""A demo page of a Maya in the browser: a picture, a question, an answer in one language or in all.
 
-- asking.py: what the page asks the model.
-- app.py: the page. Both are copied to a Space of the Hub as they are: they import gradio, torch and
+- asking.py: asks the model for the page.
+- app.py: the page. A Space of the Hub gets a copy of both files, so they import gradio, torch and
   transformers only.
 - start.py: `maya space`, the page on this machine.
 - send.py: `maya publish --kind space`.

@@ -1,7 +1,7 @@
 """A page for a picture, a question, and a model's answer in one language or in all of them.
 
-On a Space, `space.json` beside this file names the model and the languages. On ZeroGPU the answers are
-computed in functions that are marked for it.
+On a Space, `space.json` beside this file names the model and the languages. On ZeroGPU, functions with its
+decorator compute the answers.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ STYLE = """
 
 
 def make_page(asking: Asking, title: str, examples: list[str]) -> gr.Blocks:
-    """The page of a model. `examples` are files of pictures."""
+    """Return the page of a model. `examples` are files of pictures."""
     names = [(words["name"], code) for code, words in asking.languages.items()]
     first = names[0][1]
 
@@ -78,7 +78,7 @@ def make_page(asking: Asking, title: str, examples: list[str]) -> gr.Blocks:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Show why a picture or question cannot be answered, in place of the word "Error"."""
+    """Show the reason why there is no answer, instead of the word "Error"."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -86,14 +86,14 @@ def refusals() -> Iterator[None]:
 
 
 def given(picture: str | None) -> str:
-    """The picture's file. Raises ValueError for none."""
+    """Return the picture's file. Raises ValueError if there is none."""
     if not picture:
         raise ValueError("Give a picture first.")
     return picture
 
 
 def main() -> None:
-    """On a Space: load the model that `space.json` names, and show its page."""
+    """Load the model that `space.json` names, and show its page. A Space runs this."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = Path(__file__).resolve().parent

@@ -1,6 +1,6 @@
-"""What the page asks a model: one question in one language, or in all of them from one cache.
+"""Ask a model one question in one language, or in all languages from one cache.
 
-It is copied to a Space beside app.py, so it imports torch and transformers only.
+A Space gets a copy of this file beside app.py, so it imports torch and transformers only.
 """
 
 import copy
@@ -13,7 +13,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 MAX_NEW_TOKENS = 256
-# Inputs with a value for each token; those of the shared tokens follow from their number.
+# Inputs with one value for each token. For shared tokens they follow from the number of tokens.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 RIGHT_TO_LEFT = ("ar", "fa", "he", "ps", "ur")
 
@@ -31,13 +31,13 @@ class Asking:
         self.network, self.processor, self.languages = network, processor, languages
 
     def question(self, text: str | None, language: str) -> str:
-        """The question as it is put to the model; a language's own "What is this?" for none."""
+        """Return the question to ask the model; the language's own "What is this?" for an empty one."""
         words = self.languages[language]
         text = (text or "").strip()
         return f"{text} {words['answer_in']}" if text else words["question"]
 
     def encode(self, picture: str, text: str) -> Any:
-        """The model's inputs for one question about a picture's file."""
+        """Return the model's inputs for one question about a picture's file."""
         content = [{"type": "image", "path": picture}, {"type": "text", "text": text}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -49,7 +49,7 @@ class Asking:
         return inputs.to(self.network.device, self.network.dtype)
 
     def stream(self, **inputs: Any) -> Iterator[str]:
-        """The answer, longer each time. Raises the error that generation ended with."""
+        """Yield the answer so far, longer each time. Raises the error of the generation, if any."""
         pieces = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
@@ -75,12 +75,15 @@ class Asking:
             raise failed[0]
 
     def answer(self, picture: str, text: str | None, language: str) -> Iterator[str]:
-        """The answer in one language, longer each time."""
+        """Yield the answer in one language so far, longer each time."""
         yield from self.stream(**self.encode(picture, self.question(text, language)))
 
     def answers(self, picture: str, text: str | None) -> Iterator[dict[str, str]]:
-        """The answers in all languages so far. The picture is read once: what the questions share, from
-        the first token to the picture's last, has one cache of keys and values."""
+        """Yield the answers in all languages so far.
+
+        The picture is read once: the tokens that all questions share, up to the last of the picture, have one
+        cache of keys and values.
+        """
         asked = {code: self.encode(picture, self.question(text, code)) for code in self.languages}
         rows = [inputs["input_ids"][0].tolist() for inputs in asked.values()]
         shared = 0
@@ -105,11 +108,11 @@ class Asking:
                 yield dict(found)
 
     def paragraph(self, text: str, language: str) -> str:
-        """An answer as HTML, in its language and direction. It is a stranger's text: escaped."""
+        """Return an answer as HTML, in its language and direction. The text is escaped."""
         return self._marked("p", text, language)
 
     def table(self, answers: dict[str, str]) -> str:
-        """Answers in several languages as HTML, each below its language's own name."""
+        """Return answers in several languages as HTML, each below the language's own name."""
         return "".join(
             f"<div>{self._marked('h3', self.languages[code]['name'], code)}"
             f"{self.paragraph(text, code)}</div>"
@@ -121,5 +124,5 @@ class Asking:
 
 
 def direction(language: str) -> str:
-    """How a language is written: "rtl" or "ltr"."""
+    """Return the direction of a language's script: "rtl" or "ltr"."""
     return "rtl" if language.split("-")[0] in RIGHT_TO_LEFT else "ltr"

@@ -15,7 +15,7 @@ from ..hub.remote import open_repository
 from .start import wording, write_examples
 
 HERE = Path(__file__).parent
-# The oldest release that the page was tried with; torch and accelerate are a Space's own.
+# The oldest release with which the page was tested. A Space has its own torch and accelerate.
 REQUIREMENTS = ("gradio>=6", "transformers>=5.6", "torch>=2.7", "pillow", "accelerate")
 
 
@@ -30,7 +30,7 @@ def publish_space(
     """Push the demo page of a model that is on the Hub, in one commit; returns its address.
 
     Args:
-        model: the model's repository, `user/name@revision` too; the page loads its commit of today.
+        model: the model's repository, `user/name@revision` too; the page loads its present commit.
         repo_id: of the Space, `user/name`; created if it does not exist.
         private: the Space is created private; one that exists must be.
         revision: of the model's repository.

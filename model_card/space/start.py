@@ -1,4 +1,4 @@
-"""`maya space MODEL`: the demo page of a model, on this machine."""
+"""`maya space MODEL`: show the demo page of a model on this machine."""
 
 import tempfile
 from pathlib import Path
@@ -16,7 +16,7 @@ CONCEPTS = ("1f34e", "1f418", "1f680", "1f6b2")
 
 
 def wording() -> dict[str, dict[str, str]]:
-    """Of each of Maya's languages: its own name, and how it asks."""
+    """Return for each of Maya's languages its own name and its questions, as `asking.Asking` takes them."""
     return {
         code: {
             "name": name,
@@ -39,7 +39,8 @@ def start(
     Args:
         model: a folder or Hub repository (`user/name@revision` too), of a Maya, of an adapter of one, or
             of another image-text-to-text model.
-        host, port: where the page is.
+        host: where the page listens.
+        port: where the page listens.
         trust_remote_code: passed on to transformers, for models other than Maya.
         revision: branch, tag or commit of the model's repository.
 
@@ -68,7 +69,7 @@ def start(
 
 
 def write_examples(folder: Path) -> list[str]:
-    """Write a few pictures of the mini dataset into `folder`; returns their files."""
+    """Write a few pictures of the mini dataset into `folder`, and return their files."""
     import pyarrow.parquet as pq
 
     rows = pq.read_table(EXAMPLES, columns=["concept", "picture"]).to_pylist()
