@@ -1,7 +1,8 @@
-"""Checkpoints of a stage in progress: which there are, which are whole, and hashes that say so.
+"""Find, check and delete the checkpoints of a stage in progress.
 
-A checkpoint carries `checksums.json`, the size and hash of each of its files. A copy between machines,
-a full disk or a failing one may damage any of them; the run then goes on from the newest that is whole.
+A checkpoint has a file `checksums.json` with the size and hash of each of its other files. A copy between
+machines, or a full or failing disk, may damage a file; the run then continues from the newest checkpoint
+without damage.
 """
 
 import json
@@ -33,7 +34,7 @@ FREE = 1 << 20
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first. Half-written and damaged ones have other names."""
+    """Return the checkpoints in `folder`, oldest first. Half-written and damaged ones have other names."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
 
@@ -42,7 +43,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of the files in `folder`, which is then whole."""
+    """Write the checksums of the files in `folder`, which completes the checkpoint."""
     write_json(folder / CHECKSUMS, _checksums(folder))
 
 
@@ -51,7 +52,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _checksums(folder: Path) -> dict[str, list[Any]]:
-    """[size, hash] by name; the hash is over the hashes of a file's pieces."""
+    """Return name -> [size, hash], where the hash is that of the hashes of a file's pieces."""
 
     def hash_piece(piece: tuple[Path, int]) -> bytes:
         file, start = piece
@@ -75,7 +76,7 @@ def _checksums(folder: Path) -> dict[str, list[Any]]:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words that begin with the file's name; None if it is whole."""
+    """Describe the damage of a checkpoint, beginning with the file's name; return None if there is none."""
     try:
         noted = folder / CHECKSUMS
         if not noted.is_file():
@@ -95,7 +96,7 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-# What a checkpoint holds, and what the names of its files begin with.
+# Required parts of a checkpoint, with the prefixes of their file names.
 REQUIRED = {
     "the model": ("model.safetensors", "model-", "adapter_model", "pytorch_model"),
     "the optimizer's state": ("optimizer",),
@@ -105,9 +106,9 @@ REQUIRED = {
 
 
 def _damage_without_checksums(folder: Path) -> str | None:
-    """As `damage`, of a checkpoint that was written before there were checksums.
+    """As `damage`, for a checkpoint of a version that did not write checksums.
 
-    Without this, a missing state of the optimizer would be made anew without a word.
+    Otherwise Trainer would start with a new optimizer state if that file is missing, without a warning.
     """
     for name in (STATE, SUMS):
         if not (folder / name).is_file():
@@ -116,7 +117,7 @@ def _damage_without_checksums(folder: Path) -> str | None:
     read_sums(folder)
     files = {file: file.relative_to(folder) for file in _files(folder)}
     parts = {part for name in files.values() for part in name.parts}
-    # DeepSpeed has files of its own for what is not a random state.
+    # DeepSpeed has files of its own for everything except the random state.
     deepspeed = any(part.startswith("global_step") for part in parts)
     kinds = {"the random state": REQUIRED["the random state"]} if deepspeed else REQUIRED
     for kind, starts in kinds.items():
@@ -139,16 +140,18 @@ def _damage_without_checksums(folder: Path) -> str | None:
 
 
 def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint in `folder` that is whole; None where there are no checkpoints.
+    """Return the newest checkpoint in `folder` without damage, or None if there are no checkpoints.
 
-    Damaged ones are named; they, and any newer than the one returned, are renamed.
+    Damaged checkpoints are reported. They, and those newer than the returned one, are renamed.
 
     Args:
-        best: whether the best checkpoint will be needed in the end: a run can go on only from one
-            whose best is whole too, or from one before it, as it then finds the best again.
+        folder: of the checkpoints.
+        best: whether the end of the stage needs the best checkpoint. Then the run continues only from a
+            checkpoint whose best one is undamaged too, or from one before it, which finds the best again.
+        say: prints a line.
 
     Raises:
-        ValueError: in one line, where there are checkpoints and none is whole.
+        ValueError: one line: there are checkpoints, and all are damaged.
     """
     found = checkpoints(folder)
     problems: dict[Path, str | None] = {}
@@ -198,9 +201,9 @@ def drop_old(folder: Path, keep: int | None, best: int | None) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Tell a write that failed for want of room in one line, as OSError.
+    """Raise a one-line OSError if a write in the block fails because the disk is full or broken.
 
-    torch, safetensors and tokenizers raise errors of their own for it, which name no file.
+    torch, safetensors and tokenizers raise errors of their own, which do not name the file.
     """
     try:
         yield
@@ -215,7 +218,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _disk_error(error: Exception, folder: Path) -> str | None:
-    """Why an error is the disk's; None where it is not."""
+    """Return the reason if the disk caused an error, else None."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or type(error).__name__
@@ -233,7 +236,7 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What Trainer noted in a checkpoint: steps done, logs, the best step."""
+    """Read Trainer's state from a checkpoint: steps done, logs, the best step."""
     found = _read_json(checkpoint / STATE)
     if not isinstance(found, dict) or not isinstance(found.get("global_step"), int):
         raise ValueError(f"{STATE} is damaged (expected a mapping with global_step)")
@@ -241,13 +244,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_sums(checkpoint: Path) -> dict[str, Any]:
-    """Sums of the log line that a checkpoint divides; earlier versions wrote those of languages alone."""
+    """Read the sums of the log line that a checkpoint interrupts; older versions wrote those of languages only."""
     found = _read_json(checkpoint / SUMS)
     return found if isinstance(found, dict) else {"languages": found}
 
 
 def _read_json(file: Path) -> Any:
-    """A JSON file that Trainer wrote, where a number may be NaN."""
+    """Read a JSON file that Trainer wrote, in which a number may be NaN."""
     try:
         return json.loads(read_text(file))
     except (ValueError, RecursionError) as error:

@@ -1,10 +1,10 @@
-"""`maya train RECIPE --estimate`: memory per process and time of every stage, without starting it.
+"""`maya train RECIPE --estimate`: estimate memory per process and time of every stage, without training.
 
-Memory is that of memory.py; time is FLOPs over an assumed part of a peak. Nothing is started or written.
+Memory is that of memory.py. Time is FLOPs divided by an assumed share of the peak. Nothing is written.
 
-What is not here may be described by files in the folder `configs` beside the recipe's file:
-NAME.json is the config.json of a base or checkpoint whose name ends in NAME (others are asked for on
-the Hub), RECIPE.work.json says what the groups of a stage's data are like (see `assumed_work`).
+Files in the folder `configs` beside the recipe's file can describe missing inputs: NAME.json is the
+config.json of a base or checkpoint whose name ends in NAME (without it the Hub is asked), and
+RECIPE.work.json describes the groups of a stage's data (see `assumed_work`).
 """
 
 import math
@@ -52,13 +52,13 @@ from .processes import count_processes
 from .work import Work, assumed_work, evaluations, measure_work, read_described
 
 GIB = 2**30
-# The part of a peak that a run is taken to reach.
+# The assumed share of the peak that a run reaches.
 UTILISATION = 0.4
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a process runs on: peak in FLOP/s, memory in bytes, and where the peak is from."""
+    """The device of a process: peak in FLOP/s, memory in bytes, and the source of the peak."""
 
     name: str
     peak: float
@@ -68,13 +68,13 @@ class Device:
 
 @dataclass
 class StageEstimate:
-    """One stage.
+    """The estimate of one stage.
 
-    memory: of a process, its activations those of a row of `row_tokens`. work, seconds: None where the data
-    or the tokenizer is not here (`missing` says which) and nothing is assumed; flops_per_token is then that
-    of the decoder's layers alone. eval_seconds: of all evaluations of the stage's eval_data, None where it
-    has none or that is not here. Where the architecture's FLOPs are not known, flops_per_token, seconds and
-    activations are None, and `notes` says so.
+    memory: of a process; the activations are those of a row of `row_tokens`.
+    work, seconds: None if the data or the tokenizer is missing (`missing` says which) and nothing is assumed.
+        Then flops_per_token is that of the decoder's layers only.
+    eval_seconds: of all evaluations of the stage's eval_data; None without them.
+    flops_per_token, seconds, activations: None if the architecture's FLOPs are not known (`notes` says so).
     """
 
     name: str
@@ -93,7 +93,7 @@ class StageEstimate:
 
     @property
     def speed(self) -> float:
-        """FLOP/s that all processes are taken to reach."""
+        """Return the assumed FLOP/s of all processes together."""
         return self.processes * UTILISATION * self.device.peak
 
 
@@ -119,15 +119,17 @@ def estimate(
     accelerate: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[StageEstimate]:
-    """Every stage of a recipe of kind `maya`.
+    """Estimate every stage of a recipe of kind `maya`.
 
     Args:
-        recipe, overrides: as for `run.train`.
-        gpu: a key of `GPUS`; None for this machine, whose peak is then measured.
-        accelerate: the config file, or name of a shipped one, that the run would be started with.
+        recipe: as for `run.train`.
+        overrides: as for `run.train`.
+        gpu: a key of `GPUS`; None estimates for this machine, and measures its peak.
+        accelerate: the accelerate config file, or the name of a shipped one, for the run.
+        trust_remote_code: passed on to transformers.
 
     Raises:
-        ValueError, FileNotFoundError: one line naming what is wrong or not here.
+        ValueError, FileNotFoundError: one line naming what is wrong or missing.
     """
     path = find_recipe(recipe)
     kind = read_mapping(path, overrides).get("kind", "maya")
@@ -238,7 +240,7 @@ def _add_evaluations(
     config: MayaConfig,
     flops: ForwardFlops,
 ) -> None:
-    """Give `result` the time of evaluations of the stage's eval_data, or a note where that is not here."""
+    """Add the time of evaluations of the stage's eval_data to `result`, or a note if the data is missing."""
     try:
         held_out = measure_work(recipe, replace(stage, data=stage.eval_data), config)
     except (OSError, ValueError) as error:
@@ -254,7 +256,7 @@ def _add_evaluations(
 
 
 def this_device(cuda: bool) -> Device:
-    """The first GPU here, or the CPU, its peak measured."""
+    """Return the first GPU of this machine, or the CPU, with its measured peak."""
     if cuda:
         properties = torch.cuda.get_device_properties(0)
         peak = measure_peak(torch.device("cuda", 0), torch.bfloat16)
@@ -269,12 +271,15 @@ def this_device(cuda: bool) -> Device:
 
 
 def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False) -> MayaConfig:
-    """The architecture that the stages of a recipe train.
+    """Return the config of the model that the stages of a recipe train.
 
-    configs: the folder that may hold the config.json of bases and checkpoints that are not here.
+    Args:
+        recipe: of kind `maya`.
+        configs: the folder that may have the config.json of missing bases and checkpoints.
+        trust_remote_code: passed on to transformers.
 
-    Raises ValueError, FileNotFoundError: one line, for what is neither a folder, nor in `configs`,
-    nor on the Hub.
+    Raises:
+        ValueError, FileNotFoundError: one line: a base is not a folder, not in `configs` and not on the Hub.
     """
     from ..common.revisions import split_revision
     from ..model.assemble import base_config
@@ -283,7 +288,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     model = recipe.model
 
     def read(name: str, described: Callable[..., Any], found: Callable[[], Any]) -> Any:
-        """`described` makes the config from what `configs` says of a name, else `found` finds it."""
+        """Return the config of a name: by `described` from its file in `configs`, else by `found`."""
         file = configs / f"{Path(split_revision(name)[0]).name}.json"
         if file.is_file() and not Path(name).is_dir():
             values = read_described(file)
@@ -319,7 +324,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
 
 
 def format_estimate(stages: Sequence[StageEstimate]) -> str:
-    """What `--estimate` prints."""
+    """Return the text that `--estimate` prints."""
     return "\n\n".join(_format(stage) for stage in stages)
 
 

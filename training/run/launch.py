@@ -1,7 +1,7 @@
-"""`maya train --accelerate`: the processes are started by accelerate, from one of its config files.
+"""`maya train --accelerate`: start the processes with accelerate, from one of its config files.
 
-The shipped ones are in `training/accelerate/`. Without the option `maya train` starts its processes
-itself, which is DistributedDataParallel, or FSDP2 where the recipe's args say so.
+Config files are shipped in `training/accelerate/`. Without the option `maya train` starts its processes
+itself, for DistributedDataParallel, or for FSDP2 if the recipe's args ask for it.
 """
 
 import logging
@@ -17,15 +17,15 @@ from ..common.signals import LAUNCHER
 from ..recipe import find_recipe, load_recipe
 from .processes import check_processes, count_processes, threads_per_process
 
-# What accelerate raises for a config file that it cannot use.
+# Exceptions that accelerate raises for a config file that it cannot use.
 REFUSALS = (ValueError, TypeError, AttributeError, KeyError)
 CONFIGS = Path(__file__).resolve().parents[1] / "accelerate"
 
 
 def find_config(name: str) -> Path:
-    """The accelerate config file given by path or by the name of a shipped one (`fsdp2`).
+    """Return the path of an accelerate config file, given by path or by a shipped name (`fsdp2`).
 
-    Raises FileNotFoundError naming the shipped ones.
+    Raises FileNotFoundError naming the shipped files.
     """
     for path in (Path(expand(name)), CONFIGS / f"{name}.yaml"):
         if path.is_file():
@@ -37,9 +37,9 @@ def find_config(name: str) -> Path:
 
 
 def environment(config: Path, processes: int) -> dict[str, str]:
-    """The variables that `accelerate launch` sets for such a config, by accelerate's own code.
+    """Return the environment variables that `accelerate launch` sets for a config, by accelerate's own code.
 
-    Raises ValueError for a file that accelerate refuses.
+    Raises ValueError for a file that accelerate does not accept.
     """
     read_config(config)
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -60,7 +60,7 @@ def environment(config: Path, processes: int) -> dict[str, str]:
 
 
 def read_config(config: Path) -> dict[str, Any]:
-    """The mapping in a config file. Raises ValueError, in one line, for what is none."""
+    """Read the mapping in a config file. Raises ValueError, in one line, if there is none."""
     try:
         found = read_yaml(config)
     except ValueError as error:
@@ -88,10 +88,10 @@ def launch(config: Path, processes: int, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # torch's half a minute before it kills is too short to save a large model.
+    # torch kills processes after half a minute, which is too short to save a large model.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     os.environ[LAUNCHER] = str(os.getpid())
-    # Each process tells in one line why it failed; torch adds a table of them.
+    # Each process prints one line about its failure, and torch would add a table.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args(_options(config, processes, command)))

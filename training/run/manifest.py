@@ -1,7 +1,7 @@
-"""What a run is: its recipe and the contents of its inputs, compared when the run is continued.
+"""Record the recipe of a run and the content of its inputs, and compare them when the run continues.
 
-A path is only where an input is: the same command from another directory, or with its data moved, is
-the same run. A changed file, or a changed value that decides the result, is another one.
+Paths do not count: the same command from another directory, or with its data moved, is the same run. A
+changed file, or a changed value that decides the result, makes another run.
 """
 
 import json
@@ -25,7 +25,7 @@ WORK = ".work"
 MANIFEST = "manifest.json"
 # Files larger than SAMPLES * SAMPLE bytes are hashed in SAMPLES evenly spaced pieces.
 SAMPLES, SAMPLE = 1024, 1 << 16
-# Arguments that change what is printed or kept, not what is learned.
+# Arguments that change what a run prints or keeps, but not what it learns.
 NEUTRAL_ARGS = (
     "logging_",
     "log_",
@@ -39,9 +39,9 @@ NEUTRAL_ARGS = (
     "project",
     "trackio_",
 )
-# Which checkpoints there are decides which of them is the best.
+# These decide which checkpoints there are, and so which one is the best.
 OF_THE_BEST = ("save_steps", "save_strategy")
-# What a Hub repository's content is called where its commit is not known.
+# The content of a Hub repository whose commit is not known.
 REPOSITORY = "repository"
 
 
@@ -106,15 +106,15 @@ def _sources(recipe: Recipe) -> Iterator[DataRecipe]:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path of a recipe is one of this machine, not the name of a Hub repository."""
+    """Return whether a recipe's path is a local path, and not the name of a Hub repository."""
     return Path(path).exists() or path.startswith((".", "/"))
 
 
 def _content(path: Path) -> str:
-    """A hash of a file or folder; REPOSITORY where there is none.
+    """Return a hash of a file or folder, or REPOSITORY if it does not exist.
 
-    Large files, which would take long at every start, are hashed in pieces over their whole lengths,
-    with their sizes: one may change between the pieces and not be noticed.
+    Large files would delay every start, so only evenly spaced pieces and the sizes are hashed. A change
+    between the pieces is not noticed.
     """
     if not path.exists():
         return REPOSITORY
@@ -146,12 +146,12 @@ def input_name(path: str, revision: str | None) -> str:
 
 
 def _commit(content: dict[str, Any], path: str, revision: str | None) -> str:
-    """The commit of a Hub dataset that a manifest's content holds, or nothing."""
+    """Return the commit of a Hub dataset in a manifest's content, or ""."""
     return str(content.get(input_name(path, revision), "")).partition("@")[2]
 
 
 def _dataset_repository(source: DataRecipe) -> str:
-    """The commit of a Hub dataset, as `repository@COMMIT`; without one where the Hub says nothing."""
+    """Return the commit of a Hub dataset as `repository@COMMIT`, or `repository` if the Hub does not answer."""
     from huggingface_hub import HfApi
 
     try:
@@ -162,7 +162,7 @@ def _dataset_repository(source: DataRecipe) -> str:
 
 
 def _model_repository(path: str, revision: str | None = None) -> str:
-    """A hash over the names and hashes of a Hub model's files, as `repository@HASH`."""
+    """Return a hash of the names and hashes of a Hub model's files, as `repository@HASH`."""
     from huggingface_hub import HfApi
 
     try:
@@ -180,7 +180,7 @@ def _model_repository(path: str, revision: str | None = None) -> str:
 
 
 def pin(recipe: Recipe, manifest: dict[str, Any]) -> None:
-    """Have the Hub datasets of `recipe` read at the commits of `manifest`."""
+    """Set the revisions of the Hub datasets of `recipe` to the commits of `manifest`."""
     for source in _sources(recipe):
         commit = _commit(manifest["content"], source.path, source.revision)
         if commit and not is_local(source.path):
@@ -191,10 +191,10 @@ def pin(recipe: Recipe, manifest: dict[str, Any]) -> None:
 
 
 def check_manifest(output: Path, manifest: dict[str, Any]) -> bool:
-    """Raise ValueError if `output` holds the work of another recipe, or of something else.
+    """Raise ValueError if `output` holds the work of another recipe, or something else.
 
-    Returns False where another recipe was begun there and has saved nothing yet, as one that was
-    mistyped: that is to be forgotten.
+    Returns False if another recipe, perhaps a mistyped one, was started there and has saved nothing yet, so
+    that it can be overwritten.
     """
     path = output / WORK / MANIFEST
     if not path.is_file():
@@ -216,7 +216,7 @@ def check_manifest(output: Path, manifest: dict[str, Any]) -> bool:
 
 
 def has_work(output: Path) -> bool:
-    """Whether the run in `output` has saved a checkpoint, whole or damaged, or has finished a stage."""
+    """Return whether the run in `output` has saved a checkpoint, even a damaged one, or finished a stage."""
     return any(
         next(output.glob(pattern), None) is not None
         for pattern in (f"{WORK}/*/{PREFIX}*", "*/config.json", "config.json")
@@ -235,7 +235,7 @@ def check_stage_inputs(output: Path, stage: StageRecipe) -> None:
 
 
 def read_manifest(output: Path) -> dict[str, Any]:
-    """The manifest of the run in `output`. Raises ValueError, in one line, for a damaged one."""
+    """Read the manifest of the run in `output`. Raises ValueError, in one line, if it is damaged."""
     path = output / WORK / MANIFEST
     try:
         found = read_json_mapping(path)
@@ -249,7 +249,7 @@ def read_manifest(output: Path) -> dict[str, Any]:
 
 
 def write_manifest(output: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of the run in `output`, with the commits that an earlier one began with."""
+    """Write the manifest of the run in `output`, and keep the commits of an earlier manifest."""
     content = dict(manifest["content"])
     if (output / WORK / MANIFEST).is_file():
         old = read_manifest(output)["content"]
@@ -260,7 +260,7 @@ def write_manifest(output: Path, manifest: dict[str, Any]) -> None:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """What differs between two manifests, in words; None where they are of the same run."""
+    """Describe the first difference of two manifests; return None if they are of the same run."""
     # An earlier version wrote what this one leaves out: values at their defaults, and secrets.
     before, after = (
         without_defaults(Recipe, without_secrets(manifest["recipe"])) for manifest in (old, new)
@@ -299,7 +299,7 @@ def _compare(
     return f"{key}: {_shown(old)} -> {_shown(new)}"
 
 
-# Keys that say where an input is.
+# Keys whose values are the places of inputs.
 _PLACE = re.compile(
     r"model\.(vision_tower|language_model|checkpoint|chat_template)"
     r"|stages\[\d+\]\.(eval_)?data\[\d+\]\.(path|image_folder|revision|chat_template)"
@@ -309,10 +309,10 @@ _PLACE = re.compile(
 def _compare_places(
     old: Any, new: Any, key: str, contents: Sequence[dict[str, Any]], source: Any
 ) -> str | None:
-    """As `_compare`, of two places: the same where their contents are.
+    """As `_compare`, for two places, which are equal if their contents are.
 
-    Pictures of an image_folder are watched one by one (watched.py), and a Hub dataset goes on at the
-    commit that it began with.
+    watched.py compares the pictures of an image_folder one by one, and a Hub dataset continues at the commit
+    of its first start.
     """
     texts = isinstance(old, str) and isinstance(new, str)
     if key.endswith(".revision"):

@@ -1,4 +1,4 @@
-"""The processes of a run on one machine: how many there are, how they start, and how their ends are reported."""
+"""Count, start and watch the processes of a run on one machine."""
 
 import contextlib
 import logging
@@ -15,31 +15,31 @@ from ..common.errors import in_one_line, is_bad_input, of_lost_process
 from ..common.signals import Stopped, end_with_parent, signal_handlers
 from ..recipe import Recipe
 
-# A process that was asked to stop writes its message with this in front.
+# Prefix of the message that a process writes if it was asked to stop.
 STOPPED = "stopped: "
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def threads_per_process(processes: int) -> int:
-    """Threads of each process where this machine's cores are shared."""
+    """Return the threads of each process, which share the cores of this machine."""
     return max(1, available_cores() // processes)
 
 
 def count_processes(recipe: Recipe) -> int:
-    """The processes that a recipe asks for; its `auto` is one a GPU, or up to four on CPU."""
+    """Return the number of processes of a recipe. `auto` means one for each GPU, or up to four on a CPU."""
     if recipe.processes != "auto":
         return recipe.processes
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.device_count()
-    # Small matrices leave threads idle: on CPU, processes with one thread each are faster.
+    # Small matrices leave threads idle, so on a CPU processes with one thread each are faster.
     count = min(4, available_cores())
     return min(count, *(stage.batch_size for stage in recipe.stages))
 
@@ -49,7 +49,7 @@ def check_processes(count: int) -> None:
     import torch
 
     cuda = torch.cuda.is_available()
-    # Two may always be tried.
+    # Two processes are always allowed, for tests.
     most = torch.cuda.device_count() if cuda else max(2, available_cores())
     if count > most:
         raise ValueError(
@@ -95,7 +95,7 @@ def start(target: Callable[..., Any], count: int, *arguments: Any) -> None:
 
 
 def _failure(error: Exception, errors: Path, asked: Sequence[int]) -> Exception:
-    """What ended processes that train together, from what they left in `errors`."""
+    """Return the error that ended processes that train together, from their files in `errors`."""
     told = sorted(errors.glob("rank-*.txt"), key=lambda p: p.stat().st_mtime_ns)
     texts = [file.read_text(encoding="utf-8") for file in told]
     bad = next((text for text in texts if not text.startswith(STOPPED)), None)
@@ -117,8 +117,10 @@ def _failure(error: Exception, errors: Path, asked: Sequence[int]) -> Exception:
 
 @contextlib.contextmanager
 def _passing_on(asked: list[int]) -> Iterator[list[Any]]:
-    """While inside, SIGTERM and SIGINT reach the processes in the list that it gives as SIGTERM; a
-    second SIGINT kills them. `asked` gets the signals that came."""
+    """Pass SIGTERM and SIGINT on, as SIGTERM, to the processes in the list that the block receives.
+
+    A second SIGINT kills them. `asked` receives the signals.
+    """
     processes: list[Any] = []
 
     def pass_on(number: int, frame: Any) -> None:

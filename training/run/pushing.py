@@ -43,7 +43,7 @@ class Pusher(Protocol):
         """
 
     def finish(self, folder: Path, progress: str | None, recipe: Path) -> str:
-        """Wait for what is on its way, send the end of a stage, and return its commit.
+        """Wait for the push in progress, send the end of a stage, and return its commit.
 
         Args:
             folder: of the stage's model, or of its adapter.
@@ -57,8 +57,8 @@ class Pusher(Protocol):
 class MakePusher(Protocol):
     """Makes a pusher.
 
-    scratch: a folder for copies of what is on its way. base: the repository of the model that an adapter
-    belongs to; None if whole models are sent.
+    scratch: a folder for copies of the files being sent. base: the repository of the model that an adapter
+    belongs to; None for whole models.
     """
 
     def __call__(

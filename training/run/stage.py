@@ -1,6 +1,6 @@
-"""One stage of a run: its data, model and trainer are made, it is trained, and finished or stopped.
+"""Make the data, model and trainer of a stage, train it, and finish or stop it.
 
-A finished stage is one folder: its model, its log and its list of bad rows.
+A finished stage is one folder with its model, its log and its list of bad rows.
 """
 
 import gc
@@ -57,7 +57,7 @@ class StageRun:
 
 
 def say(state: Any, text: str) -> None:
-    """Print lines, from one of the processes that train together."""
+    """Print lines in the first of the processes that train together."""
     if state.is_main_process:
         print("\n".join(map(printable, text.split("\n"))), flush=True)
 
@@ -114,7 +114,7 @@ def run_stage(
 
 
 def _open_data(run: StageRun) -> tuple[Any, Any]:
-    """The stage's data, and its held-out data or None."""
+    """Return the stage's data, and its held-out data or None."""
     from ..batches.open import open_groups
     from .watched import note
 
@@ -145,7 +145,7 @@ def _open_data(run: StageRun) -> tuple[Any, Any]:
 
 
 def _make_model(run: StageRun) -> tuple[Any, Any, list[Any]]:
-    """The model with its adapter and its rates, its processor, and the rows of the table of parts."""
+    """Return the model with its adapter and rates, its processor, and the rows of the table of parts."""
     from ..model.adapters import add_adapter
     from ..model.freezing import apply_rules
 
@@ -160,7 +160,7 @@ def _make_model(run: StageRun) -> tuple[Any, Any, list[Any]]:
 
 
 def load_model(run: StageRun) -> tuple[Any, Any]:
-    """The model and processor a stage starts from, quantized where its adapter says so."""
+    """Load the model and processor from which a stage starts, quantized if its adapter asks for it."""
     import torch
 
     recipe, stage, previous = run.recipe, run.stage, run.previous
@@ -204,7 +204,7 @@ def load_model(run: StageRun) -> tuple[Any, Any]:
 
 
 def _continue_adapter(run: StageRun, adapter: AdapterRecipe, model: Any) -> None:
-    """Give a fresh adapter the values of the one that the stage starts from, if that is one."""
+    """Copy the values of the adapter from which the stage starts, if there is one, into the new adapter."""
     from ..common.adapters import Adapter
     from ..model.adapters import check_continued, load_adapter
     from ..model.checkpoint import find_checkpoint
@@ -217,7 +217,7 @@ def _continue_adapter(run: StageRun, adapter: AdapterRecipe, model: Any) -> None
 
 
 def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
-    """Give the decoder its dtype and attention, and compile its layers; returns the attention's name."""
+    """Set the decoder's dtype and attention, compile its layers, and return the attention's name."""
     from ..model.attention import choose_attention, set_attention
     from ..model.compiling import compile_layers
 
@@ -238,7 +238,7 @@ def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
 
 
 def _plan_steps(run: StageRun, data: Any, args: Any) -> tuple[Any, Sequence[Any]]:
-    """The schedule and the groups of the stage; sets the steps of `args`."""
+    """Return the schedule and the groups of the stage, and set the steps of `args`."""
     from .schedule import Schedule
 
     stage, seed = run.stage, run.recipe.seed
@@ -274,7 +274,7 @@ def _plan_steps(run: StageRun, data: Any, args: Any) -> tuple[Any, Sequence[Any]
 
 
 def _newest_checkpoint(run: StageRun, args: Any) -> Path | None:
-    """The checkpoint that all ranks continue from; see `newest_whole`, which the first one asks."""
+    """Return the checkpoint from which all ranks continue; the first rank calls `newest_whole`."""
     from accelerate.utils import broadcast_object_list
 
     found: list[Path | None] = [None]
@@ -428,7 +428,7 @@ def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
         )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        # Killed here, the next run finds a finished stage and no need of these.
+        # A run that is killed here has a finished stage, and does not need the checkpoints any more.
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         for file in lists:
             file.unlink()
@@ -440,7 +440,7 @@ def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
 
 
 def merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
-    """Merge the ranks' lists into `target`, each row once; returns what was left out, in words."""
+    """Merge the ranks' lists into `target`, each row once, and return lines about the rows left out."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").split("\n"):

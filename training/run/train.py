@@ -99,13 +99,12 @@ def _run_stages(
 
     from . import watched
 
-    # What is printed is ours; the libraries' bars and warnings about their own defaults are not
-    # for users.
+    # Silence the libraries' progress bars, and their warnings about their own defaults.
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
     cuda = torch.cuda.is_available()
-    # Ranks wait while the first one reads data, or merges and writes a large model.
+    # The other ranks wait while the first one reads data, or merges and writes a large model.
     seconds = max(int(stage.args.get("ddp_timeout", TIMEOUT)) for stage in recipe.stages)
     state = PartialState(cpu=not cuda, timeout=timedelta(seconds=seconds))
     if not cuda:
@@ -191,7 +190,7 @@ def check_stages(recipe: Recipe, state: Any) -> None:
     for stage in recipe.stages:
         check_bitsandbytes(stage)
         args = stage_arguments(recipe, stage, Path(recipe.output_dir) / stage.name, state)
-        # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
+        # Otherwise transformers would shard every new model among the ranks, as for a ZeRO-3 run.
         unset_hf_deepspeed_config()
         check_optimizer(args, f"stage {stage.name}: args")
         if state.is_main_process:

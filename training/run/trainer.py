@@ -112,7 +112,7 @@ class HeldOut:
         self.steps = -(-len(collator.plan) // collator.batch_size)
 
     def shares(self, rank: int, workers: int) -> Iterator[dict[str, Any]]:
-        """A rank's share of each step, as the collator returns it."""
+        """Yield a rank's share of each step, as the collator returns it."""
         loader: DataLoader = DataLoader(
             [{"step": step, "rank": rank} for step in range(self.steps)],  # type: ignore[arg-type]
             batch_size=1,
@@ -207,7 +207,7 @@ class MayaTrainer(SFTTrainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of every row of this rank's share; returns the step's mean loss."""
+        """Run forward and backward of every row of this rank's share, and return the step's mean loss."""
         if "error" in inputs:
             raise inputs["error"]
         self._note_bad_rows(inputs["bad_rows"])
@@ -233,7 +233,7 @@ class MayaTrainer(SFTTrainer):
         return total
 
     def _note_step(self, loss: torch.Tensor) -> None:
-        """Add up a step's loss, on every rank the mean over all; raises NotFinite for one that is none."""
+        """Add a step's loss, the mean over all ranks, to the sums. Raises NotFinite for NaN or infinity."""
         if self.accelerator.num_processes > 1:
             loss = self.accelerator.reduce(loss.detach().clone(), reduction="mean")
         value = loss.item()
@@ -251,7 +251,7 @@ class MayaTrainer(SFTTrainer):
         return f"at a rate of {rate:g}: lower the rates of train, or warm up longer; {left}"
 
     def check_weights(self) -> None:
-        """Raise NotFinite, on all ranks, if a weight that learns is not a number. All must call it."""
+        """Raise NotFinite on all ranks if a trained weight is not finite. All ranks must call it."""
         bad = torch.zeros((), device=self.args.device)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -266,7 +266,7 @@ class MayaTrainer(SFTTrainer):
             )
 
     def _note_bad_rows(self, found: Sequence[BadRow]) -> None:
-        """Append rows not noted before to this rank's file; a restart may repeat lines."""
+        """Append new bad rows to this rank's file. A restart may repeat lines."""
         new = [row for row in found if row not in self._bad_rows]
         self._bad_rows.update(new)
         if new and self.bad_rows_file is not None:
@@ -282,12 +282,12 @@ class MayaTrainer(SFTTrainer):
         self._stop_asked = 1
 
     def is_asked_to_stop(self) -> bool:
-        """Whether any rank was asked to stop. All ranks must call it."""
+        """Return whether any rank was asked to stop. All ranks must call it."""
         asked = torch.tensor(self._stop_asked, device=self.args.device)
         return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One parameter group per rate of the recipe's `train` rules and its adapter's matrices."""
+        """Create one parameter group for each rate of the `train` rules and of the adapter's matrices."""
         optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
         if optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -314,7 +314,7 @@ class MayaTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Mean loss over the global batch's tokens; adds to the sums per language."""
+        """Return the mean loss over the global batch's tokens, and add to the sums of each language."""
         inputs = dict(inputs)
         language = inputs.pop("language")
         text_bytes = inputs.pop("text_bytes")
@@ -382,7 +382,7 @@ class MayaTrainer(SFTTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss, accuracy and bits per byte, in all and per language, to a training log line."""
+        """Add loss, accuracy and bits per byte, in total and per language, to a training log line."""
         if "train_loss" in logs:
             total, steps = self._step_losses[1].tolist()
             logs["train_loss"] = total / max(steps, 1.0)
@@ -425,14 +425,14 @@ class MayaTrainer(SFTTrainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """With an adapter, only what learns, in peft's format; else the whole model."""
+        """Save the trained parameters in peft's format if there is an adapter, else the whole model."""
         if self.adapter is None:
             if state_dict is not None:
                 # Gathered from shards, tied weights come as copies: keep one, as without sharding.
                 tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
                 state_dict = {k: v for k, v in state_dict.items() if tied.get(k) not in state_dict}
             super()._save(output_dir, state_dict)
-            # A pickle that nobody reads, and that holds a hub_token.
+            # Nothing reads this pickle, and it holds a hub_token.
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
         elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
@@ -449,7 +449,7 @@ class MayaTrainer(SFTTrainer):
             )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the sums for the next log line too."""
+        """Restore the sums of the next log line too."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             sums = read_sums(Path(checkpoint))
@@ -458,13 +458,13 @@ class MayaTrainer(SFTTrainer):
                 self._step_losses = torch.tensor(sums["steps"], dtype=torch.float64)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """The best is one of the checkpoints that the recipe asks for, so that it is there in the end."""
+        """Accept only checkpoints that the recipe asks for as the best, so that the best one exists at the end."""
         if self.schedule is not None and not self.schedule.saves:
             return False
         return super()._determine_best_metric(metrics, trial)
 
     def _load_best_model(self) -> None:
-        """The best checkpoint's weights, where the stage is at its end and not asked to stop before."""
+        """Load the best checkpoint's weights at the end of the stage, but not if it was asked to stop."""
         if not self.is_finished:
             return
         if self.adapter is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -476,7 +476,7 @@ class MayaTrainer(SFTTrainer):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step is done, or the held-out rows have ended the stage before."""
+        """Return whether the last step is done, or early stopping has ended the stage."""
         early = self.schedule is not None and self.schedule.stops_early(self.state.log_history)
         return early or self.state.global_step >= self.state.max_steps
 
@@ -520,16 +520,16 @@ class MayaTrainer(SFTTrainer):
         self.find_best()
 
     def find_best(self) -> None:
-        """Set where the best checkpoint is; Trainer noted the place that it was written at first."""
+        """Set the path of the best checkpoint; Trainer has recorded its temporary path."""
         best = Path(self.args.output_dir) / f"{PREFIX}{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: cards are written when a model is published."""
+        """Do nothing: cards are written when a model is published."""
 
 
 def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, float]:
-    """What a log line says, from (languages, 4) sums of loss, right guesses, tokens and bytes."""
+    """Return the values of a log line from (languages, 4) sums of loss, correct tokens, tokens and bytes."""
     result: dict[str, float] = {}
     prefixes = ["mean_", *(f"{language}/" for language in languages)]
     rows = [sums.sum(0).tolist(), *sums.tolist()]
@@ -545,7 +545,7 @@ def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, 
 def language_sums(
     losses: torch.Tensor, correct: torch.Tensor, language: torch.Tensor, text_bytes: torch.Tensor
 ) -> torch.Tensor:
-    """(languages, 4): sums of loss, right guesses, tokens and bytes, from those of each position."""
+    """Return (languages, 4) sums of loss, correct tokens, tokens and bytes from the values of each position."""
     one = torch.ones_like(losses, dtype=torch.float64)
     values = torch.stack([losses.detach().double(), correct.double(), one], dim=1)
     sums = torch.zeros(len(text_bytes), 4, dtype=torch.float64, device=losses.device)
@@ -566,7 +566,7 @@ class OnSave(TrainerCallback):
 
 
 class RestoreFp32Buffers(TrainerCallback):
-    """Gives a model's buffers their precision back, which DeepSpeed takes with that of the weights.
+    """Restores the precision of a model's buffers, which DeepSpeed lowers with that of the weights.
 
     The frequencies of rotary positions rounded to bfloat16 are off by radians after a thousand tokens.
     """
@@ -646,7 +646,7 @@ def _clock(seconds: float) -> str:
 
 
 def quiet_callbacks(trainer: MayaTrainer, stage: str) -> None:
-    """Lines instead of a bar and raw dictionaries."""
+    """Replace Trainer's progress bar and printed dictionaries by lines."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(LineCallback(stage))

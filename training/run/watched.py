@@ -1,8 +1,8 @@
-"""Pictures that rows name and that are files of their own: whether one has changed since a stage began.
+"""Find picture files that have changed since a stage began.
 
-A stage's first start notes every picture's size, date and hash. A later start looks at sizes and dates
-alone, and reads only those that differ. Pictures inside of a dataset's folder or tables are part of
-that dataset's content (manifest.py).
+These are files that rows name. The first start of a stage records the size, date and hash of every picture.
+A later start compares sizes and dates, and reads only pictures whose size or date differs. Pictures in a
+dataset's folder or tables are part of the dataset's content (manifest.py).
 """
 
 import json
@@ -22,11 +22,11 @@ from ..common.images import is_address
 from ..common.telling import one_line
 from ..recipe import DataRecipe, StageRecipe
 
-# Of a source whose pictures are larger together, only sizes and dates are noted.
+# Of a source whose pictures have more bytes than this together, only sizes and dates are recorded.
 HASHED = 16 << 30
-# A larger file is no picture.
+# A larger file is not a picture.
 LARGEST = 1 << 28
-# Pictures of a stage that are noted.
+# Most pictures of a stage that are recorded.
 MOST = 2_000_000
 THREADS = 8
 _SCHEMA = pa.schema(
@@ -41,7 +41,7 @@ _SCHEMA = pa.schema(
 
 
 def folder_of(recipe: DataRecipe) -> Path | None:
-    """The folder that a source's picture names start at; None where its pictures are no such files."""
+    """Return the folder to which a source's picture names are relative; None if they are not such files."""
     if recipe.image_folder is not None:
         folder = Path(recipe.image_folder)
         return folder if folder.is_dir() else None
@@ -137,7 +137,7 @@ def _same(
 
 
 def _is_file(key: object) -> bool:
-    """Whether a picture's key is the name of a file, not of the network."""
+    """Return whether a picture's key is the name of a file, and not an address."""
     if not isinstance(key, str) or is_address(key):
         return False
     try:
@@ -148,7 +148,7 @@ def _is_file(key: object) -> bool:
 
 
 def _state(path: str) -> tuple[int, int]:
-    """Size and date in nanoseconds of an ordinary file; -1 and 0 for anything else."""
+    """Return size and date (nanoseconds) of an ordinary file; -1 and 0 for anything else."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -157,7 +157,7 @@ def _state(path: str) -> tuple[int, int]:
 
 
 def _hash(path: str) -> str | None:
-    """A hash of an ordinary file of at most LARGEST bytes."""
+    """Return a hash of an ordinary file of at most LARGEST bytes."""
     size, _ = _state(path)
     if not 0 <= size <= LARGEST:
         return None

@@ -1,4 +1,4 @@
-"""The work of a stage: its groups, their lengths, its steps and evaluations; measured, or assumed by a file."""
+"""Measure the work of a stage, or read it from a file: groups, their lengths, steps and evaluations."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..common.schema import build
 from ..model.flops import visible_pairs
 from ..recipe import Recipe, StageRecipe, count_steps
 
-# Groups of a stage's data that are tokenised for its lengths.
+# Number of groups that are tokenised to measure lengths.
 SAMPLE = 256
 
 
@@ -35,7 +35,7 @@ class Work:
 
     @property
     def amounts(self) -> dict[str, float]:
-        """A mean group, as `flops.training_flops` takes it."""
+        """Return the amounts of a mean group, as `flops.training_flops` takes them."""
         return {name: getattr(self, name) for name in ("tokens", "pairs", "positions", "images")}
 
 
@@ -135,7 +135,7 @@ def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:
 
 
 def _processor(recipe: Recipe, config: MayaConfig) -> Any:
-    """The processor a recipe trains with, from what its bases or checkpoint hold."""
+    """Return the processor of a recipe, from its bases or its checkpoint."""
     from processing_maya import MayaImageProcessor, MayaProcessor
 
     from ..model.assemble import IMAGE, add_placeholder, find_base, open_tokenizer
@@ -165,7 +165,7 @@ def _processor(recipe: Recipe, config: MayaConfig) -> Any:
 
 
 def evaluations(stage: StageRecipe, work: Work) -> int:
-    """How often a stage looks at its held-out rows: as its args say, and at its end."""
+    """Return the number of evaluations of a stage: those of its args, and one at its end."""
     at_first = int(bool(stage.args.get("eval_on_start")))
     if stage.args.get("eval_strategy", "steps") == "epoch":
         passes = work.steps * stage.batch_size / work.groups_per_epoch
@@ -177,7 +177,7 @@ def evaluations(stage: StageRecipe, work: Work) -> int:
 
 
 def read_described(file: Path) -> dict[str, Any]:
-    """The mapping in a file that describes what is not here. Raises ValueError naming the file."""
+    """Read the mapping in a file that describes missing inputs. Raises ValueError naming the file."""
     try:
         return read_json_mapping(file)
     except ValueError as error:
