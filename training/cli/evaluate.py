@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=as_place,
         help="a folder or Hub repository, user/name@revision too, of a model or an adapter; with --endpoint "
-        "the name by which the server knows it",
+        "the name of the model on the server",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
     parser.add_argument(
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--toxicity",
         type=as_place,
         metavar="MODEL",
-        help="a text-classification model, user/name@revision too, that tells toxic answers",
+        help="a text-classification model, user/name@revision too, that finds toxic answers",
     )
     parser.add_argument(
         "--toxic-labels", nargs="+", metavar="LABEL", help="its labels that mean toxic"
@@ -106,9 +106,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judge.add_argument(
         "--judge", help="address of an OpenAI-compatible server, or a folder or Hub repository"
     )
-    judge.add_argument("--judge-model", metavar="NAME", help="how the server calls the model")
+    judge.add_argument("--judge-model", metavar="NAME", help="the name of the model on the server")
     judge.add_argument(
-        "--judge-revision", help="commit of the judge's weights: tells judges of one name apart"
+        "--judge-revision",
+        help="commit of the judge's weights, to tell apart judges of the same name",
     )
     judge.add_argument(
         "--judge-key-env", metavar="NAME", help="environment variable with the server's API key"

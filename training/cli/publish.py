@@ -14,7 +14,7 @@ maya publish user/maya-mini user/ask-maya --kind space --trust-remote-code
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument(
-        "folder", type=as_place, help="what is sent; of a Space, the model's repository on the Hub"
+        "folder", type=as_place, help="the folder to send; for a Space, the repository of the model"
     )
     parser.add_argument("repo_id", help="user/name")
     parser.add_argument("--kind", choices=["model", "dataset", "space"], default="model")

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-dir", type=as_folder, help="where to write, instead of the recipe's output_dir"
     )
     parser.add_argument(
-        "--restart", action="store_true", help="throw away what an earlier run left there"
+        "--restart", action="store_true", help="delete the files of an earlier run first"
     )
     parser.add_argument(
         "--accelerate",
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print memory per process and time of every stage, and start nothing",
     )
     parser.add_argument(
-        "--gpu", help="estimate for this GPU: a100, h100, h200 or l4 (default: what is here)"
+        "--gpu", help="estimate for this GPU: a100, h100, h200 or l4 (default: this machine)"
     )
 
 

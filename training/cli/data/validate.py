@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON files, folders, Hub datasets, or plans (.yaml)",
     )
     parser.add_argument("--images", type=as_place, help="folder or zip of the pictures")
-    parser.add_argument("--language", help="BCP-47 code of rows that do not say theirs")
+    parser.add_argument("--language", help="BCP-47 code of rows without one")
     parser.add_argument(
         "--data-files",
         metavar="FILE",
