@@ -1,4 +1,4 @@
-"""Answers that were made before: our own answers files, and JSON lines as others publish them."""
+"""Read and write answers: our own answers files, and JSON lines as others publish them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TEXTS = dict.fromkeys(("language", "question", "model", "model_id"), (str, None
 
 @dataclass(frozen=True)
 class Given:
-    """One answer of a file.
+    """One answer in a file.
 
     Args:
         where: the line or row, for messages.
@@ -65,7 +65,7 @@ class Answers:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes."""
+        """Return the SHA-256 of the file's bytes."""
         return sha256_file(self.path)
 
 
@@ -76,7 +76,7 @@ def write_answers(
     counted: bool = True,
     toxicity: Toxicity | None = None,
 ) -> None:
-    """Every question and answer, one row each: what the numbers were counted from, and the model.
+    """Write every question and answer, one row each, and the model.
 
     Args:
         counted: whether it is known which answers the model ended itself.
@@ -114,7 +114,7 @@ def write_answers(
 
 
 def read_answers(path: Path) -> Answers:
-    """The answers of a file: parquet as `write_answers` makes it, or JSON lines.
+    """Read the answers of a file: parquet as `write_answers` makes it, or JSON lines.
 
     A JSON line has `answer` or `text`, and `id`, or `question_id` with or without `language`; it may have
     `question`, and `model` or `model_id`.
@@ -194,7 +194,7 @@ def matched(
     every: bool = True,
     more: bool = False,
 ) -> dict[str, Answer]:
-    """Request -> the answer of one run, in the order of the requests.
+    """Return request -> answer of one run, in the order of the requests.
 
     Args:
         every: whether each request must have an answer.

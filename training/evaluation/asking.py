@@ -1,4 +1,4 @@
-"""Puts the requests of tasks to a model of this process, and tells how far an evaluation is."""
+"""Ask a model in this process the requests of tasks, and show the progress of an evaluation."""
 
 import contextlib
 import os
@@ -21,10 +21,10 @@ Done = Callable[[int, Answer], None]
 
 
 class Asked(Protocol):
-    """A model that requests are put to."""
+    """A model that answers requests."""
 
     def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:
-        """Have every request answered; `done` is called in this thread, in any order.
+        """Answer every request; `done` is called in this thread, in any order.
 
         Raises ValueError or OSError in one line: a picture that cannot be read, requests without an answer.
         """
@@ -35,7 +35,7 @@ class Asked(Protocol):
 
 
 class Asking:
-    """Puts requests to a model of this process.
+    """A model in this process that answers requests.
 
     Args:
         network, processor: as `model.load` gives them.
@@ -87,7 +87,7 @@ class Asking:
 
     @contextlib.contextmanager
     def _naming_pictures(self, asked: "_InOrder") -> Iterator[None]:
-        """Name the picture in the error of one that the processor does not take."""
+        """Name the picture in the error if the processor does not accept it."""
         try:
             yield
         except ValueError:
@@ -101,7 +101,7 @@ class Asking:
             raise
 
     def try_out(self, parts: Iterable[Loaded], without_pictures: bool) -> None:
-        """Ask one request of each kind of every task for one token, to see whether the model takes it.
+        """Generate one token for one request of each kind of every task, to test that the model accepts it.
 
         Kinds differ in the number of pictures and in whether there is a system turn.
         """
@@ -116,7 +116,7 @@ class Asking:
 
 
 class _InOrder:
-    """Pictures by their place in a list of keys, read when they are asked for."""
+    """Pictures by their index in a list of keys, read on access."""
 
     def __init__(self, pictures: Pictures, keys: Sequence[str]):
         self.pictures, self.keys = pictures, keys
@@ -129,7 +129,7 @@ class _InOrder:
 
 
 class Progress:
-    """Shows how many answers (or other `unit`) there are, and the time left, over all tasks.
+    """A line with the number of answers (or another `unit`) and the time left, over all tasks.
 
     A bar on a terminal; elsewhere a line at most every `every` seconds. Nothing unless `shown`.
     """
@@ -143,12 +143,12 @@ class Progress:
         self.began = self.printed = time.perf_counter()
 
     def start(self, name: str) -> None:
-        """Name what is asked now."""
+        """Set the name of the present task."""
         self.name = name
         self.bar.set_description(name)
 
     def add(self) -> None:
-        """One answer more."""
+        """Count one more answer."""
         self.count += 1
         self.bar.update()
         now = time.perf_counter()
@@ -162,5 +162,5 @@ class Progress:
             )
 
     def close(self) -> None:
-        """Leave the terminal's line."""
+        """End the line in the terminal."""
         self.bar.close()

@@ -1,4 +1,4 @@
-"""Answers are kept as they come, so that none is generated twice, whatever ends an evaluation.
+"""Store every answer at once, so that none is generated twice, however an evaluation ends.
 
 An answer belongs to a key made of content: of the model's files, of the dataset, and of everything that the
 model is given. So answers of another model, or to changed questions, are never mixed.
@@ -27,7 +27,7 @@ _RECORD = {"key": str, "text": str, "tokens": (int, None), "ended": bool}
 
 
 def local_identity(model: Model, dtype: str) -> str:
-    """A hash over everything of a model, and of an adapter's base, that its answers depend on.
+    """Return a hash of everything in a model, and in an adapter's base, that decides its answers.
 
     A commit stands for the files of a repository.
     """
@@ -63,7 +63,7 @@ class Keys:
         self.common = [identity, task.name, task.version, data["split"], self.source, "greedy"]
 
     def __call__(self, request: Request) -> str:
-        """The key of a request: 64 hex digits. Raises ValueError or OSError as `Pictures.load`."""
+        """Return the key of a request, 64 hex digits. Raises ValueError or OSError as `Pictures.load`."""
         asked = [
             {"picture": self._picture(part.key)} if isinstance(part, Picture) else part
             for part in request.content
@@ -83,7 +83,7 @@ class Keys:
 
 
 class Journal:
-    """The answers to the requests of one task, by key, in memory and in append-only files.
+    """The answers to the requests of one task by key, in memory and in append-only files.
 
     Each process of an evaluation appends to a file of its own, `TASK.RANK.jsonl`, and reads all files
     of the task. Raises OSError where the folder cannot be read or written.
@@ -97,7 +97,7 @@ class Journal:
         self._file.cut(end)
 
     def read(self) -> int:
-        """Read the answers of all processes; gives where the last whole line of the own file ends."""
+        """Read the answers of all processes, and return the end of the last whole line of the own file."""
         own = 0
         for path in sorted(self.folder.glob(f"{self.task}.*.jsonl")):
             for end, record in read_records(path):
@@ -110,12 +110,12 @@ class Journal:
         return own
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer. Raises OSError, as where the disk is full."""
+        """Store an answer. Raises OSError, for example if the disk is full."""
         record = {"text": answer.text, "tokens": answer.tokens, "ended": answer.ended}
         self._file.append({"key": key, **record})
         self.answers[key] = answer
 
     def close(self) -> None:
-        """Have the answers survive a loss of power too, and close the file."""
+        """Flush the answers to disk, and close the file."""
         self._file.sync()
         self._file.close()

@@ -1,4 +1,4 @@
-"""What every answer is measured by, whatever the task."""
+"""Measure every answer, whatever the task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def measures(
     seed: int,
     toxicity: Toxicity | None = None,
 ) -> list[Row]:
-    """Rows of MEASURES over all answers of a run; `n` counts the answers that a measure can tell of."""
+    """Return rows of MEASURES over all answers of a run; `n` counts the answers that a measure applies to."""
     found, toxic = languages_found(scored), toxicities(scored, toxicity)
     rows = []
     for metric, info in MEASURES.items():
@@ -50,7 +50,7 @@ def measures(
 
 
 def languages_found(scored: Sequence[Scored]) -> list[str | None]:
-    """The language that each answer is in; None where it cannot be told or none was asked for.
+    """Return the language of each answer; None if it is not known, or if none was asked for.
 
     The candidates are the languages asked for, Maya's ten and English; "other" is none of them. An
     answer in a language that the detector does not know is not told.
@@ -68,13 +68,13 @@ def languages_found(scored: Sequence[Scored]) -> list[str | None]:
 
 
 def toxicities(scored: Sequence[Scored], toxicity: Toxicity | None) -> list[float | None]:
-    """The probability of each answer that it is toxic; None where that is not known."""
+    """Return the probability that each answer is toxic; None if it is not known."""
     texts = [one.answer.text for one in scored]
     return [None] * len(texts) if toxicity is None else toxicity(texts)
 
 
 def _measure(metric: str, one: Scored, found: str | None, toxic: float | None) -> float | None:
-    """One answer's value; None where it says nothing about it."""
+    """Return one answer's value of a measure, or None if the measure does not apply."""
     request, given = one.request, one.answer
     simple: dict[str, Any] = {
         "unparsable": one.score.unparsable,

@@ -1,4 +1,4 @@
-"""The share of each of several processes, which accelerate has started (`maya evaluate --processes`)."""
+"""Divide requests among processes that accelerate has started (`maya evaluate --processes`)."""
 
 import datetime
 import os
@@ -10,13 +10,13 @@ from .protocol import Request
 
 @dataclass(frozen=True)
 class Process:
-    """Which of how many processes this one is."""
+    """The rank of this process, and the number of processes."""
 
     rank: int = 0
     count: int = 1
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         if self.count > 1:
             import torch
             from accelerate import PartialState
@@ -26,7 +26,7 @@ class Process:
             PartialState(cpu=not torch.cuda.is_available(), timeout=days).wait_for_everyone()
 
     def share(self, requests: Sequence[Request]) -> list[int]:
-        """Places of this process's requests: about as many as others have, and all about the same pictures."""
+        """Return the indices of this process's requests: an equal share, with all requests about a picture together."""
         about: dict[tuple[str, ...], list[int]] = {}
         for number, request in enumerate(requests):
             about.setdefault(request.pictures, []).append(number)
@@ -43,7 +43,7 @@ class Process:
 
 
 def this_process() -> Process:
-    """This process, as accelerate's variables tell; on a GPU it takes its own one."""
+    """Return this process by accelerate's variables, and select its GPU if there is one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     found = Process(int(os.environ.get("RANK", "0")), count)
     found.wait()

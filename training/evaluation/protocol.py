@@ -1,4 +1,4 @@
-"""What a task is: requests to a model, the score of one answer, and rows of numbers.
+"""The interface of a task: requests to a model, the score of one answer, and rows of numbers.
 
 A task has three duties. `load` reads its dataset and gives requests: parts of a prompt, a language, a
 limit of new tokens. `score` judges one answer. `aggregate` makes rows of values with intervals. The
@@ -36,10 +36,10 @@ class Picture:
 
 
 class Pictures(Protocol):
-    """Reads pictures when they are needed, so that memory does not grow with their number."""
+    """Pictures that are read on access, so that memory does not grow with their number."""
 
     def load(self, key: str) -> Image:
-        """The decoded picture. Raises ValueError or OSError with one line that names it."""
+        """Return the decoded picture. Raises ValueError or OSError with one line that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ class Request:
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """Keys of the pictures, in their order."""
+        """Return the keys of the pictures, in order."""
         return tuple(part.key for part in self.content if isinstance(part, Picture))
 
     @property
     def text(self) -> str:
-        """The texts of the prompt, joined."""
+        """Return the texts of the prompt, joined."""
         return "".join(part for part in self.content if isinstance(part, str))
 
 
@@ -127,7 +127,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a dataset is asked.
+    """The part of a dataset to ask about.
 
     Args:
         data: a folder or Hub repository in the layout of the task's dataset; None: the task's own.
@@ -146,7 +146,7 @@ class Selection:
 
 
 class Task(ABC):
-    """One benchmark. Its class attributes are what results files say of it.
+    """One benchmark. Its class attributes go into results files.
 
     Args:
         protocol: one of `protocols`; None: the first.
@@ -182,17 +182,17 @@ class Task(ABC):
 
     @property
     def key(self) -> str:
-        """The task in rows and files: its name, and its protocol where that is not the default."""
+        """Return the task's key in rows and files: its name, and its protocol unless it is the default."""
         first = next(iter(self.protocols))
         return self.name if self.protocol == first else f"{self.name}:{self.protocol}"
 
     def describe(self) -> dict[str, Any]:
-        """How this protocol asks and reads: prompts, parser, stop texts."""
+        """Describe the protocol: prompts, parser, stop texts."""
         return {}
 
     @abstractmethod
     def load(self, selection: Selection) -> Loaded:
-        """Reads the dataset.
+        """Read the dataset.
 
         Raises ValueError or OSError in one line: no such dataset, split or language, a column that is
         missing, a picture that cannot be read.
@@ -200,17 +200,17 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, request: Request, answer: Answer) -> Score:
-        """Judges one answer. It never guesses: what cannot be understood is unparsable."""
+        """Score one answer. An answer that cannot be understood is unparsable, never guessed."""
 
     def scores(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Score]:
-        """Judges many answers, in their order; a task whose judge is a model asks it about several at
+        """Score many answers, in order; a task whose judge is a model asks it about several at
         once."""
         return [self.score(*one) for one in zip(requests, answers, strict=True)]
 
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """Rows of this task's own metrics: for each subset each language, then the means of `groups`.
+        """Return rows of this task's own metrics: for each subset each language, then the means of `groups`.
 
         A subset named "all" has all answers.
         """
@@ -237,7 +237,7 @@ class Task(ABC):
         groups: Mapping[str, Sequence[str]],
         seed: int,
     ) -> list[Row]:
-        """The means of one metric over one subset. A failed judgement (None) is left out and counted.
+        """Return the means of one metric over one subset. A failed judgement (None) is left out and counted.
 
         A score that has no such metric is left out: the metric says nothing about its question.
         """
@@ -254,19 +254,19 @@ class Task(ABC):
         return mean_rows(place, values, groups, seed, failures, self.interval)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """Writes the files that the benchmark's own server or script takes; returns them.
+        """Write the files for the benchmark's own server or script, and return them.
 
         The names begin with `key`: other tasks write into the same folder.
         """
         return []
 
     def interval(self, values: Sequence[tuple[str, float]], seed: int) -> Interval:
-        """The mean of one language's (item, value) pairs, with its interval."""
+        """Return the mean of one language's (item, value) pairs, with its interval."""
         return mean(values, seed)
 
 
 class Place(NamedTuple):
-    """What several rows share."""
+    """The values that several rows share."""
 
     task: str
     subset: str
@@ -283,7 +283,7 @@ class Place(NamedTuple):
         n: int,
         failures: int,
     ) -> Row:
-        """A row of this place."""
+        """Return a row of this place."""
         return {
             "task": self.task,
             "subset": self.subset,
@@ -307,7 +307,7 @@ def mean_rows(
     failures: Mapping[str, int] | None = None,
     interval: Callable[[Sequence[tuple[str, float]], int], Interval] = mean,
 ) -> list[Row]:
-    """A row for each language, then one for each group of languages.
+    """Return a row for each language, then one for each group of languages.
 
     Args:
         values: language -> (item, value) of each answer.
@@ -331,13 +331,13 @@ def mean_rows(
 
 
 def in_order(languages: Iterable[str]) -> list[str]:
-    """Languages in the order of tables: Maya's, then others alphabetically."""
+    """Return languages in the order of tables: Maya's, then others alphabetically."""
     place = {language: number for number, language in enumerate(LANGUAGES)}
     return sorted(languages, key=lambda language: (place.get(language, len(place)), language))
 
 
 def chosen_languages(asked: Sequence[str] | None, known: list[str], split: str) -> list[str]:
-    """Those that are asked for, of the known ones; all for None. ValueError for an unknown one."""
+    """Return the chosen languages of the known ones; all for None. Raises ValueError for an unknown one."""
     if asked is None:
         return known
     unknown = [lang for lang in asked if lang not in known]
@@ -351,7 +351,7 @@ def chosen_languages(asked: Sequence[str] | None, known: list[str], split: str) 
 
 
 def sample(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
-    """The first `limit` names in an order that the seed and the names alone decide, sorted.
+    """Return `limit` names, sorted, drawn in an order that only the seed and the names decide.
 
     Raises ValueError for a limit below 1.
     """
@@ -365,12 +365,12 @@ def sample(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
 
 
 def blind(request: Request) -> Request:
-    """The same question without its pictures."""
+    """Return the same question without its pictures."""
     return replace(request, content=tuple(p for p in request.content if isinstance(p, str)))
 
 
 def shuffled(requests: Sequence[Request], seed: int) -> list[Request]:
-    """The same questions with pictures of others.
+    """Return the same questions, each with the pictures of another one.
 
     All pictures are exchanged by one shift of a random order, so that every question about a picture
     gets the same other one. No picture stays or shows what a question is about (`Request.avoid`).

@@ -1,6 +1,6 @@
-"""Public datasets in their own columns: a repository of the Hub, or a folder with the same files.
+"""Read public datasets in their own columns, from a repository of the Hub or a folder with the same files.
 
-Texts are read at once, pictures when they are asked about.
+Texts are read at once, pictures on access.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Split:
         return self.table.num_rows
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each row's number and its texts, in the order of the files."""
+        """Yield each row's number and texts, in the order of the files."""
         number = 0
         for batch in self.table.table.select(self.texts).to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
@@ -119,18 +119,18 @@ class Split:
                 number += 1
 
     def text(self, number: int, row: Mapping[str, Any], column: str) -> str:
-        """A cell that must hold a text. Raises ValueError, naming the row, for one without."""
+        """Return the text of a cell. Raises ValueError, naming the row, if there is none."""
         found = row[column]
         if isinstance(found, str):
             return found
         raise ValueError(f"{self.place}: row {number}: {column}: expected a text, found {found!r}")
 
     def has_picture(self, column: int = 0) -> list[bool]:
-        """Whether each row has a picture, in the column of pictures with this place."""
+        """Return whether each row has a picture, in the column of pictures with this index."""
         return self.table.column(self.pictures[column]).is_valid().to_pylist()
 
     def picture_names(self, column: int = 0) -> list[str]:
-        """A name of each row's picture where the dataset has none: from its bytes, so equal ones share it."""
+        """Return a name for each row's picture, from its bytes, so that equal pictures share a name."""
         cells = (cell.as_py() or {} for cell in self.table.column(self.pictures[column]))
         return [hashlib.sha256(cell.get("bytes") or b"").hexdigest()[:16] for cell in cells]
 
@@ -155,7 +155,7 @@ class Split:
     def info(
         self, requests: Sequence[Request], split: str, others: Sequence[Split] = ()
     ) -> DataInfo:
-        """What results say of the dataset: this split, and `others` of it."""
+        """Return the results' description of the dataset: of this split, and of `others`."""
         files = dict.fromkeys(file for split in (self, *others) for file in split.files)
         return {
             "name": self.name if self.folder is None else self.folder.resolve().name,
@@ -170,19 +170,19 @@ class Split:
 
 
 def _commit(files: Sequence[str]) -> str | None:
-    """The commit in addresses of the Hub's files: hf://datasets/user/name@COMMIT/file."""
+    """Return the commit in addresses of files on the Hub: hf://datasets/user/name@COMMIT/file."""
     return files[0].partition("@")[2].partition("/")[0] or None
 
 
 def _named(files: Mapping[Any, Sequence[str]], folder: Path | None) -> str:
-    """The splits, each with the first file that it was found in."""
+    """Return the splits, each with its first file."""
     return (
         ", ".join(f"{split} ({_short(own[0], folder)})" for split, own in files.items()) or "none"
     )
 
 
 def _fault(files: Sequence[str], folder: Path | None) -> str | None:
-    """What is wrong with the first local file that holds no rows; None where every file does."""
+    """Describe the first local file without rows; return None if there is none."""
     for file in files if folder is not None else ():
         try:
             rows = pq.ParquetFile(file).metadata.num_rows
@@ -195,12 +195,12 @@ def _fault(files: Sequence[str], folder: Path | None) -> str | None:
 
 
 def _short(file: str, folder: Path | None) -> str:
-    """The file's name inside the dataset."""
+    """Return the file's name inside the dataset."""
     return file.rpartition("@")[2] if folder is None else os.path.relpath(file, folder.resolve())
 
 
 class RowPictures:
-    """Pictures by key: a split, the number of its row, and the place of its column where there are several."""
+    """Pictures by key: a split, the number of a row, and the index of the column if there are several."""
 
     def __init__(self, rows: Mapping[str, tuple[Split, int] | tuple[Split, int, int]]):
         self.rows = rows
@@ -219,7 +219,7 @@ def language_splits(
     columns: Sequence[str],
     pictures: str | Sequence[str],
 ) -> dict[str, Split]:
-    """The splits of the languages that are asked for, where a dataset has one for each.
+    """Return the splits of the chosen languages, for a dataset with one split for each language.
 
     Args:
         names: BCP-47 code -> the dataset's name of the split.
@@ -248,7 +248,7 @@ def loaded(
     names: str,
     others: Sequence[Split] = (),
 ) -> Loaded:
-    """The requests whose languages and items the selection takes.
+    """Return the requests of the selection's languages and items.
 
     Args:
         split: that results describe.
@@ -275,7 +275,7 @@ def loaded_in(
     pictures: Pictures,
     names: str,
 ) -> Loaded:
-    """The requests of a benchmark of several languages; the same items are taken in each.
+    """Return the requests of a benchmark of several languages, with the same items in each language.
 
     Args:
         splits: language -> where it was read, in the order of tables; several may be read at one place.
@@ -293,7 +293,7 @@ def loaded_in(
 
 
 def export_json(folder: Path, key: str, value: Any, part: str = "") -> Path:
-    """Write a file for a benchmark's server or script: the task's key, and the part where there are several."""
+    """Write a file for a benchmark's server or script, named by the task's key, and the part if there are several."""
     path = folder / f"{key}{part and f'.{part}'}.json"
     write_json(path, value)
     return path

@@ -1,4 +1,4 @@
-"""From scored answers to what is written: rows, `results.json`, the answers, and files for servers."""
+"""Write scored answers: rows, `results.json`, the answers, and files for servers."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from .tasks.judged import Judged
 
 
 class Records:
-    """The results of one model in one folder, to which tasks are added.
+    """The results of one model in one folder; tasks are added one by one.
 
     Args:
         folder: where the files go; results of other tasks for the same weights stay.
@@ -95,7 +95,7 @@ class Records:
 
 
 def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:
-    """What answers at random reach on average, for each subset and language."""
+    """Return the mean score of random answers for each subset and language."""
     values: dict[tuple[str, str], list[float]] = {}
     for request in requests:
         if request.chance is not None:
@@ -110,7 +110,7 @@ def chance_rows(task: Task, requests: Sequence[Request]) -> list[Row]:
 
 
 def _results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Results:
-    """What `folder` has of the same weights and other tasks."""
+    """Return the results in `folder` of the same weights and other tasks."""
     empty: Results = {"format": FORMAT, "model": model, "tasks": {}, "rows": []}
     try:
         before = read_results(folder / "results.json")
@@ -125,7 +125,7 @@ def _results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Res
 
 
 def language_groups(model: str, languages: Sequence[str]) -> dict[str, list[str]]:
-    """Groups of languages to average over: all, and where the saved recipe says in which languages
+    """Return the groups of languages to average over: all, and, if the saved recipe says in which languages
     the projector was aligned, those and the rest apart."""
     groups = {"all": list(languages)}
     aligned = _aligned_languages(Path(model) / "recipe.yaml")
@@ -136,7 +136,7 @@ def language_groups(model: str, languages: Sequence[str]) -> dict[str, list[str]
 
 
 def _aligned_languages(recipe: Path) -> set[str]:
-    """The languages of a recipe's stage `pretrain`; none for what is no recipe of ours.
+    """Return the languages of a recipe's stage `pretrain`; none if it is not a recipe of this package.
 
     Other tools leave files of this name beside their models.
     """

@@ -1,4 +1,4 @@
-"""`maya evaluate --rejudge ANSWERS`: score answers that were made before, without a model."""
+"""`maya evaluate --rejudge ANSWERS`: score existing answers without a model."""
 
 from __future__ import annotations
 

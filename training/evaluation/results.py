@@ -1,4 +1,4 @@
-"""The one format of evaluation results: `results.json`, documented by the types below.
+"""The format of evaluation results: `results.json`, documented by the types below.
 
 Cards, tables and plots are made from this file and never typed. They iterate over its rows and know
 no benchmark by name. It holds no path and no host name: it is published with the model.
@@ -18,7 +18,7 @@ FORMAT = "maya-results-2"
 
 
 class ModelInfo(TypedDict):
-    """What was evaluated; None where that cannot be known, as of a model behind a server."""
+    """The evaluated model; a value is None if it is not known, as for a model behind a server."""
 
     name: str  # the folder's name, the repository's id, or what a server calls it
     revision: str | None  # the Hub commit, where it came from the Hub
@@ -33,7 +33,7 @@ class ModelInfo(TypedDict):
 
 
 def known_by_name(name: str) -> ModelInfo:
-    """A model of which only the name is known."""
+    """Return the info of a model of which only the name is known."""
     return {
         "name": name,
         "revision": None,
@@ -49,7 +49,7 @@ def known_by_name(name: str) -> ModelInfo:
 
 
 class DataInfo(TypedDict):
-    """What a task asked about."""
+    """The dataset of a task."""
 
     name: str
     revision: str | None
@@ -62,7 +62,7 @@ class DataInfo(TypedDict):
 
 
 class MetricInfo(TypedDict):
-    """What a metric's values are."""
+    """The kind of a metric's values."""
 
     title: str
     higher_is_better: bool | None  # None: neither, such as a length
@@ -70,7 +70,7 @@ class MetricInfo(TypedDict):
 
 
 class Withheld(TypedDict):
-    """A score that is not given, since too many of its judgements failed."""
+    """A score that is left out because too many of its judgements failed."""
 
     run: str
     subset: str
@@ -80,7 +80,7 @@ class Withheld(TypedDict):
 
 
 class JudgeInfo(TypedDict):
-    """Who graded a task's answers, and how often that failed."""
+    """The judge of a task's answers, and its failures."""
 
     id: str
     version: str | None  # commit or hash of the judge's weights, where it is known
@@ -145,7 +145,7 @@ class Results(TypedDict):
 
 
 def write_results(results: Results, path: Path) -> None:
-    """Writes a results file whole or not at all, each row on a line of its own."""
+    """Write a results file whole or not at all, with one line for each row."""
     head = {name: value for name, value in results.items() if name != "rows"}
     options: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False}
     rows = ",\n".join("  " + json.dumps(row, **options) for row in results["rows"])
@@ -154,7 +154,7 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Reads a results file; FileNotFoundError or ValueError in one line if it is not one."""
+    """Read a results file. Raises FileNotFoundError or ValueError, in one line, if it is not one."""
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}: run `maya evaluate` on the model first")
     content = read_json(path)
@@ -183,12 +183,12 @@ def read_results(path: Path) -> Results:
 
 
 def check_model(value: Any, where: str) -> None:
-    """Raise ValueError, naming `where` and the key, for what is no ModelInfo."""
+    """Raise ValueError, naming `where` and the key, if the value is not a ModelInfo."""
     check_shape(value, _shape(ModelInfo), where)
 
 
 def _shape(hint: Any) -> Any:
-    """The shape of `check_shape` that a type of this module stands for."""
+    """Return the shape, for `check_shape`, of a type of this module."""
     if is_typeddict(hint):
         kinds = get_type_hints(hint).items()
         return {name: _shape(kind) for name, kind in kinds if name in hint.__required_keys__}

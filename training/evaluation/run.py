@@ -1,7 +1,7 @@
-"""`maya evaluate`: ask a model about pictures it never saw, beside two runs that cannot know.
+"""`maya evaluate`: score a model on pictures, beside two baselines that cannot know the answer.
 
-The blind run asks the same questions without a picture, the shuffled run with another picture: what
-remains there was learned from the texts alone.
+The blind run asks the same questions without a picture, the shuffled run with another picture. A score
+there was learned from the texts alone.
 """
 
 import contextlib
@@ -201,7 +201,7 @@ def evaluate(
 def _languages_of(
     tasks: Sequence[Task], languages: Sequence[str] | None
 ) -> list[tuple[Task, Sequence[str] | None]]:
-    """Each task with the languages that it is asked in; of a single one, its `load` checks them.
+    """Return each task with its languages; for a single task, its `load` checks them.
 
     Raises ValueError for a language that no task has, and for a task that has none of them.
     """
@@ -233,7 +233,7 @@ def _languages_of(
 def planned(
     part: Loaded, baselines: Sequence[str], baseline_items: int | None, seed: int
 ) -> dict[str, list[Request]]:
-    """Run -> its requests. Raises ValueError for a baseline that so few pictures do not allow."""
+    """Return run -> requests. Raises ValueError if there are too few pictures for a baseline."""
     pictures = {key for request in part.requests for key in request.pictures}
     few = set(sample(pictures, baseline_items, seed))
     fewer = [request for request in part.requests if few.issuperset(request.pictures)]
@@ -246,7 +246,7 @@ def planned(
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError where results could not be written, without leaving anything behind."""
+    """Raise OSError if results cannot be written there. Leaves nothing behind."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent

@@ -1,4 +1,4 @@
-"""Puts the requests of tasks to a model behind an OpenAI-compatible server: vLLM, SGLang, `transformers serve`."""
+"""Ask a model behind an OpenAI-compatible server the requests of tasks: vLLM, SGLang, `transformers serve`."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from .results import ModelInfo, known_by_name
 
 
 class Served:
-    """Puts requests to a server, `plan.concurrency` at a time, greedily (temperature 0).
+    """A model behind a server, which is asked `plan.concurrency` requests at a time, greedily (temperature 0).
 
     Pictures are sent as PNG in base64 data URLs. The server's own chat template is used.
     """
@@ -30,14 +30,14 @@ class Served:
 
     @property
     def info(self) -> ModelInfo:
-        """What results say of the model. A server does not tell its weights, sizes or dtype: None."""
+        """Return the results' info of the model. A server does not tell weights, sizes or dtype, so they are None."""
         info = known_by_name(self.plan.model)
         info["revision"] = self.plan.model_revision
         return info
 
     @property
     def identity(self) -> str:
-        """A hash over all that is known of the model: the server's address, its name, its revision."""
+        """Return a hash of everything known of the model: the server's address, the model's name and revision."""
         return sha256_text(json.dumps([self.plan.url, self.plan.model, self.plan.model_revision]))
 
     def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:
@@ -55,7 +55,7 @@ class Served:
             )
 
     async def _ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> list[str]:
-        """What went wrong with requests that got no answer, a line each."""
+        """Ask, and return one line for each request without an answer."""
         failed: list[str] = []
         waiting = iter(enumerate(requests))
 
@@ -85,7 +85,7 @@ class Served:
 
 
 def _messages(request: Request, pictures: Pictures) -> list[dict[str, Any]]:
-    """The conversation as servers take it."""
+    """Return the conversation in the form of servers."""
     content = [
         {"type": "image_url", "image_url": {"url": png_url(pictures.load(part.key))}}
         if isinstance(part, Picture)

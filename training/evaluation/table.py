@@ -1,4 +1,4 @@
-"""Tables of results: for the terminal, for cards and for the README. They iterate over rows."""
+"""Make tables of results, for the terminal, cards and pages. They iterate over rows."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 
 def tables(results: Results, task: str) -> Iterator[Table]:
-    """The tables of one task: one a part, its subsets beside the baselines."""
+    """Yield the tables of one task: one for each part, with its subsets beside the baselines."""
     info = results["tasks"][task]
     found = {
         (row["subset"], row["run"], row["language"])
@@ -56,12 +56,12 @@ def tables(results: Results, task: str) -> Iterator[Table]:
 
 
 def rows_of(results: Results, task: str, metric: str) -> list[Row]:
-    """The rows of one metric of one task."""
+    """Return the rows of one metric of one task."""
     return [row for row in results["rows"] if row["task"] == task and row["metric"] == metric]
 
 
 class Scores:
-    """One metric's rows by subset, run and language, and how they are shown."""
+    """One metric's rows by subset, run and language, and their texts."""
 
     def __init__(self, results: Results, task: str, metric: str | None = None):
         info = results["tasks"][task]
@@ -73,7 +73,7 @@ class Scores:
         }
 
     def shown(self, column: Column, language: str, interval: bool) -> str:
-        """A score as text, "-" where there is none."""
+        """Return a score as text, "-" if there is none."""
         row = self.rows.get((*column, language))
         if row is None:
             return "-"
@@ -84,7 +84,7 @@ class Scores:
         return text
 
     def chance(self, subset: str) -> str:
-        """The mean chance of a subset as text, "" where there is none."""
+        """Return the mean chance of a subset as text, "" if there is none."""
         rows = [row["value"] for row in self.rows.values() if _is(row, subset, CHANCE)]
         scale = 100 if self.percent else 1
         return f"{scale * sum(rows) / len(rows):.2g}" if rows else ""
@@ -95,12 +95,12 @@ def _is(row: Row, subset: str, run: str) -> bool:
 
 
 def group_title(info: TaskInfo, group: str) -> str:
-    """How a group of languages is called in tables."""
+    """Return the name of a group of languages in tables."""
     return f"mean of {group} ({len(info['groups'][group])})"
 
 
 def markdown_tables(results: Results, task: str) -> list[tuple[str, str]]:
-    """(title, Markdown) of each table of a task; the model's scores with intervals."""
+    """Return (title, Markdown) of each table of a task, with intervals of the model's scores."""
     info, scores = results["tasks"][task], Scores(results, task)
     made = []
     for table in tables(results, task):
@@ -130,7 +130,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def text_table(results: Results, task: str) -> str:
-    """A task's results for the terminal: languages by subsets, the baselines beside the model."""
+    """Return a task's results for the terminal: languages by subsets, with the baselines beside the model."""
     info, scores = results["tasks"][task], Scores(results, task)
     data = info["data"]
     runs = {row["run"] for row in results["rows"] if row["task"] == task}
@@ -169,7 +169,7 @@ def text_table(results: Results, task: str) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
-    """Lines of columns; a head stands over its own column and the empty ones after it."""
+    """Return aligned lines; a head is above its own column and the empty columns after it."""
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(heads))]
     starts = [i for i, head in enumerate(heads) if head] + [len(heads)]
     for start, end in itertools.pairwise(starts):
@@ -186,7 +186,7 @@ def _aligned(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
 
 
 def judge_lines(info: TaskInfo) -> list[str]:
-    """Who judged, what failed, and which scores are therefore not given; none for other tasks."""
+    """Return lines on the judge, its failures, and the scores left out; none for tasks without a judge."""
     if "judge" not in info:
         return []
     judge = info["judge"]
@@ -207,7 +207,7 @@ def judge_lines(info: TaskInfo) -> list[str]:
 
 
 def _measured(results: Results, task: str) -> str:
-    """What went wrong with answers, over all languages."""
+    """Return a line on unparsable, cut and other bad answers, over all languages."""
     info = results["tasks"][task]
     parts = []
     for metric, measure in info["metrics"].items():

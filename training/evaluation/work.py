@@ -1,4 +1,4 @@
-"""The requests of a task's runs beside the answers that are there: what is asked, by whom, and once."""
+"""Find the requests of a task's runs that have no answer yet, and ask each once."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ def open_works(
     folder: Path,
     process: Process,
 ) -> Iterator[list["Work"]]:
-    """The work of each task, its journal in `folder`/answers/journal open and locked.
+    """Return the work of each task, with its journal in `folder`/answers/journal open and locked.
 
     Protocols of one task share its journal, so that what they ask alike is asked once.
 
@@ -53,7 +53,7 @@ def open_works(
 
 @dataclass
 class Work:
-    """A task, the requests of each run of it with their keys, and the answers that are there."""
+    """A task, the requests of each of its runs with their keys, and the existing answers."""
 
     task: Task
     part: Loaded
@@ -63,18 +63,18 @@ class Work:
 
     @property
     def total(self) -> int:
-        """Different requests of all runs; each is asked once."""
+        """Return the number of different requests of all runs; each is asked once."""
         return len(set().union(*self.keys.values()))
 
     @property
     def answered(self) -> int:
-        """How many of them have an answer."""
+        """Return how many of them have an answer."""
         return len(set().union(*self.keys.values()) & self.journal.answers.keys())
 
     def ask(
         self, asked: Asked, process: Process, progress: Progress, seconds: dict[str, float]
     ) -> None:
-        """Have this process's share of what is not answered answered, and wait for the others."""
+        """Answer this process's share of the open requests, and wait for the other processes."""
         for run, requests in self.plans.items():
             start = time.perf_counter()
             by_key = dict(zip(self.keys[run], requests, strict=True))
@@ -95,7 +95,7 @@ class Work:
             seconds[run] = time.perf_counter() - start
 
     def scored(self) -> dict[str, list[Scored]]:
-        """Run -> its requests that are answered, scored; a run without any is left out."""
+        """Return run -> scored requests; a run without answers is left out."""
         runs = {}
         for run, requests in self.plans.items():
             there = [
