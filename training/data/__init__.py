@@ -1,4 +1,4 @@
-"""How Maya's datasets are built. Nothing here needs torch at import, and nothing knows the trainer.
+"""Build Maya's datasets. Importing this room needs no torch, and it does not know the trainer.
 
 The roof, one file a command:
     plan.py: the plan of a build, section by section

@@ -1,4 +1,4 @@
-"""`maya data build`: the steps of a plan in their order, each continued where it was left."""
+"""`maya data build`: run the steps of a plan in order, and continue each where it stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .sources.step import build_sources, finished_sources
 
 @dataclass(frozen=True)
 class _Options:
-    """What a call of `maya data build` asks for beside its plan."""
+    """Options of `maya data build` other than the plan."""
 
     retry_failed: bool
     progress: bool
@@ -43,7 +43,7 @@ def build_dataset(
     trust_remote_code: bool = False,
     allow_code: bool = False,
 ) -> Path:
-    """Build the dataset of a plan; returns its folder. The same call continues a stopped one.
+    """Build the dataset of a plan, and return its folder. The same call continues a build that stopped.
 
     Args:
         steps: only these; default: all that the plan has a section for.
@@ -168,7 +168,7 @@ def _run(plan: Plan, jobs: Sequence[Job], options: _Options) -> None:
 
 
 def summary(manifests: Sequence[UnitManifest]) -> list[str]:
-    """A line a worker: rows, and how many of each status or label; and why rows have no answer."""
+    """Return one line for each worker: rows, and the number of each status or label; and why rows have no answer."""
     rows: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {}
     failures: dict[str, Counter[str]] = {}
@@ -185,7 +185,7 @@ def summary(manifests: Sequence[UnitManifest]) -> list[str]:
 
 
 def check_answers(manifests: Sequence[UnitManifest]) -> None:
-    """Raise OSError where not one row of a step has an answer."""
+    """Raise OSError if no row of a step has an answer."""
     rows, failed = sum(m.rows for m in manifests), sum(m.failed for m in manifests)
     if rows and failed == rows:
         reasons: Counter[str] = Counter()

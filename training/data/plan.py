@@ -1,4 +1,4 @@
-"""The plan of a dataset: one YAML file, checked key by key, that says everything about a build.
+"""The plan of a dataset: one YAML file, checked key by key, that describes a whole build.
 
 plan = load_plan(Path("captions.yaml"), ["languages=[fr, hi]"])
 worker = make_worker(plan, "translate/fr")
@@ -97,12 +97,12 @@ class Plan:
             toxicity_step(self)  # judges, languages and policy are held against each other
 
     def _named_languages(self) -> dict[str, str]:
-        """Key of the plan -> language."""
+        """Return key of the plan -> language."""
         places = {f"languages[{number}]": lang for number, lang in enumerate(self.languages)}
         return {"source.language": self.source_language, **places}
 
     def _check_identified(self) -> None:
-        """Raises ValueError for a language in which a translation could not be checked."""
+        """Raise ValueError for a language in which translations cannot be checked."""
         checks = self.verification.checks if self.verification is not None else CheckPlan()
         for place, lang in self._named_languages().items():
             try:
@@ -112,7 +112,7 @@ class Plan:
         RowChecker(self.source_language, self.languages, checks)  # are they told from each other?
 
     def check_code(self) -> None:
-        """Raise ValueError, naming the key, for a plan whose building runs code that the plan names."""
+        """Raise ValueError, naming the key, if the plan names code that a build would run."""
         found = {f"executor.options.{name}": told for name, told in self.executor.shell().items()}
         if self.verification is not None and self.verification.quality is not None:
             found["verification.quality.command"] = " ".join(self.verification.quality.command)
@@ -127,25 +127,25 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """The folder of the build."""
+        """Return the folder of the build."""
         return Path(self.output_dir)
 
     @property
     def source_language(self) -> str:
-        """The language that texts are translated from."""
+        """Return the language from which texts are translated."""
         named = self.source.language
         return "en" if named in (None, "detect") else str(named)
 
     @property
     def images(self) -> Path | None:
-        """Where the pictures are that rows name; None when nowhere."""
+        """Return the place of the pictures that rows name; None if there is none."""
         if self.source.extract_images:
             return self.folder / "images"
         return self.source.pictures()
 
     @property
     def run_id(self) -> str:
-        """Stored with every row: hash of the whole plan."""
+        """Return the hash of the whole plan, which is stored with every row."""
         return digest(plan_for_hash(self))
 
 
@@ -157,21 +157,21 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def plan_of(folder: Path) -> Plan:
-    """The plan of a build's folder. Raises ValueError for a folder that is no build's."""
+    """Return the plan of a build's folder. Raises ValueError if the folder is not that of a build."""
     if not (folder / "plan.yaml").is_file():
         raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
     return load_plan(folder / "plan.yaml")
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """The plan with every default written out; it can be read again from the same directory."""
+    """Write the plan with every default; it can be read again from the same directory."""
     text = yaml.safe_dump(to_dict(plan), sort_keys=False, allow_unicode=True, width=100)
     head = "# The plan of this build, with every default written out (maya data build).\n"
     write_bytes(path, (head + text).encode())
 
 
 def make_worker(plan: Plan, name: str, trust_remote_code: bool = False) -> Worker:
-    """The worker of a name such as "translate/fr"; its model is loaded when it has work.
+    """Return the worker with a name such as "translate/fr"; its model is loaded when it has work.
 
     Args:
         trust_remote_code: let code that comes with a model run.
@@ -199,7 +199,7 @@ def make_worker(plan: Plan, name: str, trust_remote_code: bool = False) -> Worke
 
 
 def verification_step(plan: Plan) -> VerificationStep:
-    """The verification step on the build's folder."""
+    """Return the verification step of the build's folder."""
     from .verification.step import VerificationStep
 
     assert plan.verification is not None
@@ -214,7 +214,7 @@ def verification_step(plan: Plan) -> VerificationStep:
 
 
 def toxicity_step(plan: Plan, also: Sequence[str] = ()) -> ToxicityStep:
-    """The toxicity step on the build's folder.
+    """Return the toxicity step of the build's folder.
 
     Args:
         also: languages of source rows beside the one that is translated.
@@ -235,7 +235,7 @@ def toxicity_step(plan: Plan, also: Sequence[str] = ()) -> ToxicityStep:
 
 
 def toxicity_step_of_build(plan: Plan) -> ToxicityStep:
-    """The toxicity step on a build whose source is read, for all languages of its rows.
+    """Return the toxicity step of a build whose source has been read, for all languages of its rows.
 
     Raises ValueError where the source units are not finished.
     """

@@ -1,4 +1,4 @@
-"""`maya data review DIR`, `maya data policy DIR`: write the review sheets of a build, apply what people decided."""
+"""`maya data review DIR`, `maya data policy DIR`: write review sheets of a build, and apply people's decisions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ def write_reviews(
     rows: int | None = None,
     blur: bool = False,
 ) -> list[Sheet]:
-    """One translation sheet a language of a verified build, with pictures where the plan has them.
+    """Write one translation sheet for each language of a verified build, with pictures if the plan has them.
 
     Args:
         languages: only these of the plan's.
@@ -68,7 +68,7 @@ def write_reviews(
 
 
 def read_review(folder: Path, path: Path) -> ReadBack:
-    """Take a filled sheet of any kind; the report of a verified build is counted again.
+    """Read a filled sheet of any kind, and count the report of a verified build again.
 
     Raises as `read_sheet`.
     """
@@ -92,7 +92,7 @@ def format_read_back(found: ReadBack) -> str:
 def apply_policy(
     folder: Path, policy: str | None = None, sheets: bool = False
 ) -> tuple[Summary, list[Sheet]]:
-    """Decide a build again, from its stored verdicts and what people decided since.
+    """Decide the rows of a build again, from its stored verdicts and people's later decisions.
 
     Args:
         policy: a file or the name of a shipped one; by default the plan's.

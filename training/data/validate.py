@@ -1,4 +1,4 @@
-"""`maya data validate`: every bad row of a source, with its field and the reason.
+"""`maya data validate`: print every bad row of a source, with its field and the reason.
 
 Two findings: which rows `maya train` cannot learn from, and which rows `maya data build` cannot build from. Both
 read a row with the readers of training and building themselves.
@@ -85,7 +85,7 @@ def infer_source(
     language: str | None = None,
     data_files: str | None = None,
 ) -> SourcePlan:
-    """The plan of a source of which only the path is known.
+    """Return the plan of a source of which only the path is known.
 
     Raises ValueError when it is nothing that can be read.
     """
@@ -120,7 +120,7 @@ def infer_source(
 
 
 def validate(plan: SourcePlan, report: Callable[[Problem], None]) -> Tally:
-    """Read a source as a build does and write nothing; every bad row is reported, repeated ones too.
+    """Read a source as a build does, but write nothing; report every bad row, repeated ones too.
 
     Pictures are decoded: one that is cut off is a bad row's.
     """
@@ -140,7 +140,7 @@ def _tally(plan: SourcePlan, reads: Iterator[Any], report: Callable[[Problem], N
 def validate_data(
     plan: SourcePlan, images: str | None, report: Callable[[str], None]
 ) -> tuple[Tally, Tally]:
-    """Read a source as training and as a build does; returns what was found for each.
+    """Read a source as training and as a build do, and return the findings of both.
 
     Args:
         images: as training's `image_folder`.
@@ -171,7 +171,7 @@ def validate_data(
 
 
 class _Training:
-    """What training makes of the rows that it is told of.
+    """The findings of training about rows.
 
     problem: of the last row, None where it is good.
     """
@@ -186,7 +186,7 @@ class _Training:
         self._looked = functools.lru_cache(maxsize=4096)(self._look_at)
 
     def look(self, where: str, record: Any, reader: RowReader) -> None:
-        """Note whether a row can be learned from."""
+        """Record whether training can use a row."""
         self.problem = None
         self.tally.read += 1
         try:
@@ -216,7 +216,7 @@ class _Training:
 
     @functools.cached_property
     def _pictures(self) -> ImageStore:
-        """Opened when the first row names a picture."""
+        """Return the store of pictures, which is opened when the first row names a picture."""
         return ImageStore(open_pictures(self._data))
 
     def _check(self, picture: Picture) -> None:
@@ -225,7 +225,7 @@ class _Training:
             raise RowError("image", fault)
 
     def _look_at(self, picture: Picture) -> str | None:
-        """What is wrong with a picture, None for nothing."""
+        """Describe the fault of a picture; return None if there is none."""
         try:
             if isinstance(picture, str) and is_address(picture):
                 size = load_image(picture, allow_files=False).size

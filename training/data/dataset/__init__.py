@@ -1,4 +1,4 @@
-"""Rows and decisions -> a dataset's folder, ready for the Hub; and finished datasets, read.
+"""Turn rows and decisions into a dataset's folder for the Hub, and read finished datasets.
 
 plan.py: section `layout` of a plan, and the licence
 parts.py: the units of a build; parts of a dataset that are kept while their inputs stay the same

@@ -1,4 +1,4 @@
-"""A finished dataset as other trainers read it, with its pictures.
+"""Write a finished dataset, with its pictures, in the formats of other trainers.
 
     maya data export runs/data/my-captions --format llava --languages ru hi --output llava/
     maya data export runs/data/my-captions --format messages --output rows/
@@ -61,7 +61,7 @@ CARD = Path(__file__).with_name("export.md")
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: the rows of every file, and how many pictures."""
+    """The result of an export: the rows of every file, and the number of pictures."""
 
     files: dict[Path, int]
     pictures: int
@@ -77,7 +77,7 @@ def export_llava(
     images: Path | None = None,
     with_images: bool = True,
 ) -> Exported:
-    """Write `<name>.<language>.json` files, and the pictures that they name.
+    """Write `<name>.<language>.json` files and the pictures that they name.
 
     Args:
         folder: a build's output_dir, its dataset folder, or a folder laid out as mini is.
@@ -195,7 +195,7 @@ class _Gallery:
         self.checked: set[str] = set()
 
     def read(self, name: str, where: str) -> bytes:
-        """The bytes of a picture. `where` is the place of its row, for messages."""
+        """Return the bytes of a picture. `where` is the place of its row, for errors."""
         try:
             if name in self.checked:
                 return self._pictures.read(name)
@@ -212,7 +212,7 @@ class _Gallery:
 
 
 def _picture_place(folder: Path, row: Row, lang: str) -> str:
-    """What errors call a row's picture. Raises ValueError for a name that leads out of a folder."""
+    """Return the name of a row's picture for errors. Raises ValueError for a name that leads out of a folder."""
     where = f"{folder}: row {row['id']!r} ({lang}): image"
     if not stays_inside(row["image"]):
         raise ValueError(
@@ -230,7 +230,7 @@ def _with_pictures(
     output: Path,
     taken: set[str],
 ) -> Iterator[Row]:
-    """The same rows. The picture of each is written before the row is given, once under each name.
+    """Yield the same rows; the picture of each is written before, once under each name.
 
     Args:
         taken: names of the export's other files, as `folded` gives them.
@@ -268,7 +268,7 @@ def _write_picture(output: Path, name: str, data: bytes, where: str, taken: set[
 
 
 def _copy_credits(folder: Path, output: Path) -> None:
-    """Pictures that are passed on keep their credits and licence texts."""
+    """Copy the credits and licence texts of the pictures."""
     for path in [folder / "ATTRIBUTION.md", *sorted((folder / "LICENSES").glob("*.txt"))]:
         if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
             write_bytes(output / path.relative_to(folder), path.read_bytes())
@@ -278,7 +278,7 @@ def _copy_credits(folder: Path, output: Path) -> None:
 
 
 def llava_row(row: Row, requests: Sequence[str] = REQUESTS) -> dict[str, Any]:
-    """A row of the dataset as LLaVA has it; `image` is left out of rows without one."""
+    """Return a row in LLaVA's format; rows without an image have no `image`."""
     number = number_of(row["id"])
     turns = row.get("messages")
     if turns is None or (turns[0]["content"] == "" and len(turns) == 2):
@@ -314,7 +314,7 @@ def _write_json(path: Path, rows: Iterator[dict[str, Any]]) -> int:
 def _messages_row(
     row: Row, lang: str, folder: Path, gallery: _Gallery, requests: Sequence[str]
 ) -> tuple[Row, int]:
-    """A row of `MESSAGES_SCHEMA`, and its bytes."""
+    """Return a row of `MESSAGES_SCHEMA`, and its size in bytes."""
     images = []
     if row["image"] is not None:
         data = gallery.read(row["image"], _picture_place(folder, row, lang))
@@ -338,7 +338,7 @@ def _check_output(output: Path) -> None:
 
 
 def _replace(output: Path, fresh: Path, names: Sequence[str]) -> None:
-    """Move finished files to their places, and delete what earlier exports left."""
+    """Move finished files to their places, and delete files of earlier exports."""
     for path in output.glob(f"{SCRATCH}*"):
         if path != fresh:
             shutil.rmtree(path)
@@ -352,7 +352,7 @@ def _replace(output: Path, fresh: Path, names: Sequence[str]) -> None:
 
 
 def _readme(dataset: DatasetFolder, rows: dict[str, int]) -> str:
-    """README.md with the configs: all languages together, and each."""
+    """Write README.md with the configs: all languages together, and each one."""
     splits: dict[str, Counter[str]] = {}
     for name, count in rows.items():
         lang, file = name.split("/")

@@ -49,11 +49,11 @@ class DatasetFolder:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether the pictures are in it, in `images/*.parquet`."""
+        """Return whether the dataset has its pictures, in `images/*.parquet`."""
         return any((self.folder / "images").glob("*.parquet"))
 
     def rows(self, lang: str, split: str, clean: bool = False) -> Iterator[Row]:
-        """Rows sorted by id, with `id`, `image`, and `caption` or `messages`.
+        """Yield rows sorted by id, with `id`, `image`, and `caption` or `messages`.
 
         Args:
             clean: only rows that nothing was found against.
@@ -94,7 +94,7 @@ class DatasetFolder:
 
 
 def open_dataset(folder: Path) -> DatasetFolder:
-    """A build's output_dir, its dataset folder, or a folder in the layout of the mini dataset.
+    """Open a build's output_dir, its dataset folder, or a folder in the layout of the mini dataset.
 
     Raises ValueError for a folder that is none of these, and for a language that is no code.
     """
@@ -116,7 +116,7 @@ def open_dataset(folder: Path) -> DatasetFolder:
 
 
 def _said(turns: Any) -> list[Any]:
-    """What is said in each turn of a conversation, whatever its form is."""
+    """Return the text of each turn of a conversation, whatever its form."""
     return [
         turn.get("content")
         if isinstance(turn, dict) and isinstance(turn.get("role"), str)

@@ -1,4 +1,4 @@
-"""The last step of a build: rows and decisions become `dataset/`, a folder ready for the Hub.
+"""The last step of a build: write `dataset/`, a folder for the Hub, from rows and decisions.
 
     data/<lang>/clean-00000.parquet     rows with a text: nothing was found against them
     data/<lang>/review-00000.parquet    people are to decide
@@ -39,7 +39,7 @@ from .texts import Counts, Texts
 
 
 def assemble(plan: BuildPlan, progress: bool = True) -> dict[str, Any]:
-    """Write `dataset/` of a build whose other steps are done; returns its manifest.
+    """Write `dataset/` of a build whose other steps are done, and return its manifest.
 
     Raises ValueError for units that are missing or older than what they are made from, for rows
     without a decision, for pictures whose bytes are not those of the source, and for sums that do
@@ -71,7 +71,7 @@ def assemble(plan: BuildPlan, progress: bool = True) -> dict[str, Any]:
 
 
 class Images:
-    """Every distinct picture of the source once, under the path of the first row that has it."""
+    """Yield every distinct picture of the source once, under the path of its first row."""
 
     name = "images"
 
@@ -83,7 +83,7 @@ class Images:
         return digest([VERSION, self._most, str(self.plan.images), self.build.source_sha])
 
     def write(self, shards: Shards) -> Row:
-        """The files of pictures; returns rows with a picture, pictures and their bytes."""
+        """Write the files of pictures; return the numbers of rows with a picture, of pictures and of their bytes."""
         assert self.plan.images is not None
         pictures = Pictures(self.plan.images, follow_links=self.plan.source.follow_links)
         size = pictured = distinct = 0
@@ -119,7 +119,7 @@ class Images:
 
 @contextlib.contextmanager
 def _first_paths(root: Path, files: Iterable[str]) -> Iterator[ShaTable]:
-    """The one path that `images/` has the pictures of the same bytes under, by SHA-256."""
+    """Return SHA-256 -> the one path in `images/` of the pictures with these bytes."""
     with ShaTable() as table:
         for name in files:
             for row in read_rows(root / name, ["image", "image_sha256"]):
@@ -128,7 +128,7 @@ def _first_paths(root: Path, files: Iterable[str]) -> Iterator[ShaTable]:
 
 
 class Messages:
-    """The config `messages`, made from finished files of texts and pictures."""
+    """Write the config `messages` from finished files of texts and pictures."""
 
     name = "messages"
 
@@ -151,7 +151,7 @@ class Messages:
         return digest([messages_config.VERSION, form, KNOWN_REQUESTS, content])
 
     def write(self, shards: Shards) -> Row:
-        """The config's files; returns its rows, all and by language, and the pictures' bytes."""
+        """Write the config's files; return its rows, all and by language, and the pictures' bytes."""
         root, images = self.build.root, list(self._parts["images"]["files"])
         chosen = messages_config.choose_rows(root, self._clean, self._layout.messages_images)
         size = 0
@@ -165,7 +165,7 @@ class Messages:
 
 
 class Audit:
-    """Verdicts by judge and id; the build's own file has them in the order they were asked for."""
+    """Yield verdicts by judge and id; the build's own file has them in the order of the requests."""
 
     name = "audit"
 
@@ -179,7 +179,7 @@ class Audit:
         return digest([VERSION, self.plan.layout.shard_rows, sha256_file(self._audit)])
 
     def write(self, shards: Shards) -> Row:
-        """The files of each judge; returns the number of verdicts."""
+        """Write the files of each judge; return the number of verdicts."""
         assert self.plan.toxicity is not None
         most, verdicts = self.plan.layout.shard_rows, 0
         for judge in self.plan.toxicity.judges:

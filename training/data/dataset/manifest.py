@@ -1,4 +1,4 @@
-"""`dataset/manifest.json`: what is in a dataset's folder, where it comes from, what may be done with it.
+"""`dataset/manifest.json`: the contents of a dataset's folder, their origin and licence.
 
 The dataset card is made from this file, and publishing holds the folder against it.
 """
@@ -43,7 +43,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[str, Row]:
-    """Config name -> {"path": its files as one glob, "rows"}, of configs that have rows.
+    """Return config name -> {"path": its files as one glob, "rows"}, of configs that have rows.
 
     Every config is a glob over the same files. Nothing is stored twice but what `messages` holds: texts
     and pictures of other configs, side by side. Without judges there is no config that is called
@@ -69,7 +69,7 @@ def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[s
 
 
 def matching(files: dict[str, Row], pattern: str) -> list[str]:
-    """Names that a glob finds; a star stays within its folder."""
+    """Return the names that a glob matches; a star does not match a slash."""
     depth = pattern.count("/")
     return [name for name in files if name.count("/") == depth and fnmatchcase(name, pattern)]
 
@@ -139,7 +139,7 @@ def _source(plan: BuildPlan, source: dict[str, Any]) -> Row:
 
 
 def _translation(plan: BuildPlan, languages: dict[str, Row]) -> Row | None:
-    """Models with the rows they were asked for, and every prompt by its id."""
+    """Return the models with their numbers of rows, and every prompt by its id."""
     if plan.translator is None:
         return None
     models: dict[tuple[str, str | None], Row] = {}

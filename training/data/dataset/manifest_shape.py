@@ -1,4 +1,4 @@
-"""The shape of a dataset's manifest.json, and of the notes that it is made from."""
+"""The shape of a dataset's manifest.json, and of the notes from which it is made."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _CONFIG = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A manifest of format FORMAT, whoever wrote it; returns it.
+    """Check a manifest of format FORMAT, whoever wrote it, and return it.
 
     Raises ValueError, naming file and key: another shape, languages that are none, names of files that
     lead out of the folder.
@@ -114,7 +114,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_languages(languages: Iterable[str], where: str) -> None:
-    """Raise ValueError for languages that are none, and for two that would share a folder."""
+    """Raise ValueError for invalid languages, and for two that would share a folder."""
     seen: dict[str, str] = {}
     for lang in languages:
         check_language(lang, where)

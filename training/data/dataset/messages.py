@@ -62,22 +62,22 @@ REQUESTS = KNOWN_REQUESTS["en"]
 
 
 def known_requests(lang: str) -> Sequence[str]:
-    """Requests in a language, or in English where none are known; `pt-BR` may use those of `pt`."""
+    """Return the requests in a language, or in English if there are none; `pt-BR` may use those of `pt`."""
     return KNOWN_REQUESTS.get(lang) or KNOWN_REQUESTS.get(lang.partition("-")[0]) or REQUESTS
 
 
 def number_of(row_id: str) -> int:
-    """A large number that depends on the row's id alone, to draw by."""
+    """Return a large number that only the row's id decides, for random choices."""
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "big")
 
 
 def request_for(row_id: str, requests: Sequence[str]) -> str:
-    """One of the requests, drawn by the row's id."""
+    """Return one of the requests, chosen by the row's id."""
     return requests[number_of(row_id) % len(requests)]
 
 
 def read_requests(path: Path) -> dict[str, list[str]]:
-    """Language -> requests, from a YAML file. Raises ValueError for a file of another form."""
+    """Read language -> requests from a YAML file. Raises ValueError for a file of another form."""
     found = read_mapping(path)
     for lang, texts in found.items():
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
@@ -86,7 +86,7 @@ def read_requests(path: Path) -> dict[str, list[str]]:
 
 
 def as_messages(row: Row, requests: Sequence[str]) -> list[Row]:
-    """A row with a `caption` or `messages` as a conversation, which begins with a question.
+    """Return a row with a `caption` or `messages` as a conversation that begins with a question.
 
     Args:
         requests: what a caption may be the answer to, in the row's language.
@@ -102,7 +102,7 @@ def as_messages(row: Row, requests: Sequence[str]) -> list[Row]:
 def share_languages(
     available: Mapping[Key, Collection[str]], languages: Sequence[str]
 ) -> dict[Key, str]:
-    """One language for each key, so that all languages are given about equally often.
+    """Return one language for each key, so that all languages are about equally frequent.
 
     Keys with the fewest languages choose first, and every key takes the language that was given
     least so far. Keys with as many languages choose in the order of `available`.
@@ -117,7 +117,7 @@ def share_languages(
 
 
 def trl_snippet(path: str, config: str, split: str) -> str:
-    """Lines for a card that train on such rows with stock TRL.
+    """Return lines for a card that train on these rows with stock TRL.
 
     Args:
         path: of the dataset, as Python code.

@@ -33,7 +33,7 @@ class _Picture:
 
 
 def choose_rows(root: Path, clean: Files, most: int) -> dict[str, dict[str, str]]:
-    """Language -> id of a row -> its picture's name.
+    """Return language -> id of a row -> its picture's name.
 
     Of all pictures that a clean row has, the `most` with the smallest SHA-256 are taken: as good as
     a random draw, and the same in every build. Memory holds a few times `most` names and ids.
@@ -61,7 +61,7 @@ def choose_rows(root: Path, clean: Files, most: int) -> dict[str, dict[str, str]
 
 
 def _pictured(path: Path, limit: str | None) -> Iterator[pa.RecordBatch]:
-    """Rows with a picture whose SHA-256 is at most `limit`."""
+    """Yield rows with a picture whose SHA-256 is at most `limit`."""
     with parquet_file(path) as file:
         for batch in file.iter_batches(20_000, columns=["id", "image", "image_sha256"]):
             sha256 = batch["image_sha256"]
@@ -78,7 +78,7 @@ def _smallest(found: dict[str, _Picture], most: int) -> dict[str, _Picture]:
 def config_rows(
     root: Path, clean: Files, images: Sequence[str], chosen: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Row]:
-    """Rows of `MESSAGES_SCHEMA`, sorted by id.
+    """Yield rows of `MESSAGES_SCHEMA`, sorted by id.
 
     Args:
         images: files of the table of pictures.

@@ -1,4 +1,4 @@
-"""The units of a build as its dataset is laid out from them, and the parts that are kept between runs."""
+"""The units of a build from which its dataset is made, and the parts that are kept between runs."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Build:
         return [self.folder.joinpath(*folders, f"{unit}.parquet") for unit in self.units]
 
     def source_rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """Rows of all source units, by id."""
+        """Yield the rows of all source units, by id."""
         for path in self.unit_paths("source"):
             yield from read_rows(path, columns)
 
     def unit_shas(self, step: str, lang: str, before: dict[str, str]) -> dict[str, str]:
-        """SHA-256 of a step's units. Raises ValueError for one that is not made from those before."""
+        """Return the SHA-256 of a step's units. Raises ValueError if one is not made from the units before it."""
         found = {}
         for unit, path in zip(self.units, self.unit_paths(step, lang), strict=True):
             manifest = UnitManifest.read(manifest_path(path))
@@ -69,7 +69,7 @@ class Build:
 
     @cached_property
     def decided_shas(self) -> list[str | None]:
-        """SHA-256 of what people and the judges decided, which is about all languages."""
+        """Return the SHA-256 of the decisions of people and judges about all languages."""
         paths = (
             self.folder / "review" / "overrides.parquet",
             self.folder / "toxicity" / "decisions.parquet",
@@ -78,18 +78,18 @@ class Build:
 
 
 class Part(Protocol):
-    """A part of a dataset. Its key says what it is made from, and how."""
+    """A part of a dataset. Its key is the hash of its inputs and settings."""
 
     name: str
 
     def key(self) -> str: ...
 
     def write(self, shards: Shards) -> Row:
-        """Write the files; returns their counts."""
+        """Write the files, and return their counts."""
 
 
 def finished_part(build: Build, part: Part) -> dict[str, Any]:
-    """{"key", "files", "counts"} of a part, made now or as an earlier run left it."""
+    """Return {"key", "files", "counts"} of a part, made now or by an earlier run."""
     key = part.key()
     note = build.folder / "assemble" / f"{part.name}.json"
     known = _read_note(note)
@@ -105,7 +105,7 @@ def finished_part(build: Build, part: Part) -> dict[str, Any]:
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
-    """The note of a finished part; None where there is none, or one of another form."""
+    """Return the note of a finished part, or None if there is none or it has another form."""
     try:
         note = read_json(path)
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def _read_note(path: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(root: Path, files: dict[str, Row]) -> bool:
-    """Whether all files of a part are on the disk as they were written."""
+    """Return whether all files of a part are on disk unchanged."""
     for name, about in files.items():
         path = root / name
         if not stays_inside(name) or not path.is_file() or path.stat().st_size != about["bytes"]:

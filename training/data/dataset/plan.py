@@ -1,4 +1,4 @@
-"""Section `layout` of a plan, and what laying out a dataset needs of the other sections."""
+"""Section `layout` of a plan, and the parts of other sections that the layout needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..verification.plan import VerificationPlan
 
 @dataclass
 class LayoutPlan:
-    """How the dataset's folder is laid out and described.
+    """The layout and description of the dataset's folder.
 
     images: `paths` publishes the pictures' paths and SHA-256 only; `bytes` the pictures too, in
         `images/`. Pictures of the web are other people's: see what their licence lets you do.
@@ -48,7 +48,7 @@ class LayoutPlan:
 
 
 class BuildPlan(Protocol):
-    """The plan of a build, as far as its dataset's layout depends on it; see `data.plan.Plan`."""
+    """The parts of a build's plan that decide its dataset's layout; see `data.plan.Plan`."""
 
     name: str
     source: SourcePlan
@@ -72,7 +72,7 @@ class BuildPlan(Protocol):
 
 
 def licence_of(translator: TranslatorPlan | None, layout: LayoutPlan) -> tuple[str, str | None]:
-    """The dataset's licence as the Hub writes it, and what is to be said beside it.
+    """Return the dataset's licence in the Hub's form, and a sentence about it.
 
     Raises ValueError where the plan names a licence that allows what the translator's forbids.
     """

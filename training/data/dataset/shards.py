@@ -1,4 +1,4 @@
-"""Rows into parquet files of bounded size, several series of files at once."""
+"""Write rows into parquet files of bounded size, several series of files at once."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class _Series:
         self.size = self.rows = 0
 
     def drop(self) -> None:
-        """Leave nothing of a file that is not finished."""
+        """Delete unfinished files."""
         if self.stack is not None:
             stack, self.stack = self.stack, None
             with contextlib.suppress(_Dropped, OSError):

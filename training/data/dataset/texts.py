@@ -1,4 +1,4 @@
-"""The texts of one language: accepted rows with their decisions in `data/`, the others in `rejected/`."""
+"""Write the texts of one language: accepted rows with their decisions in `data/`, others in `rejected/`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TRANSLATOR = ("model", "model_revision", "prompt_id", "parameters")
 
 
 def text_schema(conversations: bool) -> pa.Schema:
-    """Columns of `data/`: captions, or conversations where at least one source row is one."""
+    """Return the columns of `data/`: captions, or conversations if at least one source row is one."""
     if conversations:
         content = [("messages", _MESSAGES), ("source_messages", _MESSAGES)]
     else:
@@ -54,7 +54,7 @@ def text_schema(conversations: bool) -> pa.Schema:
 
 
 def rejected_schema(conversations: bool) -> pa.Schema:
-    """Columns of `rejected/`: the source of a text that was rejected or failed, and why it was."""
+    """Return the columns of `rejected/`: the source of a text that was rejected or failed, and the reason."""
     kept = [f for f in text_schema(conversations) if f.name not in ("caption", "messages")]
     kept = [f for f in kept if not f.name.startswith("toxicity")]
     return pa.schema([*kept, ("reasons", pa.string())])
@@ -62,7 +62,7 @@ def rejected_schema(conversations: bool) -> pa.Schema:
 
 @dataclass
 class Counts:
-    """Rows of one language. rejected_for: by the first check that rejected them."""
+    """Counts of the rows of one language. rejected_for: by the first check that rejected them."""
 
     expected: int = 0
     ok: int = 0
@@ -77,7 +77,7 @@ class Counts:
     translators: list[Row] = field(default_factory=list)
 
     def check(self, lang: str) -> None:
-        """Raises ValueError where the sums do not close."""
+        """Raise ValueError if the sums do not agree."""
         statuses = self.ok + self.rejected + self.failed
         decided = self.clean + self.review + self.flagged
         if statuses != self.expected or decided != self.ok:
@@ -88,7 +88,7 @@ class Counts:
             )
 
     def line(self) -> str:
-        """The sums in one line."""
+        """Return the sums in one line."""
         return (
             f"{self.expected:,} rows = {self.ok:,} ok + {self.rejected:,} rejected + "
             f"{self.failed:,} failed; {self.ok:,} ok = {self.clean:,} clean + "
@@ -123,7 +123,7 @@ class Texts:
         return digest([VERSION, self.name, form, judged, inputs])
 
     def write(self, shards: Shards) -> Row:
-        """The files of the language; returns its Counts as a mapping."""
+        """Write the files of the language, and return its Counts as a mapping."""
         lang, source = self.name, self.build.source
         total = source["rows"] if self._translated else 0
         counts = Counts(expected=total + source["languages"].get(lang, 0))
@@ -155,7 +155,7 @@ class Texts:
         return vars(counts)
 
     def _row(self, row: Row) -> Row:
-        """A row of the build in the columns of the dataset."""
+        """Return a row of the build in the columns of the dataset."""
         made = dict(row)
         if self._first_paths is not None and row["image_sha256"] is not None:
             made["image"] = self._first_paths.get(row["image_sha256"], "") or row["image"]
@@ -164,7 +164,7 @@ class Texts:
         return made | {"caption": row["text"], "source_caption": row["source_text"]}
 
     def _decided(self) -> Iterator[Row]:
-        """Rows with `toxicity` (clean, review, flagged; None where nothing is judged)."""
+        """Yield rows with `toxicity` (clean, review, flagged; None if nothing is judged)."""
         if self.plan.toxicity is None:
             for row in self._rows():
                 yield {**row, **dict.fromkeys(name for name, _ in _TOXICITY)}
@@ -193,7 +193,7 @@ class Texts:
             }
 
     def _rows(self) -> Iterator[Row]:
-        """All rows of the language by id: those of the source and those that were translated."""
+        """Yield all rows of the language by id, of the source and translated."""
         parts = []
         if self._in_source:
             parts.append(self._source_rows())
@@ -238,7 +238,7 @@ class Texts:
 
 
 def _messages(row: Row) -> list[Row] | None:
-    """A row as a conversation; a caption is an answer to a picture alone, as in training."""
+    """Return a row as a conversation; a caption is an answer to a picture without a question, as in training."""
     if row["turns"] is not None or row["text"] is None:
         return row["turns"]
     return [{"role": "user", "content": ""}, {"role": "assistant", "content": row["text"]}]

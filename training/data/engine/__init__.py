@@ -1,4 +1,4 @@
-"""One step on one unit of rows, exactly once.
+"""Run one step on units of rows, so that every row is done exactly once.
 
 answer_schema.py: whether an answer fits the columns of its step
 journal.py: answers of a unit in work

@@ -1,4 +1,4 @@
-"""Whether an answer fits its worker's schema, and JSON: asked of every row, so without Arrow.
+"""Check that an answer fits its worker's schema, and JSON. Every row is checked, so without Arrow, for speed.
 
 Building an Arrow table of one row takes half a millisecond, a third of an hour for 4.4 million.
 """
@@ -15,7 +15,7 @@ from ...rows.parquet import Row
 
 
 class AnswerSchema:
-    """The check of one worker's answers.
+    """A check of one worker's answers.
 
     Raises ValueError for a schema that does not begin with id, lang, or has a column whose values
     JSON cannot hold.
@@ -32,7 +32,7 @@ class AnswerSchema:
             raise ValueError(f"{worker}: its schema has a column of {error}") from None
 
     def check(self, row: Mapping[str, Any], answer: Row) -> None:
-        """Raises ValueError, naming row and field, for an answer that is not the row's or does not
+        """Raise ValueError, naming row and field, if an answer is of another row or does not
         fit."""
         where = f"{self.worker}: the answer to row {row['id']!r} ({row['lang']})"
         if answer.get("id") != row["id"]:
@@ -51,7 +51,7 @@ class AnswerSchema:
 
 
 def _fits(kind: pa.DataType) -> Callable[[Any], bool]:
-    """A test of values that are not None. Raises TypeError for a type that it does not know."""
+    """Return a test for values other than None. Raises TypeError for an unknown type."""
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _is_text
     if pa.types.is_boolean(kind):

@@ -1,4 +1,4 @@
-"""Running a step's units: on this machine's processes, or by datatrove on Slurm or Ray.
+"""Run the units of a step in processes of this machine, or with datatrove on Slurm or Ray.
 
 A rank takes its share of the units and runs them through `run_units`, wherever it is. Whether the work
 is done is never read from datatrove's completion marks but from our manifests, which are held against
@@ -60,7 +60,7 @@ _WORD = re.compile(r"[\w.:,-]*", re.ASCII)
 
 @dataclass
 class ExecutorPlan:
-    """Where ranks run.
+    """The executor of ranks.
 
     kind: `local`, processes of this machine; `slurm`, an array job; `ray`, tasks of a cluster.
     workers: ranks at once. Each opens its own session to the endpoint or loads its own model, so
@@ -84,7 +84,7 @@ class ExecutorPlan:
             raise ValueError("executor.options: slurm needs at least partition and time")
 
     def shell(self) -> dict[str, str]:
-        """Options that become part of a script for the shell, as text: all but plain words and numbers."""
+        """Return, as text, the options that become part of a shell script and are not plain words or numbers."""
         words = {name: str(value) for name, value in self.options.items()}
         return {
             name: told
@@ -94,7 +94,7 @@ class ExecutorPlan:
 
 
 class UnitStep(PipelineStep):
-    """A rank's share of the jobs, worker by worker.
+    """The step that does a rank's share of the jobs, worker by worker.
 
     Args:
         make: gives the worker of a name; must be picklable where ranks are other processes.
@@ -109,7 +109,7 @@ class UnitStep(PipelineStep):
         self.make, self.jobs, self.errors = make, list(jobs), errors
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
-        """Raises Stopped, ValueError or OSError, each with one text, or RuntimeError."""
+        """Run the share. Raises Stopped, ValueError or OSError, each with one text, or RuntimeError."""
         share: dict[str, list[tuple[Path, Path]]] = {}
         for job in self.jobs[rank::world_size]:
             share.setdefault(job.worker, []).append((job.source, job.target))
@@ -133,7 +133,7 @@ def run_jobs(
     logs: Path,
     progress: bool = True,
 ) -> list[UnitManifest]:
-    """Run every job that is not finished; returns the manifests of all, in their order.
+    """Run every unfinished job, and return the manifests of all jobs, in order.
 
     Args:
         logs: folder for the ranks' logs.
@@ -178,7 +178,7 @@ def run_jobs(
 
 
 def _remove_others(folder: Path, units: set[str]) -> None:
-    """Delete units that the source does not have any more, so that nobody reads them."""
+    """Delete units that the source no longer has, so that nothing reads them."""
     gone = [p for p in folder.glob("[0-9]*.*") if p.stem.isdigit() and p.stem not in units]
     for path in gone:
         path.unlink()
@@ -191,7 +191,7 @@ def _tasks(step: UnitStep, plan: ExecutorPlan) -> int:
 
 
 def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
-    """Run the ranks in processes that may die, and be told to stop; with one worker in this one.
+    """Run the ranks in processes, which may die or be stopped; a single worker runs in this process.
 
     concurrent.futures ends all of its processes when one dies, and tells neither which nor how.
     """
@@ -236,7 +236,7 @@ def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
 
 
 def _run_rank(step: UnitStep, rank: int, tasks: int, logs: Path) -> None:
-    """One rank in this process; what libraries print about it goes to a file."""
+    """Run one rank in this process; the libraries' output about it goes to a file."""
     logs.mkdir(parents=True, exist_ok=True)
     path = logs / f"rank_{rank:05d}.stderr"
     with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
@@ -245,7 +245,7 @@ def _run_rank(step: UnitStep, rank: int, tasks: int, logs: Path) -> None:
 
 @contextlib.contextmanager
 def without_signals() -> Iterator[None]:
-    """Signals that end a run wait meanwhile, and for ever in processes that are started.
+    """Block the signals that end a run; processes started in the block keep them blocked.
 
     The server of forks must outlive its ranks, as they are waited for through it; a signal to the whole
     group would end it first.
@@ -260,7 +260,7 @@ def without_signals() -> Iterator[None]:
 
 
 def leave_ctrl_c() -> None:
-    """In a process that was started `without_signals`: SIGTERM ends it again, SIGINT is for its parent."""
+    """Let SIGTERM end a process that was started `without_signals`, and leave SIGINT to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
@@ -279,7 +279,7 @@ def _rank(connection: Connection, *rank: Any) -> None:
 
 
 def _follow_parent() -> None:
-    """Drain and stop when the parent is gone: soon, as nobody knows of this process any more."""
+    """Drain and stop soon after the parent has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -289,7 +289,7 @@ def _follow_parent() -> None:
 
 
 def _outcome(process: Any, connection: Connection, rank: int) -> Exception | None:
-    """Why a rank that has ended did not succeed; None where it did."""
+    """Return why a rank that has ended failed, or None if it succeeded."""
     with connection:
         try:
             if connection.poll():
@@ -305,7 +305,7 @@ def _outcome(process: Any, connection: Connection, rank: int) -> Exception | Non
 
 @contextlib.contextmanager
 def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Signals]]:
-    """Pass SIGTERM and SIGINT on to ranks as SIGTERM; gives the list of what came."""
+    """Pass SIGTERM and SIGINT on to ranks as SIGTERM; the block receives the list of signals."""
     came: list[signal.Signals] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -321,7 +321,7 @@ def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Sign
 
 
 def _arguments(step: UnitStep, plan: ExecutorPlan, logs: Path) -> dict[str, Any]:
-    """What both of datatrove's executors are given."""
+    """Return the arguments of both of datatrove's executors."""
     return {
         "pipeline": [step],
         "tasks": _tasks(step, plan),

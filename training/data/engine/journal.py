@@ -1,4 +1,4 @@
-"""The answers of a unit in work: one crc'd line each, appended, readable after any kill."""
+"""Append the answers of a unit in progress to a file, one line with a CRC each, readable after any kill."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ANSWERED = {"n": int, "time": float, "row": dict}
 
 
 class Journal:
-    """The answered rows of one unit, appended one line each; only its lock's holder opens it.
+    """The answered rows of one unit, one line each; only the holder of its lock opens it.
 
     `{"open": ...}` begins a session, `{"n": i, "row": {...}}` is the answer to the unit's row i.
     """
 
     def __init__(self, path: Path, rows: int):
-        """Opens `path`, keeping every line before the first damaged one.
+        """Open `path`, and keep every line before the first damaged one.
 
         Args:
             rows: number of rows in the unit.
@@ -62,13 +62,13 @@ class Journal:
             raise
 
     def append(self, number: int, row: Row) -> None:
-        """Raises OSError (disk full, say); what stands in the journal before stays readable."""
+        """Append. Raises OSError, for example if the disk is full; earlier lines stay readable."""
         self._file.append({"n": number, "time": round(time.time(), 3), "row": row})
         self.answers[number] = row
         self.unsynced += 1
 
     async def sync_aside(self) -> None:
-        """`sync` in a thread: the disk may take its time, the answers in flight need not wait."""
+        """Run `sync` in a thread, so that answers in flight do not wait for the disk."""
         self.unsynced = 0
         await asyncio.to_thread(self.sync)
 
@@ -80,7 +80,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, Row]]:
-    """(offset after the line, record) of every line before the first damaged one."""
+    """Yield (offset after the line, record) of every line before the first damaged one."""
     for end, record in read_records(path):
         opened = isinstance(record, dict) and "open" in record
         if not has_shape(record, _OPENED if opened else _ANSWERED):

@@ -1,4 +1,4 @@
-"""How far a build is, by its manifests and journals alone: it may be running or not."""
+"""Show the progress of a build from its manifests and journals, whether it is running or not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN_FAILURES = 5
 
 @dataclass
 class WorkerStatus:
-    """One worker's folder. Rates are rows a second over the last `WINDOW` seconds."""
+    """The status of one worker's folder. Rates are rows per second over the last `WINDOW` seconds."""
 
     name: str
     units: int
@@ -50,14 +50,14 @@ class WorkerStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """None when nothing moves."""
+        """Return the seconds left, or None if there is no progress."""
         left = self.rows - self.rows_done
         return 0.0 if not left else left / self.rate if self.rate else None
 
 
 @dataclass
 class BuildStatus:
-    """A build's folder. `source` is the manifest of the source step, None before it is finished."""
+    """The status of a build's folder. `source` is the manifest of the source step, None before its end."""
 
     folder: Path
     source: dict[str, Any] | None
@@ -66,7 +66,7 @@ class BuildStatus:
 
 
 def build_status(folder: Path, now: float | None = None) -> BuildStatus:
-    """Raises FileNotFoundError when there is no build in this folder, ValueError for damaged lists."""
+    """Read the status. Raises FileNotFoundError if there is no build in this folder, ValueError for damaged lists."""
     if not (folder / "plan.yaml").is_file() and not (folder / "source").is_dir():
         raise FileNotFoundError(f"{folder}: no build here; expected the plan's output_dir")
     now = time.time() if now is None else now
@@ -122,7 +122,7 @@ def _worker(path: Path, now: float) -> WorkerStatus:
 
 
 def _newest_journal(target: Path) -> tuple[list[tuple[float, dict[str, Any]]], int]:
-    """(time, answer) of a unit in work, and its sessions; older journals are of other settings."""
+    """Return (time, answer) of a unit in progress, and its sessions; older journals are of other settings."""
     answers: list[tuple[float, dict[str, Any]]] = []
     sessions = 0
     paths = [(_mtime(path), path) for path in journals(target)]
@@ -146,7 +146,7 @@ def _mtime(path: Path) -> int:
 
 
 def _overlap(begun: float, finished: float, now: float) -> float:
-    """Share of a stretch of time that lies in the window before now, 0 to 1."""
+    """Return the share, 0 to 1, of a time span that is in the window before now."""
     inside = min(finished, now) - max(begun, now - WINDOW)
     return min(1.0, max(0.0, inside) / max(finished - begun, 1e-3))
 
@@ -163,7 +163,7 @@ def _disk(folder: Path) -> int:
 
 
 def format_status(status: BuildStatus) -> list[str]:
-    """A table, one line a worker, and what lies on the disk."""
+    """Return a table with one line for each worker, and the bytes on disk."""
     lines = [f"{status.folder}: {_size(status.bytes)} on disk"]
     if status.source is None:
         lines.append("source: not finished")
@@ -201,7 +201,7 @@ def format_status(status: BuildStatus) -> list[str]:
 
 
 def text_table(rows: Sequence[Sequence[Any]], right: Collection[int] = ()) -> list[str]:
-    """Rows as lines of aligned columns; whole numbers have commas.
+    """Return rows as lines of aligned columns; whole numbers have commas.
 
     Args:
         right: numbers of the columns that are aligned to the right.
@@ -218,7 +218,7 @@ def text_table(rows: Sequence[Sequence[Any]], right: Collection[int] = ()) -> li
 
 
 def failure_lines(name: str, failures: Counter[str]) -> list[str]:
-    """The most frequent reasons why rows of a worker have no answer, a line each."""
+    """Return the most frequent reasons why rows of a worker have no answer, one line each."""
     listed = failures.most_common(_SHOWN_FAILURES)
     lines = [f"  {name}: {n:,} without an answer: {reason}" for reason, n in listed]
     if len(failures) > _SHOWN_FAILURES:
@@ -241,7 +241,7 @@ def _size(count: float) -> str:
 
 
 class Progress:
-    """A bar over the rows of jobs, wherever their processes run: it counts lines on the disk.
+    """A progress bar over the rows of jobs, wherever their processes run: it counts lines on disk.
 
     Args:
         rows: rows of each job's unit, in the jobs' order.
@@ -281,7 +281,7 @@ class Progress:
         self._bar.update(max(0, self.count() - self._bar.n))
 
     def count(self) -> int:
-        """Rows answered: of units finished since the start, and in journals of the others."""
+        """Return the number of answered rows: in units finished since the start, and in journals of the others."""
         for target, (rows, before) in list(self._open.items()):
             if _mtime(manifest_path(target)) not in (0, before):
                 self._finished += rows
@@ -295,7 +295,7 @@ class Progress:
         )
 
     def _lines(self, path: Path) -> int:
-        """Answers in a journal; only what is new since the last time is read."""
+        """Count the answers in a journal, reading only the new part."""
         offset, count = self._read.get(path, (0, 0))
         try:
             if path.stat().st_size < offset:

@@ -1,4 +1,4 @@
-"""Rows and hashes on the disk, so that memory does not grow with the rows of a build."""
+"""Store rows and hashes on disk, so that memory does not grow with the rows of a build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...rows.parquet import Row
 
 
 class ShaTable(contextlib.ExitStack):
-    """SHA-256 values and what is known of each, on disk, so that memory does not grow with rows.
+    """SHA-256 values with data, on disk, so that memory does not grow with rows.
 
     Keys are the first 16 bytes with a short name in front.
     """
@@ -38,7 +38,7 @@ class ShaTable(contextlib.ExitStack):
         return name.encode() + b"\0" + bytes.fromhex(sha256)[:16]
 
     def add(self, sha256: str, name: str = "") -> bool:
-        """Whether it was new."""
+        """Add a value, and return whether it was new."""
         found = self._database.execute(
             "INSERT OR IGNORE INTO known VALUES (?, NULL)", (self._key(sha256, name),)
         )
@@ -57,7 +57,7 @@ class ShaTable(contextlib.ExitStack):
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Iterator[Row], batch: int = 10_000) -> None:
-    """Write rows as they come, `batch` in memory at a time; the file is there when all are written."""
+    """Write rows as they come, `batch` in memory at a time; the file appears when all are written."""
     with atomic(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             while part := list(itertools.islice(rows, batch)):

@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitManifest:
-    """A unit's output, and what it was made from. Counts are of rows."""
+    """The manifest of a unit's output: its files and their origin. Counts are of rows."""
 
     unit: str
     worker: str
@@ -62,7 +62,7 @@ class UnitManifest:
 
     @classmethod
     def read(cls, path: Path) -> UnitManifest | None:
-        """The manifest in this file; None when there is none or it is no manifest."""
+        """Read the manifest in this file; return None if there is no file or it is not a manifest."""
         try:
             return build(cls, read_json(path), str(path))
         except (OSError, ValueError):
@@ -70,12 +70,12 @@ class UnitManifest:
 
     @property
     def failed(self) -> int:
-        """Rows without an answer."""
+        """Return the number of rows without an answer."""
         return max(sum(self.failures.values()), self.counts.get("failed", 0))
 
 
 def failure(row: Row) -> str | None:
-    """Why a row has no answer, in one line; None for a row with one."""
+    """Return why a row has no answer, in one line, or None if it has one."""
     if row.get("status") not in (None, "failed"):
         return None
     told = row.get("reasons") or row.get("error")
@@ -85,7 +85,7 @@ def failure(row: Row) -> str | None:
 
 
 def count_failures(rows: Iterable[Row]) -> dict[str, int]:
-    """Reason -> rows without an answer; the rarest reasons are added up."""
+    """Return reason -> number of rows without an answer; the rarest reasons are added up."""
     found = Counter(reason for row in rows if (reason := failure(row)) is not None)
     counted = dict(found.most_common(_REASONS))
     if rest := found.total() - sum(counted.values()):
@@ -98,7 +98,7 @@ def manifest_path(target: Path) -> Path:
 
 
 def check_unit(key: str, source: Path, target: Path) -> UnitManifest | str:
-    """The manifest of a finished unit, or in a few words why the unit is not finished.
+    """Return the manifest of a finished unit, or a few words on why it is not finished.
 
     Finished means: made by a worker with this key, from these very source rows, and the parquet
     file has the bytes that the manifest says.
@@ -120,7 +120,7 @@ def check_unit(key: str, source: Path, target: Path) -> UnitManifest | str:
 
 
 def read_rows(source: Path) -> list[Row]:
-    """The rows of a unit's source.
+    """Read the rows of a unit's source.
 
     Raises ValueError for a file that is no parquet, for a row without id or lang, and for two rows
     with the same (id, lang).
@@ -144,7 +144,7 @@ def read_rows(source: Path) -> list[Row]:
 
 
 def input_sha(name: str, key: str, rows: Sequence[Row]) -> str:
-    """Hash of a worker and of all rows it is given, in their order."""
+    """Return the hash of a worker and of all its rows, in order."""
     digest = hashlib.sha256(json.dumps([name, key]).encode())
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=_plain).encode())
@@ -157,7 +157,7 @@ def _plain(value: Any) -> str:
 
 
 def reopen_unit(target: Path, statuses: Collection[str]) -> int:
-    """Have a finished unit's rows of these statuses done again by the next run; returns how many.
+    """Mark a finished unit's rows of these statuses for the next run, and return their number.
 
     The other rows go back into the journal, so that only these are asked for. What is not finished
     or has no column `status` is left alone. Raises OSError when another process writes the unit.
@@ -184,7 +184,7 @@ def journal_path(target: Path, sha: str) -> Path:
 
 
 def journals(target: Path) -> list[Path]:
-    """The journals of a unit, whatever worker and input they are of."""
+    """Return the journals of a unit, of any worker and input."""
     # By the whole name: `rules` is another unit than `my-rules`.
     name = re.compile(rf"[0-9a-f]{{16}}-{re.escape(target.stem)}\.jsonl")
     return [p for p in (target.parent / "journal").glob("*.jsonl") if name.fullmatch(p.name)]
@@ -192,7 +192,7 @@ def journals(target: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Keep other writers off a unit. Raises OSError when one is at it; a killed one is not."""
+    """Lock a unit. Raises OSError if another process has locked it; a killed process has not."""
     path = target.parent / "journal" / f"{target.stem}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"{target}: another process is writing this unit; wait for it or stop it"

@@ -1,4 +1,4 @@
-"""One step on one unit of rows, exactly once: journal, atomic parquet, hashed manifest.
+"""Run one step on units of rows, every row exactly once: journal, atomic parquet, hashed manifest.
 
 A unit is one parquet file of source rows; its output is one with the same rows in the same order, and
 beside it a manifest that names the input, the worker and the SHA-256 of the output. A unit's life:
@@ -54,7 +54,7 @@ SYNC_SECONDS = 1.0
 
 
 class Worker(Protocol):
-    """One step of the pipeline on rows; everything that changes its answers is in `key`."""
+    """One step of the pipeline on rows; `key` has everything that changes its answers."""
 
     name: str
     """Such as "translate/fr": also the folder of its output."""
@@ -73,7 +73,7 @@ class Worker(Protocol):
     async def __aexit__(self, *error: Any) -> Any: ...
 
     async def process(self, rows: list[Row]) -> list[Row]:
-        """One answer a row, in order; a row's fault is a status in its answer.
+        """Return one answer for each row, in order; a fault of a row is a status in its answer.
 
         Raises only what makes the whole run pointless (a refused key, a missing model): the run
         then stops with that message.
@@ -86,7 +86,7 @@ def run_unit(worker: Worker, source: Path, target: Path) -> UnitManifest:
 
 
 def run_units(worker: Worker, units: Iterable[tuple[Path, Path]]) -> list[UnitManifest]:
-    """Run a worker over (source, target) units, every row exactly once; returns their manifests.
+    """Run a worker over (source, target) units, every row exactly once, and return their manifests.
 
     Finished units are not touched, unfinished ones are continued. Rows of at most two units are in
     memory: the next unit begins when the one before it has nothing left to start, so that all of
@@ -158,7 +158,7 @@ class _Run:
         return [manifest for manifest in manifests if manifest is not None]
 
     async def _unit(self, unit: _Unit, started: asyncio.Event) -> UnitManifest | None:
-        """One unit to its end; None when the run ends before. Sets `failure`, raises nothing."""
+        """Finish one unit; return None if the run ends before. Sets `failure`, and raises nothing."""
         finished = asyncio.Event()
         syncing = asyncio.create_task(self._keep_synced(unit.journal, finished))
         try:
@@ -228,7 +228,7 @@ class _Run:
 
 @dataclass
 class _Unit:
-    """One unit in work: its rows, lock and journal."""
+    """One unit in progress: its rows, lock and journal."""
 
     worker: Worker
     schema: AnswerSchema
@@ -238,7 +238,7 @@ class _Unit:
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def open(self) -> UnitManifest | None:
-        """Take the lock; the manifest if the unit is finished, else rows and journal are opened."""
+        """Take the lock. Return the manifest if the unit is finished, else open rows and journal."""
         self.stack.enter_context(locked(self.target))
         try:
             state = check_unit(self.worker.key, self.source, self.target)
@@ -267,7 +267,7 @@ class _Unit:
         return None
 
     def todo(self) -> list[list[int]]:
-        """Numbers of the rows without an answer, in batches."""
+        """Yield the numbers of the rows without an answer, in batches."""
         left = [n for n in range(len(self.rows)) if n not in self.journal.answers]
         size = self.worker.batch_rows
         return [left[i : i + size] for i in range(0, len(left), size)]
@@ -288,7 +288,7 @@ class _Unit:
             self.journal.append(n, answer)
 
     def write(self) -> UnitManifest:
-        """Parquet, manifest, then away with the journals."""
+        """Write parquet and manifest, then delete the journals."""
         self.journal.sync()
         answers = [self.journal.answers[n] for n in range(len(self.rows))]
         keys = Counter((answer["id"], answer["lang"]) for answer in answers)
@@ -330,6 +330,6 @@ class _Unit:
         self.stack.close()
 
     def _clear(self) -> None:
-        """Delete the journals of a finished unit, those of other settings too."""
+        """Delete the journals of a finished unit, including those of other settings."""
         for path in journals(self.target):
             path.unlink(missing_ok=True)
