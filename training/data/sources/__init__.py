@@ -1,4 +1,4 @@
-"""Sources -> source units: rows of one form, sorted by id.
+"""Turn sources into source units: rows of one form, sorted by id.
 
 plan.py: section `source` of a plan
 readers.py: records of files, folders and Hub datasets, one at a time

@@ -1,4 +1,4 @@
-"""The picture files of a source, by name: in a folder, in a zip or tar, or in parquet tables."""
+"""Read the picture files of a source by name, from a folder, a zip or tar, or parquet tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...common.places import open_place
 
 
 class Looked(NamedTuple):
-    """What decoding a picture found: what is wrong with it, None for nothing; its width and height."""
+    """The result of decoding a picture: its fault, or None; its width and height."""
 
     fault: str | None
     size: tuple[int, int] = (0, 0)
@@ -20,7 +20,7 @@ class Looked(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def look_at(data: bytes) -> Looked:
-    """Decode a picture as training does. Both readers of a row ask, and it is decoded once."""
+    """Decode a picture as training does, once for both readers of a row."""
     try:
         picture = load_image(data)
     except ValueError as error:
@@ -33,7 +33,7 @@ def look_at(data: bytes) -> Looked:
 
 
 def fault_of(data: bytes, name: str) -> str | None:
-    """What is wrong with the picture `name`, None for nothing."""
+    """Describe the fault of the picture `name`; return None if there is none."""
     fault = look_at(data).fault
     return None if fault is None else f"Cannot read {name!r}: {fault}"
 
@@ -60,7 +60,7 @@ class Pictures:
         self.sha256 = functools.lru_cache(maxsize=4096)(self._sha256)
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError, ValueError or another OSError (one line naming the picture)."""
+        """Read a picture. Raises FileNotFoundError, ValueError or another OSError (one line naming the picture)."""
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{name!r}: expected a path inside {self.path}")
         return self._store.read(name)

@@ -89,7 +89,7 @@ class SourcePlan:
         return [self.path] if isinstance(self.path, str) else self.path or []
 
     def pictures(self) -> Path | None:
-        """Where the pictures are that rows name, None when nowhere.
+        """Return the place of the pictures that rows name, or None.
 
         An archive of a Hub repository is fetched into Hugging Face's cache. Raises FileNotFoundError,
         ConnectionError.
@@ -107,7 +107,7 @@ _LATER = ("data_files", "follow_links")
 
 
 def plan_for_hash(plan: Any) -> dict[str, Any]:
-    """A source plan, or a plan with one, as plain values to be hashed."""
+    """Return a source plan, or a plan with one, as plain values to hash."""
     values = to_dict(plan)
     source = values.get("source", values)
     for name in _LATER:

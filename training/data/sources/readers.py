@@ -1,4 +1,4 @@
-"""Records of a source, one after the other, in bounded memory.
+"""Read the records of a source, one after the other, in bounded memory.
 
 A `SourceTable` knows the columns of a source, which say how its records are read, and yields (place, record): the
 place names the file and the number of the row in it; a row that cannot even be parsed is `Unreadable` in the
@@ -41,7 +41,7 @@ _MOST_CAPTION_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class SourceTable:
-    """One file or dataset: how its records are read, and the records.
+    """One file or dataset: the form of its records, and the records.
 
     reader: gives the reader of its records; which column is which field, where the names do not say it, is
         its argument. It raises ValueError for columns of no known shape.
@@ -62,7 +62,7 @@ def language_of_file(path: Path) -> str | None:
 
 
 def open_rows(path: Path) -> SourceTable:
-    """A .json, .jsonl (also .gz) or .parquet file. Raises ValueError, OSError that name it."""
+    """Open a .json, .jsonl (also .gz) or .parquet file. Raises ValueError or OSError that name it."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; expected a .json, .jsonl or .parquet file")
     if rows_suffix(path) == ".parquet":
@@ -71,7 +71,7 @@ def open_rows(path: Path) -> SourceTable:
 
 
 def _json_reader(path: Path, named: Mapping[str, str], also: Sequence[str] = ()) -> RowReader:
-    """Which columns a JSON file has is known when all of its rows have been read."""
+    """Return the columns of a JSON file, which are known when all of its rows have been read."""
     columns = dict.fromkeys(also)
     unreadable = None
     for _, row in read_json_rows(path):
@@ -91,7 +91,7 @@ def _json_records(path: Path) -> Iterator[Placed]:
 
 
 def open_tables(files: Sequence[Path], columns: Sequence[str] | None = None) -> SourceTable:
-    """Parquet tables of one schema, only the columns of these names that they have.
+    """Open parquet tables of one schema, and read those of the named columns that they have.
 
     Raises ValueError, OSError that name the file, also while records are read.
     """
@@ -169,7 +169,7 @@ def open_hub(path: str, config: str | None, split: str, revision: str | None) ->
 
 
 def _id_of_file(record: Any, pictured: Sequence[str], path: str) -> dict[str, str]:
-    """The id of a row that is a file of a folder of pictures: its name there, as `open_folder` gives it."""
+    """Return the id of a picture file in a folder: its name there, as in `open_folder`."""
     cell = record.get(pictured[0]) if pictured else None
     name = cell.get("path") if isinstance(cell, dict) else None
     if not name:
@@ -182,7 +182,7 @@ def _id_of_file(record: Any, pictured: Sequence[str], path: str) -> dict[str, st
 
 
 def _with_bytes(cell: Any, pictures: ImageStore) -> Any:
-    """A cell of datasets' Image feature, with the bytes of files that `datasets` only names."""
+    """Return a cell of datasets' Image feature, with the bytes of files that `datasets` only names."""
     if isinstance(cell, list):
         return [_with_bytes(each, pictures) for each in cell]
     named = isinstance(cell, dict) and not cell.get("bytes") and cell.get("path")
@@ -249,7 +249,7 @@ def _named_files(records: Iterator[Placed]) -> Iterator[Placed]:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """All files of a folder in a fixed order, with the names of one folder in memory at a time."""
+    """Yield all files of a folder in a fixed order, with the names of one folder in memory at a time."""
     for root, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):

@@ -1,4 +1,4 @@
-"""One record of any known shape becomes one source row, or the reasons why it cannot.
+"""Turn one record of any known shape into one source row, or into the reasons why it is refused.
 
 conversations.py reads the record; here is what a dataset that is built asks besides: an id, a language, one
 picture at most, and turns of user and assistant one after the other. Keys that are not known are left
@@ -52,7 +52,7 @@ _SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a row is refused. `row` says where it stands: file, number and id.
+    """The reason why a row is refused. `row` is its place: file, number and id.
 
     Each is one printable line. What UTF-8 cannot hold, such as the bytes of an odd file name, is written out
     (`\\udcff`), so that a problem can always be stored.
@@ -72,7 +72,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Record:
-    """A source row, and what came with it.
+    """A source row, with its picture's bytes and its place.
 
     where: its place in the source, for messages.
     data: the picture's bytes, where the record holds them.
@@ -86,7 +86,7 @@ class Record:
 
     @property
     def place(self) -> str:
-        """Its place in the source, with its id."""
+        """Return the record's place in the source, with its id."""
         return place_of(self.where, self.row["id"])
 
 
@@ -99,7 +99,7 @@ def to_row(
     task: str | None,
     columns: Mapping[str, str],
 ) -> Record | Problem:
-    """A record as a source row.
+    """Return a record as a source row.
 
     Args:
         where: place of the record, for messages.
@@ -123,7 +123,7 @@ def to_row(
 
 
 def place_of(where: str, identity: Any) -> str:
-    """Where a record stands, with its id."""
+    """Return the place of a record, with its id."""
     return f"{where} (id {str(identity)!r})" if isinstance(identity, (str, int)) else where
 
 
@@ -207,7 +207,7 @@ def _turns(
 
 
 def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | None, bytes | None]:
-    """A row's picture: its path, its SHA-256 if it is known, its bytes if the row holds them."""
+    """Return a row's picture: its path, its SHA-256 if it is known, its bytes if the row has them."""
     if not pictures:
         return None, None, None
     if len(pictures) > 1:

@@ -1,4 +1,4 @@
-"""Every row of a source, with its picture looked at, or why it is refused."""
+"""Yield every row of a source, with its picture checked, or the reason why it is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_source(
     decode: bool = False,
     look: Callable[[str, Any, RowReader], None] | None = None,
 ) -> Iterator[Record | Problem]:
-    """Every row of the source, or why it is refused, in the source's order.
+    """Yield every row of the source, or the reason why it is refused, in the source's order.
 
     Args:
         extract_to: folder for the pictures that stand inside of rows.
@@ -63,7 +63,7 @@ def _reader(file: str, table: SourceTable, plan: SourcePlan) -> RowReader:
 
 
 def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, SourceTable]]:
-    """(its name, the language that the name says, the records) of each file or dataset."""
+    """Yield (name, the language in the name, the records) of each file or dataset."""
     path = Path(plan.paths[0])
     if plan.kind == "llava":
         for name in plan.paths:
@@ -91,7 +91,7 @@ def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, SourceTable]]:
 
 
 def mini_files(plan: SourcePlan) -> list[Path]:
-    """The caption tables of the plan's language and splits, in the layout of the mini dataset."""
+    """Return the caption tables of the plan's language and splits, in the layout of the mini dataset."""
     folder = Path(plan.paths[0]) / "texts" / (plan.language or "en")
     splits = (plan.split or "").split(",")
     files = [f for split in splits for f in sorted(folder.glob(f"{split.strip()}-*.parquet"))]
@@ -130,7 +130,7 @@ def _with_picture(
 
 
 def _detector(languages: list[str]) -> Callable[[Record], Record | Problem]:
-    """Gives rows of the language `und` (undetermined) the one that their text is in."""
+    """Give rows of the language `und` (undetermined) the language of their text."""
     identifier = Identifier(languages)
 
     def detect(read: Record) -> Record | Problem:

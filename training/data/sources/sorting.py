@@ -1,4 +1,4 @@
-"""Rows sorted by (id, lang), each pair once, and the counts of what was read.
+"""Sort rows by (id, lang), each pair once, and count them.
 
 More rows than memory holds are sorted in runs on the disk, which are merged as they are read.
 """
@@ -28,7 +28,7 @@ MOST_RUNS = 200
 
 @dataclass
 class Tally:
-    """Counts of what was read; `refused` by field, with the first problem of each."""
+    """Counts of the rows that were read; `refused` by field, with the first problem of each."""
 
     read: int = 0
     rows: int = 0
@@ -68,7 +68,7 @@ def sorted_rows(
     tally: Tally,
     report: Callable[[Problem], None],
 ) -> Iterator[Row]:
-    """Rows by (id, lang), each pair once.
+    """Yield rows by (id, lang), each pair once.
 
     Args:
         folder: for the runs of the sort; the caller deletes it.
@@ -126,7 +126,7 @@ def _repeated(row: Row, where: str) -> Problem:
 
 
 def refuse_empty(plan: SourcePlan, tally: Tally) -> None:
-    """Raises ValueError, saying what to do, for a source of which no row was read, good or bad."""
+    """Raise ValueError, saying what to do, if no row of the source was read, good or bad."""
     if tally.read:
         return
     expected = "rows"
@@ -151,7 +151,7 @@ class ExternalSort:
         self._runs: list[Path] = []
 
     def add(self, row: Row, where: str) -> None:
-        """`where` is the row's place in its source; it comes back with the row."""
+        """Add a row. `where` is its place in its source, and is returned with the row."""
         line = json.dumps([where, row], ensure_ascii=False)
         self._lines.append(((row["id"], row["lang"], self._count), line))
         self._count += 1
@@ -160,7 +160,7 @@ class ExternalSort:
             self._spill()
 
     def rows(self) -> Iterator[tuple[Key, Row, str]]:
-        """(key, row, where) in order; may be asked for once."""
+        """Yield (key, row, where) in order; only once."""
         self._spill()
         for key, line in self._merge(self._runs):
             where, row = json.loads(line)

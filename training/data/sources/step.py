@@ -1,4 +1,4 @@
-"""Sources become source units: rows of one form, sorted by id, in parquet files of `unit_rows`.
+"""Write source units: rows of one form, sorted by id, in parquet files of `unit_rows`.
 
 Read in a stream and sorted on disk, so that 4.4 million rows take the memory of ten thousand. A row
 that cannot be used is never dropped unseen: it stands in `refused.jsonl` with its field and reason.
@@ -41,7 +41,7 @@ _MANIFEST = {
 
 
 def source_key(plan: SourcePlan, unit_rows: int) -> str:
-    """Hash of the plan and of what lies where it points: names, sizes and times of local files."""
+    """Return the hash of the plan and of the local files that it names: names, sizes and times."""
     seen = hashlib.sha256()
     for place in dict.fromkeys([*plan.paths, *([plan.images] if plan.images else [])]):
         path = Path(place)
@@ -54,7 +54,7 @@ def source_key(plan: SourcePlan, unit_rows: int) -> str:
 
 
 def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
-    """The manifest of finished source units, or in a few words why they are not finished.
+    """Return the manifest of finished source units, or a few words on why they are not finished.
 
     Every unit file is held against its SHA-256.
 
@@ -79,7 +79,7 @@ def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
 
 
 def finished_sources(folder: Path) -> dict[str, Any]:
-    """The manifest of source units. Raises ValueError where they are not finished."""
+    """Return the manifest of source units. Raises ValueError if they are not finished."""
     state = check_sources(folder)
     if isinstance(state, str):
         raise ValueError(f"{folder}: {state}; run the step source first")
@@ -89,7 +89,7 @@ def finished_sources(folder: Path) -> dict[str, Any]:
 def build_sources(
     plan: SourcePlan, folder: Path, unit_rows: int, progress: bool = True, decode: bool = False
 ) -> dict[str, Any]:
-    """Write the source units of a plan into `folder`; returns their manifest.
+    """Write the source units of a plan into `folder`, and return their manifest.
 
     Args:
         decode: as in `read_source`; for pictures that are to be published.

@@ -1,4 +1,4 @@
-"""Toxicity: images and texts are judged by models, the verdicts are kept, a policy is applied to them.
+"""Judge images and texts for toxicity: models give verdicts, which are stored, and a policy decides by them.
 
 policy.py: from verdicts to decisions
 plan.py: section `toxicity` of a plan: judges and policy

@@ -1,4 +1,4 @@
-"""Judges that give a probability: transformers text-classification models, and plain functions."""
+"""Judges that return a probability: transformers text-classification models, and plain functions."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class FunctionJudge:
         return found
 
     def _version(self) -> str:
-        """The installed version of its package; else a hash of the file it stands in."""
+        """Return the installed version of the function's package, else a hash of its file."""
         module = self.function.partition(":")[0]
         file = Path(importlib.import_module(module).__file__ or "")
         if file.is_relative_to(sysconfig.get_path("purelib")):
@@ -171,12 +171,12 @@ class FunctionJudge:
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
-    """Top-level module -> the installed packages that bring it; looking through all takes a second."""
+    """Return top-level module -> installed packages that provide it; the search takes a second."""
     return importlib.metadata.packages_distributions()
 
 
 def _badness(found: Judgement) -> tuple[bool, bool, float]:
-    """What one piece of a text says of the whole: unsafe, else not to be read, else its score."""
+    """Return the order in which pieces of a text count: unsafe first, then unreadable, then by score."""
     return found.label == "unsafe", not found.parse_ok, found.score or 0.0
 
 
@@ -187,7 +187,7 @@ def _scored(score: float, category: str | None, raw: str) -> Judgement:
 
 
 def local_revision(model: str) -> str | None:
-    """What tells the weights of a folder from others: names, sizes and times of its files.
+    """Return what identifies the weights of a folder: names, sizes and times of its files.
 
     None for a repository of the Hub, whose revision is its commit.
     """

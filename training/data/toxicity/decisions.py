@@ -1,4 +1,4 @@
-"""The policy applied to a build's stored verdicts: decisions, audit and counts. No model runs.
+"""Apply the policy to a build's stored verdicts: decisions, audit and counts. No model runs.
 
 `decide_build` reads every verdict once, then every row once. It writes `toxicity/decisions.parquet`, one
 row per (id, lang) that has a text; `audit.parquet`, one row per verdict; and `summary.json`, the counts.
@@ -86,7 +86,7 @@ class Summary:
             self.found[place] += 1
 
     def check(self) -> None:
-        """in = clean + review + flagged, in every language."""
+        """Check that in = clean + review + flagged in every language (AssertionError otherwise)."""
         for lang, rows in self.rows.items():
             parts = [self.decisions[lang, decision] for decision in DECISIONS]
             if rows != sum(parts):
@@ -175,7 +175,7 @@ def decide_build(
 
 
 def stored_policy(step: ToxicityStep) -> Policy | None:
-    """The policy that a build was last decided by; None where it was not."""
+    """Return the policy of a build's last decisions; None if there are none."""
     path = step.root / "decisions.parquet"
     if not path.is_file():
         return None
@@ -189,7 +189,7 @@ def stored_policy(step: ToxicityStep) -> Policy | None:
 def _audited(
     step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
 ) -> Iterator[Row]:
-    """The rows of the audit; every verdict's outcome goes into `table` under "<judge>/<lang>"."""
+    """Yield the rows of the audit, and count every verdict's outcome in `table` under "<judge>/<lang>"."""
     # A judge of rationales comes before the judge that it confirms.
     for judge in sorted(step.plan.judges, key=lambda judge: judge.stage != "rationale"):
         assert judge.name is not None
@@ -237,7 +237,7 @@ def _same_text(override: Row, text: str | None) -> bool:
 def _reader(
     step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
 ) -> Callable[[list[Row]], list[RowOutcomes]]:
-    """Gives what was found on the rows of one id; rows without text are counted and left out."""
+    """Yield the findings on the rows of one id; rows without text are counted and left out."""
     looks = [judge for judge in step.plan.judges if judge.stage == "image"]
     reads = {
         lang: [j for j in step.plan.judges if lang in j.reading(step.languages)]
@@ -280,7 +280,7 @@ def _reader(
 
 
 def rows_by_id(step: ToxicityStep) -> Iterator[list[Row]]:
-    """The rows of one id after the other: its source rows first, then its translations.
+    """Yield the rows of one id after the other: its source rows first, then its translations.
 
     All files are read side by side, each sorted by id, so that memory holds one id.
 
@@ -303,7 +303,7 @@ def rows_by_id(step: ToxicityStep) -> Iterator[list[Row]]:
 
 
 def format_summary(summary: Summary) -> str:
-    """The counts as tables: decisions per language, then category x language x stage."""
+    """Return the counts as tables: decisions per language, then category x language x stage."""
     head = ["language", "rows", *DECISIONS, "by people", "without text"]
     lines: list[list[Any]] = [
         [

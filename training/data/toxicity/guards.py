@@ -1,4 +1,4 @@
-"""Judges that write their verdict: guard models behind an endpoint or in this process.
+"""Judges that write their verdict as text: guard models behind an endpoint or in this process.
 
 What a model is asked and how its answer is read is its protocol (`protocols.py`); where it runs is
 the chat: `EndpointChat`, or `LocalChat` for a transformers model. Decoding is greedy.
@@ -35,12 +35,12 @@ class EndpointChat(Endpoint):
 
     @staticmethod
     def image_part(image: ImageRef) -> dict:
-        """The image as a part of a message."""
+        """Return the image as a part of a message."""
         data = base64.b64encode(image.data).decode()
         return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 
     async def complete_all(self, chats: Sequence[list[dict]], max_tokens: int) -> list[Answer]:
-        """One answer a chat, in order."""
+        """Return one answer for each chat, in order."""
         parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         if self.logprobs:
             parameters |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}

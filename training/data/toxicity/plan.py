@@ -1,4 +1,4 @@
-"""The `toxicity` section of a dataset's plan: which judges read what, and by which policy.
+"""The `toxicity` section of a dataset's plan: the judges, their inputs, and the policy.
 
 toxicity:
   policy: default
@@ -52,7 +52,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 @dataclass
 class JudgePlan:
-    """One judge. What is not given is taken from the preset.
+    """One judge. Keys that are not given come from the preset.
 
     > What it is
 
@@ -174,7 +174,7 @@ class JudgePlan:
                 )
 
     def reading(self, languages: Sequence[str], complete: bool = True) -> list[str]:
-        """Of these languages those that the judge reads.
+        """Return those of the languages that the judge reads.
 
         Args:
             complete: these are all; `only` may name no others.
@@ -203,7 +203,7 @@ class JudgePlan:
         return wanted
 
     def make(self, trust_remote_code: bool = False) -> Judge:
-        """The judge; its model is loaded when it is entered."""
+        """Return the judge; entering it loads its model."""
         batched: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
         if self.kind == "function":
             return FunctionJudge(
@@ -276,7 +276,7 @@ class ToxicityPlan:
         return next(judge for judge in self.judges if judge.name == name)
 
     def check(self, languages: Sequence[str], complete: bool = True) -> Policy:
-        """Check that judges, languages and policy fit each other; returns the policy.
+        """Check that judges, languages and policy fit each other, and return the policy.
 
         Args:
             languages: of the texts: the source's and the targets.
@@ -302,7 +302,7 @@ class ToxicityPlan:
         return policy
 
     def check_policy(self, policy: Policy) -> None:
-        """Raises ValueError for a policy that names judges which are not there."""
+        """Raise ValueError if the policy names unknown judges."""
         known = {judge.name for judge in self.judges} | set(presets())
         for name in policy.judges:
             if name not in known:
@@ -320,7 +320,7 @@ class ToxicityPlan:
                 )
 
     def confirmer(self, judge: JudgePlan, policy: Policy) -> JudgePlan | None:
-        """The rationale judge that the policy has confirm this judge's drops."""
+        """Return the rationale judge that must confirm this judge's drops, by the policy."""
         assert judge.name is not None
         wanted = policy.rule(judge.name, judge.preset).confirmed_by
         if wanted is None:

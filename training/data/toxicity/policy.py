@@ -29,7 +29,7 @@ _BY_LABEL: dict[str, Decided] = {"safe": "clean", "review": "review", "unsafe": 
 
 @dataclass
 class Thresholds:
-    """Probabilities at which an input is dropped, and from which people look at it."""
+    """Probabilities from which an input is dropped, and from which people review it."""
 
     drop_at: float
     review_at: float
@@ -44,7 +44,7 @@ class Thresholds:
 
 @dataclass
 class JudgeRule:
-    """How one judge's verdicts are taken: by its thresholds for scores, or by its labels.
+    """The rule for one judge's verdicts: thresholds for scores, or labels.
 
     by: "score", where a verdict without a score is taken by its label; or "label", whatever the
         score.
@@ -88,7 +88,7 @@ class Policy:
 
     @classmethod
     def read(cls, name: str | Path) -> Policy:
-        """A policy file, or a shipped policy by its name ("default", "paper").
+        """Read a policy file, or a shipped policy by its name ("default", "paper").
 
         Raises ValueError naming file and key for anything that does not fit.
         """
@@ -111,7 +111,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a verdict, or several together, come to.
+    """The outcome of one verdict, or of several together.
 
     labels: of the judges whose answers it is made of ("safe", "unsafe", "review").
     """
@@ -123,7 +123,7 @@ class Outcome:
 
 
 def outcome(rule: JudgeRule, verdict: Row) -> Outcome:
-    """One verdict under its judge's rule, without its confirmation."""
+    """Return the outcome of one verdict under its judge's rule, without confirmation."""
     judge, label, score = verdict["judge"], verdict["label"], verdict["score"]
     labels = frozenset([label])
     category = verdict["category"]
@@ -143,7 +143,7 @@ def outcome(rule: JudgeRule, verdict: Row) -> Outcome:
 
 
 def confirmed(first: Outcome, second: Outcome | None, judge: str) -> Outcome:
-    """A drop after a second judge has read its rationale; other outcomes stay as they are.
+    """Return a drop after a second judge has read its rationale; other outcomes are unchanged.
 
     second: None where there was no rationale to read.
     """
@@ -158,7 +158,7 @@ def confirmed(first: Outcome, second: Outcome | None, judge: str) -> Outcome:
 
 
 def combine(outcomes: Iterable[Outcome], agreement: str = "any") -> Outcome | None:
-    """The outcome of several judges on one image or text; None of none."""
+    """Return the outcome of several judges on one image or text; None without judges."""
     found = list(outcomes)
     if not found:
         return None
@@ -176,7 +176,7 @@ def combine(outcomes: Iterable[Outcome], agreement: str = "any") -> Outcome | No
 
 @dataclass(frozen=True)
 class RowOutcomes:
-    """One (id, lang) with what was found on it; None where no judge read it."""
+    """One (id, lang) with its findings; a finding is None if no judge read the input."""
 
     id: str
     lang: str
@@ -201,7 +201,7 @@ class RowDecision:
 
 
 def decide(rows: Sequence[RowOutcomes], policy: Policy) -> list[RowDecision]:
-    """The decisions on all rows of one id, in their order.
+    """Return the decisions on all rows of one id, in order.
 
     A source text is the text in the language that the others are translated from; every other text
     stands for itself.
@@ -243,7 +243,7 @@ def decide(rows: Sequence[RowOutcomes], policy: Policy) -> list[RowDecision]:
 
 
 def overridden(made: RowDecision, override: Mapping[str, Any]) -> RowDecision:
-    """A decision that a person has made: it wins over all judges.
+    """Return a person's decision, which overrides all judges.
 
     Where it is about the id as a whole (lang ""), "clean" clears the image and the source text; what
     a judge found in the row's own translation stands.

@@ -1,4 +1,4 @@
-"""What guard models are asked, and how their answers are read: one versioned protocol each.
+"""The prompts of guard models and the parsers of their answers: one versioned protocol each.
 
 A parser takes an answer in the form that its model was trained to give, and nothing else: what is
 cut off, contradicts itself or is in another form is `review`, never `safe`. The score is the
@@ -33,7 +33,7 @@ _CATEGORY = re.compile(r"^(O[1-9]|NA|10): *\S")
 
 @dataclass(frozen=True)
 class GuardProtocol:
-    """One way of asking and reading.
+    """A prompt and a parser.
 
     version: of the parser; part of a judge's key, so that a changed parser is never mixed with the
         answers of an older one.
@@ -58,7 +58,7 @@ class GuardProtocol:
         return "\n".join(_prompts()[name] for name in self.prompts).strip()
 
     def read(self, answer: str, logprobs: Sequence[dict] | None = None) -> Judgement:
-        """The judgement in an answer, with its score where `logprobs` tell it.
+        """Return the judgement in an answer, with its score if `logprobs` give one.
 
         Args:
             logprobs: OpenAI's `choices[0].logprobs.content`.
@@ -76,7 +76,7 @@ def _prompts() -> dict[str, str]:
 
 
 def _json_object(answer: str) -> dict[str, Any] | None:
-    """The one JSON object in an answer, maybe in a code fence; None for none, several, or a part.
+    """Return the one JSON object in an answer, perhaps in a code fence; None for none, several, or a part.
 
     A key that stands twice makes it none: the two may contradict each other.
     """
@@ -232,13 +232,13 @@ def unsafe_probability(
 
 
 def _as_user(prompt: str, text: str) -> list[dict]:
-    """The text alone; a prompt, where there is one, as the system's message."""
+    """Return the text as the user's message, and a prompt, if there is one, as the system's message."""
     system = [{"role": "system", "content": prompt}] if prompt else []
     return [*system, {"role": "user", "content": text}]
 
 
 def _as_interaction(prompt: str, text: str) -> list[dict]:
-    """PolyGuard's form: the text as the human's, and no answer to it."""
+    """Return PolyGuard's form: the text as the human's, without an answer."""
     return _as_user(prompt, f"Human user:\n{text}\n\nAI assistant:\n")
 
 

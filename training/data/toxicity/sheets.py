@@ -28,7 +28,7 @@ SHEET_ROWS = 1000  # pages with more pictures open slowly
 def to_review(
     step: ToxicityStep, *, rare: int = 50, clean: int = 200, seed: int = 0
 ) -> Iterator[ReviewRow]:
-    """Rows for people to look at, sorted by id.
+    """Yield rows for review, sorted by id.
 
     All rows in review; all flagged rows of categories with fewer than `rare` flagged rows; `clean`
     clean rows of each language, drawn by `seed`. What people have decided is not asked again.
@@ -69,7 +69,7 @@ def to_review(
 
 
 def write_sheets(step: ToxicityStep, *, clean: int = 200) -> list[Sheet]:
-    """The rows of `to_review` as sheets of at most `SHEET_ROWS` rows; none if there is nothing."""
+    """Return the rows of `to_review` as sheets of at most `SHEET_ROWS` rows; none if there are no rows."""
     pictures = Pictures(step.images, follow_links=True) if step.images is not None else None
     rows = to_review(step, clean=clean)
     sheets: list[Sheet] = []

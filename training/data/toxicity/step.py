@@ -1,4 +1,4 @@
-"""The toxicity step of a build: which inputs are judged, and by which judges.
+"""The toxicity step of a build: gives inputs to judges.
 
 Inputs are written once: each distinct image, each distinct text of a language, for every judge that
 reads it. A later run adds what is new, in new units, so nothing that has a verdict is judged again.
@@ -28,7 +28,7 @@ _ROW_COLUMNS = ["id", "lang", "text", "turns", "image", "image_sha256"]
 
 
 class ToxicityStep:
-    """The step on one build's folder.
+    """The step in one build's folder.
 
     Args:
         folder: of the build, with `source/` and `translate/<lang>/`.
@@ -71,7 +71,7 @@ class ToxicityStep:
         return self.folder / "toxicity"
 
     def rounds(self, retry_failed: bool = False) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
-        """Worker -> its (source, target) units; a round needs the verdicts of the round before.
+        """Yield worker -> its (source, target) units; a round needs the verdicts of the round before.
 
         Args:
             retry_failed: ask again about inputs whose last verdict is a failure, in further units.
@@ -89,18 +89,18 @@ class ToxicityStep:
                 yield units
 
     def parts(self, judge: JudgePlan) -> list[str]:
-        """The folders of a judge: its languages, "images" or "rationales"."""
+        """Return the folders of a judge: its languages, "images" or "rationales"."""
         if judge.stage == "text":
             return judge.reading(self.languages)
         return [IMAGES if judge.stage == "image" else RATIONALES]
 
     def units(self, judge: JudgePlan, part: str) -> list[tuple[Path, Path]]:
-        """(inputs, verdicts) files of a judge's part, in order."""
+        """Return the (inputs, verdicts) files of a judge's part, in order."""
         inputs = sorted((self.root / "inputs" / str(judge.name) / part).glob("*.parquet"))
         return [(path, self.root / str(judge.name) / part / path.name) for path in inputs]
 
     def worker(self, name: str, trust_remote_code: bool = False) -> JudgeWorker:
-        """The worker "toxicity/<judge>/<part>"; its model is loaded when it has work."""
+        """Return the worker "toxicity/<judge>/<part>"; its model is loaded when it has work."""
         _, judge_name, part = name.split("/")
         judge = self.plan.judge(judge_name)
         assert judge.stage is not None
@@ -116,11 +116,11 @@ class ToxicityStep:
         )
 
     def places(self) -> list[Path]:
-        """The folders of rows: the source's and one for each target."""
+        """Return the folders of rows: the source's and one for each target."""
         return [self.folder / "source", *(self.folder / "translate" / x for x in self.targets)]
 
     def rows_in(self, place: Path) -> Iterator[Row]:
-        """The rows of a folder's units, in order, with the columns that judges need.
+        """Yield the rows of a folder's units, in order, with the columns that judges need.
 
         Raises ValueError for a row in a language that the step does not know.
         """
@@ -134,7 +134,7 @@ class ToxicityStep:
                 yield row
 
     def _prepare(self, judge: JudgePlan, part: str, retry_failed: bool) -> None:
-        """Write what the judge has not been given yet, as further units."""
+        """Write the inputs that the judge has not received yet, as further units."""
         failed = self._failed(judge, part) if retry_failed else set()
         with ShaTable() as known:
             for source, target in self.units(judge, part):
@@ -152,7 +152,7 @@ class ToxicityStep:
             self._write(judge, part, fresh)
 
     def _failed(self, judge: JudgePlan, part: str) -> set[str]:
-        """Inputs whose last verdict is a failure, not an answer."""
+        """Return the inputs whose last verdict is a failure."""
         failed: set[str] = set()
         for _, target in self.units(judge, part):
             if target.is_file():
@@ -162,7 +162,7 @@ class ToxicityStep:
         return failed
 
     def _inputs(self, judge: JudgePlan, part: str) -> Iterator[Row]:
-        """Rows of `INPUT_SCHEMA`; a column that is left out is null."""
+        """Return rows of `INPUT_SCHEMA`; a missing column is null."""
         source = self.folder / "source"
         if judge.stage == "rationale":
             assert judge.reads is not None
@@ -203,7 +203,7 @@ class ToxicityStep:
             flush()
 
     def verdicts(self, judge: JudgePlan) -> Iterator[Row]:
-        """All stored verdicts of a judge, in the order they were asked for.
+        """Yield all stored verdicts of a judge, in the order of the requests.
 
         Raises ValueError for inputs that have not been judged.
         """

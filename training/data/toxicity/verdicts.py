@@ -1,4 +1,4 @@
-"""What a judge says about one image or one text, and the step that asks it.
+"""A judge's verdict about one image or one text, and the worker that asks judges.
 
 A judge answers with a `Judgement`. Its verdict is that judgement and what it is about: stored as it
 came, kept for ever, and decided on later by the policy (`policy.py`), so that a changed threshold
@@ -97,7 +97,7 @@ class ImageRef:
 
 
 class Judge(Protocol):
-    """Reads texts (captions, translations, or the rationales of another judge), or looks at images."""
+    """A judge of texts (captions, translations, or rationales of another judge) or of images."""
 
     key: str
     """Hash of all that changes its answers: model, revision, prompt, parser, parameters."""
@@ -110,7 +110,7 @@ class Judge(Protocol):
     async def __aexit__(self, *error: Any) -> Any: ...
 
     async def judge(self, items: Any) -> list[Judgement]:
-        """One judgement for each (text, BCP-47 language), or for each `ImageRef`, in order.
+        """Return one judgement for each (text, BCP-47 language), or for each `ImageRef`, in order.
 
         Raises only what makes the whole run pointless; an item's fault is a judgement.
         """
@@ -156,7 +156,7 @@ class JudgeWorker:
         return [self._verdict(row, each) for row, each in zip(rows, judgements, strict=True)]
 
     async def _look(self, rows: list[Row]) -> list[Judgement]:
-        """An image that cannot be read has a verdict too: "review", with the reason."""
+        """Return the verdict of an image that cannot be read: "review", with the reason."""
         assert self.pictures is not None
         found: dict[int, Judgement] = {}
         images: dict[int, ImageRef] = {}
@@ -193,7 +193,7 @@ class JudgeWorker:
 
 
 def open_image(pictures: Pictures, path: str, sha256: str | None = None) -> ImageRef:
-    """The image at `path`, decoded by the guarded loader.
+    """Return the image at `path`, decoded by the guarded loader.
 
     Raises:
         ValueError: it is no picture, broken, too large, or its bytes are not those whose SHA-256 the
@@ -218,7 +218,7 @@ def open_image(pictures: Pictures, path: str, sha256: str | None = None) -> Imag
 
 
 def text_of(row: Row) -> str | None:
-    """What text judges read of a row: its caption, or all turns; None for a row without text.
+    """Return the text of a row for judges: its caption, or all turns; None for a row without text.
 
     The marks `<image>` stand for pictures and are not read.
     """
@@ -232,7 +232,7 @@ def text_of(row: Row) -> str | None:
 
 
 def image_sha(row: Row) -> str | None:
-    """What tells a row's image from others: the SHA-256 of its file, else that of its path."""
+    """Return what identifies a row's image: the SHA-256 of its file, else that of its path."""
     if row.get("image") is None:
         return None
     return row.get("image_sha256") or sha256_text(f"path:{row['image']}")

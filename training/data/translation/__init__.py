@@ -1,4 +1,4 @@
-"""Source rows -> one text a language.
+"""Translate source rows: one text for each language.
 
 plan.py, presets/: section `translator` of a plan; presets of known models
 prompts.py, preambles/: what a translator is told, and how its answers are read

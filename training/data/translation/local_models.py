@@ -94,7 +94,7 @@ class LocalModel:
     async def answers(
         self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
     ) -> list[Answer]:
-        """One answer a text, in order, generated in batches of `batch_size`.
+        """Return one answer for each text, in order, generated in batches of `batch_size`.
 
         Raises ValueError for a prompt to a seq2seq model, and for a causal model without one.
         """

@@ -1,4 +1,4 @@
-"""Section `translator` of a plan: which model translates, how it is asked; presets of known models."""
+"""Section `translator` of a plan: the model and its prompts; presets of known models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ class LocalPlan:
 
 @dataclass
 class Preset:
-    """What is known of a model, in `presets/NAME.yaml`.
+    """The facts about a model in `presets/NAME.yaml`.
 
     prompt: "none" for models that take the bare text.
     languages: those it knows; None where `codes` says it.
@@ -65,7 +65,7 @@ def presets() -> list[str]:
 
 
 def read_preset(name: str) -> Preset:
-    """A shipped preset, or one from a YAML file. Raises ValueError for neither."""
+    """Read a shipped preset, or one from a YAML file. Raises ValueError if there is neither."""
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
     if not path.is_file():
         raise ValueError(f"preset {name!r}: no such file, and none of {', '.join(presets())}")
@@ -74,7 +74,7 @@ def read_preset(name: str) -> Preset:
 
 @dataclass
 class TranslatorPlan:
-    """Who translates, and how.
+    """The translator and its settings.
 
     > Parameters that say who translates
 
@@ -178,7 +178,7 @@ class TranslatorPlan:
         return self.per_language.get(lang, self)
 
     def check_languages(self, source: str, targets: Sequence[str]) -> None:
-        """Raises ValueError naming the languages that the models do not know."""
+        """Raise ValueError naming the languages that the models do not know."""
         for lang in targets:
             plan = self.for_language(lang)
             if plan.languages is None:
@@ -193,7 +193,7 @@ class TranslatorPlan:
                 )
 
     def prompts(self, source: str, target: str) -> list[Prompt | None]:
-        """What the first try says, and what the next ones say."""
+        """Return the prompts of the first try and of the next ones."""
         if self.prompt == "none":
             return [None, None]
         if self.prompt == "translategemma":

@@ -1,4 +1,4 @@
-"""What a translator is told: preambles from `preambles/*.yaml`, and the reading of its answers.
+"""The prompts of a translator: preambles from `preambles/*.yaml`, and the parser of its answers.
 
     prompt = read_prompt("rules", "en", "fr", ("〘", "〙"))
     prompt.messages("a cat")      # system message, then the bare text
@@ -26,7 +26,7 @@ Brackets = tuple[str, str]
 
 @dataclass
 class Answering:
-    """How an answer is to stand: alone, or between {open} and {close}."""
+    """The form of an answer: alone, or between {open} and {close}."""
 
     alone: str
     bracketed: str
@@ -62,7 +62,7 @@ class LanguagePart:
 
 @dataclass(kw_only=True)
 class EnglishPart(LanguagePart):
-    """`en.yaml`: also what the other languages are told in English."""
+    """`en.yaml`, which also has the English instructions for other languages."""
 
     rules: list[str]
     answer: Answering
@@ -71,7 +71,7 @@ class EnglishPart(LanguagePart):
 
 @dataclass(frozen=True)
 class Prompt:
-    """All that a model is told before the text, in one direction.
+    """The whole prompt before the text, for one direction.
 
     system: the system message; None where the model takes none.
     brackets: the pair that the answer is to stand in; None for a bare answer.
@@ -87,7 +87,7 @@ class Prompt:
 
     @cached_property
     def id(self) -> str:
-        """Hash of everything that is sent, but for the text."""
+        """Return the hash of everything that is sent except the text."""
         return digest([self.messages(""), self.brackets])
 
     def messages(self, text: str) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ class Prompt:
         return [*system, {"role": "user", "content": text}]
 
     def unwrap(self, answer: str, text: str = "") -> str | None:
-        """What stands in the brackets of an answer; None where they are missing or ambiguous.
+        """Return the text in the brackets of an answer; None if they are missing or ambiguous.
 
         A thought before the answer is cut off; a thought alone is no answer.
 
@@ -167,7 +167,7 @@ def translategemma_prompt(source: str, target: str) -> Prompt:
 
 
 def examples(lang: str, parts: Mapping[str, str]) -> list[str]:
-    """The examples in a language; none where it has no file."""
+    """Return the examples in a language; none if it has no file."""
     file = _find(lang, parts)
     return [] if file is None else _read_part(file).examples
 
@@ -175,7 +175,7 @@ def examples(lang: str, parts: Mapping[str, str]) -> list[str]:
 def _places(
     source: str, target: str, brackets: Brackets | None, parts: Mapping[str, str]
 ) -> dict[str, str]:
-    """What can be filled into a preamble, by name."""
+    """Return the values to fill into a preamble, by name."""
     english = _read_part(_file("en", {}))
     assert isinstance(english, EnglishPart)
     given, wanted = _read_part(_file(source, parts)), _read_part(_file(target, parts))
@@ -227,7 +227,7 @@ def _fill(template: str, places: Mapping[str, str], where: str) -> str:
 
 
 def _find(lang: str, parts: Mapping[str, str]) -> Path | None:
-    """The file of a language: the plan's, the shipped one, or that of its language without region."""
+    """Return the file of a language: the plan's, the shipped one, or that of the language without region."""
     for code in (lang, lang.split("-")[0]):
         if code in parts:
             return Path(parts[code])

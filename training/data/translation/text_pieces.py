@@ -10,14 +10,14 @@ _INLINE_CODE = re.compile(r"`[^`\n]+`")
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text; `language` tells whether it is to be translated."""
+    """A piece of text; `language` says whether to translate it."""
 
     text: str
     language: bool
 
 
 def split(text: str) -> list[Piece]:
-    """The pieces of a text, in order; joined they are the text.
+    """Return the pieces of a text, in order; joined they are the text.
 
     Spaces and line breaks around a piece of language are pieces of their own, kept as they are.
     """
@@ -31,7 +31,7 @@ def split(text: str) -> list[Piece]:
 
 
 def lost_code(source: str, text: str) -> list[str]:
-    """Inline code (`between backquotes`) of the source that the text does not have."""
+    """Return inline code (`between backquotes`) of the source that the text lacks."""
     return [code for code in _INLINE_CODE.findall(source) if code not in text]
 
 

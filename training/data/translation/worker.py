@@ -1,4 +1,4 @@
-"""Translation of source rows into one language: one text a request, checked, asked again, or rejected.
+"""Translate source rows into one language: one text in each request, checked, asked again, or rejected.
 
 A caption is one request; of a conversation every turn is translated by itself, and `<image>`, code
 and texts without letters stay as they are. An answer with a hard flag (checks/) is asked for again
@@ -58,7 +58,7 @@ TRANSLATED = pa.schema(
 
 @dataclass
 class _Try:
-    """A piece of a row's text on its way: what came of it so far."""
+    """A piece of a row's text in progress, with its results so far."""
 
     source: str
     text: str | None = None
@@ -74,7 +74,7 @@ class _Try:
 
 
 class Translator(Protocol):
-    """Where answers come from: an endpoint, or a model in this process."""
+    """The source of answers: an endpoint, or a model in this process."""
 
     async def __aenter__(self) -> Any: ...
 
@@ -86,7 +86,7 @@ class Translator(Protocol):
 
 
 class EndpointTranslator(Endpoint):
-    """An endpoint as a translator: one request a text, all at once."""
+    """An endpoint as a translator: one request for each text, all at once."""
 
     async def answers(
         self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
@@ -105,7 +105,7 @@ class EndpointTranslator(Endpoint):
 def make_translator(
     plan: TranslatorPlan, source: str, target: str, trust_remote_code: bool = False
 ) -> Translator:
-    """The translator of a plan for one direction, not yet opened."""
+    """Return the translator of a plan for one direction, not yet opened."""
     if plan.endpoint is not None:
         return EndpointTranslator(plan.endpoint)
     assert plan.local is not None
@@ -177,12 +177,12 @@ class TranslateWorker:
         await self.translator.__aexit__(*error)
 
     def _read_identification(self) -> None:
-        """Have the models of language identification read, which happens with their first text."""
+        """Load the models of language identification, which happens with their first text."""
         for text in examples(self.lang, self.plan.preamble_parts):
             self.checker.identifier.identify(text, "und")
 
     def request(self, number: int) -> tuple[Prompt | None, dict[str, Any]]:
-        """Prompt and parameters of a text's first (0), second ... try."""
+        """Return prompt and parameters of a text's first (0), second ... try."""
         plan = self.plan
         parameters = merge_parameters(plan.parameters, plan.retry_parameters if number else {})
         if plan.seed is not None:
@@ -190,7 +190,7 @@ class TranslateWorker:
         return self.prompts[min(number, 1)], parameters
 
     async def process(self, rows: list[Row]) -> list[Row]:
-        """Translated rows, in order. Raises ValueError for a row in another language."""
+        """Return translated rows, in order. Raises ValueError for a row in another language."""
         texts = [[split(content) for content in _contents(row)] for row in rows]
         tries = [
             [_Try(piece.text) for pieces in row for piece in pieces if piece.language]
@@ -206,7 +206,7 @@ class TranslateWorker:
         return [self._row(*each) for each in zip(rows, texts, tries, strict=True)]
 
     async def _translate(self, tries: list[_Try]) -> None:
-        """All pieces, until none is left to ask again."""
+        """Translate all pieces, until none is left to ask again."""
         for number in range(self.plan.retries + 1):
             if not tries:
                 return
@@ -293,7 +293,7 @@ class TranslateWorker:
 
 
 def check_translated(folder: Path, languages: Sequence[str]) -> None:
-    """Raises ValueError when a build has no source unit, or one without a translation yet."""
+    """Raise ValueError if a build has no source unit, or one without a translation."""
     names = {path.name for path in (folder / "source").glob("*.parquet")}
     if not names:
         raise ValueError(f"{folder}: no source units; run the step source first")
@@ -307,7 +307,7 @@ def check_translated(folder: Path, languages: Sequence[str]) -> None:
 
 
 def source_of_turns(turns: Sequence[Row]) -> str:
-    """The `source_text` of a conversation."""
+    """Return the `source_text` of a conversation."""
     plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     return json.dumps(plain, ensure_ascii=False)
 

@@ -1,4 +1,4 @@
-"""Translations are accepted, or rejected with their reasons.
+"""Accept translations, or reject them with their reasons.
 
 plan.py: section `verification` of a plan
 survey.py: lengths, starts and ends of a language's translations

@@ -1,4 +1,4 @@
-"""Back-translation of a sample: what a translation says when it is turned back, compared by chrF++.
+"""Back-translate a sample of translations, and compare the result with the source by chrF++.
 
 Another model, or the same one, over any OpenAI-compatible endpoint; sentence chrF++ (sacrebleu, word
 order 2) against the source. It finds what no cheap check can, a fluent text about something else.
@@ -69,7 +69,7 @@ class BackTranslationPlan:
 
 
 def drawn(seed: int, row_id: str, lang: str) -> float:
-    """A number from 0 to 1 for a row: the same in every run, and nothing to do with its content."""
+    """Return a number from 0 to 1 for a row: the same in every run, and independent of its content."""
     data = hashlib.sha256(f"{seed}\0{row_id}\0{lang}".encode()).digest()
     return int.from_bytes(data[:7], "big") / 2**56
 
@@ -136,18 +136,18 @@ class BackTranslationWorker:
 
 
 def back_translations(path: Path) -> Iterator[Row]:
-    """`id` and `chrf` of a unit's rows. Raises ValueError for another table."""
+    """Return `id` and `chrf` of a unit's rows. Raises ValueError for another table."""
     check_columns(path, {"id": pa.string(), "chrf": pa.float64()})
     yield from read_rows(path, ["id", "chrf"])
 
 
 def plain_text(turns: Sequence[Row]) -> str:
-    """A conversation as one text, for measures that read one."""
+    """Return a conversation as one text, for measures of one text."""
     return "\n".join(turn["content"] for turn in turns)
 
 
 def plain_source(row: Row) -> str:
-    """The source of a translated row as one text."""
+    """Return the source of a translated row as one text."""
     if row["turns"] is None:
         return row["source_text"]
     return plain_text(json.loads(row["source_text"]))

@@ -1,4 +1,4 @@
-"""Quality estimation by a model that lives in an environment of its own, over pipes.
+"""Estimate quality with a model in an environment of its own, over pipes.
 
 Models such as CometKiwi pin versions that cannot be installed beside this package. So the model is a
 program: it reads one JSON object a line and writes one a line, in order.
@@ -61,7 +61,7 @@ class QualityPlan:
 
 
 class QualityScorer:
-    """The running program; an async context manager. One batch is with it at a time.
+    """The running program; an async context manager. It has one batch at a time.
 
     Raises OSError when it cannot be started, dies, or answers nothing in time, and ValueError for an
     answer that is not as the protocol says; both name the program.
@@ -121,7 +121,7 @@ class QualityScorer:
         return f"quality estimation ({one_line(' '.join(self.plan.command), 200)})"
 
     async def score(self, rows: Sequence[dict[str, str]]) -> list[float | None]:
-        """Scores of rows {"id", "source_lang", "lang", "source", "text"}; None where it says an error."""
+        """Return the scores of rows {"id", "source_lang", "lang", "source", "text"}; None for an error."""
         scores: list[float | None] = []
         async with self._turn:
             for start in range(0, len(rows), self.plan.batch_rows):
@@ -157,7 +157,7 @@ class QualityScorer:
         return scores
 
     def _score(self, row: dict[str, str], line: bytes) -> float | str | None:
-        """The score in a line; None where the program says an error; what is wrong with it, as text.
+        """Return the score in a line; None if the program reports an error; or the fault of the line, as text.
 
         Raises ValueError for the answer of another row.
         """
@@ -178,7 +178,7 @@ class QualityScorer:
 
     @staticmethod
     def _parsed(line: bytes) -> dict[str, Any] | str:
-        """The JSON object in a line, or what is wrong with it."""
+        """Return the JSON object in a line, or the fault of the line."""
         try:
             answer = parse_json(line, "a line")
         except ValueError as error:
@@ -203,13 +203,13 @@ class QualityScorer:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    """The program, and what it has started."""
+    """Kill the program and its children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
-    """Wait for the end of a program. What it still writes is read: asyncio waits for that as well."""
+    """Wait for the end of a program, and read its last output, for which asyncio waits too."""
     assert process.stdout is not None
     while await process.stdout.read(2**16):
         pass

@@ -1,4 +1,4 @@
-"""Counts of what verification found, and the rows that people are asked about."""
+"""Count the findings of verification, and choose rows for review."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ _SHOWN_STARTS = 20
 
 
 def verify_report(folder: Path, languages: Sequence[str], plan: VerificationPlan) -> Row:
-    """Counts per language, people's decisions applied.
+    """Return counts per language, with people's decisions applied.
 
     Each language: rows; "ok", "rejected", "failed" (they add up to rows); "rejected_by" and
     "flagged" (rows with each hard check, and accepted rows with each soft one); "other_language"
@@ -88,7 +88,7 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
 
 
 def format_report(report: Row) -> str:
-    """The counts as a table, one line a language, and the most frequent reasons under it."""
+    """Return the counts as a table, one line for each language, and the most frequent reasons below."""
     head = ["language", "rows", "ok", "rejected", "failed", "flagged", "quality", "chrF++"]
     lines = [head]
     for lang, found in report["languages"].items():
@@ -120,7 +120,7 @@ def format_report(report: Row) -> str:
 
 
 def rows_to_review(folder: Path, lang: str, plan: VerificationPlan) -> list[ReviewRow]:
-    """`plan.review_rows` rows of a language: equally many of each flag, and of each length of clean ones.
+    """Return `plan.review_rows` rows of a language: equally many of each flag, and of each length of clean ones.
 
     Rows that have no text, and rows that people have decided about, are not among them.
     """

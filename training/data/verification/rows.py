@@ -1,4 +1,4 @@
-"""Verified rows: their columns, and how they are read with people's decisions applied."""
+"""The columns of verified rows, and their reader, which applies people's decisions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ VERIFIED = pa.schema(
 
 
 def plain_translation(row: Row) -> str:
-    """A row's translation as one text."""
+    """Return a row's translation as one text."""
     return (row["text"] or "") if row["turns"] is None else plain_text(row["turns"])
 
 
@@ -62,7 +62,7 @@ def verified_rows(folder: Path, lang: str) -> Iterator[Row]:
 
 
 def _rows_of(unit: Path, schema: pa.Schema) -> list[Row]:
-    """The rows of a finished unit. Raises ValueError for a table of other columns."""
+    """Read the rows of a finished unit. Raises ValueError for a table of other columns."""
     with parquet_file(unit) as file:
         if file.schema_arrow.names == schema.names:
             return file.read().to_pylist()
@@ -70,14 +70,14 @@ def _rows_of(unit: Path, schema: pa.Schema) -> list[Row]:
 
 
 def final_rows(folder: Path, lang: str) -> Iterator[Row]:
-    """The rows of a language as they leave the step, people's decisions applied: `final_row` of each."""
+    """Yield the rows of a language as they leave the step, with people's decisions: `final_row` of each."""
     overrides = read_overrides(folder, "translation")
     for row in verified_rows(folder, lang):
         yield final_row(row, overrides)
 
 
 def final_row(row: Row, overrides: Mapping[tuple[str, str], Row]) -> Row:
-    """A row of `verified_rows` with people's decisions applied.
+    """Return a row of `verified_rows` with people's decisions applied.
 
     Columns of `TRANSLATED`, with `flags` and `reasons` of translation and verification, and
     `lid_confidence`, `quality` and `reviewed` ("accept", "reject" or None). A row that is not "ok"

@@ -1,4 +1,4 @@
-"""Translations against references: BLEU with the language's tokenizer, chrF++, paired bootstrap.
+"""Score translations against references: BLEU with the language's tokenizer, chrF++, paired bootstrap.
 
 Scores are sacrebleu's; their signatures belong to them and are stored. The bootstrap resamples texts,
 the same ones for every system, and adds up sacrebleu's statistics of each text: its corpus scores of
@@ -20,7 +20,7 @@ TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}
 
 @lru_cache
 def metric(name: str, lang: str) -> Metric:
-    """sacrebleu's metric for a language. Raises ValueError for a name not in METRICS."""
+    """Return sacrebleu's metric for a language. Raises ValueError for a name not in METRICS."""
     if name == "bleu":
         return BLEU(tokenize=TOKENIZERS.get(lang.split("-")[0], "13a"))
     if name == "chrf++":
@@ -29,7 +29,7 @@ def metric(name: str, lang: str) -> Metric:
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:
-    """chrF++ of one text, 0 to 100."""
+    """Return chrF++ of one text, 0 to 100."""
     return metric("chrf++", "").sentence_score(hypothesis, [reference]).score
 
 
@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """How far the best system is ahead of another one.
+    """The lead of the best system over another one.
 
     p: two-sided, of the paired bootstrap.
     """
@@ -121,7 +121,7 @@ def compare(
 
 
 def _resampled(texts: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, texts): how often each text is drawn."""
+    """Return (resamples, texts): the number of times each text is drawn."""
     return np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=resamples)
 
 

@@ -1,4 +1,4 @@
-"""The verification step of a build: every translated row is accepted, or rejected with its reasons.
+"""The verification step of a build: accepts every translated row, or rejects it with its reasons.
 
 First each language's translations are surveyed (survey.py). Then every row is checked (checks/), by
 what the survey found as well, and by a quality-estimation model if the plan has one (quality.py). Last,
@@ -31,7 +31,7 @@ from .worker import VerifyWorker
 
 @dataclass
 class VerificationStep:
-    """The step on one build's folder.
+    """The step in one build's folder.
 
     folder: of the build, with `translate/<lang>/`.
     workers: processes of the survey.
@@ -46,7 +46,7 @@ class VerificationStep:
     run_id: str = ""
 
     def rounds(self) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
-        """Worker -> its (source, target) units; the second round needs the first one's results.
+        """Yield worker -> its (source, target) units; the second round needs the first one's results.
 
         Raises ValueError when a source unit is not translated yet.
         """
@@ -65,7 +65,7 @@ class VerificationStep:
             }
 
     def survey(self) -> dict[str, Row]:
-        """The surveys by language, made where they are not up to date."""
+        """Return the surveys by language, and make those that are not up to date."""
         plan = self.plan
         least = plan.calibration_rows if plan.calibrate else None
         jobs = [(self.folder, lang, least, plan.mine, plan.survey_rows) for lang in self.languages]
@@ -88,7 +88,7 @@ class VerificationStep:
         return dict(zip(self.languages, found, strict=True))
 
     def worker(self, name: str) -> Worker:
-        """The worker "verify/<lang>" or "back_translation/<lang>".
+        """Return the worker "verify/<lang>" or "back_translation/<lang>".
 
         Raises ValueError where the language was not surveyed.
         """
@@ -105,7 +105,7 @@ class VerificationStep:
         )
 
     def report(self) -> Row:
-        """Counts per language; written to `verify/report.json`."""
+        """Return counts per language, and write them to `verify/report.json`."""
         found = verify_report(self.folder, self.languages, self.plan)
         write_json(self.folder / "verify" / "report.json", found)
         return found
@@ -114,7 +114,7 @@ class VerificationStep:
         return self.folder / "back_translation" / lang / "00000.parquet"
 
     def _sample(self, lang: str) -> Path | None:
-        """The drawn rows as a unit of their own; None where no row was accepted."""
+        """Write the drawn rows as a unit of their own; return None if no row was accepted."""
         assert self.plan.back_translation is not None
         size, seed = self.plan.back_translation.rows, self.plan.seed
         rows = (
@@ -141,6 +141,6 @@ class VerificationStep:
 
 
 def _follow() -> None:
-    """In a process of the survey: end with the parent, and leave Ctrl-C to it."""
+    """Set up a process of the survey: it ends with its parent, and leaves Ctrl-C to it."""
     leave_ctrl_c()
     end_with_parent()

@@ -1,4 +1,4 @@
-"""Survey a build's own translations: their lengths, and starts and ends that come too often.
+"""Survey a build's own translations: their lengths, and starts and ends that are too frequent.
 
 Both are counted in one pass over the translated units of a language, in bounded memory; a second pass
 looks at the sources of what came often.
@@ -80,7 +80,7 @@ class LengthHistogram:
         self.cells[row, min(max(cell, 0), _GRID_CELLS - 1)] += 1
 
     def bins(self) -> list[LengthBin]:
-        """Bins for `CheckPlan.lengths`; empty when there are fewer than `_BIN_ROWS` rows in all."""
+        """Return bins for `CheckPlan.lengths`; none if there are fewer than `_BIN_ROWS` rows in total."""
         groups: list[tuple[int, np.ndarray]] = []
         for start, cells in zip(LENGTH_BINS, self.cells, strict=True):
             if groups and (cells.sum() < _BIN_ROWS or groups[-1][1].sum() < _BIN_ROWS):
@@ -104,7 +104,7 @@ class LengthHistogram:
 
 
 def starts(text: str, *, end: bool = False) -> list[str]:
-    """The starts (or ends) of a text at several sizes, shortest first, without case.
+    """Return the starts (or ends) of a text at several sizes, shortest first, in lower case.
 
     An end has two words at least: verbs and particles end unlike sentences alike.
     """
@@ -185,7 +185,7 @@ class Miner:
                     ids.append(row_id)
 
     def _independent(self, counters: list[Counter[str]]) -> float:
-        """The least ratio over the sizes; at most 1."""
+        """Return the least ratio over the sizes; at most 1."""
         ratio = 1.0
         for own, every in zip(counters, self._all, strict=True):
             n = own.total()
@@ -195,7 +195,7 @@ class Miner:
         return ratio
 
     def found(self) -> list[dict[str, Any]]:
-        """The suspicious starts, most frequent first; of nested ones the longest that keeps the rows.
+        """Return the suspicious starts, most frequent first; of nested ones the longest that keeps the rows.
 
         Each is {"text", "rows", "independence", "ids"}: the rows counted, the ratio of the
         independence test, and a few ids.
@@ -227,18 +227,18 @@ class Miner:
 
 
 def _collisions(counter: Counter[str]) -> float:
-    """How often two of them are alike."""
+    """Return the probability that two of them are equal."""
     n = counter.total()
     return sum(c * (c - 1) for c in counter.values()) / (n * (n - 1)) if n > 1 else 0.0
 
 
 def shares_start(text: str, found: Container[str], *, end: bool = False) -> str | None:
-    """The first of the found starts (or ends) that the text has, None if it has none."""
+    """Return the first of the found starts (or ends) that the text has, or None."""
     return next((key for key in starts(text, end=end) if key in found), None)
 
 
 def row_pairs(row: Row) -> list[tuple[str, str]]:
-    """(source, text) of a caption, or of every turn."""
+    """Yield (source, text) of a caption, or of every turn."""
     if row["turns"] is None:
         return [(row["source_text"], row["text"] or "")]
     sources = json.loads(row["source_text"])
@@ -248,7 +248,7 @@ def row_pairs(row: Row) -> list[tuple[str, str]]:
 def survey_language(
     folder: Path, lang: str, least_rows: int | None, mine: bool, most_rows: int
 ) -> Row:
-    """What the translations of one language look like: read twice, in bounded memory.
+    """The survey of the translations of one language: they are read twice, in bounded memory.
 
     Args:
         folder: of the build.
@@ -299,7 +299,7 @@ def survey_path(folder: Path, lang: str) -> Path:
 
 
 def read_survey(folder: Path, lang: str) -> Row | None:
-    """A language's survey; None where there is none that can be read."""
+    """Read a language's survey; return None if there is none that can be read."""
     try:
         found = read_json(survey_path(folder, lang))
     except (OSError, ValueError):
@@ -308,13 +308,13 @@ def read_survey(folder: Path, lang: str) -> Row | None:
 
 
 def unit_sha256(unit: Path) -> str:
-    """SHA-256 of a unit, by its manifest where it has one."""
+    """Return the SHA-256 of a unit, by its manifest if it has one."""
     manifest = UnitManifest.read(manifest_path(unit))
     return manifest.parquet_sha256 if manifest else sha256_file(unit)
 
 
 def _accepted(units: Sequence[Path], step: int) -> Iterator[Row]:
-    """Every `step`-th row, of those that are ok."""
+    """Yield every `step`-th row of those that are ok."""
     columns = ["id", "text", "turns", "source_text", "status"]
     for unit in units:
         table = read_columns(unit, columns)

@@ -1,4 +1,4 @@
-"""The worker of the verification step: every translated row is accepted, or rejected with its reasons."""
+"""The worker of the verification step: accepts every translated row, or rejects it with its reasons."""
 
 import asyncio
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class VerifyWorker:
             await self._scorer.__aexit__(*error)
 
     async def process(self, rows: list[Row]) -> list[Row]:
-        """Verified rows, in order. Raises ValueError for a row in another language."""
+        """Return verified rows, in order. Raises ValueError for a row in another language."""
         for row in rows:
             if row["lang"] != self.lang:
                 raise ValueError(
