@@ -94,7 +94,12 @@ class TrainingPush:
         if self.thread is not None and self.thread.is_alive() and not self.always:
             return False
         before = self.thread
-        copy = self._copy(folder, recipe)
+        try:
+            copy = self._copy(folder, recipe)
+        except Exception as error:  # such as a full disk, which is no reason to stop training
+            self.failures.append(progress)
+            print(f"{progress}: not pushed: {one_line(str(error))}", flush=True)
+            return True
 
         def run() -> None:
             if before is not None:

@@ -151,7 +151,7 @@ class Pushing:
             folder: of its model.
         """
         done = self._done()
-        if stage.name not in self.pushers or stage.name in done:
+        if stage.name not in self.pushers or stage.name in done or self._replaced(stage, done):
             return
         last = stage is self.recipe.stages[-1]
         progress = None if last else f"the end of stage {self._number(stage)}"
@@ -160,6 +160,11 @@ class Pushing:
         commit = self.pushers[stage.name].finish(sent, progress, folder / "recipe.yaml")
         write_json(self.work / PUSHED, {**done, stage.name: commit})
 
+    def _replaced(self, stage: StageRecipe, done: dict[str, Any]) -> bool:
+        """Return whether the end of a later stage was pushed to the same branch."""
+        later = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
+        return any(each.name in done and _branch(each) == _branch(stage) for each in later)
+
     def _number(self, stage: StageRecipe) -> str:
         number = self.recipe.stages.index(stage) + 1
         return f"{stage.name} ({number} of {len(self.recipe.stages)})"
@@ -167,3 +172,8 @@ class Pushing:
     def _done(self) -> dict[str, Any]:
         path = self.work / PUSHED
         return read_json_mapping(path) if path.is_file() else {}
+
+
+def _branch(stage: StageRecipe) -> tuple[str | None, str]:
+    """Return the repository and the branch that a stage pushes to."""
+    return stage.args.get("hub_model_id"), stage.args.get("hub_revision") or "main"

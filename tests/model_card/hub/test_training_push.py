@@ -225,6 +225,24 @@ def test_a_hub_out_of_order_does_not_stop_the_training_and_the_same_command_push
 
 
 @pytest.mark.slow
+def test_an_earlier_stage_is_not_pushed_over_the_finished_model(tmp_path):
+    recipe = pushing(tmp_path, hub_strategy="end")
+    asked = []
+
+    def first_commit(request: str) -> bool:
+        asked.extend([request] if "/commit/" in request else [])
+        return "/commit/" in request and len(asked) == 1
+
+    with HubServer() as hub:
+        hub.before = first_commit
+        maya(hub, tmp_path / "home", "train", str(recipe))
+        hub.before = lambda request: None
+        again = maya(hub, tmp_path / "home", "train", str(recipe))
+        assert again.returncode == 0, again.stderr
+        assert [message for message, _, _ in commits(hub)] == ["End of training"]
+
+
+@pytest.mark.slow
 def test_an_adapter_is_pushed_with_the_name_of_its_base(tmp_path):
     base = save_tiny_maya(tmp_path / "base")
     with HubServer() as hub:
