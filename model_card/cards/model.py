@@ -27,6 +27,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
+# The title of the form that peft saves beside an adapter. Nobody has filled it in.
+PEFT_TITLE = "# Model Card for Model ID\n"
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
 # The oldest release whose public names Hub code keeps to.
 OLDEST_TRANSFORMERS = "5.6"
@@ -137,8 +139,11 @@ def model_card(
 
 
 def base_models(folder: Path) -> list[str]:
-    """Return the repositories on the Hub that a model's recipe names as its bases."""
-    return [base.partition("@")[0] for base in _bases(_read_recipe(folder)) if _is_repository(base)]
+    """Return the repositories on the Hub that a model's recipe, adapter or merge names as its bases."""
+    adapter, merged = _adapter_base(folder), _merged(folder)
+    named = [adapter.name] if adapter else [merged["model"], merged["base"]] if merged else []
+    named += _bases(_read_recipe(folder))
+    return list(dict.fromkeys(base.partition("@")[0] for base in named if _is_repository(base)))
 
 
 def licence_texts(folder: Path) -> str | None:
@@ -201,8 +206,10 @@ def _in_lines(value: Any) -> Any:
 def write_card(folder: Path, made: Callable[[], str]) -> bool:
     """Write README.md with the text of `made`; return False, and keep it, if the owner has written one."""
     card = folder / "README.md"
-    if card.is_file() and MARKER not in read_text(card):
-        return False
+    if card.is_file():
+        text = read_text(card)
+        if MARKER not in text and PEFT_TITLE not in text:
+            return False
     write_text(card, made())
     return True
 
@@ -465,7 +472,7 @@ def _licence(
                 "license_link": "LICENSES.md",
             },
         )
-    return _stated(stated, _bases(recipe), base_licences)
+    return _stated(stated, list(dict.fromkeys([*_bases(recipe), *base_licences])), base_licences)
 
 
 def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from .remote import (
     licence_of,
     open_repository,
 )
+from .renew import CODE
 from .try_out import answer
 
 # The files of a published model, all at the top of the folder.
@@ -117,8 +118,11 @@ def publish(
         )
     if tag is not None and kind == "model":
         raise ValueError("tag: only for datasets")
-    if kind == "dataset" and (create_pr or message):
-        raise ValueError(f"{'create_pr' if create_pr else 'message'}: only for models")
+    only_models = {"create_pr": create_pr, "message": message, "licence": licence}
+    if kind == "dataset" and any(only_models.values()):
+        raise ValueError(
+            f"{next(name for name, each in only_models.items() if each)}: only for models"
+        )
     if create_pr and revision is not None:
         raise ValueError("create_pr: a pull request has a branch of its own: leave revision out")
     checked: dict[str, Content] = {}
@@ -128,9 +132,11 @@ def publish(
     if kind == "model":
         check_model(folder)
         terms = {base: known for base in base_models(folder) if (known := licence_of(base, token))}
-        if dry_run:
-            model_card(folder, repo_id, licence=licence, base_licences=terms)
-        else:
+        # A card that the owner wrote is kept, but the bases decide about the licence all the same.
+        model_card(folder, repo_id, licence=licence, base_licences=terms)
+        if verify and not trust_remote_code:
+            _check_code(folder)
+        if not dry_run:
             _write_card(folder, repo_id, licence, terms)
         before = answer(str(folder), None, trust_remote_code) if verify else None
     else:
@@ -315,6 +321,9 @@ def _write_card(
         licences = licence_texts(folder)
         if licences is not None:
             (folder / "LICENSES.md").write_text(licences, encoding="utf-8")
+    else:
+        stated = f", and --license {licence} is not written into it" if licence else ""
+        print(f"note: README.md of the folder was not written by maya publish and is kept{stated}")
 
 
 def check_model(folder: Path) -> None:
@@ -363,6 +372,20 @@ def check_model(folder: Path) -> None:
         open_model(find_model(str(folder)), dtype="auto")
     except (ValueError, OSError) as error:
         raise ValueError(f"{folder} does not load: {error}") from error
+
+
+def _check_code(folder: Path) -> None:
+    """Raise ValueError if a folder's code is not this package's, which answers in its place."""
+    other = [code.name for code in CODE if _differs(folder / code.name, code)]
+    if other:
+        raise ValueError(
+            f"{folder / other[0]}: expected the code of the installed package, found other code, which only "
+            "--trust-remote-code runs: give it if you trust this code, or replace the code with `maya renew`"
+        )
+
+
+def _differs(file: Path, code: Path) -> bool:
+    return file.is_file() and file.read_bytes() != code.read_bytes()
 
 
 def _check_adapter(folder: Path) -> None:

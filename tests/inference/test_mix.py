@@ -121,7 +121,12 @@ def test_the_command_and_the_card(maya, text, tmp_path, capsys):
     ("damage", "words"),
     [
         ({"alpha": 1.5}, "alpha: expected 0 to 1, found 1.5"),
-        ({"kind": "llama"}, "text: model_type: expected 'cohere', the decoder of .*found 'llama'"),
+        (
+            {"kind": "llama"},
+            "text: model_type: expected 'cohere', that of the decoder of .*found 'llama'",
+        ),
+        ({"logit_scale": 2.0}, "text: logit_scale: expected .*found 2.0"),
+        ({"num_hidden_layers": 9}, "text: num_hidden_layers: expected .*found 9"),
         ({"drop": "model.norm.weight"}, "model.norm.weight: expected a tensor of shape .*none"),
         ({"cut": "model.norm.weight"}, r"model.norm.weight: expected shape \[\d+\] as in .*found"),
     ],
@@ -133,6 +138,8 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_written(
     base.mkdir()
     config = json.loads((text / "config.json").read_text())
     config["model_type"] = damage.get("kind", config["model_type"])
+    fields = ("logit_scale", "num_hidden_layers")
+    config |= {name: damage[name] for name in fields if name in damage}
     (base / "config.json").write_text(json.dumps(config))
     tensors = values(text)
     if "drop" in damage:

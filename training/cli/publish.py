@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.kind == "space":
+        names = ("overwrite_card", "revision", "license", "message", "create_pr", "dry_run", "tag")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+        if given:
+            raise ValueError(
+                f"{given[0]}: expected a model or a dataset, found --kind space; nothing was sent: leave it out"
+            )
         from maya_vlm.model_card.space.send import publish_space
 
         url = publish_space(

@@ -25,11 +25,20 @@ from ..common.files import ordinary_permissions, write_json
 from ..common.models import Model, find_model, read_config
 from ..common.versions import own_version
 
+# Fields of a decoder's config that change what the same weights compute.
+DECIDING = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "logit_scale",
+    "use_qk_norm",
+)
 # What the output folder says of its origin.
 RECORD = "merge.json"
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 # Files about the weights that went in.
 LEFT_OUT = ("README.md", "LICENSES.md", "results.json", "report.html", "sheet.png", RECORD)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _DECODER = re.compile(r"model\.language_model\.(.+)")
 
 
@@ -71,7 +80,8 @@ def mix(
     try:
         work.mkdir(parents=True)
         for file in sorted(folder.iterdir()):
-            if file.is_file() and file.suffix != ".safetensors" and file.name not in LEFT_OUT:
+            left_out = file.suffix in (".safetensors", *PICKLES) or file.name in LEFT_OUT
+            if file.is_file() and not left_out:
                 shutil.copy2(file, work / file.name)
         # The same tensors in the same files, so that an index stays right.
         for file in sorted({ref.file for ref in own.values()}):
@@ -96,11 +106,13 @@ def _check_kinds(maya: Model, text: Model) -> None:
         raise ValueError(
             f"{maya}: model_type: expected 'maya', found {config.get('model_type')!r}: merge an adapter first"
         )
-    decoder = (config.get("text_config") or {}).get("model_type")
-    if base.get("model_type") != decoder:
-        raise ValueError(
-            f"{text}: model_type: expected {decoder!r}, the decoder of {maya}, found {base.get('model_type')!r}"
-        )
+    decoder = config.get("text_config") or {}
+    for name in ("model_type", *DECIDING):
+        expected, found = decoder.get(name), base.get(name, decoder.get(name))
+        if found != expected:
+            raise ValueError(
+                f"{text}: {name}: expected {expected!r}, that of the decoder of {maya}, found {found!r}"
+            )
 
 
 def _whole(model: Model) -> Path:

@@ -1,5 +1,6 @@
 """Publishing to a Hub on this machine, and loading back by repository name as a stranger would."""
 
+import argparse
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 
 from maya_vlm.model_card.hub.publish import check_model, chosen_files, publish
 from maya_vlm.model_card.hub.try_out import answer
+from maya_vlm.training.cli import publish as cli
 from tests.helpers.bare_python import make_site, run_bare
 from tests.helpers.hub_server import HubServer, Repository
 from tests.helpers.tiny_maya import save_tiny_maya, tiny_maya, tiny_picture
@@ -40,6 +42,7 @@ import json
 from pathlib import Path
 from datasets import Dataset, load_dataset
 from maya_vlm.model_card.hub.publish import publish
+from peft import LoraConfig, get_peft_model
 from tests.helpers.tiny_maya import tiny_maya
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -54,6 +57,17 @@ except OSError as error:
     told["refused"] = str(error)
 told["request"] = publish(FOLDER, "user/tiny", create_pr=True, message="Better", verify=False)
 from maya_vlm.model_card.hub import publish as module
+publish(FOLDER, "user/base", licence="cc-by-nc-4.0", verify=False)
+# The Hub on this machine answers nothing about cards.
+module.licence_of = lambda name, token: {"user/base": "cc-by-nc-4.0"}.get(name)
+base = AutoModelForImageTextToText.from_pretrained("user/base")
+get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained("adapter")
+told["form"] = Path("adapter", "README.md").read_text()
+try:
+    publish("adapter", "user/adapter", licence="mit")
+except ValueError as error:
+    told["other licence"] = str(error)
+told["adapter"] = publish("adapter", "user/adapter")
 answers = iter([[1, 2], [1, 3]])
 module.answer = lambda *args: next(answers)
 try:
@@ -148,6 +162,18 @@ def test_a_pushed_model_that_answers_otherwise_is_told(told):
     )
 
 
+def test_the_base_of_an_adapter_decides_about_its_licence(hub, told):
+    assert told["other licence"].startswith(
+        "licence: expected cc-by-nc-4.0 or another non-commercial one, as the base user/base is"
+    )
+    # The form that peft saves is replaced by a card.
+    assert "# Model Card for Model ID" in told["form"]
+    card = hub.files("model", "user/adapter")["README.md"].decode()
+    assert "license: cc-by-nc-4.0" in card
+    assert "base_model_relation: adapter" in card
+    assert "the pushed model answers as adapter does" in told["output"]
+
+
 def test_code_of_the_folder_that_does_not_run_is_found_before_sending(tmp_path):
     folder = save_tiny_maya(tmp_path / "tiny")
     code = folder / "modeling_maya.py"
@@ -232,6 +258,27 @@ def test_a_card_of_ones_own_is_kept(tmp_path):
     assert (folder / "README.md").read_text() == "# My own\n"
 
 
+def test_code_that_nothing_has_run_is_not_sent(tmp_path):
+    folder = save_tiny_maya(tmp_path / "tiny")
+    code = folder / "modeling_maya.py"
+    code.write_text(code.read_text() + "\nraise RuntimeError('an old module')\n")
+    with pytest.raises(
+        ValueError, match=r"modeling_maya\.py: expected the code of the installed"
+    ) as told:
+        publish(folder, "user/tiny")
+    assert "\n" not in str(told.value)
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("option", [["--dry-run"], ["--create-pr"], ["--license", "mit"]])
+def test_options_of_models_are_refused_for_a_space(option):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    arguments = parser.parse_args(["user/tiny", "user/space", "--kind", "space", *option])
+    with pytest.raises(ValueError, match=f"{option[0]}: expected a model or a dataset"):
+        cli.run(arguments)
+
+
 def test_other_files_and_pickles_are_left_out(folder):
     chosen, left_out = chosen_files(folder, "model")
     assert {"answers.parquet", "optimizer.pt", "pretrain/"} <= set(left_out)
@@ -244,6 +291,7 @@ def test_other_files_and_pickles_are_left_out(folder):
         ({"folder": "/no/such/folder"}, FileNotFoundError, "no folder"),
         ({"repo_id": "just-a-name"}, ValueError, "expected 'user/name'"),
         ({"repo_id": "user/a b"}, ValueError, "expected 'user/name'"),
+        ({"kind": "dataset", "licence": "mit"}, ValueError, "licence: only for models"),
         ({"kind": "space"}, ValueError, "expected 'model' or 'dataset'"),
         ({"kind": "dataset", "folder": "tests"}, FileNotFoundError, r"no \.parquet files"),
         ({"folder": "tests"}, FileNotFoundError, "not a model folder"),
