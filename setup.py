@@ -64,6 +64,8 @@ EVAL = [
 ]
 # Parts of transformers' server are replaced by name.
 SERVE = ["transformers[serving]>=5.6,<5.25"]
+# `maya convert --to gguf`.
+GGUF = ["gguf>=0.17"]
 # ZeRO; it compiles its operations when they are first used.
 DEEPSPEED = ["deepspeed>=0.18"]
 # `sphinx-build -W -b html docs site` makes the pages.
@@ -111,9 +113,10 @@ setup(
         "data": DATA,
         "eval": EVAL,
         "serve": SERVE,
+        "gguf": GGUF,
         "deepspeed": DEEPSPEED,
         "docs": DOCS,
-        "test": sorted({*TRAIN, *DATA, *EVAL, *SERVE, *DOCS, *TEST}),
+        "test": sorted({*TRAIN, *DATA, *EVAL, *SERVE, *GGUF, *DOCS, *TEST}),
     },
     entry_points={
         "console_scripts": ["maya = maya_vlm.training.cli:main"],

@@ -15,5 +15,6 @@ do not import it; `modeling_maya/__init__.py` calls `loading.register`. In the o
 - to_maya.py: plans the conversion to a Maya.
 - to_original.py: plans the conversion of a Maya to the original's layout.
 - to_llava.py: plans the export to transformers' own LLaVA.
+- to_gguf.py: plans the export to GGUF, for llama.cpp, and writes its files.
 - convert.py: the function `convert`. Begin here.
 """

@@ -5,6 +5,7 @@
     convert("lora_folder", "maya", base_model="CohereForAI/aya-23-8B")         LoRA layers
     convert("maya-8b", "back", to="llava_cohere")                              for the original's code
     convert("maya-8b", "llava", to="llava")                                    for tools that know LLaVA
+    convert("maya-8b", "gguf", to="gguf")                                      for llama.cpp
 
 Tensors are copied from file to file in chunks, so the memory needed does not grow with the checkpoint. The
 result appears under its name only when it is complete.
@@ -22,13 +23,14 @@ from processing_maya.processing_llava_cohere import MODEL_TYPE
 
 from .origin import fetch
 from .tensors import stored_dtype
+from .to_gguf import plan_gguf, split_files
 from .to_llava import plan_llava
 from .to_maya import plan_maya
 from .to_original import plan_original
 from .write import check_output, describe, make_report, write
 
 MAX_SHARD_SIZE = "5GB"
-LLAVA = "llava"
+LLAVA, GGUF = "llava", "gguf"
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -51,7 +53,8 @@ def convert(
 
     Args:
         source: folder or Hub repository: a full `llava_cohere` checkpoint, a folder with
-            `mm_projector.bin`, one with the original's LoRA files, or (to `llava_cohere` and `llava`) a Maya.
+            `mm_projector.bin`, one with the original's LoRA files, or (to other formats than
+            `maya`) a Maya.
         output: the folder to write; it must not exist or be empty. Not needed for `dry_run`.
         base_model: the decoder's folder or repository, for projector-only and LoRA sources.
         vision_tower: the vision tower's folder or repository; default: what the config names.
@@ -59,7 +62,7 @@ def convert(
             has one), or `"hub"`, the tower that the config or `vision_tower` names. If both are
             available, the report has the largest difference between them.
         to: `"maya"`, `"llava_cohere"` (for the original's code), or `"llava"`: transformers' own
-            `LlavaForConditionalGeneration`, which needs no remote code.
+            `LlavaForConditionalGeneration`, which needs no remote code, or `"gguf"`: two files for llama.cpp.
         dry_run: check everything and report, but write nothing.
         trust_remote_code: passed on when the tokenizer is loaded.
         dtype: `"float32"`, `"float16"` or `"bfloat16"`; default: every tensor as it is stored.
@@ -74,8 +77,9 @@ def convert(
         ValueError, OSError: one line that names file and key, what was expected and what was found.
             No output is left behind. A killed run leaves no folder that loads.
     """
-    if to not in ("maya", MODEL_TYPE, LLAVA):
-        raise ValueError(f"to: expected 'maya', {MODEL_TYPE!r} or {LLAVA!r}, found {to!r}")
+    formats = ("maya", MODEL_TYPE, LLAVA, GGUF)
+    if to not in formats:
+        raise ValueError(f"to: expected one of {', '.join(formats)}, found {to!r}")
     if tower_source not in ("checkpoint", "hub"):
         raise ValueError(f"tower_source: expected 'checkpoint' or 'hub', found {tower_source!r}")
     cast = FLOATS.get(dtype) if isinstance(dtype, str) else dtype
@@ -97,6 +101,8 @@ def convert(
             trust_remote_code=trust_remote_code,
             dtype=cast,
         )
+    elif to == GGUF:
+        plan, cast = plan_gguf(origin, cast), None
     else:
         if to == LLAVA:
             plan = plan_llava(origin)
@@ -106,18 +112,21 @@ def convert(
             plan.config["dtype" if to == LLAVA else "torch_dtype"] = str(cast).removeprefix(
                 "torch."
             )
-    shards = split_state_dict_into_shards_factory(
-        plan.tensors,
-        get_storage_size=lambda ref: ref.numel * stored_dtype(ref, cast).itemsize,
-        get_storage_id=lambda ref: None,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    report = make_report(plan, shards, cast)
+    if to == GGUF:
+        files = split_files(plan)
+    else:
+        files = split_state_dict_into_shards_factory(
+            plan.tensors,
+            get_storage_size=lambda ref: ref.numel * stored_dtype(ref, cast).itemsize,
+            get_storage_id=lambda ref: None,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        ).filename_to_tensors
+    report = make_report(plan, files, cast)
     for line in describe(plan, report, output, to, dry_run):
         log(line)
     if not dry_run:
         assert output is not None
-        write(plan, shards, Path(output), cast)
+        write(plan, files, Path(output), cast)
         log(f"written: {output}")
     return report

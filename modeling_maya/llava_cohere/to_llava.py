@@ -38,18 +38,9 @@ def plan_llava(origin: Origin) -> ConversionPlan:
             grey or resized without regard to their aspect.
     """
     folder, where = origin.folder, str(origin.folder / "config.json")
-    raw = read_json(folder / "config.json")
-    if raw.get("model_type") != MayaConfig.model_type:
-        raise ValueError(f"{where}: model_type: expected 'maya', found {raw.get('model_type')!r}")
-    with reading(where):
-        config = MayaConfig.from_dict(dict(raw))
-        shapes = native_shapes(config)
+    raw, config, tensors = read_maya(folder)
     _check_parts(config, where)
-    pictures = _picture_settings(folder)
-    tensors = read_weights(folder, pickles=False)
-    if config.tie_word_embeddings:
-        tensors.pop(HEAD, None)
-    check_shapes(tensors, shapes, str(folder))
+    pictures = picture_settings(folder)
     files = sorted({ref.file for ref in tensors.values()} | {folder / "config.json"})
     notes = _fold_logit_scale(tensors, config)
     written = _llava_config(config, tied=HEAD not in tensors, dtype=raw.get("dtype"))
@@ -85,6 +76,26 @@ def plan_llava(origin: Origin) -> ConversionPlan:
     return ConversionPlan("Maya", tensors, written, record, files, finish, notes=notes)
 
 
+def read_maya(folder: Path) -> tuple[dict[str, Any], MayaConfig, dict[str, TensorRef]]:
+    """Return a Maya's config.json, its config, and its tensors by name, whose shapes are checked.
+
+    Raises:
+        ValueError, OSError: one line that names the file and what is wrong in it.
+    """
+    where = str(folder / "config.json")
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") != MayaConfig.model_type:
+        raise ValueError(f"{where}: model_type: expected 'maya', found {raw.get('model_type')!r}")
+    with reading(where):
+        config = MayaConfig.from_dict(dict(raw))
+        shapes = native_shapes(config)
+    tensors = read_weights(folder, pickles=False)
+    if config.tie_word_embeddings:
+        tensors.pop(HEAD, None)
+    check_shapes(tensors, shapes, str(folder))
+    return raw, config, tensors
+
+
 def _check_parts(config: MayaConfig, where: str) -> None:
     """Raise ValueError for a tower or projector that transformers' LLaVA does not support."""
     tower, layers = config.vision_config.model_type, config.projector_num_layers
@@ -99,8 +110,8 @@ def _check_parts(config: MayaConfig, where: str) -> None:
         )
 
 
-def _picture_settings(folder: Path) -> dict[str, Any]:
-    """Return settings of LLaVA's image processor that give the same pixels; ValueError if there are none."""
+def picture_settings(folder: Path) -> dict[str, Any]:
+    """Return settings of LLaVA's image processor that give the same pixels; raise ValueError if there are none."""
     path = folder / "processor_config.json"
     settings = (optional_json(path) or {}).get("image_processor")
     if settings is None:
@@ -198,16 +209,16 @@ def _llava_tensors(tensors: dict[str, TensorRef], config: MayaConfig) -> dict[st
     if config.projector_num_layers == 1:
         width = config.text_config.hidden_size
         for kind, value in (("weight", torch.eye(width)), ("bias", torch.zeros(width))):
-            renamed[f"{PROJECTOR}.linear_2.{kind}"] = _made(value, like)
+            renamed[f"{PROJECTOR}.linear_2.{kind}"] = made(value, like)
     # LLaVA reads the features before this norm, but a checkpoint must have the norm's weights.
     width = config.vision_config.hidden_size
     for kind, value in (("weight", torch.ones(width)), ("bias", torch.zeros(width))):
-        renamed[f"{LAST_NORM}.{kind}"] = _made(value, like)
-    unused = ("model.vision_tower.head.", *_layers_behind(config))
+        renamed[f"{LAST_NORM}.{kind}"] = made(value, like)
+    unused = ("model.vision_tower.head.", *layers_behind(config))
     return {key: ref for key, ref in renamed.items() if not key.startswith(unused)}
 
 
-def _layers_behind(config: MayaConfig) -> list[str]:
+def layers_behind(config: MayaConfig) -> list[str]:
     """Return the name prefixes of the tower's layers that Maya does not read."""
     return [
         f"model.vision_tower.encoder.layers.{number}."
@@ -215,7 +226,7 @@ def _layers_behind(config: MayaConfig) -> list[str]:
     ]
 
 
-def _made(value: torch.Tensor, like: TensorRef) -> TensorRef:
+def made(value: torch.Tensor, like: TensorRef) -> TensorRef:
     """Return a TensorRef of `value`, cast to the dtype of `like`."""
     value = value.to(like.dtype)
     return replace(like, shape=tuple(value.shape), read=lambda: iter([value.reshape(-1)]))

@@ -28,11 +28,11 @@ from .tensors import (
 UNUSED_TOWER = "unused_tower.safetensors"
 PARTIAL_CONFIG = "config.json.partial"
 PARTS = (
-    ("embeddings", r"(model\.language_model|model)\.embed_tokens\."),
-    ("decoder layers", r"(model\.language_model|model)\.(layers|norm)\."),
+    ("embeddings", r"(model\.language_model|model)\.embed_tokens\.|token_embd\."),
+    ("decoder layers", r"(model\.language_model|model)\.(layers|norm)\.|blk\.|output_norm\."),
     ("head", r"lm_head\."),
-    ("projector", r"model\.(multi_modal_projector|mm_projector)\."),
-    ("vision tower", r"model\.vision_tower\."),
+    ("projector", r"model\.(multi_modal_projector|mm_projector)\.|mm\."),
+    ("vision tower", r"model\.vision_tower\.|v\."),
 )
 
 
@@ -48,6 +48,12 @@ class ConversionPlan:
     finish: Callable[[Path], None]  # writes all small files, and config.json as PARTIAL_CONFIG
     side: dict[str, TensorRef] = field(default_factory=dict)  # for UNUSED_TOWER
     notes: list[str] = field(default_factory=list)
+    write_file: Callable[[Path, dict[str, TensorRef], torch.dtype | None], None] = write_safetensors
+    indexed: bool = True  # several files get an index
+    # Returns the tensors of the written folder, to check their shapes.
+    read_back: Callable[[Path], dict[str, TensorRef]] = lambda folder: read_weights(
+        folder, pickles=False
+    )
 
 
 def versions() -> dict[str, str]:
@@ -55,12 +61,14 @@ def versions() -> dict[str, str]:
     return {"transformers": transformers.__version__, "torch": torch.__version__}
 
 
-def make_report(plan: ConversionPlan, shards: Any, dtype: torch.dtype | None) -> dict[str, Any]:
+def make_report(
+    plan: ConversionPlan, files: dict[str, list[str]], dtype: torch.dtype | None
+) -> dict[str, Any]:
     """Return the report of `convert`.
 
     Args:
         plan: of the conversion.
-        shards: huggingface_hub's split of the plan's tensors into files.
+        files: names of the tensors of each file to write.
         dtype: floating-point tensors are cast to it; None casts nothing.
     """
     chosen = {
@@ -75,7 +83,7 @@ def make_report(plan: ConversionPlan, shards: Any, dtype: torch.dtype | None) ->
         "bytes": stored_bytes(plan.tensors.values(), dtype),
         "shards": {
             name: stored_bytes((plan.tensors[key] for key in keys), dtype)
-            for name, keys in sorted(shards.filename_to_tensors.items())
+            for name, keys in sorted(files.items())
         },
         "side_bytes": stored_bytes(plan.side.values(), dtype),
         # A chunk as stored and in float32, the chunk it is compared with, and the header's text. Pickles
@@ -140,7 +148,9 @@ def _is_leftover(output: Path) -> bool:
     return (output / PARTIAL_CONFIG).is_file() and not (output / "config.json").exists()
 
 
-def write(plan: ConversionPlan, shards: Any, output: Path, dtype: torch.dtype | None) -> None:
+def write(
+    plan: ConversionPlan, files: dict[str, list[str]], output: Path, dtype: torch.dtype | None
+) -> None:
     """Write into a hidden folder beside `output`, then rename the folder, then its config.json.
 
     A folder without config.json does not load. That name appears last, in one step.
@@ -160,15 +170,13 @@ def write(plan: ConversionPlan, shards: Any, output: Path, dtype: torch.dtype | 
     work = output.parent / f".{output.name}.converting-{os.getpid()}"
     work.mkdir()
     try:
-        for name, keys in sorted(shards.filename_to_tensors.items()):
-            write_safetensors(work / name, {key: plan.tensors[key] for key in keys}, dtype)
-        if shards.is_sharded:
+        for name, keys in sorted(files.items()):
+            plan.write_file(work / name, {key: plan.tensors[key] for key in keys}, dtype)
+        if len(files) > 1 and plan.indexed:
+            file_of = {key: name for name, keys in files.items() for key in keys}
             write_json(
                 work / "model.safetensors.index.json",
-                {
-                    "metadata": {"total_size": size},
-                    "weight_map": dict(sorted(shards.tensor_to_filename.items())),
-                },
+                {"metadata": {"total_size": size}, "weight_map": dict(sorted(file_of.items()))},
             )
         if plan.side:
             write_safetensors(work / UNUSED_TOWER, plan.side, dtype)
@@ -179,7 +187,7 @@ def write(plan: ConversionPlan, shards: Any, output: Path, dtype: torch.dtype | 
         write_json(work / RECORD, plan.record)
         plan.finish(work)
         check_shapes(
-            read_weights(work, pickles=False),
+            plan.read_back(work),
             {key: ref.shape for key, ref in plan.tensors.items()},
             str(work),
         )

@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to",
-        choices=["maya", "llava_cohere", "llava"],
+        choices=["maya", "llava_cohere", "llava", "gguf"],
         default="maya",
-        help="llava: transformers' own LLaVA, which loads without remote code",
+        help="llava: transformers' own LLaVA, which loads without remote code; gguf: files for llama.cpp",
     )
     parser.add_argument("--dtype", help="e.g. bfloat16 (default: as stored)")
     parser.add_argument("--revision", help="branch, tag or commit of the source repository")
