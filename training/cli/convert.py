@@ -1,4 +1,4 @@
-"""`maya convert`: convert the original Maya's weights."""
+"""`maya convert`: convert the original Maya's weights, or export a Maya to another format."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from .parser import add_trust, as_path, as_place
 EXAMPLES = """
 maya convert user/original maya --dry-run
 maya convert runs/mini original --to llava_cohere
-maya convert runs/mini llava --to llava
+maya convert runs/mini mini-gguf --to gguf
 """
 
 
