@@ -75,7 +75,7 @@ def test_every_weight_arrives(tmp_path, layers):
     features = torch.randn(5, model.config.vision_config.hidden_size)
     hidden = functional.linear(features, stored["mm.0.weight"], stored["mm.0.bias"])
     found = functional.linear(functional.gelu(hidden), stored["mm.2.weight"], stored["mm.2.bias"])
-    expected = model.model.multi_modal_projector(features[None])[0]
+    expected = model.model.multi_modal_projector(features[None])[0].detach()
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
@@ -187,3 +187,8 @@ def test_the_results():
     )
     assert f"llama-cpp-python=={found['engine']['llama-cpp-python']}" == comparison.PACKAGE
     assert "/tmp" not in text
+    mini = found["cases"][comparison.MINI]
+    page = (comparison.REPOSITORY / "docs" / "serve.md").read_text(encoding="utf-8")
+    quantized = round(mini["agreement"][comparison.QUANTIZED] * mini["requests"])
+    assert f"{mini['requests']} of its pictures as transformers, {quantized} after" in page
+    assert f"differ by up to {mini['largest_logprob_difference']:.4f}" in page
