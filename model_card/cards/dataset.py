@@ -1,12 +1,15 @@
 """Make the card of a dataset from the manifest of its build. No number is typed."""
 
+import json
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from maya_vlm.training.common.languages import NAMES
 from maya_vlm.training.data.dataset.manifest_shape import FORMAT, check_manifest
 
-from .model import MARKER, read_json, render, write_card
+from .model import MARKER, Markdown, read_json, render, write_card
 
 SIZES = (
     (1_000, "n<1K"),
@@ -84,9 +87,22 @@ def dataset_card(folder: Path, repo_id: str) -> str:
         "default": next(iter(manifest["configs"])),
         "found": _found(manifest["toxicity"]),
         "column": "messages" if conversations else "caption",
+        "example": _example(folder, next(iter(manifest["configs"].values()))["path"]),
         "messages": manifest["messages"] if "messages" in manifest["configs"] else None,
     }
     return render("dataset.md.jinja", metadata, values)
+
+
+def _example(folder: Path, pattern: str) -> Markdown:
+    """Return the first row of a config as JSON, without null values; "" without a file of it here."""
+    file = min(folder.glob(pattern), default=None)
+    if file is None:
+        return Markdown("")
+    row = next(pq.ParquetFile(file).iter_batches(batch_size=1)).to_pylist()[0]
+    kept = {name: value for name, value in row.items() if value is not None}
+    text = json.dumps(kept, indent=2, ensure_ascii=False, default=str)
+    # A text that closes the block would be read as part of the card.
+    return Markdown(text.replace("```", r"\u0060\u0060\u0060"))
 
 
 def _found(toxicity: dict[str, Any] | None) -> list[dict[str, Any]]:

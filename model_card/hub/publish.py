@@ -10,9 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+from maya_vlm.training.common.reading import read_text
 from maya_vlm.training.common.telling import one_line, printable
 
-from ..cards.dataset import write_dataset_card
+from ..cards.dataset import dataset_card, read_manifest, write_dataset_card
 from ..cards.model import base_models, licence_texts, model_card, write_card
 from .publish_dataset import check_configs, check_files, push_dataset
 from .recipe_copy import published_recipe
@@ -93,7 +94,7 @@ def publish(
         overwrite_card: also replace a card that somebody wrote on the Hub. In a terminal the user is asked.
         message: of a model's commit.
         create_pr: send a model as a pull request.
-        dry_run: check everything, print what would be sent, and send nothing.
+        dry_run: check everything, print what would be sent and the card, and send nothing.
         verify: have a model answer before and after.
         trust_remote_code: have it answer by the code that comes with it, and not by the installed classes.
         licence: the Hub's id of a model's licence, such as apache-2.0, where its bases do not decide it.
@@ -133,7 +134,7 @@ def publish(
         check_model(folder)
         terms = {base: known for base in base_models(folder) if (known := licence_of(base, token))}
         # A card that the owner wrote is kept, but the bases decide about the licence all the same.
-        model_card(folder, repo_id, licence=licence, base_licences=terms)
+        card = model_card(folder, repo_id, licence=licence, base_licences=terms)
         if verify and not trust_remote_code:
             _check_code(folder)
         if not dry_run:
@@ -144,6 +145,8 @@ def publish(
         if not dry_run:
             write_dataset_card(folder, repo_id)
         check_configs(folder)
+        built = read_manifest(folder) is not None
+        card = dataset_card(folder, repo_id) if built else read_text(folder / "README.md")
 
     files, left_out = chosen_files(folder, kind)
     size = sum(f.stat().st_size for f in files) / 2**20
@@ -155,6 +158,9 @@ def publish(
             print(
                 f"  {printable(file.relative_to(folder).as_posix())}  {file.stat().st_size:,} bytes"
             )
+        print("\nREADME.md:\n")
+        for line in card.splitlines():
+            print(f"  {printable(line)}")
         return "nowhere: nothing was sent"
     with tempfile.TemporaryDirectory() as scratch:
         # Compare what arrives with the hashes of the check.

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_local"
 LFS_FROM = 100_000  # bytes: files from here on travel as LFS objects
 LFS_ALWAYS = (".safetensors", ".parquet", ".bin", ".arrow")
@@ -340,6 +342,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "likes": 0,
                 "lastModified": "2026-01-01T00:00:00.000Z",
                 "createdAt": "2026-01-01T00:00:00.000Z",
+                "cardData": _metadata(files.get("README.md", b"")),
             },
         )
 
@@ -420,6 +423,12 @@ class _Handler(BaseHTTPRequestHandler):
 def _oid(content: bytes) -> str:
     """Git's name of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _metadata(card: bytes) -> dict:
+    """The YAML at the top of a card."""
+    parts = card.decode(errors="replace").split("---\n", 2)
+    return (yaml.safe_load(parts[1]) or {}) if len(parts) == 3 and not parts[0] else {}
 
 
 def _is_lfs(name: str, content: bytes) -> bool:

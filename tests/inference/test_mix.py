@@ -1,6 +1,7 @@
 """`maya merge --alpha`: a Maya's decoder averaged with the language model that it came from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,22 @@ def test_the_command_and_the_card(maya, text, tmp_path, capsys):
     assert "--alpha: expected --base, the language model" in capsys.readouterr().err
 
 
+def test_other_tokens_are_refused(maya, text, tmp_path):
+    base = tmp_path / "text"
+    shutil.copytree(text, base)
+    shutil.copy(maya / "tokenizer.json", base / "tokenizer.json")
+    mix(str(maya), tmp_path / "merged", str(base), 0.5)
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json: '[ab]': expected number \d+, as in .*, found"
+    ):
+        mix(str(maya), tmp_path / "other", str(base), 0.5)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -125,6 +142,7 @@ def test_the_command_and_the_card(maya, text, tmp_path, capsys):
             {"kind": "llama"},
             "text: model_type: expected 'cohere', that of the decoder of .*found 'llama'",
         ),
+        ({"tie_word_embeddings": False}, "text: tie_word_embeddings: expected True, .*found False"),
         ({"logit_scale": 2.0}, "text: logit_scale: expected .*found 2.0"),
         ({"num_hidden_layers": 9}, "text: num_hidden_layers: expected .*found 9"),
         ({"drop": "model.norm.weight"}, "model.norm.weight: expected a tensor of shape .*none"),
@@ -138,7 +156,7 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_written(
     base.mkdir()
     config = json.loads((text / "config.json").read_text())
     config["model_type"] = damage.get("kind", config["model_type"])
-    fields = ("logit_scale", "num_hidden_layers")
+    fields = ("logit_scale", "num_hidden_layers", "tie_word_embeddings")
     config |= {name: damage[name] for name in fields if name in damage}
     (base / "config.json").write_text(json.dumps(config))
     tensors = values(text)

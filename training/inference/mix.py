@@ -23,6 +23,8 @@ from modeling_maya.llava_cohere.tensors import (
 
 from ..common.files import ordinary_permissions, write_json
 from ..common.models import Model, find_model, read_config
+from ..common.reading import read_json_mapping
+from ..common.telling import one_line
 from ..common.versions import own_version
 
 # Fields of a decoder's config that change what the same weights compute.
@@ -32,6 +34,7 @@ DECIDING = (
     "num_key_value_heads",
     "logit_scale",
     "use_qk_norm",
+    "tie_word_embeddings",
 )
 # What the output folder says of its origin.
 RECORD = "merge.json"
@@ -72,9 +75,10 @@ def mix(
         raise ValueError(f"alpha: expected 0 to 1, found {alpha:g}")
     maya, text = find_model(model, revision), find_model(base)
     _check_kinds(maya, text)
-    folder = _whole(maya)
+    folder, base_folder = _whole(maya), _whole(text)
+    _check_tokenizers(folder, base_folder)
     own = read_weights(folder, pickles=False)
-    theirs = read_weights(_whole(text), pickles=False)
+    theirs = read_weights(base_folder, pickles=False)
     merged = {key: _mixed(key, ref, theirs, alpha, str(text)) for key, ref in own.items()}
     work = output.parent / f".{output.name}.merging-{os.getpid()}"
     try:
@@ -107,12 +111,28 @@ def _check_kinds(maya: Model, text: Model) -> None:
             f"{maya}: model_type: expected 'maya', found {config.get('model_type')!r}: merge an adapter first"
         )
     decoder = config.get("text_config") or {}
+    # Maya's own field decides about its head.
+    decoder |= {"tie_word_embeddings": config.get("tie_word_embeddings")}
     for name in ("model_type", *DECIDING):
         expected, found = decoder.get(name), base.get(name, decoder.get(name))
         if found != expected:
             raise ValueError(
                 f"{text}: {name}: expected {expected!r}, that of the decoder of {maya}, found {found!r}"
             )
+
+
+def _check_tokenizers(maya: Path, base: Path) -> None:
+    """Raise ValueError if a token of the base has another number in the Maya; a base without tokenizer passes."""
+    first, second = (folder / "tokenizer.json" for folder in (maya, base))
+    if not (first.is_file() and second.is_file()):
+        return
+    own, theirs = (read_json_mapping(path)["model"]["vocab"] for path in (first, second))
+    if own != theirs:
+        token = min(own.items() ^ theirs.items())[0]
+        raise ValueError(
+            f"{second}: {one_line(repr(token), 40)}: expected number {own.get(token)}, as in {first}, found "
+            f"{theirs.get(token)}: the decoders were trained with other tokens and cannot be averaged"
+        )
 
 
 def _whole(model: Model) -> Path:

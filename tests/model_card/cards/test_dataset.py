@@ -53,6 +53,13 @@ def test_the_card_says_what_the_manifest_says(dataset):
     }
     (default,) = (c["config_name"] for c in head["configs"] if c.get("default"))
     assert default == "toxicity_free"
+    example = json.loads(card.split("```json\n")[1].split("```")[0])
+    row = pq.read_table(min(dataset.glob(manifest["configs"][default]["path"]))).to_pylist()[0]
+    assert example == json.loads(
+        json.dumps({name: value for name, value in row.items() if value is not None}, default=str)
+    )
+    assert example["toxicity"] == "clean"
+    assert "arXiv:2412.07112" in card
     for line in (
         "| French `fr` | 25 | 23 | 1 | 1 | 21 | 1 | 1 |",
         "| **all** | 50 | 48 | 1 | 1 | 44 | 2 | 2 |",
@@ -68,6 +75,17 @@ def test_the_card_says_what_the_manifest_says(dataset):
     assert str(dataset.parent) not in card
     assert str(dataset.parent.parent) not in json.dumps(manifest)
     assert "127.0.0.1" not in json.dumps(manifest)
+
+
+def test_an_example_does_not_end_its_block(tmp_path):
+    write_source(tmp_path / "in", [row | {"text": "```\n# Title"} for row in rows_of(25)])
+    plan = make_plan(tmp_path)
+    translate(plan)
+    assemble(plan, progress=False)
+    card = dataset_card(plan.folder / "dataset", "user/tiny")
+    example = json.loads(card.split("```json\n")[1].split("\n```")[0])
+    assert example["caption"] == "```\n# Title"
+    assert "\n# Title" not in card
 
 
 def test_the_card_shows_how_others_train_on_the_pictures(tmp_path):

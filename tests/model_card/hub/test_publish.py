@@ -152,6 +152,8 @@ def test_a_dry_run_writes_and_sends_nothing(hub, told):
     assert not told["card of a dry run"]
     assert "would send 13 files" in told["output"]
     assert re.search(r"  model.safetensors  [\d,]+ bytes", told["output"])
+    # The card is shown, and written nowhere.
+    assert "\n  # dry\n" in told["output"]
 
 
 def test_a_pushed_model_that_answers_otherwise_is_told(told):

@@ -9,7 +9,12 @@ from huggingface_hub import HfApi
 
 from maya_vlm.model_card.cards.model import MARKER
 from maya_vlm.model_card.hub.publish import check_links, publish
-from maya_vlm.model_card.hub.remote import Content, has_card_of_its_owner, open_repository
+from maya_vlm.model_card.hub.remote import (
+    Content,
+    has_card_of_its_owner,
+    licence_of,
+    open_repository,
+)
 from tests.helpers.hub_server import TOKEN, HubServer, Repository
 from tests.helpers.tiny_maya import save_tiny_maya
 
@@ -31,6 +36,21 @@ def there(hub, name, private=False, files=None, kind="model"):
     repository.commit("main", {".gitattributes": b"", **(files or {})}, "begin")
     hub.repositories[kind, name] = repository
     return name
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (b"---\nlicense: cc-by-nc-4.0\n---\n# A base\n", "cc-by-nc-4.0"),
+        (b"---\nlicense: [mit, apache-2.0]\n---\n", None),
+        (b"# A base without metadata\n", None),
+    ],
+)
+def test_the_licence_of_a_base_is_that_of_its_card(hub, api, monkeypatch, card, licence):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    name = there(hub, f"base/{hash(card)}", files={"README.md": card})
+    assert licence_of(name, TOKEN) == licence
+    assert licence_of("base/none", TOKEN) is None
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
