@@ -62,7 +62,7 @@ def test_the_list_names_protocols_metrics_and_languages(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--tasks pope,mimi", "unknown task 'mimi'; known: "),
+        ("--tasks pope,mimi", "found 'mimi'"),
         ("--languages en,xx", "unknown language 'xx'; 'test' has en, zh"),
         ("--languages ,", "no language asked for"),
         ("--batch-size 0", "batch_size must be at least 1"),

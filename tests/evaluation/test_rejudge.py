@@ -96,7 +96,7 @@ def test_a_judged_task_wants_a_judge_and_others_want_none(data, tmp_path):
     splits = {("Full", each): test_pope.rows(each) for each in test_pope.SETS}
     folder = write_dataset(tmp_path / "pope", test_pope.FEATURES, splits)
     with server() as judge:
-        with pytest.raises(ValueError, match="--judge: none of the tasks needs a judge: pope"):
+        with pytest.raises(ValueError, match="--judge: expected a task with a judge, found pope"):
             evaluate(
                 str(save_tiny_maya(tmp_path / "model")),
                 ["pope"],

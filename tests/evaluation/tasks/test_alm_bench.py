@@ -99,5 +99,5 @@ def test_scores_of_ten_are_means_by_type_category_and_language(protocol, tmp_pat
 
 
 def test_a_doubled_id_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="row 1: expected an ID of its own in English"):
+    with pytest.raises(ValueError, match="row 1: expected a unique ID in English"):
         AlmBench().load(write(tmp_path, [ROWS[0], ROWS[0]]))

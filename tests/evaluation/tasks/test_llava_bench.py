@@ -144,9 +144,7 @@ def test_a_language_of_failed_judgements_has_no_score_and_neither_has_the_mean(t
 
 def test_a_changed_column_or_category_is_one_line(tmp_path):
     rows = {"en": [row_of(0, "What?", "It.", "poem")]}
-    with pytest.raises(
-        ValueError, match=r"row 0: expected a question_id of its own and a category"
-    ):
+    with pytest.raises(ValueError, match=r"row 0: expected a unique question_id and a category"):
         LlavaBench().load(write_rows(tmp_path / "a", rows))
     rows = {"en": [{**row_of(0, "What?", "It.", "conv")}]}
     del rows["en"][0]["caption"]

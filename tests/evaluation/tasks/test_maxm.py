@@ -77,7 +77,9 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
         data = write(
             tmp_path / name, lambda lang, a=answers: [row | {"answers": a} for row in rows(lang)]
         )
-        with pytest.raises(ValueError, match=r"row 0: answers: expected a list of right ones"):
+        with pytest.raises(
+            ValueError, match=r"row 0: answers: expected a list of reference answers"
+        ):
             MaXm().load(Selection(data=data, languages=["en"]))
     bare = write(
         tmp_path / "b",

@@ -90,5 +90,5 @@ def test_the_evaluators_file_has_every_answer(tmp_path):
 
 
 def test_an_unknown_capability_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"row 0: expected a question_id of its own and a capab"):
+    with pytest.raises(ValueError, match=r"row 0: expected a unique question_id and a capab"):
         MmVet().load(write(tmp_path, [("v1_0", "What?", "a", "ocr,taste")]))

@@ -68,7 +68,7 @@ def test_scores_follow_the_protocol(tmp_path, protocol, parsed):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="expected the place of one of 2 choices, found -1"):
+    with pytest.raises(ValueError, match="expected the index of one of 2 choices, found -1"):
         ScienceQa().load(write(tmp_path / "a", [row(None, "?", ["x", "y"], -1)]))
     bare = [{name: cell for name, cell in one.items() if name != "choices"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no choices: use the files of lmms-lab/ScienceQA"):

@@ -80,7 +80,9 @@ def test_answers_are_compared_after_the_processor(tmp_path):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"row 0: answers: expected those of people, found \[\]"):
+    with pytest.raises(
+        ValueError, match=r"row 0: answers: expected a list of annotators' answers, found \[\]"
+    ):
         TextVqa().load(write(tmp_path / "a", [row(0, "what?", [], [])]))
     bare = [{name: one[name] for name in one if name != "ocr_tokens"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no ocr_tokens: use the files of lmms-lab/textvqa"):

@@ -59,7 +59,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"split: expected none, .* found 'en': choose languages"):
         XGqa().load(Selection(data=data, split="en"))
     empty = write(tmp_path / "b", lambda lang: [row | {"answer": " "} for row in rows(lang)])
-    with pytest.raises(ValueError, match=r"row 0: answer: expected one, found none"):
+    with pytest.raises(ValueError, match=r"row 0: answer: expected a text, found none"):
         XGqa().load(Selection(data=empty, languages=["en"]))
     null = write(tmp_path / "d", lambda lang: [row | {"question": None} for row in rows(lang)])
     with pytest.raises(ValueError, match=r"row 0: question: expected a text, found None"):

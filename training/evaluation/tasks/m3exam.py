@@ -1,9 +1,10 @@
 """M3Exam: questions of real school exams in seven languages, about pictures.
 
-Source: M3Exam (2306.05179), in the files and with the prompts of Pangea (2410.16153). Pictures stand at their marks,
-in the order of their columns; a chat template may put them before the text, as those of Maya do. A question with
-other numbers of marks and pictures is left out, and so is one whose answer is none of its options; both are counted
-in `asked`. The official files are locked against crawlers: do not publish their texts again.
+Source: M3Exam (2306.05179), in the files and with the prompts of Pangea (2410.16153). Each picture replaces its mark
+in the text, in the order of the columns; a chat template may put pictures before the text, as Maya's do. A
+question is left out if its marks and pictures do not match in number, or if its answer is not one of its options;
+the protocol's description counts both. The official files are encrypted against crawlers: do not republish their
+texts.
 """
 
 import base64
@@ -43,18 +44,18 @@ COLUMNS = (
 MAX_NEW_TOKENS = 32
 NO_PICTURE = pa.array(["", "None", None], pa.string())
 MARK = re.compile(r"\(image\)\[[^\]]+\]")
-# What stands before an option's text: (A), A., 1), (1).
+# The label before an option's text: (A), A., 1), (1).
 LABEL = re.compile(r"[(（]?([A-Za-z]|\d)[)）.．、:](?!\d)\s*")
 
 
 class Language(NamedTuple):
-    """How a language asks.
+    """The prompt in one language.
 
     Args:
-        split: of the dataset.
-        hint: before the question, with a place for the subject.
-        answer: after the options.
-        subjects: names of language, mathematics, social and natural science.
+        split: the dataset's split.
+        hint: text before the question, with a placeholder for the subject.
+        answer: text after the options.
+        subjects: names of language, mathematics, social science and natural science.
     """
 
     split: str
@@ -125,7 +126,7 @@ class M3Exam(Task):
     version = "2"
     contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."
     protocols = {
-        # Pangea's parser takes the first a to d of any word and guesses without one; the default does not.
+        # Pangea's parser takes the first a to d in any word, and guesses if it finds none; the default does not.
         "strict": "M3Exam (2306.05179), asked as Pangea (2410.16153); this package's parser",
         "pangea": "as strict, but Pangea's parser; where that guesses, the answer is wrong",
     }
