@@ -155,18 +155,18 @@ def test_one_cluster_is_too_little_to_tell():
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: mean_of_languages({"en": []}), "no answers in en"),
-        (lambda: ratio([]), "nothing to average"),
+        (lambda: mean_of_languages({"en": []}), "interval: en: expected at least one answer"),
+        (lambda: ratio([]), "expected at least one answer, found none"),
         (lambda: mean(alone([1.0, math.nan])), "expected finite numbers, found nan at 1"),
         (lambda: mean(alone([1.0, 0.5]), resamples=0), "resamples: expected at least 1"),
         (lambda: ratio([("a", 1.0, 0.0)]), "denominators of 0 or more with a sum above 0"),
         (
             lambda: paired_difference({"1": 1.0}, {}),
-            "question '1': expected with both models, not with the second",
+            "question '1': expected a score of both models, found none of the second",
         ),
         (
             lambda: paired_difference({}, {"1": 1.0}),
-            "question '1': expected with both models, not with the first",
+            "question '1': expected a score of both models, found none of the first",
         ),
         (lambda: paired_difference({"1": 1.0}, {"1": 1.0}, {}), "question '1': expected a cluster"),
         (lambda: paired_difference({}, {}), "at least one number"),
