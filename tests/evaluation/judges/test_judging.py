@@ -102,7 +102,7 @@ def test_a_damaged_line_is_left_out_and_told(tmp_path, capsys):
         found = judging(judge.url, tmp_path)(cases(5), "test")
         assert judge.requests == 6
     assert [one.value for one in found] == [expected(each) for each in cases(5)]
-    assert "j.jsonl: 1 damaged lines are left out" in capsys.readouterr().out
+    assert "j.jsonl: 1 damaged lines are skipped and judged again" in capsys.readouterr().out
 
 
 class Colour:
@@ -181,7 +181,8 @@ def test_a_judge_that_answers_prose_ends_in_one_line_and_is_not_paid_again(tmp_p
     with server(fallback=lambda text, lang: prose) as judge:
         for _ in range(2):
             with pytest.raises(
-                ValueError, match=r"^judge judge-1: none of \d+ judgements"
+                ValueError,
+                match=r"^judge judge-1: expected readable judgements, found none in \d+, ",
             ) as error:
                 judging(judge.url, tmp_path)(cases(100), "test")
             assert "expected two scores of 1 to 10 in the first line" in str(error.value)
@@ -193,7 +194,7 @@ def test_a_judge_that_answers_prose_ends_in_one_line_and_is_not_paid_again(tmp_p
 def test_a_server_that_refuses_every_request_ends_in_one_line(tmp_path):
     said = {case(place).text: "bad_request" for place in range(3)}
     with server(always=said) as judge:
-        with pytest.raises(ValueError, match="none of 3 judgements succeeded, the last: HTTP 400"):
+        with pytest.raises(ValueError, match="found none in 3, the last: HTTP 400"):
             judging(judge.url, tmp_path)(cases(3), "test")
 
 
@@ -207,7 +208,9 @@ def test_some_prose_fails_alone(tmp_path):
 
 
 def test_a_judge_that_is_not_there_is_told_before_and_in_between(tmp_path):
-    with pytest.raises(OSError, match=r"^--judge http://127.0.0.1:9/v1: nobody listens there"):
+    with pytest.raises(
+        OSError, match=r"^--judge http://127.0.0.1:9/v1: expected a server, found none"
+    ):
         judging("http://127.0.0.1:9/v1", tmp_path)
     with server() as judge:
         made = judging(judge.url, tmp_path, max_attempts=2)
