@@ -129,7 +129,7 @@ def test_no_task_in_common_is_refused(pair):
     results = read_results(pair[1] / "results.json")
     results["tasks"], results["rows"] = {}, []
     write_results(results, pair[1] / "results.json")
-    with pytest.raises(ValueError, match=r"a task that both have, found letters in .* and none in"):
+    with pytest.raises(ValueError, match=r"a common task, found letters in .* and none in"):
         compared(pair)
 
 

@@ -110,14 +110,14 @@ def test_numbers_baselines_failures_and_samples_are_on_the_page(tmp_path):
     assert re.search(
         r'aria-label="50\.0, 95 % interval [\d.]+ to [\d.]+, blind 0\.0, chance 50\.0', text
     )
-    assert re.search(r"<strong>2</strong> of 6 answers could not be read", text)
+    assert re.search(r"<strong>2</strong> of 6 answers could not be parsed", text)
     assert re.search(r"<strong>2</strong> of 6 answers were cut by the limit", text)
     assert "0 of 6 answers have a judgement that failed" in text
     # An English B to an English question is in the language asked for, to a Hindi one it is not.
     assert "0 of 6 answers are in another language" in text
     text = page(evaluation(tmp_path, ["A", "B", "A", "A", "B", "A"]))
     assert "<strong>1</strong> of 6 answers are in another language" in text
-    assert "Asked for → found: hi → en 1" in text
+    assert "Requested → found: hi → en 1" in text
     assert text.count("<article>") == 3
     assert "old pictures: choice" in text
     assert "Contamination" in text
@@ -259,9 +259,9 @@ def test_what_is_not_comparable_is_warned_of():
     info["settings"]["limit"] = None
     pope = next(table for table in tables if table["task"] == "pope")
     assert warning(pope, "pope", info) == ""
-    assert "another way of asking or scoring than pope:strict" in warning(pope, "pope:strict", info)
+    assert "prompts or scoring differ from pope:strict" in warning(pope, "pope:strict", info)
     info["settings"]["limit"] = 50
-    assert "on 3 pictures only" in warning(pope, "pope", info)
+    assert "only 3 pictures" in warning(pope, "pope", info)
     info["data"]["revision"] = None
     assert "on local files" in warning(pope, "pope", info)
     judged = next(table for table in tables if table.get("judge") == "gpt-4-0314")
