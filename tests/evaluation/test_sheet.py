@@ -125,7 +125,7 @@ def test_sheet_shows_pictures_and_marks(tmp_path):
     middle = sheet.MARGIN + sheet.CARD + sheet.GAP // 2
     assert right[:middle].any() != right[middle:].any()
     assert wrong[:middle].any() != wrong[middle:].any()
-    with pytest.raises(ValueError, match="no answers of old/choice"):
+    with pytest.raises(ValueError, match="expected answers of old/choice"):
         sheet.draw_sheet(task, loaded, given[2:3], tmp_path / "none.png")
 
 
