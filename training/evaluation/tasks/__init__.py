@@ -17,7 +17,7 @@ judged.py: base class of the tasks whose answers a judge model grades
 llava_bench.py, mm_vet.py, alm_bench.py: open answers, graded by a judge
 duels.py: base class of the tasks in which a judge compares two models' answers
 aya_vision_bench.py, m_wildvision.py: open answers in 23 languages, compared with another model's
-safety.py: harmful requests to refuse and harmless ones to answer, in ten languages
+safety.py, safety.yaml: harmful requests to refuse and harmless ones to answer, in ten languages
 """
 
 from ..protocol import Task

@@ -193,7 +193,7 @@ class M3Exam(Task):
 
 
 def _pictured(split: Split) -> list[list[int]]:
-    """The places of the columns in which each row has a picture."""
+    """Return, for each row, the indices of the columns that hold a picture."""
     columns = [
         pc.invert(pc.is_in(split.table.column(name), value_set=NO_PICTURE)).to_pylist()
         for name in IMAGES
@@ -204,9 +204,9 @@ def _pictured(split: Split) -> list[list[int]]:
 def _content(
     own: Language, row: Mapping[str, Any], options: Mapping[str, str], pictures: Sequence[str]
 ) -> tuple[str | Picture, ...] | None:
-    """The prompt, pictures at their marks; a single one in front where there is none.
+    """Return the prompt with pictures at their marks; a single picture without a mark goes in front.
 
-    A mark may name a picture again. None where marks and pictures cannot be matched.
+    Several marks may name the same picture. The result is None if marks and pictures do not match.
     """
     subject = dict(zip(SUBJECTS, own.subjects, strict=True)).get(
         row["subject_category"], row["subject_category"]
@@ -235,7 +235,7 @@ def _content(
 
 
 def _texts(options: Sequence[str]) -> list[str]:
-    """The options without their labels, where each is labelled with its place."""
+    """Return the options, without their labels if these number the options in order."""
     found = [LABEL.match(text) for text in options]
     if [match and _place(match[1]) for match in found] == list(range(len(options))):
         return [text[match.end() :] for text, match in zip(options, found, strict=True) if match]
@@ -243,7 +243,7 @@ def _texts(options: Sequence[str]) -> list[str]:
 
 
 def _place(label: str | None) -> int | None:
-    """The place that a letter or a number stands for: A, (A), 1, (1)."""
+    """Return the index for a letter or number such as A, (A), 1 or (1); None for any other text."""
     sign = (label or "").strip("()（）.． ").upper()
     if len(sign) == 1 and sign in LATIN:
         return LATIN.index(sign)
@@ -251,7 +251,7 @@ def _place(label: str | None) -> int | None:
 
 
 class _Pictures:
-    """Pictures that are written as base64 texts."""
+    """Pictures that the dataset stores as base64 text."""
 
     def __init__(self, rows: Mapping[str, tuple[Split, int, int]]):
         self.rows = rows

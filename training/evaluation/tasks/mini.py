@@ -1,4 +1,4 @@
-"""The mini benchmark: what does the picture show, in ten languages.
+"""The mini benchmark: questions in ten languages about the object that a picture shows.
 
 It asks three kinds of questions, from the mini dataset's instruction rows, about the pictures of one split (by
 default `test`: an art style that is not in the training data):
