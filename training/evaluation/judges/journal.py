@@ -43,7 +43,11 @@ class Journal(AppendOnly):
         self.cut(whole)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Append a record that survives a loss of power. Raises OSError if the disk refuses it."""
+        """Append a record that survives a loss of power.
+
+        Raises:
+            OSError: the disk refuses the record.
+        """
         super().append(record)
         self.sync()
         self.records[record["key"]] = record
