@@ -1,4 +1,4 @@
-"""Judging against a real HTTP server that misbehaves, and after a SIGKILL."""
+"""Judging with a real HTTP server that misbehaves, and after a SIGKILL."""
 
 import json
 import signal
@@ -75,7 +75,7 @@ def test_after_a_sigkill_no_call_that_was_answered_is_paid_again(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         path = tmp_path / "judgements.jsonl"
-        # As if the kill had come in the middle of a line.
+        # Simulate a kill in the middle of a line.
         path.write_bytes(path.read_bytes() + b'0123abcd {"key": "00')
         kept = set(Journal(path).records)
         assert 10 <= len(kept) < 60
@@ -88,7 +88,7 @@ def test_after_a_sigkill_no_call_that_was_answered_is_paid_again(tmp_path):
                 assert calls == before["", each.text] == 1
             else:
                 assert calls - before["", each.text] == 1
-        # Only calls that were under way at the kill came twice.
+        # Only the calls under way at the kill were repeated.
         assert judge.requests <= 60 + 4
 
 
@@ -116,7 +116,9 @@ class Colour:
 def test_the_key_is_everything_that_can_change_a_judgement_and_nothing_else():
     first = Case(REVIEW, case(0).fields, ("a",), Colour(0))
     key = first.key("judge", "1")
-    assert replace(first, pictures=("b",)).key("judge", "1") == key  # a name is no content
+    assert (
+        replace(first, pictures=("b",)).key("judge", "1") == key
+    )  # a picture's name is not part of its content
     others = [
         first.key("other", "1"),
         first.key("judge", "2"),
@@ -187,7 +189,7 @@ def test_a_judge_that_answers_prose_ends_in_one_line_and_is_not_paid_again(tmp_p
                 judging(judge.url, tmp_path)(cases(100), "test")
             assert "expected two scores of 1 to 10 in the first line" in str(error.value)
             assert "\n" not in str(error.value)
-        # Those under way when the judge was found out came to their end; the second time none is asked.
+        # The calls under way at the failure finished; the second run makes no call.
         assert UNREADABLE <= judge.requests < UNREADABLE + 8
 
 
@@ -253,7 +255,7 @@ def test_grades_that_stay_unreadable_are_counted_whatever_their_number(tmp_path)
 
 
 class NoSchemas(EndpointServer):
-    """A server that knows no JSON schemas."""
+    """A server without support for JSON schemas."""
 
     async def _answer(self, request):
         if "response_format" in await request.json():
@@ -265,7 +267,7 @@ class NoSchemas(EndpointServer):
 def test_a_server_without_json_schemas_is_asked_without(tmp_path):
     with NoSchemas(fallback=reply) as judge:
         found = judging(judge.url, tmp_path, concurrency=1)(cases(5, REVIEW_STRICT), "test")
-        assert judge.requests == 6  # one was refused
+        assert judge.requests == 6  # the server refused one of them
     assert [one.value for one in found] == [expected(each) for each in cases(5)]
     records = Journal(tmp_path / "j.jsonl").records.values()
     assert not any(record["structured"] for record in records)

@@ -1,4 +1,4 @@
-"""Local models as judges: of texts, and of images and texts."""
+"""Local models as judges: text models, and models of images and text."""
 
 from dataclasses import replace
 

@@ -54,7 +54,7 @@ def against(folder, loaded, texts=OTHERS):
 
 
 def balance(first, second):
-    """How much better the judge finds the first text, in either order."""
+    """Return by how much the judge prefers the first text; it is the same in both orders."""
     return max(-2, min(2, number(first, 5) - number(second, 5)))
 
 

@@ -10,7 +10,7 @@ from .public_rows import TEXT, answered, picture, write_dataset
 
 TEXTS = datasets.List(TEXT)
 FEATURES = {
-    # Not a feature Image, but what one is stored as.
+    # The storage type of the feature Image, not the feature itself.
     "image": {"bytes": datasets.Value("binary"), "path": TEXT},
     "image_id": TEXT,
     "question_id": TEXT,

@@ -66,7 +66,7 @@ def test_an_answer_is_graded_five_times_in_a_row_of_a_table(tmp_path):
     assert rows["score", "ability/math"]["value"] == pytest.approx(0.65)
     assert rows["score", "combination/math_ocr"]["n"] == 2
     assert rows["score", "combination/rec"]["value"] == 0
-    # Runs differ in the first answer alone: the deviation of .1 .3 .2 .5 .4, over three answers.
+    # Runs differ only in the first answer: the deviation of .1 .3 .2 .5 .4, over three answers.
     assert rows["spread", "ability/all"]["value"] == pytest.approx(0.02**0.5 / 3)
     assert ("score", "ability/know") not in rows
 

@@ -56,7 +56,7 @@ def test_scores_follow_the_protocol(tmp_path, protocol, right):
         for row in task.aggregate(scored, "model", {"all": ["ar", "de", "ko"]}, 0)
         if (row["metric"], row["language"]) == ("accuracy", "all")
     ]
-    # Of languages, not of questions.
+    # The mean is over languages, not over questions.
     assert mean == [pytest.approx((sum(right[:2]) / 2 + right[2] + right[3]) / 3)]
 
 

@@ -45,7 +45,7 @@ def test_questions_are_asked_as_llava_asks(tmp_path):
     assert [len(request.pictures) for request in loaded.requests] == [1, 0, 1]
     assert [request.expected for request in loaded.requests] == ["B", "A", "A"]
     assert loaded.pictures.load("test/2").getpixel((0, 0)) == (3, 90, 200)
-    # Questions without a picture stay the same in the runs that see none, or another.
+    # The blind and shuffled runs do not change questions without a picture.
     plans = planned(loaded, ("blind", "shuffled"), None, 0)
     assert [request.pictures for request in plans["shuffled"]] == [("test/2",), (), ("test/0",)]
     assert not any(request.pictures for request in plans["blind"])

@@ -73,7 +73,7 @@ def test_llava_gives_the_words_that_were_found(tmp_path):
 def test_answers_are_compared_after_the_processor(tmp_path):
     task = TextVqa()
     scored = answered(task, task.load(write(tmp_path)), ["Dakota!", "two", ""])
-    two = 0.6  # 2 of 10 leave-one-out sets have one other, 8 have two
+    two = 0.6  # of 10 leave-one-out sets, 2 have one equal answer, 8 have two
     assert values(task, scored, "accuracy") == {"all": pytest.approx((1 + two + 0) / 3)}
     assert [one.score.parsed for one in scored] == ["dakota", "2", None]
     assert [one.score.unparsable for one in scored] == [False, False, True]

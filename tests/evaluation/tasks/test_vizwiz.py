@@ -57,7 +57,7 @@ def test_questions_are_asked_as_each_protocol_asks(tmp_path):
 def test_kinds_have_their_own_figures(tmp_path):
     task = VizWiz()
     scored = answered(task, task.load(write(tmp_path)), ["Unanswerable", "Yes.", "basil"])
-    # The one who said basil has no other; the nine others have one.
+    # The annotator who wrote basil has no other equal answer; the nine others have one.
     assert values(task, scored, "accuracy") == {
         "unanswerable": 1.0,
         "yes_no": 1.0,
