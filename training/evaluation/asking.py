@@ -32,7 +32,7 @@ class Asked(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the questions, for the results."""
+        """The settings with which the model is asked, for the results."""
 
 
 class Asking:
@@ -55,7 +55,7 @@ class Asking:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the questions, for the results."""
+        """The settings with which the model is asked, for the results."""
         return {"batch_size": self.batch_size, "workers": self.workers}
 
     def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:

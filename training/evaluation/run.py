@@ -84,7 +84,7 @@ def evaluate(
         output: the output folder; None: the model's folder, or a folder named after the
             repository. `results.json` keeps results of other tasks for the same weights.
         split: None: the task's default.
-        languages: BCP-47 codes; None: all. With several tasks, each is asked in those of its own languages.
+        languages: BCP-47 codes; None: all. With several tasks, each is asked in those that it has.
         limit: number of pictures for each task, drawn from the seed; None: all.
         baselines: the baselines to run, of "blind" and "shuffled".
         batch_size: number of questions in a batch.

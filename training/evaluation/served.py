@@ -25,7 +25,7 @@ class Served:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the questions, for the results."""
+        """The settings with which the model is asked, for the results."""
         return {"server": "OpenAI-compatible", "concurrency": self.plan.concurrency}
 
     @property

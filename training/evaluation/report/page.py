@@ -108,7 +108,7 @@ def report_page(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return a name for each model; equal names get a revision or a folder."""
+    """Return a name for each model; equal names get a revision, a hash or a number."""
     plain = [evaluation.results["model"]["name"] for evaluation in evaluations]
     names = []
     for number, (name, evaluation) in enumerate(zip(plain, evaluations, strict=True)):

@@ -51,7 +51,7 @@ def prose(text: str) -> str:
     text = "".join(c for c in without_thought(text) if unicodedata.category(c) != "Cs")
     for pattern in (_CODE, _ADDRESS, _TAG, _OPTION):
         text = pattern.sub(" ", text)
-    # Quotations are often names, so they are removed, unless the whole answer is one.
+    # Quotations are often names, so they are removed, unless too little text is left.
     unquoted = _QUOTED.sub(" ", text)
     return unquoted if _enough(unquoted) else text
 

@@ -147,7 +147,7 @@ class VqaScore(TypedDict):
 
 
 def vqa_score(rows: Iterable[VqaRow], protocol: Protocol = "official") -> VqaScore:
-    """Return the mean accuracy over all questions and by type. `empty` counts predictions without a word.
+    """Return the mean accuracy over all questions and by type. `empty` counts blank predictions.
 
     Raises:
         ValueError: there are no rows, an id occurs twice, or a row has no answers (named with its id).

@@ -1,8 +1,8 @@
-"""CVQA: multiple choice about culture, written by native speakers from 39 language-country pairs.
+"""CVQA: multiple choice about culture, written by people from 39 language-country pairs.
 
 Source: CVQA (2406.05967), with Pangea's prompt (2410.16153). The paper reports the mean over the 39 pairs; the
-mean over questions is a second metric. Each row has its own licence: show it next to a picture that you
-print.
+mean over questions is a second metric. Each row has its own licence: show it with every picture
+that you print.
 """
 
 import re

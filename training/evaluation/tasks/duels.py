@@ -131,7 +131,7 @@ class Duels(Judged):
                 question = split.text(number, row, self.columns.question)
                 if own in requests or not shown[number]:
                     raise ValueError(
-                        f"{split.place}: row {number}: expected a {self.columns.id} that is unique and a picture, "
+                        f"{split.place}: row {number}: expected a unique {self.columns.id} and a picture, "
                         f"found {item!r} and {shown[number] or 0} pictures"
                     )
                 keys = tuple(f"{own}/{place}" for place in range(shown[number]))

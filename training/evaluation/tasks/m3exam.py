@@ -3,7 +3,7 @@
 Source: M3Exam (2306.05179), in the files and with the prompts of Pangea (2410.16153). Each picture replaces its mark
 in the text, in the order of the columns; a chat template may put pictures before the text, as Maya's do. A
 question is left out if its marks and pictures do not match in number, or if its answer is not one of its options;
-the protocol's description counts both. The official files are encrypted against crawlers: do not republish their
+the protocol's description counts both. The official files are locked against crawlers: do not republish their
 texts.
 """
 

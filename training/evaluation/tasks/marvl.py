@@ -1,7 +1,7 @@
 """MaRVL: is a statement about two pictures true? Five languages, and NLVR2 for English.
 
-Source: MaRVL (2109.13238). Two harnesses publish numbers, which cannot be compared: one model has 79.0 in the first
-and 70.5 in the second. Pangea's dataset (2410.16153) joins the two pictures into one and has its own question
+Source: MaRVL (2109.13238). Two harnesses publish numbers, which cannot be compared: one model has 79.0 in one
+and 70.5 in the other. Pangea's dataset (2410.16153) joins the two pictures into one and has its own question
 about them. Centurio (2501.05122) shows two pictures, puts a question around the bare statement, and accepts only
 yes or no. Maya's published numbers use Centurio's harness, which needs another dataset, with separate pictures and
 without English.

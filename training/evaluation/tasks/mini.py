@@ -88,7 +88,7 @@ class Mini(Task):
         languages = chosen_languages(selection.languages, known, split)
         table = table.filter(pc.is_in(table["lang"], value_set=pa.array(languages)))
         rows = table.to_pylist()
-        # The whole split gives the possible answers, so they are read before a selection is made.
+        # Collect the possible answers from all rows, before the limit leaves pictures out.
         concepts = {row["concept"] for row in rows}
         allowed: dict[tuple[str, str], set[str]] = {}
         yes: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 Source: MTVQA (2405.11985). Three scoring rules are published, all for the same prompt. The default is the
 benchmark's own script: the reference answer must occur in the prediction. The script removes full stops from the
-prediction only, so a reference like 3.5 is never found; and long predictions gain. lmms-eval removes full stops
+prediction only, so a reference like 3.5 is never found. Long predictions have an advantage. lmms-eval removes full stops
 from both. Centurio (2501.05122) wants an exact match. The mean over languages is the benchmark's average.
 """
 

@@ -15,7 +15,7 @@ HIDDEN = ("test", "testdev")
 
 
 class PeoplesAnswers(Task):
-    """Scores by VQA accuracy. A request's `expected` holds the annotators' answers; it is empty if they are hidden."""
+    """Scores answers by VQA accuracy. A request's `expected` holds the annotators' answers; it is empty if they are hidden."""
 
     metrics = {"accuracy": {"title": "VQA accuracy", "higher_is_better": True, "percent": True}}
 

@@ -9,7 +9,7 @@ from ..scoring.short_answers import Task as RuleOwner
 
 
 class ShortAnswers(Task):
-    """Scores by a published rule of `scoring/short_answers.py` and, as a second metric, by this package's `same`.
+    """Scores answers by a published rule of `scoring/short_answers.py` and, as a second metric, by this package's `same`.
 
     A request's `expected` is the reference answer, or a tuple of several.
     """
