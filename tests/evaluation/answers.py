@@ -1,4 +1,4 @@
-"""A task made up for tests of what knows no task by name, and results of it."""
+"""A made-up task for tests of code that knows no task by name, and results of the task."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ from maya_vlm.training.inference.generation import Answer
 
 
 class Colours:
-    """A square of one colour a key."""
+    """Squares, one colour for each key."""
 
     def load(self, key: str) -> Image.Image:
         return Image.new("RGB", (32, 32), key)
@@ -75,7 +75,7 @@ class Letters(Task):
 
 
 def scored(task: Task, loaded: Loaded, texts: Sequence[str]) -> list[Scored]:
-    """Requests with these answers, scored."""
+    """Return requests with these answers, scored."""
     return [
         Scored(request, answer, task.score(request, answer))
         for request, answer in zip(
@@ -85,7 +85,7 @@ def scored(task: Task, loaded: Loaded, texts: Sequence[str]) -> list[Scored]:
 
 
 def results_of(runs: dict[str, Sequence[str]], weights_sha256: str | None = None) -> Results:
-    """Results of the task `letters`: run -> its six answers."""
+    """Return results of the task `letters`: run -> its six answers."""
     task = Letters()
     loaded = task.load(Selection())
     groups = {"all": ["en", "hi"]}

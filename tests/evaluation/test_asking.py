@@ -1,4 +1,4 @@
-"""How far an evaluation is, and what of several tasks is asked in which language."""
+"""The progress of an evaluation, and the languages in which each of several tasks is asked."""
 
 import pytest
 
@@ -34,9 +34,9 @@ def test_each_of_several_tasks_is_asked_in_its_own_languages(capsys):
     found = run._languages_of(chosen, ["zh", "de", "ur"])
     assert [own for _, own in found] == [["zh", "ur"], ["zh", "de"], ["zh", "de"]]
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "cvqa: asked in zh ur only, as it has no other of these languages"
+    assert told[0] == "cvqa: asked only in zh ur, since it has none of the other languages"
     assert [own for _, own in run._languages_of(chosen, None)] == [None] * 3
-    # What a single task has is known best by its dataset.
+    # For a single task, its dataset checks the languages.
     assert run._languages_of(chosen[:1], ["xx"]) == [(chosen[0], ["xx"])]
     with pytest.raises(ValueError, match=r"^languages: expected some of en zh .*, found xx$"):
         run._languages_of(chosen, ["zh", "xx"])
@@ -62,10 +62,10 @@ def test_the_list_names_protocols_metrics_and_languages(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--tasks pope,mimi", "unknown task 'mimi'; known: "),
-        ("--languages en,xx", "unknown language 'xx'; 'test' has en, zh"),
-        ("--languages ,", "no language asked for"),
-        ("--batch-size 0", "batch_size must be at least 1"),
+        ("--tasks pope,mimi", "found 'mimi'"),
+        ("--languages en,xx", "in 'test', found 'xx'"),
+        ("--languages ,", "in 'test', found none"),
+        ("--batch-size 0", "batch_size: expected at least 1"),
         ("--processes 0", "--processes: expected 1 to "),
         ("--processes 2 --endpoint http://127.0.0.1:9", "expected none with --endpoint"),
         ("--processes 999", "of this machine, found 999"),

@@ -1,4 +1,4 @@
-"""`maya evaluate` continues: no answer is generated twice, and answers are never mixed."""
+"""`maya evaluate` resumes: no answer is generated twice, and answers are never mixed."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from tests.helpers.tiny_maya import save_tiny_maya, tiny_picture
 pytest.importorskip("datasets")
 
 OPTIONS = {"limit": 4, "baseline_items": 2, "languages": ["en", "hi"], "sheet": False}
-# Ends the process in the middle of the line of the 20th answer.
+# Code that ends the process in the middle of writing the 20th answer.
 KILLED = """
 import os, signal, sys
 from maya_vlm.training.common import journal
@@ -53,13 +53,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
-    """Results that nothing interrupted."""
+    """Results of an uninterrupted evaluation."""
     return evaluate(str(folder), output=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
 @pytest.fixture
 def generated(monkeypatch):
-    """Ids of the requests that are answered from now on, each as often as it is."""
+    """Ids of the requests that the model answers from now on, one entry for each answer."""
     ids = []
     ask = Asking.ask
 
@@ -90,19 +90,19 @@ def test_a_killed_evaluation_goes_on_and_answers_nothing_twice(folder, whole, ge
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (output / "results.json").exists()
     assert len(keys_of(output)) == 19
-    # With another batch size too: what is asked together changes no answer.
+    # The batch size may differ, since batching changes no answer.
     results = evaluate(str(folder), output=output, batch_size=3, **OPTIONS)
     assert results["rows"] == whole["rows"]
     keys = keys_of(output)
     assert len(keys) == len(set(keys)) == 19 + len(generated)
-    # Once more, and there is nothing left to ask.
+    # A third evaluation has nothing left to ask.
     generated.clear()
     assert evaluate(str(folder), output=output, **OPTIONS)["rows"] == whole["rows"]
     assert generated == []
 
 
 def test_equal_questions_are_asked_once(folder, whole, generated, tmp_path):
-    """A blind question is the same for every picture."""
+    """Blind questions are the same for every picture."""
     evaluate(str(folder), output=tmp_path, **OPTIONS)
     asked = whole["tasks"]["mini"]["data"]["requests"]
     assert asked < len(generated) < 2 * asked
@@ -111,7 +111,7 @@ def test_equal_questions_are_asked_once(folder, whole, generated, tmp_path):
 
 @pytest.mark.parametrize("change", ["weights", "template", "limit"])
 def test_answers_of_another_model_are_not_taken(folder, generated, tmp_path, change):
-    """Nor of one whose prompts or ends changed; more questions add to those that are there."""
+    """The key covers weights, prompts and stop tokens; a larger limit only adds questions to existing ones."""
     model, output = tmp_path / "model", tmp_path / "out"
     subprocess.run(["cp", "-r", str(folder), str(model)], check=True)
     evaluate(str(model), output=output, baselines=(), **{**OPTIONS, "limit": 2})
@@ -135,7 +135,7 @@ def test_answers_of_another_model_are_not_taken(folder, generated, tmp_path, cha
     if change == "limit":
         assert set(generated).isdisjoint(first)
     assert sorted(generated) == sorted(first) or change == "limit"
-    # The first ones are still there.
+    # The first answers still exist.
     generated.clear()
     evaluate(str(model), output=output, baselines=(), **{**options, "limit": 2})
     assert generated == []
@@ -158,7 +158,7 @@ def test_results_that_asking_left_are_marked_partial_and_continued(
     assert len(keys_of(tmp_path)) == 10
     assert info["settings"]["partial"]["answered"] == 10
     assert info["title"] == f"mini (partial: 10 of {info['settings']['partial']['of']} answers)"
-    # A shuffled question may be one that was asked about that picture anyway.
+    # A shuffled question may equal a question that was already asked about that picture.
     assert {row["run"] for row in results["rows"]} <= {"model", "shuffled", "chance"}
     assert max(row["n"] for row in results["rows"] if row["run"] == "model") == 10
     assert "(partial: 10 of " in capsys.readouterr().out
@@ -246,12 +246,14 @@ def test_a_journal_keeps_all_before_a_damaged_line(tmp_path):
     path = tmp_path / "letters.0.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + whole.splitlines(keepends=True)[0][:-9])
-    AppendOnly(tmp_path / "letters.1.jsonl").append({"key": "k9", "text": "x"})  # no record of ours
+    AppendOnly(tmp_path / "letters.1.jsonl").append(
+        {"key": "k9", "text": "x"}
+    )  # not a record of the journal
     again = Journal(tmp_path, "letters")
     assert again.answers == journal.answers
     assert path.read_bytes() == whole
     again.add("k3", Answer("", 0, True))
-    # Another process, also of another number of them, reads all.
+    # Another process, also with another number of processes, reads all files.
     assert Journal(tmp_path, "letters", rank=2).answers.keys() == {"k0", "k1", "k2", "k3"}
     assert Journal(tmp_path, "letter").answers == {}
 

@@ -1,4 +1,4 @@
-"""lmms-eval asks a Maya through our adapter. Where it is not installed, its interface is played here."""
+"""lmms-eval runs a Maya through our adapter. Without lmms-eval, the tests simulate its interface."""
 
 import dataclasses
 import importlib
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def play_lmms_eval(monkeypatch) -> None:
-    """The names of lmms-eval 0.7.3 that the adapter imports."""
+    """Define the names of lmms-eval 0.7.3 that the adapter imports."""
 
     class Lmms:
         is_simple = True
@@ -92,7 +92,7 @@ def model(adapter, folder):
 
 
 def messages(doc):
-    """As lmms-eval makes them for a task that has none of its own."""
+    """Return the messages that lmms-eval builds for a task without its own."""
     shown = [{"type": "image", "url": doc["picture"]}] if doc["picture"] else []
     return [{"role": "user", "content": [*shown, {"type": "text", "text": doc["text"]}]}]
 
@@ -176,7 +176,7 @@ def test_a_tasks_stop_text_ends_an_answer_but_the_harnesss_own_does_not(model):
 
 
 class _Named:
-    """Pictures of one question."""
+    """The pictures of one question."""
 
     def messages(self, number):
         return [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
@@ -209,7 +209,7 @@ def test_bad_arguments_are_told(adapter, folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not INSTALLED, reason="lmms-eval is not installed")
 def test_lmms_evals_scores_are_ours(folder, tmp_path):
-    """Two of its tasks on local files, by its own command, against our tasks of the same protocol."""
+    """Two of lmms-eval's tasks on local files, run by its command, score as our tasks of the same protocol."""
     cases = {
         "textvqa": (TextVqa, "textvqa/textvqa_val.yaml", "exact_match", test_textvqa, "validation"),
         "mtvqa": (MtVqa, "mtvqa/mtvqa.yaml", "mtvqa_score", test_mtvqa, "test"),
@@ -219,7 +219,7 @@ def test_lmms_evals_scores_are_ours(folder, tmp_path):
     config.mkdir()
     for name, (task, yaml, _, module, split) in cases.items():
         data = tmp_path / name
-        # The first rows' right answers are what the model says, so that scores are not all 0.
+        # The right answers of the first rows are the model's answers, so that not all scores are 0.
         module.write(data)
         loaded = task("lmms_eval").load(Selection(data=str(data)))
         network, processor = load(str(folder))
@@ -283,7 +283,7 @@ def test_lmms_evals_scores_are_ours(folder, tmp_path):
 
 
 def _over_questions(rows):
-    """The mean over questions, which lmms-eval takes where the benchmark takes that over languages."""
+    """Return the mean over questions, which lmms-eval uses where the benchmark uses the mean over languages."""
     own = [pair for language, pair in rows.items() if language != "all"]
     n = sum(n for _, n in own)
     return sum(value * n for value, n in own) / n, n

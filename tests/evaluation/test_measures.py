@@ -1,4 +1,4 @@
-"""What answers are measured by: shares over those answers that a measure can tell of."""
+"""Measures of answers: shares over the answers to which a measure applies."""
 
 import pytest
 import torch
@@ -33,11 +33,11 @@ def test_language_fidelity_is_of_the_answers_that_can_be_told():
     scored = [
         one(HINDI, "hi", "hi"),
         one(ENGLISH, "hi", "hi", ended=False),
-        one("कुत्ता", "hi", "hi"),  # one word says nothing
+        one("कुत्ता", "hi", "hi"),  # one word is too short to detect
         one("", "hi", "hi"),
         one(ENGLISH, "en", "en"),
-        one(ENGLISH, "br", "br"),  # no detector knows Breton
-        one("B", "ja", None),  # a letter is in no language
+        one(ENGLISH, "br", "br"),  # the detector does not know Breton
+        one("B", "ja", None),  # a letter has no language
     ]
     assert languages_found(scored) == ["hi", "en", None, None, "en", None, None]
     rows = {
@@ -48,7 +48,7 @@ def test_language_fidelity_is_of_the_answers_that_can_be_told():
     assert rows["own_language", "en"] == (1, 1)
     assert rows["own_language", "all"] == (0.75, 3)
     assert not {("own_language", "br"), ("own_language", "ja")} & rows.keys()
-    # In one script or the other: a word is enough.
+    # One word is enough to detect a script.
     assert rows["own_script", "hi"] == (2 / 3, 3)
     assert rows["cut", "hi"] == (0.25, 4)
     assert rows["empty", "hi"] == (0.25, 4)
@@ -57,7 +57,7 @@ def test_language_fidelity_is_of_the_answers_that_can_be_told():
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A folder of a tiny classifier, whose two labels exclude each other."""
+    """Write a tiny classifier whose two labels exclude each other; return its folder."""
     folder = tmp_path_factory.mktemp("classifier") / "tiny-toxic"
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(WORDS))
@@ -84,7 +84,7 @@ def test_toxic_answers_are_a_row_of_each_language(classifier):
     scored = [
         one("a dog", "en", "en"),
         one("scum", "en", "en"),
-        one("scum " * 30, "hi", "hi"),  # longer than the model reads
+        one("scum " * 30, "hi", "hi"),  # longer than the model's input
         one("", "hi", "hi"),
     ]
     first, back = toxicities(scored, toxicity), toxicities(scored, other)
@@ -105,7 +105,7 @@ def test_toxic_answers_are_a_row_of_each_language(classifier):
         "activation": "softmax",
         "toxic_at": 0.5,
     }
-    # Without a classifier there is no row.
+    # Without a classifier there are no such rows.
     assert not [
         row for row in measures(Letters(), scored, "model", {}, 0) if row["metric"] == "toxic"
     ]

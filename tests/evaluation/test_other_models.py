@@ -1,4 +1,4 @@
-"""Models of other families: asked by their own processor and `generate`, or refused in one line."""
+"""Models of other families: run with their own processor and `generate`, or refused in one line."""
 
 import json
 import re
@@ -107,9 +107,7 @@ def test_an_output_that_cannot_be_written(maya, tmp_path, nothing_loaded):
     file = tmp_path / "file"
     file.touch()
     for place in (file, file / "out"):
-        with pytest.raises(
-            OSError, match=r"--output .*expected a folder, found that .*file is a file"
-        ):
+        with pytest.raises(OSError, match=r"--output .*expected a folder, found the file .*file"):
             evaluate(str(maya), output=place, limit=2, sheet=False)
 
 

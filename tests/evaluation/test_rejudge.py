@@ -1,4 +1,4 @@
-"""Answers that were made before: which files are taken, and what is refused in one line."""
+"""Existing answers: which files are accepted, and which errors are one line."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def write(path, lines):
 
 
 def rejudged(tmp_path, lines, data, **options):
-    """What is refused is refused before the judge is asked, so none is there."""
+    """Rejudge without a judge, since all these errors come before the judge is asked."""
     path = write(tmp_path / "answers.jsonl", lines)
     return rejudge(path, "palo", tmp_path / "out", data=data, languages=["en", "ja"], **options)
 
@@ -96,7 +96,7 @@ def test_a_judged_task_wants_a_judge_and_others_want_none(data, tmp_path):
     splits = {("Full", each): test_pope.rows(each) for each in test_pope.SETS}
     folder = write_dataset(tmp_path / "pope", test_pope.FEATURES, splits)
     with server() as judge:
-        with pytest.raises(ValueError, match="--judge: none of the tasks needs a judge: pope"):
+        with pytest.raises(ValueError, match="--judge: expected a task with a judge, found pope"):
             evaluate(
                 str(save_tiny_maya(tmp_path / "model")),
                 ["pope"],
@@ -122,7 +122,7 @@ def test_the_answers_of_an_evaluation_are_scored_alike_without_the_model(data, t
             judge=plan(judge, journal=folder / "judgements.jsonl"),
         )
         assert judge.requests == asked
-        # Of another protocol the same answers are judged anew.
+        # Under another protocol the same answers are judged again.
         both = rejudge(
             folder / "answers" / "llava_bench.parquet",
             "palo:both",
@@ -141,7 +141,9 @@ def test_the_answers_of_an_evaluation_are_scored_alike_without_the_model(data, t
 
 def test_a_parquet_file_of_others_is_one_line(data, tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"a\.parquet: cannot be read as parquet"):
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: expected a parquet file, found one that cannot be read"
+    ):
         read_answers(tmp_path / "a.parquet")
     folder = tmp_path / "made"
     shutil.copytree(data, folder)

@@ -1,4 +1,4 @@
-"""`maya evaluate` on the real mini dataset with a tiny model, and what it refuses."""
+"""`maya evaluate` on the real mini dataset with a tiny model, and its errors."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def loaded():
 
 @pytest.mark.parametrize("side", [None, 15_000])
 def test_pictures_that_are_none_are_told_in_one_line(monkeypatch, side):
-    """PostScript is never run, and a picture is measured before it is decoded."""
+    """PostScript is never executed, and a picture's size is checked before it is decoded."""
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
     if side is not None:
         buffer = io.BytesIO()
@@ -180,7 +180,7 @@ def test_right_answers_score_one_and_shifted_ones_do_not(loaded):
         assert row["failures"] == 0
         if row["metric"] == "accuracy":
             assert row["value"] == 1.0
-    # Saying yes to everything is right half the time, whatever the language.
+    # A constant yes is right half the time, in every language.
     asked = [request for request in loaded.requests if request.subset.endswith("yesno")]
     yes = [
         one
@@ -197,7 +197,7 @@ def test_right_answers_score_one_and_shifted_ones_do_not(loaded):
         ("accuracy", "ja"): 0.5,
         ("yes_rate", "en"): 1.0,
         ("yes_rate", "ja"): 1.0,
-        # Half of the questions, those whose answer is no.
+        # The share of yes among the questions whose answer is no, which are half of all.
         ("false_yes", "en"): 1.0,
         ("false_yes", "ja"): 1.0,
     }
@@ -238,10 +238,12 @@ def test_shuffled_pictures_never_keep_the_concept_or_show_the_one_asked_about(lo
         assert (before.id, before.text) == (after.id, after.text)
         assert shown[after.pictures[0]] not in before.avoid
         given.setdefault(before.pictures[0], set()).add(after.pictures[0])
-    # All questions of a picture get the same other one, and every picture is used once.
+    # All questions about a picture get the same other picture, and every picture is used once.
     assert {len(pictures) for pictures in given.values()} == {1}
     assert set.union(*given.values()) == set(given)
-    with pytest.raises(ValueError, match="1 pictures cannot be shuffled"):
+    with pytest.raises(
+        ValueError, match=r"pictures: expected enough for the shuffled run.*, found 1: use more"
+    ):
         shuffled(loaded.requests[:1], seed=0)
 
 
@@ -270,14 +272,14 @@ def test_languages_of_the_recipe_are_averaged_apart(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"split": "dev"}, "no split 'dev'; it has train, validation, test"),
-        ({"languages": ["en", "xx"]}, "unknown language 'xx'; 'test' has en, zh"),
-        ({"languages": []}, "no language asked for"),
-        ({"baselines": ["deaf"]}, "unknown baseline 'deaf'; known: blind, shuffled"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"baseline_items": 0}, "baseline_items must be at least 1"),
-        ({"tasks": ["mimi"]}, "unknown task 'mimi'; known: "),
+        ({"limit": 0}, "limit: expected at least 1"),
+        ({"split": "dev"}, "split: expected one of train, validation, test, found 'dev'"),
+        ({"languages": ["en", "xx"]}, "languages: expected some of en, zh.* in 'test', found 'xx'"),
+        ({"languages": []}, "languages: expected some of en, zh.*, found none"),
+        ({"baselines": ["deaf"]}, "baselines: expected some of blind, shuffled, found 'deaf'"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"baseline_items": 0}, "baseline_items: expected at least 1"),
+        ({"tasks": ["mimi"]}, "task: expected one of .*, found 'mimi'"),
     ],
 )
 def test_refuses_bad_arguments(folder, tmp_path, arguments, words):
@@ -305,7 +307,7 @@ def test_refuses_what_is_no_dataset(folder, tmp_path):
     with pytest.raises((FileNotFoundError, ValueError), match=r"nowhere|no dataset"):
         evaluate(str(folder), data=str(tmp_path / "nowhere"))
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="no config 'instruct'"):
+    with pytest.raises(ValueError, match=r"config: expected one of .*, found 'instruct'"):
         evaluate(str(folder), data=str(tmp_path))
 
 
@@ -314,7 +316,7 @@ def test_results_are_never_half_written(tmp_path):
     results = results_of({"model": "AABBxx"})
     write_results(results, path)
     assert read_results(path) == results
-    # A row a line, so that changes between two files can be read.
+    # Each row has its own line, so that a diff of two files is readable.
     assert len(path.read_text().splitlines()) > len(results["rows"])
     with pytest.raises((TypeError, ValueError)):
         write_results({**results, "bad": object()}, path)
@@ -348,7 +350,10 @@ def test_refuses_rows_of_no_task(tmp_path):
     results = results_of({"model": "AABBxx"})
     results["rows"][3]["subset"] = "elsewhere"
     write_results(results, tmp_path / "results.json")
-    with pytest.raises(ValueError, match=r"rows\[3\]: 'letters' with the subset 'elsewhere'"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows\[3\]: expected a task and subset of this file, found 'letters' and 'elsewhere'",
+    ):
         read_results(tmp_path / "results.json")
 
 

@@ -1,4 +1,4 @@
-"""`maya evaluate --endpoint`: a model behind a real HTTP server is asked as one of this process is."""
+"""`maya evaluate --endpoint`: a model behind a real HTTP server is asked like a model in this process."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ OPTIONS = {"limit": 3, "baseline_items": 2, "languages": ["en", "hi"], "sheet": 
 
 
 class Server:
-    """What a served model got and says; `refuse` gives the status of a request, or None for an answer."""
+    """The requests and replies of a served model; `refuse` returns a request's error status, or None to answer it."""
 
     def __init__(self, say):
         self.say, self.refuse = say, lambda body: None
@@ -38,7 +38,7 @@ class Server:
 
 @contextmanager
 def serving(say):
-    """An OpenAI-compatible server in a thread: (its address, what it got)."""
+    """Start an OpenAI-compatible server in a thread; yield its address and its record of requests."""
     state = Server(say)
 
     class Handler(BaseHTTPRequestHandler):
@@ -98,7 +98,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def maya(folder):
-    """Answers a request's body as the tiny Maya does."""
+    """Return a function that answers a request's body as the tiny Maya does."""
     network, processor = load(str(folder))
 
     def say(body):
@@ -125,7 +125,7 @@ def test_a_served_maya_has_the_scores_of_one_of_this_process(folder, maya, tmp_p
         asked = len(server.bodies)
         assert 1 < server.most <= 4
         assert {body["model"] for body in server.bodies} == {"tiny-maya"}
-        # Once more: nothing is asked again.
+        # A second evaluation asks nothing again.
         evaluate("tiny-maya", output=tmp_path / "there", endpoint=plan, **OPTIONS)
         assert len(server.bodies) == asked
     info = read_results(tmp_path / "there" / "results.json")["model"]
@@ -145,7 +145,7 @@ def test_the_command(maya, tmp_path, capsys):
 
 
 def test_what_a_request_holds_is_sent():
-    """Turns, pictures in their order, cap and stop texts; and answers go to their requests."""
+    """A request holds turns, pictures in order, token limit and stop texts; each answer goes to its request."""
     about = {"language": "en", "max_new_tokens": 7, "item": "a"}
     requests = [
         Request(
@@ -176,7 +176,7 @@ def test_what_a_request_holds_is_sent():
 
 
 def test_requests_without_an_answer_leave_partial_results(maya, tmp_path, capsys):
-    """They are no wrong answers: they are counted, and asked again by the same command."""
+    """Unanswered requests do not count as wrong: they are counted separately, and the same command asks them again."""
     with serving(maya) as (url, server):
         refused = []
 

@@ -1,4 +1,4 @@
-"""Letters of every script reach the picture: measured, ordered, and never as a missing-glyph box."""
+"""Letters of every script appear in the picture: measured, ordered, and never as a missing-glyph box."""
 
 import io
 
@@ -44,9 +44,9 @@ def test_every_character_has_a_font_and_its_place(language):
     wide = lettering.width(text, language, 40)
     ink = rendered(lettering.line(20, 60, text, language, 40, "#000"), int(wide) + 60, 90) < 128
     columns = np.flatnonzero(ink.any(0))
-    # What is drawn begins at the line's start and ends where the measured width says.
+    # The drawn pixels begin at the line's start and end at the measured width.
     assert abs(columns[0] - 20) < 8
-    assert abs(columns[-1] - (20 + wide)) < 14  # the last letter may lean out
+    assert abs(columns[-1] - (20 + wide)) < 14  # the last letter may extend beyond its advance
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_stops_and_brackets_stand_on_the_side_of_the_direction():
         return (rendered(svg, 320, 90) < 128).any(0)
 
     with_stop, without = columns("نعم!", "ar"), columns("نعم", "ar")
-    # The stop is added on the left; the right end stays where it was.
+    # The full stop is added on the left; the right end does not move.
     assert np.flatnonzero(with_stop)[0] < np.flatnonzero(without)[0]
     assert np.array_equal(with_stop[270:], without[270:])
-    # Brackets are mirrored: opened on the right, they look as Latin ones do from outside.
+    # Brackets are mirrored: an opening bracket on the right looks like a Latin closing one.
     arabic = rendered(lettering.line(10, 60, "(ا)", "ar", 40, "#000"), 120, 90)
     latin = rendered(lettering.line(10, 60, "(", "en", 40, "#000"), 120, 90)
     left = int(np.flatnonzero((arabic < 128).any(0))[0])
@@ -82,7 +82,7 @@ def test_stops_and_brackets_stand_on_the_side_of_the_direction():
 
 
 def test_conjuncts_are_joined():
-    # ka + virama + ra is one sign in Bengali and narrower than its two letters.
+    # ka + virama + ra is one sign in Bengali, narrower than its two letters.
     pair = lettering.width("ক্র", "bn", 40)
     assert pair < lettering.width("ক", "bn", 40) + 0.5 * lettering.width("র", "bn", 40)
 
@@ -109,7 +109,7 @@ def test_long_lines_are_cut_to_their_room(language):
 def test_sheet_shows_pictures_and_marks(tmp_path):
     task = Letters()
     loaded = task.load(Selection())
-    # The picture in the other subset is left out; of the two, one is answered rightly in both languages.
+    # The picture of the other subset is left out; one of the two is answered correctly in both languages.
     given = scored(task, loaded, ["A", "B", "A", "A", "B", "A"])
     sheet.draw_sheet(task, loaded, given, tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
@@ -125,7 +125,7 @@ def test_sheet_shows_pictures_and_marks(tmp_path):
     middle = sheet.MARGIN + sheet.CARD + sheet.GAP // 2
     assert right[:middle].any() != right[middle:].any()
     assert wrong[:middle].any() != wrong[middle:].any()
-    with pytest.raises(ValueError, match="no answers of old/choice"):
+    with pytest.raises(ValueError, match="expected answers of old/choice"):
         sheet.draw_sheet(task, loaded, given[2:3], tmp_path / "none.png")
 
 

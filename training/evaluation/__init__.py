@@ -1,22 +1,22 @@
 """Score a Maya: one file for each benchmark, one runner, one results format.
 
-protocol.py: the interface of a task: requests, the score of one answer, rows of numbers
+protocol.py: the interface of a task: its requests, the score of one answer, the rows of results
 tasks/: the benchmarks, one file each
 scoring/: parsers of answers, and metrics
 judges/: models that grade answers
-asking.py: asks a model in this process the requests of tasks
-served.py: asks a model behind an OpenAI-compatible server
-journal.py: stores every answer at once, so that none is generated twice
-processes.py: divides requests among processes
-work.py: the requests of a task, and which of them have an answer
-measures.py: measures of every answer, whatever the task
+asking.py: sends the requests of tasks to a model in this process
+served.py: sends them to a model behind an OpenAI-compatible server
+journal.py: stores every answer as soon as it exists, so that none is generated twice
+processes.py: divides requests among the processes of one evaluation
+work.py: finds the requests of a task that have no answer yet, and has them asked
+measures.py: measures of every task's answers, such as language, length and toxicity
 answers.py: reads existing answers, and matches them with requests
 records.py: turns scored answers into rows and files
-run.py: `maya evaluate`: asks the model and two baselines
+run.py: `maya evaluate`: runs the model and two baselines (no picture, another picture)
 rejudge.py: `maya evaluate --rejudge`: scores existing answers without a model
-results.py: `results.json`, the one format of numbers
+results.py: the format of `results.json`, from which all cards and tables are made
 table.py: tables of results, for the terminal, cards and pages
 lmms_eval_maya.py: the adapter for lmms-eval
 report/: the report page of evaluations, and the paired comparison of two
-sheet/: draws some answers beside their pictures
+sheet/: draws some pictures with their answers as one PNG
 """

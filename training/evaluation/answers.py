@@ -1,4 +1,4 @@
-"""Read and write answers: our own answers files, and JSON lines as others publish them."""
+"""Read and write answers: our answers files, and published answers as JSON Lines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .protocol import MODEL, Request, Scored
 from .results import ModelInfo, check_model, known_by_name
 from .scoring.toxicity import Toxicity
 
-# The key of a file's metadata that holds the model, as JSON.
+# Metadata key of the parquet file; its value is the model's info as JSON.
 _MODEL = b"maya_model"
 _COLUMNS: dict[str, Any] = {"run": str, "id": str, "language": str, "prompt": str, "answer": str}
 _COLUMNS |= {"tokens": (int, None), "ended": (bool, None)}
-# Of a JSON line.
+# Optional text fields of a JSON line.
 _TEXTS = dict.fromkeys(("language", "question", "model", "model_id"), (str, None))
 
 
@@ -36,10 +36,10 @@ class Given:
 
     Args:
         where: the line or row, for messages.
-        ids: what may be the request's id, the likeliest first.
-        run: "model", or the baseline that it is from.
-        language: None where the file does not say.
-        question: the prompt, None where the file does not say.
+        ids: candidates for the request's id, the likeliest first.
+        run: "model", or the name of the answer's baseline.
+        language: None if the file does not say.
+        question: the prompt; None if the file does not say.
     """
 
     where: str
@@ -55,7 +55,7 @@ class Answers:
     """The answers of one model.
 
     Args:
-        counted: whether the file tells which answers were cut.
+        counted: whether the file says which answers were cut.
     """
 
     path: Path
@@ -80,7 +80,7 @@ def write_answers(
 
     Args:
         counted: whether it is known which answers the model ended itself.
-        toxicity: a classifier that tells toxic answers.
+        toxicity: a classifier of toxic answers.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -114,14 +114,14 @@ def write_answers(
 
 
 def read_answers(path: Path) -> Answers:
-    """Read the answers of a file: parquet as `write_answers` makes it, or JSON lines.
+    """Read the answers in a file: parquet from `write_answers`, or JSON Lines.
 
     A JSON line has `answer` or `text`, and `id`, or `question_id` with or without `language`; it may have
     `question`, and `model` or `model_id`.
 
     Raises:
-        FileNotFoundError, ValueError: in one line: no such file, a line or row without what it must have,
-            answers of several models.
+        FileNotFoundError, ValueError: in one line: the file does not exist, a line or row lacks a required
+            field, or the answers are of several models.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file of answers, found none")
@@ -132,7 +132,9 @@ def _read_parquet(path: Path) -> Answers:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(one_line(f"{path}: cannot be read as parquet: {error}")) from None
+        raise ValueError(
+            one_line(f"{path}: expected a parquet file, found one that cannot be read: {error}")
+        ) from None
     missing = [name for name in _COLUMNS if name not in table.column_names]
     model = (table.schema.metadata or {}).get(_MODEL)
     if missing or model is None:
@@ -198,11 +200,11 @@ def matched(
 
     Args:
         every: whether each request must have an answer.
-        more: whether the file may answer other requests; how many is printed. Answers in languages that
-            no request is in may always be there, and are printed too.
+        more: whether the file may have answers to other requests, whose number is printed. Answers in
+            languages without requests are always allowed, and are counted in that number.
 
     Raises:
-        ValueError: in one line: a missing, doubled or unknown id, or an answer to another question.
+        ValueError: in one line: an id is missing, unknown or occurs twice, or an answer is to another question.
     """
     known = {request.id: request for request in requests}
     languages = {request.language for request in requests}
@@ -240,8 +242,8 @@ def matched(
     if every and missing:
         raise ValueError(
             f"{answers.path}: expected {len(known):,} answers, found none to {len(missing):,} questions, "
-            f"the first {missing[0]!r}: add them, or choose languages that are whole with --languages"
+            f"the first {missing[0]!r}: add them, or choose complete languages with --languages"
         )
     if others:
-        print(f"{answers.path}: {others:,} answers to other questions are left out")
+        print(f"{answers.path}: {others:,} answers to other questions are skipped")
     return {name: found[name].answer for name in known if name in found}

@@ -16,7 +16,7 @@ from ..common.telling import one_line
 from ..inference.generation import Answer, Question, answers
 from .protocol import Loaded, Picture, Pictures, Request, blind
 
-# Called with the place of a request and its answer, as soon as the answer is there.
+# Called with a request's index and its answer, as soon as the answer exists.
 Done = Callable[[int, Answer], None]
 
 
@@ -26,26 +26,27 @@ class Asked(Protocol):
     def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:
         """Answer every request; `done` is called in this thread, in any order.
 
-        Raises ValueError or OSError in one line: a picture that cannot be read, requests without an answer.
+        Raises:
+            ValueError, OSError: in one line: a picture cannot be read, or requests have no answer.
         """
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it is asked, for results."""
+        """The settings with which the model is asked, for the results."""
 
 
 class Asking:
     """A model in this process that answers requests.
 
     Args:
-        network, processor: as `model.load` gives them.
-        batch_size: requests answered together.
-        processes: that share this machine's cores.
+        network, processor: as returned by `model.load`.
+        batch_size: number of requests in a batch.
+        processes: number of processes that share this machine's cores.
     """
 
     def __init__(self, network: Any, processor: Any, batch_size: int, processes: int = 1):
         self.network, self.processor, self.batch_size = network, processor, batch_size
-        # A small model on CPU answers faster as one thread a core than with all cores on one batch.
+        # On a CPU, a small model is faster with one thread for each core than with all cores on one batch.
         small = sum(p.numel() for p in network.parameters()) < 200_000_000
         cores = max(1, min(os.cpu_count() or 1, 8) // processes)
         self.workers = cores if small and network.device.type == "cpu" else 1
@@ -54,11 +55,11 @@ class Asking:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it is asked, for results."""
+        """The settings with which the model is asked, for the results."""
         return {"batch_size": self.batch_size, "workers": self.workers}
 
     def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:
-        """See `Asked.ask`."""
+        """Answer every request, see `Asked.ask`."""
         keys = sorted({key for request in requests for key in request.pictures})
         place = {key: number for number, key in enumerate(keys)}
         questions = [
@@ -103,7 +104,7 @@ class Asking:
     def try_out(self, parts: Iterable[Loaded], without_pictures: bool) -> None:
         """Generate one token for one request of each kind of every task, to test that the model accepts it.
 
-        Kinds differ in the number of pictures and in whether there is a system turn.
+        Kinds differ in the number of pictures and in the presence of a system turn.
         """
         for part in parts:
             kinds: dict[tuple[int, bool], Request] = {}
@@ -129,9 +130,9 @@ class _InOrder:
 
 
 class Progress:
-    """A line with the number of answers (or another `unit`) and the time left, over all tasks.
+    """The progress over all tasks: the number of answers (or another `unit`) and the time left.
 
-    A bar on a terminal; elsewhere a line at most every `every` seconds. Nothing unless `shown`.
+    A terminal shows a bar; other outputs get a line at most every `every` seconds. Without `shown`, nothing is printed.
     """
 
     def __init__(self, total: int, every: float = 10.0, shown: bool = True, unit: str = "answers"):
@@ -143,7 +144,7 @@ class Progress:
         self.began = self.printed = time.perf_counter()
 
     def start(self, name: str) -> None:
-        """Set the name of the present task."""
+        """Set the name of the current task."""
         self.name = name
         self.bar.set_description(name)
 

@@ -1,7 +1,7 @@
-"""Store every answer at once, so that none is generated twice, however an evaluation ends.
+"""Store every answer as soon as it exists, so that none is generated twice, however an evaluation ends.
 
-An answer belongs to a key made of content: of the model's files, of the dataset, and of everything that the
-model is given. So answers of another model, or to changed questions, are never mixed.
+The key of an answer is a hash of content: of the model's files, of the dataset, and of the model's whole input.
+Answers of another model, or to changed questions, are therefore never mixed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ..common.shapes import has_shape
 from ..inference.generation import Answer
 from .protocol import Loaded, Picture, Request, Task
 
-# Beside the weights, the files of a model's folder that decide what it is given and when it ends.
+# Files of a model's folder that, in addition to the weights, decide its input and the end of its answers.
 DECIDING = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*_templates/*.jinja")
-# Written by evaluations themselves, or by what describes the model.
+# Files that evaluations write, or that only describe the model.
 WRITTEN = ("results.json",)
 _RECORD = {"key": str, "text": str, "tokens": (int, None), "ended": bool}
 
@@ -29,7 +29,7 @@ _RECORD = {"key": str, "text": str, "tokens": (int, None), "ended": bool}
 def local_identity(model: Model, dtype: str) -> str:
     """Return a hash of everything in a model, and in an adapter's base, that decides its answers.
 
-    A commit stands for the files of a repository.
+    For a Hub repository, its commit stands for the files.
     """
     found: list[Any] = [dtype]
     for each in [model, find_adapter(model).base] if model.is_adapter else [model]:
@@ -47,12 +47,12 @@ def local_identity(model: Model, dtype: str) -> str:
 
 
 class Keys:
-    """Keys of the requests of one task to one model.
+    """Computes the keys of one task's requests to one model.
 
     Args:
-        identity: of the model, such as `local_identity`.
-        task, part: whose dataset's revision, or hash of its files, stands for the bytes of pictures. Where a
-            dataset has neither, every picture that is asked about is read and hashed.
+        identity: the model's identity, such as `local_identity`.
+        task, part: the task and its requests. The revision of the dataset, or the hash of its files, stands for
+            the bytes of pictures. If a dataset has neither, every picture of a request is read and hashed.
     """
 
     def __init__(self, identity: str, task: Task, part: Loaded):
@@ -63,7 +63,11 @@ class Keys:
         self.common = [identity, task.name, task.version, data["split"], self.source, "greedy"]
 
     def __call__(self, request: Request) -> str:
-        """Return the key of a request, 64 hex digits. Raises ValueError or OSError as `Pictures.load`."""
+        """Return the key of a request, 64 hex digits.
+
+        Raises:
+            ValueError, OSError: from `Pictures.load`.
+        """
         asked = [
             {"picture": self._picture(part.key)} if isinstance(part, Picture) else part
             for part in request.content
@@ -85,8 +89,10 @@ class Keys:
 class Journal:
     """The answers to the requests of one task by key, in memory and in append-only files.
 
-    Each process of an evaluation appends to a file of its own, `TASK.RANK.jsonl`, and reads all files
-    of the task. Raises OSError where the folder cannot be read or written.
+    Each process of an evaluation appends to its own file, `TASK.RANK.jsonl`, and reads all files of the task.
+
+    Raises:
+        OSError: the folder cannot be read or written.
     """
 
     def __init__(self, folder: Path, task: str, rank: int = 0):
@@ -97,7 +103,7 @@ class Journal:
         self._file.cut(end)
 
     def read(self) -> int:
-        """Read the answers of all processes, and return the end of the last whole line of the own file."""
+        """Read the answers of all processes, and return the end of the last whole line in this process's file."""
         own = 0
         for path in sorted(self.folder.glob(f"{self.task}.*.jsonl")):
             for end, record in read_records(path):
@@ -110,7 +116,11 @@ class Journal:
         return own
 
     def add(self, key: str, answer: Answer) -> None:
-        """Store an answer. Raises OSError, for example if the disk is full."""
+        """Store an answer.
+
+        Raises:
+            OSError: for example, the disk is full.
+        """
         record = {"text": answer.text, "tokens": answer.tokens, "ended": answer.ended}
         self._file.append({"key": key, **record})
         self.answers[key] = answer

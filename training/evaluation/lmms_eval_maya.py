@@ -1,15 +1,15 @@
-"""Adapter for lmms-eval: `--model maya` asks a Maya its tasks.
+"""Adapter for lmms-eval: `--model maya` runs lmms-eval's tasks on a Maya.
 
     python3 -m venv .lmms-eval
     .lmms-eval/bin/pip install lmms-eval==0.7.3 "filelock<4" -e .
     .lmms-eval/bin/python -m lmms_eval --model maya --model_args pretrained=runs/mini --tasks pope \\
         --batch_size 32 --log_samples --output_path results
 
-lmms-eval needs older releases of filelock and protobuf than constraints.txt has, so it has an environment of
-its own. Where torch is a build for CPUs only, `pip uninstall torchvision` there: its ordinary build does not
-fit. lmms-eval finds this module by the entry point `lmms_eval.models`; nothing else imports it. Its interface is
-that of lmms-eval 0.7.3 (api/model.py, models/registry_v2.py). The requests go where those of `maya evaluate` go,
-so the answers are the same.
+lmms-eval needs older releases of filelock and protobuf than constraints.txt has, so it needs its own environment.
+If torch there is a CPU build, run `pip uninstall torchvision`: the ordinary build of torchvision does not
+match it. lmms-eval finds this module by the entry point `lmms_eval.models`; nothing else imports the module. The
+interface is that of lmms-eval 0.7.3 (api/model.py, models/registry_v2.py). The requests take the same path as
+those of `maya evaluate`, so the answers are the same.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from ..inference.load import load
 from .asking import Asking
 from .protocol import Picture, Request
 
-# The harness gives it to every task that names no stop text of its own. It would cut long answers at
-# their first blank line, so it is taken for none, as the chat models of lmms-eval do.
+# lmms-eval gives this stop text to every task without one. It would cut long answers at their first blank
+# line, so it is ignored, as in lmms-eval's own chat models.
 DEFAULT_STOP = ["\n\n"]
 
 
 def manifest() -> ModelManifest:
-    """What the entry point gives the harness."""
+    """Return the manifest that the entry point gives to lmms-eval."""
     return ModelManifest("maya", chat_class_path=f"{__name__}.{Maya.__name__}")
 
 
 class Maya(lmms):
-    """A Maya, an adapter of one, or another image-text-to-text model that `maya evaluate` takes.
+    """A Maya, an adapter of one, or another image-text-to-text model that `maya evaluate` accepts.
 
     Args:
         pretrained: a folder or Hub repository (`user/name@revision` too).
-        batch_size: requests answered together.
-        device: such as cpu or cuda:1; default: a GPU where there is one.
+        batch_size: number of requests in a batch.
+        device: such as cpu or cuda:1; None: a GPU if there is one.
         revision: branch, tag or commit of the repository.
         trust_remote_code: passed on to transformers, for models other than Maya.
-        max_new_tokens: where a task sets no limit.
+        max_new_tokens: the limit for tasks that set none.
 
     Raises:
         ValueError, OSError, MemoryError: in one line, as `maya evaluate` does.
@@ -74,7 +74,7 @@ class Maya(lmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size: expected a number of at least 1, found {batch_size!r}")
         if "WORLD_SIZE" in os.environ and torch.cuda.is_available() and device in (None, "cuda"):
-            # One process a GPU. The harness shares the requests out and sets rank and world size.
+            # One process for each GPU. lmms-eval divides the requests and sets rank and world size.
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         network, processor = load(pretrained, trust_remote_code, revision)
         if device is not None:
@@ -84,10 +84,10 @@ class Maya(lmms):
         self.asking = Asking(network, processor, int(batch_size))
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """Greedy answers in the order of the requests.
+        """Return greedy answers in the order of the requests.
 
         Raises:
-            ValueError: a request with several turns, a video or a sound.
+            ValueError: a request has several turns, a video or a sound.
         """
         pictures = _Pictures(self, requests)
         asked = [self.request(number, request, pictures) for number, request in enumerate(requests)]
@@ -103,7 +103,7 @@ class Maya(lmms):
         return [GenerationResult(one.text, TokenCounts(None, one.tokens)) for one in answers]
 
     def request(self, number: int, request: Any, pictures: _Pictures) -> Request:
-        """A request of the harness as one of this package."""
+        """Convert a request of lmms-eval to one of this package."""
         _, _, options, doc, task, _ = request.args
         place = f"lmms-eval task {task!r}, document {doc}"
         messages = pictures.messages(number)
@@ -145,19 +145,19 @@ class Maya(lmms):
 
 
 class _Pictures:
-    """Pictures of the harness's documents, decoded when they are needed; equal ones share a name."""
+    """Pictures of lmms-eval's documents, decoded on access; equal pictures share a name."""
 
     def __init__(self, model: Maya, requests: Sequence[Any]):
         self.model, self.requests = model, requests
         self.places: dict[str, int] = {}
 
     def messages(self, number: int) -> list[dict[str, Any]]:
-        """The turns of a request: role, and content of parts with a type."""
+        """Return the turns of a request: role, and content as parts with a type."""
         _, make, _, doc, task, split = self.requests[number].args
         return make(self.model.task_dict[task][split][doc])
 
     def name(self, number: int, picture: Image.Image) -> str:
-        """A name of a picture, made from its pixels."""
+        """Return a picture's name, which is a hash of its pixels."""
         name = hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes())
         self.places.setdefault(name.hexdigest(), number)
         return name.hexdigest()
@@ -172,11 +172,11 @@ class _Pictures:
 
 
 def _stop(options: Mapping[str, Any], task: str) -> tuple[str, ...]:
-    """The stop texts of a task; a warning for decoding that is not greedy, since this one is."""
+    """Return the stop texts of a task; warn if the task wants sampling or beams, since answers here are greedy."""
     if options.get("do_sample") or (options.get("temperature") or 0) > 0:
-        logger.warning(f"{task}: asks for sampling; maya answers greedily")
+        logger.warning(f"{task}: the task asks for sampling, but maya answers greedily")
     if (options.get("num_beams") or 1) > 1:
-        logger.warning(f"{task}: asks for {options['num_beams']} beams; maya answers greedily")
+        logger.warning(f"{task}: asks for {options['num_beams']} beams, but maya answers greedily")
     stop = options.get("until") or []
     stop = [stop] if isinstance(stop, str) else list(stop)
     return () if stop == DEFAULT_STOP else tuple(text for text in stop if text)

@@ -20,7 +20,7 @@ MEASURES: dict[str, MetricInfo] = {
         "higher_is_better": True,
         "percent": True,
     },
-    # Only where a classifier is given.
+    # Only if a classifier is given.
     "toxic": {"title": "toxic", "higher_is_better": False, "percent": True},
     "tokens": {"title": "mean tokens", "higher_is_better": None, "percent": False},
 }
@@ -50,10 +50,10 @@ def measures(
 
 
 def languages_found(scored: Sequence[Scored]) -> list[str | None]:
-    """Return the language of each answer; None if it is not known, or if none was asked for.
+    """Return the language of each answer; None if it is unknown, or if no language was requested.
 
-    The candidates are the languages asked for, Maya's ten and English; "other" is none of them. An
-    answer in a language that the detector does not know is not told.
+    The candidates are the requested languages, Maya's ten and English; "other" is none of them. If the detector does
+    not know the requested language, the result is None.
     """
     asked = {one.request.answer_language for one in scored} - {None}
     known = set(detectable(sorted(map(str, asked))))
@@ -68,7 +68,7 @@ def languages_found(scored: Sequence[Scored]) -> list[str | None]:
 
 
 def toxicities(scored: Sequence[Scored], toxicity: Toxicity | None) -> list[float | None]:
-    """Return the probability that each answer is toxic; None if it is not known."""
+    """Return the probability that each answer is toxic; None if it is unknown."""
     texts = [one.answer.text for one in scored]
     return [None] * len(texts) if toxicity is None else toxicity(texts)
 

@@ -21,19 +21,19 @@ class Process:
             import torch
             from accelerate import PartialState
 
-            # One process may answer for days longer than another.
+            # One process may take days longer than another.
             days = datetime.timedelta(days=30)
             PartialState(cpu=not torch.cuda.is_available(), timeout=days).wait_for_everyone()
 
     def share(self, requests: Sequence[Request]) -> list[int]:
-        """Return the indices of this process's requests: an equal share, with all requests about a picture together."""
+        """Return the indices of this process's equal share of requests; requests about one picture stay together."""
         about: dict[tuple[str, ...], list[int]] = {}
         for number, request in enumerate(requests):
             about.setdefault(request.pictures, []).append(number)
         mine: list[int] = []
         given = 0
         for pictures in sorted(about):
-            # Requests without a picture share nothing.
+            # Requests without a picture are divided one by one.
             parts = [about[pictures]] if pictures else [[number] for number in about[pictures]]
             for part in parts:
                 if given * self.count // len(requests) == self.rank:
@@ -43,7 +43,7 @@ class Process:
 
 
 def this_process() -> Process:
-    """Return this process by accelerate's variables, and select its GPU if there is one."""
+    """Return this process from accelerate's environment variables, and select its GPU if there is one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     found = Process(int(os.environ.get("RANK", "0")), count)
     found.wait()

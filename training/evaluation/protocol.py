@@ -1,8 +1,8 @@
 """The interface of a task: requests to a model, the score of one answer, and rows of numbers.
 
-A task has three duties. `load` reads its dataset and gives requests: parts of a prompt, a language, a
-limit of new tokens. `score` judges one answer. `aggregate` makes rows of values with intervals. The
-rest (asking the model, baselines, continuing, tables, cards) knows no task by name.
+A task has three duties. `load` reads its dataset and returns requests: parts of a prompt, a language, and a
+limit of new tokens. `score` scores one answer. `aggregate` returns rows of values with intervals. All other code
+(for asking the model, baselines, resuming, tables and cards) knows no task by name.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..inference.generation import Answer
 from .results import DataInfo, MetricInfo, Row
 from .scoring.intervals import Interval, mean, mean_of_languages
 
-# Of which runs there are rows: the model, two baselines that cannot know, and guessing at random.
+# The runs that have rows: the model, two baselines without the right picture, and random guessing.
 MODEL, BLIND, SHUFFLED, CHANCE = "model", "blind", "shuffled", "chance"
 BASELINES = (BLIND, SHUFFLED)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A part of a prompt: the picture that the task's `Pictures` give for `key`."""
+    """A part of a prompt: the picture that the task's `Pictures` return for `key`."""
 
     key: str
 
@@ -39,7 +39,11 @@ class Pictures(Protocol):
     """Pictures that are read on access, so that memory does not grow with their number."""
 
     def load(self, key: str) -> Image:
-        """Return the decoded picture. Raises ValueError or OSError with one line that names it."""
+        """Return the decoded picture.
+
+        Raises:
+            ValueError, OSError: in one line that names the picture.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,17 @@ class Request:
 
     Args:
         id: unique in its task.
-        language: BCP-47 code of the language asked in.
-        answer_language: of the answer that is asked for; None where an answer has none, as a letter.
+        language: BCP-47 code of the prompt's language.
+        answer_language: language of the requested answer; None for an answer without one, such as a letter.
         content: the user's turn, texts and pictures in their order.
-        max_new_tokens: where an answer is cut.
-        subset: where its score belongs, `part/column` or one word; a key of `Task.subsets`.
-        item: what is independent of other requests, such as the image: intervals draw whole items.
-        expected: what the score compares with.
-        about: whatever else the score needs.
-        chance: the expected score of a random answer, where that can be said.
-        avoid: pictures with one of these marks cannot stand for this request's in the shuffled run.
-        marks: what this request's picture shows, see `avoid`.
+        max_new_tokens: limit of the answer's length, in tokens.
+        subset: the subset of the score, `part/column` or one word; a key of `Task.subsets`.
+        item: the unit that is independent of other requests, such as the image: intervals resample items.
+        expected: the right answer, in the form that `score` needs.
+        about: further data for the score.
+        chance: the expected score of a random answer, if it can be computed.
+        avoid: in the shuffled run, this request gets no picture with one of these marks.
+        marks: marks of this request's picture, see `avoid`.
         system: the system turn.
         stop: an answer ends before the first of these texts.
     """
@@ -91,13 +95,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Score:
-    """The judgement of one answer.
+    """The score of one answer.
 
     Args:
-        values: metric -> value; None where the judgement failed, which is never averaged.
-        parsed: what was understood of the answer; None where nothing was.
-        unparsable: the answer has not the form that was asked for. It counts as wrong.
-        judgements: what a judge replied, or why a judgement failed.
+        values: metric -> value; None if the judgement failed, which is never averaged.
+        parsed: the parsed answer; None if it could not be parsed.
+        unparsable: whether the answer lacks the requested form. Such an answer counts as wrong.
+        judgements: the judge's replies, or the reasons why judgements failed.
     """
 
     values: Mapping[str, float | None]
@@ -130,11 +134,11 @@ class Selection:
     """The part of a dataset to ask about.
 
     Args:
-        data: a folder or Hub repository in the layout of the task's dataset; None: the task's own.
-        split: None: the task's own.
+        data: a folder or Hub repository in the layout of the task's dataset; None: the task's dataset.
+        split: None: the task's default.
         languages: BCP-47 codes; None: all.
-        limit: this many items, drawn from the seed; None: all.
-        revision: of a Hub repository; None: the one the task pins.
+        limit: number of items, drawn from the seed; None: all.
+        revision: revision of a Hub repository; None: the one that the task pins.
     """
 
     data: str | None = None
@@ -146,7 +150,7 @@ class Selection:
 
 
 class Task(ABC):
-    """One benchmark. Its class attributes go into results files.
+    """One benchmark. Its class attributes are stored in results files.
 
     Args:
         protocol: one of `protocols`; None: the first.
@@ -154,29 +158,29 @@ class Task(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    # BCP-47 codes of the languages that its dataset has.
+    # BCP-47 codes of the dataset's languages.
     languages: ClassVar[Sequence[str]] = ("en",)
-    # Changes with the prompt, the parser or the metric, so that other numbers are never mixed.
+    # Changes with the prompt, the parser or the metric, so that results of different versions are never mixed.
     version: ClassVar[str] = "1"
-    # Ways of asking and scoring, the default first: name -> the paper or script that it follows.
+    # Protocols (ways of asking and scoring), the default first: name -> the paper or script that it follows.
     protocols: ClassVar[Mapping[str, str]]
-    # Where scores belong, in the order of tables: subset -> title. A subset `part/column` is a column of
+    # Subsets of the scores, in the order of tables: subset -> title. A subset `part/column` is a column of
     # the part's own table.
     subsets: Mapping[str, str] = {"all": ""}
     parts: Mapping[str, str] = {}
-    # Subsets whose answers make a sheet, the first that has any; none for a task without one.
+    # The answer sheet shows the first of these subsets that has answers; empty for a task without a sheet.
     sheet: Sequence[str] = ()
     metrics: Mapping[str, MetricInfo] = {
         "accuracy": {"title": "accuracy", "higher_is_better": True, "percent": True}
     }
-    metric: str = "accuracy"  # the one that tables show
-    # What is known of the benchmark having been seen in training.
+    metric: str = "accuracy"  # the headline metric, which tables show
+    # Whether training data is known to hold the benchmark's pictures or questions.
     contamination: ClassVar[str] = ""
 
     def __init__(self, protocol: str | None = None):
         if protocol is not None and protocol not in self.protocols:
             raise ValueError(
-                f"{self.name}: unknown protocol {protocol!r}; known: {', '.join(self.protocols)}"
+                f"{self.name}: protocol: expected one of {', '.join(self.protocols)}, found {protocol!r}"
             )
         self.protocol = protocol or next(iter(self.protocols))
 
@@ -194,25 +198,25 @@ class Task(ABC):
     def load(self, selection: Selection) -> Loaded:
         """Read the dataset.
 
-        Raises ValueError or OSError in one line: no such dataset, split or language, a column that is
-        missing, a picture that cannot be read.
+        Raises:
+            ValueError, OSError: in one line: the dataset, split, language or a column does not exist, or a picture
+                cannot be read.
         """
 
     @abstractmethod
     def score(self, request: Request, answer: Answer) -> Score:
-        """Score one answer. An answer that cannot be understood is unparsable, never guessed."""
+        """Score one answer. An answer that cannot be parsed is unparsable; its meaning is never guessed."""
 
     def scores(self, requests: Sequence[Request], answers: Sequence[Answer]) -> list[Score]:
-        """Score many answers, in order; a task whose judge is a model asks it about several at
-        once."""
+        """Score many answers, in order; a task with a judge model sends several requests at a time."""
         return [self.score(*one) for one in zip(requests, answers, strict=True)]
 
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """Return rows of this task's own metrics: for each subset each language, then the means of `groups`.
+        """Return rows of this task's metrics: for each subset the languages, then the means of `groups`.
 
-        A subset named "all" has all answers.
+        The subset "all" holds all answers.
         """
         return [
             row
@@ -237,9 +241,10 @@ class Task(ABC):
         groups: Mapping[str, Sequence[str]],
         seed: int,
     ) -> list[Row]:
-        """Return the means of one metric over one subset. A failed judgement (None) is left out and counted.
+        """Return the means of one metric over one subset.
 
-        A score that has no such metric is left out: the metric says nothing about its question.
+        A failed judgement (None) is left out and counted. A score without the metric is left out, since the metric does
+        not apply to its question.
         """
         values: dict[str, list[tuple[str, float]]] = {}
         failures: Counter[str] = Counter()
@@ -254,9 +259,9 @@ class Task(ABC):
         return mean_rows(place, values, groups, seed, failures, self.interval)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """Write the files for the benchmark's own server or script, and return them.
+        """Write the files for the benchmark's own server or script, and return their paths.
 
-        The names begin with `key`: other tasks write into the same folder.
+        File names begin with `key`, since other tasks write into the same folder.
         """
         return []
 
@@ -311,8 +316,8 @@ def mean_rows(
 
     Args:
         values: language -> (item, value) of each answer.
-        failures: language -> how many answers could not be judged.
-        interval: of one language's values.
+        failures: language -> number of answers that could not be parsed or judged.
+        interval: computes the mean and interval of one language's values.
     """
     failures = failures or {}
     rows = [
@@ -337,29 +342,34 @@ def in_order(languages: Iterable[str]) -> list[str]:
 
 
 def chosen_languages(asked: Sequence[str] | None, known: list[str], split: str) -> list[str]:
-    """Return the chosen languages of the known ones; all for None. Raises ValueError for an unknown one."""
+    """Return the requested languages, all if None.
+
+    Raises:
+        ValueError: no language is requested, or one is unknown.
+    """
     if asked is None:
         return known
     unknown = [lang for lang in asked if lang not in known]
     if unknown:
         raise ValueError(
-            f"unknown language {', '.join(map(repr, unknown))}; {split!r} has {', '.join(known)}"
+            f"languages: expected some of {', '.join(known)} in {split!r}, found {', '.join(map(repr, unknown))}"
         )
     if not asked:
-        raise ValueError(f"no language asked for; {split!r} has {', '.join(known)}")
+        raise ValueError(f"languages: expected some of {', '.join(known)} in {split!r}, found none")
     return list(dict.fromkeys(asked))
 
 
 def sample(names: Iterable[str], limit: int | None, seed: int) -> list[str]:
-    """Return `limit` names, sorted, drawn in an order that only the seed and the names decide.
+    """Return `limit` names, sorted; the choice depends only on the seed and the names.
 
-    Raises ValueError for a limit below 1.
+    Raises:
+        ValueError: the limit is below 1.
     """
     names = sorted(set(names))
     if limit is None:
         return names
     if limit < 1:
-        raise ValueError(f"limit must be at least 1, found {limit}")
+        raise ValueError(f"limit: expected at least 1, found {limit}")
     key = {name: hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names}
     return sorted(sorted(names, key=key.__getitem__)[:limit])
 
@@ -370,11 +380,13 @@ def blind(request: Request) -> Request:
 
 
 def shuffled(requests: Sequence[Request], seed: int) -> list[Request]:
-    """Return the same questions, each with the pictures of another one.
+    """Return the same questions, each with the pictures of another question.
 
-    All pictures are exchanged by one shift of a random order, so that every question about a picture
-    gets the same other one. No picture stays or shows what a question is about (`Request.avoid`).
-    Raises ValueError where there is no such shift, as with a single picture.
+    A random order of all pictures is shifted by one number of places, so that all questions about a picture get the
+    same other picture. No picture keeps its place, and none shows what its question is about (`Request.avoid`).
+
+    Raises:
+        ValueError: there is no such shift, for example with a single picture.
     """
     marks: dict[str, frozenset[str]] = {}
     avoid: dict[str, frozenset[str]] = {}
@@ -398,6 +410,6 @@ def shuffled(requests: Sequence[Request], seed: int) -> list[Request]:
                 for request in requests
             ]
     raise ValueError(
-        f"{len(order)} pictures cannot be shuffled so that none shows what its question is about: "
-        f"use more"
+        f"pictures: expected enough for the shuffled run, in which none shows what its question asks, found "
+        f"{len(order)}: use more"
     )

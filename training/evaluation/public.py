@@ -1,4 +1,4 @@
-"""Read public datasets in their own columns, from a repository of the Hub or a folder with the same files.
+"""Read public datasets in their own columns, from a Hub repository or a folder with the same files.
 
 Texts are read at once, pictures on access.
 """
@@ -32,12 +32,12 @@ from .protocol import (
 )
 from .results import DataInfo
 
-# How LLaVA (2310.03744) asks for short answers and for letters, and what it generates at most.
+# LLaVA's (2310.03744) requests for a short answer and for a letter, and its limit of new tokens.
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 MAX_NEW_TOKENS = 16
 
-# What PALO's instructions (2402.14818), and so Maya's and LLaVA's, were made from.
+# The data from which PALO's instructions (2402.14818), and therefore Maya's, were made.
 MIX = "LLaVA-1.5's mix (2310.03744), which PALO's and so Maya's instructions hold,"
 UNSEEN = f"None known: {MIX} has no part of it."
 
@@ -46,15 +46,15 @@ class Split:
     """One split of a config of a public dataset.
 
     Args:
-        selection: its `data` and `revision` go before the task's own.
+        selection: its `data` and `revision` take precedence over the task's.
         repository: the task's dataset.
-        revision: the commit that the task pins; None for one that pins none.
-        config, split: names of the dataset.
-        columns: that the task reads, pictures included.
-        pictures: the column of pictures, or several; None where there is none.
+        revision: the commit that the task pins; None if it pins none.
+        config, split: names in the dataset.
+        columns: the columns that the task reads, pictures included.
+        pictures: the column or columns of pictures; None if there is none.
 
     Raises:
-        FileNotFoundError, ValueError: in one line: no such dataset, config or split, a missing column.
+        FileNotFoundError, ValueError: in one line: the dataset, config, split or a column does not exist.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Split:
             own = revision
         if self.folder is not None:
             check_cards(self.folder)
-        elif Path(name).exists():  # else it would be looked up on the Hub
+        elif Path(name).exists():  # otherwise the name would be looked up on the Hub
             raise ValueError(
                 f"data: expected {repository}, or a folder with its files, found a file {name}"
             )
@@ -88,7 +88,7 @@ class Split:
             if split not in files:
                 raise ValueError(f"the splits are {_named(files, self.folder)}")
             self.files = [str(file) for file in files[split]]
-            # From the files of this split alone: others can be tens of gigabytes.
+            # Load only this split's files: those of other splits can be tens of gigabytes.
             found = datasets.load_dataset("parquet", data_files={split: self.files}, split=split)
         except FileNotFoundError as error:
             raise FileNotFoundError(
@@ -119,7 +119,11 @@ class Split:
                 number += 1
 
     def text(self, number: int, row: Mapping[str, Any], column: str) -> str:
-        """Return the text of a cell. Raises ValueError, naming the row, if there is none."""
+        """Return the text of a cell.
+
+        Raises:
+            ValueError: the cell is not a text; the message names the row.
+        """
         found = row[column]
         if isinstance(found, str):
             return found
@@ -135,12 +139,15 @@ class Split:
         return [hashlib.sha256(cell.get("bytes") or b"").hexdigest()[:16] for cell in cells]
 
     def picture(self, number: int, key: str, place: int = 0, column: int = 0) -> Image.Image:
-        """The picture of a row. Raises ValueError in one line for one that cannot be decoded.
+        """Return the picture of a row.
 
         Args:
-            key: names the picture in that line.
-            place: of the picture, in a row that has a list of them.
-            column: place of the column of pictures.
+            key: the picture's name in an error.
+            place: index of the picture, in a row that has a list of them.
+            column: index of the column of pictures.
+
+        Raises:
+            ValueError: the picture cannot be decoded, in one line.
         """
         cell = self.table.column(self.pictures[column])[number].as_py() or {}
         if isinstance(cell, list):
@@ -226,7 +233,7 @@ def language_splits(
         selection, repository, revision, config, columns, pictures: as for `Split`.
 
     Raises:
-        FileNotFoundError, ValueError: as `Split`; an unknown language; a split that is chosen by name.
+        FileNotFoundError, ValueError: from `Split`; or a language is unknown; or the selection names a split.
     """
     if selection.split is not None:
         raise ValueError(
@@ -251,12 +258,12 @@ def loaded(
     """Return the requests of the selection's languages and items.
 
     Args:
-        split: that results describe.
-        names: of the split or splits.
+        split: the split that the results describe.
+        names: name of the split or splits.
         others: further splits whose files were read.
 
     Raises:
-        ValueError: no requests, or a language that has none.
+        ValueError: there are no requests, or a language has none.
     """
     if not requests:
         raise ValueError(f"{split.place}: expected rows, found none")
@@ -278,13 +285,13 @@ def loaded_in(
     """Return the requests of a benchmark of several languages, with the same items in each language.
 
     Args:
-        splits: language -> where it was read, in the order of tables; several may be read at one place.
-        names: of the split or splits.
+        splits: language -> its split, in the order of tables; languages may share a split.
+        names: name of the split or splits.
 
     Raises:
-        ValueError: no requests.
+        ValueError: there are no requests.
     """
-    # A language that has no rows is left out, not an error.
+    # A language without rows is left out and is not an error.
     every = replace(selection, languages=None)
     first, *others = dict.fromkeys(splits.values())
     made = loaded(every, first, requests, pictures, names, others)

@@ -21,13 +21,13 @@ class Records:
     """The results of one model in one folder; tasks are added one by one.
 
     Args:
-        folder: where the files go; results of other tasks for the same weights stay.
-        model: what was evaluated.
+        folder: the output folder; results of other tasks for the same weights stay.
+        model: info of the evaluated model.
         tasks: keys of the tasks that will be added.
-        place: the model's folder, whose recipe says in which languages the projector was aligned; "" for
-            none.
-        seed: of the bootstrap and of the pictures that are kept.
-        toxicity: a classifier that tells toxic answers.
+        place: the model's folder, whose recipe says in which languages the projector was aligned; "" if there
+            is none.
+        seed: seed of the bootstrap and of the selection of pictures for the report.
+        toxicity: a classifier of toxic answers.
         counted: whether it is known which answers the model ended itself.
     """
 
@@ -59,9 +59,9 @@ class Records:
 
         Args:
             runs: run -> its scored answers.
-            settings: how the answers were made.
-            seconds: what each part took; the whole is added, from `began` of `time.perf_counter`.
-            partial: where answers are missing, how many there are, and of how many.
+            settings: settings that produced the answers.
+            seconds: duration of each step; the total since `began` (of `time.perf_counter`) is added.
+            partial: (number of existing answers, number of all); None if no answer is missing.
         """
         results, seed = self.results, self.seed
         groups = language_groups(self.place, part.languages)
@@ -69,7 +69,7 @@ class Records:
         results["tasks"][task.key] = info
         if partial:
             info["settings"]["partial"] = dict(zip(("answered", "of"), partial, strict=True))
-            # All tables show the title.
+            # The title marks partial results in all tables.
             info["title"] += f" (partial: {partial[0]:,} of {partial[1]:,} answers)"
         for run, scored in runs.items():
             results["rows"] += task.aggregate(scored, run, groups, seed)
@@ -89,7 +89,7 @@ class Records:
         if not partial:
             task.export(runs[MODEL], answers)
         seconds["total"] = time.perf_counter() - began
-        # Last, so that where results.json stands, the rest stands too.
+        # results.json is written last: if it exists, so do the other files.
         write_results(results, self.folder / "results.json")
         print(text_table(results, task.key))
 
@@ -125,8 +125,11 @@ def _results_before(folder: Path, model: ModelInfo, tasks: Sequence[str]) -> Res
 
 
 def language_groups(model: str, languages: Sequence[str]) -> dict[str, list[str]]:
-    """Return the groups of languages to average over: all, and, if the saved recipe says in which languages
-    the projector was aligned, those and the rest apart."""
+    """Return the groups of languages to average over: "all", "pretrained" and "transfer".
+
+    The saved recipe says in which languages the projector was aligned: those are "pretrained", the others "transfer".
+    Without a recipe there is only "all".
+    """
     groups = {"all": list(languages)}
     aligned = _aligned_languages(Path(model) / "recipe.yaml")
     if aligned:
@@ -136,9 +139,9 @@ def language_groups(model: str, languages: Sequence[str]) -> dict[str, list[str]
 
 
 def _aligned_languages(recipe: Path) -> set[str]:
-    """Return the languages of a recipe's stage `pretrain`; none if it is not a recipe of this package.
+    """Return the languages of a recipe's stage `pretrain`; none if the file is not a recipe of this package.
 
-    Other tools leave files of this name beside their models.
+    Other tools may write files of this name into a model's folder.
     """
     try:
         stages = read_yaml(recipe)["stages"]

@@ -31,17 +31,17 @@ def rejudge(
     """Score answers, print the table, write `results.json` and the answers with their scores.
 
     Args:
-        answers: a file as `read_answers` reads it; the runs that it has are scored.
+        answers: a file for `read_answers`; all of its runs are scored.
         task_name: `NAME` or `NAME:PROTOCOL`.
-        output: where the files go; results of other tasks of the same model stay there.
+        output: the output folder; results of the model's other tasks stay there.
         data, split, languages: as for `evaluate`.
-        judge: which model grades the answers, for a task that needs one.
-        model: the name that the answers' model must have; None: any.
-        seed: of the bootstrap.
+        judge: the judge model, for a task that needs one.
+        model: the required name of the answers' model; None: any.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError, OSError: in one line: answers with missing, doubled or unknown ids or of another model,
-            and as `evaluate`.
+        ValueError, OSError: in one line: an id is missing, unknown or occurs twice, the answers are of another
+            model, or an error of `evaluate`.
     """
     began = time.perf_counter()
     task = find_task(task_name)
@@ -49,6 +49,7 @@ def rejudge(
     name = given.model["name"]
     if model is not None and name not in (model, Path(model).name):
         raise ValueError(f"{answers}: expected answers of {model}, found answers of {name}")
+    # ---- Check the output folder.
     check_writable(output)
     if (output / "results.json").is_file():
         before = read_results(output / "results.json")["model"]
@@ -57,11 +58,13 @@ def rejudge(
                 f"{output}: expected results of {name}, found results of {before['name']} with other "
                 "weights or revision: name another --output"
             )
+    # ---- Match the answers with the dataset's questions.
     part = task.load(Selection(data, split, languages, None, seed))
     runs = {}
     for run in (MODEL, *BASELINES):
         if run == MODEL or any(one.run == run for one in given.given):
             runs[run] = matched(given, run, part.requests, every=run == MODEL)
+    # ---- Score the answers.
     give_judge([task], {task.key: part}, judge, output)
     by_id = {request.id: request for request in part.requests}
     scored = {}
@@ -69,6 +72,7 @@ def rejudge(
         requests = [by_id[name] for name in own]
         scores = task.scores(requests, list(own.values()))
         scored[run] = [Scored(*one) for one in zip(requests, own.values(), scores, strict=True)]
+    # ---- Write the results.
     settings = {
         "decoding": "answers made before",
         "baselines": [run for run in runs if run != MODEL],

@@ -1,7 +1,7 @@
 """The format of evaluation results: `results.json`, documented by the types below.
 
-Cards, tables and plots are made from this file and never typed. They iterate over its rows and know
-no benchmark by name. It holds no path and no host name: it is published with the model.
+Cards, tables and plots are made from this file; no number in them is typed. They iterate over its rows and
+know no benchmark by name. The file is published with the model, so it holds no path and no host name.
 """
 
 import json
@@ -20,20 +20,20 @@ FORMAT = "maya-results-2"
 class ModelInfo(TypedDict):
     """The evaluated model; a value is None if it is not known, as for a model behind a server."""
 
-    name: str  # the folder's name, the repository's id, or what a server calls it
-    revision: str | None  # the Hub commit, where it came from the Hub
-    weights_sha256: str | None  # over the safetensors files; None where they are not local
+    name: str  # the folder's name, the repository's id, or the name on a server
+    revision: str | None  # the Hub commit, if the model is from the Hub
+    weights_sha256: str | None  # hash over the safetensors files; None if they are not local
     model_type: str | None
     text_model: str | None
     vision_model: str | None
     parameters: int | None
-    image_tokens: int | None  # of every picture; None for models whose pictures differ in it
+    image_tokens: int | None  # of every picture; None for models in which the number varies
     dtype: str | None
     device: str | None
 
 
 def known_by_name(name: str) -> ModelInfo:
-    """Return the info of a model of which only the name is known."""
+    """Return the info of a model about which only the name is known."""
     return {
         "name": name,
         "revision": None,
@@ -53,7 +53,7 @@ class DataInfo(TypedDict):
 
     name: str
     revision: str | None
-    files_sha256: str | None  # over the dataset's files; None where they are not local
+    files_sha256: str | None  # hash over the dataset's files; None if they are not local
     split: str
     styles: list[str]
     images: int
@@ -76,25 +76,27 @@ class Withheld(TypedDict):
     subset: str
     language: str
     failed: int
-    asked: int  # answers that were to be judged
+    asked: int  # number of answers to judge
 
 
 class JudgeInfo(TypedDict):
     """The judge of a task's answers, and its failures."""
 
     id: str
-    version: str | None  # commit or hash of the judge's weights, where it is known
-    served: list[str]  # names that those who replied gave themselves
+    version: str | None  # commit or hash of the judge's weights, if known
+    served: list[str]  # names of the models in the servers' responses
     rubric: str  # with its version
     rubric_source: str
-    failed_share: float  # of failed judgements, above which there is no score
+    failed_share: float  # there is no score if a larger share of judgements failed
     failed: dict[str, list[str]]  # run -> requests whose judgement failed
     withheld: list[Withheld]
 
 
 class TaskInfo(TypedDict):
-    """How a task was run. Each has its own provenance: several evaluations of the same weights may
-    stand in one file."""
+    """The settings and provenance of a task.
+
+    Each task has its own, since a file may hold several evaluations of the same weights.
+    """
 
     title: str
     version: str
@@ -103,11 +105,11 @@ class TaskInfo(TypedDict):
     asked: dict[str, Any]  # prompts, parser and stop texts of the protocol
     contamination: str
     subsets: dict[str, str]  # in the order of tables, `part/column` or one word -> title
-    parts: dict[str, str]  # what stands before "/" in subsets -> title
+    parts: dict[str, str]  # the part before "/" in subsets -> title
     metrics: dict[str, MetricInfo]
-    metric: str  # the one that tables show
+    metric: str  # the headline metric, which tables show
     languages: list[str]
-    groups: dict[str, list[str]]  # what rows of means average over
+    groups: dict[str, list[str]]  # name -> the languages to average over
     data: DataInfo
     settings: dict[str, Any]  # decoding, caps, limits, seeds, sizes of the baselines
     created: str
@@ -115,12 +117,15 @@ class TaskInfo(TypedDict):
     machine: Machine
     versions: dict[str, str]
     seconds: dict[str, float]
-    judge: NotRequired[JudgeInfo]  # of tasks whose answers a model grades
+    judge: NotRequired[JudgeInfo]  # for tasks whose answers a model grades
 
 
 class Row(TypedDict):
-    """One number. `run` is "model", "blind" (no picture), "shuffled" (another's picture) or "chance";
-    `language` a BCP-47 code or a name of the task's `groups`."""
+    """One number.
+
+    `run` is "model", "blind" (no picture), "shuffled" (another's picture) or "chance"; `language` is a BCP-47 code or
+    a name of the task's `groups`.
+    """
 
     task: str
     subset: str
@@ -132,7 +137,7 @@ class Row(TypedDict):
     low: float | None  # 95 % interval
     high: float | None
     n: int  # answers
-    failures: int  # of them unparsable, and beside them judgements that failed
+    failures: int  # unparsable answers (also in n) and failed judgements (not in n)
 
 
 class Results(TypedDict):
@@ -154,7 +159,11 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Read a results file. Raises FileNotFoundError or ValueError, in one line, if it is not one."""
+    """Read a results file.
+
+    Raises:
+        FileNotFoundError, ValueError: in one line: the file does not exist or is malformed.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no results at {path}: run `maya evaluate` on the model first")
     content = read_json(path)
@@ -176,8 +185,8 @@ def read_results(path: Path) -> Results:
         task = content["tasks"].get(row["task"])
         if task is None or row["subset"] not in (*task["subsets"], "all"):
             raise ValueError(
-                f"{path}: rows[{number}]: {row['task']!r} with the subset {row['subset']!r} is no "
-                f"task of this file: run `maya evaluate` again"
+                f"{path}: rows[{number}]: expected a task and subset of this file, found "
+                f"{row['task']!r} and {row['subset']!r}: run `maya evaluate` again"
             )
     return content
 

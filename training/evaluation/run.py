@@ -1,7 +1,7 @@
-"""`maya evaluate`: score a model on pictures, beside two baselines that cannot know the answer.
+"""`maya evaluate`: score a model on pictures, and two baselines without the right picture.
 
-The blind run asks the same questions without a picture, the shuffled run with another picture. A score
-there was learned from the texts alone.
+The blind run asks the same questions without a picture, the shuffled run with another picture. A model can score
+in these runs only by what it learned from text.
 """
 
 import contextlib
@@ -69,54 +69,55 @@ def evaluate(
     judge: JudgePlan | None = None,
     toxicity: Toxicity | None = None,
 ) -> Results:
-    """Score a model on tasks, print tables, write `results.json`, the answers and a sheet of some.
+    """Score a model on tasks, print tables, and write `results.json`, the answers and an answer sheet.
 
-    Every answer is kept as it comes: the same command continues, and no answer is generated twice. Answers
-    are equal up to the rounding of another batch shape, whatever was answered before. Where asking fails,
-    what is answered is scored, and the task is marked partial in its title and settings. Processes that
-    accelerate has started share the work; the first of them writes.
+    Every answer is stored at once: the same command continues, and no answer is generated twice. A resumed
+    evaluation has the same answers up to the rounding of other batch shapes. If asking fails, the existing
+    answers are scored, and the task's title and settings mark it as partial. Processes that accelerate has
+    started share the work; the first one writes.
 
     Args:
         model: a folder or Hub repository (`user/name@revision` too) of a Maya, of an adapter of one, or
             of another image-text-to-text model.
         tasks: names of tasks, see `maya evaluate --list`.
-        data: a folder or Hub repository in the layout of the task's dataset; default: the task's own.
-        output: where the files go; default: the model's folder, or a folder named after the
-            repository. Results of other tasks for the same weights stay in `results.json`.
-        split: default: the task's own.
-        languages: BCP-47 codes; default: all. Of several tasks, each is asked in those that it has.
-        limit: how many pictures a task, drawn from the seed; default: all.
-        baselines: which of "blind" and "shuffled" to run.
-        batch_size: questions answered together.
+        data: a folder or Hub repository in the layout of the task's dataset; None: the task's dataset.
+        output: the output folder; None: the model's folder, or a folder named after the
+            repository. `results.json` keeps results of other tasks for the same weights.
+        split: None: the task's default.
+        languages: BCP-47 codes; None: all. With several tasks, each is asked in those that it has.
+        limit: number of pictures for each task, drawn from the seed; None: all.
+        baselines: the baselines to run, of "blind" and "shuffled".
+        batch_size: number of questions in a batch.
         trust_remote_code: passed on to transformers, for models other than Maya.
-        seed: of the drawing, the shuffling and the bootstrap.
-        baseline_items: on how many pictures the baselines are asked; None: on all.
+        seed: seed of the selection, the shuffling and the bootstrap.
+        baseline_items: number of pictures for the baselines; None: all.
         sheet: whether to draw `sheet.png`.
-        revision: branch, tag or commit of the model's repository; of a served model, the commit that the
-            server does not tell.
-        endpoint: ask the model that this server knows as `endpoint.model`; `model` names it in results.
-        judge: which model grades the answers of tasks that need it; the first process asks it.
-        toxicity: a classifier that tells toxic answers.
+        revision: branch, tag or commit of the model's repository; for a served model, its commit, since the
+            server does not report it.
+        endpoint: a server to ask for the model `endpoint.model`; `model` is then the name in the results.
+        judge: the judge model, for tasks that need one; only the first process asks it.
+        toxicity: a classifier of toxic answers.
 
     Raises:
-        ValueError, OSError, MemoryError: in one line, before anything is asked or written; or when asking
-            fails, after what is answered was written; or when the judge fails, whose judgements are kept.
+        ValueError, OSError, MemoryError: in one line: before anything is asked or written; or if asking
+            fails, after the existing answers were scored and written; or if the judge fails, whose
+            judgements stay in its journal.
     """
     began = time.perf_counter()
     unknown = [name for name in baselines if name not in BASELINES]
     if unknown:
-        raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
+        raise ValueError(
+            f"baselines: expected some of {', '.join(BASELINES)}, found {unknown[0]!r}"
+        )
     for name, number in (("batch_size", batch_size), ("baseline_items", baseline_items)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, found {number}")
-    # A task may have several names.
+            raise ValueError(f"{name}: expected at least 1, found {number}")
+    # Several names may mean the same task.
     chosen = list({task.key: task for task in map(find_task, tasks)}.values())
     if data is not None and len(chosen) > 1:
-        raise ValueError(
-            f"data: expected one task with it, found {len(chosen)}: {', '.join(tasks)}"
-        )
-    detectable(())  # that the detector of languages is installed
-    # ---- Read the datasets and check the folders: what can fail fails before the model is loaded.
+        raise ValueError(f"data: expected a single task, found {len(chosen)}: {', '.join(tasks)}")
+    detectable(())  # raises if the language detector is not installed
+    # ---- Read the datasets and check the folders, so that errors come before the model is loaded.
     undrawn = sheet and missing_packages()
     process = this_process()
     found = None if endpoint is not None else find_model(model, revision)
@@ -152,11 +153,11 @@ def evaluate(
     records = Records(folder, info, [task.key for task in chosen], place, seed, toxicity)
     seconds = {"load": time.perf_counter() - began}
     with contextlib.ExitStack() as stack:
-        # ---- Read the answers that are there.
+        # ---- Read the existing answers.
         works = stack.enter_context(open_works(chosen, loaded, plans, identity, folder, process))
         before, total = sum(work.answered for work in works), sum(work.total for work in works)
         if before and process.rank == 0:
-            print(f"{before:,} of {total:,} answers are there already", flush=True)
+            print(f"{before:,} of {total:,} answers exist already", flush=True)
         progress = Progress((total - before) // process.count, shown=process.rank == 0)
         stack.callback(progress.close)
         # ---- Ask, score and write, task by task.
@@ -203,7 +204,8 @@ def _languages_of(
 ) -> list[tuple[Task, Sequence[str] | None]]:
     """Return each task with its languages; for a single task, its `load` checks them.
 
-    Raises ValueError for a language that no task has, and for a task that has none of them.
+    Raises:
+        ValueError: no task has a language, or a task has none of the languages.
     """
     if languages is None or len(tasks) == 1:
         return [(task, languages) for task in tasks]
@@ -224,7 +226,7 @@ def _languages_of(
             )
         if len(own) < len(languages):
             print(
-                f"{task.key}: asked in {' '.join(own)} only, as it has no other of these languages"
+                f"{task.key}: asked only in {' '.join(own)}, since it has none of the other languages"
             )
         found.append((task, own))
     return found
@@ -233,7 +235,11 @@ def _languages_of(
 def planned(
     part: Loaded, baselines: Sequence[str], baseline_items: int | None, seed: int
 ) -> dict[str, list[Request]]:
-    """Return run -> requests. Raises ValueError if there are too few pictures for a baseline."""
+    """Return run -> requests.
+
+    Raises:
+        ValueError: there are too few pictures for a baseline.
+    """
     pictures = {key for request in part.requests for key in request.pictures}
     few = set(sample(pictures, baseline_items, seed))
     fewer = [request for request in part.requests if few.issuperset(request.pictures)]
@@ -246,14 +252,12 @@ def planned(
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError if results cannot be written there. Leaves nothing behind."""
+    """Raise OSError if results cannot be written to the folder. Leave no file behind."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(
-            f"--output {folder}: expected a folder, found that {place} is a file"
-        )
+        raise NotADirectoryError(f"--output {folder}: expected a folder, found the file {place}")
     try:
         with tempfile.TemporaryFile(dir=place):
             pass

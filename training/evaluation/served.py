@@ -15,9 +15,9 @@ from .results import ModelInfo, known_by_name
 
 
 class Served:
-    """A model behind a server, which is asked `plan.concurrency` requests at a time, greedily (temperature 0).
+    """A model behind a server, asked greedily (temperature 0) with `plan.concurrency` requests at a time.
 
-    Pictures are sent as PNG in base64 data URLs. The server's own chat template is used.
+    Pictures are sent as PNG in base64 data URLs. The server applies its own chat template.
     """
 
     def __init__(self, plan: EndpointPlan):
@@ -25,12 +25,12 @@ class Served:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it is asked, for results."""
+        """The settings with which the model is asked, for the results."""
         return {"server": "OpenAI-compatible", "concurrency": self.plan.concurrency}
 
     @property
     def info(self) -> ModelInfo:
-        """Return the results' info of the model. A server does not tell weights, sizes or dtype, so they are None."""
+        """Return the model's info for the results. A server reports no weights, sizes or dtype, so they are None."""
         info = known_by_name(self.plan.model)
         info["revision"] = self.plan.model_revision
         return info
@@ -41,17 +41,17 @@ class Served:
         return sha256_text(json.dumps([self.plan.url, self.plan.model, self.plan.model_revision]))
 
     def ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> None:
-        """See `Asked.ask`.
+        """Answer every request, see `Asked.ask`.
 
         Raises:
-            EndpointError: the server refuses everyone, or nobody is there.
-            OSError: some requests got no answer; the others were given to `done`.
+            EndpointError: the server refuses all requests, or no server listens.
+            OSError: some requests got no answer; the other answers were passed to `done`.
         """
         failed = asyncio.run(self._ask(requests, pictures, done))
         if failed:
             raise OSError(
                 f"{self.plan.url}: {len(failed):,} of {len(requests):,} requests got no answer, the first "
-                f"{failed[0]}: run the same command again, which asks only these"
+                f"{failed[0]}: the same command asks only these again"
             )
 
     async def _ask(self, requests: Sequence[Request], pictures: Pictures, done: Done) -> list[str]:
@@ -74,7 +74,7 @@ class Served:
                 known = tokens if isinstance(tokens, int) else None
                 done(place, Answer(found.text.strip(), known, ended))
 
-        # Each request is made when there is a place for it, so that few pictures are held at once.
+        # A message is built only when a worker is free, so that few pictures are in memory at a time.
         try:
             async with Endpoint(self.plan) as endpoint, asyncio.TaskGroup() as group:
                 for _ in range(min(self.plan.concurrency, len(requests))):
@@ -85,7 +85,7 @@ class Served:
 
 
 def _messages(request: Request, pictures: Pictures) -> list[dict[str, Any]]:
-    """Return the conversation in the form of servers."""
+    """Return the request as chat messages for the server."""
     content = [
         {"type": "image_url", "image_url": {"url": png_url(pictures.load(part.key))}}
         if isinstance(part, Picture)

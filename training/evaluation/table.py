@@ -1,4 +1,4 @@
-"""Make tables of results, for the terminal, cards and pages. They iterate over rows."""
+"""Make tables of results, for the terminal, cards and pages. The code iterates over rows."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from ..common.markdown import code, escaped
 from .protocol import BASELINES, CHANCE, MODEL
 from .results import Results, Row, TaskInfo
 
-# Lines of scores that are not given.
+# Number of withheld scores that are listed.
 SHOWN = 10
 
 
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 
 def tables(results: Results, task: str) -> Iterator[Table]:
-    """Yield the tables of one task: one for each part, with its subsets beside the baselines."""
+    """Yield the tables of one task: one for each part, with its subsets and the baselines."""
     info = results["tasks"][task]
     found = {
         (row["subset"], row["run"], row["language"])
@@ -61,7 +61,7 @@ def rows_of(results: Results, task: str, metric: str) -> list[Row]:
 
 
 class Scores:
-    """One metric's rows by subset, run and language, and their texts."""
+    """One metric's rows by subset, run and language, and their display texts."""
 
     def __init__(self, results: Results, task: str, metric: str | None = None):
         info = results["tasks"][task]
@@ -169,7 +169,7 @@ def text_table(results: Results, task: str) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
-    """Return aligned lines; a head is above its own column and the empty columns after it."""
+    """Return aligned lines; a heading is above its own column and the empty columns after it."""
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(heads))]
     starts = [i for i, head in enumerate(heads) if head] + [len(heads)]
     for start, end in itertools.pairwise(starts):
@@ -186,7 +186,7 @@ def _aligned(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> list[str]:
 
 
 def judge_lines(info: TaskInfo) -> list[str]:
-    """Return lines on the judge, its failures, and the scores left out; none for tasks without a judge."""
+    """Return lines on the judge, its failures, and withheld scores; none for tasks without a judge."""
     if "judge" not in info:
         return []
     judge = info["judge"]
@@ -195,7 +195,7 @@ def judge_lines(info: TaskInfo) -> list[str]:
     told = ", ".join(f"{number} of the {run} run" for run, number in failed.items()) or "none"
     lines = [f"judge: {names}, rubric {judge['rubric']}; failed judgements: {told}"]
     if len(judge["served"]) > 1:
-        lines.append(f"replies came from {len(judge['served'])} models: these scores mix judges")
+        lines.append(f"replies came from {len(judge['served'])} models, so these scores mix judges")
     missing = [
         f"no score of {one['language']} ({one['subset']}, {one['run']} run): {one['failed']} of "
         f"{one['asked']} judgements failed, more than {100 * judge['failed_share']:g} %"

@@ -1,4 +1,4 @@
-"""Find the requests of a task's runs that have no answer yet, and ask each once."""
+"""Find the requests of a task's runs that have no answer yet, and ask each of them once."""
 
 import contextlib
 import time
@@ -23,13 +23,13 @@ def open_works(
     folder: Path,
     process: Process,
 ) -> Iterator[list["Work"]]:
-    """Return the work of each task, with its journal in `folder`/answers/journal open and locked.
+    """Yield the work of each task, with its journal in `folder`/answers/journal open and locked.
 
-    Protocols of one task share its journal, so that what they ask alike is asked once.
+    Protocols of one task share its journal, so that a request that they share is asked once.
 
     Args:
         loaded, plans: by `Task.key`.
-        identity: of the model, see `Keys`.
+        identity: the model's identity, see `Keys`.
 
     Raises:
         OSError: the folder cannot be written, or another evaluation writes there.
@@ -38,7 +38,7 @@ def open_works(
     kept.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if process.rank == 0:
-            told = f"{folder}: another evaluation is writing there: wait for it, or give --output"
+            told = f"{folder}: another evaluation is writing there: wait for it, or name another --output"
             stack.enter_context(only_one(kept / "lock", told))
         journals = {task.name: Journal(kept, task.name, process.rank) for task in tasks}
         for journal in journals.values():
@@ -68,7 +68,7 @@ class Work:
 
     @property
     def answered(self) -> int:
-        """Return how many of them have an answer."""
+        """Return the number of these requests that have an answer."""
         return len(set().union(*self.keys.values()) & self.journal.answers.keys())
 
     def ask(
@@ -79,7 +79,7 @@ class Work:
             start = time.perf_counter()
             by_key = dict(zip(self.keys[run], requests, strict=True))
             waiting = [key for key in by_key if key not in self.journal.answers]
-            # No process appends before all have read.
+            # All processes must have read before one of them appends.
             process.wait()
             mine = [waiting[number] for number in process.share([by_key[key] for key in waiting])]
             progress.start(f"{self.task.key}, {run}")

@@ -1,4 +1,4 @@
-"""A judge behind an HTTP server: its reply follows from what it is shown, so that it can be foretold."""
+"""A judge behind an HTTP server, whose replies depend only on the prompt, so that tests can predict them."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from tests.helpers.endpoint_server import EndpointServer, Faults
 
 
 def number(text: str, of: int) -> int:
-    """A number below `of` that follows from a text."""
+    """Return a number below `of` that depends only on the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % of
 
 
@@ -19,14 +19,14 @@ def between(text: str, begin: str, end: str) -> str:
 
 
 def pair_of(text: str) -> tuple[int, int]:
-    """The scores that the judge gives to the two answers of a review's prompt."""
+    """Return the judge's scores of the two answers in a review's prompt."""
     first = between(text, "[Assistant 1]\n", "\n\n[End of Assistant 1]")
     second = between(text, "[Assistant 2]\n", "\n\n[End of Assistant 2]")
     return 1 + number(first, 10), 1 + number(second, 10)
 
 
 def reply(text: str, lang: str = "") -> str:
-    """What the judge replies to a user's turn of any rubric."""
+    """Return the judge's reply to a user's turn of any rubric."""
     if "[Assistant 1]" in text:
         first, second = pair_of(text)
         if "JSON object" in text:
@@ -58,7 +58,7 @@ def plan(server: EndpointServer, **changes) -> JudgePlan:
 
 
 def judged(task, loaded, texts) -> list[Scored]:
-    """The requests with these answers, judged together."""
+    """Return the requests with these answers, judged together."""
     answers = [Answer(text, 1, True) for text in texts]
     scores = task.scores(loaded.requests, answers)
     return [Scored(*one) for one in zip(loaded.requests, answers, scores, strict=True)]

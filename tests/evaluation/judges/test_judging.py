@@ -1,4 +1,4 @@
-"""Judging against a real HTTP server that misbehaves, and after a SIGKILL."""
+"""Judging with a real HTTP server that misbehaves, and after a SIGKILL."""
 
 import json
 import signal
@@ -75,7 +75,7 @@ def test_after_a_sigkill_no_call_that_was_answered_is_paid_again(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         path = tmp_path / "judgements.jsonl"
-        # As if the kill had come in the middle of a line.
+        # Simulate a kill in the middle of a line.
         path.write_bytes(path.read_bytes() + b'0123abcd {"key": "00')
         kept = set(Journal(path).records)
         assert 10 <= len(kept) < 60
@@ -88,7 +88,7 @@ def test_after_a_sigkill_no_call_that_was_answered_is_paid_again(tmp_path):
                 assert calls == before["", each.text] == 1
             else:
                 assert calls - before["", each.text] == 1
-        # Only calls that were under way at the kill came twice.
+        # Only the calls under way at the kill were repeated.
         assert judge.requests <= 60 + 4
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_line_is_left_out_and_told(tmp_path, capsys):
         found = judging(judge.url, tmp_path)(cases(5), "test")
         assert judge.requests == 6
     assert [one.value for one in found] == [expected(each) for each in cases(5)]
-    assert "j.jsonl: 1 damaged lines are left out" in capsys.readouterr().out
+    assert "j.jsonl: 1 damaged lines are skipped and judged again" in capsys.readouterr().out
 
 
 class Colour:
@@ -116,7 +116,9 @@ class Colour:
 def test_the_key_is_everything_that_can_change_a_judgement_and_nothing_else():
     first = Case(REVIEW, case(0).fields, ("a",), Colour(0))
     key = first.key("judge", "1")
-    assert replace(first, pictures=("b",)).key("judge", "1") == key  # a name is no content
+    assert (
+        replace(first, pictures=("b",)).key("judge", "1") == key
+    )  # a picture's name is not part of its content
     others = [
         first.key("other", "1"),
         first.key("judge", "2"),
@@ -181,19 +183,20 @@ def test_a_judge_that_answers_prose_ends_in_one_line_and_is_not_paid_again(tmp_p
     with server(fallback=lambda text, lang: prose) as judge:
         for _ in range(2):
             with pytest.raises(
-                ValueError, match=r"^judge judge-1: none of \d+ judgements"
+                ValueError,
+                match=r"^judge judge-1: expected readable judgements, found none in \d+, ",
             ) as error:
                 judging(judge.url, tmp_path)(cases(100), "test")
             assert "expected two scores of 1 to 10 in the first line" in str(error.value)
             assert "\n" not in str(error.value)
-        # Those under way when the judge was found out came to their end; the second time none is asked.
+        # The calls under way at the failure finished; the second run makes no call.
         assert UNREADABLE <= judge.requests < UNREADABLE + 8
 
 
 def test_a_server_that_refuses_every_request_ends_in_one_line(tmp_path):
     said = {case(place).text: "bad_request" for place in range(3)}
     with server(always=said) as judge:
-        with pytest.raises(ValueError, match="none of 3 judgements succeeded, the last: HTTP 400"):
+        with pytest.raises(ValueError, match="found none in 3, the last: HTTP 400"):
             judging(judge.url, tmp_path)(cases(3), "test")
 
 
@@ -207,7 +210,9 @@ def test_some_prose_fails_alone(tmp_path):
 
 
 def test_a_judge_that_is_not_there_is_told_before_and_in_between(tmp_path):
-    with pytest.raises(OSError, match=r"^--judge http://127.0.0.1:9/v1: nobody listens there"):
+    with pytest.raises(
+        OSError, match=r"^--judge http://127.0.0.1:9/v1: expected a server, found none"
+    ):
         judging("http://127.0.0.1:9/v1", tmp_path)
     with server() as judge:
         made = judging(judge.url, tmp_path, max_attempts=2)
@@ -250,7 +255,7 @@ def test_grades_that_stay_unreadable_are_counted_whatever_their_number(tmp_path)
 
 
 class NoSchemas(EndpointServer):
-    """A server that knows no JSON schemas."""
+    """A server without support for JSON schemas."""
 
     async def _answer(self, request):
         if "response_format" in await request.json():
@@ -262,7 +267,7 @@ class NoSchemas(EndpointServer):
 def test_a_server_without_json_schemas_is_asked_without(tmp_path):
     with NoSchemas(fallback=reply) as judge:
         found = judging(judge.url, tmp_path, concurrency=1)(cases(5, REVIEW_STRICT), "test")
-        assert judge.requests == 6  # one was refused
+        assert judge.requests == 6  # the server refused one of them
     assert [one.value for one in found] == [expected(each) for each in cases(5)]
     records = Journal(tmp_path / "j.jsonl").records.values()
     assert not any(record["structured"] for record in records)

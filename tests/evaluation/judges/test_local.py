@@ -1,4 +1,4 @@
-"""Local models as judges: of texts, and of images and texts."""
+"""Local models as judges: text models, and models of images and text."""
 
 from dataclasses import replace
 
@@ -70,7 +70,7 @@ def test_gradings_at_a_temperature_differ_and_come_again(texts):
 
 
 def test_a_model_of_texts_is_not_shown_a_picture(texts, tmp_path):
-    with pytest.raises(ValueError, match="judge texts: expected a model of images and texts"):
+    with pytest.raises(ValueError, match="judge texts: expected a model of images and text"):
         Judging(LocalJudge(str(texts)), tmp_path / "j.jsonl")([case(pictures=("1",))], "test")
 
 
@@ -115,9 +115,9 @@ def test_a_judgement_is_made_once(texts, tmp_path):
 def test_what_is_no_judge_is_one_line(texts, tmp_path):
     with pytest.raises(FileNotFoundError, match="no model at"):
         JudgePlan(str(tmp_path / "none")).open(tmp_path)
-    with pytest.raises(ValueError, match="--judge-model: expected with the address of a server"):
+    with pytest.raises(ValueError, match="--judge-model: expected only with a server's address"):
         JudgePlan(str(texts), "gpt").open(tmp_path)
-    with pytest.raises(ValueError, match="expected --judge-model with the name"):
+    with pytest.raises(ValueError, match="expected the model's name on the server, found none"):
         JudgePlan("http://127.0.0.1:9/v1").open(tmp_path)
     (texts / "chat_template.jinja").rename(texts / "away")
     with pytest.raises(ValueError, match="expected a chat model, found no chat template"):

@@ -1,6 +1,6 @@
 """The published answers of both Maya checkpoints (480 each), scored without a model.
 
-The answers are under CC-BY-NC and stand beside the repository; without them these tests are skipped.
+The answers are under CC-BY-NC and are kept next to the repository; without them these tests are skipped.
 """
 
 import json
@@ -25,7 +25,7 @@ CATEGORIES = ["complex"] * 28 + ["conv"] * 17 + ["detail"] * 15
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """The published questions, with made-up references."""
+    """Write the published questions, with made-up references."""
     rows = defaultdict(list)
     for one in golden("palo_answers/maya.jsonl"):
         number = one["question_id"]
@@ -36,7 +36,7 @@ def asked(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(asked, tmp_path_factory):
-    """Both models' results by one judge with one file of judgements, and the judge."""
+    """Judge both models' answers with one judge and one file of judgements; return the results and the judge."""
     folder = tmp_path_factory.mktemp("judged")
     with server(record=True) as judge:
         for model in MODELS:
@@ -73,7 +73,7 @@ def test_no_review_is_shared_between_two_models(judged):
         for (language, number), text in answers[model].items():
             row = reviewed[model][f"{language}/{number}"]
             assert row["answer"] == text
-            # The judge was shown this answer, and the review is the one of it.
+            # The judge saw this answer, and this answer got the judge's review.
             (prompt,) = [
                 each
                 for each in shown
@@ -86,7 +86,7 @@ def test_no_review_is_shared_between_two_models(judged):
     alike = sum(
         answers["maya"][key] == answers["maya_toxicity_free"][key] for key in answers["maya"]
     )
-    # Only equal answers are judged once for both.
+    # Only answers that are equal in both models share a judgement.
     assert judge.requests == 960 - alike
     assert max(judge.counts.values()) == 1
 
@@ -109,7 +109,7 @@ def test_values_are_those_of_the_published_summary(judged):
                 assert row["n"] == category["n"]
                 assert row["low"] < row["value"] < row["high"]
         assert len({row["language"] for row in results["rows"]}) == 9
-        # Their number of tokens is not known.
+        # The files do not give the number of tokens.
         assert {"tokens", "cut"}.isdisjoint(row["metric"] for row in results["rows"])
 
 
@@ -144,7 +144,7 @@ def test_answers_judged_before_are_not_paid_again(judged, asked):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_published_reviews_give_their_published_summary(fails, tmp_path):
-    """60 real reviews come from the judge; three of them failed in the second case."""
+    """The judge returns 60 real reviews; in the second case three of them are failures."""
     reviews = golden("reviews/english_reviews.jsonl")
     expected = golden("reviews/expected.json")
     failed = expected["three_failed_judgements"]["question_ids"] if fails else []

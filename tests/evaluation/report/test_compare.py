@@ -1,4 +1,4 @@
-"""The paired comparison of two evaluations: right numbers, and refusals in one line."""
+"""The paired comparison of two evaluations: its numbers, and one-line errors."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +24,7 @@ JUDGE = {
 
 @pytest.fixture
 def pair(tmp_path):
-    """Six answers of two models: English red, lime, blue, then Hindi."""
+    """Write six answers of two models: English red, lime, blue, then Hindi."""
     return (
         evaluation(tmp_path / "a", ["A", "A", "A", "A", "B", "B"], "one"),
         evaluation(tmp_path / "b", ["A", "B", "A", "B", "A", "B"], "two"),
@@ -61,9 +61,9 @@ def test_differences_are_of_the_same_questions(pair):
     assert mean["difference"] == pytest.approx((1 / 3 + 0) / 2)
     assert mean["low"] <= mean["difference"] <= mean["high"]
     assert rows["new/choice", "en"]["difference"] == 0
-    assert rows["new/choice", "en"]["low"] is None  # one item is too little to tell
+    assert rows["new/choice", "en"]["low"] is None  # one item gives no interval
     assert all(0 < row["p"] <= 1 for row in found.rows)
-    # The other way round, all signs change.
+    # In the reverse order, all signs change.
     (back,) = compared(pair[::-1])
     assert [row["difference"] for row in back.rows] == pytest.approx(
         [-row["difference"] for row in found.rows]
@@ -129,7 +129,7 @@ def test_no_task_in_common_is_refused(pair):
     results = read_results(pair[1] / "results.json")
     results["tasks"], results["rows"] = {}, []
     write_results(results, pair[1] / "results.json")
-    with pytest.raises(ValueError, match=r"a task that both have, found letters in .* and none in"):
+    with pytest.raises(ValueError, match=r"a common task, found letters in .* and none in"):
         compared(pair)
 
 

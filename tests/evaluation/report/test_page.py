@@ -1,4 +1,4 @@
-"""The page on results of strangers: escaped, whole, and honest about what is missing."""
+"""The page on untrusted results: escaped, well-formed, and explicit about missing data."""
 
 import re
 from dataclasses import replace
@@ -27,7 +27,7 @@ TEXTS = ["A", "B", EVIL, "A", "", "A"]
 
 
 def evaluation(folder, texts=TEXTS, name="tiny", changes=None):
-    """A folder as `maya evaluate` writes it, of the task `letters`."""
+    """Write a folder of the task `letters`, as `maya evaluate` would."""
     results = results_of({"model": texts, "blind": ["B"] * 6})
     results["model"]["name"] = name
     write_results(results, folder / "results.json")
@@ -62,7 +62,7 @@ def evaluation(folder, texts=TEXTS, name="tiny", changes=None):
 
 
 class Elements(HTMLParser):
-    """Names and attributes of a page's elements, and those left open."""
+    """Collects names and attributes of a page's elements, and unclosed elements."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -94,7 +94,7 @@ def test_texts_of_strangers_stay_texts(tmp_path):
     assert not [name for _, own in elements.found for name in own if name.startswith("on")]
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "\u202e" not in text
-    # Nothing comes from elsewhere: every address is a picture of the page or a place in it.
+    # The page loads nothing from elsewhere: each address is an embedded picture or an anchor.
     places = {own["id"] for _, own in elements.found if own.get("id")}
     for tag, own in elements.found:
         for name in ("src", "href"):
@@ -106,18 +106,18 @@ def test_texts_of_strangers_stay_texts(tmp_path):
 
 def test_numbers_baselines_failures_and_samples_are_on_the_page(tmp_path):
     text = page(evaluation(tmp_path))
-    # One of two right in English, blind none; both languages' chance is a half.
+    # The model has one of two right in English, blind has none; chance is one half in both languages.
     assert re.search(
         r'aria-label="50\.0, 95 % interval [\d.]+ to [\d.]+, blind 0\.0, chance 50\.0', text
     )
-    assert re.search(r"<strong>2</strong> of 6 answers could not be read", text)
+    assert re.search(r"<strong>2</strong> of 6 answers could not be parsed", text)
     assert re.search(r"<strong>2</strong> of 6 answers were cut by the limit", text)
     assert "0 of 6 answers have a judgement that failed" in text
-    # An English B to an English question is in the language asked for, to a Hindi one it is not.
+    # An answer in English is in the requested language for an English question, not for a Hindi one.
     assert "0 of 6 answers are in another language" in text
     text = page(evaluation(tmp_path, ["A", "B", "A", "A", "B", "A"]))
     assert "<strong>1</strong> of 6 answers are in another language" in text
-    assert "Asked for → found: hi → en 1" in text
+    assert "Requested → found: hi → en 1" in text
     assert text.count("<article>") == 3
     assert "old pictures: choice" in text
     assert "Contamination" in text
@@ -171,7 +171,7 @@ def test_damaged_answers_are_told_in_one_line(tmp_path, column, words):
     with pytest.raises(ValueError, match=f"column '{column}': expected .*, found list<"):
         page(tmp_path)
     write_parquet(path, table.append_column("own", pa.array(["x"] * 6)))
-    page(tmp_path)  # a column of nobody is no harm
+    page(tmp_path)  # unknown columns are ignored
     texts = pa.array(["x"] * 6)
     write_parquet(path, table.set_column(table.column_names.index("accuracy"), "accuracy", texts))
     with pytest.raises(ValueError, match="column 'accuracy': expected number, found string"):
@@ -259,9 +259,9 @@ def test_what_is_not_comparable_is_warned_of():
     info["settings"]["limit"] = None
     pope = next(table for table in tables if table["task"] == "pope")
     assert warning(pope, "pope", info) == ""
-    assert "another way of asking or scoring than pope:strict" in warning(pope, "pope:strict", info)
+    assert "prompts or scoring differ from pope:strict" in warning(pope, "pope:strict", info)
     info["settings"]["limit"] = 50
-    assert "on 3 pictures only" in warning(pope, "pope", info)
+    assert "only 3 pictures" in warning(pope, "pope", info)
     info["data"]["revision"] = None
     assert "on local files" in warning(pope, "pope", info)
     judged = next(table for table in tables if table.get("judge") == "gpt-4-0314")

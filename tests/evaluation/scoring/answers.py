@@ -1,4 +1,4 @@
-"""Texts for property tests: any text at all, and texts made of what answers are made of."""
+"""Texts for property tests: arbitrary ones, and ones built from typical parts of answers."""
 
 from hypothesis import strategies as st
 
@@ -10,7 +10,7 @@ PIECES = (
     '{"choice": "B"}', "<answer>", "</answer>", "<think>", "</think>", "\\boxed{", "[[A>B]]", "8", "9", "10", "1,000", ".5",
     "\u200d", "\u0301", "\x00", "\ud800", "ß", "İ", "ﷺ", "🙂",
 )  # fmt: skip
-# Lone surrogates too: no tokenizer gives them, but a file may hold anything.
+# Lone surrogates are included: no tokenizer produces them, but a file may hold them.
 anything = st.text(max_size=60) | st.text(st.characters(exclude_categories=()), max_size=20)
 composed = st.lists(st.sampled_from(PIECES), max_size=10).map("".join)
 spaced = st.lists(st.sampled_from(PIECES), max_size=10).map(" ".join)

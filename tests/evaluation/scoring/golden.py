@@ -1,7 +1,7 @@
-"""Real outputs and edge cases with the numbers that other people's code gives for them.
+"""Real outputs and edge cases with the numbers that other people's code computes for them.
 
-The set is not part of this repository: it is looked for beside it (`../shared/golden_eval`) or where the
-variable MAYA_GOLDEN_EVAL says. The small cases in these tests need no set.
+The set is not part of this repository. Tests look for it next to the repository (`../shared/golden_eval`) or at
+the path in the variable MAYA_GOLDEN_EVAL. The small cases in these tests do not need the set.
 """
 
 import functools
@@ -22,7 +22,7 @@ needs_golden = pytest.mark.skipif(
 
 @functools.cache
 def golden(name: str) -> Any:
-    """The value of a JSON file of the set, or the values of its lines."""
+    """Return the value of a JSON file of the set, or the values of its lines."""
     text = (GOLDEN / name).read_text(encoding="utf-8")
     if name.endswith(".jsonl"):
         return [json.loads(line) for line in text.splitlines() if line]

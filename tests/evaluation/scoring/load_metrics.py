@@ -1,6 +1,6 @@
-"""Loads metrics by path without a network and computes them: cases on stdin, scores on stdout, as JSON.
+"""Load metrics by path without a network and compute them: cases on stdin, scores on stdout, as JSON.
 
-A process of its own, since `evaluate` fixes its folders when it is imported.
+The script is a separate process, since `evaluate` fixes its folders when it is imported.
 """
 
 import json
@@ -15,10 +15,10 @@ def refuse(*arguments, **options):
 
 if __name__ == "__main__":
     socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-    # What warns of our calls today fails later.
+    # A call that only warns today will fail in a later release.
     warnings.simplefilter("error", FutureWarning)
     warnings.simplefilter("error", DeprecationWarning)
-    # `evaluate` imports it where it is installed, and torch with it, for seconds; no metric uses it.
+    # If transformers is installed, `evaluate` imports it and torch, which takes seconds; no metric uses them.
     sys.modules["transformers"] = None
     import evaluate
 

@@ -15,7 +15,7 @@ from .golden import GOLDEN, golden, needs_golden
 
 
 def rotations(base, options, *predictions):
-    """Rows of a question whose answer is A in every rotation."""
+    """Return the rows of a question whose answer is A in every rotation."""
     return [
         MmbenchRow(base + turn * ROTATION, options, prediction, "A", f"raw {prediction}")
         for turn, prediction in enumerate(predictions)

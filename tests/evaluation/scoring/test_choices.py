@@ -52,22 +52,22 @@ def test_b_is_read_however_it_is_said(answer):
 @pytest.mark.parametrize(
     "answer",
     [
-        # Nothing, refusals, no option.
+        # Empty answers, refusals, and answers without an option.
         "", " \n", "None of the above", "I cannot determine the answer", "a cat", "2",
         "无法确定", "Je ne sais pas", "لا أعرف", "<think>B, because",
-        # Several letters, in one step of reading.
+        # Several letters found in one step.
         "A or B", "A, B and C", "A/B", "A.B", "AB", "A和B", "B、C", "A y B", "أ أو ب", "The answer is A. The answer is B.",
         "A. a dog\nB. the red bus\nC. two people\nD. a dark red bus", "The answer is A or C", "<answer>A</answer><answer>B</answer>",
         "A C", "A;C", "A|C", "A - C", "A. C", "A? C?", "N/A", "n/a", "C D A",
         # Several texts.
         "a dog and two people",
-        # A letter that is not offered, also where a text would be.
+        # Letters without an option, also in the position of a text.
         "E", "Answer: E", "E. the red bus", '{"choice": "E"}',
         # Negated.
         "B is not correct", "It is not the red bus", "The answer is not B", "C'est pas B",
-        # Letters that can be read in two ways: the third Cyrillic letter looks like a Latin B.
+        # Letters with two readings: the third Cyrillic letter looks like a Latin B.
         "В", "Ответ: В",
-        # Words of one letter.
+        # One-letter words.
         "A man", "I see a car", "Y así", "В центре",
     ],
 )  # fmt: skip
@@ -113,7 +113,7 @@ def test_a_colon_may_stand_behind_a_for_answer():
 
 
 def test_a_letter_goes_before_a_text():
-    """Prompts ask for the letter."""
+    """A letter takes precedence, since prompts ask for it."""
     assert read("D. a dog") == "D"
     assert read("B", letters_for(["B", "A"])) == "B"
     assert read("no", letters_for(["yes", "no"])) == "B"
@@ -146,7 +146,7 @@ def test_a_letter_goes_before_a_text():
         ("There are 2 dogs", {"1": "one", "2": "two"}, None),
         ("Б", {"А": "кот", "Б": "дом", "В": "лес"}, "Б"),
         ("В", {"А": "кот", "Б": "дом", "В": "лес"}, "В"),
-        # B is the second letter and looks like the third.
+        # B is the second letter but looks like the third.
         ("B", {"А": "кот", "Б": "дом", "В": "лес"}, None),
         ("C", letters_for(["", "", "", ""]), "C"),
         ("Это желтый зонт", letters_for(["красный автобус", "жёлтый зонт"]), "B"),
@@ -304,5 +304,5 @@ def test_golden_answers_are_never_read_as_an_option_that_is_not_offered():
 @needs_golden
 def test_golden_outputs_of_scienceqa():
     for case in golden("scienceqa/llava_outputs.jsonl"):
-        # The set has no choices; no answer names more than five.
+        # The set does not give the choices; no answer names more than five.
         assert llava_scienceqa_index(case["output"], 5) == case["parsed_index"], case["question_id"]

@@ -1,4 +1,4 @@
-"""Every metric loads by path without a network, and gives what the functions give."""
+"""Every metric loads by path without a network, and returns the scores of our functions."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from maya_vlm.training.evaluation.scoring.hf import names, path
 from .golden import GOLDEN, golden, needs_golden
 
 OPTIONS = ["a dog", "a cat"]
-# A case of each metric, and a part of its score.
+# One case for each metric, and a part of its score.
 CASES = {
     "pope": (
         {"predictions": ["Yes", "はい", "hm"], "references": ["yes", "no", "no"]},
@@ -112,7 +112,7 @@ CASES = {
 
 
 def compute(cases, folder):
-    """The scores of (metric, columns) pairs, in a process without a network."""
+    """Return the scores of (metric, columns) pairs, computed in a process without a network."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("load_metrics.py"))],
         input=json.dumps(cases),
@@ -152,7 +152,7 @@ def test_golden_numbers_through_evaluate(tmp_path):
     pope = golden("pope/counts.json")["random"]
     with (GOLDEN / "mmbench" / "predictions.csv").open(encoding="utf-8") as file:
         mmbench = list(csv.DictReader(file))
-    # Answers with the published counts of right and wrong.
+    # Answers with the published counts of right and wrong ones.
     answers = [("yes", "yes")] * pope["TP"] + [("yes", "no")] * pope["FP"]
     answers += [("no", "no")] * pope["TN"] + [("no", "yes")] * pope["FN"]
     xgqa = [case for case in golden("short_answers/cases.jsonl") if case["task"] == "xGQA"]

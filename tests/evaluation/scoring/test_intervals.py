@@ -20,12 +20,12 @@ def ratio(parts):
 
 
 def alone(values):
-    """Each value an item of its own."""
+    """Give each value its own item."""
     return list(enumerate(values))
 
 
 def test_wilson_interval_solves_its_equation():
-    # Its ends are the p for which the observed share is exactly 1.96 standard errors away.
+    # The bounds are the p for which the observed share is exactly 1.96 standard errors away.
     for correct, n in [(0, 20), (3, 40), (50, 100), (100, 100)]:
         low, high = wilson(correct, n)
         assert 0 <= low <= correct / n <= high <= 1
@@ -54,7 +54,7 @@ def test_proportion():
 def test_mean_of_values_that_are_no_shares_is_drawn_over_items():
     alone = [(f"c{i}", i % 2) for i in range(40)]
     assert mean(alone) == proportion([value for _, value in alone])
-    # Two values of each item that are always alike are worth no more than one of each.
+    # Two equal values of each item add no information to one.
     twice = [pair for pair in alone for _ in range(2)]
     found, once = mean(twice), mean(alone)
     assert found.value == once.value
@@ -68,7 +68,7 @@ def test_mean_is_unweighted_and_its_interval_keeps_the_dependence_of_languages()
     rng = np.random.default_rng(1)
     concepts = [f"c{i}" for i in range(300)]
     known = rng.random(300) < 0.4
-    # Ten languages that know the same concepts are worth one; ten independent ones are worth more.
+    # Ten languages that know the same concepts count as one; ten independent ones count as more.
     same = {f"l{j}": list(zip(concepts, known, strict=True)) for j in range(10)}
     apart = {f"l{j}": list(zip(concepts, rng.random(300) < 0.4, strict=True)) for j in range(10)}
     one, ten = mean_of_languages(same), mean_of_languages(apart)
@@ -108,7 +108,7 @@ def test_the_bootstrap_agrees_with_the_normal_interval_of_independent_values():
 
 
 def test_intervals_cover_about_95_percent_of_clustered_data():
-    """Answers on one image agree; without clusters the interval would cover about 60 percent."""
+    """Answers about one image agree; without clusters the interval would cover about 60 percent."""
     rng = np.random.default_rng(0)
     hits = naive = 0
     for trial in range(200):
@@ -155,18 +155,18 @@ def test_one_cluster_is_too_little_to_tell():
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: mean_of_languages({"en": []}), "no answers in en"),
-        (lambda: ratio([]), "nothing to average"),
+        (lambda: mean_of_languages({"en": []}), "interval: en: expected at least one answer"),
+        (lambda: ratio([]), "expected at least one answer, found none"),
         (lambda: mean(alone([1.0, math.nan])), "expected finite numbers, found nan at 1"),
         (lambda: mean(alone([1.0, 0.5]), resamples=0), "resamples: expected at least 1"),
         (lambda: ratio([("a", 1.0, 0.0)]), "denominators of 0 or more with a sum above 0"),
         (
             lambda: paired_difference({"1": 1.0}, {}),
-            "question '1': expected with both models, not with the second",
+            "question '1': expected a score of both models, found none of the second",
         ),
         (
             lambda: paired_difference({}, {"1": 1.0}),
-            "question '1': expected with both models, not with the first",
+            "question '1': expected a score of both models, found none of the first",
         ),
         (lambda: paired_difference({"1": 1.0}, {"1": 1.0}, {}), "question '1': expected a cluster"),
         (lambda: paired_difference({}, {}), "at least one number"),
@@ -236,7 +236,7 @@ def test_holm():
 
 
 def test_many_questions_need_little_memory():
-    """2,000 draws of 9,000 clusters are 144 MB at once; they are made in batches."""
+    """2,000 draws of 9,000 clusters would take 144 MB together, so they are made in batches."""
     values = np.random.default_rng(0).random(9000)
     tracemalloc.start()
     try:

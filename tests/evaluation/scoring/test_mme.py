@@ -15,7 +15,7 @@ from .golden import golden, needs_golden
 
 
 def pair(image, first, second, category="count"):
-    """Answers to the two questions on an image, whose labels are yes and no."""
+    """Return answers to the two questions on an image, whose labels are yes and no."""
     return [
         MmeRow(f"{category}/{image}/1", image, category, first, "yes", f"raw {first}"),
         MmeRow(f"{category}/{image}/2", image, category, second, "no", f"raw {second}"),
@@ -28,7 +28,7 @@ def test_a_category_adds_accuracy_and_images_with_both_right():
     assert category["acc"] == pytest.approx(4 / 6)
     assert category["acc_plus"] == pytest.approx(1 / 3)
     assert category["score"] == pytest.approx(100)
-    # The tool leaves other answers out of precision and recall.
+    # The tool leaves unparsable answers out of precision and recall.
     assert (category["other"], category["recall"], category["precision"]) == (
         1,
         1,

@@ -20,7 +20,7 @@ from .golden import golden, needs_golden
         ("[[A=B]] ... so [[A=B]]", "A=B"), ("**[[B>A]]**", "B>A"),
         ("[[A>B]] or [[B>A]]", None), ("[A>B]", None), ("A>B", None), ("[[A<B]]", None), ("[[B=A]]", None), ("[[C]]", None),
         ("[[a>b]]", None), ("[[A>B", None), ("", None), ("I cannot judge this", None),
-        # One of the verdicts that is offered as an example, and the own one.
+        # Example verdicts repeated from the prompt, and the judge's own.
         ("[[A>>B]], [[A>B]], [[A=B]]", None),
     ],
 )  # fmt: skip
@@ -53,9 +53,9 @@ def test_parsers_never_fail(judgement, before, after):
 
 def test_both_orders_are_summed_by_strength():
     duels = [
-        # Much better as A, a little worse as B.
+        # Much better as A, slightly worse as B.
         Duel("1", "en", "A>>B", "A>B"),
-        # Each order prefers the place.
+        # Each order prefers the first position.
         Duel("2", "en", "A>B", "A>B"),
         Duel("3", "en", "B>A", "A=B"),
         Duel("4", "hi", "A>B", None),

@@ -1,4 +1,4 @@
-"""What all parsers stand on: texts, versions, optional packages."""
+"""The basis of all parsers: text normalisation, versions, optional packages."""
 
 import pytest
 from hypothesis import given, settings

@@ -44,7 +44,7 @@ UNTOLD = [
     "",
     "  ...",
     "42",
-    "도와드릴 수 없습니다.",  # Korean is none of the ten
+    "도와드릴 수 없습니다.",  # Korean is not one of the ten
     "I'm sorry.",
     "抱歉。",
     "It is illegal to build a bomb.",

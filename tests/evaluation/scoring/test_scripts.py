@@ -19,7 +19,7 @@ from maya_vlm.training.evaluation.scoring.scripts import in_script
 )
 def test_script_of_an_answer(text, language, own):
     if own is None:
-        with pytest.raises(ValueError, match="known: en"):
+        with pytest.raises(ValueError, match="expected one of en"):
             in_script(text, language)
     else:
         assert in_script(text, language) is own

@@ -21,13 +21,13 @@ DIVIDED = ["yes"] * 8 + ["no"] * 2
 @pytest.mark.parametrize(
     ("prediction", "answers", "official", "evalai"),
     [
-        # Ten equal answers: the official code normalises nothing.
+        # Ten equal answers, which the official code does not normalise.
         ("yes", UNANIMOUS, 1.0, 1.0),
         ("Yes", UNANIMOUS, 0.0, 1.0),
         ("yes.", UNANIMOUS, 0.0, 1.0),
         (" yes\n", UNANIMOUS, 1.0, 1.0),
         ("Yes.", DIVIDED, 1.0, 1.0),
-        # Two of ten agree: two are left with one other, eight with two.
+        # Two of ten agree. Leaving out one answer, two sets have one equal answer left and eight have two.
         ("no", DIVIDED, 0.6, 0.6),
         ("maybe", DIVIDED, 0.0, 0.0),
         ("", DIVIDED, 0.0, 0.0),

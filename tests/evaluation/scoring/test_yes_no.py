@@ -46,17 +46,17 @@ def test_a_no_is_read_in_ten_languages(answer):
 @pytest.mark.parametrize(
     "answer",
     [
-        # Unknown words, among them those that public parsers read as no or yes.
+        # Unknown words, some of which public parsers read as no or yes.
         "", " ", "None", "Nothing", "Known", "Notebook", "yesterday", "non-vegetarian", "A dog", "Maybe", "dog", "42", "ja",
         # Both.
         "Yes and no", "no, yes", "Yes/No", "yes or no", "Да нет", "是不是", "Yes. Wait, no.", "Yes, the answer is no", "نعم ولا", "نعم أو لا", "হ্যাঁ অথবা না",
         "Sí y no", "Oui ou non", "И да, и нет", "はいかいいえ", "हाँ या नहीं", "ہاں یا نہیں", "有没有", "是否",
-        # Beginnings that do not answer, and words with another meaning.
+        # Beginnings that are not answers, and words with another meaning.
         "No doubt, it is a dog", "No idea", "No one", "No one is there", "No sé", "Данные", "November", "নাম", "لأن", "Nonante", "I don't know", "لا أعرف", "没有办法判断", "نہیں معلوم",
         "Si hay un perro", "Non visible", "はいいろの犬", "It's a dog, no doubt about it",
         # Negated sentences are not interpreted.
         "There isn't a dog.", "The image does not show a dog. Yes, it shows a cat.", "I cannot see a dog",
-        # A thought that was cut off.
+        # A reasoning block that was cut off.
         "<think>yes, because",
     ],
 )  # fmt: skip

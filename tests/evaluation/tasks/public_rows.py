@@ -1,4 +1,4 @@
-"""Small copies of public datasets: the columns and types of the real ones, with a card that names the files."""
+"""Small copies of public datasets: columns and types of the real ones, and a card that names the files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ TEXT, PICTURE = datasets.Value("string"), datasets.Image()
 
 
 def picture(shade: int) -> Image.Image:
-    """A picture of one colour."""
+    """Return a picture of one colour."""
     return Image.new("RGB", (24, 16), (shade, 90, 200))
 
 
@@ -24,7 +24,7 @@ def write_dataset(
     features: Mapping[str, Any],
     splits: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
 ) -> Path:
-    """Write rows by (config, split) as `push_to_hub` lays them out."""
+    """Write rows by (config, split) in the layout of `push_to_hub`."""
     configs: dict[str, list[dict[str, str]]] = {}
     for (config, split), rows in splits.items():
         place = "data" if config == "default" else config
@@ -40,7 +40,7 @@ def write_dataset(
 
 
 def answered(task: Task, loaded: Loaded, texts: Sequence[str]) -> list[Scored]:
-    """The requests with these answers, scored."""
+    """Return the requests with these answers, scored."""
     return [
         Scored(request, (given := Answer(text, 1, True)), task.score(request, given))
         for request, text in zip(loaded.requests, texts, strict=True)
@@ -48,7 +48,7 @@ def answered(task: Task, loaded: Loaded, texts: Sequence[str]) -> list[Scored]:
 
 
 def values(task: Task, scored: Sequence[Scored], metric: str) -> dict[str, float]:
-    """Subset -> the value for English."""
+    """Return subset -> the value for English."""
     rows = task.aggregate(scored, "model", {"all": ["en"]}, 0)
     for row in rows:
         assert row["subset"] in task.subsets

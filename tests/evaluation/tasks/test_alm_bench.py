@@ -69,7 +69,7 @@ def test_questions_are_asked_by_their_type(tmp_path):
     )
     assert asked["zh/001"].text.endswith("in detail in Chinese (Simplified) language.")
     assert (asked["zh/002"].expected, asked["zh/002"].text[-4:]) == ("米饭", "米饭，汤")
-    # A bracket of another type is no list of options.
+    # In other question types, brackets do not hold options.
     assert asked["en/003"].expected == "Two teams (of eleven)"
     assert made.describe()["rows left out, by language that is not known"] == {"Klingon": 1}
     assert len(LANGUAGES) == len(set(LANGUAGES.values())) >= 100
@@ -99,5 +99,5 @@ def test_scores_of_ten_are_means_by_type_category_and_language(protocol, tmp_pat
 
 
 def test_a_doubled_id_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="row 1: expected an ID of its own in English"):
+    with pytest.raises(ValueError, match="row 1: expected a unique ID in English"):
         AlmBench().load(write(tmp_path, [ROWS[0], ROWS[0]]))

@@ -83,7 +83,7 @@ def test_pangeas_parser_reads_an_article_and_never_guesses_here(tmp_path):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="Label: expected the place of one of 4 options, found -1"):
+    with pytest.raises(ValueError, match="Label: expected the index of one of 4 options, found -1"):
         Cvqa().load(write(tmp_path / "a", [row(1, "Hindi", "India", -1)]))
     with pytest.raises(ValueError, match=r"Subset: expected .*, found \"\('Elvish', 'Gondor'\)\""):
         Cvqa().load(write(tmp_path / "b", [row(1, "Elvish", "Gondor", 1)]))

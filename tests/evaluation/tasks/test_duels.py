@@ -54,7 +54,7 @@ def against(folder, loaded, texts=OTHERS):
 
 
 def balance(first, second):
-    """How much better the judge finds the first text, in either order."""
+    """Return by how much the judge prefers the first text; it is the same in both orders."""
     return max(-2, min(2, number(first, 5) - number(second, 5)))
 
 
@@ -120,7 +120,7 @@ def test_answers_to_compare_with_are_wanted_and_complete(tmp_path):
     with server() as judge:
         made = task("m_wildvision")
         loaded = made.load(write(tmp_path / "data", "m_wildvision"))
-        with pytest.raises(ValueError, match="expected another model's answers to compare with"):
+        with pytest.raises(ValueError, match="expected another model's answers, found none"):
             give_judge([made], {made.key: loaded}, plan(judge), tmp_path)
         path = against(tmp_path, loaded)
         path.write_text("\n".join(path.read_text().split("\n")[1:]))

@@ -1,4 +1,4 @@
-"""`maya evaluate` on small copies of the public datasets: from rows to tables and cards."""
+"""`maya evaluate` on small copies of the public datasets, from rows to tables and cards."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ from tests.helpers.tiny_maya import save_tiny_maya
 from . import test_duels, test_mme, test_pope, test_vqav2
 from .public_rows import write_dataset
 
-# Of benchmarks whose small copy has not all languages.
+# The languages of small copies that lack some of the benchmark's languages.
 LANGUAGES = {"xm3600": ["en", "zh"], "mmbench": ["en"], "xmmmu": ["en"], "m3exam": ["en"]}
 LANGUAGES |= {"llava_bench": ["en", "ja"], **{name: ["en", "hi"] for name in test_duels.TASKS}}
-# Benchmarks with a server or a script, whose file is written.
+# Benchmarks with an export for a server or a script.
 EXPORTED = {"pope", "mme", "gqa", "vqav2", "textvqa", "vizwiz", "mmbench", "cvqa"}
 EXPORTED |= {"mm_vet", "xm3600"}
 
@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 
 
 def write(name, folder):
-    """A small copy of a benchmark's dataset."""
+    """Write a small copy of a benchmark's dataset."""
     if name == "pope":
         splits = {("Full", each): test_pope.rows(each) for each in test_pope.SETS}
         return str(write_dataset(folder, test_pope.FEATURES, splits))
@@ -79,7 +79,7 @@ def test_every_benchmark_runs_to_its_table_and_its_card(name, model, tmp_path):
     runs = {row["run"] for row in results["rows"] if row["metric"] == info["metric"]}
     assert {"model", "blind", "shuffled"} <= runs
     assert set(info["languages"]) <= set(TASKS[name].languages)
-    # All tasks write into one folder.
+    # All tasks write into the same folder.
     written = [path.name for path in (output / "answers").iterdir() if path.name != "journal"]
     assert all(each.startswith(name) for each in written)
     table = text_table(results, name)
@@ -104,7 +104,7 @@ def test_every_protocol_says_how_it_asks(name):
         assert source
         assert made.metric in made.metrics
         assert set(made.describe()) >= ({"prompt"} if name != "mini" else set())
-    with pytest.raises(ValueError, match=f"{name}: unknown protocol 'x'; known: "):
+    with pytest.raises(ValueError, match=f"{name}: protocol: expected one of .*, found 'x'"):
         task(f"{name}:x")
 
 
@@ -122,7 +122,7 @@ def test_a_split_without_answers_is_written_for_its_server_and_has_no_score(mode
     assert scores == []
     assert {row["metric"] for row in results["rows"]} >= {"unparsable", "tokens"}
     assert "seconds: " in text_table(results, "vqav2")
-    # A card can be made of it all the same.
+    # A card can still be made from the results.
     assert sections(results) is not None
     assert model_index(results, "x") is not None
     assert weaknesses(results) is not None

@@ -1,4 +1,4 @@
-"""A task's own dataset comes from its repository, at the commit that the task pins or else the newest."""
+"""A task's default dataset is read from its repository, at the pinned commit or else the newest."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_the_pinned_commit_is_read_and_told(tmp_path):
         newest = repository.commit("main", files("new", "no"), "newer")
         repository.commits[REVISION] = files("old", "yes")
         hub.repositories["dataset", REPOSITORY] = repository
-        # A task that pins no commit tells which one was read.
+        # If a task pins no commit, the results name the commit that was read.
         write_mtvqa(tmp_path / "mtvqa")
         unpinned = Repository("dataset", MTVQA)
         read = unpinned.commit("main", contents(tmp_path / "mtvqa"), "only")

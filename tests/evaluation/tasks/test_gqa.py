@@ -60,7 +60,7 @@ def test_scores_follow_the_protocol(tmp_path, protocol, right):
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"row 0: imageId: expected an id of .*, found 'n161313'"):
         Gqa().load(write(tmp_path / "a", images=IMAGES[:1]))
-    with pytest.raises(ValueError, match=r"row 0: answer: expected one, found none"):
+    with pytest.raises(ValueError, match=r"row 0: answer: expected a text, found none"):
         Gqa().load(write(tmp_path / "b", [row | {"answer": None} for row in QUESTIONS]))
     bare = [{name: row[name] for name in row if name != "imageId"} for row in QUESTIONS]
     with pytest.raises(ValueError, match=r"found no imageId: use the files of lmms-lab/GQA"):

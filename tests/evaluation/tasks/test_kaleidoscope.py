@@ -86,7 +86,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
     (tmp_path / "a" / "data.zip").unlink()
     with pytest.raises(FileNotFoundError, match="No such image file in"):
         Kaleidoscope().load(selection)
-    with pytest.raises(ValueError, match="the place of one of 2 options, found 'en' and 4"):
+    with pytest.raises(ValueError, match="the index of one of 2 options, found 'en' and 4"):
         Kaleidoscope().load(write(tmp_path / "b", [row("?", ["x", "y"], 4)]))
     bad = write(tmp_path / "c", [row("?", ["x", "y"], 1, "../../secret.png")], packed=False)
     with pytest.raises(ValueError, match="lies outside"):

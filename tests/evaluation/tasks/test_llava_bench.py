@@ -30,7 +30,7 @@ def row_of(place: int, question: str, reference: str, category: str):
 
 
 def write_rows(folder, rows):
-    """A dataset of these rows by language."""
+    """Write a dataset of these rows by language."""
     splits = {("default", language): own for language, own in rows.items()}
     return Selection(data=str(write_dataset(folder, FEATURES, splits)), languages=list(rows))
 
@@ -52,7 +52,7 @@ def write(folder, languages=("en", "ja")):
 
 
 def rows_of(made, folder, texts, server, **changes):
-    """Results rows of these answers, by (metric, subset, language)."""
+    """Return the results rows of these answers, by (metric, subset, language)."""
     loaded = made.load(write(folder / "data"))
     made.prepare(plan(server, **changes).open(folder), None)
     scored = judged(made, loaded, texts)
@@ -69,7 +69,7 @@ def test_the_papers_protocol_is_one_order_and_a_ratio_of_means(tmp_path):
     with server(record=True) as judge:
         scored, rows = rows_of(made, tmp_path, TEXTS, judge)
     (_, body), *_ = judge.seen
-    # The same question, reference and answer in both languages are one call.
+    # Both languages have one case in common, which is one call.
     assert judge.requests == 5
     assert body["temperature"] == 0.2
     assert body["max_tokens"] == 1024
@@ -100,7 +100,7 @@ def test_questions_in_english_are_named_and_may_be_answered_so(tmp_path):
 
 
 def test_both_orders_are_averaged_and_their_consistency_is_told(tmp_path):
-    """A judge who prefers the first place is found out."""
+    """Two orders reveal a judge that prefers the first position."""
 
     def first_place(text, lang):
         return '{"explanation": "", "assistant_1": 8, "assistant_2": 4}'
@@ -129,7 +129,7 @@ def test_a_language_of_failed_judgements_has_no_score_and_neither_has_the_mean(t
     assert ("relative", "all", "en") in rows
     assert ("relative", "all", "ja") not in rows
     assert ("relative", "all", "all") not in rows
-    # Parts of it that did not fail have theirs.
+    # Subsets without failed judgements keep their score.
     assert ("relative", "detail", "ja") in rows
     info = made.judge_info()
     assert info["failed"] == {"model": ["ja/0"]}
@@ -144,9 +144,7 @@ def test_a_language_of_failed_judgements_has_no_score_and_neither_has_the_mean(t
 
 def test_a_changed_column_or_category_is_one_line(tmp_path):
     rows = {"en": [row_of(0, "What?", "It.", "poem")]}
-    with pytest.raises(
-        ValueError, match=r"row 0: expected a question_id of its own and a category"
-    ):
+    with pytest.raises(ValueError, match=r"row 0: expected a unique question_id and a category"):
         LlavaBench().load(write_rows(tmp_path / "a", rows))
     rows = {"en": [{**row_of(0, "What?", "It.", "conv")}]}
     del rows["en"][0]["caption"]

@@ -59,7 +59,7 @@ def test_questions_are_asked_as_pangea_asks(tmp_path):
         Picture("en/0/0"),
         "\n(A) a bird\n(B) a fish\nAnswer:",
     )
-    # A number that belongs to the text is no label.
+    # A number that is part of the text is not read as a label.
     assert loaded.requests[1].text.endswith("(A) 1.5 m\n(B) 2.5 m\n(C) 3.5 m\nAnswer:")
     several = loaded.requests[2]
     assert several.content[1:] == (

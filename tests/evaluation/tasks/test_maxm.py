@@ -10,7 +10,7 @@ from .public_rows import TEXT, answered, picture, write_dataset
 
 TEXTS = datasets.List(TEXT)
 FEATURES = {
-    # Not a feature Image, but what one is stored as.
+    # The storage type of the feature Image, not the feature itself.
     "image": {"bytes": datasets.Value("binary"), "path": TEXT},
     "image_id": TEXT,
     "question_id": TEXT,
@@ -77,7 +77,9 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path):
         data = write(
             tmp_path / name, lambda lang, a=answers: [row | {"answers": a} for row in rows(lang)]
         )
-        with pytest.raises(ValueError, match=r"row 0: answers: expected a list of right ones"):
+        with pytest.raises(
+            ValueError, match=r"row 0: answers: expected a list of reference answers"
+        ):
             MaXm().load(Selection(data=data, languages=["en"]))
     bare = write(
         tmp_path / "b",

@@ -66,7 +66,7 @@ def test_an_answer_is_graded_five_times_in_a_row_of_a_table(tmp_path):
     assert rows["score", "ability/math"]["value"] == pytest.approx(0.65)
     assert rows["score", "combination/math_ocr"]["n"] == 2
     assert rows["score", "combination/rec"]["value"] == 0
-    # Runs differ in the first answer alone: the deviation of .1 .3 .2 .5 .4, over three answers.
+    # Runs differ only in the first answer: the deviation of .1 .3 .2 .5 .4, over three answers.
     assert rows["spread", "ability/all"]["value"] == pytest.approx(0.02**0.5 / 3)
     assert ("score", "ability/know") not in rows
 
@@ -90,5 +90,5 @@ def test_the_evaluators_file_has_every_answer(tmp_path):
 
 
 def test_an_unknown_capability_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"row 0: expected a question_id of its own and a capab"):
+    with pytest.raises(ValueError, match=r"row 0: expected a unique question_id and a capab"):
         MmVet().load(write(tmp_path, [("v1_0", "What?", "a", "ocr,taste")]))

@@ -48,11 +48,11 @@ def test_questions_are_asked_as_llava_asks(tmp_path):
     )
     assert loaded.requests[2].text.startswith("Which?\nA. red\nB. green\nC. blue\n")
     assert [request.item for request in loaded.requests] == ["3", "3", "5", "5"]
-    # One of the second question's three rotations is missing: that is told.
+    # The second question lacks one of its three rotations, which is counted.
     assert task.describe()["questions without all rotations"] == 1
     assert task.describe()["questions without the first"] == 0
     assert chance_rows(task, loaded.requests)[0]["value"] == pytest.approx((1 / 4 + 1 / 9) / 2)
-    # The Chinese file has numbers where the English one has texts.
+    # The Chinese file stores as numbers what the English file stores as text.
     write(tmp_path / "2", index=datasets.Value("int64"))
     both = MmBench("vanilla").load(Selection(data=str(tmp_path / "2")))
     assert both.languages == ["en", "zh"]

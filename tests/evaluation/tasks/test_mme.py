@@ -38,7 +38,7 @@ def test_questions_are_asked_as_llava_asks(data):
     assert first.text == "Is this yes?\nAnswer the question using a single word or phrase."
     assert (first.subset, first.expected) == ("perception/existence", "yes")
     assert loaded.data["items"] == {"perception": 20, "cognition": 8}
-    # A picture is drawn with both of its questions.
+    # The limit selects a picture with both of its questions.
     assert len(Mme().load(Selection(data=str(data), limit=3)).requests) == 6
 
 
@@ -66,7 +66,7 @@ def test_scores_are_the_tools(data):
         own = expected[part] if name == "sum" else expected["categories"][name]["score"]
         assert value == pytest.approx(own)
     assert {"perception/sum", "cognition/sum"} <= set(found)
-    # "Not sure" begins with no; "perhaps" is neither.
+    # "Not sure" begins with "no"; "perhaps" is neither yes nor no.
     assert all(one.score.unparsable == (one.answer.text == "perhaps") for one in scored)
 
 
@@ -107,7 +107,7 @@ def test_answers_are_exported_for_the_tool(data, tmp_path):
     files = task.export(scored, tmp_path)
     assert {file.stem for file in files} == {*PERCEPTION, *COGNITION}
     assert {file.parent for file in files} == {tmp_path / "mme"}
-    # The questions of one picture follow one another, as the tool wants them.
+    # The two questions of a picture are consecutive, as the tool requires.
     assert (tmp_path / "mme" / "OCR.txt").read_text().splitlines() == [
         f"000{number}.png\tIs this {label.lower()}? Please answer yes or no.\t{label}\tYes. It is"
         for number in (0, 1)

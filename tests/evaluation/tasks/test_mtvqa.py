@@ -56,7 +56,7 @@ def test_scores_follow_the_protocol(tmp_path, protocol, right):
         for row in task.aggregate(scored, "model", {"all": ["ar", "de", "ko"]}, 0)
         if (row["metric"], row["language"]) == ("accuracy", "all")
     ]
-    # Of languages, not of questions.
+    # The mean is over languages, not over questions.
     assert mean == [pytest.approx((sum(right[:2]) / 2 + right[2] + right[3]) / 3)]
 
 
@@ -64,7 +64,7 @@ def test_scores_follow_the_protocol(tmp_path, protocol, right):
     "cell", [None, "", "[]", "[{'question': 'a'}]", "[{'question': 'a', 'answer': ''}]", "3", "[["]
 )
 def test_a_cell_that_holds_no_pairs_is_named(tmp_path, cell):
-    told = r"row 1: qa_pairs: expected a printed list of questions and answers, found "
+    told = r"row 1: qa_pairs: expected a Python list of questions and answers, found "
     with pytest.raises(ValueError, match=told):
         MtVqa().load(write(tmp_path, [ROWS[0], ROWS[1] | {"qa_pairs": cell}]))
 

@@ -71,10 +71,10 @@ def test_scores_are_the_papers(data, protocol):
             {key: score[name] for key, score in sets.items()}
         )
     assert values(task, scored, "f1")["mean"] == pytest.approx(pope_mean(sets)["f1"])
-    # One question a set has the answer no.
+    # Each set has one question with the answer no.
     expected = {name: score["fp"] / 1 for name, score in sets.items()}
     assert {key: values(task, scored, "false_yes")[key] for key in SETS} == expected
-    # Only the paper's parser takes what is neither for a yes.
+    # Only the paper's parser reads an unparsable answer as yes.
     assert scored[6].score.unparsable is (protocol == "strict")
 
 
@@ -106,7 +106,7 @@ def test_what_is_missing_is_told_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset at"):
         Pope().load(Selection(data=str(tmp_path / "nowhere")))
     folder = write_dataset(tmp_path / "whole", FEATURES, {("Full", "random"): rows("random")})
-    with pytest.raises(ValueError, match="unknown language 'hi'"):
+    with pytest.raises(ValueError, match=r"languages: expected some of .*, found 'hi'"):
         Pope().load(Selection(data=str(folder), split="random", languages=["hi"]))
 
 
@@ -148,7 +148,7 @@ def test_answers_are_exported_for_both_scripts(data, tmp_path):
     files = task.export(scored, tmp_path)
     assert [file.name for file in files] == [f"pope.{name}.jsonl" for name in SETS]
     lines = [json.loads(line) for line in files[0].read_text().splitlines()]
-    # LLaVA's script joins by the number of the question, POPE's own by the order.
+    # LLaVA's script joins by question number, POPE's by order.
     assert [line["question_id"] for line in lines] == ["1", "2", "3"]
     assert [line["text"] for line in lines] == [line["answer"] for line in lines]
     assert lines[1]["answer"] == "No."

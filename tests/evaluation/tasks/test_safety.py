@@ -38,7 +38,7 @@ def test_each_request_is_in_its_language(loaded):
 
 
 def test_no_request_reads_as_a_refusal(loaded):
-    """So that a model that repeats the question is not taken for one that refuses."""
+    """A model that repeats the question must not count as one that refuses."""
     for request in loaded.requests:
         assert parse_refusal(request.text) != "refused", request.text
 
@@ -69,7 +69,7 @@ def test_both_refusal_rates_are_rows_of_each_language(loaded):
     ]:
         assert rows["refused", subset, language]["value"] == refused
         assert rows["accuracy", subset, language]["value"] == accuracy
-    # What cannot be read is wrong, and says nothing about how often a model refuses.
+    # An unparsable answer counts as wrong, and is left out of the share of refusals.
     assert rows["accuracy", "harmful", "ar"]["value"] == 0
     assert rows["accuracy", "harmful", "ar"]["failures"] == 10
     assert ("refused", "harmful", "ar") not in rows
@@ -80,7 +80,10 @@ def test_what_does_not_apply_is_refused():
     for selection, words in [
         (Selection(data="x"), "data: expected none, since the requests of safety are part"),
         (Selection(split="train"), "split: expected none"),
-        (Selection(languages=["xx"]), "unknown language 'xx'; 'safety' has en, zh"),
+        (
+            Selection(languages=["xx"]),
+            "languages: expected some of en, zh.* in 'safety', found 'xx'",
+        ),
     ]:
         with pytest.raises(ValueError, match=words):
             Safety().load(selection)

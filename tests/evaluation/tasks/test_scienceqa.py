@@ -45,7 +45,7 @@ def test_questions_are_asked_as_llava_asks(tmp_path):
     assert [len(request.pictures) for request in loaded.requests] == [1, 0, 1]
     assert [request.expected for request in loaded.requests] == ["B", "A", "A"]
     assert loaded.pictures.load("test/2").getpixel((0, 0)) == (3, 90, 200)
-    # Questions without a picture stay the same in the runs that see none, or another.
+    # The blind and shuffled runs do not change questions without a picture.
     plans = planned(loaded, ("blind", "shuffled"), None, 0)
     assert [request.pictures for request in plans["shuffled"]] == [("test/2",), (), ("test/0",)]
     assert not any(request.pictures for request in plans["blind"])
@@ -68,7 +68,7 @@ def test_scores_follow_the_protocol(tmp_path, protocol, parsed):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="expected the place of one of 2 choices, found -1"):
+    with pytest.raises(ValueError, match="expected the index of one of 2 choices, found -1"):
         ScienceQa().load(write(tmp_path / "a", [row(None, "?", ["x", "y"], -1)]))
     bare = [{name: cell for name, cell in one.items() if name != "choices"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no choices: use the files of lmms-lab/ScienceQA"):

@@ -73,14 +73,16 @@ def test_llava_gives_the_words_that_were_found(tmp_path):
 def test_answers_are_compared_after_the_processor(tmp_path):
     task = TextVqa()
     scored = answered(task, task.load(write(tmp_path)), ["Dakota!", "two", ""])
-    two = 0.6  # 2 of 10 leave-one-out sets have one other, 8 have two
+    two = 0.6  # of 10 leave-one-out sets, 2 have one equal answer, 8 have two
     assert values(task, scored, "accuracy") == {"all": pytest.approx((1 + two + 0) / 3)}
     assert [one.score.parsed for one in scored] == ["dakota", "2", None]
     assert [one.score.unparsable for one in scored] == [False, False, True]
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"row 0: answers: expected those of people, found \[\]"):
+    with pytest.raises(
+        ValueError, match=r"row 0: answers: expected a list of annotators' answers, found \[\]"
+    ):
         TextVqa().load(write(tmp_path / "a", [row(0, "what?", [], [])]))
     bare = [{name: one[name] for name in one if name != "ocr_tokens"} for one in ROWS]
     with pytest.raises(ValueError, match=r"found no ocr_tokens: use the files of lmms-lab/textvqa"):

@@ -57,7 +57,7 @@ def test_questions_are_asked_as_each_protocol_asks(tmp_path):
 def test_kinds_have_their_own_figures(tmp_path):
     task = VizWiz()
     scored = answered(task, task.load(write(tmp_path)), ["Unanswerable", "Yes.", "basil"])
-    # The one who said basil has no other; the nine others have one.
+    # The annotator who wrote basil has no other equal answer; the nine others have one.
     assert values(task, scored, "accuracy") == {
         "unanswerable": 1.0,
         "yes_no": 1.0,
@@ -67,7 +67,9 @@ def test_kinds_have_their_own_figures(tmp_path):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"row 0: answers: expected those of people, found None"):
+    with pytest.raises(
+        ValueError, match=r"row 0: answers: expected a list of annotators' answers, found None"
+    ):
         VizWiz().load(write(tmp_path / "a", [ROWS[0] | {"answers": None, "category": "other"}]))
     with pytest.raises(ValueError, match=r"row 0: category: expected one of .*, found 'x'"):
         VizWiz().load(write(tmp_path / "c", [ROWS[0] | {"category": "x"}]))

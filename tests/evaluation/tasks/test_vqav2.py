@@ -72,7 +72,9 @@ def test_scores_follow_the_protocol(tmp_path, protocol, unanimous):
 
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"row 0: answers: expected those of people, found \[\]"):
+    with pytest.raises(
+        ValueError, match=r"row 0: answers: expected a list of annotators' answers, found \[\]"
+    ):
         VqaV2().load(write(tmp_path / "a", [row(0, "other", [])]))
     with pytest.raises(ValueError, match=r"row 0: answer_type: expected one of .*, found 'what'"):
         VqaV2().load(write(tmp_path / "c", [row(0, "what", ["x"] * 10)]))

@@ -30,7 +30,7 @@ def test_answers_are_english_in_all_languages(tmp_path):
     )
     assert english.text == "What is it, en? Answer the question using a single word or phrase."
     assert (german.language, german.answer_language) == ("de", "en")
-    # A picture is one item, whatever the row and the language.
+    # A picture is one item in all rows and languages.
     assert german.item == english.item == loaded.requests[1].item != loaded.requests[2].item
     assert (loaded.data["images"], loaded.data["requests"]) == (2, 6)
     assert loaded.pictures.load(loaded.requests[2].pictures[0]).getpixel((0, 0)) == (2, 90, 200)
@@ -54,12 +54,14 @@ def test_scores_follow_the_protocol(tmp_path, protocol, right):
 
 def test_what_is_wrong_is_told_in_one_line(tmp_path):
     data = write(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"unknown language 'fr'; 'neulab/.*' has en, zh"):
+    with pytest.raises(
+        ValueError, match=r"languages: expected some of en, zh.* in 'neulab/.*', found 'fr'"
+    ):
         XGqa().load(Selection(data=data, languages=["fr"]))
     with pytest.raises(ValueError, match=r"split: expected none, .* found 'en': choose languages"):
         XGqa().load(Selection(data=data, split="en"))
     empty = write(tmp_path / "b", lambda lang: [row | {"answer": " "} for row in rows(lang)])
-    with pytest.raises(ValueError, match=r"row 0: answer: expected one, found none"):
+    with pytest.raises(ValueError, match=r"row 0: answer: expected a text, found none"):
         XGqa().load(Selection(data=empty, languages=["en"]))
     null = write(tmp_path / "d", lambda lang: [row | {"question": None} for row in rows(lang)])
     with pytest.raises(ValueError, match=r"row 0: question: expected a text, found None"):

@@ -61,7 +61,7 @@ def test_pictures_stand_where_the_question_names_them(tmp_path):
     assert loaded.requests[1].text == (
         " How many?\nAnswer the question using a single word or phrase."
     )
-    # A question that does not say where its picture belongs has it in front.
+    # A question without a mark gets its picture in front.
     assert loaded.requests[3].content[0] == Picture("en/validation_Art_4/1")
     assert loaded.pictures.load("fr/validation_Art_4/1").getpixel((0, 0)) == (4, 90, 200)
     several = loaded.requests[2]

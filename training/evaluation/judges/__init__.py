@@ -1,9 +1,10 @@
 """Judges: models that grade answers.
 
-rubric.py: what a judge is asked, and how its reply is read
-rubrics.py: the published rubrics, and a stricter one beside each
-judge.py: what a judge is; any OpenAI-compatible endpoint
-local.py: a local transformers model as a judge
-journal.py: judgements on disk
-judging.py: asks a judge for what the journal does not hold, and counts what failed
+rubric.py: a rubric (the judge's prompt, and the parser of its reply) and one case to judge
+rubrics.py: the published rubrics, each with a stricter version
+judge.py: the interface of a judge; a judge at an OpenAI-compatible endpoint
+local.py: a local transformers model as judge
+journal.py: judgements on disk, so that none is asked for twice
+judging.py: asks the judge about cases that are not in the journal, and counts failed judgements
+plan.py: the judge's settings, from the command line or for `evaluate`
 """

@@ -1,7 +1,7 @@
-"""Judgements on disk: one line each, appended, whole or absent after any kill.
+"""Judgements on disk: one appended line each, which after a kill is either whole or absent.
 
-A line is the CRC-32 of a JSON text, a space, and the text: a key of content (`Case.key`) and the judge's
-reply. Only replies are kept, since an error may pass.
+A line is the CRC-32 of a JSON text, a space, and the text. The text holds the hash of the case (`Case.key`) and
+the judge's reply. Only replies are stored, since an error may be temporary.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ _RECORD = {"key": str, "reply": str, "served": str, "structured": bool, "usage":
 
 
 class Journal(AppendOnly):
-    """The judgements of one file, open for appending; one process at a time.
+    """The judgements of one file, open for appending by one process.
 
     Attributes:
         records: key -> the record of its reply.
-        damaged: lines that are not whole; their judgements are asked for again.
+        damaged: number of damaged lines; their judgements are asked for again.
 
-    Raises OSError where the file cannot be read or written.
+    Raises:
+        OSError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path):
@@ -38,18 +39,22 @@ class Journal(AppendOnly):
                 self.damaged += 1
             else:
                 self.records[record["key"]] = record
-        # A line that a kill cut off would make the next one unreadable.
+        # A line that a kill cut off would also damage the next one.
         self.cut(whole)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Keep a record, also through a loss of power. Raises OSError where the disk does not take it."""
+        """Append a record that survives a loss of power.
+
+        Raises:
+            OSError: the disk refuses the record.
+        """
         super().append(record)
         self.sync()
         self.records[record["key"]] = record
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(offset after the line, its record or None) of each line that has its end."""
+    """Yield (offset after the line, its record or None) for each line that ends with a newline."""
     offset = 0
     with path.open("rb") as file:
         for line in file:

@@ -1,4 +1,4 @@
-"""What a judge is: any model that replies to cases; here one behind an OpenAI-compatible address."""
+"""The interface of a judge, a model that replies to cases; and a judge at an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ...common.images import png_url
 from ...common.telling import one_line
 from .rubric import Case
 
-# What some servers call `max_tokens`; they say so where they refuse the older name.
+# The newer name of `max_tokens`. A server that wants the newer name says so when it refuses the older one.
 NEWER = "max_completion_tokens"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said.
+    """A judge's reply to one case.
 
     Args:
-        text: None for a call that failed.
-        error: why a call failed, in one line.
-        served: the model, as the one who replied names itself.
-        structured: whether the reply was held to the rubric's JSON schema.
+        text: the reply; None for a call that failed.
+        error: the reason why a call failed, in one line.
+        served: the name of the model in the server's response.
+        structured: whether the server constrained the reply to the rubric's JSON schema.
         usage: token counts.
     """
 
@@ -45,30 +45,30 @@ class Judge(Protocol):
 
     Attributes:
         id: the model's name.
-        version: the commit or hash of its weights, None where nobody told it.
+        version: the commit or hash of its weights, None if unknown.
     """
 
     id: str
     version: str | None
 
     def ask(self, cases: Sequence[Case], told: Told) -> None:
-        """Call `told(place, reply)` once for each case, in any order.
+        """Call `told(place, reply)` once for each case, in any order; `place` is the case's index.
 
         Raises:
-            OSError: the judge cannot be asked at all; replies that came before were told.
-            Exception: what `told` raises; calls under way are told first.
+            OSError: the judge cannot be reached; `told` was called for earlier replies.
+            Exception: from `told`, after `told` was called for the calls under way.
         """
 
 
 class EndpointJudge:
     """A judge behind an OpenAI-compatible address.
 
-    A server that refuses a JSON schema is asked without one from then on, and one that wants
-    `max_completion_tokens` in place of `max_tokens` is given it.
+    If a server refuses a JSON schema, later requests have none. If a server wants `max_completion_tokens`
+    instead of `max_tokens`, later requests use it.
 
     Raises:
         ValueError: no model is named, or the key's environment variable is not set.
-        OSError: nobody listens at the address.
+        OSError: no server listens at the address.
     """
 
     def __init__(self, plan: EndpointPlan):
@@ -86,7 +86,7 @@ class EndpointJudge:
         errors: list[Exception] = []
 
         async def work(endpoint: Endpoint) -> None:
-            # Calls under way are paid for: they end and are told, also when another one failed.
+            # Calls under way are paid for, so they end and are reported even if another call failed.
             for place, case in waiting:
                 try:
                     told(place, await self._reply(endpoint, case))
@@ -118,7 +118,7 @@ class EndpointJudge:
     async def _complete(
         self, endpoint: Endpoint, case: Case, messages: list[dict[str, Any]], **more: Any
     ) -> Answer:
-        """The answer, with the limit of tokens under the name that the server takes."""
+        """Return the answer; the token limit is sent under the name that the server accepts."""
         while True:
             limit = self._limit
             more |= {"temperature": case.temperature, limit: case.rubric.max_tokens}
@@ -130,7 +130,7 @@ class EndpointJudge:
 
 
 def _refused(answer: Answer) -> bool:
-    """Whether a server calls a request wrong, as one that knows no JSON schemas does."""
+    """Return whether a server rejects a request as invalid, as servers without JSON schemas do."""
     return answer.error is not None and answer.error.startswith(("HTTP 400", "HTTP 422"))
 
 
@@ -139,7 +139,7 @@ def _as_reply(answer: Answer, structured: bool) -> Reply:
 
 
 def messages_of(case: Case) -> list[dict[str, Any]]:
-    """A case as messages of chat completions; its pictures are PNG data URLs."""
+    """Return a case as messages for chat completions, with pictures as PNG data URLs."""
     content: Any = case.text
     if case.pictures:
         content = [
@@ -151,7 +151,7 @@ def messages_of(case: Case) -> list[dict[str, Any]]:
 
 
 def _check_listening(plan: EndpointPlan) -> None:
-    """Raise EndpointError where nobody listens: better told before answers are made than after."""
+    """Raise EndpointError if no server listens: an early error saves the time of generating answers."""
     parts = urlsplit(plan.base_url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
@@ -160,7 +160,7 @@ def _check_listening(plan: EndpointPlan) -> None:
     except OSError as error:
         raise EndpointError(
             one_line(
-                f"--judge {plan.base_url}: nobody listens there ({error}): start the judge's server, or "
+                f"--judge {plan.base_url}: expected a server, found none ({error}): start the judge's server, or "
                 "correct the address"
             )
         ) from None

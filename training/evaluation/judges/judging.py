@@ -1,4 +1,4 @@
-"""Asks a judge for the judgements that the journal does not hold, and counts those that failed."""
+"""Asks a judge about the cases that are not in the journal, and counts failed judgements."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .journal import Journal
 from .judge import Judge, Reply
 from .rubric import Case
 
-# The share of failed judgements above which there is no score.
+# There is no score if a larger share of the judgements failed.
 FAILED_SHARE = 0.01
-# So many replies that cannot be read, and none that can, end the run: that judge does not keep to the form.
+# The run ends if this many first replies are all unreadable: the judge does not follow the reply format.
 UNREADABLE = 20
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of a case.
+    """The judgement of one case.
 
     Args:
-        value: as the rubric's `read` gives it; None for a judgement that failed.
-        reply: the judge's last words; None where it said nothing.
-        error: why a judgement failed.
-        served: the name that the one who replied gave itself.
+        value: the result of the rubric's `read`; None if the judgement failed.
+        reply: the judge's last reply; None if there is none.
+        error: the reason why a judgement failed.
+        served: the name of the model in the server's response.
     """
 
     value: Any
@@ -40,20 +40,20 @@ class Judgement:
 
     @property
     def listed(self) -> str:
-        """The reply as answers files list it, or what went wrong."""
+        """The text for answers files: the reply, or the error."""
         return f"failed: {self.error}" if self.value is None else self.reply or ""
 
 
 class Judging:
-    """One judge with its journal.
+    """One judge and its journal.
 
     Args:
-        judge: who is asked.
+        judge: the judge to ask.
         path: the journal's file.
-        failed_share: of judgements, above which there is no score.
+        failed_share: there is no score if a larger share of the judgements failed.
 
     Attributes:
-        calls: that were made, beside those that the journal held.
+        calls: number of calls made; judgements from the journal do not count.
     """
 
     def __init__(self, judge: Judge, path: Path, failed_share: float = FAILED_SHARE):
@@ -65,22 +65,22 @@ class Judging:
             raise ValueError(f"--judgements {path}: expected a file, found a folder")
 
     def __call__(self, cases: Sequence[Case], name: str) -> list[Judgement]:
-        """The judgements of cases, in their order. Equal cases are one call.
+        """Return the judgements of cases, in order. Equal cases share one call.
 
         Args:
-            name: of what is judged, for the lines that tell progress.
+            name: name of the judged task, for the progress lines.
 
         Raises:
-            OSError: the judge cannot be asked, or another process uses the journal.
-            ValueError: every judgement failed, or the first UNREADABLE replies.
+            OSError: the judge cannot be reached, or another process uses the journal.
+            ValueError: every judgement failed, or the first UNREADABLE replies were all unreadable.
         """
         judgements = [Judgement(None, None)] * len(cases)
         lock = self.path.with_name(f"{self.path.name}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        refusal = f"{self.path}: another process judges with this file: wait, or name another one"
+        refusal = f"{self.path}: another process judges with this file: wait, or name another file"
         with only_one(lock, refusal), contextlib.closing(Journal(self.path)) as journal:
             if journal.damaged:
-                print(f"{self.path}: {journal.damaged} damaged lines are left out")
+                print(f"{self.path}: {journal.damaged} damaged lines are skipped and judged again")
             waiting = list(range(len(cases)))
             attempt = 0
             while waiting:
@@ -101,7 +101,7 @@ class Judging:
     def _judge(
         self, cases: Sequence[Case], journal: Journal, name: str, most: int | None
     ) -> list[Judgement]:
-        """One attempt at each case; `most`: so many first replies may be unreadable, None: all."""
+        """Make one attempt at each case; stop once `most` first replies are all unreadable (None: never)."""
         keys = [case.key(self.judge.id, self.judge.version) for case in cases]
         judged: dict[str, Judgement] = {}
         new: dict[str, Case] = {}
@@ -151,15 +151,15 @@ class Judging:
     def _useless(self, judgements: Sequence[Judgement]) -> ValueError:
         return ValueError(
             one_line(
-                f"judge {self.judge.id}: none of {len(judgements)} judgements succeeded, the last: "
-                f"{judgements[-1].error}: name a judge that keeps to the form; replies are kept in "
+                f"judge {self.judge.id}: expected readable judgements, found none in {len(judgements)}, the last: "
+                f"{judgements[-1].error}: name a judge that follows the format; replies are kept in "
                 f"{self.path}"
             )
         )
 
 
 def _judgement(case: Case, record: Mapping[str, Any]) -> Judgement:
-    """What the record of a reply says of a case."""
+    """Return the judgement that a recorded reply gives for a case."""
     reply, served = record["reply"], record["served"]
     said = without_thought(reply, case.text)
     value = None if said is None else case.rubric.read(said.lstrip("\n"))

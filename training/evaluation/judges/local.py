@@ -1,4 +1,4 @@
-"""A local transformers model as a judge: a chat model of texts, or of images and texts."""
+"""A local transformers model as judge: a chat model of text, or of images and text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .rubric import Case
 
 
 class LocalJudge:
-    """Replies one case at a time; it is greedy where the temperature is 0, and holds to no JSON schema.
+    """Replies to one case at a time, greedily at temperature 0, without constraining replies to a JSON schema.
 
     Args:
         model: a folder or Hub repository.
@@ -31,7 +31,7 @@ class LocalJudge:
         trust_remote_code: passed on to transformers.
 
     Raises:
-        FileNotFoundError, ValueError, MemoryError: as `load`; a tokenizer without a chat template.
+        FileNotFoundError, ValueError, MemoryError: from `load`, or if the tokenizer has no chat template.
     """
 
     def __init__(self, model: str, revision: str | None = None, trust_remote_code: bool = False):
@@ -71,8 +71,8 @@ class LocalJudge:
     def _reply(self, case: Case) -> Reply:
         if case.pictures and not self.sees:
             raise ValueError(
-                f"judge {self.id}: expected a model of images and texts, since the rubric {case.rubric.id} "
-                "shows the picture, found one of texts: name another judge"
+                f"judge {self.id}: expected a model of images and text, since the rubric {case.rubric.id} "
+                "shows the picture, found a model of text: name another judge"
             )
         inputs = self._inputs(case)
         warm = case.temperature > 0
@@ -90,17 +90,17 @@ class LocalJudge:
         return Reply(text.strip(), None, self.id, usage=usage)
 
     def _inputs(self, case: Case) -> Any:
-        """The case in the model's chat template, as tensors."""
+        """Return the case in the model's chat template, as tensors."""
         system, pictures = case.rubric.system, len(case.pictures)
         turns = [{"role": "user", "content": self._content(pictures, case.text)}]
         try:
             before = [{"role": "system", "content": self._content(0, system)}] if system else []
             prompt = self._prompt([*before, *turns])
-        except TemplateError:  # a template without a system turn
+        except TemplateError:  # the template has no system turn
             text = f"{system}\n\n{case.text}"
             prompt = self._prompt([{"role": "user", "content": self._content(pictures, text)}])
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        # A template that writes the beginning must not get a second one.
+        # Many templates write the BOS token themselves; the tokenizer must not add a second one.
         bos = tokenizer.bos_token
         options = {
             "return_tensors": "pt",

@@ -1,4 +1,4 @@
-"""How a judge is named: on the command line, and for `evaluate`."""
+"""The settings of a judge, from the command line or for `evaluate`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .judging import FAILED_SHARE, Judging
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """Which model judges.
+    """The judge and how to ask it.
 
     Args:
         judge: the address of an OpenAI-compatible server, or a folder or Hub repository of a model.
-        model: the name by which a server knows the model.
-        revision: the commit of the judge's weights; of a server, what results shall say.
+        model: the model's name on the server.
+        revision: the commit of the judge's weights; for a server, it is only stored in the results.
         key_env: the environment variable that holds a server's API key.
         journal: file of judgements, which several models may share; None: in the results' folder.
-        failed_share: of failed judgements, above which there is no score.
+        failed_share: there is no score if a larger share of the judgements failed.
         against: answers of another model, for tasks that compare two.
-        concurrency: calls to a server at once.
-        timeout: seconds for one call.
-        trust_remote_code: passed on to transformers, for a model here.
+        concurrency: number of simultaneous calls to a server.
+        timeout: limit of one call, in seconds.
+        trust_remote_code: passed on to transformers, for a local model.
     """
 
     judge: str
@@ -39,10 +39,13 @@ class JudgePlan:
     trust_remote_code: bool = False
 
     def open(self, folder: Path) -> Judging:
-        """The judge, ready to be asked. Raises ValueError or OSError in one line for one that cannot be.
+        """Open the judge, ready to be asked.
 
         Args:
-            folder: of the results.
+            folder: the folder of the results.
+
+        Raises:
+            ValueError, OSError: in one line, if the judge cannot be used.
         """
         return Judging(
             self._judge(), self.journal or folder / "judgements.jsonl", self.failed_share
@@ -52,7 +55,7 @@ class JudgePlan:
         if self.judge.startswith(("http://", "https://")):
             if not self.model:
                 raise ValueError(
-                    f"--judge {self.judge}: expected --judge-model with the name of the model there"
+                    f"--judge {self.judge}: expected the model's name on the server, found none: name it with --judge-model"
                 )
             plan = EndpointPlan(
                 self.judge,
@@ -66,7 +69,7 @@ class JudgePlan:
         for name, value in (("--judge-model", self.model), ("--judge-key-env", self.key_env)):
             if value is not None:
                 raise ValueError(
-                    f"{name}: expected with the address of a server, found --judge {self.judge}"
+                    f"{name}: expected only with a server's address, found --judge {self.judge}"
                 )
         from .local import LocalJudge
 

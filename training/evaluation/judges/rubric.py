@@ -1,4 +1,4 @@
-"""What a judge is asked: a rubric, and the cases that it is applied to."""
+"""A rubric, which is the judge's prompt and the parser of its reply; and the cases it is applied to."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..protocol import Pictures
 
 @dataclass(frozen=True)
 class Rubric:
-    """How a judge is asked, and how its reply is read.
+    """The prompt of a judge and the parser of its reply.
 
     Args:
-        name: of the rubric.
+        name: name of the rubric.
         version: raised with every change that can change a judgement.
         source: the paper or script that the rubric follows.
         template: the user's turn, with the names of a case's fields in braces.
         read: reply -> the judgement, None for a reply without one.
-        expects: what `read` looks for, in words.
+        expects: description of the replies that `read` accepts.
         system: the system turn.
-        temperature, max_tokens: of the judge's reply.
-        schema: JSON schema of the reply, where the judge's server can hold a reply to one.
-        tries: how often a case is asked until its reply can be read.
-        warmer: what each further try adds to the temperature.
+        temperature, max_tokens: sampling temperature and token limit of the reply.
+        schema: JSON schema of the reply, for servers that can constrain a reply to one.
+        tries: how often a case is asked at most, until its reply can be parsed.
+        warmer: increase of the temperature with each further try.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Case:
     """One question to a judge.
 
     Args:
-        fields: of the rubric's template: question, reference, answers.
-        pictures: keys of `source`, shown before the text.
+        fields: values of the template's fields: question, reference, answers.
+        pictures: keys of `source`; the pictures are shown before the text.
         source: reads the pictures; None for a case without pictures.
-        sample: tells several gradings of the same answer apart.
-        attempt: how often the case was asked before.
+        sample: number that distinguishes several gradings of the same answer.
+        attempt: number of earlier attempts at the case.
     """
 
     rubric: Rubric
@@ -80,11 +80,15 @@ class Case:
         return self.rubric.temperature + self.attempt * self.rubric.warmer
 
     def load(self) -> list[Image]:
-        """The pictures. Raises ValueError or OSError with one line that names the picture."""
+        """Return the decoded pictures.
+
+        Raises:
+            ValueError, OSError: in one line that names the picture.
+        """
         return [self.source.load(key) for key in self.pictures] if self.source else []
 
     def key(self, judge: str, version: str | None) -> str:
-        """Hash of everything that can change the judgement, and of nothing else: no model, file or id."""
+        """Return a hash of all that can change the judgement, and of nothing else: no model, file or id."""
         source: Any = self.source
         content = [
             *(judge, version, self.rubric.id, self.rubric.system, self.text),
@@ -98,7 +102,7 @@ class Case:
 
 @lru_cache(maxsize=100_000)
 def _picture_sha256(source: Pictures, key: str) -> str:
-    """Of the decoded picture, which is judged in several orders, runs and tries."""
+    """Return the SHA-256 of a decoded picture. It is cached: orders, runs and tries share the picture."""
     picture = source.load(key)
     digest = hashlib.sha256(f"{picture.mode} {picture.size}".encode())
     digest.update(picture.tobytes())
@@ -106,7 +110,7 @@ def _picture_sha256(source: Pictures, key: str) -> str:
 
 
 def read_object(reply: str) -> dict[str, Any] | None:
-    """The one JSON object of a reply, with or without a fence of Markdown; None for other text."""
+    """Return the only JSON object of a reply, with or without a Markdown fence; None for any other text."""
     begin, end = reply.find("{"), reply.rfind("}")
     around = reply[:begin] + reply[end + 1 :]
     if begin < 0 or around.replace("```json", "").replace("```", "").strip():
@@ -119,7 +123,7 @@ def read_object(reply: str) -> dict[str, Any] | None:
 
 
 def object_schema(**properties: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON schema of an object that has exactly these properties."""
+    """Return the JSON schema of an object with exactly these properties."""
     return {
         "type": "object",
         "properties": properties,

@@ -1,7 +1,7 @@
-"""The published rubrics, and a stricter one beside each.
+"""The published rubrics, each with a stricter version.
 
-The stricter ones ask for reasons before the grade, as one JSON object, at temperature 0. Where two answers are
-compared, both orders are judged.
+A stricter version asks for reasons before the grade, in one JSON object, at temperature 0. If the rubric compares
+two answers, both orders are judged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .rubric import Rubric, object_schema, read_object
 
 
 def _in_object(read: Callable[[dict[str, Any]], Any]) -> Callable[[str], Any]:
-    """A reader of a reply that is one JSON object."""
+    """Return a parser of replies that are one JSON object."""
 
     def reader(reply: str) -> Any:
         found = read_object(reply)
@@ -47,7 +47,7 @@ def _verdict(found: dict[str, Any]) -> str | None:
 
 
 def parse_tenths(reply: str) -> float | None:
-    """ALM-bench: a reply that is one number from 0 to 10, with or without "/10"; None for others."""
+    """Parse for ALM-bench: a single number from 0 to 10, with or without "/10"; None for any other reply."""
     match = re.fullmatch(r"[^\w.+-]*(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10)?\W*", reply)
     score = float(match[1]) if match else math.nan
     return score if 0 <= score <= 10 else None
@@ -79,7 +79,7 @@ REVIEW = Rubric(
     name="llava_review",
     version=1,
     source="LLaVA (2304.08485), llava/eval: eval_gpt_review_bench.py and table/rule.json (Apache-2.0)",
-    # The rules of its three categories have the same text.
+    # The rules of LLaVA-Bench's three categories have the same text.
     template=_CONTEXT
     + _RULE
     + "Please first output a single line containing only two values indicating the scores for Assistant 1 and 2, "
@@ -220,7 +220,7 @@ _OF_TEN = (
     "A prediction that matches the ground truth closely has a high score; one that lacks the knowledge, or is not "
     "related to the ground truth, has a low score. Give one overall score from 0 to 10."
 )
-# Type of question -> what is judged. The script speaks of three criteria for short answers and lists two.
+# Type of question -> the judged criteria. The script announces three criteria for short answers and lists two.
 ALM_CRITERIA = {
     "choice": f"Judge the accuracy of the prediction. {_MATCHES}",
     "true_false": f"Judge the accuracy of the prediction. {_MATCHES}",

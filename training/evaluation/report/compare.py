@@ -1,6 +1,6 @@
 """Two models on the same questions: the paired difference, with an interval clustered by item.
 
-The mean of several languages weighs each language alike, as in results.json.
+The mean over languages gives each language the same weight, as in results.json.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..results import TaskInfo
 from ..scoring.intervals import holm, paired_difference
 from .evaluations import Evaluation, of_run
 
-# What may differ between two runs of one protocol: it changes no answer, or only how many are asked.
+# Settings in which two runs may differ: they change no answer, or only the number of questions.
 FREE = ("batch_size", "workers", "baselines", "baseline_items", "limit", "seed", "toxicity")
 
 
 class Compared(TypedDict):
-    """First model minus second, over one subset in one language, or over a group's languages."""
+    """First model minus second, over one subset in one language or a group's languages."""
 
     subset: str
     language: str
@@ -31,17 +31,17 @@ class Compared(TypedDict):
     low: float | None  # 95 %, clustered by item
     high: float | None
     p: float  # two-sided, corrected for the rows of the subset (Holm)
-    first_alone: int  # questions on which the first scores higher
+    first_alone: int  # questions on which the first model scores higher
     second_alone: int
 
 
 class Comparison(NamedTuple):
-    """A task's rows, and what they are of.
+    """The comparison of one task.
 
     Args:
-        task: its key.
-        metric: that single questions have.
-        failed: questions left out, as a judgement of one of the answers failed.
+        task: the task's key.
+        metric: a metric with a score for each question.
+        failed: number of questions left out because the judgement of an answer failed.
         rows: for each subset its languages, then groups of languages.
     """
 
@@ -53,16 +53,16 @@ class Comparison(NamedTuple):
 
 
 def compare(first: Evaluation, second: Evaluation, seed: int = 0) -> list[Comparison]:
-    """Compare the tasks that both have.
+    """Compare the tasks that both evaluations have.
 
     Raises:
-        ValueError, OSError: in one line: no task in common; another version, protocol, data, judge or
-            way of asking; other questions; answers that cannot be read; no score of single questions.
+        ValueError, OSError: in one line: no common task; different versions, protocols, data, judges or
+            prompts; different questions; answers that cannot be read; no score for single questions.
     """
     tasks = [name for name in first.results["tasks"] if name in second.results["tasks"]]
     if not tasks:
         raise ValueError(
-            f"compare: expected a task that both have, found {_tasks(first)} in {first.folder} and "
+            f"compare: expected a common task, found {_tasks(first)} in {first.folder} and "
             f"{_tasks(second)} in {second.folder}: evaluate both on one task"
         )
     for name in tasks:
@@ -71,7 +71,7 @@ def compare(first: Evaluation, second: Evaluation, seed: int = 0) -> list[Compar
 
 
 def only_one(first: Evaluation, second: Evaluation) -> list[str]:
-    """Tasks that only one of two evaluations has."""
+    """Return the tasks that only one of two evaluations has."""
     tasks, others = first.results["tasks"], second.results["tasks"]
     return [name for name in (*tasks, *others) if (name in tasks) != (name in others)]
 
@@ -81,7 +81,7 @@ def _tasks(evaluation: Evaluation) -> str:
 
 
 def _check_same(task: str, first: Evaluation, second: Evaluation) -> None:
-    """Raise ValueError for the first thing in which two runs of a task differ."""
+    """Raise ValueError for the first setting in which two runs of a task differ."""
     ways = [_way(evaluation.results["tasks"][task]) for evaluation in (first, second)]
     for key in dict.fromkeys((*ways[0], *ways[1])):
         one, other = (way.get(key) for way in ways)
@@ -94,7 +94,7 @@ def _check_same(task: str, first: Evaluation, second: Evaluation) -> None:
 
 
 def _way(info: TaskInfo) -> dict[str, Any]:
-    """All that a score of a single question depends on, apart from the model."""
+    """Return everything, except the model, on which the score of a single question depends."""
     way: dict[str, Any] = {"version": info["version"], "protocol": info["protocol"]}
     for name, value in info["asked"].items():
         way[f"asked.{name}"] = value
@@ -127,7 +127,7 @@ def _compare_task(task: str, first: Evaluation, second: Evaluation, seed: int) -
             values = found.setdefault(subset, {}).setdefault(one["language"], [])
             values.append((question, one["item"], float(value), float(other)))
     if not any(found.values()):
-        raise ValueError(f"compare: {task}: expected answers that both judged, found none")
+        raise ValueError(f"compare: {task}: expected questions judged for both models, found none")
     rows: list[Compared] = []
     for subset in (*[name for name in subsets if name in found], "all"):
         own = list(_rows(subset, found[subset], info["groups"], seed))
@@ -142,7 +142,7 @@ def _check_questions(
     second: Evaluation,
     pair: Sequence[Mapping[str, Mapping[str, Any]]],
 ) -> None:
-    """Raise ValueError where the two were not asked the same questions."""
+    """Raise ValueError if the two runs were not asked the same questions."""
     one, other = pair
     for question in (*one, *other):
         if question not in one or question not in other:
@@ -161,7 +161,7 @@ def _check_questions(
 
 
 def _metric(task: str, info: TaskInfo, pair: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
-    """The task's metric, or its first one, of which single questions have a score."""
+    """Return the task's metric, or its first one, that scores single questions."""
     columns = [
         {
             name
@@ -176,7 +176,7 @@ def _metric(task: str, info: TaskInfo, pair: Sequence[Mapping[str, Mapping[str, 
     if not own:
         raise ValueError(
             f"compare: {task}: expected a score of each question, found none: "
-            f"{info['metrics'][info['metric']]['title']} is of all answers together; compare other tasks"
+            f"{info['metrics'][info['metric']]['title']} is computed over all answers: compare other tasks"
         )
     return info["metric"] if info["metric"] in own else own[0]
 
@@ -194,7 +194,7 @@ def _rows(
             chosen[group] = own
     for name, own in chosen.items():
         every = [one for language in own for one in languages[language]]
-        # A question of a language that has fewer of them weighs more: languages count alike.
+        # Languages count alike, so a question of a language with fewer questions weighs more.
         weights = {
             question: len(every) / (len(own) * len(languages[language]))
             for language in own
@@ -220,7 +220,7 @@ def _rows(
 
 
 def comparison_text(first: Evaluation, second: Evaluation, compared: Sequence[Comparison]) -> str:
-    """The comparison for the terminal."""
+    """Return the comparison as text for the terminal."""
     names = [_named(evaluation) for evaluation in (first, second)]
     lines = [f"A: {names[0]}", f"B: {names[1]}"]
     for one in compared:
@@ -233,9 +233,9 @@ def comparison_text(first: Evaluation, second: Evaluation, compared: Sequence[Co
         ]
         if one.metric != info["metric"]:
             title = info["metrics"][info["metric"]]["title"]
-            lines.append(f"{title} is of all answers together, so it is not compared")
+            lines.append(f"{title} is computed over all answers, so it is not compared")
         if one.failed:
-            lines.append(f"{one.failed:,} questions left out: a judgement failed")
+            lines.append(f"{one.failed:,} questions left out, since a judgement failed")
         cells = [["", "", "n", "A", "B", "A - B", "p", "A alone", "B alone"]]
         for row in one.rows:
             scale = 100 if one.percent else 1
@@ -263,7 +263,7 @@ def comparison_text(first: Evaluation, second: Evaluation, compared: Sequence[Co
         ]
     left = only_one(first, second)
     if left:
-        lines += ["", f"not compared, as only one has them: {', '.join(left)}"]
+        lines += ["", f"not compared, since only one has them: {', '.join(left)}"]
     return "\n".join(lines)
 
 
@@ -274,7 +274,7 @@ def _named(evaluation: Evaluation) -> str:
 
 
 def place(info: TaskInfo, subset: str) -> str:
-    """A subset as people read it."""
+    """Return a subset's title for readers."""
     part = info["parts"].get(subset.partition("/")[0])
     title = info["subsets"].get(subset) or subset
     return f"{part}: {title}" if part and "/" in subset else title

@@ -1,4 +1,4 @@
-"""A folder that `maya evaluate` wrote: its numbers, its answers, and some of its pictures."""
+"""Reads a folder that `maya evaluate` wrote: its numbers, its answers, and some of its pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...common.telling import one_line
 from ..protocol import Loaded, Scored, sample
 from ..results import Results, read_results
 
-# Of the answers: column -> type.
+# Columns of the answers file -> type.
 COLUMNS = {
     "run": pa.types.is_string,
     "id": pa.types.is_string,
@@ -32,26 +32,26 @@ COLUMNS = {
     "unparsable": pa.types.is_boolean,
     "ended": pa.types.is_boolean,
 }
-# May be absent, or empty throughout.
+# Columns that may be absent or empty in all rows.
 OPTIONAL = {
     "answer_language": pa.types.is_string,
     "language_found": pa.types.is_string,
     "toxicity": pa.types.is_floating,
 }
-# May be empty in a row: judged answers of others do not say whether they were cut.
+# Columns that may be empty in a row: judged answers of another model do not say whether they were cut.
 EMPTY = ("ended", *OPTIONAL)
-# How many pictures are kept for the page, drawn from the seed, and how many more of failures.
+# Number of pictures stored for the page, drawn from the seed, and of further pictures of failures.
 SAMPLES, FAILED = 12, 12
-# The longest side of a kept picture, in pixels. A picture up to LOSSLESS stays as it is.
+# The longest side of a stored picture, in pixels. A picture up to LOSSLESS is stored as PNG, unscaled.
 SIDE, LOSSLESS = 320, 128
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One results file with what stands beside it.
+    """The results file of an evaluation, with its answers and pictures.
 
     Args:
-        folder: where `maya evaluate` wrote.
+        folder: the folder that `maya evaluate` wrote.
         results: the content of its results.json.
     """
 
@@ -63,11 +63,11 @@ class Evaluation:
         return {}
 
     def answers(self, task: str) -> list[dict[str, Any]]:
-        """The rows of a task's answers, of all runs.
+        """Return the rows of a task's answers, of all runs.
 
         Raises:
-            FileNotFoundError, ValueError: in one line: no such file, none of parquet, a column that is
-                missing, a question that is answered twice in a run.
+            FileNotFoundError, ValueError: in one line: the file does not exist or is not parquet, a column is
+                missing, or a question is answered twice in a run.
         """
         if task not in self._read:
             metrics = self.results["tasks"][task]["metrics"]
@@ -75,16 +75,16 @@ class Evaluation:
         return self._read[task]
 
     def has_answers(self, task: str) -> bool:
-        """Whether the answers of a task stand beside its numbers."""
-        # A task of strangers may have a name that leads elsewhere.
+        """Return whether the folder has the answers of a task."""
+        # An unchecked task name could lead outside the folder.
         return Path(task).name == task and self.answers_file(task).is_file()
 
     def answers_file(self, task: str) -> Path:
-        """Where the answers of a task stand."""
+        """Return the path of a task's answers."""
         return self.folder / "answers" / f"{task}.parquet"
 
     def pictures(self, task: str) -> dict[str, bytes]:
-        """Key -> PNG or JPEG of the pictures that were kept; empty where there is no such file."""
+        """Return key -> PNG or JPEG of the stored pictures; empty if there is no such file."""
         path = pictures_file(self.folder, task)
         if not path.is_file():
             return {}
@@ -98,7 +98,7 @@ class Evaluation:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in a folder, or beside a results.json. Raises as `results.read_results`."""
+    """Read the evaluation in a folder, or next to a results.json. Raises the errors of `results.read_results`."""
     folder = folder.parent if folder.name == "results.json" else folder
     return Evaluation(folder, read_results(folder / "results.json"))
 
@@ -111,7 +111,9 @@ def _table(path: Path) -> pa.Table:
             f"{path}: expected the answers of `maya evaluate`, found no file: run it again"
         ) from None
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read: {one_line(str(error), 200)}") from None
+        raise ValueError(
+            f"{path}: expected a parquet file, found one that cannot be read: {one_line(str(error), 200)}"
+        ) from None
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -158,7 +160,7 @@ def _read_answers(path: Path, metrics: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def pictures_file(folder: Path, task: str) -> Path:
-    """Where the pictures of a task are kept for the page."""
+    """Return the path of a task's pictures for the page."""
     return folder / "answers" / f"{task}.pictures.parquet"
 
 
@@ -178,7 +180,7 @@ def keep_pictures(loaded: Loaded, scored: Sequence[Scored], path: Path, seed: in
 
 
 def _small(picture: Any) -> bytes:
-    """A picture as PNG where it is small, else as JPEG of at most SIDE pixels."""
+    """Return a small picture as PNG, any other as JPEG of at most SIDE pixels."""
     buffer = io.BytesIO()
     if max(picture.size) <= LOSSLESS:
         picture.save(buffer, "PNG")
@@ -190,7 +192,7 @@ def _small(picture: Any) -> bytes:
 
 
 def address(content: bytes) -> str:
-    """A picture as a data URL."""
+    """Return a picture as a data URL."""
     import base64
 
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
@@ -198,10 +200,10 @@ def address(content: bytes) -> str:
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """What names a question: a task may have one id in several languages."""
+    """Return the key of a question, with its language, since a task may repeat an id in several languages."""
     return f"{row['language']}/{row['id']}"
 
 
 def of_run(rows: Sequence[Mapping[str, Any]], run: str) -> dict[str, Mapping[str, Any]]:
-    """Question -> its row, of one run."""
+    """Return question -> row, for one run."""
     return {question_of(row): row for row in rows if row["run"] == run}

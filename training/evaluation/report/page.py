@@ -1,7 +1,7 @@
 """`report.html`: one or more evaluations as one page that opens offline and has no script.
 
-Answers are texts of strangers: the template escapes every text, and the page's policy allows nothing but
-its own style and the pictures in it.
+Answers are untrusted text: the template escapes every text, and the page's content security policy allows only
+its own style and embedded pictures.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .compare import Comparison, compare, only_one, place
 from .evaluations import SAMPLES, Evaluation, address, of_run, question_of, read_evaluation
 from .published import Published, Source, published, warning
 
-# Entries of one list of failures on the page; the answers file has all.
+# Entries of a list of failures on the page; the answers file has all.
 LISTED = 100
-# Letters of a text on the page.
+# Characters of a text on the page.
 LONGEST = 1200
-# Languages written from right to left, for texts without a letter that tells.
+# Languages written from right to left; they decide for a text whose letters do not.
 RIGHT_TO_LEFT = {"ar", "ur", "fa", "he", "ps", "sd", "ug", "yi", "dv", "ckb"}
-# Failures: name -> what such answers do.
+# Kind of failure -> its description, which follows "N of M answers".
 KINDS = {
-    "unparsable": "could not be read, and count as wrong",
+    "unparsable": "could not be parsed, and count as wrong",
     "cut": "were cut by the limit of new tokens",
     "failed": "have a judgement that failed, and are not averaged",
-    "language": "are in another language than asked for",
-    "toxic": "are toxic by the classifier that was given",
+    "language": "are in another language than requested",
+    "toxic": "are toxic by the chosen classifier",
 }
 
 
@@ -56,13 +56,13 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Write report.html of the evaluations in `folders`.
 
     Args:
-        output: the folder of the page; default: that of one evaluation, else the current one.
+        output: the page's folder; None: the folder of a single evaluation, else the current one.
 
     Returns:
         The page's path.
 
     Raises:
-        ValueError, OSError: in one line: no results or answers in a folder, or damaged ones.
+        ValueError, OSError: in one line: a folder has no results or answers, or damaged ones.
     """
     evaluations = [read_evaluation(folder) for folder in folders]
     folder = output or (evaluations[0].folder if len(evaluations) == 1 else Path())
@@ -72,7 +72,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def report_page(evaluations: Sequence[Evaluation]) -> str:
-    """The page of these evaluations, side by side."""
+    """Return the page of these evaluations, side by side."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -108,7 +108,7 @@ def report_page(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """A name for each model; with its revision or its folder where two have one name."""
+    """Return a name for each model; equal names get a revision, a hash or a number."""
     plain = [evaluation.results["model"]["name"] for evaluation in evaluations]
     names = []
     for number, (name, evaluation) in enumerate(zip(plain, evaluations, strict=True)):
@@ -122,14 +122,14 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _facts(model: ModelInfo) -> dict[str, Any]:
-    """What is known of a model, in one line and one by one: of a served one, little is."""
+    """Return the known facts about a model, as one line and one by one; a served model has few."""
     facts = [
         f"{model['parameters']:,} parameters" if model["parameters"] is not None else "",
         " with ".join(filter(None, (model["text_model"], model["vision_model"]))),
         f"{model['image_tokens']} image tokens a picture" if model["image_tokens"] else "",
         " on ".join(filter(None, (model["dtype"], model["device"]))),
     ]
-    line = ", ".join(filter(None, facts)) or "nothing is known of it but its name"
+    line = ", ".join(filter(None, facts)) or "only its name is known"
     return {
         "facts": line,
         "about": {name: value for name, value in model.items() if value is not None},
@@ -140,14 +140,14 @@ def _facts(model: ModelInfo) -> dict[str, Any]:
 
 
 def _clean(value: object) -> str:
-    """A text without characters that would do something to the page, cut where it is very long."""
+    """Return a text without characters that could affect the page; a very long text is cut."""
     text = str(value)
     cut = f"{text[:LONGEST]} … ({len(text):,} letters)" if len(text) > LONGEST else text
     return "\n".join(printable(line) for line in cut.splitlines())
 
 
 def shown(text: str, language: str) -> Shown:
-    """A text in the direction of most of its letters: a model may answer in another language than asked."""
+    """Return a text with the direction of most of its letters: an answer's language may not be the requested one."""
     kinds = Counter(unicodedata.bidirectional(char) for char in text)
     right, left = kinds["R"] + kinds["AL"], kinds["L"]
     backwards = right > left or (right == left and language.split("-")[0] in RIGHT_TO_LEFT)
@@ -155,7 +155,7 @@ def shown(text: str, language: str) -> Shown:
 
 
 def _expected(row: Mapping[str, Any]) -> str:
-    """What was expected, as text; some tasks expect one of several, or nothing that can be shown."""
+    """Return the expected answer as text; a task may expect one of several, or a value without a text form."""
     try:
         value = json.loads(row["expected"])
     except ValueError:
@@ -177,14 +177,14 @@ def _number(value: float | None, scale: float = 1) -> str:
 
 
 def _range(low: float | None, high: float | None, scale: float, form: str = ".1f") -> str:
-    """An interval as text, "" where there is none."""
+    """Return an interval as text, "" if there is none."""
     return "" if low is None or high is None else f"{scale * low:{form}} to {scale * high:{form}}"
 
 
 def _chart(
     task: str, info: TaskInfo, subset: str, evaluations: Sequence[Evaluation]
 ) -> dict[str, Any] | None:
-    """The bars of one subset: each language, then each group, each model; None where none has any."""
+    """Return the bars of a subset, by language or group and by model; None if no model has any."""
     metric = info["metrics"][info["metric"]]
     found = [_by_place(e.results, task, info["metric"]) for e in evaluations]
     languages = [
@@ -268,13 +268,13 @@ def _bar(
 
 
 def _overall(info: TaskInfo, found: Iterable[tuple[str, str, str]]) -> list[str]:
-    """The subsets that stand for a task: one of all answers where there is one, else each."""
+    """Return the subsets that represent a task: the one of all answers if there is one, else each."""
     subsets = {subset for subset, run, _ in found if run == MODEL}
     return _whole(subsets) or [name for name in info["subsets"] if name in subsets]
 
 
 def _whole(subsets: Iterable[str]) -> list[str]:
-    """The subset of all answers, or the mean of the others; none where a task has neither."""
+    """Return the subset of all answers, or the mean of the others; empty if a task has neither."""
     found: list[str] = [name for name in subsets if name in ("all", "mean")]
     return sorted(found)[:1]
 
@@ -282,7 +282,7 @@ def _whole(subsets: Iterable[str]) -> list[str]:
 def _heat(
     evaluations: Sequence[Evaluation], names: Sequence[str], infos: Mapping[str, TaskInfo]
 ) -> dict[str, Any]:
-    """Tasks by languages, of the scores that are a share of questions; the others are named."""
+    """Return tasks by languages, for scores that are a share of questions, and the names of the other tasks."""
     lines, left = [], []
     columns = in_order({lang for info in infos.values() for lang in info["languages"]})
     for task, info in infos.items():
@@ -366,7 +366,7 @@ def _task(
 
 
 def _differing(task: str, evaluations: Sequence[Evaluation]) -> list[str]:
-    """In what the evaluations of one task differ, so that their bars are not of one kind."""
+    """Return the settings in which the evaluations of a task differ; if there are any, bars are not comparable."""
     infos = [e.results["tasks"][task] for e in evaluations]
     found = []
     for name in ("version", "protocol", "asked"):
@@ -379,7 +379,7 @@ def _differing(task: str, evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _measures(task: str, evaluation: Evaluation, model: str) -> dict[str, Any]:
-    """What stands beside the score: a row a language, a column a measure of a subset."""
+    """Return the secondary measures: a row for each language, a column for each measure of a subset."""
     info = evaluation.results["tasks"][task]
     columns: list[tuple[str, str, str]] = []
     cells: dict[tuple[str, str], dict[str, Row]] = {}
@@ -426,12 +426,12 @@ def _measures(task: str, evaluation: Evaluation, model: str) -> dict[str, Any]:
 
 
 def _failed(row: Mapping[str, Any], metric: str, found: set[str]) -> bool:
-    """Whether a judgement failed: the metric has a column, and this row has nothing in it."""
+    """Return whether a judgement failed: it is listed, or the metric's column is empty in this row."""
     return row["id"] in found or (metric in row and row[metric] is None)
 
 
 def _failures(task: str, evaluation: Evaluation, model: str) -> dict[str, Any]:
-    """The lists of what went wrong with the model's answers."""
+    """Return the lists of failures among the model's answers."""
     info = evaluation.results["tasks"][task]
     judge: Any = info.get("judge") or {}
     failed = set(judge.get("failed", {}).get(MODEL, ()))
@@ -487,7 +487,7 @@ def _entry(row: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, A
 def _samples(
     task: str, info: TaskInfo, have: Sequence[tuple[int, Evaluation]]
 ) -> list[dict[str, Any]]:
-    """Pictures with their questions and each model's answers."""
+    """Return pictures with their questions and each model's answers."""
     first = have[0][1]
     answers = [(number, of_run(e.answers(task), MODEL)) for number, e in have]
     samples = []
@@ -539,7 +539,7 @@ def _answered(
 
 
 def _provenance(info: TaskInfo) -> dict[str, str]:
-    """Flat names and values, in the order of reading."""
+    """Return flat names and values, in reading order."""
     parts: dict[str, Any] = {
         "protocol": f"{info['protocol']}, version {info['version']}: {info['source']}",
         "asked": info["asked"],
@@ -561,13 +561,13 @@ def _provenance(info: TaskInfo) -> dict[str, str]:
     return flat
 
 
-# ------------------------------------------------------------------------------ beside others
+# ------------------------------------------------------------------------------ comparisons
 
 
 def _compared(
     evaluations: Sequence[Evaluation], infos: Mapping[str, TaskInfo]
 ) -> dict[str, Any] | None:
-    """The paired comparison of two evaluations; where they cannot be compared, why."""
+    """Return the paired comparison of two evaluations, or the reason why they cannot be compared."""
     if len(evaluations) != 2:
         return None
     try:
@@ -623,7 +623,7 @@ def _compared_task(one: Comparison, info: TaskInfo) -> dict[str, Any]:
 
 
 def _of_task(table: Published, infos: Mapping[str, TaskInfo]) -> str | None:
-    """The key of the result of a published table's benchmark, the alike one first."""
+    """Return the key of a result for a published table's benchmark, a comparable one if there is any."""
     keys = [key for key in infos if key.partition(":")[0] == table["task"]]
     return next((key for key in keys if key in table["alike"]), keys[0] if keys else None)
 

@@ -1,4 +1,4 @@
-"""The numbers that papers report, from published.yaml, and whether a result may stand beside them."""
+"""The numbers reported by papers, from published.yaml, and whether they are comparable with a result."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ FILE = Path(__file__).with_name("published.yaml")
 
 
 class Source(TypedDict):
-    """Where numbers were read."""
+    """A paper or repository that reports numbers."""
 
     title: str
-    harness: str  # whose prompts, parser and metric
+    harness: str  # the owner of the prompts, parser and metric
 
 
 class Published(TypedDict):
     """One table of one benchmark in one source.
 
     Args:
-        benchmark: its title.
-        task: the name of this package's task.
-        metric: what the numbers are.
+        benchmark: title of the benchmark.
+        task: name of this package's task.
+        metric: description of the numbers.
         source: a key of `sources`.
-        judge: the model that scored; absent where none did.
+        judge: the judge model; absent if there was no judge.
         alike: task keys (`name` or `name:protocol`) that ask and score in the same way.
-        note: what else differs.
+        note: other differences.
         scores: model -> language, group of languages or other column -> number, as printed.
     """
 
@@ -61,7 +61,11 @@ _SHAPE = {
 
 @lru_cache(maxsize=1)
 def published() -> tuple[dict[str, Source], list[Published]]:
-    """The sources and the tables of published.yaml. Raises ValueError, naming the place, for a bad file."""
+    """Return the sources and the tables of published.yaml.
+
+    Raises:
+        ValueError: the file is malformed; the message names the place.
+    """
     content: Any = read_yaml(FILE)
     check_shape(content, _SHAPE, str(FILE.name))
     for number, table in enumerate(content["tables"]):
@@ -74,21 +78,21 @@ def published() -> tuple[dict[str, Source], list[Published]]:
 
 
 def warning(table: Published, key: str, info: TaskInfo | None) -> str:
-    """Why a table's numbers are not comparable with a result; "" where they are.
+    """Return why a table's numbers are not comparable with a result, "" if they are.
 
     Args:
-        key: of the result's task, with its protocol.
-        info: of the result; None where there is no result of the benchmark.
+        key: key of the result's task, with its protocol.
+        info: the task's part of the results; None if there is no result of the benchmark.
     """
     if info is None:
         return ""
     reasons = []
     if key not in table["alike"]:
-        reasons.append(f"another way of asking or scoring than {key}")
+        reasons.append(f"prompts or scoring differ from {key}")
     if table.get("judge"):
         reasons.append(f"the judge is {table['judge']}")
     if info["settings"].get("limit") is not None:
-        reasons.append(f"the result is on {info['data']['images']:,} pictures only")
+        reasons.append(f"the result covers only {info['data']['images']:,} pictures")
     if info["data"]["revision"] is None:
         reasons.append("the result is on local files, which may hold other questions")
     return "; ".join(reasons)

@@ -1,20 +1,20 @@
-"""How answers are read and scored: pure functions, each with the rule's source and a version.
+"""Parsers and metrics: pure functions from answers to scores, each with the source and a version of its rule.
 
-A parser gives an answer or None, never a guess. A score names its metric and parser as `name@version`,
-and counts and lists what it could not read or judge.
+A parser returns what an answer says, or None if it cannot tell; it never guesses. A score names its metric and
+parser as `name@version`, and counts and lists the answers that could not be parsed or judged.
 
-plain.py, leads.py: texts as parsers compare them; words that announce, join, negate or refuse an answer
-parsed.py: a parser with its version; accuracy with the unparsable answers apart
-yes_no.py, yes_no_public.py: yes or no in ten languages; the public parsers
-pope.py, mme.py: scores of yes and no
-choices.py, choices_public.py: multiple choice in any language; the public parsers
+plain.py, leads.py: normalised texts; phrases that introduce, join, negate or refuse an answer
+parsed.py: a parser with its version; accuracy with unparsable answers counted
+yes_no.py, yes_no_public.py: our parser of yes and no in ten languages; the parsers of public scripts
+pope.py, mme.py: scores of yes-or-no benchmarks
+choices.py, choices_public.py: our parser of multiple choice in any language; the parsers of public scripts
 mmbench.py, scienceqa.py, mmmu.py: scores of multiple choice; MMMU's open answers
-vqa.py, short_answers.py: VQA accuracy; xGQA, MaXM, MTVQA, MaRVL, GQA
-tokens.py, captions.py: captions cut into tokens; CIDEr, BLEU, ROUGE-L, chrF
-reviews.py, mmvet.py, pairwise.py: judges' scores, grades and verdicts
+vqa.py, short_answers.py: VQA accuracy; the rules of xGQA, MaXM, MTVQA, MaRVL and GQA
+tokens.py, captions.py: tokenizers for captions; CIDEr, BLEU, ROUGE-L and chrF
+reviews.py, mmvet.py, pairwise.py: scores from a judge's reviews, grades and verdicts
 refusals.py, toxicity.py: whether an answer refuses, in ten languages; whether it is toxic
-fidelity.py, scripts.py: whether an answer is in the language asked for, or at least in its script
-intervals.py: intervals, paired comparisons, correction for several of them
+fidelity.py, scripts.py: whether an answer is in the requested language; a quick check of its script
+intervals.py: confidence intervals, paired comparisons and Holm's correction
 packages.py: optional packages, imported when first needed
-hf/: the scores as metrics of the library evaluate, loaded by path without a network
+hf/: the scores as metrics of the `evaluate` library, loaded by path without a network
 """

@@ -1,7 +1,7 @@
-"""Captions: CIDEr, BLEU and ROUGE-L counted by pycocoevalcap, BLEU and chrF by sacrebleu.
+"""Captions: CIDEr, BLEU and ROUGE-L by pycocoevalcap, BLEU and chrF by sacrebleu.
 
-CIDEr weighs words by how many of the scored images have them, so scores on different images cannot be
-compared: a score carries the number of its images and the hash of their names.
+CIDEr weighs words by the number of scored images that have them, so scores on different images cannot be
+compared. A score therefore stores the number of its images and the hash of their names.
 
 Sources: CIDEr (1411.5726) and pycocoevalcap 1.2; sacrebleu (1804.08771).
 """
@@ -34,7 +34,7 @@ class CocoScore(TypedDict):
 
 
 class SacreScore(TypedDict):
-    """A score of sacrebleu, 0 to 100, with the signature that says how it was counted."""
+    """A score of sacrebleu from 0 to 100, with sacrebleu's signature of its settings."""
 
     score: float
     signature: str
@@ -42,7 +42,7 @@ class SacreScore(TypedDict):
 
 
 class CaptionScore(CocoScore):
-    """Scores of one language, with what they depend on."""
+    """Scores of one language, with the settings and images they depend on."""
 
     metric: str
     language: str
@@ -55,7 +55,7 @@ class CaptionScore(CocoScore):
 
 
 def images_hash(images: Iterable[str]) -> str:
-    """SHA-256 of the sorted names of images, one a line."""
+    """Return the SHA-256 of the sorted names of images, one a line."""
     return hashlib.sha256("\n".join(sorted(images)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -65,17 +65,17 @@ def caption_score(
     language: str,
     tokenizer: str | None = None,
 ) -> CaptionScore:
-    """Scores of one caption for each image.
+    """Score one caption for each image.
 
     Args:
         captions: image -> the model's caption.
         references: image -> human captions, for the same images.
         language: BCP-47.
-        tokenizer: for CIDEr, BLEU-n and ROUGE-L; the language's own if None.
+        tokenizer: for CIDEr, BLEU-n and ROUGE-L; None: the language's default.
 
     Raises:
-        ValueError: no images, other images in captions than in references, an image without a reference,
-            or a tokenizer that the language forbids.
+        ValueError: there are no images, captions and references differ in their images, an image has no
+            reference, or the tokenizer does not fit the language.
         ModuleNotFoundError: a package of the extra "eval" is not installed.
     """
     _check(captions, references)
@@ -109,7 +109,7 @@ def _check(captions: Mapping[str, str], references: Mapping[str, Sequence[str]])
         if image not in captions or image not in references:
             side = "captions" if image not in captions else "references"
             raise ValueError(
-                f"{METRIC}: image {image!r}: expected in captions and references, not in {side}"
+                f"{METRIC}: image {image!r}: expected in captions and references, found none in {side}"
             )
         if isinstance(references[image], str) or not references[image]:
             raise ValueError(
@@ -120,9 +120,9 @@ def _check(captions: Mapping[str, str], references: Mapping[str, Sequence[str]])
 
 
 def coco_score(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> CocoScore:
-    """pycocoevalcap's classes on texts that are tokens with spaces between.
+    """Apply pycocoevalcap's classes to texts of tokens separated by spaces.
 
-    CIDEr is None for a single image: no word tells one image from the others then.
+    CIDEr is None for a single image, since no word can then tell images apart.
     """
     purpose = "scores of captions"
     bleu = need("pycocoevalcap.bleu.bleu", "pycocoevalcap", purpose).Bleu(4)
@@ -144,7 +144,7 @@ def coco_score(captions: Mapping[str, str], references: Mapping[str, Sequence[st
     }
 
 
-# sacrebleu's tokenizers for languages that its default, 13a, does not cut.
+# sacrebleu's tokenizers for languages that its default, 13a, cannot segment.
 _BLEU_TOKENIZERS = {
     "zh": "zh",
     "yue": "zh",
@@ -162,13 +162,13 @@ def sacrebleu_scores(
     language: str,
     bleu_tokenizer: str | None = None,
 ) -> dict[str, SacreScore]:
-    """BLEU, chrF and chrF++ of raw captions. chrF needs no tokenizer; BLEU of short captions is noise.
+    """Return BLEU, chrF and chrF++ of raw captions. chrF needs no tokenizer; BLEU of short captions is noise.
 
     Args:
-        captions: one an image.
+        captions: one for each image.
         references: human captions of each image; their number may differ.
-        language: BCP-47; chooses BLEU's tokenizer.
-        bleu_tokenizer: another one of sacrebleu's.
+        language: BCP-47; selects BLEU's tokenizer.
+        bleu_tokenizer: another tokenizer of sacrebleu, instead of the language's.
     """
     sacrebleu = need("sacrebleu.metrics", "sacrebleu", "BLEU and chrF")
     primary = language.lower().replace("_", "-").split("-")[0]

@@ -1,18 +1,18 @@
-r"""Multiple choice: which of the offered options an answer names, in any language, or none.
+r"""Multiple choice: the parser that finds the option an answer names, in any language, or None.
 
-The parser tries steps from the most to the least explicit form of an answer:
+The parser tries these steps, from the most to the least explicit form of an answer:
 
 1. The whole answer is a letter or the text of an option.
 2. A JSON value, an <answer> tag or a \boxed{} holds the answer.
-3. A line is nothing but a letter.
+3. A line holds only a letter.
 4. A letter or text follows or precedes "answer": "The answer is C", "答案是B", "B is the correct answer".
-5. A letter begins the answer or a line, with a mark behind it.
+5. A letter begins the answer or a line and is followed by a mark.
 6. A letter or text follows "option".
 7. Letters stand alone in sentences.
 8. The texts of options occur in sentences.
 
-The first step that finds a candidate decides. Two different candidates in one step are no answer. Letters
-that are not offered, negated options, refusals, and letters with two possible readings are no answer.
+The first step that finds a candidate decides. The result is None if that step finds two different candidates, and
+for letters without an option, negated options, refusals, and letters with two possible readings.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ALPHABETS = [
     for letters in (
         "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
         "а б в г д е ж з",
-        # How A, B, C, D are written in Cyrillic by sound.
+        # Cyrillic letters that sound like A, B, C, D.
         "а б ц д",
         "α β γ δ ε",
         "أ ب ج د ه و",
@@ -62,10 +62,10 @@ _ALPHABETS = [
         "甲 乙 丙 丁 戊",
     )
 ]
-# Letters of two scripts that look the same. В is the third Cyrillic letter and looks like a Latin B.
+# Letters that look alike in two scripts. В is the third Cyrillic letter and looks like a Latin B.
 _ALIKE = dict(zip("авсекмнорт", "abcekmhopt", strict=True))
 _ALIKE |= {latin: cyrillic for cyrillic, latin in _ALIKE.items()}
-# Capital letters that are also words, or begin a sentence as one: "A man", "I see", "Y así", "В центре".
+# Letters that, as capitals, are words too or can begin a sentence: "A man", "I see", "Y así", "В центре".
 _WORDS = frozenset("aieoyuvzsk")
 _ARTICLES = re.compile(r"(?:an?|the|une?|l[ae]s?|el|los|un[ao]s?|der|die|das|eine?) (?=.)")
 _CAPITALS = frozenset(LATIN)
@@ -75,7 +75,7 @@ _JOINING_MARKS = (",", "/", "&", "+", ":", "、", "،")
 _SENTENCE_ENDS = ".!?。।۔؟;"
 _CLAUSE_END = re.compile(r"[.!?。।؟۔,;:、،؛\n]")
 _MOST_FILLERS = 8
-# What a step gives for a letter that no option has.
+# A step yields this for a letter without an option.
 _NOT_OFFERED = ""
 _MARKED = re.compile(
     r"<answer>(?P<tag>.*?)</answer>|\\boxed\{(?P<box>[^{}]*)\}"
@@ -85,12 +85,12 @@ _MARKED = re.compile(
 
 
 class Choice(NamedTuple):
-    """What a parser of multiple choice gives.
+    """The result of a multiple-choice parser.
 
     Args:
-        letter: the parsed label, None where there is none. Public parsers also give letters that no
-            option has.
-        guesses: whether the original draws a random letter here.
+        letter: the parsed label, None if there is none. Public parsers may return a letter without an
+            option.
+        guesses: whether the original script draws a random letter here.
     """
 
     letter: str | None
@@ -98,29 +98,33 @@ class Choice(NamedTuple):
 
 
 def letters_for(texts: Sequence[str]) -> dict[str, str]:
-    """The options of a question as A, B, C, ... -> text. Raises ValueError for more than 26."""
+    """Return the options of a question as A, B, C, ... -> text.
+
+    Raises:
+        ValueError: there are more than 26 options.
+    """
     if len(texts) > len(LATIN):
         raise ValueError(f"options: expected at most {len(LATIN)}, found {len(texts)}")
     return dict(zip(LATIN, texts, strict=False))
 
 
 def parse_choice(response: str, options: Mapping[str, str]) -> Choice:
-    """The label of the option that `response` names.
+    """Return the label of the option that `response` names.
 
     Args:
-        response: a model's answer.
-        options: label -> text, in the order of the question. Labels are what the question shows: A to
-            Z, letters of another script, numbers, or (1); a text may be empty, as for pictures.
+        response: the model's answer.
+        options: label -> text, in the order of the question. Labels are those shown in the question: A to
+            Z, letters of another script, numbers, or (1). A text may be empty, as for pictures.
 
     Raises:
-        ValueError: no options, or two labels that are written alike.
+        ValueError: there are no options, or two labels are equal once normalised.
     """
     question = _Question(options)
     return Choice(question.read(visible(without_thought(response))))
 
 
 class _Text:
-    """An answer with its words; each word is (begin, end)."""
+    """An answer and its words, each as (begin, end)."""
 
     def __init__(self, text: str):
         self.text, self.folded = text, lowered(text)
@@ -128,7 +132,7 @@ class _Text:
         self.index = {begin: index for index, (begin, _) in enumerate(self.words)}
 
     def word(self, index: int) -> str:
-        """A word in small letters, "" behind the last one."""
+        """Return a word in lower case, "" for an index out of range."""
         if not 0 <= index < len(self.words):
             return ""
         begin, end = self.words[index]
@@ -139,33 +143,33 @@ class _Text:
         return self.text[begin:end] in _CAPITALS
 
     def between(self, index: int) -> str:
-        """What stands between a word and the one before it."""
+        """Return the text between a word and the word before it."""
         return self.text[self.words[index - 1][1] : self.words[index][0]]
 
     def ends(self, index: int) -> bool:
-        """Whether a mark, a line end or the end of the text follows a word."""
+        """Return whether a mark, a line end or the end of the text follows a word."""
         rest = self.text[self.words[index][1] :].lstrip(" ")[:1]
         return not rest or not is_word_character(rest)
 
     def is_enclosed(self, index: int) -> bool:
-        """Whether a word stands in brackets or quotes."""
+        """Return whether a word is in brackets or quotes."""
         begin, end = self.words[index]
         pair = self.text[max(begin - 1, 0) : begin] + self.text[end : end + 1]
         return pair in _ENCLOSING
 
     def may_be_label(self, index: int) -> bool:
-        """Whether a word that looks like a label is one, and not a word of the sentence."""
+        """Return whether a word that looks like a label is one, and not a word of the sentence."""
         following = self.word(index + 1)
         if self.ends(index) or following in FOLLOWERS or following in JOINERS:
             return True
         if not self.is_capital(index):
             return False
-        # Chinese and Japanese put no space between a letter and the word behind it.
+        # Chinese and Japanese put no space between a letter and the next word.
         return self.word(index) not in _WORDS or self.between(index + 1) == ""
 
 
 class _Question:
-    """The options of one question, ready to be looked for."""
+    """The options of one question, prepared for the search."""
 
     def __init__(self, options: Mapping[str, str]):
         if not options:
@@ -181,7 +185,7 @@ class _Question:
         self.texts = {label: core for label, core in cores.items() if core}
 
     def _add_other_letters(self, own: list[str]) -> None:
-        """Letters of other alphabets that stand for exactly one of the options."""
+        """Add letters of other alphabets that stand for exactly one option."""
         meanings: dict[str, set[int]] = {}
         for letters in _ALPHABETS:
             for place, letter in enumerate(letters[: len(own)]):
@@ -194,7 +198,7 @@ class _Question:
                 self.signs[letter] = self.labels[places.pop()]
 
     def read(self, answer: str, marked: bool = True) -> str | None:
-        """The label that an answer names, None if it names none or several."""
+        """Return the label that an answer names, None if it names none or several."""
         text = _Text(answer)
         steps = [
             self._whole,
@@ -225,7 +229,7 @@ class _Question:
         yield from same
         parts = [answer.word(index) for index in range(len(answer.words))]
         letters = all(part in self.signs or part in _LETTERS for part in parts)
-        # Several letters and nothing else are no answer: "A C", "A;C", "N/A".
+        # Several letters with nothing else name no option: "A C", "A;C", "N/A".
         if not same and letters and len(set(parts)) > 1:
             first = self.signs.get(parts[0])
             if first is None or self.texts.get(first) != " ".join(parts[1:]):
@@ -234,7 +238,7 @@ class _Question:
             yield _NOT_OFFERED
 
     def _marked(self, answer: _Text) -> Iterator[str]:
-        """Read JSON values, tags and boxes; content that cannot be read is no answer."""
+        """Read JSON values, tags and boxes. Content that cannot be read names no option."""
         for match in _MARKED.finditer(answer.text):
             content = next(
                 match[name] for name in ("tag", "box", "json") if match[name] is not None
@@ -242,26 +246,26 @@ class _Question:
             yield self.read(content.strip(), marked=False) or _NOT_OFFERED
 
     def _alone(self, answer: _Text) -> Iterator[str]:
-        """Read lines that are nothing but a label, above or below an explanation."""
+        """Read lines that hold only a label, above or below an explanation."""
         for line in answer.folded.split("\n"):
             sign = _bare(line)
             if sign in self.signs:
                 yield self.signs[sign]
 
     def _announced(self, answer: _Text) -> Iterator[str]:
-        """Read what follows or precedes "answer"."""
+        """Read the text after and before "answer"."""
         spans = occurrences(ANSWER, answer.folded)
         for _, end in spans:
             yield from self._after(answer, end)
         yield from self._before(answer, {begin for begin, _ in spans})
 
     def _as_option(self, answer: _Text) -> Iterator[str]:
-        """Read what follows "option". Explanations name options too, so this step comes late."""
+        """Read the text after "option". Explanations name options too, so this step comes late."""
         for _, end in occurrences(OPTION, answer.folded):
             yield from self._after(answer, end)
 
     def _leading(self, answer: _Text) -> Iterator[str]:
-        """Read labels at the beginning of lines with a mark behind: B. / (B) / B: / B, because."""
+        """Read labels that begin a line and are followed by a mark: B. / (B) / B: / B, because."""
         for index in range(len(answer.words)):
             if (index and "\n" not in answer.between(index)) or not answer.ends(index):
                 continue
@@ -269,13 +273,13 @@ class _Question:
             if sign in self.signs:
                 yield from self._series(answer, index)
                 if answer.folded[end - 1 : end + 1] == "a:":
-                    # It may stand for "answer".
+                    # The label may take the place of "answer": the answer is then the text after it.
                     yield from self._text_at(answer.folded, end + 2)
             elif sign in _LETTERS and answer.text[end : end + 1] in (".", ")", ":"):
                 yield _NOT_OFFERED
 
     def _in_sentences(self, answer: _Text) -> Iterator[str]:
-        """Read capital letters that stand alone, and any label in brackets or quotes."""
+        """Read capital letters that stand alone, and all labels in brackets or quotes."""
         if occurrences(REFUSAL, answer.folded):
             return
         negated = _Negations(answer.folded)
@@ -288,7 +292,7 @@ class _Question:
                 yield label
 
     def _content(self, answer: _Text) -> Iterator[str]:
-        """Read the texts of options, unless they are negated or a part of another option's text."""
+        """Read the texts of options, unless they are negated or part of another option's text."""
         covered = bytearray(len(answer.folded))
         found: list[tuple[int, str]] = []
         sizes = sorted({len(core) for core in self.texts.values()}, reverse=True)
@@ -303,7 +307,7 @@ class _Question:
             for begin, _ in spans:
                 covered[begin : begin + size] = b"\1" * size
             found += spans
-        # Words of the options themselves are no negation or refusal.
+        # A negation or refusal inside an option's text does not count.
         rest = "".join(
             " " if hidden else char for char, hidden in zip(answer.folded, covered, strict=True)
         )
@@ -315,7 +319,7 @@ class _Question:
     # ------------------------------------------------------------------ their parts
 
     def _after(self, answer: _Text, place: int) -> Iterator[str]:
-        """The options named right behind an announcement, whose end is `place`."""
+        """Yield the options named right after an announcement, which ends at `place`."""
         for _ in range(_MOST_FILLERS):
             while place < len(answer.text) and not is_word_character(answer.text[place]):
                 if answer.text[place] in _SENTENCE_ENDS:
@@ -339,7 +343,7 @@ class _Question:
             place += len(filler)
 
     def _before(self, answer: _Text, leads: set[int]) -> Iterator[str]:
-        """The options named right before an announcement: B is the correct answer."""
+        """Yield the options named right before an announcement: B is the correct answer."""
         for index, (_, place) in enumerate(answer.words):
             if answer.word(index) not in self.signs or not answer.may_be_label(index):
                 continue
@@ -353,7 +357,7 @@ class _Question:
                 place += len(filler)
 
     def _text_at(self, text: str, place: int) -> list[str]:
-        """The options whose text begins at `place`; of several, the longest."""
+        """Return the options whose text begins at `place`: the longest, if several do."""
         article = _ARTICLES.match(text, place)
         starts = {place, article.end()} if article else {place}
         sizes = {
@@ -364,7 +368,7 @@ class _Question:
         return [label for label, size in sizes.items() if size == max(sizes.values())]
 
     def _series(self, answer: _Text, index: int) -> Iterator[str]:
-        """The label at a word, and those that "or", "and" or a mark such as a comma joins to it."""
+        """Yield the label at a word, and those joined to it by "or", "and" or a mark such as a comma."""
         while True:
             yield self.signs[answer.word(index)]
             following = index + 1
@@ -383,7 +387,7 @@ class _Question:
 
 
 def _bare(text: str) -> str:
-    """A label or a whole answer without the brackets and marks around it."""
+    """Return a label or a whole answer without surrounding brackets and marks."""
     folded = plain(text)
     begin, end = 0, len(folded)
     while begin < end and not is_word_character(folded[begin]):
@@ -394,7 +398,7 @@ def _bare(text: str) -> str:
 
 
 def _core(text: str) -> str:
-    """An option's text as it is looked for: without end marks and a leading article."""
+    """Return the searched form of an option's text: without end marks and a leading article."""
     core = " ".join(_bare(text).split())
     article = _ARTICLES.match(core)
     return core[article.end() :] if article else core
@@ -406,7 +410,7 @@ def _stands_at(text: str, part: str, place: int) -> bool:
 
 
 def _places(part: str, text: str) -> Iterator[int]:
-    """Where a part begins in a text as words of its own, overlapping ones too."""
+    """Yield each position where a part begins in a text as whole words; overlaps count."""
     place = text.find(part)
     while place >= 0:
         if _stands_at(text, part, place):
@@ -415,7 +419,7 @@ def _places(part: str, text: str) -> Iterator[int]:
 
 
 class _Negations:
-    """Which clauses of a text have a word of negation."""
+    """The clauses of a text that contain a negation."""
 
     def __init__(self, text: str):
         self._ends = [match.start() for match in _CLAUSE_END.finditer(text)]
@@ -429,7 +433,7 @@ class _Negations:
             begin = end
 
     def at(self, place: int) -> bool:
-        """Whether the clause around a place is negated."""
+        """Return whether the clause at a position is negated."""
         return self._negated[bisect_left(self._ends, place)]
 
 

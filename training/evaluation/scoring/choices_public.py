@@ -1,7 +1,7 @@
-"""Seven public parsers of multiple choice, as their scripts read an answer, mistakes included.
+"""Seven public parsers of multiple choice, which read an answer as their scripts do, mistakes included.
 
-They exist to compare scores with published ones. Where a script draws a random letter, `Choice.guesses`
-is set and the letter is None. A letter that no option has is given as the script gives it.
+They make scores comparable with published ones. Where a script draws a random letter, `Choice.guesses`
+is set and the letter is None. A letter without an option is returned as the script returns it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NONE, _GUESS = Choice(None), Choice(None, guesses=True)
 
 
 def vlmevalkit(response: str, options: Mapping[str, str]) -> Choice:
-    """VLMEvalKit `can_infer`: a letter in the last four words, "answer is X", or one option's text."""
+    """Parse as VLMEvalKit's `can_infer`: a letter in the last four words, "answer is X", or one option's text."""
     if "Failed to obtain answer via API" not in response:
         if any(refusal in response for refusal in _VLMEVALKIT_REFUSALS):
             return Choice("Z")
@@ -51,9 +51,9 @@ _VLMEVALKIT_REFUSALS = (
 
 
 def lmms_eval_mmbench(response: str, options: Mapping[str, str]) -> Choice:
-    """lmms-eval's MMBench: A to E as a word, with one of twelve pairs of marks, or one option's text.
+    """Parse as lmms-eval's MMBench: A to E as a word, with one of twelve pairs of marks, or one option's text.
 
-    E is given although MMBench has four options. A word "A" in more than three is passed over.
+    E is accepted although MMBench has four options. The word "A" is skipped if there are more than three words.
     """
     if "Failed to obtain answer via API" not in response:
         parts = response.split()
@@ -81,14 +81,14 @@ def _only_text(response: str, options: Mapping[str, str]) -> Choice:
 
 
 def mmmu(response: str, options: Mapping[str, str]) -> Choice:
-    """MMMU `parse_multi_choice_response`: (A), then "A ", then "A.", then a text; the last one wins.
+    """Parse as MMMU's `parse_multi_choice_response`: (A), then "A ", then "A.", then a text; the last one wins.
 
-    A text is looked for in answers of more than five words. Otherwise the script guesses.
+    Texts of options are searched only in answers of more than five words. If nothing is found, the script guesses.
     """
     for mark in ",.!?;:'":
         response = response.strip(mark)
     response = f" {response} "
-    # How a letter is looked for, and how its last place is: the script looks for " A " in two cases.
+    # Patterns that find a letter and its last position; for two forms the script searches " A " for the position.
     for pattern, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
         named = [letter for letter in options if pattern.format(letter) in response]
         if named:
@@ -105,9 +105,9 @@ def mmmu(response: str, options: Mapping[str, str]) -> Choice:
 
 
 def pangea_cvqa(response: str, options: Mapping[str, str]) -> Choice:
-    """Pangea's CVQA: the first a to d with a mark or space behind, else the first a to d at all.
+    """Parse as Pangea's CVQA: the first a to d before a mark or space, else the first a to d anywhere.
 
-    Only an answer without these letters is compared with the options' texts; below a similarity of 0.7
+    Only an answer without these letters is compared with the options' texts. If the similarity is below 0.7,
     the script guesses.
     """
     response = response.strip()
@@ -125,15 +125,15 @@ def pangea_cvqa(response: str, options: Mapping[str, str]) -> Choice:
 
 
 def kaleidoscope(response: str, options: Mapping[str, str]) -> Choice:
-    """Kaleidoscope's strict rule: {"choice": "B"}, <ANSWER> B </ANSWER>, or one letter or number alone.
+    """Parse by Kaleidoscope's strict rule: {"choice": "B"}, <ANSWER> B </ANSWER>, or a single letter or number.
 
-    JSON is tried before the tag, as in its direct prompt; letters of Cyrillic and Arabic are mapped.
+    JSON is tried before the tag, as for the direct prompt. Cyrillic and Arabic letters are mapped to Latin ones.
     """
     return _kaleidoscope(response, options, (_kaleidoscope_json, _kaleidoscope_tag))
 
 
 def kaleidoscope_thinking(response: str, options: Mapping[str, str]) -> Choice:
-    """Kaleidoscope's rule for its chain-of-thought prompt: as `kaleidoscope`, but the tag before JSON."""
+    """Parse by Kaleidoscope's rule for its chain-of-thought prompt: as `kaleidoscope`, but the tag before JSON."""
     return _kaleidoscope(response, options, (_kaleidoscope_tag, _kaleidoscope_json))
 
 
@@ -169,7 +169,7 @@ def _kaleidoscope_letter(text: str, n: int) -> int | None:
 
 
 def _kaleidoscope_place(text: str, n: int) -> int | None:
-    """A letter or a number that counts from 1."""
+    """Return the index of an option given as a letter or as a number from 1."""
     place = _kaleidoscope_letter(text, n)
     if place is None and text.isdecimal() and len(text) < 3 and 1 <= int(text) <= n:
         return int(text) - 1
@@ -181,7 +181,7 @@ def _kaleidoscope_json(response: str, n: int) -> Iterator[int]:
         response.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     )
     choice = _choice_in(_json_value(payload))
-    # Without the check a long answer with many "{" is searched for minutes.
+    # Without this check, the search in a long answer with many "{" takes minutes.
     if choice is None and "}" in payload:
         found = re.search(r"\{\s*\"choice\"\s*:\s*.*?\s*\}", payload, re.DOTALL)
         choice = _choice_in(_python_value(found[0])) if found else None
@@ -209,7 +209,7 @@ def _json_value(text: str) -> object:
 def _python_value(text: str) -> object:
     try:
         with warnings.catch_warnings():
-            # Strings with an unknown escape, such as "\\d".
+            # Python warns about unknown escapes in strings, such as "\\d".
             warnings.simplefilter("ignore")
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -228,7 +228,7 @@ def _kaleidoscope_tag(response: str, n: int) -> Iterator[int]:
 
 
 def llava_scienceqa(response: str, options: Mapping[str, str]) -> Choice:
-    """LLaVA's ScienceQA: one letter, "X. ...", or exactly one "The answer is X" with a mark behind."""
+    """Parse as LLaVA's ScienceQA: one letter, "X. ...", or exactly one "The answer is X" before a character."""
     if response in tuple("ABCDE"):
         return Choice(response)
     if len(response) >= 3 and response[0] in "ABCDE" and response[1:3] == ". ":
@@ -238,14 +238,14 @@ def llava_scienceqa(response: str, options: Mapping[str, str]) -> Choice:
 
 
 def llava_scienceqa_index(response: str, choices: Sequence[str] | int) -> int:
-    """LLaVA's index of the answer, -1 where it failed or names no choice."""
+    """Return LLaVA's index of the answer, -1 if parsing failed or no choice is named."""
     n = choices if isinstance(choices, int) else len(choices)
     letter = llava_scienceqa(response, {}).letter
     return "ABCDE"[:n].find(letter) if letter else -1
 
 
 def lmms_eval_scienceqa(response: str, options: Mapping[str, str]) -> Choice:
-    """lmms-eval's ScienceQA: one letter in either case, or a capital and a full stop in front."""
+    """Parse as lmms-eval's ScienceQA: one letter in either case, or a capital and a full stop at the start."""
     response = response.strip()
     letter = response.upper() if len(response) == 1 else response[:1]
     behind = response[1:2]

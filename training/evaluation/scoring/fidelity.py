@@ -1,10 +1,10 @@
-"""Language fidelity: is an answer in the language that was asked for, and in the language of its question?
+"""Language fidelity: is an answer in the requested language, and in the language of its question?
 
-lingua detects the language, among the languages of the task and English only: among all of its languages
-it calls some Hindi Marathi. Each paragraph is detected, and the answer is in the language that most of its
-text is in. Code, addresses, tags, quotations and option letters are removed before. An answer with too
-little text left, or with little text that two languages fit about equally well, is "too short": it is
-counted apart, neither right nor wrong.
+lingua detects the language. Its candidates are the task's languages and English only, because with all its
+languages it calls some Hindi Marathi. Each paragraph is detected; the answer's language is that of most of its
+text. Code, addresses, tags, quotations and option letters are removed first. An answer is "too short" if too
+little text is left, or if little text fits two languages about equally well; such an answer is counted
+separately, neither right nor wrong.
 
 Source of the measure: Centurio (2501.05122). Its detector is not published.
 """
@@ -23,15 +23,15 @@ from .packages import need
 from .plain import is_word_character, script_kind, without_thought
 
 METRIC = "language_fidelity@2"
-# A shorter text is not detected. In a text with both, three words count as much as eight characters of a
+# Shorter texts are not detected. In a text of both kinds, three words count as much as eight characters of a
 # script without spaces.
 LEAST_WORDS, LEAST_CHARACTERS = 3, 8
-# A text of less than SHORT times that is detected only where lingua's confidences in the two most likely
-# languages differ by CLEAR: names of three words in Spanish or Urdu are often read as English or Arabic.
+# A text of less than SHORT times that amount is detected only if lingua's confidences in the two most likely
+# languages differ by CLEAR: lingua often takes three-word names in Spanish or Urdu for English or Arabic.
 SHORT, CLEAR = 3, 0.3
-# An answer is mixed when at least this share of its text is in other languages than its own.
+# An answer is mixed if at least this share of its text is in other languages than its main one.
 MIXED = 0.2
-# lingua's names for languages that have another code in use.
+# Other codes in use -> lingua's code of the language.
 _RENAMED = {"no": "nb", "iw": "he", "in": "id", "fil": "tl"}
 _OTHER = "other"
 
@@ -46,18 +46,18 @@ _OPTION = re.compile(r"(?m)^[ \t]*\(?[A-Z][.):]\s|\( ?[A-Z] ?\)")
 
 
 def prose(text: str) -> str:
-    """The part of an answer that shows its language."""
-    # lingua takes no half of a surrogate pair.
+    """Return the part of an answer that shows its language."""
+    # lingua rejects half a surrogate pair.
     text = "".join(c for c in without_thought(text) if unicodedata.category(c) != "Cs")
     for pattern in (_CODE, _ADDRESS, _TAG, _OPTION):
         text = pattern.sub(" ", text)
-    # Quotations are often names. An answer that is nothing but a quotation is kept.
+    # Quotations are often names, so they are removed, unless too little text is left.
     unquoted = _QUOTED.sub(" ", text)
     return unquoted if _enough(unquoted) else text
 
 
 def _amount(text: str) -> float:
-    """The amount of text: 1 is the least that is detected."""
+    """Return the amount of text, in units of the least amount that is detected."""
     characters = sum(is_word_character(c) and script_kind(c) == "unspaced" for c in text)
     spaced = "".join(
         " " if is_word_character(c) and script_kind(c) == "unspaced" else c for c in text
@@ -82,7 +82,7 @@ def _code(language: str) -> str:
 
 
 class Detector:
-    """Detects which of a task's languages, or English, a text is in.
+    """Detects a text's language among the task's languages and English.
 
     Args:
         languages: BCP-47 codes of the task.
@@ -90,7 +90,7 @@ class Detector:
             is detected as the most similar candidate, or as "other".
 
     Raises:
-        ValueError: a language that lingua does not know, with its code.
+        ValueError: lingua does not know a language, named by its code.
         ModuleNotFoundError: lingua, of the extra "eval", is not installed.
     """
 
@@ -104,12 +104,12 @@ class Detector:
         return f"{METRIC}, lingua {version} among {' '.join(self.languages)}"
 
     def parts(self, text: str) -> dict[str, float]:
-        """The amount of text in each language, "other" for no candidate; empty if it is too short."""
+        """Return the amount of text in each language, "other" for no candidate; empty if the text is too short."""
         text = prose(text)
         found: dict[str, float] = {}
         if not _enough(text):
             return found
-        # Lines that are too short alone, such as a list's, are detected together.
+        # Lines that are too short alone, such as those of a list, are detected together.
         paragraphs = [line for line in text.split("\n") if _enough(line)] or [text]
         for paragraph in paragraphs:
             name = self._one(paragraph)
@@ -118,11 +118,11 @@ class Detector:
         return found
 
     def language(self, text: str) -> str | None:
-        """The language of most of a text, "other" for no candidate, None if it is too short."""
+        """Return the language of most of a text, "other" for no candidate, None if it is too short."""
         return _most(self.parts(text))
 
     def _one(self, text: str) -> str | None:
-        """The language of a paragraph, "other" for no candidate, None where two fit a short one."""
+        """Return the language of a paragraph, "other" for no candidate, None if two languages fit a short one."""
         if _amount(text) < SHORT:
             likely = self._detector.compute_language_confidence_values(text)
             if len(likely) > 1 and 0 < likely[0].value < likely[1].value + CLEAR:
@@ -131,14 +131,14 @@ class Detector:
 
 
 def detectable(languages: Iterable[str]) -> list[str]:
-    """Those of some BCP-47 codes whose language lingua knows, in their order."""
+    """Return the BCP-47 codes whose language lingua knows, in the given order."""
     lingua = need("lingua", "lingua-language-detector", "language fidelity")
     known = {language.iso_code_639_1.name.lower() for language in lingua.Language.all()}
     return [language for language in languages if _code(language) in known]
 
 
 def same_language(found: str, asked: str) -> bool:
-    """Whether a detected language is the one of a BCP-47 code."""
+    """Return whether a detected language is that of a BCP-47 code."""
     return found == _code(asked)
 
 
@@ -162,7 +162,7 @@ def _lingua(codes: tuple[str, ...]) -> tuple[Any, dict[Any, str]]:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, the language asked for (BCP-47), and the question where its language may differ."""
+    """An answer, its requested language (BCP-47), and its question, whose language may differ."""
 
     id: str
     language: str
@@ -171,7 +171,7 @@ class Answer:
 
 
 class LanguageFidelity(TypedDict):
-    """One language asked for. Shares are of the detected answers; None if there are none."""
+    """Counts and shares for one requested language. Shares are of the detected answers; None if there are none."""
 
     n: int
     too_short: int
@@ -200,11 +200,11 @@ def fidelity(answers: Iterable[Answer], detector: Detector | None = None) -> Fid
     """Score the answers of each language; `found` is the language's row of the confusion table.
 
     Args:
-        answers: of all languages of the task.
-        detector: by default among the languages asked for and English.
+        answers: answers in all languages of the task.
+        detector: None: a detector of the requested languages and English.
 
     Raises:
-        ValueError: no answers, or a language that cannot be detected.
+        ValueError: there are no answers, or a language cannot be detected.
     """
     answers = list(answers)
     if not answers:

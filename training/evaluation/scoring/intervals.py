@@ -1,7 +1,7 @@
-"""How sure a score is: 95 % intervals, paired comparisons of two models, correction for many of them.
+"""95 % intervals of scores, paired comparisons of two models, and Holm's correction for several comparisons.
 
-Questions on one image are not independent, so whole items, such as images, are drawn again (bootstrap) or
-change sides (permutation). Every function gives the same numbers for the same seed.
+Questions on one image are not independent. The bootstrap therefore resamples whole items, such as images, and the
+permutation test changes the sign of whole items. Every function gives the same numbers for the same seed.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 RESAMPLES = 2000
-# Draws held in memory at once.
+# Draws held in memory at a time.
 _CHUNK = 4_000_000
 
 
 class Interval(NamedTuple):
-    """A value with its 95 % interval [low, high]; both are None where there is too little to tell."""
+    """A value and its 95 % interval [low, high]; both bounds are None if there is too little data."""
 
     value: float
     low: float | None
@@ -39,13 +39,14 @@ class Difference(TypedDict):
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion: right at 0 and 1 too, unlike the normal one.
+    """Return the 95 % Wilson score interval of a proportion, which, unlike the normal one, holds at 0 and 1.
 
-    Raises ValueError unless 0 <= correct <= n and n > 0.
+    Raises:
+        ValueError: unless 0 <= correct <= n and n > 0.
     """
     if n <= 0 or not 0 <= correct <= n:
         raise ValueError(
-            f"a proportion: expected 0 <= correct <= n and n > 0, found {correct} of {n}"
+            f"proportion: expected 0 <= correct <= n and n > 0, found {correct} of {n}"
         )
     p = correct / n
     centre = p + Z95**2 / (2 * n)
@@ -55,16 +56,20 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def proportion(values: Sequence[float]) -> Interval:
-    """The share of ones among zeros and ones, with Wilson's interval; ValueError if there is none."""
+    """Return the share of ones among zeros and ones, with Wilson's interval.
+
+    Raises:
+        ValueError: there are no values.
+    """
     return Interval(sum(values) / max(1, len(values)), *wilson(int(sum(values)), len(values)))
 
 
 def mean(
     values: Sequence[tuple[Hashable, float]], seed: int = 0, *, resamples: int = RESAMPLES
 ) -> Interval:
-    """Mean of (item, value) pairs, with a bootstrap over items.
+    """Return the mean of (item, value) pairs, with a bootstrap over items.
 
-    Where no item has two values and all are 0 or 1, the interval is Wilson's.
+    If every item has one value and all values are 0 or 1, the interval is Wilson's.
     """
     alone = len({item for item, _ in values}) == len(values)
     if alone and all(value in (0, 1) for _, value in values):
@@ -78,15 +83,17 @@ def mean_of_languages(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Unweighted mean of the languages' means, with a bootstrap over items.
+    """Return the unweighted mean of the languages' means, with a bootstrap over items.
 
-    `values` gives, for each language, (item, value) pairs. The same item is asked about in every
-    language, so answers are not independent: whole items are drawn with replacement, which keeps
-    that dependence. Where all values are 0 or all are 1, the bootstrap sees no spread; the interval is
-    then Wilson's, of that many items.
+    The same item is asked about in every language, so answers are not independent: whole items are drawn with
+    replacement, which keeps that dependence. If all values are 0 or all are 1, the bootstrap sees no spread;
+    the interval is then Wilson's, for that number of items.
+
+    Args:
+        values: language -> its (item, value) pairs.
 
     Raises:
-        ValueError: a language without values, or a value that is not finite.
+        ValueError: a language has no values, or a value is not finite.
     """
     return mean_of_ratios(
         {lang: [(item, value, 1.0) for item, value in pairs] for lang, pairs in values.items()},
@@ -101,18 +108,21 @@ def mean_of_ratios(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Unweighted mean of several ratios of sums, such as F1 of each set, with a bootstrap over items.
+    """Return the unweighted mean of several ratios of sums, such as the F1 of each set, with a bootstrap over items.
 
-    `parts` gives, for each ratio, (item, numerator, denominator). Where all ratios are 0 or all are 1,
-    the interval is Wilson's, of that many items.
+    If all ratios are 0 or all are 1, the interval is Wilson's, for that number of items.
+
+    Args:
+        parts: ratio -> its (item, numerator, denominator) triples.
 
     Raises:
-        ValueError: a ratio without parts or with a sum of denominators that is not above 0, or a number
-            that is not finite.
+        ValueError: a ratio has no parts, its denominators do not sum to more than 0, or a number is not finite.
     """
     empty = [name for name, own in parts.items() if not own]
     if empty or not parts:
-        raise ValueError(f"no answers in {', '.join(empty) or 'any language'}: nothing to average")
+        raise ValueError(
+            f"interval: {', '.join(empty) or 'languages'}: expected at least one answer, found none"
+        )
     items = sorted({item for own in parts.values() for item, _, _ in own}, key=_order)
     index = {item: i for i, item in enumerate(items)}
     above = np.zeros((len(items), len(parts)))
@@ -140,32 +150,33 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Mean difference of two models on the same questions, with interval and p value.
+    """Return the mean difference of two models on the same questions, with interval and p value.
 
-    The interval is the bootstrap's over clusters, p the share of sign changes of whole clusters that give
-    at least this difference.
+    The interval comes from a bootstrap over clusters. The p value is the share of random sign changes of whole
+    clusters whose difference is at least the observed one.
 
     Args:
-        first: question id -> score.
-        second: the same questions -> the other model's score.
-        clusters: question id -> what it belongs to; each its own if None.
-        resamples: draws for each of both.
-        seed: of the draws.
+        first: question id -> the first model's score.
+        second: the same questions -> the second model's score.
+        clusters: question id -> its cluster; if None, each question is its own cluster.
+        resamples: draws for the interval and for the p value.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: no questions, different ones, one without a cluster, or a value that is not finite.
+        ValueError: there are no questions, they differ between the models, one has no cluster, or a value is not
+            finite.
     """
     for question in (*first, *second):
         if question not in first or question not in second:
             side = "second" if question in first else "first"
             raise ValueError(
-                f"paired difference: question {question!r}: expected with both models, not with the {side}"
+                f"paired difference: question {question!r}: expected a score of both models, found none of the {side}"
             )
         if clusters is not None and question not in clusters:
             raise ValueError(
                 f"paired difference: question {question!r}: expected a cluster, found none"
             )
-    # Draws must not depend on the order in which questions are listed.
+    # The draws must not depend on the order of the questions.
     questions = sorted(first)
     differences = _finite([first[q] - second[q] for q in questions], "values")
     numbers: dict[Hashable, int] = {}
@@ -191,16 +202,16 @@ def _sign_change_p(sums: np.ndarray, resamples: int, seed: int) -> float:
     reached = 0
     for size in _sizes(len(sums), resamples):
         signs = rng.integers(0, 2, size=(size, len(sums)), dtype=np.int8) * 2 - 1
-        # Sums of the same numbers in another order differ in the last digits.
+        # Sums of the same numbers in another order can differ in the last digits.
         reached += int((abs(signs @ sums) >= observed - 1e-9 * max(1.0, observed)).sum())
     return (reached + 1) / (resamples + 1)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p values corrected for being several (Holm 1979), in the order given.
+    """Return p values corrected for multiple comparisons (Holm 1979), in the given order.
 
     Raises:
-        ValueError: a value outside of 0 to 1, with its name.
+        ValueError: a value is outside 0 to 1, named in the message.
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:
@@ -217,7 +228,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _order(item: Hashable) -> tuple[str, str]:
-    """Draws must not depend on the order in which items are listed, whatever they are."""
+    """Return a sort key for items of any type, so that draws do not depend on their order."""
     return type(item).__name__, str(item)
 
 
@@ -236,9 +247,9 @@ def _finite(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
 def _bounds(
     above: np.ndarray, below: np.ndarray, resamples: int, seed: int
 ) -> tuple[float | None, float | None]:
-    """The bootstrap's 95 % interval of the mean over columns of sum(above) / sum(below).
+    """Return the bootstrap's 95 % interval of the mean over columns of sum(above) / sum(below).
 
-    Both are (items, columns). One item is too little to tell.
+    Both arrays are (items, columns). A single item is too little data: both bounds are None.
     """
     if len(above) < 2:
         return None, None
@@ -254,9 +265,9 @@ def _bounds(
 
 
 def _draws(items: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each item is drawn when all are drawn again with replacement: (resamples, items).
+    """Yield how often each item occurs when all are drawn with replacement: (resamples, items).
 
-    In batches that fit in memory; of few items there is one, which is kept.
+    The draws come in batches that fit in memory. With few items there is one batch, which is cached.
     """
     if 0 < items * resamples <= _CHUNK:
         yield _kept_draws(items, resamples, seed)
@@ -273,7 +284,7 @@ def _kept_draws(items: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def _sizes(count: int, resamples: int) -> Iterator[int]:
-    """Sizes of batches of draws that fit in memory."""
+    """Yield the sizes of batches of draws that fit in memory."""
     if resamples < 1:
         raise ValueError(f"interval: resamples: expected at least 1, found {resamples}")
     batch = max(1, _CHUNK // count)

@@ -1,6 +1,6 @@
-"""Words of many languages that stand around an answer: that announce, join, negate or refuse one.
+"""Phrases of many languages around an answer: those that introduce, join, negate or refuse one.
 
-All forms are written as `plain.plain` leaves them; this module applies it on import.
+This module normalises all phrases with `plain.plain` on import.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 from .plain import at_boundary, plain
 
-# "answer" and what says the same; longer forms are tried first.
+# "answer" and its synonyms. Longer forms are tried first.
 _ANSWER = """
 answer|final answer|correct answer|right answer|best answer|answer choice|correct choice|correct option
 réponse|réponse finale|bonne réponse|réponse correcte
@@ -25,18 +25,18 @@ antwort|richtige antwort|antwoord|resposta|resposta correta|risposta|risposta co
 cevap|doğru cevap|yanıt|đáp án|câu trả lời|odpowiedź|odpověď|odgovor|válasz|atsakymas|răspuns|відповідь|απάντηση
 정답|답|대답|คำตอบ|پاسخ|پاسخ صحیح|תשובה|התשובה|התשובה הנכונה|సమాధానం|பதில்|jibu|sagot|svar
 """
-# "option"; weaker, since an answer may talk of several options before it decides.
+# "option". It is weaker evidence, since an answer may discuss several options before it decides.
 _OPTION = """
 option|choice|letter|opción|вариант|буква|选项|選項|选择|選擇|选|選|選択肢|विकल्प|বিকল্প|বিকল্পটি|آپشن|انتخاب
 الخيار|الحرف|option letter|lettre|letra|opção|opzione|pilihan|seçenek|보기|선택지|ตัวเลือก|גزینه|گزینہ
 """
-# What may stand between the announcement and the answer.
+# Words that may stand between the announcement and the answer.
 _FILLER = """
 is|are|was|would be|should be|must be|will be|the|option|choice|letter|of|that|est|la|le|lettre|es|el|opción|letra
 это|вариант|буква|является|是|为|為|应该是|應該是|应为|選項|选项|は|が|होगा|है|विकल्प|হলো|হল|হচ্ছে|হবে|বিকল্প|ہے|آپشن|ہوگا
 هي|هو|الخيار|الحرف|ist|die|der|das|é|è|a letra|adalah|은|는|คือ|là|jest
 """
-# What may follow a letter that could also be a word: joins it to a sentence about the option.
+# Words after a letter that show it to be a label, and not a word of the sentence.
 _FOLLOWERS = """
 because|since|as|for|which|that|is|was|would|seems|looks|due|based|given|in|on|from|with|matches|describes|shows
 car|parce|puisque|est|porque|ya|es|pues|потому|так|это|является|верный|правильный
@@ -52,7 +52,7 @@ not|no|never|neither|nor|cannot|without|pas|non|ne|aucun|aucune|ni|sin|nunca|tam
 wrong|incorrect|false|untrue|faux|fausse|incorrecto|incorrecta|falso|falsa|неверно|неверный|неправильно|неправильный
 गलत|ভুল|غلط|خطأ|خاطئ|خاطئة|falsch|errado|errada
 """
-# In scripts without spaces, as parts of a clause.
+# Negations that are parts of a clause, in scripts without spaces.
 _NEGATIONS_INSIDE = "不|没|沒|非|无|無|未|错|錯|ない|ません|ぬ|なし|n't"
 _REFUSALS = """
 cannot determine|can't determine|cannot be determined|can't be determined|unable to|i'm sorry|i am sorry|sorry
@@ -70,13 +70,13 @@ no puedo|no se puede|no lo sé|no sé|lo siento|ninguna de|ninguno de|no es posi
 
 
 def forms_of(text: str) -> list[str]:
-    """The forms of a list with "|" and lines between, as parsers compare them; longer ones first."""
+    """Return the phrases of a list, separated by "|" and line ends, as parsers compare them; longer ones first."""
     forms = {plain(form).strip() for line in text.splitlines() for form in line.split("|")}
     return sorted(forms - {""}, key=lambda form: (-len(form), form))
 
 
 def occurrences(pattern: re.Pattern[str], text: str) -> list[tuple[int, int]]:
-    """Where a pattern stands in a text as words of its own."""
+    """Return the spans of a pattern's matches in a text that are whole words."""
     spans = (match.span() for match in pattern.finditer(text))
     return [(b, e) for b, e in spans if at_boundary(text, b) and at_boundary(text, e)]
 

@@ -1,9 +1,9 @@
-"""MMBench: accuracy by row, of the first rotation (vanilla), and of groups with all rotations right.
+"""MMBench: accuracy by row, of the first rotation (vanilla), and of questions with all rotations right (circular).
 
 Source: MMBench (2307.06281) and VLMEvalKit, `mcq_circular_eval`. A question's rotations have the indexes
-base, base + 1,000,000, ... Circular accuracy is what MMBench's server reports; the mean over rows is not
-comparable with it. Groups with fewer rows than options, and groups whose base row is missing, are named;
-VLMEvalKit drops the latter silently.
+base, base + 1,000,000, ... MMBench's server reports circular accuracy; the mean over rows cannot be compared
+with it. The score lists groups with fewer rows than options and groups without their base row; VLMEvalKit
+silently drops the latter.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class MmbenchRow:
     """A parsed answer to one rotation of a question.
 
     Args:
-        index: of the row, as a number or as text, as MMBench_EN has it.
-        options: how many the question has.
-        prediction: the parsed letter, None where the answer is unparsable.
+        index: the row's index, a number or, as in MMBench_EN, a text.
+        options: number of options of the question.
+        prediction: the parsed letter, None if the answer is unparsable.
         answer: the right letter.
-        raw: the model's answer.
+        raw: the model's raw answer.
     """
 
     index: int | str
@@ -38,9 +38,9 @@ class MmbenchRow:
 
 
 class MmbenchScore(TypedDict):
-    """Percent; precision, recall and F1 are 0 to 1, weighted by how often a letter is right.
+    """Accuracies in percent. Precision, recall and F1 are 0 to 1, weighted by the frequency of each right letter.
 
-    `vanilla` is None where no group has its base row.
+    `vanilla` is None if no group has its base row.
     """
 
     metric: str
@@ -72,10 +72,10 @@ def _index(row: MmbenchRow) -> int:
 
 
 def mmbench_score(rows: Iterable[MmbenchRow]) -> MmbenchScore:
-    """Scores of rows in any order.
+    """Score rows in any order.
 
     Raises:
-        ValueError: no rows, an index that is no number or occurs twice, or a question without options.
+        ValueError: there are no rows, an index is not a number or occurs twice, or a question has no options.
     """
     rows = list(rows)
     if not rows:
@@ -123,7 +123,7 @@ def mmbench_score(rows: Iterable[MmbenchRow]) -> MmbenchScore:
 
 
 def _weighted(rows: list[MmbenchRow]) -> tuple[float, float, float]:
-    """Precision, recall and F1 of each letter, weighted by the rows where it is right."""
+    """Return precision, recall and F1 over letters, weighted by the rows in which the letter is right."""
     sums = [0.0, 0.0, 0.0]
     for letter in {row.answer for row in rows}:
         hits = sum(row.prediction == row.answer == letter for row in rows)

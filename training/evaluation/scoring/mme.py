@@ -1,7 +1,7 @@
 """MME: two questions an image; a category's score is 100 * accuracy + 100 * share of images with both right.
 
-Source: MME (2306.13394), eval_tool/calculation.py. An answer that is neither yes nor no is wrong; like
-the tool, precision, recall and F1 leave it out.
+Source: MME (2306.13394), eval_tool/calculation.py. An answer that is neither yes nor no is wrong; precision,
+recall and F1 leave it out, as the tool does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 class MmeCategory(TypedDict):
-    """One category. `score` is 0 to 200, None where no image has both of its answers."""
+    """One category. `score` is 0 to 200, None if no image has both of its answers."""
 
     n: int
     tp: int
@@ -47,7 +47,7 @@ class MmeCategory(TypedDict):
 
 
 class MmeScore(TypedDict):
-    """All categories. A sum is None where one of its categories is missing, since it is no score then."""
+    """All categories. The sum of a part is None if one of its categories is missing."""
 
     metric: str
     n: int
@@ -63,7 +63,7 @@ class MmeScore(TypedDict):
 
 @dataclass(frozen=True)
 class MmeRow:
-    """A parsed answer, None where it is neither, to one of the two questions on an image."""
+    """A parsed answer (None if unparsable) to one of the two questions on an image."""
 
     id: str
     image: str
@@ -76,7 +76,11 @@ class MmeRow:
 def category_from_counts(
     tp: int, fn: int, tn: int, fp: int, other: int, acc_plus: float | None
 ) -> MmeCategory:
-    """A category's scores from its counts. Raises ValueError without answers or for negative counts."""
+    """Return a category's scores from its counts.
+
+    Raises:
+        ValueError: there are no answers, or a count is negative.
+    """
     counts = (tp, fn, tn, fp, other)
     n = sum(counts)
     if n == 0 or min(counts) < 0:
@@ -105,7 +109,11 @@ def mme_from_categories(
     incomplete_images: Iterable[str] = (),
     unparsable_answers: Iterable[Unparsable] = (),
 ) -> MmeScore:
-    """The sums over perception and cognition. Raises ValueError without categories."""
+    """Return the sums over perception and cognition.
+
+    Raises:
+        ValueError: there are no categories.
+    """
     if not categories:
         raise ValueError(f"{METRIC}: expected at least one category, found none")
     n = sum(category["n"] for category in categories.values())
@@ -131,12 +139,12 @@ def _sum(categories: Mapping[str, MmeCategory], names: tuple[str, ...]) -> float
 
 
 def mme_score(rows: Iterable[MmeRow]) -> MmeScore:
-    """Scores of all categories. Images are paired by category and name, in any order of the rows.
+    """Score all categories. Rows may be in any order: images are paired by category and name.
 
     Images without exactly two answers are listed as incomplete and left out of acc_plus.
 
     Raises:
-        ValueError: no rows, an id that occurs twice, an unknown category or label, with the row's id.
+        ValueError: there are no rows, an id occurs twice, or a category or label is unknown (named with the row's id).
     """
     rows = list(rows)
     no_duplicates(METRIC, "row", (row.id for row in rows))

@@ -1,7 +1,7 @@
-"""MMMU's open answers: numbers and texts found in the sentences that seem to conclude.
+"""MMMU's open answers: numbers and texts found in the concluding sentences.
 
-Source: MMMU (2311.16502), eval/eval_utils.py, `parse_open_response` and `eval_open`. Its mistakes are
-kept: ".5" is read as 5, and a right text anywhere within a predicted text counts.
+Source: MMMU (2311.16502), eval/eval_utils.py, `parse_open_response` and `eval_open`. The script's mistakes are
+kept: ".5" is read as 5, and a right text anywhere in a predicted text counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NUMBERS = [
 
 
 def parse_open(response: str) -> list[Value]:
-    """The texts and numbers that an answer may mean, without repetition, in order of occurrence."""
+    """Return the possible texts and numbers of an answer, without duplicates, in order of occurrence."""
     concluding = _conclusions(response)
     found = concluding + [
         number for text in concluding for pattern in _NUMBERS for number in pattern.findall(text)
@@ -34,15 +34,15 @@ def parse_open(response: str) -> list[Value]:
 
 
 def _conclusions(response: str) -> list[str]:
-    """The shortest rest behind a concluding word, for each sentence; the whole answer without any."""
+    """Return, for each sentence, the shortest text after a concluding word; the whole answer if there is none."""
     response = response.strip().strip(".").lower()
-    # The script splits at a full stop before a capital, after it has made the letters small.
+    # The script splits at a full stop before a capital, but only after it has lowered the case.
     sentences = response.split("\n")
     found = []
     for number, sentence in enumerate(sentences, 1):
         marks = (*_CONCLUSIONS, "=") if number == len(sentences) else _CONCLUSIONS
         rests = [sentence.split(mark)[-1].strip() for mark in marks if mark in sentence]
-        # An empty rest is replaced by the next one, as the script does.
+        # An empty text is replaced by the next one, as in the script.
         shortest = ""
         for rest in rests:
             if not shortest or len(rest) < len(shortest):
@@ -53,7 +53,7 @@ def _conclusions(response: str) -> list[str]:
 
 
 def _values(text: str) -> list[Value]:
-    """A number rounded to two digits, or a text; one letter with a space before or behind."""
+    """Return a number rounded to two digits, or a text; a single letter gets a space before or after it."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -63,7 +63,7 @@ def _values(text: str) -> list[Value]:
 
 
 def open_is_right(parsed: Sequence[Value], gold: str | Sequence[str]) -> bool:
-    """Whether a parsed number equals a right one, or a parsed text contains a right text."""
+    """Return whether a parsed number equals a right one, or a parsed text contains a right text."""
     golds = [gold] if isinstance(gold, str) else gold
     right = [value for text in golds for value in _values(text)]
     for value in parsed:
@@ -76,7 +76,7 @@ def open_is_right(parsed: Sequence[Value], gold: str | Sequence[str]) -> bool:
 
 
 class OpenScore(TypedDict):
-    """Accuracy of open answers, 0 to 1; `right` has one value a question."""
+    """Accuracy of open answers, 0 to 1; `right` has one value for each question."""
 
     metric: str
     n: int
@@ -85,7 +85,11 @@ class OpenScore(TypedDict):
 
 
 def open_score(rows: Iterable[tuple[str, Sequence[str]]]) -> OpenScore:
-    """Score rows of (raw answer, right answers). Raises ValueError without rows."""
+    """Score rows of (raw answer, right answers).
+
+    Raises:
+        ValueError: there are no rows.
+    """
     right = [open_is_right(parse_open(answer), golds) for answer, golds in rows]
     if not right:
         raise ValueError(f"{METRIC}: expected at least one answer, found none")

@@ -1,8 +1,8 @@
-"""MM-Vet: grades of 0 to 1 by a judge, in percent: total, by capability, by combination, over runs.
+"""MM-Vet: a judge's grades from 0 to 1, as percentages: total, by capability, by combination, and over runs.
 
-Source: MM-Vet (2308.02490), mm-vet_evaluator. Its script grades an answer 0 when the judge fails five
-times, and so do lmms-eval and VLMEvalKit; `failed="zero"` keeps that. The default leaves a failed grade
-out of the means, since it says nothing about the answer.
+Source: MM-Vet (2308.02490), mm-vet_evaluator. Its script, lmms-eval and VLMEvalKit grade an answer 0 if the
+judge fails five times; `failed="zero"` does the same. By default a failed grade is left out of the means,
+since it says nothing about the answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Failed = Literal["left_out", "zero"]
 
 
 def parse_grade(reply: str) -> float | None:
-    """The number at the beginning of a judge's reply, None unless it is one of 0 to 1."""
+    """Return the number at the start of a judge's reply, None unless it is from 0 to 1."""
     match = re.match(r"\s*(\d?\.?\d+)(?!\.?\w)", reply)
     grade = float(match[1]) if match else math.nan
     return grade if 0 <= grade <= 1 else None
@@ -29,7 +29,7 @@ def parse_grade(reply: str) -> float | None:
 
 @dataclass(frozen=True)
 class MmvetRow:
-    """The grades of an answer, one a run, None where judging failed; and what the question needs."""
+    """The grades of an answer, one for each run (None if judging failed), and the capabilities it needs."""
 
     id: str
     capabilities: Sequence[str]
@@ -37,7 +37,7 @@ class MmvetRow:
 
 
 class Group(TypedDict):
-    """Questions that need a capability or a combination; `score` is None without a grade."""
+    """Questions that need a capability or a combination; `score` is None if no answer is graded."""
 
     n: int
     graded: int
@@ -45,7 +45,7 @@ class Group(TypedDict):
 
 
 class MmvetScore(TypedDict):
-    """Percent. `std` is the population's standard deviation over the runs, as published."""
+    """Scores in percent. `std` is the population's standard deviation over the runs, as published."""
 
     metric: str
     failed_grades: str
@@ -60,14 +60,15 @@ class MmvetScore(TypedDict):
 
 
 def mmvet_score(rows: Sequence[MmvetRow], failed: Failed = "left_out") -> MmvetScore:
-    """Scores of graded answers.
+    """Score graded answers.
 
     Args:
-        rows: one a question, all with grades of equally many runs.
-        failed: what a failed grade is, left out or 0.
+        rows: one for each question, all with the same number of runs.
+        failed: whether a failed grade is left out or counts as 0.
 
     Raises:
-        ValueError: no rows, unequal runs, a grade outside of 0 to 1, or an unknown capability, with the id.
+        ValueError: there are no rows, runs differ in number, a grade is outside 0 to 1, or a capability is unknown
+            (named with the id).
     """
     if not rows:
         raise ValueError(f"{METRIC}: expected at least one row, found none")

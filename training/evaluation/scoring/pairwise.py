@@ -1,8 +1,8 @@
-"""Pairwise judgements: a strict parser of verdicts, and win, loss and tie from one order or from both.
+"""Pairwise judgements: a strict parser of verdicts, and the rates of win, loss and tie from one order or both.
 
-Source: Aya Vision (2505.08751), appendix E: one order, ties not halved, mean over languages. The default
-here judges both orders and adds the strengths, since judges prefer a place. A judgement without a verdict
-failed; it is no tie, as lmms-eval's WildVision counts it.
+Source: Aya Vision (2505.08751), appendix E: one order, a tie is not half a win, mean over languages. The default
+here judges both orders and adds the strengths, since judges favour a position. A judgement without a verdict
+has failed; it is not a tie, as it is in lmms-eval's WildVision.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .parsed import Parser, no_duplicates, told
 
 METRIC = "win_rate@1"
 Orders = Literal["both", "one"]
-# How much better A is.
+# Verdict -> by how much A is better.
 STRENGTH = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 
@@ -25,16 +25,16 @@ STRENGTH = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}
 
 
 def parse_verdict(judgement: str) -> str | None:
-    """The one verdict in double brackets, such as [[A>>B]]; None without one, or with different ones."""
+    """Return the only verdict in double brackets, such as [[A>>B]]; None if there is none or they differ."""
     text = unicodedata.normalize("NFKC", judgement).replace("≫", ">>")
     found = {re.sub(r"\s", "", verdict) for verdict in re.findall(r"\[\[([^\[\]]*)\]\]", text)}
     return found.pop() if len(found) == 1 and found <= STRENGTH.keys() else None
 
 
 def lmms_eval_wildvision(judgement: str) -> str:
-    """lmms-eval's WildVision, where A is the baseline; "Unclear" is counted as a tie there.
+    """Parse as lmms-eval's WildVision does, where A is the baseline and "Unclear" counts as a tie.
 
-    Verdicts with spaces are missed; without exactly one the whole text is searched.
+    The script misses verdicts with spaces. It searches the whole text unless there is exactly one verdict.
     """
     found = set(re.findall(r"\[\[([AB<>=]+)\]\]", judgement))
     text = found.pop() if len(found) == 1 else judgement
@@ -65,7 +65,7 @@ WILDVISION_PARSER = Parser(
 
 @dataclass(frozen=True)
 class Duel:
-    """Verdicts on one question: with the model shown as A, and with it shown as B; None where failed."""
+    """The verdicts on one question, with the model shown as A and as B; None for a failed judgement."""
 
     id: str
     language: str
@@ -74,7 +74,7 @@ class Duel:
 
 
 class Rates(TypedDict):
-    """Percent of the judged questions; None where none is judged."""
+    """Rates in percent of the judged questions; None if no question is judged."""
 
     judged: int
     failed: int
@@ -84,9 +84,9 @@ class Rates(TypedDict):
 
 
 class WinRate(TypedDict):
-    """All questions, each language, and means over languages with equal weight.
+    """Rates over all questions, for each language, and as unweighted means over languages.
 
-    `consistency` is the share of questions judged in both orders where both prefer the same side.
+    `consistency` is the share of questions, among those judged in both orders, whose verdicts prefer the same side.
     """
 
     metric: str
@@ -101,15 +101,15 @@ class WinRate(TypedDict):
 
 
 def win_rate(duels: Iterable[Duel], orders: Orders = "both") -> WinRate:
-    """Win, loss and tie of the model.
+    """Return the model's rates of win, loss and tie.
 
     Args:
-        duels: one a question.
-        orders: "both" adds the strengths of both verdicts, and fails where one of them failed; "one" takes
+        duels: one for each question.
+        orders: "both" adds the strengths of both verdicts, and fails if one of them failed; "one" takes
             the verdict with the model shown as A, as the paper does.
 
     Raises:
-        ValueError: no duels, an id that occurs twice in a language, or an unknown verdict, with the id.
+        ValueError: there are no duels, an id occurs twice in a language, or a verdict is unknown (named with its id).
     """
     duels = list(duels)
     if not duels:
@@ -141,7 +141,7 @@ def win_rate(duels: Iterable[Duel], orders: Orders = "both") -> WinRate:
 
 
 def _balance(duel: Duel, orders: Orders) -> int | None:
-    """Above 0 where the model is better."""
+    """Return the strength of the verdicts, above 0 if the model is better; None for a failed judgement."""
     if duel.model_is_a is None or (orders == "both" and duel.model_is_b is None):
         return None
     second = STRENGTH[duel.model_is_b] if orders == "both" and duel.model_is_b else 0

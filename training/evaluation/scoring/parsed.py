@@ -1,4 +1,4 @@
-"""What every parser gives: an answer or None, never a guess; and how parsed answers are counted."""
+"""The result type of every parser, an answer or None and never a guess; and the tally of parsed answers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Parser(Generic[Result]):
-    """A named reading rule. `id` is stored with every score, since the rule is part of the score.
+    """A named parsing rule. Every score stores `id`, since the rule is part of the score.
 
     Args:
-        name: of the rule.
-        version: raised with every change that can read an answer differently.
-        source: the paper or script that the rule is from.
+        name: name of the rule.
+        version: raised with every change that can parse an answer differently.
+        source: the paper or script of the rule.
         read: the rule itself.
     """
 
@@ -36,21 +36,25 @@ class Parser(Generic[Result]):
 
 
 def chosen(parsers: Mapping[str, Parser[Result]], name: str) -> Parser[Result]:
-    """The parser of that name. Raises ValueError, listing the known ones, for another name."""
+    """Return the parser of that name.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
     if name not in parsers:
         raise ValueError(f"parser: expected one of {', '.join(parsers)}, found {name!r}")
     return parsers[name]
 
 
 class Unparsable(TypedDict):
-    """An answer that the parser could not read, as the model gave it."""
+    """An answer that the parser could not read, in the model's words."""
 
     id: str
     answer: str
 
 
 class Tally(TypedDict):
-    """Accuracy over all questions; an unparsable answer is wrong, and counted and listed too."""
+    """Accuracy over all questions. An unparsable answer counts as wrong; it is counted and listed as well."""
 
     metric: str
     parser: str
@@ -90,12 +94,12 @@ def tally(rows: Iterable[tuple[str, str, str | None, str]], *, metric: str, pars
 
 
 def told(value: object) -> str:
-    """A value of somebody's data as an error shows it: short and printable."""
+    """Return a value of user data in the short, printable form for an error."""
     return one_line(repr(value), 100)
 
 
 def no_duplicates(metric: str, name: str, values: Iterable[object]) -> None:
-    """Raise ValueError, naming the first value that occurs twice."""
+    """Raise ValueError if a value occurs twice; the message names the first one."""
     seen: set[object] = set()
     for value in values:
         if value in seen:

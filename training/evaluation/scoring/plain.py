@@ -1,4 +1,4 @@
-"""Texts as parsers and metrics compare them: without markup, invisible marks, or variants of a letter."""
+"""Text normalisation for parsers and metrics: no markup, no invisible characters, no variants of a letter."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# Scripts that put no spaces between words. Unicode names begin with these.
+# Scripts without spaces between words, by the beginning of their Unicode names.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-# Variants of Arabic letters that Arabic, Urdu and Persian keyboards use for one another, and the letter
-# that Russian also writes without its dots.
+# Variants of Arabic letters that Arabic, Urdu and Persian keyboards interchange, and ё, which Russian also
+# writes without its dots.
 _VARIANTS = str.maketrans(
     {
         "ي": "ی",
@@ -33,39 +33,39 @@ _END_OF_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 
 
 def without_thought(text: str) -> str:
-    """`text` without a reasoning block, closed or cut off."""
+    """Return `text` without a reasoning block, closed or cut off."""
     return _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))
 
 
 def normalise(text: str) -> str:
-    """The form in which answers are compared: NFKC, case folded, single spaces, no end stop."""
+    """Return the form in which answers are compared: NFKC, case folded, single spaces, no end stop."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(text.split()).strip(" .!?。！？।۔؟\"'«»“”")
 
 
 def plain(text: str) -> str:
-    """NFKC without markup and invisible marks, in small letters, variants of Arabic and Russian letters unified.
+    """Return NFKC text without markup and invisible characters, in lower case, with unified letter variants.
 
-    Lines are kept, spaces within them are single.
+    Lines are kept, with single spaces between words. The variants are those of Arabic and Russian letters.
     """
     return lowered(visible(text))
 
 
 @lru_cache(maxsize=65536)
 def _as_seen(char: str) -> str:
-    """A character, "" for an invisible one, a digit of any script as 0 to 9."""
+    """Return a character, "" for an invisible one, and a digit of any script as 0 to 9."""
     if char in "\n\t" or unicodedata.category(char) not in ("Cf", "Cc", "Cs"):
         return str(unicodedata.decimal(char)) if char.isdecimal() else char
     return ""
 
 
 def lowered(text: str) -> str:
-    """`text` in small letters, each at its place: a letter that would become two stays."""
+    """Return `text` in lower case with unchanged length: a letter whose lower case is two characters stays."""
     return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
 
 
 def visible(text: str) -> str:
-    """As `plain`, with upper and lower case kept."""
+    """Return the form of `plain` with its case kept."""
     text = (
         unicodedata.normalize("NFKC", text)
         .replace("’", "'")
@@ -79,13 +79,13 @@ def visible(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def is_word_character(char: str) -> bool:
-    """Whether a character is a letter, a digit or a mark on one."""
+    """Return whether a character is a letter, a digit or a combining mark."""
     return unicodedata.category(char)[0] in "LMN"
 
 
 @lru_cache(maxsize=65536)
 def script_kind(char: str) -> str:
-    """The kind of script of a word character: "latin" (digits too), "unspaced" or "other"."""
+    """Return the kind of script of a word character: "latin" (digits too), "unspaced" or "other"."""
     name = unicodedata.name(char, "")
     if name.startswith(_UNSPACED):
         return "unspaced"
@@ -93,7 +93,7 @@ def script_kind(char: str) -> str:
 
 
 def _joined(text: str, place: int) -> bool:
-    """Whether the mark at `place` belongs to a word or number: don't, t-shirt, 3.5."""
+    """Return whether the mark at `place` is part of a word or number: don't, t-shirt, 3.5."""
     if not 0 < place < len(text) - 1:
         return False
     before, mark, after = text[place - 1], text[place], text[place + 1]
@@ -103,10 +103,10 @@ def _joined(text: str, place: int) -> bool:
 
 
 def at_boundary(text: str, place: int) -> bool:
-    """Whether a word may begin or end at `place`: no word, number or compound runs across it.
+    """Return whether a word may begin or end at `place`: no word, number or compound runs across it.
 
-    Scripts without spaces have a boundary between all characters, and so has a change of script:
-    Latin letters stand in Japanese or Bengali without a space.
+    Scripts without spaces have a boundary between any two characters. A change of script is a boundary too:
+    Japanese or Bengali text has Latin letters without a space.
     """
     if not 0 < place < len(text):
         return True
@@ -118,7 +118,7 @@ def at_boundary(text: str, place: int) -> bool:
 
 
 def words(text: str) -> list[tuple[int, int]]:
-    """Begin and end of every word: a run of letters, digits and marks of one kind of script."""
+    """Return begin and end of every word: a run of letters, digits and marks of one kind of script."""
     found: list[tuple[int, int]] = []
     begin = None
     for place, char in enumerate(text):
@@ -136,7 +136,7 @@ def words(text: str) -> list[tuple[int, int]]:
 
 
 def clauses(text: str) -> list[str]:
-    """The parts of a text between punctuation marks and line ends, with single spaces."""
+    """Return the parts of a text between punctuation marks and line ends, with single spaces."""
     kept = (
         char if is_word_character(char) or char == " " or _joined(text, place) else "\n"
         for place, char in enumerate(text)

@@ -1,9 +1,9 @@
 """POPE: accuracy, precision, recall, F1 and the share of yes answers, with yes as the positive class.
 
-Source: POPE (2305.10355), evaluate.py; LLaVA, llava/eval/eval_pope.py. Its parser knows only yes and no.
-Ours also gives None: such an answer is wrong. Where the label is yes it misses a yes (recall), where the
-label is no it is no false yes (precision). lmms-eval computes its yes ratio from the labels and leaves
-other answers out of recall; both are not done here.
+Source: POPE (2305.10355), evaluate.py; LLaVA, llava/eval/eval_pope.py. The script's parser returns only yes or no.
+Ours also returns None, which counts as wrong: it lowers recall if the label is yes, and it is not a false
+positive if the label is no. lmms-eval computes its yes ratio from the labels and leaves unparsable answers out of
+recall; this module does neither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ METRIC = "pope@1"
 
 
 class PopeScore(TypedDict):
-    """Shares of 0 to 1. `yes_ratio` is the share of predictions that are yes."""
+    """Shares from 0 to 1. `yes_ratio` is the share of predictions that are yes."""
 
     metric: str
     n: int
@@ -38,15 +38,15 @@ class PopeScore(TypedDict):
 def pope_from_counts(
     tp: int, fp: int, tn: int, fn: int, unparsable_yes: int = 0, unparsable_no: int = 0
 ) -> PopeScore:
-    """Scores of one set from its counts.
+    """Return the scores of one set from its counts.
 
     Args:
         tp: label yes, predicted yes; fp, tn and fn likewise.
-        unparsable_yes: answers that are neither, where the label is yes.
-        unparsable_no: the same, where the label is no.
+        unparsable_yes: unparsable answers whose label is yes.
+        unparsable_no: unparsable answers whose label is no.
 
     Raises:
-        ValueError: no answers, or a negative count.
+        ValueError: there are no answers, or a count is negative.
     """
     counts = (tp, fp, tn, fn, unparsable_yes, unparsable_no)
     n = sum(counts)
@@ -70,13 +70,13 @@ def pope_from_counts(
 
 
 def _share(part: float, whole: float) -> float:
-    """As the script, 0 where there is nothing to divide by."""
+    """Return a ratio, and 0 if its denominator is 0, as the script does."""
     return part / whole if whole else 0.0
 
 
 @dataclass(frozen=True)
 class PopeRow:
-    """A parsed answer, None where it is neither, its label, and the model's answer as it is."""
+    """A parsed answer (None if unparsable), its label, and the model's raw answer."""
 
     id: str
     answer: YesNo | None
@@ -85,16 +85,16 @@ class PopeRow:
 
 
 class PopeSetScore(PopeScore):
-    """Scores of one set with the answers that could not be read."""
+    """Scores of one set, and the answers that could not be parsed."""
 
     unparsable_answers: list[Unparsable]
 
 
 def pope_score(rows: Iterable[PopeRow]) -> PopeSetScore:
-    """Scores of parsed answers.
+    """Score parsed answers.
 
     Raises:
-        ValueError: no rows, an id that occurs twice, or a label that is neither yes nor no, with its id.
+        ValueError: there are no rows, an id occurs twice, or a label is neither yes nor no (named with its id).
     """
     rows = list(rows)
     no_duplicates(METRIC, "question", (row.id for row in rows))
@@ -119,10 +119,10 @@ def pope_score(rows: Iterable[PopeRow]) -> PopeSetScore:
 
 
 def pope_mean(sets: Mapping[str, PopeScore]) -> dict[str, float]:
-    """Means over the sets, each with equal weight: LLaVA's table shows the mean F1.
+    """Return the unweighted means over the sets; LLaVA's table shows the mean F1.
 
     Raises:
-        ValueError: no sets.
+        ValueError: there are no sets.
     """
     if not sets:
         raise ValueError(f"{METRIC}: expected at least one set, found none")

@@ -1,8 +1,8 @@
-"""Judges' reviews of LLaVA-Bench and PALO: two scores of 1 to 10, and the relative score from them.
+"""Judges' reviews of LLaVA-Bench and PALO: two scores from 1 to 10, and the relative score computed from them.
 
 Source: LLaVA, llava/eval/eval_gpt_review_bench.py and summarize_gpt_review.py; PALO (2402.14818). The
-originals give a failed judgement -1 and average it; here it is None, left out, counted and listed.
-`summary_as_published` keeps their way, to reproduce published lines.
+originals score a failed judgement -1 and average it. Here it is None: left out, counted and listed.
+`summary_as_published` keeps the original way, to reproduce published lines.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Pair = tuple[float, float]
 
 
 def llava_pair(review: str) -> Pair | None:
-    """LLaVA's parser: the first line is two numbers with one space between. "8, 9" fails."""
+    """Parse as LLaVA does: the first line is two numbers with one space between them. "8, 9" fails."""
     parts = review.split("\n")[0].replace(",", " ").split(" ")
     return _numbers(parts) if len(parts) == 2 else None
 
 
 def maya_pair(review: str) -> Pair | None:
-    """The original Maya's parser: the first two fields of the first line, as LLaVA splits it."""
+    """Parse as the original Maya does: the first two fields of the first line, as LLaVA splits it."""
     parts = review.split("\n")[0].replace(",", " ").split(" ")
     return _numbers(parts[:2]) if len(parts) >= 2 else None
 
 
 def lmms_eval_pair(review: str) -> Pair | None:
-    """lmms-eval's parser: as LLaVA's, without spaces around the line."""
+    """Parse as lmms-eval does: as LLaVA, without spaces around the line."""
     return llava_pair(review.split("\n")[0].strip())
 
 
@@ -48,7 +48,7 @@ def _numbers(parts: Sequence[str]) -> Pair | None:
 
 
 _NUMBER = r"(\d{1,2}(?:\.\d+)?)(?:\s*/\s*10)?"
-# Two scores and perhaps words behind; "8-9" may be a range and is none.
+# Two scores, which text may follow. "8-9" does not match, since it may be a range.
 _LINE = re.compile(
     rf"[^\w.+-]*(?:scores?\W+)?{_NUMBER}\s*[\s,;|]\s*{_NUMBER}(?![\d.]*\d)(?P<rest>.*)", re.I
 )
@@ -56,10 +56,10 @@ _NAMED = re.compile(rf"\W*assistant\s*([12])\W+(?:score\W+)?{_NUMBER}\W*", re.I)
 
 
 def parse_pair(review: str) -> Pair | None:
-    """Both scores of a review, None unless there are exactly two of 1 to 10.
+    """Return both scores of a review, None unless there are exactly two from 1 to 10.
 
-    They stand in the first line that has a word or number, in any usual form: "8 9", "8, 9", "**8/10
-    9/10**", "Scores: 8 9"; or as "Assistant 1: 8" and "Assistant 2: 9", in two lines or with a comma between.
+    The scores are in the first line that has a word or number, in any usual form: "8 9", "8, 9", "**8/10
+    9/10**", "Scores: 8 9"; or as "Assistant 1: 8" and "Assistant 2: 9", in two lines or separated by a comma.
     """
     lines = [
         line for line in visible(without_thought(review)).split("\n") if re.search(r"\w", line)
@@ -102,7 +102,7 @@ REVIEW_PARSERS: dict[str, Parser[Pair | None]] = {
 
 @dataclass(frozen=True)
 class Review:
-    """A judged answer; `pair` is (reference's score, model's score), None where judging failed."""
+    """A judged answer; `pair` is (reference's score, model's score), None if judging failed."""
 
     id: str
     category: str
@@ -110,9 +110,9 @@ class Review:
 
 
 class CategorySummary(TypedDict):
-    """Means of the judged answers, rounded to three digits as published; None without any.
+    """Means of the judged answers, rounded to three digits as published; None if there are none.
 
-    `relative` is the model's mean in percent of the reference's, `line` the published print of both.
+    `relative` is the model's mean in percent of the reference's. `line` is the line that LLaVA's script prints.
     """
 
     asked: int
@@ -124,7 +124,7 @@ class CategorySummary(TypedDict):
 
 
 class ReviewSummary(TypedDict):
-    """Summaries of "all" and each category, with the judgements that failed."""
+    """Summaries of "all" and each category, and the failed judgements."""
 
     metric: str
     failed: int
@@ -134,16 +134,16 @@ class ReviewSummary(TypedDict):
 
 
 def summary(reviews: Iterable[Review]) -> ReviewSummary:
-    """Relative scores without failed judgements.
+    """Return relative scores without failed judgements.
 
     Raises:
-        ValueError: no reviews, an id that occurs twice, or a score that is no finite number.
+        ValueError: there are no reviews, an id occurs twice, or a score is not a finite number.
     """
     return _summary(list(reviews), METRIC, None)
 
 
 def summary_as_published(reviews: Iterable[Review]) -> ReviewSummary:
-    """Relative scores as LLaVA, PALO and Maya print them: a failed judgement counts as -1 for both."""
+    """Return relative scores as LLaVA, PALO and Maya print them: a failed judgement scores -1 for both answers."""
     return _summary(list(reviews), f"{METRIC}, failed as -1", (-1.0, -1.0))
 
 

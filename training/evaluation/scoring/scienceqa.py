@@ -17,7 +17,7 @@ METRIC = "scienceqa@1"
 
 @dataclass(frozen=True)
 class ScienceQaRow:
-    """A parsed answer, None where it is unparsable, with the model's answer as it is."""
+    """A parsed answer (None if unparsable) and the model's raw answer."""
 
     id: str
     prediction: str | None
@@ -27,7 +27,7 @@ class ScienceQaRow:
 
 
 class ScienceQaScore(TypedDict):
-    """`image` is None without questions that have an image."""
+    """Accuracies; `image` is None if no question has an image."""
 
     metric: str
     all: Tally
@@ -35,14 +35,14 @@ class ScienceQaScore(TypedDict):
 
 
 def scienceqa_score(rows: Iterable[ScienceQaRow], parser: str) -> ScienceQaScore:
-    """Scores of parsed answers.
+    """Score parsed answers.
 
     Args:
-        rows: one a question.
-        parser: id of the parser that read the answers; kept with the score.
+        rows: one for each question.
+        parser: id of the parser that read the answers; stored with the score.
 
     Raises:
-        ValueError: no rows, or an id that occurs twice.
+        ValueError: there are no rows, or an id occurs twice.
     """
     rows = list(rows)
     no_duplicates(METRIC, "question", (row.id for row in rows))

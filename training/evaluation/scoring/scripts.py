@@ -1,10 +1,10 @@
-"""Whether an answer is in the script of its language: a quick look, where fidelity.py detects the language."""
+"""A quick check whether an answer is in its language's script; fidelity.py detects the language itself."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# The scripts in which an answer in each language is written.
+# BCP-47 code -> the scripts in which the language is written, by the beginning of Unicode names.
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "en": ("LATIN",),
     "fr": ("LATIN",),
@@ -20,13 +20,15 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 
 
 def in_script(answer: str, language: str) -> bool:
-    """Whether at least half of the answer's letters are of a script of its language.
+    """Return whether at least half of the answer's letters belong to a script of its language.
 
-    Punctuation, digits and combining marks do not count; an answer without letters is not in any
-    script. Raises ValueError for a language without a known script.
+    Punctuation, digits and combining marks do not count. An answer without letters is in no script.
+
+    Raises:
+        ValueError: no script is known for the language.
     """
     if language not in SCRIPTS:
-        raise ValueError(f"no script known for language {language!r}; known: {', '.join(SCRIPTS)}")
+        raise ValueError(f"language: expected one of {', '.join(SCRIPTS)}, found {language!r}")
     letters = [unicodedata.name(c, "?") for c in answer if unicodedata.category(c).startswith("L")]
     own = sum(name.split(" ")[0] in SCRIPTS[language] for name in letters)
     return bool(letters) and 2 * own >= len(letters)

@@ -1,7 +1,7 @@
-"""Short answers: the rules of xGQA, MaXM, MTVQA, MaRVL and GQA, each beside exact match.
+"""Short answers: the rules of xGQA, MaXM, MTVQA, MaRVL and GQA, each reported with exact match.
 
-Papers score the same answers by different rules, and containment rewards long answers: "man" is in
-"woman". So a score has the paper's rule, the exact one and the mean length of the answers side by side.
+Papers score the same answers by different rules, and containment favours long answers: "man" is in
+"woman". A score therefore shows the paper's rule, the exact rule and the mean length of the answers together.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ Task = Literal["xgqa", "maxm", "mtvqa", "marvl", "gqa"]
 
 
 def contains(prediction: str, golds: Sequence[str]) -> bool:
-    """Pangea's xGQA: a right answer occurs anywhere in the prediction, in small letters."""
+    """Apply Pangea's xGQA: a right answer occurs anywhere in the prediction, in lower case."""
     return any(gold.strip().lower() in prediction.strip().lower() for gold in golds)
 
 
 def contains_without_stops(prediction: str, golds: Sequence[str]) -> bool:
-    """MTVQA's script: as `contains`, but only the prediction loses its full stops.
+    """Apply MTVQA's script: as `contains`, but full stops are removed from the prediction only.
 
-    So a right answer with a full stop, such as 3.5, is found in no prediction.
+    A right answer with a full stop, such as 3.5, is therefore never found.
     """
     found = prediction.lower().strip().replace(".", "")
     return any(gold.lower().strip() in found for gold in golds)
 
 
 def contains_without_any_stops(prediction: str, golds: Sequence[str]) -> bool:
-    """lmms-eval's MTVQA: as `contains`, and neither side has full stops: "7.50" is in "750"."""
+    """Apply lmms-eval's MTVQA: as `contains`, with full stops removed from both sides: "7.50" is in "750"."""
     found = prediction.lower().strip().replace(".", "")
     return any(gold.strip().lower().replace(".", "") in found for gold in golds)
 
 
 def exact(prediction: str, golds: Sequence[str]) -> bool:
-    """Centurio: equal in small letters, spaces around aside; "Dog." is no "dog"."""
+    """Apply Centurio's rule: equal in lower case without surrounding spaces; "Dog." differs from "dog"."""
     return prediction.strip().lower() in [gold.strip().lower() for gold in golds]
 
 
 def relaxed(prediction: str, golds: Sequence[str]) -> bool:
-    """Centurio: the prediction begins or ends with a right answer."""
+    """Apply Centurio's relaxed rule: the prediction begins or ends with a right answer."""
     own = prediction.strip().lower()
     right = [gold.strip().lower() for gold in golds]
     return any(own.startswith(gold) or own.endswith(gold) for gold in right)
 
 
 def same(prediction: str, golds: Sequence[str]) -> bool:
-    """Equal after NFKC, case folding and removal of marks around; an empty answer is never right."""
+    """Return whether both are equal after NFKC, case folding and removal of outer marks; never for an empty answer."""
     own = normalise(prediction)
     return own != "" and own in [normalise(gold) for gold in golds]
 
 
 def pangea_maxm(prediction: str, golds: Sequence[str]) -> bool:
-    """Pangea's MaXM: the cleaned prediction begins or ends with a right answer.
+    """Apply Pangea's MaXM: the cleaned prediction begins or ends with a right answer.
 
-    The script cleans the printed form of a list that holds the prediction, and right answers keep their
-    capitals while the prediction loses them.
+    The script puts the prediction into a list and cleans the list's printed form. It lowers the case of the
+    prediction but not of the right answers.
     """
     printed = str([prediction.rstrip(".")])
     own = without_articles(without_marks(printed)).strip("'")
@@ -74,14 +74,14 @@ def pangea_maxm(prediction: str, golds: Sequence[str]) -> bool:
 
 
 def pangea_marvl(prediction: str, golds: Sequence[str]) -> bool:
-    """Pangea's MaRVL: "yes" anywhere is true, else "no" anywhere is false; then as `contains`."""
+    """Apply Pangea's MaRVL: "yes" anywhere is true, else "no" anywhere is false; then as `contains`."""
     own = prediction.strip().lower()
     own = "true" if "yes" in own else "false" if "no" in own else own
     return any(gold.strip().lower() in own for gold in golds)
 
 
 def centurio_marvl(prediction: str, golds: Sequence[str]) -> bool:
-    """Centurio's MaRVL: exactly yes or no, as its prompt asks for."""
+    """Apply Centurio's MaRVL: exactly yes or no, as its prompt requests."""
     return exact(prediction, [_true_as_yes(gold) for gold in golds])
 
 
@@ -90,17 +90,17 @@ def _true_as_yes(gold: str) -> str:
 
 
 def gqa_prediction(prediction: str) -> str:
-    """What LLaVA hands to GQA's script: small letters, no full stops at the end."""
+    """Return LLaVA's input to GQA's script: lower case, no full stops at the end."""
     return prediction.rstrip(".").lower()
 
 
 def gqa_official(prediction: str, golds: Sequence[str]) -> bool:
-    """GQA's script: the prediction, as LLaVA converts it, is the right answer, letter by letter."""
+    """Apply GQA's script: the prediction, as LLaVA converts it, equals the right answer exactly."""
     return gqa_prediction(prediction) in golds
 
 
 def gqa_lmms_eval(prediction: str, golds: Sequence[str]) -> bool:
-    """lmms-eval's GQA: equal without case and ASCII punctuation."""
+    """Apply lmms-eval's GQA: equal without case and ASCII punctuation."""
     return _unmarked(prediction) in [_unmarked(gold) for gold in golds]
 
 
@@ -109,7 +109,7 @@ def _unmarked(text: str) -> str:
 
 
 Rule = Callable[[str, Sequence[str]], bool]
-# The first rule is the headline: the one of the harness whose numbers a Maya is compared with.
+# The first rule is the headline: that of the harness whose numbers a Maya is compared with.
 RULES: dict[Task, dict[str, Rule]] = {
     "xgqa": {
         "centurio_exact": exact,
@@ -134,7 +134,7 @@ RULES: dict[Task, dict[str, Rule]] = {
 
 @dataclass(frozen=True)
 class ShortAnswer:
-    """A prediction with its right answers."""
+    """A prediction and its right answers."""
 
     id: str
     prediction: str
@@ -142,7 +142,7 @@ class ShortAnswer:
 
 
 class ShortAnswerScore(TypedDict):
-    """Share of right answers by each rule, 0 to 1; `rule` names the headline."""
+    """Share of right answers from 0 to 1 by each rule; `rule` names the headline."""
 
     metric: str
     task: str
@@ -154,14 +154,14 @@ class ShortAnswerScore(TypedDict):
 
 
 def short_answer_score(rows: Iterable[ShortAnswer], task: Task) -> ShortAnswerScore:
-    """Scores by all rules of a task.
+    """Score answers by all rules of a task.
 
     Args:
-        rows: one a question.
+        rows: one for each question.
         task: xgqa, maxm, mtvqa, marvl or gqa.
 
     Raises:
-        ValueError: an unknown task, no rows, an id that occurs twice, or a row without a right answer.
+        ValueError: the task is unknown, there are no rows, an id occurs twice, or a row has no right answer.
     """
     if task not in RULES:
         raise ValueError(f"{METRIC}: task: expected one of {', '.join(RULES)}, found {task!r}")

@@ -1,6 +1,6 @@
-"""Captions cut into tokens for pycocoevalcap's counting, without Java and without a download.
+"""Tokenizers of captions for pycocoevalcap's metrics, without Java and without a download.
 
-The name of the tokenizer belongs to a score: the same captions give other numbers with another one.
+A score stores its tokenizer's name, since another tokenizer gives the same captions another score.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 from .packages import need
 
-# Languages that put no spaces between words; spaces as tokens give them a score of 0.
+# Languages without spaces between words: tokens split at spaces would score 0.
 _UNSPACED = {"zh": "jieba", "yue": "jieba", "ja": "mecab", "th": "characters", "lo": "characters"}
 _UNSPACED |= {"km": "characters", "my": "characters"}
 TOKENIZERS = ("words", "jieba", "mecab", "characters", "as_given")
 
 
 def default_tokenizer(language: str) -> str:
-    """The tokenizer of a BCP-47 language: jieba for zh, mecab for ja, characters or words for others."""
+    """Return the tokenizer of a BCP-47 language: jieba for zh, mecab for ja, characters or words for others."""
     return _UNSPACED.get(language.lower().replace("_", "-").split("-")[0], "words")
 
 
 def tokenizer_id(name: str) -> str:
-    """The tokenizer with the versions that its output depends on."""
+    """Return the tokenizer's id, with the versions of the packages that its output depends on."""
     packages = {"jieba": ("jieba",), "mecab": ("mecab-python3", "unidic-lite")}.get(name, ())
     return "+".join(
         [f"{name}@1", *(f"{package} {metadata.version(package)}" for package in packages)]
@@ -35,16 +35,16 @@ def tokenizer_id(name: str) -> str:
 
 
 def tokenize(text: str, tokenizer: str, language: str) -> str:
-    """A caption as tokens with single spaces between, in small letters, without punctuation.
+    """Return a caption as lower-case tokens with single spaces between them, without punctuation.
 
     Args:
         text: the caption.
-        tokenizer: words (split at spaces), jieba, mecab, characters, or as_given, for a text that is
-            tokenized already and is only split at spaces.
-        language: BCP-47, to refuse words where there are none.
+        tokenizer: words (split at spaces), jieba, mecab, characters, or as_given, for a text that is already
+            tokenized and is only split at spaces.
+        language: BCP-47; words is refused for a language without spaces.
 
     Raises:
-        ValueError: an unknown tokenizer, or words for a language without spaces.
+        ValueError: the tokenizer is unknown, or it is words and the language has no spaces.
     """
     if tokenizer not in TOKENIZERS:
         raise ValueError(f"tokenizer: expected one of {', '.join(TOKENIZERS)}, found {tokenizer!r}")
@@ -52,11 +52,11 @@ def tokenize(text: str, tokenizer: str, language: str) -> str:
         return " ".join(text.split())
     if tokenizer == "words" and default_tokenizer(language) != "words":
         raise ValueError(
-            f"tokenizer: {language} puts no spaces between words, so words would score 0: use "
+            f"tokenizer: expected one for text without spaces, since words would score 0 for {language}: use "
             f"{default_tokenizer(language)} or characters"
         )
     text = unicodedata.normalize("NFC", text).lower()
-    # Other spaces than " " would end MeCab's text or stand within a token.
+    # Other whitespace would end MeCab's input or remain inside a token.
     text = " ".join("".join(c for c in text if not unicodedata.category(c).startswith("P")).split())
     if tokenizer == "jieba":
         parts = _jieba().cut(text)
@@ -70,7 +70,7 @@ def tokenize(text: str, tokenizer: str, language: str) -> str:
 
 
 def _characters(text: str) -> list[str]:
-    """Each character with the marks on it."""
+    """Return each character with its combining marks."""
     found: list[str] = []
     for char in text:
         if found and unicodedata.category(char).startswith("M"):
@@ -83,13 +83,13 @@ def _characters(text: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _jieba() -> Any:
     with warnings.catch_warnings():
-        # Of its source and of a package that it tries to import.
+        # Warnings of jieba's own source and of a package that it tries to import.
         warnings.simplefilter("ignore")
         jieba = need("jieba", "jieba", "tokens of Chinese captions")
-    # It reports the loading of its dictionary.
+    # jieba logs that it loads its dictionary.
     jieba.setLogLevel(logging.WARNING)
     tokenizer = jieba.Tokenizer()
-    # By default it reads its dictionary from a file in the system's temporary folder, whoever wrote it.
+    # By default jieba loads a cached dictionary from the shared temporary folder, which any user can write to.
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.tmp_dir = folder
         tokenizer.initialize()

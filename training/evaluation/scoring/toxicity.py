@@ -1,8 +1,8 @@
-"""Toxic answers: the probability that a text classifier gives, as in the data room.
+"""Toxic answers: the probability of a text classifier, as in the data room.
 
-The classifier is the user's choice, and so are the languages that it knows: of an answer in another language it
-says little. Detoxify's multilingual model knows English, French, Spanish, Russian, Italian, Portuguese and
-Turkish. An empty answer says nothing.
+The user chooses the classifier, and thereby its languages: its probability for another language says little.
+Detoxify's multilingual model knows English, French, Spanish, Russian, Italian, Portuguese and
+Turkish. An empty answer has no probability.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 
 from ...common.classifiers import Activation, TextClassifier
 
-# A text is toxic from this probability on, as the data room's label.
+# A text counts as toxic from this probability on, as in the data room.
 TOXIC_AT = 0.5
 
 
 class Toxicity:
-    """Probabilities of one classifier; equal texts are read once.
+    """Probabilities of one classifier; each distinct text is classified once.
 
     Args:
         model: a Hub repository, `user/name@revision` too, or a folder.
-        labels: that mean toxic, by name.
+        labels: names of the labels that mean toxic.
         activation: "softmax" for labels that exclude each other, "sigmoid" for labels that do not.
         trust_remote_code: passed on to transformers.
 
     Raises:
-        ValueError, OSError: in one line: no such model, a label that it has not, the wrong activation.
+        ValueError, OSError: in one line: the model does not exist, lacks a label, or has another activation.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Toxicity:
         self._found: dict[str, float | None] = {}
 
     def describe(self) -> dict[str, Any]:
-        """What results files say of the classifier."""
+        """Return the results file's description of the classifier."""
         return {
             "model": self.classifier.model.rstrip("/").rpartition("/")[2]
             if self.classifier.commit is None
@@ -57,8 +57,10 @@ class Toxicity:
         }
 
     def __call__(self, texts: Sequence[str]) -> list[float | None]:
-        """The probability of each text that it is toxic, the worst piece of a long one; None if it is
-        empty or the model gives no number."""
+        """Return the probability that each text is toxic: for a long text, that of its worst piece.
+
+        It is None if the text is empty or the model returns no number.
+        """
         new = [text for text in dict.fromkeys(texts) if text.strip() and text not in self._found]
         for text, pieces in zip(
             new, self.classifier.probabilities(new) if new else [], strict=True

@@ -1,8 +1,8 @@
 """VQA accuracy: the official code of VQAv2, and the processor of EvalAI and TextVQA (m4c).
 
-They differ where people agree: the official code normalises nothing when all answers to a question are
-equal, so "Yes" against ten "yes" scores 0, while EvalAI always normalises. `official` is the default for
-VQAv2, since its server uses it; TextVQA and VizWiz are published with `evalai`.
+They differ if the annotators agree. The official code normalises nothing if all answers to a question are
+equal, so "Yes" against ten "yes" scores 0; EvalAI always normalises. `official` is the default for
+VQAv2, since its server uses it. Published numbers of TextVQA and VizWiz use `evalai`.
 
 Sources: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py (1505.00468); LLaVA,
 llava/eval/m4c_evaluator.py, which follows Pythia's EvalAIAnswerProcessor.
@@ -35,8 +35,8 @@ _NUMBERS = {
     "ten": "10",
 }
 _ARTICLES = frozenset(("a", "an", "the"))
-# Both scripts restore these from the same word with one of its apostrophes missing. Their forms of
-# "I" have a capital and never match, since words are in small letters by then.
+# Both scripts restore these from the same word without one of its apostrophes. The scripts' forms of
+# "I" have a capital and never match, since words are in lower case by then.
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
 he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't
@@ -56,16 +56,16 @@ CONTRACTIONS = {
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
-# The scripts pass re.UNICODE, which is 32, where `count` is expected.
+# The scripts pass re.UNICODE, whose value is 32, in the place of `count`.
 _MOST_FULL_STOPS = 32
 
 
 def without_marks(text: str) -> str:
-    """The punctuation rule of both scripts.
+    """Apply the punctuation rule of both scripts.
 
-    A mark that touches a space anywhere in the text is deleted everywhere, another one becomes a space;
-    all are deleted where the text has a comma between digits. Full stops are deleted unless a digit
-    follows, but no more than 32 of them.
+    A mark that touches a space anywhere in the text is deleted everywhere; other marks become a space. If the
+    text has a comma between digits, all marks are deleted. Full stops are deleted unless a digit follows, but
+    at most 32 of them.
     """
     number = _COMMA_IN_NUMBER.search(text) is not None
     result = text
@@ -76,7 +76,7 @@ def without_marks(text: str) -> str:
 
 
 def without_articles(text: str) -> str:
-    """Small letters, number words as digits, no articles, apostrophes of contractions restored."""
+    """Lower the case, write number words as digits, remove articles, and restore apostrophes of contractions."""
     found = (_NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in found if word not in _ARTICLES)
 
@@ -86,18 +86,18 @@ def _stripped(text: str) -> str:
 
 
 def normalise_official(text: str) -> str:
-    """An answer as the official code compares it where people disagree."""
+    """Normalise an answer as the official code does if annotators disagree."""
     return without_articles(without_marks(_stripped(text)))
 
 
 def normalise_evalai(text: str) -> str:
-    """An answer as EvalAI compares it; it first deletes "," and "?" and separates "'s"."""
+    """Normalise an answer as EvalAI does; it first deletes "," and "?" and separates "'s"."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return without_articles(without_marks(_stripped(text)))
 
 
 def processed(prediction: str, answers: Sequence[str], protocol: Protocol = "official") -> str:
-    """The prediction as it is compared with the answers."""
+    """Return the prediction in the form that is compared with the answers."""
     return _compared(prediction, answers, protocol)[0]
 
 
@@ -110,10 +110,10 @@ def _compared(prediction: str, answers: Sequence[str], protocol: Protocol) -> tu
 
 
 def accuracy(prediction: str, answers: Sequence[str], protocol: Protocol = "official") -> float:
-    """Accuracy of one prediction, 0 to 1: the mean over the answers of min(1, equal others / 3).
+    """Return the accuracy of one prediction, 0 to 1: the mean over the answers of min(1, equal others / 3).
 
     Raises:
-        ValueError: no answers.
+        ValueError: there are no answers.
     """
     if not answers:
         raise ValueError("answers: expected at least one, found none")
@@ -124,7 +124,7 @@ def accuracy(prediction: str, answers: Sequence[str], protocol: Protocol = "offi
 
 @dataclass(frozen=True)
 class VqaRow:
-    """A prediction with what people answered, and the kinds by which the official code groups."""
+    """A prediction, the annotators' answers, and the types by which the official code groups."""
 
     id: str
     prediction: str
@@ -134,7 +134,7 @@ class VqaRow:
 
 
 class VqaScore(TypedDict):
-    """Percent. By type rounded to two digits, as published; `accuracy` is not rounded."""
+    """Accuracies in percent. Those by type are rounded to two digits, as published; `accuracy` is not rounded."""
 
     metric: str
     protocol: str
@@ -147,10 +147,10 @@ class VqaScore(TypedDict):
 
 
 def vqa_score(rows: Iterable[VqaRow], protocol: Protocol = "official") -> VqaScore:
-    """Mean accuracy over all questions and by type. `empty` counts predictions without a letter.
+    """Return the mean accuracy over all questions and by type. `empty` counts blank predictions.
 
     Raises:
-        ValueError: no rows, an id that occurs twice, or a row without answers, with its id.
+        ValueError: there are no rows, an id occurs twice, or a row has no answers (named with its id).
     """
     rows = list(rows)
     if not rows:

@@ -1,7 +1,7 @@
-"""Public parsers of yes and no, as their scripts read an answer, mistakes included.
+"""Public parsers of yes and no, which read an answer as their scripts do, mistakes included.
 
-None of them knows a language other than English: POPE's script calls every answer without the exact
-words No, not or no a yes, and MME's calls "Known" and "Non" a no.
+All of them know only English: POPE's script reads every answer without the exact words No, not or no
+as yes, and MME's reads "Known" and "Non" as no.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from .yes_no import OURS, YesNo
 
 
 def pope_official(response: str) -> YesNo | None:
-    """POPE's and LLaVA's script: the words No, not or no before the first full stop, else yes."""
+    """Parse as POPE's and LLaVA's scripts: the words No, not or no before the first full stop, else yes."""
     found = response.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(found) else "yes"
 
 
 def mme_official(response: str) -> YesNo | None:
-    """MME's tool: yes, then no, in the first four characters in small letters."""
+    """Parse as MME's tool: yes, then no, in the first four characters in lower case."""
     beginning = response.lower()[:4]
     return "yes" if "yes" in beginning else "no" if "no" in beginning else None
 
 
 def lmms_eval_mme(response: str) -> YesNo | None:
-    """lmms-eval's MME: as the tool, without full stops and spaces around, and y and n alone."""
+    """Parse as lmms-eval's MME: as the tool, without full stops and outer spaces, and y or n alone."""
     response = response.lower().strip().replace(".", "")
     if len(response) == 1:
         return "yes" if response == "y" else "no" if response == "n" else None
@@ -32,13 +32,13 @@ def lmms_eval_mme(response: str) -> YesNo | None:
 
 
 def lmms_eval_pope(response: str) -> YesNo | None:
-    """lmms-eval's POPE: the answer is exactly yes or no; "Yes." is neither."""
+    """Parse as lmms-eval's POPE: the answer is exactly yes or no; "Yes." is neither."""
     response = response.lower().strip()
     return "yes" if response == "yes" else "no" if response == "no" else None
 
 
 def vlmevalkit(response: str) -> YesNo | None:
-    """VLMEvalKit: exactly one of the words yes and no, after VQA's rule for punctuation."""
+    """Parse as VLMEvalKit: exactly one of the words yes and no, after VQA's punctuation rule."""
     found = without_marks(response.lower()).split()
     if ("yes" in found) == ("no" in found):
         return None

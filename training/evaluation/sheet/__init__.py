@@ -1,5 +1,5 @@
-"""The answer sheet: pictures with what a model answers about them, as one image.
+"""The answer sheet: one PNG of pictures with a model's answers about them.
 
-draw.py: which answers, and where they stand
+draw.py: selects the answers and lays out the sheet
 lettering.py: lines of text in every script as SVG paths; needs the packages of the extra `eval`
 """

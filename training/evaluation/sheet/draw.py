@@ -1,6 +1,6 @@
 """The answer sheet: test pictures with a question and its answer in every language, as a PNG.
 
-Drawn as SVG and rendered by resvg; see lettering.py for the scripts.
+The sheet is drawn as SVG and rendered by resvg; lettering.py draws the texts.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,12 @@ def draw_sheet(
     pictures: int = 12,
     seed: int = 0,
 ) -> None:
-    """Write the sheet of some of the pictures, drawn from the seed and not by how they went.
+    """Write the sheet of some pictures, which are drawn from the seed, independent of the answers' scores.
 
-    Only answers of one of `Task.sheet`'s subsets are shown, the first that has any. Raises ValueError
-    where there is none or a package is missing.
+    All answers come from one subset: the first in `Task.sheet` that has answers.
+
+    Raises:
+        ValueError: no subset in `Task.sheet` has answers, or a package is missing.
     """
     if missing := missing_packages():
         raise ValueError(missing)
@@ -39,7 +41,7 @@ def draw_sheet(
     for subset in task.sheet:
         chosen = chosen or [one for one in scored if one.request.subset == subset]
     if not chosen:
-        raise ValueError(f"no answers of {', '.join(task.sheet)}: there is nothing to draw")
+        raise ValueError(f"sheet: expected answers of {', '.join(task.sheet)}, found none")
     images = sample({one.request.pictures[0] for one in chosen}, pictures, seed)
     style = ", ".join(loaded.data["styles"])
     height = HEADER + LINE * len(loaded.languages) + 8
@@ -81,7 +83,7 @@ def draw_sheet(
 def _card(
     task: Task, loaded: Loaded, image: str, lines: dict[str, Scored], x: int, y: int
 ) -> list[str]:
-    """One picture with a line for each language; (x, y) is the card's corner."""
+    """Draw one picture with a line for each language; (x, y) is the card's corner."""
     language = "en" if "en" in lines else next(iter(lines))
     first = lines[language].request
     title = first.expected
@@ -127,7 +129,7 @@ def _right(task: Task, one: Scored) -> bool:
 
 
 def _mark(x: int, y: int, good: bool) -> str:
-    """A check or a cross of 12 pixels around (x, y), drawn: fonts differ in having them."""
+    """Draw a check or a cross of 12 pixels around (x, y), as a path since not all fonts have both signs."""
     path = "M-6 0 L-2 5 L6 -6" if good else "M-5 -5 L5 5 M5 -5 L-5 5"
     return (
         f'<path transform="translate({x} {y})" d="{path}" fill="none" stroke-width="2.6" '

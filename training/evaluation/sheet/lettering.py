@@ -1,9 +1,8 @@
 """Lines of text in any script as SVG outlines, with fonts that come as Python packages.
 
-HarfBuzz chooses and places the glyphs, whose outlines become paths: nothing depends on system
-libraries or fonts, or on how a renderer sets text, so a picture is the same on every machine. The
-order of mixed lines follows the Unicode bidirectional algorithm as far as one line without embedded
-controls needs it (rules W7, N1, N2, L2).
+HarfBuzz selects and places the glyphs, and their outlines become paths. A picture therefore is the same on every
+machine: it does not depend on system libraries, system fonts or a renderer's text layout. Mixed lines follow the
+Unicode bidirectional algorithm as far as one line without embedded controls needs it (rules W7, N1, N2, L2).
 """
 
 import importlib.util
@@ -37,7 +36,7 @@ class Run:
 
 
 def missing_packages() -> str:
-    """What to install where pictures of text cannot be drawn, else ""."""
+    """Return the install command for missing packages, "" if none is missing."""
     missing = [
         name.replace("_", "-") for name in PACKAGES if importlib.util.find_spec(name) is None
     ]
@@ -51,7 +50,7 @@ def missing_packages() -> str:
 
 @lru_cache(maxsize=1)
 def _faces() -> dict[str, Any]:
-    """Every upright face by family name; Noto Sans first, then the others."""
+    """Return every upright face by family name, Noto Sans first."""
     import uharfbuzz as hb
 
     specs = [importlib.util.find_spec(name) for name in PACKAGES]
@@ -81,7 +80,7 @@ def _has(family: str, character: str) -> bool:
 
 
 def runs(text: str, language: str) -> list[Run]:
-    """The text, split by font and direction; what no font has becomes U+FFFD."""
+    """Split a text by font and direction; characters in no font become U+FFFD."""
     first = FIRST.get(language, "Noto Sans")
     order = [first, *(family for family in _faces() if family != first)]
     found: list[Run] = []
@@ -104,9 +103,9 @@ def runs(text: str, language: str) -> list[Run]:
 
 
 def _backwards(text: str, language: str) -> list[bool]:
-    """For each character, whether it is set from right to left."""
+    """Return, for each character, whether it is set from right to left."""
     base = "R" if language in RIGHT_TO_LEFT else "L"
-    kinds = []  # L, R, or N for what takes its direction from its neighbours
+    kinds = []  # L, R, or N for characters that take the direction of their neighbours
     strong = base
     for character in text:
         kind = unicodedata.bidirectional(character)
@@ -130,12 +129,12 @@ def _backwards(text: str, language: str) -> list[bool]:
             continue
         previous = kind
         number = unicodedata.bidirectional(character) in ("EN", "AN")
-        directions.append(kind == "R" and not number)  # its digits always run to the right
+        directions.append(kind == "R" and not number)  # digits always run to the right
     return directions
 
 
 def visual(found: list[Run], language: str) -> list[Run]:
-    """Runs in the order in which they stand, from the left."""
+    """Return the runs in visual order, from left to right."""
     pieces = [
         list(group)[:: -1 if backwards else 1]
         for backwards, group in groupby(found, key=lambda run: run.backwards)
@@ -146,7 +145,7 @@ def visual(found: list[Run], language: str) -> list[Run]:
 
 
 def width(text: str, language: str, size: float, weight: int = 400) -> float:
-    """How wide the line is, in pixels."""
+    """Return the line's width in pixels."""
     total = 0.0
     for run in runs(text, language):
         font, glyphs = _shape(run, weight)
@@ -155,7 +154,7 @@ def width(text: str, language: str, size: float, weight: int = 400) -> float:
 
 
 def _shape(run: Run, weight: int) -> tuple[Any, list[tuple[int, int, int, int]]]:
-    """The font, and its glyphs from the left: (number, advance, x offset, y offset) in font units."""
+    """Return the font, and its glyphs from the left: (number, advance, x offset, y offset) in font units."""
     import uharfbuzz as hb
 
     font = _font(run.family, weight)
@@ -170,7 +169,7 @@ def _shape(run: Run, weight: int) -> tuple[Any, list[tuple[int, int, int, int]]]
 
 @cache
 def _outline(family: str, weight: int, glyph: int) -> str:
-    """SVG path data of a glyph, in font units, y upwards."""
+    """Return the SVG path data of a glyph, in font units, y upwards."""
     import uharfbuzz as hb
 
     parts: list[str] = []
@@ -189,7 +188,7 @@ def _outline(family: str, weight: int, glyph: int) -> str:
 
 
 def fit(text: str, language: str, size: float, room: float) -> str:
-    """The text on one line, cut and marked with an ellipsis where it is wider than `room` pixels."""
+    """Return the text on one line; a text wider than `room` pixels is cut and ends with an ellipsis."""
     text = " ".join(text.split())
     if width(text, language, size) <= room:
         return text
@@ -209,7 +208,7 @@ def line(
     at_end: bool = False,
     weight: int = 400,
 ) -> str:
-    """SVG of a line of text whose left (or, `at_end`, right) end is x."""
+    """Return the SVG of a line of text whose left (or, `at_end`, right) end is x."""
     if at_end:
         x -= width(text, language, size, weight)
     parts = []

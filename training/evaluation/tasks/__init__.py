@@ -1,21 +1,23 @@
-"""The benchmarks, one file each. A new one is listed here.
+"""The benchmarks: one file for each, plus files that hold code which several benchmarks share.
 
-mini.py: the mini dataset of this package, ten languages
-pope.py, mme.py: yes or no
-short_answers.py: what tasks of short answers share
-people.py: what tasks share that compare with the answers of ten people
-vqav2.py, textvqa.py, vizwiz.py: short answers, compared with those of ten people
-gqa.py: short answers
+A new benchmark is one file that is added to TASKS below.
+
+mini.py: the mini dataset of this package, in ten languages
+pope.py, mme.py: yes-or-no questions
+short_answers.py: base class of the tasks that compare a short answer with reference answers
+people.py: base class of the tasks that compare an answer with the answers of ten annotators
+vqav2.py, textvqa.py, vizwiz.py: short answers, compared with those of ten annotators
+gqa.py: short answers in English
 xgqa.py, maxm.py, mtvqa.py: short answers in several languages
 marvl.py: true or false, about two pictures
 scienceqa.py, mmbench.py, cvqa.py, xmmmu.py, m3exam.py, kaleidoscope.py: multiple choice
-kaleidoscope_thinking.py: the instruction of one of its protocols, in 18 languages
+kaleidoscope_thinking.py: Kaleidoscope's chain-of-thought prompt in 18 languages
 xm3600.py: captions
-judged.py: what tasks share whose answers a model grades
+judged.py: base class of the tasks whose answers a judge model grades
 llava_bench.py, mm_vet.py, alm_bench.py: open answers, graded by a judge
-duels.py: what tasks share that compare the model with another one
-aya_vision_bench.py, m_wildvision.py: open answers in 23 languages, the model against another one
-safety.py: refusals, and refusals that are wrong, ten languages
+duels.py: base class of the tasks in which a judge compares two models' answers
+aya_vision_bench.py, m_wildvision.py: open answers in 23 languages, compared with another model's
+safety.py, safety.yaml: harmful requests to refuse and harmless ones to answer, in ten languages
 """
 
 from ..protocol import Task
@@ -73,14 +75,18 @@ TASKS: dict[str, type[Task]] = {
         Safety,
     )
 }
-# Other names of tasks.
+# Alternative names of tasks.
 ALIASES = {"palo": "llava_bench"}
 
 
 def task(name: str) -> Task:
-    """The task `NAME` or `NAME:PROTOCOL`; ValueError, naming the known ones, for another."""
+    """Return the task for `NAME` or `NAME:PROTOCOL`.
+
+    Raises:
+        ValueError: the task or its protocol is unknown; the message lists the known ones.
+    """
     name, _, protocol = name.partition(":")
     name = ALIASES.get(name, name)
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; known: {', '.join(sorted(TASKS))}")
+        raise ValueError(f"task: expected one of {', '.join(sorted(TASKS))}, found {name!r}")
     return TASKS[name](protocol or None)

@@ -1,7 +1,8 @@
 """ALM-bench: questions about culture in 100 languages, graded by a judge.
 
-Source: ALM-bench (2411.16508), its scripts. The judge gives 0 to 10; where an answer is right or wrong, 0 or 10.
-The published number is the mean over all, in percent. The licence, CC-BY-NC-SA-4.0, holds for its texts.
+Source: ALM-bench (2411.16508) and its scripts. The judge gives 0 to 10, and only 0 or 10 for questions with a
+right or wrong answer. The published number is the mean over all answers, in percent. The texts are under
+CC-BY-NC-SA-4.0.
 """
 
 import re
@@ -20,7 +21,7 @@ COLUMNS = (
     *("file_name", "ID", "Language", "Category", "Question_Type"),
     *("Translated_Question", "Translated_Answer", "Image_Url"),
 )
-# BCP-47 code -> the dataset's name. Rows of other names are left out, and counted in the results.
+# BCP-47 code -> the dataset's name. Rows in other languages are left out and counted in the results.
 LANGUAGES = {
     "af": "Afrikaans",
     "am": "Amharic",
@@ -127,14 +128,14 @@ LANGUAGES = {
     "zu": "Zulu",
 }
 CODES = {name.casefold(): code for code, name in LANGUAGES.items()}
-# The dataset's types; any other is a short question, as in the benchmark's script.
+# The dataset's question types. Every other type is a short question, as in the benchmark's script.
 TYPES = {
     "Multiple Choice Questions": "choice",
     "True False Question": "true_false",
     "Long Question": "long",
 }
 PROMPTS = {
-    # The first sentence is this package's: the script's says the same at more length.
+    # The first sentence is this package's own: the benchmark's script says the same in more words.
     "choice": "Answer the multiple choice question with one of the options below, and with nothing else.\n"
     "{question}\n{choices}",
     "true_false": "{question}\nThe above question is a True/False question. Please provide the answer as one "
@@ -142,9 +143,9 @@ PROMPTS = {
     "long": "{question}\nAnswer the question in detail in {language} language.",
     "short": "{question}\nPlease provide brief, clear responses in {language} language.",
 }
-# The options of a multiple-choice row stand behind its answer.
+# The answer of a multiple-choice row ends with the options in brackets.
 BRACKET = re.compile(r"\s*[(（](.*)[)）]\s*$", re.S)
-# The script leaves it to each model.
+# The benchmark's script leaves the limit to each model.
 MAX_NEW_TOKENS = 1024
 
 
@@ -204,7 +205,7 @@ class AlmBench(Judged):
             )
             if own in requests or not question or not answer:
                 raise ValueError(
-                    f"{split.place}: row {number}: expected an ID of its own in {row['Language']}, a question "
+                    f"{split.place}: row {number}: expected a unique ID in {row['Language']}, a question "
                     f"and an answer, found {row['ID']!r}, {question!r} and {answer!r}"
                 )
             kind = TYPES.get(row["Question_Type"], "short")

@@ -1,8 +1,8 @@
-"""CVQA: multiple choice about culture, written by people of 39 pairs of a language and a country.
+"""CVQA: multiple choice about culture, written by people from 39 language-country pairs.
 
-Source: CVQA (2406.05967); asked as Pangea (2410.16153) asks. The paper's number is the mean over the 39 pairs;
-the mean over questions stands beside it. Each row has a licence of its own: show it beside a picture that
-is printed.
+Source: CVQA (2406.05967), with Pangea's prompt (2410.16153). The paper reports the mean over the 39 pairs; the
+mean over questions is a second metric. Each row has its own licence: show it with every picture
+that you print.
 """
 
 import re
@@ -35,7 +35,7 @@ COLUMNS = (
     *("ID", "Subset", "Question", "Options", "Translated Question", "Translated Options"),
     *("Label", "image"),
 )
-# The dataset's names; BCP-47 codes.
+# The dataset's language name -> BCP-47 code.
 LANGUAGES = {
     "Amharic": "am",
     "Bengali": "bn",
@@ -74,14 +74,14 @@ SUBSET = re.compile(r"\('([^']+)', '([^']+)'\)")
 
 
 class Cvqa(Task):
-    """Culture of 39 pairs of a language and a country, 10,374 questions with four options."""
+    """Questions about the culture of 39 language-country pairs: 10,374 with four options each."""
 
     languages = tuple(dict.fromkeys(LANGUAGES.values()))
     name = "cvqa"
     title = "CVQA"
     contamination = UNSEEN
     protocols = {
-        # The default's parser neither guesses nor reads the article of "La respuesta" as an A.
+        # The default's parser does not guess, and does not read the article of "La respuesta" as an A.
         "local": "CVQA (2406.05967), questions in the local language; this package's parser",
         "english": "as local, but the questions in English",
         "pangea": "as local, but Pangea's parser (2410.16153); where that guesses, the answer is wrong",
@@ -120,10 +120,10 @@ class Cvqa(Task):
                     f"('Hindi', 'India'), found {row['Subset']!r}"
                 )
             texts, label = row[f"{kind}Options"] or [], row["Label"]
-            # A label of -1 is a hidden one.
+            # A label of -1 hides the right answer.
             if label is None or not 0 <= label < len(texts):
                 raise ValueError(
-                    f"{split.place}: row {number}: Label: expected the place of one of {len(texts)} options, "
+                    f"{split.place}: row {number}: Label: expected the index of one of {len(texts)} options, "
                     f"found {label!r}"
                 )
             options = letters_for(texts)
@@ -134,7 +134,7 @@ class Cvqa(Task):
                     language="en" if kind else LANGUAGES[found[1]],
                     content=(Picture(row["ID"]), _prompt(row[f"{kind}Question"], options)),
                     max_new_tokens=MAX_NEW_TOKENS,
-                    # Questions about one picture have its number before "_".
+                    # The ID of a question begins with its picture's number and "_".
                     item=row["ID"].partition("_")[0],
                     expected=LATIN[label],
                     about={"options": options, "country": f"{found[1]}, {found[2]}"},
@@ -152,7 +152,10 @@ class Cvqa(Task):
         return Score({"micro": float(letter == request.expected)}, letter, letter is None)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """The CSV that the server (EvalAI 2305) takes: places from 0, -1 for what names no option."""
+        """Write the CSV for the benchmark's server (EvalAI 2305).
+
+        An answer is an option's index from 0, or -1 if the parser read no option.
+        """
         path = folder / f"{self.key}.csv"
         lines = [
             f"{one.request.id},{LATIN.index(one.score.parsed) if one.score.parsed else -1}\n"
@@ -164,7 +167,7 @@ class Cvqa(Task):
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """Means over the countries of each language and group of languages, then over questions."""
+        """Return the means over countries for each language and group of languages, then those over questions."""
         languages = in_order({one.request.language for one in scored})
         rows = []
         for metric in self.metrics:

@@ -1,7 +1,8 @@
-"""What AyaVisionBench and m-WildVision share: a judge prefers the model's answer, another model's, or neither.
+"""Base of AyaVisionBench and m-WildVision: a judge prefers the model's answer, another model's, or neither.
 
-Source: Aya Vision (2505.08751), appendix E: one order, ties are not halved, the mean over languages. The default
-judges both orders and adds the strengths, since judges prefer a place; the paper's own is `paper`.
+Source: Aya Vision (2505.08751), appendix E: one order of the answers, a tie is not half a win, the mean over
+languages. The default protocol judges both orders and adds the strengths, since judges favour a position. The
+protocol `paper` follows the paper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from ..public import UNSEEN, Split, loaded_in
 from ..scoring.pairwise import Duel, win_rate
 from .judged import Against, Judged
 
-# The datasets' configs: BCP-47 code -> (config, the language's name in the judge's prompt).
+# BCP-47 code -> (config of the dataset, name of the language in the judge's prompt).
 LANGUAGES = {
     "ar": ("arb_Arab", "Arabic"),
     "cs": ("ces_Latn", "Czech"),
@@ -52,12 +53,12 @@ LANGUAGES = {
     "vi": ("vie_Latn", "Vietnamese"),
     "zh": ("zho_Hans", "Chinese"),
 }
-# Neither dataset nor paper says where answers are cut.
+# Neither the datasets nor the paper give a limit.
 MAX_NEW_TOKENS = 1024
 
 
 class Columns(NamedTuple):
-    """A dataset's names."""
+    """The names of a dataset's columns."""
 
     id: str
     question: str
@@ -65,7 +66,7 @@ class Columns(NamedTuple):
 
 
 class Duels(Judged):
-    """The model against another one, whose answers are given."""
+    """A comparison of the model's answers with another model's given answers."""
 
     languages = tuple(LANGUAGES)
     contamination = UNSEEN
@@ -107,7 +108,7 @@ class Duels(Judged):
     def prepare(self, judging: Judging, against: Against | None) -> None:
         if against is None:
             raise ValueError(
-                f"{self.key}: expected another model's answers to compare with: name their file with "
+                f"{self.key}: expected another model's answers, found none: name their file with "
                 "--against"
             )
         self.judging, self.against = judging, against
@@ -130,7 +131,7 @@ class Duels(Judged):
                 question = split.text(number, row, self.columns.question)
                 if own in requests or not shown[number]:
                     raise ValueError(
-                        f"{split.place}: row {number}: expected a {self.columns.id} of its own and a picture, "
+                        f"{split.place}: row {number}: expected a unique {self.columns.id} and a picture, "
                         f"found {item!r} and {shown[number] or 0} pictures"
                     )
                 keys = tuple(f"{own}/{place}" for place in range(shown[number]))
@@ -143,7 +144,7 @@ class Duels(Judged):
                     max_new_tokens=MAX_NEW_TOKENS,
                     item=item,
                     answer_language=language,
-                    # The judge sees these in the baselines too.
+                    # With these keys, the judge sees the true pictures also when it judges a baseline.
                     about={"pictures": keys},
                 )
         self.pictures = pictures
@@ -175,7 +176,7 @@ class Duels(Judged):
 
 
 class _Pictures:
-    """Pictures by key, of rows that have lists of them."""
+    """Pictures by key, for rows that hold a list of pictures."""
 
     def __init__(self) -> None:
         self.places: dict[str, tuple[Split, int, int]] = {}

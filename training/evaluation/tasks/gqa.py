@@ -1,7 +1,7 @@
 """GQA: short answers about scenes, on the balanced questions of testdev.
 
-Source: GQA (1902.09506), eval.py, which compares letter by letter; asked and converted as LLaVA does
-(convert_gqa_for_eval.py: small letters, no full stop at the end).
+Source: GQA (1902.09506), eval.py, which wants an exact match; asked and converted as LLaVA does
+(convert_gqa_for_eval.py: lower case, no full stop at the end).
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Gqa(ShortAnswers):
                 )
             if not row["answer"]:
                 raise ValueError(
-                    f"{questions.place}: row {number}: answer: expected one, found none"
+                    f"{questions.place}: row {number}: answer: expected a text, found none"
                 )
             requests.append(
                 Request(
@@ -81,7 +81,7 @@ class Gqa(ShortAnswers):
         return gqa_prediction(text)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """The predictions that eval.py takes; it wants every question of the split."""
+        """Write the predictions for eval.py, which needs every question of the split."""
         entries = [
             {"questionId": one.request.id, "prediction": gqa_prediction(one.answer.text)}
             for one in scored

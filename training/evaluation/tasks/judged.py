@@ -1,4 +1,4 @@
-"""What tasks share whose answers a model grades."""
+"""Base class of the tasks whose answers a judge model grades."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ..results import JudgeInfo, Row, Withheld
 
 
 class Against(NamedTuple):
-    """Another model's answers, by request."""
+    """The answers of another model, by request."""
 
     model: str
     answers: Mapping[str, Answer]
 
 
 class Judged(Task):
-    """A task that is scored by a judge.
+    """A task whose scores come from a judge.
 
-    A failed judgement is left out of every mean and counted. A language of which more than
-    `Judging.failed_share` failed has no score, and neither has a mean over languages with it.
+    A failed judgement is left out of every mean and is counted. A language gets no score if more than the share
+    `Judging.failed_share` of its judgements failed; then no mean over languages that include it is given either.
     """
 
-    # Protocol -> how the judge is asked.
+    # Protocol -> the prompts and the parser of the judge.
     rubrics: ClassVar[Mapping[str, Rubric]]
 
     def __init__(self, protocol: str | None = None):
@@ -56,18 +56,22 @@ class Judged(Task):
         }
 
     def prepare(self, judging: Judging, against: Against | None) -> None:
-        """Take the judge, and another model's answers. Raises ValueError for a task without what it needs."""
+        """Store the judge and another model's answers.
+
+        Raises:
+            ValueError: a task that needs another model's answers got none, or one that needs none got some.
+        """
         if against is not None:
             raise ValueError(f"--against: {self.key} compares with no other model's answers")
         self.judging = judging
 
     @abstractmethod
     def cases(self, request: Request, text: str) -> list[Case]:
-        """What the judge is asked about one answer; at least one case."""
+        """Return the judge's cases for one answer, at least one."""
 
     @abstractmethod
     def values(self, request: Request, judged: Sequence[Any]) -> Mapping[str, float | None]:
-        """Metric -> value, from the judgements of the answer's cases, none of which failed."""
+        """Return metric -> value, from the judgements of an answer's cases, none of which failed."""
 
     def score(self, request: Request, answer: Answer) -> Score:
         return self.scores([request], [answer])[0]
@@ -93,7 +97,7 @@ class Judged(Task):
         )
 
     def belongs(self, request: Request, subset: str) -> bool:
-        """Whether a request's score counts in a subset."""
+        """Return whether a request's score counts in a subset."""
         return subset in (request.subset, "all")
 
     def aggregate(
@@ -116,7 +120,7 @@ class Judged(Task):
         return one.score.values[self.metric] is None
 
     def _withhold(self, scored: Sequence[Scored], run: str, subset: str) -> set[str]:
-        """Languages that have no score."""
+        """Return the languages that get no score."""
         assert self.judging is not None
         asked = Counter(one.request.language for one in scored)
         failed = Counter(one.request.language for one in scored if self._failed(one))
@@ -138,7 +142,7 @@ class Judged(Task):
         return missing
 
     def judge_info(self) -> JudgeInfo:
-        """What results say of the judge, after `aggregate`."""
+        """Return the judge's part of the results; call it after `aggregate`."""
         assert self.judging is not None
         return {
             "id": self.judging.judge.id,
@@ -159,21 +163,21 @@ def give_judge(
 
     Args:
         loaded: key of a task -> its requests.
-        folder: of the results.
+        folder: the folder of the results.
 
     Raises:
-        ValueError, OSError: in one line: a task without a judge or without answers to compare with, a judge
-            that no task needs or that cannot be asked.
+        ValueError, OSError: in one line: a task has no judge or no answers to compare with, no task needs the
+            judge, or the judge cannot be reached.
     """
     judged = [task for task in tasks if isinstance(task, Judged)]
     if plan is None:
         if judged:
             raise ValueError(
-                f"{judged[0].key}: expected a judge, since a model grades its answers: name one with --judge"
+                f"{judged[0].key}: expected a judge, since a model grades the answers, found none: name one with --judge"
             )
         return
     if not judged:
-        raise ValueError(f"--judge: none of the tasks needs a judge: {', '.join(loaded)}")
+        raise ValueError(f"--judge: expected a task with a judge, found {', '.join(loaded)}")
     against = None if plan.against is None else read_answers(plan.against)
     judging = plan.open(folder)
     for task in judged:

@@ -1,9 +1,10 @@
-"""Kaleidoscope: exam questions in 18 languages, written in them, with and without a picture.
+"""Kaleidoscope: exam questions written in 18 languages, with and without a picture.
 
-Source: Kaleidoscope (2504.07072): its direct prompt for open models, which asks for JSON, and its prompt for
-closed models, which asks them to think step by step, as lmms-eval 0.7.3 gives both to chat models. Options may
-be pictures; a chat template may put all pictures before the text, in their order, as those of Maya do. Pictures
-are scaled to 512 x 512 as in the reference, whose decoding samples (temperature 0.7); here it is greedy.
+Source: Kaleidoscope (2504.07072). The direct prompt is the paper's for open models and asks for JSON. The thinking
+prompt is the paper's for closed models and asks for a chain of thought. Both are as in lmms-eval 0.7.3 for chat
+models. Options may be pictures. A chat template may put all pictures before the text, in their order, as Maya's
+do. Pictures are scaled to 512 x 512 as in the reference. The reference samples (temperature 0.7); decoding here is
+greedy.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,7 @@ from .kaleidoscope_thinking import INSTRUCTIONS
 
 REPOSITORY = "CohereLabs/kaleidoscope"
 COLUMNS = ("question", "options", "answer", "image", "language")
-# The pictures, and the folder in it where the names of the column `image` begin.
+# The zip file of the pictures, and its folder to which the names in the column `image` are relative.
 ARCHIVE, INSIDE = "data.zip", "final_data/"
 SIZE = (512, 512)
 MAX_NEW_TOKENS = 1024
@@ -45,7 +46,7 @@ SYSTEM = (
     "structure."
 )
 INSTRUCTION = "Output your choice in the specified JSON format."
-# Question and Options in each language.
+# The words "Question" and "Options" in each language.
 HEADINGS = {
     "ar": ("السؤال", "الخيارات"),
     "bn": ("প্রশ্ন", "বিকল্প"),
@@ -75,7 +76,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Kaleidoscope(Task):
-    """Exams of 18 languages, 20,911 questions, 55 % of them with a picture."""
+    """Exams in 18 languages: 20,911 questions, 55 % with a picture."""
 
     version = "2"
     languages = tuple(HEADINGS)
@@ -83,7 +84,7 @@ class Kaleidoscope(Task):
     title = "Kaleidoscope"
     contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."
     protocols = {
-        # The default is that of open models in the paper.
+        # The default is the paper's protocol for open models.
         "direct": "Kaleidoscope (2504.07072), direct prompt, format_answer: other forms are wrong",
         "strict": "as direct, but an answer in any form is read by this package's parser",
         "thinking": "Kaleidoscope (2504.07072), zero-shot chain-of-thought prompt, <ANSWER> X </ANSWER>",
@@ -123,7 +124,7 @@ class Kaleidoscope(Task):
             if language not in HEADINGS or right is None or not 0 <= right < len(texts):
                 raise ValueError(
                     f"{split.place}: row {number}: expected a language of {', '.join(HEADINGS)} and the "
-                    f"place of one of {len(texts)} options, found {language!r} and {right!r}"
+                    f"index of one of {len(texts)} options, found {language!r} and {right!r}"
                 )
             if language not in asked:
                 continue
@@ -147,19 +148,19 @@ class Kaleidoscope(Task):
         made = loaded_in(selection, dict.fromkeys(asked, split), requests, pictures, name)
         first = next((key for request in made.requests for key in request.pictures), None)
         if first is not None:
-            # Pictures that are not there are told before anything is asked.
+            # Report missing pictures before the first question is asked.
             pictures.open(made.data["revision"])
             pictures.load(first)
         return made
 
     def system(self, language: str) -> str:
-        """The system turn."""
+        """Return the system turn."""
         return INSTRUCTIONS[language] if self.protocol == "thinking" else SYSTEM
 
     def content(
         self, language: str, question: str, options: Mapping[str, str], picture: str | None = None
     ) -> tuple[str | Picture, ...]:
-        """The user's turn. A picture stands before the question, and behind it where models think."""
+        """Return the user's turn, with the picture before the question, or after it in the thinking protocol."""
         shown = [Picture(picture)] if picture else []
         listed: list[str | Picture] = []
         for letter, text in options.items():
@@ -179,7 +180,7 @@ class Kaleidoscope(Task):
 
 
 def _joined(parts: Iterable[str | Picture]) -> tuple[str | Picture, ...]:
-    """The parts, texts that follow one another as one."""
+    """Join texts that follow one another."""
     found: list[str | Picture] = []
     for part in parts:
         if found and isinstance(part, str) and isinstance(found[-1], str):
@@ -194,14 +195,18 @@ def _is_picture(option: str) -> bool:
 
 
 class _Pictures:
-    """Pictures of the archive beside the dataset's files, or unpacked there."""
+    """The pictures of the zip file next to the dataset's files, or of the folder it was unpacked to."""
 
     def __init__(self, split: Split):
         self.split = split
         self.store, self.inside = ImageStore(None), ""
 
     def open(self, revision: str | None) -> None:
-        """Find the pictures. Raises ValueError or OSError in one line."""
+        """Open the zip file or folder of the pictures.
+
+        Raises:
+            ValueError, OSError: in one line.
+        """
         place = self.split.folder
         if place is None:
             from huggingface_hub import hf_hub_download

@@ -1,4 +1,4 @@
-"""Kaleidoscope's instruction to think step by step, in each language.
+"""Kaleidoscope's chain-of-thought prompt in each language.
 
 Source: Kaleidoscope (2504.07072), its zero-shot chain-of-thought prompt.
 """

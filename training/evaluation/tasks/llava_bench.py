@@ -1,8 +1,8 @@
-"""LLaVA-Bench (In-the-Wild) in ten languages: a judge compares an answer with GPT-4's, which knew the captions.
+"""LLaVA-Bench (In-the-Wild) in ten languages: a judge compares an answer with one that GPT-4 wrote from captions.
 
 Source: LLaVA (2304.08485); in ten languages PALO (2402.14818). The score of a language is the mean of the
-model's scores in percent of the mean of the reference's. The default is the papers' protocol, whose numbers
-are published: one order. `both` judges both orders, since judges prefer a place.
+model's scores in percent of the mean of the reference's. The default is the papers' protocol, on which the
+published numbers rest: one order. The protocol `both` judges both orders, since judges favour a position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ..scoring.intervals import mean_of_ratios
 from ..scoring.scripts import in_script
 from .judged import Judged
 
-# PALO's questions and references as parquet.
+# PALO's questions and reference answers as parquet files.
 REPOSITORY = "neulab/PangeaBench-multilingual-llava-bench"
 COLUMNS = ("question_id", "image", "question", "caption", "image_id", "gpt_answer", "category")
 LANGUAGES = {lang: lang for lang in ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")}
@@ -92,7 +92,7 @@ class LlavaBench(Judged):
                 name, picture = f"{language}/{row['question_id']}", str(row["image_id"])
                 if category not in self.subsets or name in requests:
                     raise ValueError(
-                        f"{split.place}: row {number}: expected a question_id of its own and a category of "
+                        f"{split.place}: row {number}: expected a unique question_id and a category of "
                         f"{', '.join(self.subsets)}, found {row['question_id']!r} and {category!r}"
                     )
                 translated = in_script(question, language)
@@ -121,7 +121,7 @@ class LlavaBench(Judged):
         return [Case(self.rubric, {**shared, **order}) for order in orders]
 
     def values(self, request: Request, judged: Sequence[Any]) -> Mapping[str, float | None]:
-        # (reference, model) of each order.
+        # One (reference, model) pair for each order.
         pairs = [judged[0], *(pair[::-1] for pair in judged[1:])]
         reference, model = (sum(scores) / len(pairs) for scores in zip(*pairs, strict=True))
         values = {"relative": model / reference, "model": model, "reference": reference}
@@ -141,7 +141,7 @@ class LlavaBench(Judged):
     ) -> list[Row]:
         if metric != "relative":
             return super().rows(scored, metric, subset, run, groups, seed)
-        # A ratio of means, not a mean of ratios.
+        # The score is a ratio of means, not a mean of ratios.
         parts: dict[str, list[tuple[str, float, float]]] = {}
         asked: dict[str, int] = {}
         for one in scored:
@@ -163,5 +163,5 @@ class LlavaBench(Judged):
 
 
 def _caption(cell: Any) -> str:
-    """The description of a picture, one text or several."""
+    """Return a picture's description, which the dataset gives as one text or several."""
     return "\n".join(map(str, cell)) if isinstance(cell, list) else str(cell or "")

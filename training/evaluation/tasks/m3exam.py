@@ -1,9 +1,10 @@
 """M3Exam: questions of real school exams in seven languages, about pictures.
 
-Source: M3Exam (2306.05179), in the files and with the prompts of Pangea (2410.16153). Pictures stand at their marks,
-in the order of their columns; a chat template may put them before the text, as those of Maya do. A question with
-other numbers of marks and pictures is left out, and so is one whose answer is none of its options; both are counted
-in `asked`. The official files are locked against crawlers: do not publish their texts again.
+Source: M3Exam (2306.05179), in the files and with the prompts of Pangea (2410.16153). Each picture replaces its mark
+in the text, in the order of the columns; a chat template may put pictures before the text, as Maya's do. A
+question is left out if its marks and pictures do not match in number, or if its answer is not one of its options;
+the protocol's description counts both. The official files are locked against crawlers: do not republish their
+texts.
 """
 
 import base64
@@ -43,18 +44,18 @@ COLUMNS = (
 MAX_NEW_TOKENS = 32
 NO_PICTURE = pa.array(["", "None", None], pa.string())
 MARK = re.compile(r"\(image\)\[[^\]]+\]")
-# What stands before an option's text: (A), A., 1), (1).
+# The label before an option's text: (A), A., 1), (1).
 LABEL = re.compile(r"[(（]?([A-Za-z]|\d)[)）.．、:](?!\d)\s*")
 
 
 class Language(NamedTuple):
-    """How a language asks.
+    """The prompt in one language.
 
     Args:
-        split: of the dataset.
-        hint: before the question, with a place for the subject.
-        answer: after the options.
-        subjects: names of language, mathematics, social and natural science.
+        split: the dataset's split.
+        hint: text before the question, with a placeholder for the subject.
+        answer: text after the options.
+        subjects: names of language, mathematics, social science and natural science.
     """
 
     split: str
@@ -125,7 +126,7 @@ class M3Exam(Task):
     version = "2"
     contamination = f"{UNSEEN} The exams are on the web, where a language model may have read them."
     protocols = {
-        # Pangea's parser takes the first a to d of any word and guesses without one; the default does not.
+        # Pangea's parser takes the first a to d in any word, and guesses if it finds none; the default does not.
         "strict": "M3Exam (2306.05179), asked as Pangea (2410.16153); this package's parser",
         "pangea": "as strict, but Pangea's parser; where that guesses, the answer is wrong",
     }
@@ -192,7 +193,7 @@ class M3Exam(Task):
 
 
 def _pictured(split: Split) -> list[list[int]]:
-    """The places of the columns in which each row has a picture."""
+    """Return, for each row, the indices of the columns that hold a picture."""
     columns = [
         pc.invert(pc.is_in(split.table.column(name), value_set=NO_PICTURE)).to_pylist()
         for name in IMAGES
@@ -203,9 +204,9 @@ def _pictured(split: Split) -> list[list[int]]:
 def _content(
     own: Language, row: Mapping[str, Any], options: Mapping[str, str], pictures: Sequence[str]
 ) -> tuple[str | Picture, ...] | None:
-    """The prompt, pictures at their marks; a single one in front where there is none.
+    """Return the prompt with pictures at their marks; a single picture without a mark goes in front.
 
-    A mark may name a picture again. None where marks and pictures cannot be matched.
+    Several marks may name the same picture. The result is None if marks and pictures do not match.
     """
     subject = dict(zip(SUBJECTS, own.subjects, strict=True)).get(
         row["subject_category"], row["subject_category"]
@@ -234,7 +235,7 @@ def _content(
 
 
 def _texts(options: Sequence[str]) -> list[str]:
-    """The options without their labels, where each is labelled with its place."""
+    """Return the options, without their labels if these number the options in order."""
     found = [LABEL.match(text) for text in options]
     if [match and _place(match[1]) for match in found] == list(range(len(options))):
         return [text[match.end() :] for text, match in zip(options, found, strict=True) if match]
@@ -242,7 +243,7 @@ def _texts(options: Sequence[str]) -> list[str]:
 
 
 def _place(label: str | None) -> int | None:
-    """The place that a letter or a number stands for: A, (A), 1, (1)."""
+    """Return the index for a letter or number such as A, (A), 1 or (1); None for any other text."""
     sign = (label or "").strip("()（）.． ").upper()
     if len(sign) == 1 and sign in LATIN:
         return LATIN.index(sign)
@@ -250,7 +251,7 @@ def _place(label: str | None) -> int | None:
 
 
 class _Pictures:
-    """Pictures that are written as base64 texts."""
+    """Pictures that the dataset stores as base64 text."""
 
     def __init__(self, rows: Mapping[str, tuple[Split, int, int]]):
         self.rows = rows

@@ -1,10 +1,10 @@
-"""m-WildVision: 500 questions of people, translated into 23 languages, the model against another one."""
+"""m-WildVision: 500 user questions, translated into 23 languages, the model against another one."""
 
 from .duels import Columns, Duels
 
 
 class MWildVision(Duels):
-    """Questions that people asked an arena of models."""
+    """Questions that users asked in an arena of models."""
 
     name = "m_wildvision"
     title = "m-WildVision"

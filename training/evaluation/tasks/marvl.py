@@ -1,10 +1,10 @@
-"""MaRVL: is a statement about two pictures true, in five languages; English is NLVR2.
+"""MaRVL: is a statement about two pictures true? Five languages, and NLVR2 for English.
 
-Source: MaRVL (2109.13238). Two harnesses publish numbers. Pangea's (2410.16153) dataset holds the two pictures joined
-into one, and its own question about them. Centurio (2501.05122) shows them apart, with a question around the bare
-statement, and takes exactly yes or no: Maya's published numbers are of it. It needs another dataset, whose
-pictures are apart and which has no English. Numbers of the two are no comparison: one model has 79.0 in the one
-harness and 70.5 in the other.
+Source: MaRVL (2109.13238). Two harnesses publish numbers, which cannot be compared: one model has 79.0 in one
+and 70.5 in the other. Pangea's dataset (2410.16153) joins the two pictures into one and has its own question
+about them. Centurio (2501.05122) shows two pictures, puts a question around the bare statement, and accepts only
+yes or no. Maya's published numbers use Centurio's harness, which needs another dataset, with separate pictures and
+without English.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ CENTURIO_MAX_NEW_TOKENS = 512
 
 
 def parse_truth(response: str) -> str | None:
-    """True or false, or a yes or no in ten languages; None for anything else."""
+    """Return "true" or "false" for such an answer or for a yes or no in ten languages, None for any other."""
     said = {"yes": "true", "no": "false"}.get(parse_yes_no(response) or "", normalise(response))
     return said if said in ("true", "false") else None
 
@@ -42,7 +42,7 @@ class MaRvl(Task):
     name = "marvl"
     title = "MaRVL"
     contamination = UNSEEN
-    # The default is what Pangea's published numbers were read with.
+    # The default is the protocol of Pangea's published numbers.
     protocols = {
         "pangea": "Pangea (2410.16153), lmms_eval/tasks/marvl: yes anywhere is true, else no anywhere is false",
         "strict": "as pangea, but an answer that is not true or false, yes or no is wrong",
@@ -106,7 +106,7 @@ class MaRvl(Task):
         requests = []
         places: dict[str, tuple[Split, int]] = {}
         for language, split in splits.items():
-            # Several statements are about one pair of pictures.
+            # Several statements share one pair of pictures.
             pictures = split.picture_names()
             for number, row in split.rows():
                 turns = [(turn or {}).get("value") or "" for turn in row["conversations"] or ()]
@@ -144,7 +144,7 @@ class MaRvl(Task):
             right = RULES["marvl"]["centurio_exact"](answer.text, [request.expected])
             said = {"yes": "true", "no": "false"}.get(known)
             return Score({"accuracy": float(right)}, said, said is None)
-        # An answer with both words is right by Pangea's rule, whatever was expected.
+        # Pangea's rule counts an answer with both words as right, whatever the label.
         rule = RULES["marvl"]["pangea"]
         found = " ".join(word for word in ("true", "false") if rule(answer.text, [word]))
         right = rule(answer.text, [request.expected])

@@ -1,9 +1,10 @@
 """MaXM: short answers in seven languages, any of several right ones.
 
-Source: MaXM (2209.05401). Two harnesses publish numbers: Centurio's (2501.05122) takes an answer that equals a
-right one, Pangea's (2410.16153) one that begins or ends with it, but only if that has no capital. Centurio's is
-the default: Maya's published numbers are of it, and it treats all languages alike. Its prompt is not public:
-both ask in Pangea's words and cut where Pangea does, at 64 tokens; Centurio's limit is 512.
+Source: MaXM (2209.05401). Two harnesses publish numbers. Centurio's (2501.05122) wants an answer that equals a
+reference answer. Pangea's (2410.16153) accepts one that begins or ends with it, but only if the reference answer has
+no capital. Centurio's rule is the default: Maya's published numbers use it, and it treats all languages alike.
+Centurio's prompt is not public, so both protocols use Pangea's prompt and its limit of 64 tokens; Centurio's limit
+is 512.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from .short_answers import ShortAnswers
 
 REPOSITORY = "neulab/PangeaBench-maxm"
 COLUMNS = ("image", "image_id", "question", "answers")
-# BCP-47 code -> the split, and what the prompt calls the language.
+# BCP-47 code -> the name of the split. NAMES has the language's name in the prompt.
 LANGUAGES = {lang: lang for lang in ("en", "zh", "fr", "hi", "ro", "th")} | {"he": "iw"}
 NAMES = {
     "en": "English",
@@ -68,7 +69,7 @@ class MaXm(ShortAnswers):
                     isinstance(each, str) and each.strip() for each in answers or [None]
                 ):
                     raise ValueError(
-                        f"{split.place}: row {number}: answers: expected a list of right ones, found "
+                        f"{split.place}: row {number}: answers: expected a list of reference answers, found "
                         f"{answers!r}"
                     )
                 places.setdefault(picture, (split, number))

@@ -1,15 +1,15 @@
-"""The mini benchmark: what is on the picture, in ten languages.
+"""The mini benchmark: questions in ten languages about the object that a picture shows.
 
-Three kinds of questions of the mini dataset's instruction rows, asked about the pictures of one split
-(by default `test`: an art style that nothing was trained on):
+It asks three kinds of questions, from the mini dataset's instruction rows, about the pictures of one split (by
+default `test`: an art style that is not in the training data):
 
 * `name`: exact match of the object's name after `plain.normalise`;
-* `yesno`: exact match of the language's yes or no, pairs balanced (the true name, and a name of
-  the same kind that is wrong);
+* `yesno`: exact match of the language's yes or no, in balanced pairs (the true name, and a wrong name
+  of the same kind);
 * `category`: exact match of one of the eight category names.
 
-Concepts that some other style showed in training ("seen") and concepts that nothing ever showed
-("held_out") are never mixed.
+Concepts that training showed in other styles ("seen") and concepts that training never showed
+("held_out") are scored separately.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ from ..scoring.plain import normalise
 from ..scoring.short_answers import same
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "mini"
-# Enough for the longest answer of each kind in the dataset's wordiest language.
+# These limits fit the longest answer of each kind in the dataset's wordiest language.
 MAX_NEW_TOKENS = {"name": 48, "yesno": 8, "category": 24}
 COLUMNS = ("id", "image", "lang", "task", "messages", "answer", "concept", "seen")
 
 
 class Mini(Task):
-    """Naming, yes or no, and categories, of concepts seen in training and held out."""
+    """Names, yes or no, and categories, for concepts seen in training and for held-out ones."""
 
     languages = tuple(LANGUAGES)
     name = "mini"
@@ -77,16 +77,18 @@ class Mini(Task):
         table = _table(data, "instruct", split)
         missing = sorted(set(COLUMNS) - set(table.column_names))
         if missing:
-            raise ValueError(f"{data}: config 'instruct' lacks the columns {', '.join(missing)}")
+            raise ValueError(f"{data}: config 'instruct' has no column {', '.join(missing)}")
         table = table.filter(pc.is_in(table["task"], value_set=pa.array(MAX_NEW_TOKENS)))
         known = in_order(pc.unique(table["lang"]).to_pylist())
         if not known:
             kinds = ", ".join(MAX_NEW_TOKENS)
-            raise ValueError(f"{data}: split {split!r} has no rows of the tasks {kinds}")
+            raise ValueError(
+                f"{data}: split {split!r}: expected rows of the tasks {kinds}, found none"
+            )
         languages = chosen_languages(selection.languages, known, split)
         table = table.filter(pc.is_in(table["lang"], value_set=pa.array(languages)))
         rows = table.to_pylist()
-        # What may be answered is known from the whole split, before any picture is left out.
+        # Collect the possible answers from all rows, before the limit leaves pictures out.
         concepts = {row["concept"] for row in rows}
         allowed: dict[tuple[str, str], set[str]] = {}
         yes: dict[str, str] = {}
@@ -136,7 +138,7 @@ class Mini(Task):
         return Score(values, said or None, unparsable)
 
     def interval(self, values: Sequence[tuple[str, float]], seed: int) -> Interval:
-        """Wilson's, over questions, also where a concept has two: as in all figures of this task."""
+        """Return Wilson's interval over questions, not items, as in all figures of this task."""
         return proportion([value for _, value in values])
 
 
@@ -146,7 +148,7 @@ def _request(
     messages, kind = row["messages"], row["task"]
     if len(messages) != 2 or messages[0]["role"] != "user":
         raise ValueError(
-            f"{data}: row {row['id']!r} of task {kind!r} should be one user turn and its answer, "
+            f"{data}: row {row['id']!r} of task {kind!r}: expected one user turn and its answer, "
             f"found {len(messages)} turns"
         )
     named = {row["concept"], row.get("about")} - {None}
@@ -170,7 +172,7 @@ def _request(
 
 
 def _table(data: str, config: str, split: str) -> Any:
-    """One split as an Arrow table; read straight from its files, without copying them to a cache."""
+    """Return one split as an Arrow table, read from its files without a copy in a cache."""
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
 
     if Path(data).is_dir():
@@ -178,10 +180,12 @@ def _table(data: str, config: str, split: str) -> Any:
     try:
         configs = get_dataset_config_names(data)
         if config not in configs:
-            raise ValueError(f"{data} has no config {config!r}; it has {', '.join(configs)}")
+            raise ValueError(
+                f"{data}: config: expected one of {', '.join(configs)}, found {config!r}"
+            )
         splits = get_dataset_split_names(data, config)
         if split not in splits:
-            raise ValueError(f"{data} has no split {split!r}; it has {', '.join(splits)}")
+            raise ValueError(f"{data}: split: expected one of {', '.join(splits)}, found {split!r}")
         rows = load_dataset(data, config, split=split, streaming=True).with_format("arrow")
         parts = list(rows.iter(batch_size=10_000))
     except FileNotFoundError as error:
@@ -190,12 +194,12 @@ def _table(data: str, config: str, split: str) -> Any:
             f"mini dataset"
         ) from error
     if not parts:
-        raise ValueError(f"{data}: split {split!r} of {config!r} is empty")
+        raise ValueError(f"{data}: split {split!r} of {config!r}: expected rows, found none")
     return pa.concat_tables(parts)
 
 
 class MiniPictures:
-    """The mini dataset's pictures are few and small: their bytes are kept in memory."""
+    """The pictures of the mini dataset, which are few and small: their bytes are kept in memory."""
 
     def __init__(self, data: str, split: str, images: set[str]):
         self.data, self.content = data, {}
@@ -203,7 +207,9 @@ class MiniPictures:
             if found["image"] in images:
                 content = (found.get("picture") or {}).get("bytes")
                 if not content:
-                    raise ValueError(f"{data}: picture {found['image']!r} has no bytes")
+                    raise ValueError(
+                        f"{data}: picture {found['image']!r}: expected its bytes, found none"
+                    )
                 self.content[found["image"]] = content
         missing = sorted(images - set(self.content))
         if missing:
@@ -221,10 +227,9 @@ class MiniPictures:
 
 
 def data_files(data: str) -> list[Path]:
-    """The parquet files of a local dataset folder; empty for a Hub repository.
+    """Return the parquet files of a local dataset folder; none for a Hub repository.
 
-    Those of the config `messages` are left out: it repeats some of the other files' rows, and no
-    question is read from it.
+    The config `messages` is left out: it repeats rows of other files, and no question is read from it.
     """
     folder = Path(data)
     found = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []

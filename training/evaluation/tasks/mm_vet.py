@@ -1,8 +1,8 @@
 """MM-Vet: open questions that need several abilities, graded by a judge.
 
-Source: MM-Vet (2308.02490). The default grades each answer five times, as its evaluator does; the spread over
-the five runs stands beside the score. Its evaluator grades 0 where the judge fails five times; here the answer
-is left out and counted.
+Source: MM-Vet (2308.02490). The default grades each answer five times, as the benchmark's evaluator does, and gives
+the spread over the five runs next to the score. That evaluator grades 0 if the judge fails five times; here
+the answer is left out and counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ ABILITIES = {
     "math": "mathematics",
 }
 RUNS = {"paper": 5, "strict": 1}
-# LLaVA's.
+# As in LLaVA.
 MAX_NEW_TOKENS = 1024
 
 
 class MmVet(Judged):
-    """218 English questions, each with the abilities that it needs."""
+    """218 English questions, each labelled with the abilities it needs."""
 
     name = "mm_vet"
     title = "MM-Vet"
@@ -84,7 +84,7 @@ class MmVet(Judged):
             needed = sorted(each.strip() for each in capability.split(","))
             if own in requests or not set(needed) <= set(CAPABILITIES):
                 raise ValueError(
-                    f"{split.place}: row {number}: expected a question_id of its own and a capability of "
+                    f"{split.place}: row {number}: expected a unique question_id and a capability of "
                     f"{', '.join(CAPABILITIES)}, found {own!r} and {capability!r}"
                 )
             combination = f"combination/{'_'.join(needed)}"
@@ -107,7 +107,7 @@ class MmVet(Judged):
         return loaded(selection, split, list(requests.values()), RowPictures(places), name)
 
     def cases(self, request: Request, text: str) -> list[Case]:
-        # Spaces as the evaluator puts them.
+        # The evaluator puts these spaces around the two words.
         reference = request.expected.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
         fields = {"question": request.text, "reference": reference, "answer": text}
         return [Case(self.rubric, fields, sample=run) for run in range(self.runs)]
@@ -155,7 +155,7 @@ class MmVet(Judged):
         ]
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """The file that the benchmark's own evaluator takes."""
+        """Write the file for the benchmark's own evaluator."""
         path = folder / f"{self.key}.json"
         write_json(path, {one.request.id: one.answer.text for one in scored})
         return [path]

@@ -1,8 +1,8 @@
-"""MMBench: multiple choice, each question asked once for every place that the right option can have.
+"""MMBench: multiple choice, where each question is asked once for every position of the right option.
 
-Source: MMBench (2307.06281); asked as LLaVA asks, read and counted as VLMEvalKit does. Rows of one question
-have the indexes base, base + 1,000,000, ...; a question counts where all of them are right. That is what
-MMBench's server and LLaVA's table report. Maya's published 71.10 is the mean over rows, its 61.22 this one.
+Source: MMBench (2307.06281); asked as LLaVA asks, parsed and scored as VLMEvalKit does. Rows of one question
+have the indexes base, base + 1,000,000, ...; a question is right if all its rows are. MMBench's server and
+LLaVA's table report this number. Of Maya's published numbers, 61.22 is this one and 71.10 is the mean over rows.
 Only the server has the answers of the test split.
 """
 
@@ -33,14 +33,14 @@ from ..scoring.mmbench import METRIC, ROTATION
 
 REPOSITORY, REVISION = "lmms-lab/MMBench", "56ba1af8954932c4804bd3f522e05ed96e63b654"
 COLUMNS = ("index", "question", "hint", "answer", "A", "B", "C", "D", "image")
-# The split whose answers only the server has. It is asked and exported, without a score.
+# Only the server has this split's answers. The split is asked and exported, without a score.
 HIDDEN = "test"
-# Language -> the dataset's config, and how LLaVA asks for a letter in it.
+# BCP-47 code -> the dataset's config, and LLaVA's request for a letter in that language.
 LANGUAGES = {"en": ("en", LETTER), "zh": ("cn", "\n请直接回答选项字母。")}
 
 
 class MmBench(Task):
-    """Twenty abilities in English and Chinese; the dev split, whose answers are public."""
+    """Twenty abilities in English and Chinese, on the dev split, whose answers are public."""
 
     languages = tuple(LANGUAGES)
     name = "mmbench"
@@ -50,7 +50,7 @@ class MmBench(Task):
         "both."
     )
     protocols = {
-        # The default is what the server and published tables report.
+        # The default is the protocol of the server and of published tables.
         "circular": "MMBench (2307.06281), VLMEvalKit e8e78f0: all rotations of a question right",
         "vanilla": "as circular, but only the first rotation of each question is asked",
         "strict": "as circular, but an answer is read by this package's parser, in any language",
@@ -120,7 +120,7 @@ class MmBench(Task):
                             item=str(group),
                             expected=answer,
                             about={"options": options, "question": row["question"], "split": name},
-                            # Of the whole question, so it stands at one of its rows.
+                            # The chance is that of the whole question, so only its first row has it.
                             chance=len(options) ** -len(asked) if place == 0 and answer else None,
                         )
                     )
@@ -132,7 +132,7 @@ class MmBench(Task):
         return Score({"per_row": right}, letter, letter is None)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """A table for each language, divided by tabs, in the columns that the server takes as xlsx."""
+        """Write a table for each language: tab-separated, with the columns of the server's xlsx format."""
         written = []
         for language in LANGUAGES:
             lines = [
@@ -160,7 +160,7 @@ class MmBench(Task):
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """Questions with all rows right, then rows. A question fails where one of its rows does."""
+        """Return the rows of whole questions, then those of single rows. A question fails if one row does."""
         right: dict[str, dict[str, float]] = {}
         failed: dict[str, set[str]] = {}
         for one in scored:
@@ -181,7 +181,7 @@ class MmBench(Task):
 
 
 def _index(split: Split, number: int, value: Any) -> int:
-    """The index of a row, a number or its text."""
+    """Return a row's index, which is a number or its text."""
     text = str(value)
     if not (text.isascii() and text.isdecimal()):
         raise ValueError(
@@ -195,5 +195,5 @@ def _is_none(cell: str | None) -> bool:
 
 
 def _options(row: Mapping[str, Any]) -> dict[str, str]:
-    """The options that a row has, of four; the others are empty or nan."""
+    """Return the options of a row, at most four; the cells of missing ones are empty or nan."""
     return {letter: row[letter] for letter in "ABCD" if not _is_none(row[letter])}

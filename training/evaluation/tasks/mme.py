@@ -1,8 +1,8 @@
-"""MME: two yes-or-no questions a picture in fourteen categories.
+"""MME: two yes-or-no questions about each picture, in fourteen categories.
 
 Source: MME (2306.13394), eval_tool/calculation.py; asked as LLaVA asks. A category's score is 100 times the
-share of right answers and 100 times the share of pictures with both right, so 200 at most; perception and
-cognition are sums of their categories.
+share of right answers plus 100 times the share of pictures with both answers right, so at most 200. The scores
+of perception and cognition are the sums over their categories.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ from ..scoring.yes_no_public import YES_NO_PARSERS
 
 REPOSITORY, REVISION = "lmms-lab/MME", "d6c9023f017b564f7b3ccccf5348166bce8fdbcd"
 COLUMNS = ("question_id", "question", "answer", "category", "image")
-# LLaVA puts its own words in the place of these.
+# LLaVA replaces this ending by its own.
 ENDING = " Please answer yes or no."
 CATEGORIES = {"perception": PERCEPTION, "cognition": COGNITION}
 
 
 class Mme(Task):
-    """Perception and cognition, 2,374 questions about 1,187 pictures."""
+    """Perception and cognition: 2,374 questions about 1,187 pictures."""
 
     name = "mme"
     title = "MME"
@@ -109,7 +109,7 @@ class Mme(Task):
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """The score and the accuracy of each category; of a part's sum only where none is missing."""
+        """Return the score and the accuracy of each category, and a part's sum if no category is missing."""
         rows = []
         for part, categories in CATEGORIES.items():
             found: dict[str, list[Scored]] = {}
@@ -127,9 +127,9 @@ class Mme(Task):
         return rows
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """A folder for eval_tool/calculation.py: a file a category, the two questions of a picture together.
+        """Write a folder for eval_tool/calculation.py: one file a category, with a picture's two questions together.
 
-        Its lines are the picture's name, the question, the right answer and the model's, divided by tabs.
+        A line has the picture's name, the question, the right answer and the model's answer, separated by tabs.
         """
         lines: dict[str, list[str]] = {}
         for one in sorted(scored, key=lambda one: one.request.item):
@@ -157,15 +157,17 @@ class Mme(Task):
         groups: Mapping[str, Sequence[str]],
         seed: int,
     ) -> list[Row]:
-        """The sum of categories' scores: each is the mean over its pictures of 50 a right answer, and 100
-        where both are right."""
+        """Return the sum of the categories' scores.
+
+        A category's score is the mean over its pictures of 50 for each right answer, plus 100 if both are right.
+        """
         values = {}
         for category, own in categories.items():
             right: dict[str, int] = {}
             for one in own:
                 told = one.score.parsed == one.request.expected
                 right[one.request.item] = right.get(one.request.item, 0) + told
-            # As a share of the 200 that are possible.
+            # Share of the 200 points that are possible.
             values[category] = [(item, (n + 2 * (n == 2)) / 4) for item, n in right.items()]
         value, low, high = mean_of_languages(values, seed=seed)
         most = 200 * len(categories)

@@ -1,9 +1,9 @@
 """MTVQA: short answers about text in pictures, in nine languages.
 
-Source: MTVQA (2405.11985). Three ways of scoring are published, all asked alike. The default is the benchmark's
-own script: the right answer occurs in the prediction, which alone loses its full stops, so that a long answer
-gains and 3.5 is never found. lmms-eval takes the stops from both, Centurio (2501.05122) wants the answer alone.
-The mean over languages is the benchmark's average.
+Source: MTVQA (2405.11985). Three scoring rules are published, all for the same prompt. The default is the
+benchmark's own script: the reference answer must occur in the prediction. The script removes full stops from the
+prediction only, so a reference like 3.5 is never found. Long predictions have an advantage. lmms-eval removes full stops
+from both. Centurio (2501.05122) wants an exact match. The mean over languages is the benchmark's average.
 """
 
 import ast
@@ -19,12 +19,12 @@ COLUMNS = ("image", "qa_pairs", "lang")
 LANGUAGES = {name: name.lower() for name in ("AR", "DE", "FR", "IT", "JA", "RU", "TH", "VI")}
 LANGUAGES["KR"] = "ko"
 SUFFIX = "\nAnswer the question using a word or phrase in the language of the question."
-# lmms-eval's; Centurio's is 512.
+# lmms-eval's limit; Centurio's is 512.
 MAX_NEW_TOKENS = 64
 
 
 class MtVqa(ShortAnswers):
-    """Reading in nine languages, 2,116 pictures of the test set."""
+    """Text in pictures in nine languages: 2,116 pictures of the test set."""
 
     languages = tuple(LANGUAGES.values())
     name = "mtvqa"
@@ -62,7 +62,7 @@ class MtVqa(ShortAnswers):
             pairs = _pairs(row["qa_pairs"])
             if not pairs:
                 raise ValueError(
-                    f"{split.place}: row {number}: qa_pairs: expected a printed list of questions and "
+                    f"{split.place}: row {number}: qa_pairs: expected a Python list of questions and "
                     f"answers, found {str(row['qa_pairs'])[:80]!r}"
                 )
             picture = f"{language}/{number}"
@@ -83,7 +83,7 @@ class MtVqa(ShortAnswers):
 
 
 def _pairs(cell: str | None) -> list[tuple[str, str]]:
-    """Questions and answers of a cell, which holds a printed list of them; none where it is anything else."""
+    """Parse a cell, a Python list as text, into (question, answer) pairs; return none for any other text."""
     try:
         pairs = [
             (str(pair["question"]).strip(), str(pair["answer"]).strip())

@@ -1,4 +1,4 @@
-"""What tasks share whose answers are compared with those of ten people: VQAv2, TextVQA and VizWiz."""
+"""Base class of the tasks that compare an answer with those of ten annotators: VQAv2, TextVQA and VizWiz."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from ..protocol import Request, Score, Scored, Task
 from ..public import Split, export_json
 from ..scoring.vqa import METRIC, Protocol, accuracy, processed
 
-# Splits whose answers only the server has. Questions are asked and exported there, without a score.
+# Only the server has these splits' answers. Their questions are asked and exported, without a score.
 HIDDEN = ("test", "testdev")
 
 
 class PeoplesAnswers(Task):
-    """Scores by VQA accuracy. A request's `expected` is the answers, none where they are hidden."""
+    """Scores answers by VQA accuracy. A request's `expected` holds the annotators' answers; it is empty if they are hidden."""
 
     metrics = {"accuracy": {"title": "VQA accuracy", "higher_is_better": True, "percent": True}}
 
     @property
     def rule(self) -> Protocol:
-        """How answers are processed before they are compared."""
+        """Return how answers are normalised before they are compared."""
         return "evalai"
 
     def describe(self) -> dict[str, Any]:
@@ -34,10 +34,10 @@ class PeoplesAnswers(Task):
 
     @abstractmethod
     def entry(self, request: Request, text: str) -> dict[str, Any]:
-        """An answer of the file that the server takes, its text as EvalAI processes it."""
+        """Return one entry of the server's file; `text` is the answer after EvalAI's processing."""
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """A JSON list for EvalAI. The server wants every question of the split: export a whole one."""
+        """Write a JSON list for EvalAI. The server needs every question of the split: export a whole run."""
         entries = [
             self.entry(one.request, processed(one.answer.text, (), "evalai")) for one in scored
         ]
@@ -47,11 +47,15 @@ class PeoplesAnswers(Task):
 def peoples_answers(
     split: Split, number: int, found: Sequence[str | None] | None, name: str
 ) -> tuple[str, ...]:
-    """The answers of a row of the split `name`. Raises ValueError, naming the row, where some or all miss."""
+    """Return the annotators' answers of a row of the split `name`.
+
+    Raises:
+        ValueError: some or all answers are missing, in one line that names the row.
+    """
     answers = tuple(text for text in found or () if text is not None)
     if len(answers) != len(found or ()) or not (answers or name in HIDDEN):
         raise ValueError(
-            f"{split.place}: row {number}: answers: expected those of people, found {found!r}"
+            f"{split.place}: row {number}: answers: expected a list of annotators' answers, found {found!r}"
         )
-    # A hidden answer may be written as an empty one.
+    # A dataset may write a hidden answer as an empty text.
     return answers if any(answers) or name not in HIDDEN else ()

@@ -1,7 +1,7 @@
-"""POPE: is an object in the picture, yes or no, in three sets of questions that grow harder.
+"""POPE: is an object in the picture, yes or no, in three sets of questions of growing difficulty.
 
-Source: POPE (2305.10355), evaluate.py; asked as LLaVA asks. The paper's table shows the F1 of each set,
-LLaVA's the mean of the three. Yes is the positive class.
+Source: POPE (2305.10355), evaluate.py; asked as LLaVA asks. The paper's table shows the F1 of each set, and
+LLaVA's shows the mean of the three. Yes is the positive class.
 """
 
 import json
@@ -20,7 +20,7 @@ from ..scoring.yes_no_public import YES_NO_PARSERS
 REPOSITORY, REVISION = "lmms-lab/POPE", "4db1276663dfa5eb8ad16a52d24c31a09e470896"
 COLUMNS = ("question_id", "question", "answer", "image_source", "image")
 SETS = ("random", "popular", "adversarial")
-# Metric -> numerator and denominator, as sums over what `_counts` gives.
+# Metric -> (numerator, denominator). Both are summed over the counts that `_counts` returns.
 RATIOS = {
     "f1": lambda c: (2 * c["tp"], c["said"] + c["yes"]),
     "precision": lambda c: (c["tp"], c["said"]),
@@ -32,7 +32,7 @@ RATIOS = {
 
 
 class Pope(Task):
-    """Hallucinated objects: F1 of yes over questions whose answer is yes half of the time."""
+    """Object hallucination: the F1 of yes, over questions of which half have the answer yes."""
 
     name = "pope"
     title = "POPE"
@@ -107,7 +107,7 @@ class Pope(Task):
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """Each metric of each set, then its mean over the sets. English is the one language."""
+        """Return each metric of each set, then its mean over the sets. English is the only language."""
         sets = {name: [one for one in scored if one.request.subset == name] for name in SETS}
         sets = {name: own for name, own in sets.items() if own}
         chosen = {name: {name: own} for name, own in sets.items()}
@@ -121,7 +121,7 @@ class Pope(Task):
         ]
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """A file of JSON lines for each set, for evaluate.py (`answer`) and LLaVA's eval_pope.py (`text`)."""
+        """Write a JSON Lines file for each set, for evaluate.py (`answer`) and LLaVA's eval_pope.py (`text`)."""
         written = []
         for name in SETS:
             lines = [
@@ -155,7 +155,7 @@ class Pope(Task):
             name: [(one.request.item, *RATIOS[metric](_counts(one))) for one in own]
             for name, own in sets.items()
         }
-        # As the script, 0 where there is nothing to divide by.
+        # A ratio with denominator 0 is 0, as in the script.
         known = all(any(part[2] for part in own) for own in parts.values())
         interval = mean_of_ratios(parts, seed=seed) if known else Interval(0.0, None, None)
         n = sum(map(len, sets.values()))

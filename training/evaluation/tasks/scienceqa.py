@@ -1,8 +1,8 @@
-"""ScienceQA: multiple choice out of school books, with and without a picture.
+"""ScienceQA: multiple choice from school books, with and without a picture.
 
 Source: ScienceQA (2209.09513) and LLaVA, llava/eval/eval_science_qa.py. LLaVA's published number is the
-accuracy over the questions with a picture. The dataset has not the ids of the official files, so there is no
-file for their scripts.
+accuracy over the questions with a picture. The dataset lacks the ids of the official files, so no file is
+written for their scripts.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ COLUMNS = ("question", "choices", "answer", "hint", "image")
 
 
 class ScienceQa(Task):
-    """School science, 4,241 questions, 2,017 of them with a picture."""
+    """School science: 4,241 questions, 2,017 with a picture."""
 
     name = "scienceqa"
     title = "ScienceQA"
@@ -52,10 +52,10 @@ class ScienceQa(Task):
             choices, right = row["choices"], row["answer"]
             if not choices or right is None or not 0 <= right < len(choices):
                 raise ValueError(
-                    f"{split.place}: row {number}: answer: expected the place of one of "
+                    f"{split.place}: row {number}: answer: expected the index of one of "
                     f"{len(choices or [])} choices, found {right!r}"
                 )
-            # The dataset has no ids: the place of a row is its name.
+            # The dataset has no ids, so a row's id is its index.
             key = f"{name}/{number}"
             options = letters_for(choices)
             context = f"Context: {row['hint']}\n" if row["hint"] else ""

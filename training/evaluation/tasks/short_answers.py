@@ -1,4 +1,4 @@
-"""What tasks of short answers share: an answer is held against the right ones by a published rule."""
+"""Base class of the tasks that compare a short answer with reference answers by a published rule."""
 
 from typing import Any, ClassVar
 
@@ -9,13 +9,13 @@ from ..scoring.short_answers import Task as RuleOwner
 
 
 class ShortAnswers(Task):
-    """Scores by a rule of `scoring/short_answers.py`, and beside it by this package's own, `same`.
+    """Scores answers by a published rule of `scoring/short_answers.py` and, as a second metric, by this package's `same`.
 
-    A request's `expected` is the right answer, or a tuple of several.
+    A request's `expected` is the reference answer, or a tuple of several.
     """
 
     name: ClassVar[RuleOwner]
-    # Protocol -> its rule, among RULES of the task's name.
+    # Protocol -> name of its rule in RULES[name].
     rules: ClassVar[dict[str, str]]
     metrics = {
         "accuracy": {"title": "right answers", "higher_is_better": True, "percent": True},
@@ -34,7 +34,7 @@ class ShortAnswers(Task):
         return {"metric": f"{METRIC} {self.rule}"}
 
     def parsed(self, text: str) -> str:
-        """What an answer is listed as."""
+        """Return the form in which the answer is listed."""
         return text.strip().lower()
 
     def score(self, request: Request, answer: Answer) -> Score:

@@ -1,8 +1,8 @@
-"""TextVQA: short answers about text in photographs, each compared with those of ten people.
+"""TextVQA: short answers about text in photographs, compared with those of ten annotators.
 
-Source: TextVQA (1904.08920), scored by LLaVA's m4c_evaluator.py, as EvalAI does. LLaVA gives the
-model the words that a text recogniser found. The default does so too, since its published numbers are such;
-`lmms_eval` asks without them. Numbers of the two are not compared with one another.
+Source: TextVQA (1904.08920), scored by LLaVA's m4c_evaluator.py, as EvalAI does. LLaVA's prompt holds the words
+that an OCR system found. The default does the same, since LLaVA's published numbers do; the protocol `lmms_eval`
+asks without OCR. Numbers of the two protocols cannot be compared.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from .people import PeoplesAnswers, peoples_answers
 
 REPOSITORY, REVISION = "lmms-lab/textvqa", "9c0699cd19768ac5ab97568f6b3cbac4c0062884"
 COLUMNS = ("image_id", "question_id", "question", "answers", "ocr_tokens", "image")
-# LLaVA's model_vqa_loader.py; lmms-eval sets none of its own.
+# As in LLaVA's model_vqa_loader.py; lmms-eval sets no limit.
 MAX_NEW_TOKENS = 128
 
 
 class TextVqa(PeoplesAnswers):
-    """Reading in photographs, 5,000 questions of the validation set."""
+    """Text in photographs: 5,000 questions of the validation set."""
 
     name = "textvqa"
     title = "TextVQA"

@@ -1,7 +1,7 @@
-"""VizWiz: questions of blind people about pictures they took, each compared with the answers of ten people.
+"""VizWiz: questions of blind people about pictures they took, compared with the answers of ten annotators.
 
-Source: VizWiz (1802.08218); asked as LLaVA asks, scored as EvalAI does. Only the validation set has answers:
-published numbers are of the test set, which its server (EvalAI 2185) scores.
+Source: VizWiz (1802.08218); asked as LLaVA asks, scored as EvalAI does. Only the validation set has answers.
+Published numbers are for the test set, which the benchmark's server (EvalAI 2185) scores.
 """
 
 from typing import Any
@@ -13,19 +13,19 @@ from .people import HIDDEN, PeoplesAnswers, peoples_answers
 REPOSITORY = "lmms-lab/VizWiz-VQA"
 COLUMNS = ("question_id", "question", "answers", "category", "image")
 SUFFIX = f"\nWhen the provided information is insufficient, respond with 'Unanswerable'.{SHORT}"
-# LLaVA's model_vqa_loader.py; lmms-eval sets none of its own.
+# As in LLaVA's model_vqa_loader.py; lmms-eval sets no limit.
 MAX_NEW_TOKENS = 128
-# The dataset's name of a kind of answer -> the subset.
+# The dataset's answer type -> the subset.
 KINDS = {"other": "other", "unanswerable": "unanswerable", "yes/no": "yes_no", "number": "number"}
 
 
 class VizWiz(PeoplesAnswers):
-    """Everyday questions of blind people, 4,319 questions, each about its own picture."""
+    """Everyday questions of blind people: 4,319 questions, each about its own picture."""
 
     name = "vizwiz"
     title = "VizWiz"
     contamination = UNSEEN
-    # The default is what LLaVA's and Maya's published numbers were asked with.
+    # The default is the protocol of LLaVA's and Maya's published numbers.
     protocols = {
         "llava": "LLaVA (2310.03744): the question as it stands; VQA accuracy after EvalAI's processor",
         "lmms_eval": "lmms-eval 0.7.3, tasks/vizwiz_vqa: as llava, but the question capitalised",

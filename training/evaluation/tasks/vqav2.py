@@ -1,8 +1,8 @@
-"""VQAv2: short answers, each compared with those of ten people.
+"""VQAv2: short answers, compared with those of ten annotators.
 
 Source: VQAv2 (1612.00837) and the official code of VQA (1505.00468), vqaEval.py; asked as LLaVA asks. Only
-the validation set has answers: published numbers are of test-dev, which its server (EvalAI 830) scores. It
-takes the answers to all questions of the split `test`.
+the validation set has answers. Published numbers are for test-dev, which the benchmark's server (EvalAI 830)
+scores. The server needs the answers to all questions of the split `test`.
 """
 
 from typing import Any, cast
@@ -14,12 +14,12 @@ from .people import HIDDEN, PeoplesAnswers, peoples_answers
 
 REPOSITORY, REVISION = "lmms-lab/VQAv2", "32665d35052eb4a6d4414851c3c829a72754915a"
 COLUMNS = ("question_id", "image_id", "question", "answers", "answer_type", "image")
-# The dataset's name of a kind of answer -> the subset.
+# The dataset's answer type -> the subset.
 KINDS = {"yes/no": "yes_no", "number": "number", "other": "other"}
 
 
 class VqaV2(PeoplesAnswers):
-    """Questions about photographs, 214,354 about 40,504 pictures."""
+    """Questions about photographs: 214,354 about 40,504 pictures."""
 
     name = "vqav2"
     title = "VQAv2"

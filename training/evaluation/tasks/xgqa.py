@@ -1,10 +1,10 @@
 """xGQA: GQA's questions in eight languages, answered in English.
 
-Source: xGQA (2109.06082), the few-shot test set. Two harnesses publish numbers: Centurio's (2501.05122) takes
-an answer only as it stands, Pangea's (2410.16153) also one that merely contains it, so that "woman" is right
-where "man" is. Centurio's is the default, since Maya's published numbers are of it and long answers gain
-nothing. Its prompt is not public: both ask in Pangea's words and cut where Pangea does, at 16 tokens;
-Centurio's limit is 512, but no right answer is so long.
+Source: xGQA (2109.06082), the few-shot test set. Two harnesses publish numbers. Centurio's (2501.05122) wants an
+exact match. Pangea's (2410.16153) also accepts an answer that contains the reference, so "woman" is right where
+"man" is expected. Centurio's rule is the default: Maya's published numbers use it, and it gives long answers no
+advantage. Centurio's prompt is not public, so both protocols use Pangea's prompt and its limit of 16 tokens;
+Centurio's limit is 512, but no reference answer is that long.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ from .short_answers import ShortAnswers
 REPOSITORY = "neulab/PangeaBench-xgqa"
 COLUMNS = ("image", "question", "answer")
 LANGUAGES = {lang: lang for lang in ("en", "zh", "ru", "bn", "de", "id", "ko", "pt")}
-# Pangea joins it to the question with a space.
+# Pangea puts a space between the question and this text.
 SHORT = " Answer the question using a single word or phrase"
 
 
 class XGqa(ShortAnswers):
-    """Scenes, objects and their relations, 9,666 questions in each of eight languages."""
+    """Scenes, objects and their relations: 9,666 questions in each of eight languages."""
 
     languages = tuple(LANGUAGES)
     name = "xgqa"
@@ -53,13 +53,13 @@ class XGqa(ShortAnswers):
         places: dict[str, tuple[Split, int]] = {}
         for language, split in splits.items():
             suffix = f"{SHORT}." if language == "en" else f"{SHORT} in English."
-            # The same pictures in all languages, in each row.
+            # Each row holds its picture, and all languages share the pictures.
             pictures = split.picture_names()
             for number, row in split.rows():
                 question, gold = (split.text(number, row, each) for each in ("question", "answer"))
                 if not gold.strip():
                     raise ValueError(
-                        f"{split.place}: row {number}: answer: expected one, found none"
+                        f"{split.place}: row {number}: answer: expected a text, found none"
                     )
                 picture = pictures[number]
                 places.setdefault(picture, (split, number))

@@ -1,9 +1,9 @@
-"""XM3600: one sentence about a picture, compared with people's captions in 36 languages.
+"""XM3600: one sentence about a picture, compared with human captions in 36 languages.
 
 Source: Crossmodal-3600 (2205.12522), as Centurio (2501.05122) asks; XM100 as Pangea (2410.16153) asks. Captions
-and references are cut alike by this package's tokenizers, named with the score. CIDEr weighs words by the
-scored images, so it belongs to their number and the hash of their names: a run on fewer images, such as a
-baseline with its own number in `n`, is not comparable.
+and references are tokenized by this package's tokenizers, whose ids are stored with the score. CIDEr weighs words
+by the scored images, so a score is tied to their number and to the hash of their names. A run on fewer images,
+such as a baseline with a smaller `n`, cannot be compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ from ..scoring.tokens import default_tokenizer, tokenizer_id
 REPOSITORY, REVISION = "floschne/xm3600", "8d3e5665526c55a5855cd6ddfbaba2032bc7cee4"
 COLUMNS = ("image_id", "captions", "image")
 XM100, XM100_COLUMNS = "neulab/PangeaBench-xm100", ("image_id", "caption", "image")
-# The splits, and the language's name in the prompt.
+# The splits, and the names of the languages in the prompt.
 LANGUAGES = {
     "ar": "Arabic",
     "bn": "Bengali",
@@ -86,7 +86,7 @@ class Xm3600(Task):
     title = "XM3600"
     contamination = UNSEEN
     protocols = {
-        # The default is that of the table in which Maya stands.
+        # The default is the protocol of the table that lists Maya.
         "centurio": "Centurio (2501.05122): CIDEr on 512 images, here the first by name",
         "full": "Crossmodal-3600 (2205.12522): CIDEr on all images, asked as centurio",
         "pangea": "Pangea (2410.16153): ROUGE-L on XM100, one reference an image",
@@ -125,7 +125,7 @@ class Xm3600(Task):
         requests: list[Request] = []
         places: dict[str, tuple[Split, int]] = {}
         for language in chosen_languages(selection.languages, known, repository):
-            # A missing package is told before anything is asked.
+            # Report a missing package before the first question is asked.
             caption_score({"a": "a", "b": "b"}, {"a": ["a"], "b": ["b"]}, language)
             split = Split(selection, repository, revision, "default", language, columns, "image")
             splits[language] = split
@@ -135,7 +135,7 @@ class Xm3600(Task):
                 references = [row["caption"]] if pangea else row["captions"] or []
                 if image in found or not references or not all(references):
                     raise ValueError(
-                        f"{split.place}: row {number}: expected an image of its own and captions, found "
+                        f"{split.place}: row {number}: expected a unique image and captions, found "
                         f"{image!r} and {references!r}"
                     )
                 places.setdefault(image, (split, number))
@@ -164,12 +164,12 @@ class Xm3600(Task):
         return loaded
 
     def score(self, request: Request, answer: Answer) -> Score:
-        """Counted over all captions of a language, in `aggregate`."""
+        """Return a score without values: `aggregate` computes the metrics over all captions of a language."""
         said = answer.text.strip()
         return Score({}, said or None, not said)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """COCO's two files for each language: captions, and `references` that they are compared with."""
+        """Write COCO's two files for each language: captions, and their `references`."""
         written = []
         for language in in_order({one.request.language for one in scored}):
             own = [one for one in scored if one.request.language == language]
@@ -192,7 +192,7 @@ class Xm3600(Task):
     def aggregate(
         self, scored: Sequence[Scored], run: str, groups: Mapping[str, Sequence[str]], seed: int
     ) -> list[Row]:
-        """Each metric of each language, with an interval where images have scores of their own."""
+        """Return each metric of each language, with an interval for metrics that score single images."""
         found: dict[str, CaptionScore] = {}
         failures: dict[str, int] = {}
         for language in in_order({one.request.language for one in scored}):
@@ -234,7 +234,7 @@ class Xm3600(Task):
 
 
 def _value(score: CaptionScore, metric: str) -> float:
-    """A metric from 0 to 1."""
+    """Return a metric as a share from 0 to 1."""
     if metric == "chrf":
         return score["sacrebleu"]["chrF"]["score"] / 100
     return score["rouge_l"] if metric == "rouge_l" else score["bleu_4"]

@@ -1,8 +1,8 @@
 """xMMMU: college questions of MMMU's validation set in six more languages, multiple choice and open.
 
-Source: MMMU (2311.16502) and Pangea (2410.16153), who translated it and whose prompts these are. Pictures stand
-where the question names them; a chat template may put them before the text, as those of Maya do. A question
-that names a picture which its row has not is left out, counted in `asked`.
+Source: MMMU (2311.16502) and Pangea (2410.16153), which has the translations and the prompts. Pictures stand
+where the question names them; a chat template may put them before the text, as Maya's do. A question is left
+out if its row lacks a picture that it names; the protocol's description counts these questions.
 """
 
 import ast
@@ -28,7 +28,7 @@ from ..scoring.mmmu import METRIC, open_is_right, parse_open
 REPOSITORY = "neulab/PangeaBench-xmmmu"
 IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 COLUMNS = ("id", "question", "options", "answer", "question_type", *IMAGES)
-# The splits.
+# The splits, which are named by BCP-47 codes.
 LANGUAGES = ("ar", "en", "fr", "hi", "id", "ja", "pt")
 LETTER = "\nAnswer with the option letter from the given choices directly."
 KINDS = {"multiple-choice": "choice", "open": "open"}
@@ -36,7 +36,7 @@ MARK = re.compile(r"<image ([1-7])>")
 
 
 class Xmmmu(Task):
-    """College questions in seven languages, about 300 each and 900 in English."""
+    """College questions in seven languages: about 300 in each, 900 in English."""
 
     languages = LANGUAGES
     name = "xmmmu"
@@ -44,7 +44,7 @@ class Xmmmu(Task):
     version = "2"
     contamination = f"{UNSEEN} MMMU's validation set is public with its answers since 2023."
     protocols = {
-        # MMMU's parser draws a random letter where it finds none; the default reads all languages.
+        # MMMU's parser draws a random letter if it finds none; the default reads all languages.
         "strict": "MMMU (2311.16502), Pangea (2410.16153); letters read by this package's parser",
         "mmmu": "as strict, but MMMU's eval/eval_utils.py reads letters; where it guesses, it is wrong",
     }
@@ -124,17 +124,17 @@ class Xmmmu(Task):
 
 
 def _content(text: str, key: str, pictured: bool) -> tuple[str | Picture, ...]:
-    """The prompt with pictures at their marks; the first in front where it has none."""
+    """Return the prompt with pictures at their marks, or with the first picture in front if there are no marks."""
     parts = MARK.split(text)
     if len(parts) == 1 and pictured:
         return Picture(f"{key}/1"), text
-    # Every second part is the number of a mark.
+    # Every second part is a mark's number.
     content = [Picture(f"{key}/{part}") if place % 2 else part for place, part in enumerate(parts)]
     return tuple(part for part in content if part)
 
 
 def _texts(cell: str | None) -> list[str] | None:
-    """The texts of a list that is written as text; None for what is none."""
+    """Return the texts of a Python list given as text; None for any other text."""
     try:
         found = ast.literal_eval((cell or "").replace("\n", ""))
     except (ValueError, SyntaxError, MemoryError, RecursionError):

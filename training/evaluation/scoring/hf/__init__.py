@@ -1,19 +1,23 @@
-"""The scores as metrics of the library `evaluate`, one file each.
+"""The scores as metrics of the `evaluate` library, one file each.
 
-`evaluate.load(path(name))` loads one without a network. It copies the file elsewhere, so a file imports
-this package by its installed name. Its import scanner fails at `import a, b`.
+`evaluate.load(path(name))` loads a metric without a network. It copies the file to another folder, so each file
+imports this package by its installed name. The library's import scanner fails at `import a, b`.
 """
 
 from pathlib import Path
 
 
 def names() -> list[str]:
-    """The metrics that can be loaded."""
+    """Return the names of the metrics that can be loaded."""
     return sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
 
 
 def path(name: str) -> str:
-    """The file of a metric, for `evaluate.load`. Raises ValueError for an unknown name."""
+    """Return the path of a metric's file, for `evaluate.load`.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if name not in names():
         raise ValueError(f"metric: expected one of {', '.join(names())}, found {name!r}")
     return str(Path(__file__).parent / f"{name}.py")

@@ -1,4 +1,4 @@
-"""Captions as a metric of `evaluate`; the score is that of scoring/captions.py."""
+"""A metric of the `evaluate` library: caption scores, computed by scoring/captions.py."""
 
 import datasets
 import evaluate
@@ -14,7 +14,7 @@ class Captions(evaluate.Metric):
         return evaluate.MetricInfo(
             description=captions.__doc__,
             citation="Vedantam et al., CIDEr, arXiv 1411.5726; Post, A Call for Clarity in Reporting BLEU Scores, arXiv 1804.08771; Popović, chrF, W15-3049",
-            inputs_description="predictions: captions. references: human captions of each image. images: their names. language: BCP-47. tokenizer: words, jieba, mecab, characters or as_given.",
+            inputs_description="predictions: captions. references: human captions of each image. images: names of the images. language: BCP-47. tokenizer: words, jieba, mecab, characters or as_given.",
             features=datasets.Features(
                 {"predictions": TEXT, "references": datasets.Sequence(TEXT), "images": TEXT}
             ),

@@ -1,4 +1,4 @@
-"""Language fidelity as a metric of `evaluate`; the score is that of scoring/fidelity.py."""
+"""A metric of the `evaluate` library: language fidelity, computed by scoring/fidelity.py."""
 
 import datasets
 import evaluate
@@ -13,7 +13,7 @@ class LanguageFidelity(evaluate.Metric):
         return evaluate.MetricInfo(
             description=fidelity.__doc__,
             citation="Geigle et al., Centurio: On Drivers of Multilingual Ability of Large Vision-Language Model, arXiv 2501.05122",
-            inputs_description="predictions: raw answers. references: the language asked for, BCP-47. questions: their texts, or empty.",
+            inputs_description="predictions: raw answers. references: the requested language, BCP-47. questions: the text of each question, or an empty text.",
             features=datasets.Features(
                 {"predictions": TEXT, "references": TEXT, "questions": TEXT}
             ),

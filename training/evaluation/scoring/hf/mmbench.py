@@ -1,4 +1,4 @@
-"""Mmbench as a metric of `evaluate`; the score is that of scoring/mmbench.py."""
+"""A metric of the `evaluate` library: MMBench, computed by scoring/mmbench.py."""
 
 import datasets
 import evaluate
@@ -14,7 +14,7 @@ class Mmbench(evaluate.Metric):
         return evaluate.MetricInfo(
             description=mmbench.__doc__,
             citation="Liu et al., MMBench: Is Your Multi-modal Model an All-around Player?, arXiv 2307.06281",
-            inputs_description="predictions: parsed letters, None where unparsable. references: right letters. indexes: of the rows. options: how many a row has.",
+            inputs_description="predictions: parsed letters, None if unparsable. references: right letters. indexes: indexes of the rows. options: number of options of each row.",
             features=datasets.Features(
                 {"predictions": TEXT, "references": TEXT, "indexes": TEXT, "options": NUMBER}
             ),

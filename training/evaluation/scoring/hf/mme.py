@@ -1,4 +1,4 @@
-"""Mme as a metric of `evaluate`; the score is that of scoring/mme.py."""
+"""A metric of the `evaluate` library: MME, computed by scoring/mme.py."""
 
 import datasets
 import evaluate
@@ -15,7 +15,7 @@ class Mme(evaluate.Metric):
         return evaluate.MetricInfo(
             description=mme.__doc__,
             citation="Fu et al., MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models, arXiv 2306.13394",
-            inputs_description="predictions: raw answers. references: yes or no. images, categories: of each question. parser: name of a parser of yes and no.",
+            inputs_description="predictions: raw answers. references: yes or no. images, categories: image and category of each question. parser: name of a parser of yes and no.",
             features=datasets.Features(
                 {"predictions": TEXT, "references": TEXT, "images": TEXT, "categories": TEXT}
             ),

@@ -1,4 +1,4 @@
-"""Mmmu open as a metric of `evaluate`; the score is that of scoring/mmmu.py."""
+"""A metric of the `evaluate` library: MMMU's open answers, computed by scoring/mmmu.py."""
 
 import datasets
 import evaluate

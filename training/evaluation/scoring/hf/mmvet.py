@@ -1,4 +1,4 @@
-"""Mmvet as a metric of `evaluate`; the score is that of scoring/mmvet.py."""
+"""A metric of the `evaluate` library: MM-Vet, computed by scoring/mmvet.py."""
 
 import datasets
 import evaluate
@@ -13,7 +13,7 @@ class Mmvet(evaluate.Metric):
         return evaluate.MetricInfo(
             description=mmvet.__doc__,
             citation="Yu et al., MM-Vet: Evaluating Large Multimodal Models for Integrated Capabilities, arXiv 2308.02490",
-            inputs_description="predictions: grades of 0 to 1 of each answer, one a run, None where judging failed. references: the capabilities of each question. failed: left_out or zero.",
+            inputs_description="predictions: grades from 0 to 1 of each answer, one for each run, None if judging failed. references: the capabilities of each question. failed: left_out or zero.",
             features=datasets.Features(
                 {
                     "predictions": datasets.Sequence(datasets.Value("float64")),

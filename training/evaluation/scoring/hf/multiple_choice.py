@@ -1,4 +1,4 @@
-"""Multiple choice as a metric of `evaluate`; the score is that of scoring/choices.py."""
+"""A metric of the `evaluate` library: multiple choice, computed by scoring/choices.py."""
 
 import datasets
 import evaluate

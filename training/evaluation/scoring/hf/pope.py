@@ -1,4 +1,4 @@
-"""Pope as a metric of `evaluate`; the score is that of scoring/pope.py."""
+"""A metric of the `evaluate` library: POPE, computed by scoring/pope.py."""
 
 import datasets
 import evaluate

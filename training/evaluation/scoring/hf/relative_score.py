@@ -1,4 +1,4 @@
-"""Relative score as a metric of `evaluate`; the score is that of scoring/reviews.py."""
+"""A metric of the `evaluate` library: LLaVA-Bench's relative score, computed by scoring/reviews.py."""
 
 import datasets
 import evaluate

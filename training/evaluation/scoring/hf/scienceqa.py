@@ -1,4 +1,4 @@
-"""Scienceqa as a metric of `evaluate`; the score is that of scoring/scienceqa.py."""
+"""A metric of the `evaluate` library: ScienceQA, computed by scoring/scienceqa.py."""
 
 import datasets
 import evaluate
@@ -15,7 +15,7 @@ class ScienceQa(evaluate.Metric):
         return evaluate.MetricInfo(
             description=scienceqa.__doc__,
             citation="Lu et al., Learn to Explain: Multimodal Reasoning via Thought Chains for Science Question Answering, arXiv 2209.09513",
-            inputs_description="predictions: raw answers. references: the right letter. options: the texts of A, B, C, ... has_image: of each question. parser: name of a parser of multiple choice.",
+            inputs_description="predictions: raw answers. references: the right letter. options: the texts of A, B, C, ... has_image: whether each question has an image. parser: name of a parser of multiple choice.",
             features=datasets.Features(
                 {
                     "predictions": TEXT,

@@ -1,4 +1,4 @@
-"""Short answers as a metric of `evaluate`; the score is that of scoring/short_answers.py."""
+"""A metric of the `evaluate` library: short answers, computed by scoring/short_answers.py."""
 
 import datasets
 import evaluate

@@ -1,4 +1,4 @@
-"""Vqa accuracy as a metric of `evaluate`; the score is that of scoring/vqa.py."""
+"""A metric of the `evaluate` library: VQA accuracy, computed by scoring/vqa.py."""
 
 import datasets
 import evaluate
@@ -13,7 +13,7 @@ class VqaAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description=vqa.__doc__,
             citation="Antol et al., VQA: Visual Question Answering, arXiv 1505.00468; Singh et al., Towards VQA Models That Can Read, arXiv 1904.08920",
-            inputs_description="predictions: raw answers. references: the answers of people. question_types, answer_types: of each question. protocol: official or evalai.",
+            inputs_description="predictions: raw answers. references: the annotators' answers of each question. question_types, answer_types: types of each question and answer. protocol: official or evalai.",
             features=datasets.Features(
                 {
                     "predictions": TEXT,

@@ -1,4 +1,4 @@
-"""Win rate as a metric of `evaluate`; the score is that of scoring/pairwise.py."""
+"""A metric of the `evaluate` library: win rates, computed by scoring/pairwise.py."""
 
 import datasets
 import evaluate
@@ -13,7 +13,7 @@ class WinRate(evaluate.Metric):
         return evaluate.MetricInfo(
             description=pairwise.__doc__,
             citation="Dash et al., Aya Vision: Advancing the Frontier of Multilingual Multimodality, arXiv 2505.08751",
-            inputs_description="predictions: judgements with the model shown as A. references: judgements with the model shown as B. languages: of each question. orders: both or one.",
+            inputs_description="predictions: judgements with the model shown as A. references: judgements with the model shown as B. languages: language of each question. orders: both or one.",
             features=datasets.Features(
                 {"predictions": TEXT, "references": TEXT, "languages": TEXT}
             ),
