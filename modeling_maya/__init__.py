@@ -23,6 +23,7 @@ from .modeling_maya import (
     MayaModel,
     MayaPreTrainedModel,
     MayaProjector,
+    build_projector,
     drop_unused_vision_weights,
 )
 
@@ -46,5 +47,6 @@ __all__ = [
     "MayaModel",
     "MayaPreTrainedModel",
     "MayaProjector",
+    "build_projector",
     "drop_unused_vision_weights",
 ]

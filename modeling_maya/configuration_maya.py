@@ -1,5 +1,6 @@
 """Configuration of Maya: a vision tower, a projector and a decoder."""
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -26,6 +27,7 @@ AUTO_MAP = {
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "image_token_id": (int,),
     "image_seq_length": (int,),
+    "projector_kind": (str,),
     "projector_num_layers": (int,),
     "projector_hidden_act": (str,),
     "vision_feature_layer": (int,),
@@ -34,6 +36,7 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "tie_word_embeddings": (bool,),
 }
 STRATEGIES = ("full", "default")
+PROJECTOR_KINDS = ("mlp", "pixel_shuffle", "q_former")
 
 
 def build_sub_config(given: Any, name: str, default_model_type: str) -> PreTrainedConfig:
@@ -63,10 +66,15 @@ class MayaConfig(PreTrainedConfig):
     image_token_id (`int`, defaults to 255029):
         Id of the placeholder that image features replace; the default is Aya-23's first spare row.
     image_seq_length (`int`, *optional*):
-        Placeholders per image. Derived from `vision_config` and `vision_feature_select_strategy`;
-        a value that contradicts them is an error.
+        Placeholders per image. With the projector `"mlp"` it follows from `vision_config` and
+        `vision_feature_select_strategy`, and a value that contradicts them is an error. With
+        `"pixel_shuffle"` it is the number of patches over a square number (default: over 4), and with
+        `"q_former"` the number of queries (default: 32).
+    projector_kind (`"mlp"`, `"pixel_shuffle"` or `"q_former"`, defaults to `"mlp"`):
+        What leads from the tower's features to the decoder: linear layers for each feature alone, the
+        same after neighbouring patches are joined, or queries that attend to all features.
     projector_num_layers (`int`, defaults to 2):
-        Linear layers of the projector, with an activation between them.
+        Linear layers of the projector, with an activation between them; layers of attention of a Q-Former.
     projector_hidden_act (`str`, defaults to `"gelu"`):
         That activation; `"gelu"` is the exact one (erf), not the tanh approximation.
     vision_feature_layer (`int`, defaults to -2):
@@ -94,6 +102,7 @@ class MayaConfig(PreTrainedConfig):
         text_config: dict | PreTrainedConfig | None = None,
         image_token_id: int = 255029,
         image_seq_length: int | None = None,
+        projector_kind: str = "mlp",
         projector_num_layers: int = 2,
         projector_hidden_act: str = "gelu",
         vision_feature_layer: int = -2,
@@ -105,6 +114,7 @@ class MayaConfig(PreTrainedConfig):
         self.vision_config = build_sub_config(vision_config, "vision_config", "siglip_vision_model")
         self.text_config = build_sub_config(text_config, "text_config", "cohere")
         self.image_token_id = image_token_id
+        self.projector_kind = projector_kind
         self.projector_num_layers = projector_num_layers
         self.projector_hidden_act = projector_hidden_act
         self.vision_feature_layer = vision_feature_layer
@@ -113,7 +123,7 @@ class MayaConfig(PreTrainedConfig):
         if tie_word_embeddings is None:
             tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", True)
         if image_seq_length is None:
-            image_seq_length = self.expected_image_seq_length()
+            image_seq_length = self.default_image_seq_length()
             if image_seq_length is None:
                 raise ValueError(
                     f"image_seq_length: cannot be derived for vision_config.model_type "
@@ -142,16 +152,33 @@ class MayaConfig(PreTrainedConfig):
             size = vision.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
-    def expected_image_seq_length(self) -> int | None:
-        """Features per image that follow from the tower and the strategy, None for a tower not known here."""
-        vision = self.vision_config
-        if vision.model_type not in CLASS_TOKENS:
-            return None
-        (height, width), patch = self.vision_image_size, vision.patch_size
+    @property
+    def vision_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        (height, width), patch = self.vision_image_size, self.vision_config.patch_size
         patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+        return height // patch_height, width // patch_width
+
+    @property
+    def projector_shuffle(self) -> int:
+        """How many rows, and columns, of patches `"pixel_shuffle"` joins to one feature."""
+        return math.isqrt(math.prod(self.vision_grid) // max(self.image_seq_length, 1))
+
+    def tower_seq_length(self) -> int | None:
+        """Features per image that the projector reads, None for a tower not known here."""
+        if self.vision_config.model_type not in CLASS_TOKENS:
+            return None
         dropped = 1 if self.vision_feature_select_strategy == "default" else 0
-        patches = (height // patch_height) * (width // patch_width)
-        return patches + CLASS_TOKENS[vision.model_type] - dropped
+        return math.prod(self.vision_grid) + CLASS_TOKENS[self.vision_config.model_type] - dropped
+
+    def default_image_seq_length(self) -> int | None:
+        """Features per image that the projector gives, None for a tower not known here."""
+        if self.projector_kind == "q_former":
+            return 32
+        length = self.tower_seq_length()
+        return (
+            length // 4 if length is not None and self.projector_kind == "pixel_shuffle" else length
+        )
 
     def validate(self) -> None:
         """Refuse values that no model can be built from. Raises ValueError naming the field.
@@ -174,7 +201,12 @@ class MayaConfig(PreTrainedConfig):
                 f"vision_feature_select_strategy: expected one of {', '.join(STRATEGIES)}, "
                 f"found {self.vision_feature_select_strategy!r}"
             )
+        if self.projector_kind not in PROJECTOR_KINDS:
+            raise ValueError(
+                f"projector_kind: expected one of {', '.join(PROJECTOR_KINDS)}, found {self.projector_kind!r}"
+            )
         self._validate_tower()
+        self._validate_image_seq_length()
         self._validate_decoder()
         if self.projector_num_layers < 1:
             raise ValueError(
@@ -194,13 +226,39 @@ class MayaConfig(PreTrainedConfig):
                 f"vision_feature_layer: expected 1 to {layers} or -{layers} to -1, as the tower has "
                 f"{layers} layers, found {self.vision_feature_layer}"
             )
-        expected = self.expected_image_seq_length()
-        if expected is not None and self.image_seq_length != expected:
+
+    def _validate_image_seq_length(self) -> None:
+        """Refuse a number of features per image that the projector does not give."""
+        given, length = self.image_seq_length, self.tower_seq_length()
+        if self.projector_kind == "mlp":
+            if length is not None and given != length:
+                raise ValueError(
+                    f"image_seq_length: expected {length}, which follows from vision_config "
+                    f"({self.vision_config.model_type}) and vision_feature_select_strategy="
+                    f"{self.vision_feature_select_strategy!r}, found {given}: leave it out to have it derived"
+                )
+            return
+        if given < 1:
+            raise ValueError(f"image_seq_length: expected at least 1, found {given}")
+        if self.projector_kind != "pixel_shuffle":
+            return
+        if length is None or length != math.prod(self.vision_grid):
             raise ValueError(
-                f"image_seq_length: expected {expected}, which follows from vision_config "
-                f"({self.vision_config.model_type}) and vision_feature_select_strategy="
-                f"{self.vision_feature_select_strategy!r}, found {self.image_seq_length}: leave it out to "
-                f"have it derived"
+                f"projector_kind: expected 'mlp' or 'q_former' for the features of vision_config "
+                f"({self.vision_config.model_type}) with vision_feature_select_strategy="
+                f"{self.vision_feature_select_strategy!r}, which are no whole grid of patches, found 'pixel_shuffle'"
+            )
+        factor = self.projector_shuffle
+        if factor < 1 or given * factor**2 != length or any(n % factor for n in self.vision_grid):
+            rows, columns = self.vision_grid
+            possible = [
+                rows * columns // n**2
+                for n in range(1, rows + 1)
+                if not rows % n and not columns % n
+            ]
+            raise ValueError(
+                f"image_seq_length: expected one of {', '.join(map(str, possible))} for 'pixel_shuffle' of "
+                f"{rows} x {columns} patches, found {given}"
             )
 
     def _validate_decoder(self) -> None:

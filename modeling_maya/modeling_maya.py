@@ -62,19 +62,109 @@ def _wants_dict(config: MayaConfig, return_dict: bool | None) -> bool:
 class MayaProjector(nn.Module):
     """`projector_num_layers` linear layers (at even indices of `layers`) with an activation between them.
 
-    (..., vision width) -> (..., D)
+    (..., features * vision width) -> (..., D), where `features` of an image are one input.
     """
 
-    def __init__(self, config: MayaConfig):
+    def __init__(self, config: MayaConfig, features: int = 1):
         super().__init__()
         width = config.text_config.hidden_size
-        layers: list[nn.Module] = [nn.Linear(config.vision_config.hidden_size, width)]
+        layers: list[nn.Module] = [nn.Linear(features * config.vision_config.hidden_size, width)]
         for _ in range(config.projector_num_layers - 1):
             layers += [ACT2FN[config.projector_hidden_act], nn.Linear(width, width)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
         return self.layers(image_features)
+
+
+class MayaPixelShuffleProjector(MayaProjector):
+    """An MLP over squares of neighbouring patches, whose features are joined (InternVL, arXiv 2404.16821).
+
+    (I, patches, vision width) -> (I, S, D); patches and features are in reading order.
+    """
+
+    def __init__(self, config: MayaConfig):
+        super().__init__(config, config.projector_shuffle**2)
+        self.factor, self.grid = config.projector_shuffle, config.vision_grid
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        factor, (rows, columns) = self.factor, self.grid
+        squares = image_features.unflatten(1, (rows // factor, factor, columns // factor, factor))
+        return self.layers(squares.transpose(2, 3).flatten(3).flatten(1, 2))
+
+
+class MayaQueryAttention(nn.Module):
+    """Attention with as many heads as the tower's: (I, Q, width), (I, K, width) -> (I, Q, width)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        # A bias of keys would change no attention.
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        parts = (self.q_proj(queries), self.k_proj(memory), self.v_proj(memory))
+        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        attended = nn.functional.scaled_dot_product_attention(*heads)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class MayaQueryLayer(nn.Module):
+    """One layer of a Q-Former: queries attend to each other, then to the features, then pass an MLP."""
+
+    def __init__(self, config: MayaConfig):
+        super().__init__()
+        vision = config.vision_config
+        width, eps = vision.hidden_size, vision.layer_norm_eps
+        self.self_attn = MayaQueryAttention(width, vision.num_attention_heads)
+        self.cross_attn = MayaQueryAttention(width, vision.num_attention_heads)
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+        self.layer_norm3 = nn.LayerNorm(width, eps=eps)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.activation = ACT2FN[config.projector_hidden_act]
+
+    def forward(self, queries: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        normed = self.layer_norm1(queries)
+        queries = queries + self.self_attn(normed, normed)
+        queries = queries + self.cross_attn(self.layer_norm2(queries), features)
+        return queries + self.fc2(self.activation(self.fc1(self.layer_norm3(queries))))
+
+
+class MayaQFormerProjector(nn.Module):
+    """A Q-Former (BLIP-2, arXiv 2301.12597) without its text: learned queries read the image's features.
+
+    (I, features, vision width) -> (I, S, D)
+    """
+
+    def __init__(self, config: MayaConfig):
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.queries = nn.Embedding(config.image_seq_length, width)
+        self.feature_norm = nn.LayerNorm(width, eps=config.vision_config.layer_norm_eps)
+        self.layers = nn.ModuleList(
+            MayaQueryLayer(config) for _ in range(config.projector_num_layers)
+        )
+        self.out_norm = nn.LayerNorm(width, eps=config.vision_config.layer_norm_eps)
+        self.out_proj = nn.Linear(width, config.text_config.hidden_size)
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        features = self.feature_norm(image_features)
+        queries = self.queries.weight.repeat(len(features), 1, 1)
+        for layer in self.layers:
+            queries = layer(queries, features)
+        return self.out_proj(self.out_norm(queries))
+
+
+def build_projector(config: MayaConfig) -> nn.Module:
+    """Return the projector of `config.projector_kind`: (I, features, vision width) -> (I, S, D)."""
+    kinds = {
+        "mlp": MayaProjector,
+        "pixel_shuffle": MayaPixelShuffleProjector,
+        "q_former": MayaQFormerProjector,
+    }
+    return kinds[config.projector_kind](config)
 
 
 def drop_unused_vision_weights(
@@ -166,7 +256,7 @@ class MayaModel(MayaPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         whole = set(self.vision_tower.state_dict())
         drop_unused_vision_weights(self.vision_tower, config)
-        self.multi_modal_projector = MayaProjector(config)
+        self.multi_modal_projector = build_projector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         # A checkpoint may have a head, and the tower whole, and still be right for this model.
         unused = sorted(whole - set(self.vision_tower.state_dict()))

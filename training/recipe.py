@@ -58,8 +58,14 @@ class ModelRecipe:
     continues the adapter; any other first stage starts from its base with the adapter merged."""
     revision: str | None = None
     """The checkpoint's revision, if its name does not include one."""
+    projector_kind: Literal["mlp", "pixel_shuffle", "q_former"] | None = None
+    """mlp (default): linear layers for each patch. pixel_shuffle: the same for squares of patches. q_former:
+    queries that attend to all patches."""
     projector_num_layers: int | None = None
-    """Linear layers of the projector, with an activation between them. Default 2."""
+    """Linear layers of the projector, with an activation between them; layers of a Q-Former. Default 2."""
+    image_seq_length: int | None = None
+    """Tokens of an image, where the projector leaves a choice: the patches over a square number for
+    pixel_shuffle (default: over 4), the queries of a q_former (default 32)."""
     chat_template: str | None = None
     """`maya`, `aya` and `plain` are Maya's own; `own` is the decoder's (or the checkpoint's), with the
     answers marked; or the path of a .jinja file. The template must fit the decoder's tokenizer, see
@@ -348,7 +354,10 @@ def _check(recipe: Recipe, where: str) -> None:
     model = recipe.model
     bases = [model.vision_tower, model.language_model]
     if model.checkpoint is not None:
-        decided = {"vision_tower", "language_model", "image_token", *MODEL_DEFAULTS}
+        decided = {
+            "vision_tower", "language_model", "image_token", "projector_kind", "image_seq_length",
+            *MODEL_DEFAULTS,
+        }  # fmt: skip
         decided -= {"chat_template", "image_aspect"}
         given = [
             name for name in vars(model) if name in decided and getattr(model, name) is not None

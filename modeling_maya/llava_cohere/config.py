@@ -265,6 +265,7 @@ def to_llava_cohere(
     for field, found, expected in (
         ("text_config.model_type", text.model_type, "cohere"),
         ("vision_config.model_type", vision.model_type, "siglip_vision_model"),
+        ("projector_kind", config.projector_kind, "mlp"),
         ("projector_hidden_act", config.projector_hidden_act, "gelu"),
     ):
         if found != expected:

@@ -251,6 +251,7 @@ def _bridge_limits(config: MayaConfig) -> dict[str, tuple[Any, list[Any]]]:
         "vision_config.model_type": (tower.model_type, ["siglip_vision_model"]),
         "vision_feature_select_strategy": (config.vision_feature_select_strategy, ["full"]),
         "vision_config.hidden_act": (tower.hidden_act, GELUS),
+        "projector_kind": (config.projector_kind, ["mlp"]),
         "projector_num_layers": (layers, [1, 2]),
     }
     if layers == 2:

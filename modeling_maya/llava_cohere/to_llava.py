@@ -104,6 +104,10 @@ def _check_parts(config: MayaConfig, where: str) -> None:
             f"{where}: vision_config.model_type: expected {' or '.join(TOWERS)}, as transformers' LLaVA passes "
             f"images to no other tower, found {tower!r}"
         )
+    if config.projector_kind != "mlp":
+        raise ValueError(
+            f"{where}: projector_kind: expected 'mlp', the projector of LLaVA, found {config.projector_kind!r}"
+        )
     if layers > 2:
         raise ValueError(
             f"{where}: projector_num_layers: expected 1 or 2, as LLaVA's projector has two, found {layers}"

@@ -74,6 +74,13 @@ TOWERS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
 }
 IMAGE_SIZE = 12
 
+# Fields of a tiny Maya with another projector, for each kind; nine features of an image, as with an MLP.
+PROJECTORS = {
+    "mlp": {},
+    "pixel_shuffle": {"projector_kind": "pixel_shuffle", "vision": {"patch_size": 2}},
+    "q_former": {"projector_kind": "q_former", "image_seq_length": 9},
+}
+
 
 def tiny_config(
     decoder: str = "cohere",

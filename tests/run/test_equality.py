@@ -16,7 +16,14 @@ from transformers.models.cohere import modeling_cohere
 from maya_vlm.training.batches.packing import Encoded, lay_out, pack_group, shared_prefix
 from maya_vlm.training.model.attention import block_mask, dense_mask, row_plan, set_attention
 from maya_vlm.training.run.trainer import add_pair_loss
-from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model
+from tests.helpers.tiny import (
+    IMAGE_TOKEN,
+    PROJECTORS,
+    VOCAB,
+    enable_checkpointing,
+    tiny_images,
+    tiny_model,
+)
 
 from ..model.cpu_kernels import use_cpu_kernels
 
@@ -107,8 +114,8 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[n] - b[n]).norm() / a[n].norm().clamp(min=1e-30)) for n in a)
 
 
-def make(layout: str, decoder: str = "cohere"):
-    model = tiny_model(decoder, text={"attention_dropout": 0.0}).double()
+def make(layout: str, decoder: str = "cohere", **fields):
+    model = tiny_model(decoder, text={"attention_dropout": 0.0}, **fields).double()
     model.train()
     model.requires_grad_(True)
     model.model.vision_tower.requires_grad_(False)
@@ -122,6 +129,20 @@ def exact(monkeypatch):
     use_cpu_kernels(monkeypatch)
     with double_precision():
         yield
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PROJECTORS if kind != "mlp"])
+def test_shared_equals_separate_with_another_projector(kind):
+    sample = groups()
+    pixels = tiny_images(len(sample)).double()
+    model = make("segments", **PROJECTORS[kind])
+    packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
+    loss, grads = run(model, lay_out(packed, "segments", LANGUAGES, pad_token=0), pixels)
+    set_attention(model.model.language_model, "dense")
+    expected, expected_grads = separate(model, sample, pixels)
+    assert any("multi_modal_projector" in name for name in grads)
+    assert abs(loss - expected) < TOLERANCE
+    assert difference(expected_grads, grads) < TOLERANCE
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

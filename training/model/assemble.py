@@ -17,7 +17,7 @@ from transformers import (
 from modeling_maya import (
     MayaConfig,
     MayaForConditionalGeneration,
-    MayaProjector,
+    build_projector,
     drop_unused_vision_weights,
 )
 from processing_maya import MayaImageProcessor, MayaProcessor, add_image_token
@@ -68,7 +68,9 @@ def build_maya(
     vision_tower: str,
     language_model: str,
     *,
+    projector_kind: str = "mlp",
     projector_num_layers: int = 2,
+    image_seq_length: int | None = None,
     chat_template: str = "maya",
     further_templates: Iterable[str] = (),
     image_token: str = IMAGE,
@@ -86,6 +88,7 @@ def build_maya(
 
     Args:
         vision_tower, language_model: folders or repositories, also as `user/name@revision`.
+        projector_kind, projector_num_layers, image_seq_length: see `MayaConfig`.
         chat_template: see `templates.find_template`.
         further_templates: other templates that the model will be trained with.
         image_token: the tokenizer's token that stands for one patch of an image.
@@ -115,7 +118,9 @@ def build_maya(
         vision_config=vision_config,
         text_config=text_config,
         image_token_id=image_token_id,
+        projector_kind=projector_kind,
         projector_num_layers=projector_num_layers,
+        image_seq_length=image_seq_length,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
     )
@@ -129,7 +134,7 @@ def build_maya(
         decoder = _load_decoder(language, rows, loading)
     model.model.language_model = decoder.base_model
     model.lm_head = decoder.get_output_embeddings()
-    model.model.multi_modal_projector = MayaProjector(config).to(dtype)
+    model.model.multi_modal_projector = build_projector(config).to(dtype)
     model.tie_weights()
     model.generation_config = decoder.generation_config
     model.generation_config.pad_token_id = tokenizer.pad_token_id

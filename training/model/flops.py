@@ -120,8 +120,7 @@ def forward_flops(config: Any) -> ForwardFlops:
     patches = (height // vision.patch_size) * (length // vision.patch_size)
     seen = patches + CLASS_TOKENS[vision.model_type]
     first = 2 * wide * vision.num_channels * vision.patch_size**2 * patches
-    features = config.image_seq_length
-    projector_first = 2 * features * wide * width
+    projector, projector_first = _projector_flops(config)
     return ForwardFlops(
         layers=text.num_hidden_layers,
         layer=attention + 6 * width * inner,
@@ -131,9 +130,24 @@ def forward_flops(config: Any) -> ForwardFlops:
         tower=first + depth * (seen * (8 * wide**2 + 4 * wide * deep) + 4 * wide * seen**2),
         tower_first=first,
         tower_last=depth * seen * 2 * wide * deep,
-        projector=projector_first + (config.projector_num_layers - 1) * 2 * features * width**2,
+        projector=projector,
         projector_first=projector_first,
     )
+
+
+def _projector_flops(config: Any) -> tuple[float, float]:
+    """Return the FLOPs of the projector per image, and those of the matrices that read the tower's features."""
+    wide, width = config.vision_config.hidden_size, config.text_config.hidden_size
+    features, layers = config.image_seq_length, config.projector_num_layers
+    patches = config.tower_seq_length()
+    if config.projector_kind == "q_former":
+        # Keys and values of each layer; queries, outputs and self-attention; scores; an MLP of 4 widths.
+        read = layers * 4 * patches * wide**2
+        own = layers * (28 * features * wide**2 + 4 * features * wide * (features + patches))
+        return read + own + 2 * features * wide * width, read
+    joined = config.projector_shuffle**2 if config.projector_kind == "pixel_shuffle" else 1
+    first = 2 * features * joined * wide * width
+    return first + (layers - 1) * 2 * features * width**2, first
 
 
 def trainable_parts(

@@ -67,7 +67,9 @@ def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
         vision_config=getattr(vision, "vision_config", vision),
         text_config=text,
         image_token_id=0,
+        projector_kind=model.projector_kind or "mlp",
         projector_num_layers=model.projector_num_layers,
+        image_seq_length=model.image_seq_length,
         vision_feature_layer=model.vision_feature_layer,
         vision_feature_select_strategy=model.vision_feature_select_strategy,
     )
@@ -220,13 +222,21 @@ def activation_bytes(
 
     side, deep = vision.hidden_size, vision.intermediate_size
     depth = config.vision_layers_used
-    patches = images * (cast(int, config.image_seq_length) + 1)
+    features = images * cast(int, config.image_seq_length)
+    patches = images * ((config.tower_seq_length() or cast(int, config.image_seq_length)) + 1)
     block = (8 + 10 * width) * side + 3 * width * deep
     kept_whole = depth if learns.tower and not checkpointing else 0
     tower = (depth + 1) * width * side + (kept_whole + 2) * block
-    projector = width * (side + 3 * config.projector_num_layers * wide)
+    layers = config.projector_num_layers
+    if config.projector_kind == "q_former":
+        # Per query: 13 widths a layer besides its scores. Per patch: keys, values and the normed features.
+        projector = (
+            features * width * layers * 13 * side + patches * width * (2 * layers + 1) * side
+        )
+    else:
+        projector = patches * width * side + (features + images) * width * 3 * layers * wide
     logits = min(tile, tokens * text.vocab_size) * (4 + 2 * width)
-    return int(total + patches * (tower + projector) + logits)
+    return int(total + patches * tower + projector + logits)
 
 
 # ------------------------------------------------------------------------------ checked

@@ -176,7 +176,9 @@ def load_model(run: StageRun) -> tuple[Any, Any]:
         return build_maya(
             str(model.vision_tower),
             str(model.language_model),
+            projector_kind=model.projector_kind or "mlp",
             projector_num_layers=model.projector_num_layers,
+            image_seq_length=model.image_seq_length,
             chat_template=str(model.chat_template),
             further_templates=further,
             image_token=model.image_token or IMAGE,
