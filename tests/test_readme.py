@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from maya_vlm.training.cli import build_parser
 from maya_vlm.training.evaluation.tasks import TASKS
@@ -51,11 +52,33 @@ def test_figures_are_those_of_the_results_files():
 
 
 def test_the_picture_says_what_was_measured():
-    """Its title in the README, and the numbers that it is drawn from."""
+    """Its title in the README, the file, its words and its widths are those of the results file."""
+    results = json.loads((ROOT / "tests/benchmarks/results/training_speed.json").read_text("utf-8"))
+    case = results["cases"]["pretrain_15_60"]
+    faster = case["times_faster"]["trl_supervised"]["step"]["ratio_of_medians"]
+    tokens = case["decoder_tokens_per_sample"]
+    apart, shared = tokens["trl_supervised"], tokens["maya"]
+    image = case["shape"]["image_tokens"]
     numbers = prefix_picture.numbers()
-    assert f": {numbers['faster']:.0f} times as fast, with the same loss]" in README
-    assert numbers["loss"] < 1e-6
-    assert 0.2 < numbers["shared"] / numbers["apart"] < 0.3  # "about a quarter of the work"
+    assert (numbers["apart"], numbers["shared"], numbers["image"]) == (apart, shared, image)
+    assert numbers["faster"] == faster
+    assert numbers["loss"] == case["loss"]["largest_relative_difference"] < 1e-6
+    assert f": {faster:.0f} times as fast, with the same loss]" in README
+    assert 0.2 < shared / apart < 0.3  # "about a quarter of the work"
+    with Image.open(prefix_picture.PICTURE) as stored:
+        assert json.loads(stored.text["Description"]) == numbers
+
+    (axes,) = prefix_picture.drawing(numbers).axes
+    words = "\n".join(text.get_text() for text in axes.texts)
+    found = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", words)]
+    assert found == [round(apart), round(shared), round(faster, 1)]
+    # Rows of image, caption and padding, then one image with all captions.
+    widths = [patch.get_width() for patch in axes.patches]
+    rows, together = widths[:24], widths[24:]
+    assert [sum(rows[start : start + 3]) for start in range(0, 24, 3)] == pytest.approx([apart] * 8)
+    assert rows[::3] == [image] * 8 == [together[0]] * 8
+    assert rows[1::3] == together[1:]
+    assert sum(together) == pytest.approx(8 * shared)
 
 
 def test_the_lines_that_ask_the_published_weights_work(tmp_path):
