@@ -1,8 +1,7 @@
-"""The pages of docs/: they build without a warning or a dead link, no key is missing, and their commands are right."""
+"""The pages of docs/: they build without a warning or a dead link, and no key is missing."""
 
 import dataclasses
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from maya_vlm.training.ablation.study import Study
-from maya_vlm.training.cli import build_parser
 from maya_vlm.training.data.plan import Plan
 from maya_vlm.training.evaluation.tasks import TASKS
 from maya_vlm.training.recipe import Recipe
@@ -66,22 +64,6 @@ def test_links_lead_somewhere(page):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for heading in re.findall(r'(?:start-after|end-before): "(.+)"', text):
         assert f"\n{heading}\n" in readme
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_are_understood(page, capsys):
-    """Every `maya ...` of a page's code blocks, and those of the migration's tables."""
-    text = page.read_text(encoding="utf-8")
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    commands = re.findall(r"(?:^|&& )(?:\.venv/bin/)?maya ([^&\n]+)", blocks, re.M)
-    if page.stem == "migration":
-        commands += re.findall(r"`maya ([a-z][^`]*)`", text)
-        assert len(commands) > 5
-    for command in commands:
-        try:
-            build_parser().parse_args(shlex.split(command))
-        except SystemExit:
-            pytest.fail(f"{page.name}: maya {command}: {capsys.readouterr().err}")
 
 
 @pytest.fixture(scope="module")
