@@ -13,7 +13,7 @@ from PIL import Image
 from maya_vlm.training.evaluation.tasks import TASKS
 from tests.benchmarks import learning_by_group_size, main_job
 from tests.compatibility import matrix
-from tests.helpers.hub_server import HubServer, Repository
+from tests.helpers.hub_server import HubServer
 from tests.helpers.tiny_maya import tiny_picture
 from tests.modeling_maya.llava_cohere import tiny_original as original
 
@@ -87,14 +87,8 @@ def test_the_lines_that_ask_the_published_weights_work(tmp_path):
     original.write_checkpoint(folder, mm_vision_tower="someone/tower")
     tiny_picture().save(tmp_path / "picture.png")
     with HubServer() as hub:
-        for name, place in (
-            ("maya-multimodal/maya", folder),
-            ("someone/tower", tmp_path / "tower"),
-        ):
-            repository = Repository("model", name)
-            files = {path.name: path.read_bytes() for path in place.iterdir()}
-            repository.commit("main", files, "as published")
-            hub.repositories["model", name] = repository
+        hub.put("model", "maya-multimodal/maya", folder)
+        hub.put("model", "someone/tower", tmp_path / "tower")
         done = subprocess.run(
             [sys.executable, "-c", snippet],
             cwd=tmp_path,

@@ -1,11 +1,14 @@
-"""The code blocks and the inline code of the README and of the pages of docs/."""
+"""The code blocks and the inline code of the README, of the pages of docs/, and of CONTRIBUTING and SECURITY."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,8 @@ MARKERS = [line.split(":")[0] for line in PYPROJECT["tool"]["pytest"]["ini_optio
 # First words of a command -> why nothing here can parse it.
 NOT_PARSED = {
     "vllm serve": "vLLM is not installed with the tests; tests/compatibility/vllm_on_cpu.py runs it",
+    "ruff": ".ci/run runs it",
+    "mypy": ".ci/run runs it",
     "transformers serve": "named as what cannot serve a Maya",
     "hf auth login": "asks for a token",
     "python -m lmms_eval": "tests/evaluation/test_lmms_eval.py runs it, in an environment of its own",
@@ -33,6 +35,7 @@ OTHER_OPTIONS = {
     "--enable-lora", "--lora-modules", "--allowed-media-domains", "--model-impl",  # vLLM
     "--tune_mm_mlp_adapter", "--mm_projector_type", "--mm_vision_select_layer", "--lora_enable",  # LLaVA
     "--image_aspect_ratio", "--group_by_modality_length", "--model_max_length",
+    "--only",  # tests/attack/run.py
 }  # fmt: skip
 # Packages that the pages install beside this one; each is named with a reason on its page.
 PACKAGES = {"torchao", "gradio", "deepspeed", "lmms-eval", "filelock"}

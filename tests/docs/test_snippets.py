@@ -12,7 +12,7 @@ import pytest
 from datasets import load_dataset
 
 from tests.docs.blocks import blocks
-from tests.helpers.hub_server import HubServer, Repository
+from tests.helpers.hub_server import HubServer
 from tests.helpers.tiny_llava import save_tiny_llava
 from tests.helpers.tiny_maya import tiny_maya, tiny_picture
 from tests.modeling_maya.llava_cohere import tiny_original as original
@@ -35,17 +35,6 @@ CHANGED = {
 }
 
 
-def put(hub: HubServer, kind: str, name: str, folder: Path) -> None:
-    repository = Repository(kind, name)
-    files = {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    repository.commit("main", files, "as published")
-    hub.repositories[kind, name] = repository
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A folder with `runs/mini` and `picture.png`, and the environment of a Hub with what the snippets name."""
@@ -61,10 +50,10 @@ def world(tmp_path_factory):
     original.write_checkpoint(folder / "original" / "checkpoint", mm_vision_tower="someone/tower")
     save_tiny_llava(folder / "llava")
     with HubServer() as hub:
-        put(hub, "model", "maya-multimodal/maya", folder / "original" / "checkpoint")
-        put(hub, "model", "someone/tower", folder / "original" / "tower")
-        put(hub, "model", "llava-hf/llava-1.5-7b-hf", folder / "llava")
-        put(hub, "dataset", "your-name/captions", folder / "captions")
+        hub.put("model", "maya-multimodal/maya", folder / "original" / "checkpoint")
+        hub.put("model", "someone/tower", folder / "original" / "tower")
+        hub.put("model", "llava-hf/llava-1.5-7b-hf", folder / "llava")
+        hub.put("dataset", "your-name/captions", folder / "captions")
         yield folder, {**os.environ, **hub.environment(folder / "home"), "PYTHONPATH": str(ROOT)}
 
 
