@@ -174,6 +174,6 @@ def test_the_lists_are_not_stale():
 
 
 def test_what_vllm_is_told_is_json():
-    (command,) = [command for _, command in LINES if "vllm serve" in command]
+    (command,) = [command for _, command in LINES if "--limit-mm-per-prompt" in command]
     words = words_of(command)
     assert json.loads(words[words.index("--limit-mm-per-prompt") + 1]) == {"image": 3}
