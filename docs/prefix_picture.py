@@ -2,7 +2,8 @@
 
     python docs/prefix_picture.py
 
-The numbers are those of tests/benchmarks/results/training_speed.json, case pretrain_15_60.
+The numbers are those of tests/benchmarks/results/training_speed.json, case pretrain_15_60. The file keeps them as
+its text `Description`, so that a test can tell whether the picture is up to date.
 """
 
 import json
@@ -13,13 +14,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tests" / "benchmarks" / "results" / "training_speed.json"
 PICTURE = ROOT / "docs" / "pictures" / "prefix.png"
 LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar")
-IMAGE, EDGE = "#4c72b0", "white"
+IMAGE, PADDING, EDGE = "#4c72b0", "#e3e3e3", "white"
 
 
 def numbers() -> dict[str, Any]:
@@ -35,10 +37,10 @@ def numbers() -> dict[str, Any]:
     }
 
 
-def draw(path: Path) -> None:
-    """Draw the picture."""
-    found = numbers()
-    caption = found["apart"] - found["image"]
+def drawing(found: dict[str, Any]) -> Figure:
+    """Return the picture of `numbers()`; one unit of its width is one token."""
+    caption = found["shared"] - found["image"] / len(LANGUAGES)
+    padding = found["apart"] - found["image"] - caption
     colours = pyplot.get_cmap("Set2").colors
     figure, axes = pyplot.subplots(figsize=(9, 3.4), layout="constrained")
 
@@ -47,32 +49,35 @@ def draw(path: Path) -> None:
         axes.text(x + width / 2, y + 0.4, text, ha="center", va="center", fontsize=8)
 
     for row, language in enumerate(LANGUAGES):
+        end = found["image"] + caption
         block(0, 10 - row, found["image"], IMAGE, "image" if row == 0 else "the same image")
         block(found["image"], 10 - row, caption, colours[row % len(colours)], language)
+        block(end, 10 - row, padding, PADDING, "")
     block(0, 0.6, found["image"], IMAGE, "image")
     for row, language in enumerate(LANGUAGES):
         place = found["image"] + row * caption
         block(place, 0.6, caption, colours[row % len(colours)], language)
     width = found["image"] + len(LANGUAGES) * caption
+    left = found["apart"] + 15
     axes.text(
-        found["image"] + caption + 20, 6.6,
-        f"apart: {found['apart']:.0f} tokens of the decoder a caption", fontsize=10, va="center",
+        left, 6.6,
+        f"apart: {found['apart']:.0f} tokens of the decoder a caption,\npadding (grey) included",
+        fontsize=10, va="center",
     )  # fmt: skip
     axes.text(
-        found["image"] + caption + 20, 5.2,
+        left, 5.0,
         f"one shared image: {found['shared']:.0f} tokens a caption,\n{found['faster']:.1f} times as fast, the same loss",
         fontsize=10, va="center",
     )  # fmt: skip
     axes.annotate(
-        "", xy=(width * 0.6, 1.7), xytext=(width * 0.6, 4.2), arrowprops={"arrowstyle": "->"}
+        "", xy=(width * 0.6, 1.7), xytext=(width * 0.6, 3.9), arrowprops={"arrowstyle": "->"}
     )
     axes.set_xlim(-5, width + 5)
     axes.set_ylim(0.2, 11.2)
     axes.axis("off")
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    return figure
 
 
 if __name__ == "__main__":
-    draw(PICTURE)
+    found = numbers()
+    drawing(found).savefig(PICTURE, dpi=120, metadata={"Description": json.dumps(found)})

@@ -1,8 +1,7 @@
-"""The pages of docs/: they build without a warning, no key is missing, and their commands and links are right."""
+"""The pages of docs/: they build without a warning or a dead link, and no key is missing."""
 
 import dataclasses
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from maya_vlm.training.ablation.study import Study
-from maya_vlm.training.cli import build_parser
 from maya_vlm.training.data.plan import Plan
 from maya_vlm.training.evaluation.tasks import TASKS
 from maya_vlm.training.recipe import Recipe
+from tests.docs.site_links import dead_links
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -67,31 +66,45 @@ def test_links_lead_somewhere(page):
         assert f"\n{heading}\n" in readme
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_are_understood(page, capsys):
-    """Every `maya ...` of a page's code blocks, and those of the migration's tables."""
-    text = page.read_text(encoding="utf-8")
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    commands = re.findall(r"(?:^|&& )(?:\.venv/bin/)?maya ([^&\n]+)", blocks, re.M)
-    if page.stem == "migration":
-        commands += re.findall(r"`maya ([a-z][^`]*)`", text)
-        assert len(commands) > 5
-    for command in commands:
-        try:
-            build_parser().parse_args(shlex.split(command))
-        except SystemExit:
-            pytest.fail(f"{page.name}: maya {command}: {capsys.readouterr().err}")
-
-
-def test_the_pages_build_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The built pages."""
     pytest.importorskip("sphinx", reason="needs the extra `docs`")
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", DOCS, tmp_path],
+        [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", DOCS, folder],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    built = (tmp_path / "generated" / "recipes.html").read_text(encoding="utf-8")
+    return folder
+
+
+@pytest.mark.docs
+def test_the_pages_build_without_a_warning(site):
+    built = (site / "generated" / "recipes.html").read_text(encoding="utf-8")
     assert "projector_num_layers" in built
     # A part of the README comes along.
-    assert "without the picture" in (tmp_path / "index.html").read_text("utf-8")
+    assert "without the picture" in (site / "index.html").read_text("utf-8")
+
+
+@pytest.mark.docs
+def test_every_link_of_the_built_pages_leads_somewhere(site):
+    assert list(dead_links(site)) == []
+    # Files of the repository are copied onto the site, Markdown that is no page too.
+    copied = {path.name for path in (site / "_downloads").glob("*/*")}
+    assert {"README.md", "recipe.py", "maya.ipynb"} <= copied
+
+
+def test_dead_links_are_found(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "b.html").write_text('<h1 id="here">b</h1><a href="../../c.html">c</a>')
+    (tmp_path / "a.html").write_text(
+        '<a href="inner/b.html#here"></a><a href="#top"></a><a href="https://example.org/x"></a>'
+        '<a href="inner/b.html#away"></a><a href="#away"></a><img src="away.png"><a href="inner"></a>'
+    )
+    (tmp_path.parent / "c.html").write_text("outside of the site")
+    assert list(dead_links(tmp_path)) == [
+        *(f"a.html: {link}" for link in ("inner/b.html#away", "#away", "away.png", "inner")),
+        "inner/b.html: ../../c.html",
+    ]

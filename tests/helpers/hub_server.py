@@ -82,6 +82,14 @@ class HubServer:
         self.server.server_close()
         self.thread.join()
 
+    def put(self, kind: str, name: str, folder: Path) -> None:
+        """Make a repository with the files of a folder."""
+        repository = Repository(kind, name)
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        repository.commit("main", files, "as published")
+        self.repositories[kind, name] = repository
+
     def environment(self, home: Path) -> dict[str, str]:
         """What a process must find in its environment to use this Hub, with caches under `home`."""
         return {
