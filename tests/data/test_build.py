@@ -180,10 +180,10 @@ def test_refused_key_is_one_line(write, capsys):
     ("changes", "message"),
     [
         ({"unit_rows": 0}, "unit_rows: expected at least 1, found 0"),
-        ({"languages": ["fr", "fr"]}, "languages: one stands twice"),
-        ({"languages": ["en"]}, "'en' is what the source is in"),
-        ({"languages": None}, "translator: there are no languages to translate into"),
-        ({"translator": None}, "languages: there is no translator section"),
+        ({"languages": ["fr", "fr"]}, "languages: expected each once"),
+        ({"languages": ["en"]}, "found the source language 'en'"),
+        ({"languages": None}, "translator: expected languages to translate into"),
+        ({"translator": None}, "languages: expected a translator section"),
         ({"source__kind": "zip"}, "source.kind: expected 'mini' | 'llava'"),
         ({"source__path": None}, "source.path: a source of kind llava needs one"),
         ({"executor": {"workers": 0}}, "executor: workers: expected 1 or more, found 0"),
@@ -212,8 +212,8 @@ def test_what_a_section_refuses_by_itself_is_named_with_its_file():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (["translat"], "step 'translat': expected some of source, translate"),
-        (["toxicity"], "has no section for it"),
+        (["translat"], "step 'translat': expected one of source, translate"),
+        (["toxicity"], "expected a section for it"),
         (["translate"], "source: not read yet; run the step source first"),
     ],
 )

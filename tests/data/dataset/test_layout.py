@@ -290,7 +290,7 @@ def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
     source = SourcePlan("llava", "rows.json")
     with pytest.raises(ValueError, match=r"layout.licence: 'mit', but texts made by aya-23-35b"):
         Plan(source=source, layout=LayoutPlan(licence="mit"), **common)
-    with pytest.raises(ValueError, match=r"layout.images: bytes: the source names no place"):
+    with pytest.raises(ValueError, match=r"layout.images: bytes: expected a place of pictures"):
         Plan(source=source, layout=LayoutPlan(images="bytes"), **common)
     plan = Plan(source=source, **common)
     assert licence_of(plan.translator, plan.layout)[0] == "cc-by-nc-4.0"
