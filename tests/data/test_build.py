@@ -131,7 +131,7 @@ def test_failed_rows_stay_failed_until_asked_again(write, tmp_path, capsys):
         assert build(plan, "--retry-failed") == 0
         assert [row["text"] for row in translated(tmp_path)] == list(CAPTIONS.values())
         assert server.counts[("fr", texts[0])] == server.counts[("fr", texts[2])] == 1
-    assert "1 failed rows are asked for again" in capsys.readouterr().out
+    assert "1 failed rows are requested again" in capsys.readouterr().out
 
 
 def test_a_build_whose_every_request_fails_says_why(write, tmp_path, capsys):
