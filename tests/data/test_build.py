@@ -191,7 +191,7 @@ def test_refused_key_is_one_line(write, capsys):
         ({"source__language": "tlh"}, "source.language: language 'tlh' cannot be identified"),
         (
             {"languages": ["am", "ti"], "verification": {"checks": {"scripts": ETHIOPIC}}},
-            "language 'am' cannot be told from ti: lingua does not know it",
+            "language 'am' cannot be distinguished from ti: lingua does not know it",
         ),
         ({"exekutor": {}}, "unknown key 'exekutor'; did you mean 'executor'?"),
     ],
