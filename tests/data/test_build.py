@@ -185,7 +185,7 @@ def test_refused_key_is_one_line(write, capsys):
         ({"languages": None}, "translator: expected languages to translate into"),
         ({"translator": None}, "languages: expected a translator section"),
         ({"source__kind": "zip"}, "source.kind: expected 'mini' | 'llava'"),
-        ({"source__path": None}, "source.path: a source of kind llava needs one"),
+        ({"source__path": None}, "source.path: expected a path for kind llava"),
         ({"executor": {"workers": 0}}, "executor: workers: expected 1 or more, found 0"),
         ({"languages": ["fr", "tlh"]}, "languages[1]: language 'tlh' cannot be identified: lingua"),
         ({"source__language": "tlh"}, "source.language: language 'tlh' cannot be identified"),
@@ -205,7 +205,7 @@ def test_bad_plans_are_named_with_their_file(write, changes, message, capsys):
 
 
 def test_what_a_section_refuses_by_itself_is_named_with_its_file():
-    with pytest.raises(ValueError, match=r"^x.yaml: source.path: a source of kind llava needs one"):
+    with pytest.raises(ValueError, match=r"^x.yaml: source.path: expected a path for kind llava"):
         from_mapping(SourcePlan, {"kind": "llava"}, "x.yaml")
 
 
@@ -214,7 +214,7 @@ def test_what_a_section_refuses_by_itself_is_named_with_its_file():
     [
         (["translat"], "step 'translat': expected one of source, translate"),
         (["toxicity"], "expected a section for it"),
-        (["translate"], "source: not read yet; run the step source first"),
+        (["translate"], "source: not read yet: run the step source first"),
     ],
 )
 def test_bad_steps(write, steps, message, capsys):

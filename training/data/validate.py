@@ -113,7 +113,7 @@ def infer_source(
         kind = "folder"
     elif not any(p.is_file() for p in place.rglob("*")):
         raise ValueError(
-            f"{path}: expected pictures with captions or a dataset's files, found no file; add some, "
+            f"{path}: expected pictures with captions or a dataset's files, found no file: add some, "
             "or correct the path"
         )
     else:

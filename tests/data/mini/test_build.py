@@ -335,7 +335,7 @@ def test_output_with_other_things_is_left_alone(packages: Path, tmp_path: Path) 
 
 
 def test_unknown_style_and_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="style: expected one of .*, found 'cubist'"):
+    with pytest.raises(ValueError, match=r"style: expected one of .*, found 'cubist'"):
         build_mini(tmp_path / "mini", tmp_path, ["cubist"])
     with pytest.raises(FileNotFoundError, match="expected a folder with the npm tarballs"):
         build_mini(tmp_path / "mini", tmp_path / "nowhere")
