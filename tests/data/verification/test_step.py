@@ -188,9 +188,13 @@ class TestStep:
         assert (found["ok"], found["other_language"]) == (3, {})
 
     def test_what_is_missing_is_said(self, folder):
-        with pytest.raises(ValueError, match="no source units; run the step source first"):
+        with pytest.raises(
+            ValueError, match="expected source units, found none: run the step source first"
+        ):
             run_step(step(folder / "translate"))
-        with pytest.raises(ValueError, match=r"3 of 3 units are not translated into es"):
+        with pytest.raises(
+            ValueError, match=r"expected 3 units translated into es, found 3 missing"
+        ):
             run_step(step(folder, languages=("fr", "es")))
         with pytest.raises(ValueError, match="fr was not surveyed"):
             step(folder).worker("verify/fr")
