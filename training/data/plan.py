@@ -165,7 +165,9 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 def plan_of(folder: Path) -> Plan:
     """Return the plan of a build's folder. Raises ValueError if the folder is not that of a build."""
     if not (folder / "plan.yaml").is_file():
-        raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
+        raise ValueError(
+            f"{folder}: expected the output_dir of `maya data build`, found no plan.yaml"
+        )
     return load_plan(folder / "plan.yaml")
 
 

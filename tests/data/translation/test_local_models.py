@@ -220,7 +220,10 @@ def test_what_a_model_cannot_do_is_refused(nllb, chat_model, tmp_path):
         ValueError, match="codes: expected a code for 'hi', found codes for en, fr, ru"
     ):
         ask(LocalPlan(model=str(nllb), codes=CODES), target="hi")
-    with pytest.raises(ValueError, match="no token 'hin_Deva'; correct codes"):
+    with pytest.raises(
+        ValueError,
+        match="expected the token 'hin_Deva' in the vocabulary, found none: correct codes",
+    ):
         ask(LocalPlan(model=str(nllb), codes={**CODES, "hi": "hin_Deva"}), target="hi")
     with pytest.raises(ValueError, match="found causal: the model has an encoder"):
         ask(LocalPlan(model=str(nllb), kind="causal"))
