@@ -131,7 +131,7 @@ def test_failed_rows_stay_failed_until_asked_again(write, tmp_path, capsys):
         assert build(plan, "--retry-failed") == 0
         assert [row["text"] for row in translated(tmp_path)] == list(CAPTIONS.values())
         assert server.counts[("fr", texts[0])] == server.counts[("fr", texts[2])] == 1
-    assert "1 failed rows are asked for again" in capsys.readouterr().out
+    assert "1 failed rows are requested again" in capsys.readouterr().out
 
 
 def test_a_build_whose_every_request_fails_says_why(write, tmp_path, capsys):
@@ -180,18 +180,18 @@ def test_refused_key_is_one_line(write, capsys):
     ("changes", "message"),
     [
         ({"unit_rows": 0}, "unit_rows: expected at least 1, found 0"),
-        ({"languages": ["fr", "fr"]}, "languages: one stands twice"),
-        ({"languages": ["en"]}, "'en' is what the source is in"),
-        ({"languages": None}, "translator: there are no languages to translate into"),
-        ({"translator": None}, "languages: there is no translator section"),
+        ({"languages": ["fr", "fr"]}, "languages: expected each once"),
+        ({"languages": ["en"]}, "found the source language 'en'"),
+        ({"languages": None}, "translator: expected languages to translate into"),
+        ({"translator": None}, "languages: expected a translator section"),
         ({"source__kind": "zip"}, "source.kind: expected 'mini' | 'llava'"),
-        ({"source__path": None}, "source.path: a source of kind llava needs one"),
+        ({"source__path": None}, "source.path: expected a path for kind llava"),
         ({"executor": {"workers": 0}}, "executor: workers: expected 1 or more, found 0"),
         ({"languages": ["fr", "tlh"]}, "languages[1]: language 'tlh' cannot be identified: lingua"),
         ({"source__language": "tlh"}, "source.language: language 'tlh' cannot be identified"),
         (
             {"languages": ["am", "ti"], "verification": {"checks": {"scripts": ETHIOPIC}}},
-            "language 'am' cannot be told from ti: lingua does not know it",
+            "language 'am' cannot be distinguished from ti: lingua does not know it",
         ),
         ({"exekutor": {}}, "unknown key 'exekutor'; did you mean 'executor'?"),
     ],
@@ -205,16 +205,16 @@ def test_bad_plans_are_named_with_their_file(write, changes, message, capsys):
 
 
 def test_what_a_section_refuses_by_itself_is_named_with_its_file():
-    with pytest.raises(ValueError, match=r"^x.yaml: source.path: a source of kind llava needs one"):
+    with pytest.raises(ValueError, match=r"^x.yaml: source.path: expected a path for kind llava"):
         from_mapping(SourcePlan, {"kind": "llava"}, "x.yaml")
 
 
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        (["translat"], "step 'translat': expected some of source, translate"),
-        (["toxicity"], "has no section for it"),
-        (["translate"], "source: not read yet; run the step source first"),
+        (["translat"], "step 'translat': expected one of source, translate"),
+        (["toxicity"], "expected a section for it"),
+        (["translate"], "source: not read yet: run the step source first"),
     ],
 )
 def test_bad_steps(write, steps, message, capsys):

@@ -1,30 +1,31 @@
-"""Build Maya's datasets. Importing this room needs no torch, and it does not know the trainer.
+"""Build Maya's datasets. This package imports neither torch nor the trainer.
 
-The roof, one file a command:
-    plan.py: the plan of a build, section by section
-    validate.py: `maya data validate`: bad rows of a source
-    build.py: `maya data build`: the steps of a plan, in order
-    reviews.py: `maya data review` and `maya data policy`: people's decisions, applied
+Top layer, one file per command:
+    plan.py: the plan of a build (one YAML file) and its sections
+    validate.py: `maya data validate`: report bad rows of a source
+    build.py: `maya data build`: run the steps of a plan in order
+    reviews.py: `maya data review` and `maya data policy`: apply people's decisions
 
-The floors below, in the order in which rows pass them:
-    sources/: rows of any form -> source units
-    translation/: source units -> one text a language
+Steps of a build, in the order in which rows pass through them:
+    sources/: rows in any format -> units of source rows (parquet files)
+    translation/: source units -> one text per language
     verification/: translations -> accepted, or rejected with reasons
     toxicity/: images and texts -> verdicts -> decisions
     dataset/: rows and decisions -> a folder ready for the Hub
 
-What they stand on:
-    engine/: one step on one unit of rows, exactly once, on processes, Slurm or Ray
-    checks/: one translation against its source
+What the steps use:
+    engine/: run one step on units of rows, each row exactly once, in processes or on Slurm or Ray
+    checks/: compare one translation with its source
     review/: sheets that people fill in
 
-Beside them:
-    study/: which system prompt translates best
-    mini_dataset/, mini/: the maker of the small dataset, and the dataset
-    plans/: shipped plans
+Alongside:
+    study/: measure which system prompt translates best
+    mini_dataset/: code that builds the small dataset
+    mini/: the small dataset itself
+    plans/: plans that ship with the package
 
-Arrows, one way; a floor imports only floors further down, and no floor imports the roof:
-    roof
+Layers, top first. A package imports only from lower layers:
+    plan.py, validate.py, build.py, reviews.py
     dataset, study
     toxicity, verification
     translation, review

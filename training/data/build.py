@@ -46,15 +46,18 @@ def build_dataset(
     """Build the dataset of a plan, and return its folder. The same call continues a build that stopped.
 
     Args:
-        steps: only these; default: all that the plan has a section for.
-        retry_failed: ask again for rows whose requests failed for good.
-        trust_remote_code: let code that comes with a model run.
-        allow_code: let functions and programs that the plan names run.
+        path: file of the plan.
+        overrides: `a.b=value` settings that replace values of the plan.
+        steps: steps to run; default: every step that has a section in the plan.
+        retry_failed: repeat the requests of rows that failed for good.
+        progress: show progress bars.
+        trust_remote_code: allow a model to run its own code.
+        allow_code: allow functions and programs that the plan names to run.
 
     Raises:
-        Stopped: after SIGTERM or SIGINT; nothing that was finished is lost.
-        ValueError, OSError: bad plans and sources, a step whose step before is not done, a disk or
-            an endpoint that refuses, another build in the same folder.
+        Stopped: after SIGTERM or SIGINT; finished rows are kept.
+        ValueError, OSError: bad plan or source, unfinished previous step, failing disk or endpoint,
+            or another build in the same folder.
     """
     options = _Options(retry_failed, progress, trust_remote_code)
     plan = load_plan(path, overrides)
@@ -67,9 +70,9 @@ def build_dataset(
     if steps is not None:
         for step in steps:
             if step not in _RUN:
-                raise ValueError(f"step {step!r}: expected some of {', '.join(_RUN)}")
+                raise ValueError(f"step {step!r}: expected one of {', '.join(_RUN)}")
             if step not in wanted:
-                raise ValueError(f"step {step!r}: {path} has no section for it")
+                raise ValueError(f"step {step!r}: expected a section for it in {path}, found none")
         wanted = [step for step in wanted if step in steps]
     plan.folder.mkdir(parents=True, exist_ok=True)
     refusal = f"{plan.folder}: another build is running here; wait for it or stop it"
@@ -80,7 +83,7 @@ def build_dataset(
         write_plan(plan, plan.folder / "plan.yaml")
         for step in wanted:
             if step == "assemble" and plan.toxicity is not None and "toxicity" not in wanted:
-                # Texts or reviews may have changed since the decisions were made.
+                # Texts or reviews may have changed since the last decisions.
                 _decide_again(plan)
             _RUN[step][0](plan, options)
     return plan.folder
@@ -92,7 +95,7 @@ def _source(plan: Plan, options: _Options) -> None:
         plan.folder / "source",
         plan.unit_rows,
         options.progress,
-        plan.layout.images == "bytes",  # a picture that is published is decoded
+        plan.layout.images == "bytes",  # published pictures must decode
     )
 
 
@@ -143,7 +146,7 @@ def _assemble(plan: Plan, options: _Options) -> None:
     assemble(plan, options.progress)
 
 
-# Step -> what makes it, and the section of a plan that it is made for; a step without one is always made.
+# Step -> its function, and the section of the plan that enables it (None: always run).
 _RUN: dict[str, tuple[Callable[[Plan, _Options], None], str | None]] = {
     "source": (_source, None),
     "translate": (_translate, "translator"),
@@ -158,7 +161,7 @@ def _run(plan: Plan, jobs: Sequence[Job], options: _Options) -> None:
         return
     if options.retry_failed:
         again = sum(reopen_unit(job.target, {"failed"}) for job in jobs)
-        print(f"{again:,} failed rows are asked for again", flush=True)
+        print(f"{again:,} failed rows are requested again", flush=True)
     logs = plan.folder / "logs" / jobs[0].worker.split("/")[0]
     make = functools.partial(make_worker, plan, trust_remote_code=options.trust_remote_code)
     manifests = run_jobs(make, jobs, plan.executor, logs, progress=options.progress)
@@ -168,7 +171,7 @@ def _run(plan: Plan, jobs: Sequence[Job], options: _Options) -> None:
 
 
 def summary(manifests: Sequence[UnitManifest]) -> list[str]:
-    """Return one line for each worker: rows, and the number of each status or label; and why rows have no answer."""
+    """Return per worker one line of row counts by status or label, then the reasons for missing answers."""
     rows: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {}
     failures: dict[str, Counter[str]] = {}
@@ -194,6 +197,6 @@ def check_answers(manifests: Sequence[UnitManifest]) -> None:
         told = "; ".join(f"{reason} ({n:,})" for reason, n in reasons.most_common(3))
         step = manifests[0].worker.partition("/")[0]
         raise OSError(
-            f"{step}: all {rows:,} rows failed: {one_line(told, 300)}: mend that, then run the same "
+            f"{step}: all {rows:,} rows failed: {one_line(told, 300)}: fix the cause, then run the same "
             "command with --retry-failed"
         )

@@ -1,4 +1,4 @@
-"""The plan of a dataset: one YAML file, checked key by key, that describes a whole build.
+"""The plan of a dataset: one YAML file that describes a whole build, with every key checked.
 
 plan = load_plan(Path("captions.yaml"), ["languages=[fr, hi]"])
 worker = make_worker(plan, "translate/fr")
@@ -37,21 +37,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """A build of a dataset.
+    """The plan of a dataset build.
 
-    name: of the dataset.
-    output_dir: the folder of the build; the same plan continues what is there.
+    name: name of the dataset.
+    output_dir: folder of the build. The same plan continues a build in this folder.
     source: images and texts.
-    languages: BCP-47 codes that the texts are translated into.
-    unit_rows: rows of one file, the unit of work and of resuming. Another number starts anew.
-    translator, verification, toxicity: how those steps are made; a step without its section is not
-        made. The translator asks again by the checks of `verification`.
-    layout: of the dataset's folder, and its licence.
-    executor: where they run.
+    languages: target languages of the translation, as BCP-47 codes.
+    unit_rows: rows per unit file. A unit is the smallest piece of work that is resumed. Changing the
+        number restarts the build.
+    translator, verification, toxicity: settings of these steps; a step without a section is skipped.
+        The translator retries a text that fails the checks of `verification`.
+    layout: format and licence of the dataset's folder.
+    executor: where the steps run.
 
-    A plan may name code to run: a judge's `function`, `verification.quality.command`, and what
-    `executor.options` gives to Slurm's shell. Reading a plan runs nothing; building it runs them, and
-    asks for `--allow-code`, so that nobody runs a stranger's plan unread.
+    A plan may name code: a judge's `function`, `verification.quality.command`, and the
+    `executor.options` that Slurm's shell reads. Loading a plan runs none of it. Building runs it, and
+    requires `--allow-code`, so that nobody runs a stranger's plan unread.
     """
 
     name: str
@@ -72,44 +73,49 @@ class Plan:
         if self.unit_rows < 1:
             raise ValueError(f"unit_rows: expected at least 1, found {self.unit_rows}")
         if len(set(self.languages)) < len(self.languages):
-            raise ValueError(f"languages: one stands twice in {self.languages}")
+            raise ValueError(
+                f"languages: expected each once, found a repeated one in {self.languages}"
+            )
         if self.source_language in self.languages:
             raise ValueError(
-                f"languages: {self.source_language!r} is what the source is in; name the targets"
+                f"languages: expected target languages only, found the source language "
+                f"{self.source_language!r}: remove it"
             )
         if self.languages and self.translator is None:
-            raise ValueError("languages: there is no translator section to translate with")
+            raise ValueError("languages: expected a translator section, found none: add one")
         if self.translator is not None:
             self.translator.check_languages(self.source_language, self.languages)
         if self.verification is not None and self.translator is None:
-            raise ValueError("verification: there is no translator section to verify")
+            raise ValueError("verification: expected a translator section, found none: add one")
         if self.translator is not None:
             if not self.languages:
-                raise ValueError("translator: there are no languages to translate into")
+                raise ValueError("translator: expected languages to translate into, found none")
             self._check_identified()
         if self.layout.images == "bytes" and not (self.source.images or self.source.extract_images):
             raise ValueError(
-                "layout.images: bytes: the source names no place of pictures; set source.images, or "
-                "source.extract_images for rows that hold them"
+                "layout.images: bytes: expected a place of pictures, found none: set source.images, or "
+                "source.extract_images for rows that contain them"
             )
         licence_of(self.translator, self.layout)
         if self.toxicity is not None:
-            toxicity_step(self)  # judges, languages and policy are held against each other
+            toxicity_step(self)  # checks that judges, languages and policy agree
 
     def _named_languages(self) -> dict[str, str]:
-        """Return key of the plan -> language."""
+        """Return {key of the plan: language}."""
         places = {f"languages[{number}]": lang for number, lang in enumerate(self.languages)}
         return {"source.language": self.source_language, **places}
 
     def _check_identified(self) -> None:
-        """Raise ValueError for a language in which translations cannot be checked."""
+        """Raise ValueError for a language whose translations cannot be checked."""
         checks = self.verification.checks if self.verification is not None else CheckPlan()
         for place, lang in self._named_languages().items():
             try:
                 Identifier([lang], scripts=checks.scripts)
             except ValueError as error:
-                raise ValueError(f"{place}: {error}; or leave it out") from None
-        RowChecker(self.source_language, self.languages, checks)  # are they told from each other?
+                raise ValueError(f"{place}: {error}; or remove the language") from None
+        RowChecker(
+            self.source_language, self.languages, checks
+        )  # can the identifier tell them apart?
 
     def check_code(self) -> None:
         """Raise ValueError, naming the key, if the plan names code that a build would run."""
@@ -159,7 +165,9 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 def plan_of(folder: Path) -> Plan:
     """Return the plan of a build's folder. Raises ValueError if the folder is not that of a build."""
     if not (folder / "plan.yaml").is_file():
-        raise ValueError(f"{folder}: no plan.yaml; expected the output_dir of `maya data build`")
+        raise ValueError(
+            f"{folder}: expected the output_dir of `maya data build`, found no plan.yaml"
+        )
     return load_plan(folder / "plan.yaml")
 
 

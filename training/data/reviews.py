@@ -23,15 +23,17 @@ def write_reviews(
     rows: int | None = None,
     blur: bool = False,
 ) -> list[Sheet]:
-    """Write one translation sheet for each language of a verified build, with pictures if the plan has them.
+    """Write one translation sheet per language of a verified build, with pictures if the plan has them.
 
     Args:
-        languages: only these of the plan's.
-        rows: of each sheet, instead of the plan's `verification.review_rows`.
-        blur: pictures are blurred until clicked on.
+        folder: folder of the build.
+        languages: languages of the plan to write sheets for; default: all.
+        rows: rows per sheet; default: `verification.review_rows` of the plan.
+        blur: blur each picture until it is clicked.
 
-    Raises ValueError for a folder that is no build, a build that is not verified, a language that is
-    none of its, or nothing left to review.
+    Raises:
+        ValueError: the folder is not a build, the build is not verified, the plan lacks a language,
+            or no row is left to review.
     """
     plan = plan_of(folder)
     verification = plan.verification or VerificationPlan()
@@ -43,7 +45,7 @@ def write_reviews(
     for lang in wanted:
         if lang not in plan.languages:
             raise ValueError(
-                f"language {lang!r}: expected one of the plan's, {', '.join(plan.languages)}"
+                f"language {lang!r}: expected a language of the plan ({', '.join(plan.languages)})"
             )
     images = plan.images
     pictures = Pictures(images, follow_links=True) if images is not None else None
@@ -63,14 +65,17 @@ def write_reviews(
             )
         )
     if not sheets:
-        raise ValueError(f"{folder}: every row that has a text is reviewed already")
+        raise ValueError(
+            f"{folder}: expected rows to review, found none: every row with a text is reviewed"
+        )
     return sheets
 
 
 def read_review(folder: Path, path: Path) -> ReadBack:
-    """Read a filled sheet of any kind, and count the report of a verified build again.
+    """Read a filled sheet of any kind, and update the report of a verified build.
 
-    Raises as `read_sheet`.
+    Raises:
+        ValueError, OSError: see `read_sheet`.
     """
     plan = plan_of(folder)
     found = read_sheet(folder, path)
@@ -92,18 +97,20 @@ def format_read_back(found: ReadBack) -> str:
 def apply_policy(
     folder: Path, policy: str | None = None, sheets: bool = False
 ) -> tuple[Summary, list[Sheet]]:
-    """Decide the rows of a build again, from its stored verdicts and people's later decisions.
+    """Decide the rows of a build again, from stored verdicts and people's later decisions.
 
     Args:
-        policy: a file or the name of a shipped one; by default the plan's.
-        sheets: write review sheets too.
+        folder: folder of the build.
+        policy: file or name of a shipped policy; default: the policy of the plan.
+        sheets: also write review sheets.
 
-    Raises ValueError for a folder without a plan with a toxicity section, and as `decide_build`.
+    Raises:
+        ValueError: the folder has no plan with a toxicity section; or see `decide_build`.
     """
     plan = plan_of(folder)
     if plan.toxicity is None:
         raise ValueError(
-            f"{folder / 'plan.yaml'}: no toxicity section, so no verdicts to decide on"
+            f"{folder / 'plan.yaml'}: expected a toxicity section, found none: no verdicts to decide on"
         )
     step = toxicity_step_of_build(plan)
     summary = decide_build(step, Policy.read(policy) if policy is not None else None)

@@ -1,7 +1,7 @@
 """`maya data validate`: print every bad row of a source, with its field and the reason.
 
-Two findings: which rows `maya train` cannot learn from, and which rows `maya data build` cannot build from. Both
-read a row with the readers of training and building themselves.
+It reports two findings: which rows `maya train` cannot learn from, and which rows `maya data build` cannot build
+from. It uses the row readers of training and of building.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .sources.records import Problem, place_of
 from .sources.rows import read_source
 from .sources.sorting import Tally, refuse_empty, sorted_rows
 
-_ROUND_TURNS = "turns do not alternate: only the chat template aya takes them"
+_ROUND_TURNS = "turns do not alternate: only the chat template aya accepts them"
 
 
 def validate_sources(
@@ -38,16 +38,17 @@ def validate_sources(
     """Print every bad row and the counts of each source.
 
     Args:
-        sources: paths, Hub datasets, or plans of which the `source` section is read.
-        images: folder, .zip or .tar of the pictures, where the source is no plan.
-        language: BCP-47 code of rows that do not say theirs, where the source is no plan.
-        data_files: the one file of a folder or Hub dataset that has the rows, where the source is no plan.
+        sources: paths, Hub datasets, or plans; of a plan, the `source` section is read.
+        images: folder, .zip or .tar of the pictures, if the source is not a plan.
+        language: BCP-47 code of rows without a language, if the source is not a plan.
+        data_files: the one file with rows in a folder or Hub dataset, if the source is not a plan.
 
     Returns:
-        How many rows are bad: of plans, for building; of other sources, for training.
+        The number of bad rows: for building if the source is a plan, else for training.
 
-    Raises OSError for what is not there, ValueError for files that are broken as a whole and for
-    sources without a row.
+    Raises:
+        OSError: a source is missing.
+        ValueError: a file is broken as a whole, or a source has no rows.
     """
     bad = 0
     for source in sources:
@@ -64,7 +65,7 @@ def validate_sources(
             advice = (
                 "list the pictures in a metadata.jsonl (file_name, caption), or build a dataset"
             )
-            lines = [f"{source}, for training: text files beside pictures are not read: {advice}"]
+            lines = [f"{source}, for training: text files next to pictures are not read: {advice}"]
         else:
             tally, building = validate_data(plan, images, tqdm.write)
             lines = [f"{source}, for training:", *tally.lines()]
@@ -85,15 +86,18 @@ def infer_source(
     language: str | None = None,
     data_files: str | None = None,
 ) -> SourcePlan:
-    """Return the plan of a source of which only the path is known.
+    """Infer the plan of a source from its path.
 
-    Raises ValueError when it is nothing that can be read.
+    Raises:
+        ValueError: the path is not readable as a source.
     """
     place = Path(path)
     kind: Literal["mini", "llava", "hub", "folder"]
     if data_files is not None:
         if (rows_suffix(place) or place.exists()) and not place.is_dir():
-            raise ValueError(f"{path}: --data-files: expected a folder or Hub dataset to have them")
+            raise ValueError(
+                f"{path}: --data-files: expected a folder or Hub dataset, found a file"
+            )
         kind = "hub"
     elif rows_suffix(place) == ".parquet" or not (place.exists() or rows_suffix(place)):
         kind = "hub"
@@ -109,7 +113,7 @@ def infer_source(
         kind = "folder"
     elif not any(p.is_file() for p in place.rglob("*")):
         raise ValueError(
-            f"{path}: expected pictures with captions or a dataset's files, found no file; add some, "
+            f"{path}: expected pictures with captions or a dataset's files, found no file: add some, "
             "or correct the path"
         )
     else:
@@ -120,9 +124,9 @@ def infer_source(
 
 
 def validate(plan: SourcePlan, report: Callable[[Problem], None]) -> Tally:
-    """Read a source as a build does, but write nothing; report every bad row, repeated ones too.
+    """Read a source as a build does, without writing, and report every bad row, including repeated rows.
 
-    Pictures are decoded: one that is cut off is a bad row's.
+    Pictures are decoded; a truncated picture makes its row bad.
     """
     reads = tqdm(read_source(plan, decode=True), desc="validating", unit=" rows")
     return _tally(plan, reads, report)
@@ -143,8 +147,8 @@ def validate_data(
     """Read a source as training and as a build do, and return the findings of both.
 
     Args:
-        images: as training's `image_folder`.
-        report: is told of every bad row, and for which of the two it is bad.
+        images: same as `image_folder` of training.
+        report: receives one line per bad row, which says whether training, building or both reject it.
     """
     training = _Training(plan, images)
     told: set[int] = set()
@@ -173,7 +177,7 @@ def validate_data(
 class _Training:
     """The findings of training about rows.
 
-    problem: of the last row, None where it is good.
+    problem: problem of the last row, None if the row is good.
     """
 
     def __init__(self, plan: SourcePlan, images: str | None):
@@ -182,11 +186,11 @@ class _Training:
         self._language = plan.language or "und"
         self._data = DatasetPath(plan.paths[0], image_folder=images, data_files=plan.data_files)
         if images is not None:
-            _ = self._pictures  # a place that is not there is told before any row is read
+            _ = self._pictures  # report a missing place before reading any row
         self._looked = functools.lru_cache(maxsize=4096)(self._look_at)
 
     def look(self, where: str, record: Any, reader: RowReader) -> None:
-        """Record whether training can use a row."""
+        """Record whether training can use the row."""
         self.problem = None
         self.tally.read += 1
         try:
@@ -216,7 +220,7 @@ class _Training:
 
     @functools.cached_property
     def _pictures(self) -> ImageStore:
-        """Return the store of pictures, which is opened when the first row names a picture."""
+        """Open the store of pictures when the first row names one."""
         return ImageStore(open_pictures(self._data))
 
     def _check(self, picture: Picture) -> None:
@@ -225,7 +229,7 @@ class _Training:
             raise RowError("image", fault)
 
     def _look_at(self, picture: Picture) -> str | None:
-        """Describe the fault of a picture; return None if there is none."""
+        """Return the fault of a picture, or None."""
         try:
             if isinstance(picture, str) and is_address(picture):
                 size = load_image(picture, allow_files=False).size

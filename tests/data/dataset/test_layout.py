@@ -125,7 +125,9 @@ def test_pictures_are_there_once_and_every_row_finds_its_own(tmp_path):
     assert sum(row["image"] == "3/000000003.png" for row in read(root, "data/hi/*")) == 2
     (tmp_path / "in" / "pictures" / "0" / "000000000.png").write_bytes(picture(9, 9))
     (plan.folder / "assemble" / "images.json").unlink()
-    with pytest.raises(ValueError, match=r"000000000.png.* its bytes have changed"):
+    with pytest.raises(
+        ValueError, match=r"000000000.png.*expected the bytes that the step source read"
+    ):
         assemble(plan)
 
 
@@ -229,7 +231,7 @@ def test_conversations_keep_the_layout(tmp_path):
     ("damage", "words"),
     [
         (lambda f: (f / "translate/hi/00001.parquet").unlink(), "00001.*run the step translate"),
-        (lambda f: (f / "translate/hi/00001.parquet").write_bytes(b""), "was changed since"),
+        (lambda f: (f / "translate/hi/00001.parquet").write_bytes(b""), "has changed"),
         (lambda f: (f / "source/00001.parquet").unlink(), "run the step source"),
         (lambda f: (f / "toxicity/decisions.parquet").unlink(), "run the step toxicity"),
     ],
@@ -246,7 +248,9 @@ def test_a_row_without_a_decision_is_no_clean_row(plan):
     path = plan.folder / "toxicity" / "decisions.parquet"
     table = pq.read_table(path)
     pq.write_table(table.filter([i != 30 for i in range(len(table))]), path)
-    with pytest.raises(ValueError, match=r"has a text and no decision; run the step toxicity"):
+    with pytest.raises(
+        ValueError, match=r"expected a decision for its text, found none: run the step toxicity"
+    ):
         assemble(plan)
 
 
@@ -258,7 +262,7 @@ def test_a_changed_source_is_not_mixed_with_old_translations(plan, tmp_path):
     rows[-1]["conversations"][1]["value"] = "another caption"
     (tmp_path / "in" / "rows.json").write_text(json.dumps(rows))
     build_sources(plan.source, plan.folder / "source", plan.unit_rows, progress=False)
-    with pytest.raises(ValueError, match=r"made from other rows; run the step translate again"):
+    with pytest.raises(ValueError, match=r"made from other rows: run the step translate again"):
         assemble(plan)
 
 
@@ -288,9 +292,12 @@ def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
     aya = TranslatorPlan(preset="aya-23-35b", endpoint=EndpointPlan("http://127.0.0.1:1/v1", ""))
     common = {"name": "x", "output_dir": "x", "languages": ["fr"], "translator": aya}
     source = SourcePlan("llava", "rows.json")
-    with pytest.raises(ValueError, match=r"layout.licence: 'mit', but texts made by aya-23-35b"):
+    with pytest.raises(
+        ValueError,
+        match=r"layout.licence: expected a non-commercial licence, found 'mit': texts made by aya-23-35b",
+    ):
         Plan(source=source, layout=LayoutPlan(licence="mit"), **common)
-    with pytest.raises(ValueError, match=r"layout.images: bytes: the source names no place"):
+    with pytest.raises(ValueError, match=r"layout.images: bytes: expected a place of pictures"):
         Plan(source=source, layout=LayoutPlan(images="bytes"), **common)
     plan = Plan(source=source, **common)
     assert licence_of(plan.translator, plan.layout)[0] == "cc-by-nc-4.0"
@@ -317,12 +324,12 @@ def test_the_command_builds_a_folder_with_a_card_and_exports_it(tmp_path, capsys
     out = tmp_path / "out"
     export = ["data", "export", str(tmp_path / "build"), "--output", str(out)]
     assert main(export) == 2
-    assert "say where they are with --images FOLDER_OR_ZIP" in capsys.readouterr().err
+    assert "name their place with --images FOLDER_OR_ZIP" in capsys.readouterr().err
     assert main([*export, "--images", str(tmp_path / "in" / "pictures")]) == 0
     assert capsys.readouterr().out == f"{out}/plain.en.json: 4 rows\n4 different pictures\n"
     assert main([*export, "--no-images"]) == 0
     assert f"{out}/plain.en.json: 4 rows" in capsys.readouterr().out
     assert main(["data", "export", str(dataset), "--output", str(out), "--toxicity-free"]) == 2
-    assert "no judge has read it" in capsys.readouterr().err
+    assert "expected a dataset with judges" in capsys.readouterr().err
     assert main([*export, "--no-images", "--format", "messages"]) == 2
     assert "--no-images: expected --format llava, found messages" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_units_that_the_source_lost_are_deleted(jobs, tmp_path, capsys):
     run(jobs[:2], tmp_path)
     left = sorted(p.name for p in jobs[0].target.parent.iterdir())
     assert left == ["00000.json", "00000.parquet", "00001.json", "00001.parquet", "journal", UNITS]
-    assert "2 files of units that are gone from the source deleted" in capsys.readouterr().out
+    assert "deleted 2 files of units that are no longer in the source" in capsys.readouterr().out
     assert len(list(jobs[3].target.parent.glob("*.parquet"))) == 3
 
 
@@ -218,8 +218,8 @@ def test_changed_unit_size_loses_and_doubles_nothing(jobs, tmp_path):
     [
         ({"workers": 0}, "executor: workers: expected 1 or more, found 0"),
         ({"tasks": 0}, "executor: tasks: expected 1 or more, found 0"),
-        ({"options": {"a": 1}}, "executor.options: only for slurm and ray"),
-        ({"kind": "slurm"}, "slurm needs at least partition and time"),
+        ({"options": {"a": 1}}, "executor.options: expected kind slurm or ray"),
+        ({"kind": "slurm"}, "slurm: expected at least partition and time"),
     ],
 )
 def test_bad_executors(options, message):
@@ -350,7 +350,7 @@ def test_stop_is_told_apart_from_failure(jobs, tmp_path, monkeypatch):
 
 
 def test_survey_needs_a_build(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no build here"):
+    with pytest.raises(FileNotFoundError, match="found no build"):
         build_status(tmp_path / "nothing")
     write_json(tmp_path / "source" / "x.json", {})
     assert build_status(tmp_path).source is None

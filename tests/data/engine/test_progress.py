@@ -130,4 +130,4 @@ def test_command(jobs, tmp_path, capsys):
     assert out[2].split()[:3] == ["step", "units", "rows"]
     assert out[3].split()[:5] == ["translate/fr", "3/3", "30/30", "ok", "30"]
     assert main(["data", "status", str(tmp_path / "nothing")]) == 2
-    assert "no build here; expected the plan's output_dir" in capsys.readouterr().err
+    assert "expected the output_dir of a plan, found no build" in capsys.readouterr().err

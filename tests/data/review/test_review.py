@@ -122,18 +122,27 @@ def test_bad_sheets_are_refused_whole(tmp_path, sheet):
     refused("line 2: .*; line 5: .*; line 6: ", ("x", "", "y", "z"))
     refused("id: expected '000042' in row 1, found '43'", change=lambda r: r.update(id="43"))
     refused("lang: expected 'fr' for '000042', found 'de'", change=lambda r: r.update(lang="de"))
-    refused("text: that of '000042' was changed", change=lambda r: r.update(text="deux chats"))
+    refused(
+        "text: expected the unchanged text of '000042'",
+        change=lambda r: r.update(text="deux chats"),
+    )
     refused("row: expected 1 to 4, found '9'", change=lambda r: r.update(row="9"))
     refused(
-        "row 1 .'000042'. is decided twice",
+        "row 1 .'000042'.: expected one decision",
         change=lambda r: r.update(row="1", id="42", lang="fr", text=ROWS[0].text),
     )
-    refused("'other' is none of this build's sheets", change=lambda r: r.update(sheet="other"))
-    refused("'../x' is none of this build's sheets", change=lambda r: r.update(sheet="../x"))
+    refused(
+        "sheet: expected a sheet of this build .*, found 'other'",
+        change=lambda r: r.update(sheet="other"),
+    )
+    refused(
+        "sheet: expected a sheet of this build .*, found '../x'",
+        change=lambda r: r.update(sheet="../x"),
+    )
     refused("missing: note; unknown: none", header=COLUMNS[:-1])
     refused("missing: none; unknown: mine", header=(*COLUMNS, "mine"))
     refused(
-        "not UTF-8 .*CSV UTF-8",
+        "expected UTF-8, .*CSV UTF-8",
         encoding="cp1256",
         change=lambda r: r.update(source="", note="قط", text="قط" if r["id"] == "000043" else "x"),
     )
@@ -143,7 +152,7 @@ def test_files_that_are_no_sheets(tmp_path, sheet):
     path = tmp_path / "bad.csv"
     for content, message in (
         (b"", "expected the columns"),
-        (",".join(COLUMNS).encode(), "no rows"),
+        (",".join(COLUMNS).encode(), "expected rows, found none"),
         (",".join(COLUMNS).encode() + b"\na,b,c\n", "line 2: expected 10 values, found 3"),
     ):
         path.write_bytes(content)
@@ -200,9 +209,9 @@ def test_directions():
 
 def test_what_cannot_be_written(tmp_path, sheet):
     for arguments, message in (
-        (("translation", []), "nothing to review"),
-        (("translation", [ROWS[0], ROWS[0]]), "stands 2 times"),
-        (("other", ROWS), "kind 'other'"),
+        (("translation", []), "expected rows to review"),
+        (("translation", [ROWS[0], ROWS[0]]), "found 2 times"),
+        (("other", ROWS), "found 'other'"),
     ):
         with pytest.raises(ValueError, match=message):
             write_sheet(tmp_path, *arguments)

@@ -295,23 +295,26 @@ def test_broken_file(tmp_path, text, message):
 
 
 def test_no_good_row_at_all(tmp_path):
-    with pytest.raises(ValueError, match="none of 1 rows is good"):
+    with pytest.raises(ValueError, match="expected good rows, found none among 1"):
         build(write_json(tmp_path / "x.json", [llava(1.5)]), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["llava", "folder", "mini"])
 def test_source_that_is_not_there(tmp_path, kind):
-    with pytest.raises(FileNotFoundError, match=r"no (such|tables)"):
+    with pytest.raises(FileNotFoundError, match=r"found (no|none)"):
         list(read_source(SourcePlan(kind, str(tmp_path / "nothing"), images=str(tmp_path))))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "llava"}, "source.path: a source of kind llava needs one"),
-        ({"kind": "folder", "path": ["a", "b"]}, "a source of kind folder has one path"),
-        ({"kind": "hub", "path": "a", "columns": {"txt": "a"}}, r"unknown \['txt'\]"),
-        ({"kind": "llava", "path": "a", "extract_images": True}, "only rows of kind hub"),
+        ({"kind": "llava"}, "source.path: expected a path for kind llava"),
+        ({"kind": "folder", "path": ["a", "b"]}, "source.path: expected one path for kind folder"),
+        (
+            {"kind": "hub", "path": "a", "columns": {"txt": "a"}},
+            r"source.columns: expected fields of .*, found \['txt'\]",
+        ),
+        ({"kind": "llava", "path": "a", "extract_images": True}, "expected kind hub"),
     ],
 )
 def test_bad_plans(options, message):
@@ -356,7 +359,9 @@ def test_duplicates_are_numbered_or_listed_never_lost(ids):
 
 def test_duplicates_are_refused_by_default(tmp_path):
     plan = write_json(tmp_path / "x.json", [llava("1"), llava("2"), llava("1")])
-    with pytest.raises(ValueError, match=r"1 rows repeat the .* set source.duplicates to `list`"):
+    with pytest.raises(
+        ValueError, match=r"found 1 rows that repeat one: set source.duplicates to `list`"
+    ):
         build(plan, tmp_path)
     line = json.loads((tmp_path / "source" / "refused.jsonl").read_text())
     assert line["row"] == "x.json[2] (id '1')"
@@ -622,12 +627,12 @@ def test_folder_with_metadata(pictures, kind):
 
 def test_source_without_rows_says_what_to_do(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: expected pictures \(.avif.*found none; add some"):
+    with pytest.raises(ValueError, match=r"empty: expected pictures \(.avif.*found none: add some"):
         build(SourcePlan("folder", str(tmp_path / "empty"), language="en"), tmp_path)
-    with pytest.raises(ValueError, match=r"empty: expected pictures .*, found no file; add some"):
+    with pytest.raises(ValueError, match=r"empty: expected pictures .*, found no file: add some"):
         validate_sources([str(tmp_path / "empty")])
     write_json(tmp_path / "x.json", [])
-    with pytest.raises(ValueError, match=r"x.json: expected rows, found none; add some"):
+    with pytest.raises(ValueError, match=r"x.json: expected rows, found none: add some"):
         validate_sources([str(tmp_path / "x.json")])
 
 
@@ -707,7 +712,7 @@ def test_damaged_source_unit_is_noticed(tmp_path, damage):
     before, rows = build(plan, tmp_path)
     damage(tmp_path / "source" / "00000.parquet")
     state = check_sources(tmp_path / "source", source_key(plan, 100))
-    assert state == "00000.parquet is gone or was changed"
+    assert state == "00000.parquet is missing or has changed"
     after, again = build(plan, tmp_path)
     assert again == rows
     assert after["units"] == before["units"]
@@ -777,7 +782,7 @@ def test_a_missing_table_or_a_device_is_told_as_a_file(tmp_path):
         path = str(tmp_path / f"{name}.parquet")
         for plan in (infer_source(path), SourcePlan("llava", path), SourcePlan("hub", path)):
             with pytest.raises(
-                (ValueError, FileNotFoundError), match=rf"{name}\.parquet: {reason}"
+                (ValueError, FileNotFoundError), match=rf"{name}\.parquet: .*{reason}"
             ):
                 list(read_source(plan))
 

@@ -216,11 +216,16 @@ def test_what_a_model_cannot_do_is_refused(nllb, chat_model, tmp_path):
     def ask(plan: LocalPlan, prompt=None, source="en", target="fr"):
         return answers(LocalModel(plan, source, target), ["a cat"], prompt)
 
-    with pytest.raises(ValueError, match="no code for 'hi' in codes; languages: en, fr, ru"):
+    with pytest.raises(
+        ValueError, match="codes: expected a code for 'hi', found codes for en, fr, ru"
+    ):
         ask(LocalPlan(model=str(nllb), codes=CODES), target="hi")
-    with pytest.raises(ValueError, match="no token 'hin_Deva'; correct codes"):
+    with pytest.raises(
+        ValueError,
+        match="expected the token 'hin_Deva' in the vocabulary, found none: correct codes",
+    ):
         ask(LocalPlan(model=str(nllb), codes={**CODES, "hi": "hin_Deva"}), target="hi")
-    with pytest.raises(ValueError, match="kind: causal, but the model has an encoder"):
+    with pytest.raises(ValueError, match="found causal: the model has an encoder"):
         ask(LocalPlan(model=str(nllb), kind="causal"))
     with pytest.raises(ValueError, match='prompt: expected "none" for such a model'):
         ask(LocalPlan(model=str(nllb), codes=CODES), read_prompt("bare", "en", "fr", None))
@@ -231,7 +236,7 @@ def test_what_a_model_cannot_do_is_refused(nllb, chat_model, tmp_path):
     folder = tmp_path / "bare"
     LlamaForCausalLM.from_pretrained(chat_model).save_pretrained(folder)
     bare.save_pretrained(folder)
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ValueError, match="expected a chat template"):
         ask(LocalPlan(model=str(folder)), read_prompt("bare", "en", "fr", None))
 
 

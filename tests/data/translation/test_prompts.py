@@ -123,7 +123,7 @@ def test_a_new_language_is_one_file(tmp_path):
     text = read_prompt("rules", "en", "sw", PAIR, {"sw": str(file)}).system
     assert "into Swahili" in text
     assert "〘c〙" in text
-    with pytest.raises(ValueError, match=r"preamble 'native'.*sw\.yaml has no `native`"):
+    with pytest.raises(ValueError, match=r"preamble 'native'.*sw\.yaml: expected a part `native`"):
         read_prompt("native", "en", "sw", PAIR, {"sw": str(file)})
     file.write_text(yaml.safe_dump({"name": "Swahili", "style": "", "examples": ["a"]}))
     other = tmp_path / "other.yaml"
@@ -138,15 +138,20 @@ def test_a_preamble_of_ones_own(tmp_path):
     prompt = read_prompt(str(file), "en", "fr", PAIR)
     assert prompt.system.startswith("Put it into French, please. Write the translation between 〘")
     file.write_text("Put it into {language}")
-    with pytest.raises(ValueError, match=r"no \{language\} to fill in; there are source, target"):
+    with pytest.raises(
+        ValueError, match=r"expected placeholders of source, target.*found \{language\}"
+    ):
         read_prompt(str(file), "en", "fr", PAIR)
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"preamble 'best': neither a text file nor one of rules"):
+    with pytest.raises(
+        ValueError, match=r"preamble: expected a text file or one of rules.*, found 'best'"
+    ):
         read_prompt("best", "en", "fr", PAIR)
     with pytest.raises(
-        ValueError, match=r"no preamble for 'xx': shipped are ar, bn.*preamble_parts"
+        ValueError,
+        match=r"preamble: expected one of the languages ar, bn.*, found 'xx': .*preamble_parts",
     ):
         read_prompt("rules", "en", "xx", PAIR)
 

@@ -368,18 +368,18 @@ def test_another_translator_for_some_languages():
             {"endpoint": {"base_url": "http://h", "model": "m"}, "local": {"model": "m"}},
             "expected one of endpoint and local, found both",
         ),
-        ({"endpoint": {"base_url": "http://h"}}, "endpoint.model: missing"),
-        ({"local": {}}, "local.model: missing"),
+        ({"endpoint": {"base_url": "http://h"}}, "endpoint.model: expected a model"),
+        ({"local": {}}, "local.model: expected a model"),
         (
             {"preset": "nope", "local": {"model": "m"}},
-            "preset 'nope': no such file, and none of aya",
+            "preset: expected a file or one of aya",
         ),
         ({"brackets": "[", "local": {"model": "m"}}, "brackets: expected two characters or none"),
         ({"retries": -1, "local": {"model": "m"}}, "retries: expected 0 or more, found -1"),
         ({"retrys": 1, "local": {"model": "m"}}, "unknown key 'retrys'; did you mean 'retries'"),
         (
             {"prompt": "none", "endpoint": {"base_url": "http://h", "model": "m"}},
-            'prompt: "none" is for models in this process',
+            'prompt: expected a local model for "none"',
         ),
     ],
 )

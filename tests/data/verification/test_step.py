@@ -154,7 +154,9 @@ class TestStep:
         assert isinstance(
             check_unit(again.worker("verify/fr").key, unit, folder / "verify/fr/00000.parquet"), str
         )
-        with pytest.raises(ValueError, match="translated again since; run the step verify"):
+        with pytest.raises(
+            ValueError, match="translated again after verification: run the step verify"
+        ):
             finals(folder)
         run_step(again)
         assert all(row["status"] == "ok" for row in finals(folder).values())
@@ -188,13 +190,17 @@ class TestStep:
         assert (found["ok"], found["other_language"]) == (3, {})
 
     def test_what_is_missing_is_said(self, folder):
-        with pytest.raises(ValueError, match="no source units; run the step source first"):
+        with pytest.raises(
+            ValueError, match="expected source units, found none: run the step source first"
+        ):
             run_step(step(folder / "translate"))
-        with pytest.raises(ValueError, match=r"3 of 3 units are not translated into es"):
+        with pytest.raises(
+            ValueError, match=r"expected 3 units translated into es, found 3 missing"
+        ):
             run_step(step(folder, languages=("fr", "es")))
-        with pytest.raises(ValueError, match="fr was not surveyed"):
+        with pytest.raises(ValueError, match="expected a survey of fr"):
             step(folder).worker("verify/fr")
-        with pytest.raises(ValueError, match="not verified yet"):
+        with pytest.raises(ValueError, match="expected a verified unit"):
             finals(folder)
         with pytest.raises(ValueError, match=r"language 'am' cannot be identified"):
             VerifyWorker(VerificationPlan(), "am")
@@ -305,7 +311,7 @@ class TestSurvey:
         assert report["starts"][0]["text"] == "alors je dirais"
         assert report["flagged"]["same_start"] == 20
         assert report["ok"] == 180
-        assert "20 texts of unlike sources begin with 'alors je dirais'" in format_report(
+        assert "20 texts with unrelated sources begin with 'alors je dirais'" in format_report(
             one.report()
         )
 
@@ -359,12 +365,12 @@ class TestQuality:
     @pytest.mark.parametrize(
         ("broken", "message"),
         [
-            ("exit(3)", "ended with status 3 before it had answered"),
+            ("exit(3)", "ended with status 3 before it answered"),
             ('{"id": "x", "score": 1}', "expected the answer of row '1'"),
             ('{**answer, "score": float("nan")}', "row '1': expected a score"),
             ('{**answer, "score": "good"}', "row '1': expected a score"),
             ("[1]", "expected a JSON object a line"),
-            ("__import__('time').sleep(60)", "no answer within 1 s"),
+            ("__import__('time').sleep(60)", "expected an answer within 1 s"),
         ],
     )
     def test_a_broken_program_ends_the_run(self, tmp_path, broken, message):
@@ -389,15 +395,15 @@ class TestQuality:
             ("print('[' * 200_000, flush=True)", "expected .*ready.* first.*nested deeper"),
             (
                 "sys.stdout.write('x' * 30_000_000); sys.stdout.flush(); time.sleep(60)",
-                "a line longer",
+                "found a longer one",
             ),
             (
                 "import os; os.fork(); print('x' * 30_000_000, flush=True); time.sleep(60)",
-                "a line longer",
+                "found a longer one",
             ),
             ("print('null', flush=True); time.sleep(60)", "expected .*ready.* first"),
             ("print('\x1b[2J', flush=True)", "expected .*ready.* first"),
-            ("time.sleep(60)", "no answer within 1 s"),
+            ("time.sleep(60)", "expected an answer within 1 s"),
         ],
     )
     def test_a_program_that_begins_with_nonsense_is_ended(self, code, message):
@@ -407,7 +413,7 @@ class TestQuality:
         assert str(error.value).isprintable()
 
     def test_a_program_that_is_not_there(self, tmp_path):
-        with pytest.raises(OSError, match="'/no/such' cannot be started"):
+        with pytest.raises(OSError, match="expected a program that starts, found '/no/such'"):
             asyncio.run(score(QualityPlan(["/no/such"], "x"), ROWS))
         with pytest.raises(ValueError, match="expected a program"):
             QualityPlan([], "x")
@@ -645,11 +651,11 @@ def test_from_plan_to_people_by_the_command(tmp_path, capsys):
     assert "11 rows: reject 1; 10 left open; 0 changed" in capsys.readouterr().out
     report = json.loads((folder / "verify/report.json").read_text())["languages"]["fr"]
     assert (report["ok"], report["rejected"], report["reviewed"]) == (10, 2, {"reject": 1})
-    with pytest.raises(ValueError, match="nothing is translated into es"):
+    with pytest.raises(ValueError, match="expected units translated into es"):
         finals(folder, "es")
     for arguments, message in (
-        ([str(tmp_path / "images")], "no plan.yaml; expected the output_dir"),
-        ([str(folder), "--languages", "de"], "language 'de': expected one of the plan's, fr"),
+        ([str(tmp_path / "images")], "expected the output_dir of `maya data build`"),
+        ([str(folder), "--languages", "de"], "language 'de': expected a language of the plan (fr)"),
         ([str(folder), "--rows", "0"], "--rows: expected at least 1"),
         ([str(folder), "--read", str(tmp_path / "captions.json")], "expected the columns"),
     ):

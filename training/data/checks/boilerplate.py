@@ -1,8 +1,8 @@
-"""What models say around a translation, or instead of one: lists of phrases, one file a language.
+"""Find phrases that models add to a translation or write instead of it; one file of phrases per language.
 
-Regular expressions for talk about translating, prefaces, refusals and notes, with what excuses them
-when the source itself says something of the kind; common words of the language, by which a part left
-untranslated is seen; and words on which no sentence ends.
+A file has regular expressions for talk about translating, prefaces, refusals and notes. For each kind it
+has excuses: if one matches the source, the translation may contain the phrase. It also lists common words
+of the language, to find untranslated parts, and words that cannot end a sentence.
 """
 
 import re
@@ -14,8 +14,8 @@ from ...common.reading import parse_yaml
 from ...common.schema import build, digest
 from .identify import primary
 
-# What may stand before a phrase of a kind. Runs are bounded: else a row of hyphens or brackets takes
-# the square of its length.
+# Text that may precede a phrase, by kind. Repeats are bounded; otherwise a run of hyphens or brackets
+# takes quadratic time.
 _BEFORE = {
     "prefaces": r"\A[\W_]{0,40}",
     "refusals": r"\A[\W_]{0,40}",
@@ -35,7 +35,7 @@ class PhraseLists:
 
 @dataclass(kw_only=True)
 class PhraseFile(PhraseLists):
-    """A file of `phrases/`, explained in `phrases/en.yaml`."""
+    """A file of `phrases/`; `phrases/en.yaml` explains its keys."""
 
     words: list[str]
     dangling: list[str]
@@ -44,10 +44,10 @@ class PhraseFile(PhraseLists):
 
 @dataclass(frozen=True)
 class Phrases:
-    """The phrases of one language; `digest` is of the file's content.
+    """The phrases of one language. digest: hash of the file's content.
 
-    said, excuses: pattern by kind: "about", "preface", "refusal", "note"; a kind without phrases has
-        none.
+    said, excuses: kind ("about", "preface", "refusal", "note") -> pattern; kinds without phrases are
+        missing.
     """
 
     said: dict[str, re.Pattern[str]]
@@ -59,9 +59,11 @@ class Phrases:
 
 @lru_cache(maxsize=128)
 def read_phrases(lang: str, path: str | None = None) -> Phrases:
-    """Phrases of a language from `path`, or the shipped ones; empty if there are none.
+    """Read the phrases of a language from `path` or the shipped file; without a file they are empty.
 
-    Raises ValueError for a file that is not as `phrases/en.yaml` is, OSError if `path` is missing.
+    Raises:
+        ValueError: the file does not have the shape of `phrases/en.yaml`.
+        OSError: `path` is missing.
     """
     shipped = Path(__file__).parent / "phrases" / f"{primary(lang)}.yaml"
     file = Path(path) if path else shipped
@@ -88,7 +90,7 @@ def _compiled(
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    f"{file}: {place}{key}: {pattern!r} is no regular expression: {error}"
+                    f"{file}: {place}{key}: expected a regular expression, found {pattern!r}: {error}"
                 ) from None
     return {
         key.removesuffix("s"): re.compile(
@@ -100,6 +102,6 @@ def _compiled(
 
 
 def excused(source: str, phrases: Phrases, name: str) -> bool:
-    """Whether the source itself says something of the kind; then its translation may."""
+    """Return whether the source contains an excuse for phrases of a kind."""
     pattern = phrases.excuses.get(name)
     return bool(pattern and pattern.search(source))

@@ -1,9 +1,9 @@
-"""Which language a text is in: by its script where that decides, by lingua where it does not.
+"""Identify the language of a text, by its script if that decides, otherwise with lingua.
 
-Identification is restricted to the project's languages plus a few distractors: among all 75 languages
-of lingua a third of Hindi is called Marathi. Hindi, Bengali, Chinese or Thai are alone in their script
-in most projects, so the script decides, hundreds of times faster; lingua is asked among languages that
-share one. Chinese and Japanese are told apart by kana and by characters that Japanese does not have.
+Candidates are the project's languages and a few distractors: with all 75 languages of lingua, a third of
+Hindi is identified as Marathi. In most projects Hindi, Bengali, Chinese or Thai have a script to themselves;
+then the script decides, hundreds of times faster. Lingua decides among languages that share a script. Kana,
+and characters that Japanese does not have, distinguish Japanese from Chinese.
 """
 
 import unicodedata
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-# Scripts by their name in Unicode character names, lower case; "han" stands for CJK ideographs and
-# "kana" for hiragana and katakana. The 75 languages that lingua knows.
+# Script -> its languages, for the 75 languages that lingua knows. Scripts have their lower-case name in
+# Unicode character names; "han" means CJK ideographs, "kana" means hiragana and katakana.
 _SCRIPTS = {
     "latin": "af az bs ca cs cy da de en eo es et eu fi fr ga hr hu id is it la lg lt lv mi ms nb "
     "nl nn pl pt ro sk sl sn so sq st sv sw tl tn tr ts vi xh yo zu",
@@ -39,16 +39,16 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
 }
 SCRIPTS["ja"] = ("kana", "han")
 
-# From here on the quick detector is believed.
+# Minimum confidence at which the fast detector's result is accepted.
 _CERTAIN = 0.9
-# Characters of a text that are looked at: a long word takes the square of its length.
+# Maximum characters that lingua reads: a long word takes quadratic time.
 _LOOKED_AT = 20_000
 
 _RENAMED = {"cjk": "han", "hiragana": "kana", "katakana": "kana", "ideographic": "han"}
 
 
 class _ScriptOf(dict):
-    """Script of a character, "" for what has none (digits, punctuation, spaces, symbols)."""
+    """Character -> script; "" for characters without one (digits, punctuation, spaces, symbols)."""
 
     def __missing__(self, char: str) -> str:
         script = ""
@@ -67,18 +67,18 @@ _script_of = _ScriptOf()
 
 
 def primary(lang: str) -> str:
-    """`pt` of `pt-BR`: what identification can tell apart."""
+    """Return the primary subtag, `pt` of `pt-BR`: identification does not distinguish regions."""
     return lang.split("-")[0].lower()
 
 
 def code_of(lang: str) -> str:
-    """What identification calls a language: its primary code, and `nb` for `no`, which lingua lacks."""
+    """Return the code that identification uses: the primary subtag, but `nb` for `no`, which lingua lacks."""
     code = primary(lang)
     return "nb" if code == "no" else code
 
 
 def language_name(lang: str) -> str:
-    """The English name of a language, its code where lingua has none."""
+    """Return the English name of a language; its code if lingua does not know it."""
     from lingua import IsoCode639_1, Language
 
     code = code_of(lang)
@@ -88,14 +88,14 @@ def language_name(lang: str) -> str:
 
 
 def scripts(text: str) -> Counter[str]:
-    """Letters and marks of the text by script."""
+    """Count the letters and marks of the text by script."""
     counts = Counter(map(_script_of.__getitem__, text))
     del counts[""]
     return counts
 
 
 def is_japanese_han(text: str) -> bool:
-    """Whether all ideographs of the text exist in Japanese (JIS X 0208), as simplified ones do not."""
+    """Return whether all ideographs of the text exist in Japanese (JIS X 0208); simplified ones do not."""
     for char in text:
         if _script_of[char] == "han":
             try:
@@ -107,7 +107,7 @@ def is_japanese_han(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """`language` is the best guess, "" if there was too little text; confidences are 0 to 1."""
+    """An identified language: `language` is the best guess, "" for too little text; confidences are 0 to 1."""
 
     language: str
     confidence: float
@@ -115,18 +115,18 @@ class Identified:
 
 
 class Identifier:
-    """Tells the languages of a project apart, and from some that a model may answer in by mistake.
+    """Identify a text's language among those of a project and a few distractors.
 
     Args:
-        languages: BCP-47 codes of the project, source included.
-        distractors: more languages a text may turn out to be in.
-        least_latin: letters below which a Latin-script text is not identified (short names are the
-            same in many languages); for other scripts the limit is `least`.
-        scripts: scripts of languages that lingua does not know, such as {"am": ["ethiopic"]}: such a
-            language is told by its script alone.
+        languages: BCP-47 codes of the project, including the source language.
+        distractors: further languages that a text may be in, by a model's mistake.
+        least: minimum letters for identification in other scripts than Latin.
+        least_latin: minimum letters in Latin script, where short names look alike in many languages.
+        scripts: scripts of languages that lingua does not know, for example {"am": ["ethiopic"]}. Only the
+            script identifies such a language.
 
     Raises:
-        ValueError: a language that can be told neither by lingua nor by its script.
+        ValueError: neither lingua nor a script can identify a language.
     """
 
     def __init__(
@@ -146,13 +146,13 @@ class Identifier:
             if not found:
                 raise ValueError(
                     f"language {lang!r} cannot be identified: lingua knows {' '.join(sorted(SCRIPTS))}; "
-                    f"a language with a script of its own can be named in verification.checks.scripts, "
-                    "such as {am: [ethiopic]}"
+                    f"for a language that has a script to itself, name the script in "
+                    "verification.checks.scripts, for example {am: [ethiopic]}"
                 )
             self.candidates[code] = found
         self.least, self.least_latin = least, least_latin
         self._codes: dict[object, str] = {}
-        # Languages that share a script, and need lingua to be told apart.
+        # Script -> languages that share it; lingua has to distinguish them.
         self._sharing: dict[str, list[str]] = {}
         for code, names in self.candidates.items():
             for name in names:
@@ -161,8 +161,8 @@ class Identifier:
             unknown = [c for c in codes if c not in SCRIPTS]
             if len(codes) > 1 and unknown and script != "han":
                 raise ValueError(
-                    f"language {unknown[0]!r} cannot be told from {', '.join(c for c in codes if c != unknown[0])}: "
-                    f"lingua does not know it and they share the {script} script; leave one out"
+                    f"language {unknown[0]!r} cannot be distinguished from {', '.join(c for c in codes if c != unknown[0])}: "
+                    f"lingua does not know it and they share the {script} script; remove one"
                 )
         self._detectors: tuple[Any, Any] | None = None
 
@@ -171,9 +171,9 @@ class Identifier:
         return f"lingua {metadata.version('lingua-language-detector')}"
 
     def _lingua(self) -> tuple[Any, Any]:
-        """Detectors by trigrams, and by all n-grams."""
+        """Return two detectors: trigrams only (fast), and all n-grams."""
         if self._detectors is None:
-            # Imported late: loading it takes a second, and few scripts of a project need it.
+            # Import late: loading takes a second, and only shared scripts need it.
             from lingua import IsoCode639_1, Language, LanguageDetectorBuilder
 
             known = [
@@ -190,7 +190,13 @@ class Identifier:
         return self._detectors
 
     def identify(self, text: str, lang: str, counts: Counter[str] | None = None) -> Identified:
-        """The language of `text`, and how far it may be `lang`. Placeholders should be taken out before."""
+        """Identify the language of `text`.
+
+        Args:
+            text: the text; remove placeholders first.
+            lang: the expected language; the result has its confidence too.
+            counts: result of `scripts` for the text, if known.
+        """
         code = code_of(lang)
         counts = scripts(text) if counts is None else counts
         total = sum(counts.values())
@@ -213,14 +219,14 @@ class Identifier:
             values = detector.compute_language_confidence_values(text[:_LOOKED_AT])
             best, confidence = self._codes[values[0].language], values[0].value
             if best == code and confidence >= _CERTAIN:
-                # Trigrams take a third of the time, and are never so sure of a wrong language.
+                # Trigrams take a third of the time, and never reach this confidence for a wrong language.
                 return Identified(best, confidence, confidence)
         expected = next((v.value for v in values if self._codes[v.language] == code), 0.0)
         return Identified(best, confidence, expected)
 
     def _east_asian(self, text: str, code: str, counts: Counter[str], total: int) -> Identified:
         share = (counts["han"] + counts["kana"]) / total
-        # A lone の in Chinese advertising is no Japanese.
+        # A single の in Chinese advertising is not Japanese.
         if (counts["kana"] > 1 and counts["kana"] >= 0.1 * counts["han"]) or not counts["han"]:
             return Identified("ja", share, share if code == "ja" else 0.0)
         if code == "ja" and is_japanese_han(text):

@@ -1,47 +1,47 @@
-"""The checks by name, which of them reject, and their thresholds: plan data."""
+"""The plan of the checks: their names, which of them reject a row, and their thresholds."""
 
 import math
 from dataclasses import dataclass, field
 
 from ...common.schema import Bounds
 
-# Every check, and what its flag says.
+# Check -> meaning of its flag.
 CHECKS = {
     "empty": "no text",
-    "finish_reason": "the server did not stop by itself: cut off, or filtered",
+    "finish_reason": "the server reported another end than stop: cut off, or filtered",
     "language": "another language, clearly",
     "language_unsure": "perhaps another language",
-    "script": "most letters are of another script",
-    "kept_words": "words of the source left as they are, as names and models may be",
+    "script": "most letters belong to another script",
+    "kept_words": "source words kept unchanged, which is right for names and models",
     "stray_script": "some letters of a script that neither language uses",
-    "mixed_language": "a part left in the source language or in English",
-    "copy": "the source, untranslated",
-    "copy_name": "the source as it stands, but it may be a name",
-    "length": "much longer or shorter than such texts are",
-    "length_extreme": "longer or shorter than any such text is",
+    "mixed_language": "a part is still in the source language or in English",
+    "copy": "the untranslated source",
+    "copy_name": "equal to the source, but possibly a name",
+    "length": "unusually long or short",
+    "length_extreme": "longer or shorter than any correct text",
     "loop": "the same words again and again",
-    "repeated": "words repeated more than in the source",
+    "repeated": "more repeated words than the source",
     "preface": "talks about the translation before giving it",
-    "refusal": "refuses, or apologises",
-    "about_translation": "speaks of translating, or as a model, where the source does not",
+    "refusal": "refuses or apologises",
+    "about_translation": "mentions translating or being a model, and the source does not",
     "note": "a remark after the translation",
-    "colon": "a colon that the source has not, as after a title or before a remark",
-    "aside": "brackets that the source has not, as around a remark",
+    "colon": "a colon that the source does not have, as after a title or before a remark",
+    "aside": "brackets that the source does not have, as around a remark",
     "extra_sentence": "more sentences than the source",
     "extra_lines": "more lines than the source",
-    "quoted": "in quotation marks that the source has not",
-    "brackets": "answer brackets left in",
-    "markup": "markup or chat tokens that the source has not",
-    "placeholder": "not the image placeholders of the source",
+    "quoted": "in quotation marks that the source does not have",
+    "brackets": "contains the answer brackets of the prompt",
+    "markup": "markup or chat tokens that the source does not have",
+    "placeholder": "image placeholders differ from the source",
     "numbers": "numbers of the source are missing",
-    "end_mark": "no end mark, though the source has one",
-    "dangling": "ends on a word that ends no sentence",
-    # Of the translator, which keeps code as it stands, and of the verification of a whole build.
+    "end_mark": "no end mark, but the source has one",
+    "dangling": "ends with a word that cannot end a sentence",
+    # `code` is a check of the translator, which keeps code unchanged; the others need a whole build.
     "code": "code of the source is missing",
-    "same_start": "begins as many texts do whose sources have nothing in common",
-    "same_end": "ends as many texts do whose sources have nothing in common",
-    "quality": "scored low by the quality-estimation model",
-    "quality_failed": "the quality-estimation model could not score it",
+    "same_start": "begins like many texts with unrelated sources",
+    "same_end": "ends like many texts with unrelated sources",
+    "quality": "low score of the quality-estimation model",
+    "quality_failed": "no score from the quality-estimation model",
 }
 HARD = (
     "empty",
@@ -62,8 +62,8 @@ HARD = (
     "code",
 )
 
-# log(characters of the language / characters of English): median and spread, measured on interface
-# strings and names; good until the build's own rows are calibrated (the step verify).
+# log(characters of the language / characters of English) as (median, spread), measured on interface
+# strings and names. The step verify replaces them by values from the build's own rows.
 LENGTHS: dict[str, tuple[float, float]] = {
     "en": (0.0, 0.10),
     "zh": (math.log(0.25), 0.33),
@@ -89,9 +89,9 @@ class Flag:
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Length of translations of sources of at least `least` characters (up to the next bin).
+    """Lengths of translations whose source has at least `least` characters (up to the next bin).
 
-    median, spread: of log(characters of translation / characters of source), robust.
+    median, spread: robust median and spread of log(characters of translation / characters of source).
     """
 
     least: int
@@ -104,31 +104,31 @@ class LengthBin:
 class CheckPlan:
     """Section `verification.checks` of a plan.
 
-    > Parameters that say what a flag does
+    > Parameters for flags
 
-    hard: checks whose flags make a row be retried and then rejected; the others are soft.
-    off: checks that are not made at all.
+    hard: checks whose flag makes the translator retry and then rejects the row; other checks are soft.
+    off: checks that do not run.
 
-    > Parameters of language identification
+    > Parameters for language identification
 
-    distractors: languages beside the project's in which an answer may be.
-    scripts: scripts of languages that lingua does not know, such as {am: [ethiopic]}.
-    least_letters, least_latin_letters: shorter texts are not identified.
-    language_confidence, language_expected: with at least this confidence in another language and at
-        most this in the expected one, a text is in another language.
-    language_unsure: below this confidence in the expected language, and with twice as much in another,
-        it may be.
-    script_share: least share of letters in the language's scripts, above 0.
+    distractors: further languages that an answer may be in.
+    scripts: scripts of languages that lingua does not know, for example {am: [ethiopic]}.
+    least_letters, least_latin_letters: minimum letters of a text for identification.
+    language_confidence, language_expected: a text is in another language if the confidence in that
+        language is at least the first and the confidence in the expected language at most the second.
+    language_unsure: a text may be in another language if the confidence in the expected language is
+        below this value and less than half of the other's.
+    script_share: minimum fraction of letters in the language's scripts, above 0.
 
-    > Parameters of the other checks
+    > Parameters for the other checks
 
     length_z, length_extreme_z: robust standard deviations of the log length ratio.
-    length_extreme_characters: what a text must lack or have too much, in characters of the source, to
-        be extreme; 0 for a ratio alone.
-    lengths: a language's bins of length instead of the defaults.
-    mixed_share: share of the words in another language from which on a mixed text is rejected.
-    brackets: the pair that a translator's prompt asks for; neither may be left in an answer.
-    phrases: files of phrases for more languages, or instead of the shipped ones: {sw: path}.
+    length_extreme_characters: minimum deviation of an extreme length, in characters of the source; 0
+        uses the ratio alone.
+    lengths: length bins of a language, to replace the defaults.
+    mixed_share: minimum fraction of words in another language that rejects a mixed text.
+    brackets: the bracket pair that a translator's prompt asks for; an answer must not contain either.
+    phrases: files of phrases for further languages, or to replace shipped ones: {sw: path}.
     """
 
     hard: tuple[str, ...] = HARD
@@ -154,7 +154,7 @@ class CheckPlan:
             for name in getattr(self, key):
                 if name not in CHECKS:
                     raise ValueError(
-                        f"verification.checks.{key}: no check {name!r}; checks: {', '.join(CHECKS)}"
+                        f"verification.checks.{key}: expected one of {', '.join(CHECKS)}, found {name!r}"
                     )
         for key in ("script_share", "mixed_share"):
             Bounds(above=0, most=1).check(getattr(self, key), "verification.checks", key)
@@ -162,10 +162,10 @@ class CheckPlan:
             starts = [b.least for b in bins]
             if not bins or starts[0] != 0 or starts != sorted(set(starts)):
                 raise ValueError(
-                    f"verification.checks.lengths.{lang}: bins must begin at 0 and rise, found {starts}"
+                    f"verification.checks.lengths.{lang}: expected bins that begin at 0 and rise, found {starts}"
                 )
             if any(b.spread <= 0 for b in bins):
-                raise ValueError(f"verification.checks.lengths.{lang}: spread must be above 0")
+                raise ValueError(f"verification.checks.lengths.{lang}: spread: expected above 0")
 
 
 DEFAULTS = CheckPlan()

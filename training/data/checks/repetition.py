@@ -1,33 +1,33 @@
-"""Loops: the failure of a decoder that says the same words again and again."""
+"""Find loops: a decoder that fails repeats the same words."""
 
 import re
 from collections import Counter
 
-# A unit of three or more characters three times in a row, or a shorter one four times.
+# A unit of at least three characters three times in a row, or a shorter unit four times.
 _LOOP = re.compile(r"(?P<long>.{3,60}?)(?P=long){2,}|(?P<short>\S{1,2}?)(?P=short){3,}", re.S)
 _WINDOW = 600
 _EDGES = " .,;:!?…。，、；：！？।۔\"'”’»）)』」*-–—"
 
 
 def _find_loop(text: str) -> re.Match[str] | None:
-    """A loop at the end of the text, or elsewhere in a text that has many repeats."""
-    # Backwards a loop begins at its start wherever it was cut.
+    """Return a loop at the end of the text, or anywhere in a text with many repeats."""
+    # Match backwards: a loop that was cut off at any point is complete from its end.
     loop = _LOOP.match(text.rstrip(_EDGES)[: -_WINDOW - 1 : -1])
     if loop is None and len(text) > 12:
         tail = text[-_WINDOW:]
         pieces = len(tail) - 5
         if len({tail[i : i + 6] for i in range(pieces)}) < 0.75 * pieces:
             loop = _LOOP.search(tail)
-    # Digits and short rows of dots or dashes repeat as they please.
+    # Ignore digits and short rows of dots or dashes, which may repeat.
     if loop and (any(map(str.isalpha, loop.group())) or len(loop.group()) >= 6):
         return None if loop.group().isdigit() else loop
     return None
 
 
 def find_repetition(source: str, text: str) -> tuple[str, str] | None:
-    """The check's name, "loop" or "repeated", and what was seen; None for nothing unusual.
+    """Return the check's name, "loop" or "repeated", and its evidence; None without unusual repetition.
 
-    What the source itself repeats is not held against a translation.
+    Repetition that the source also contains is allowed.
     """
     loop = _find_loop(text)
     if loop and not _find_loop(source):
@@ -53,7 +53,7 @@ def find_repetition(source: str, text: str) -> tuple[str, str] | None:
 
 
 def _repeats(words: list[str]) -> float:
-    """Share of four-word sequences that stood before."""
+    """Return the fraction of four-word sequences that repeat an earlier one."""
     grams = Counter(tuple(words[i : i + 4]) for i in range(len(words) - 3))
     total = sum(grams.values())
     return 1 - len(grams) / total if total else 0.0

@@ -1,11 +1,11 @@
-"""Checks of one translated text against its source: cheap, offline, for every row.
+"""Run all checks of one translated text against its source, cheaply and offline, on every row.
 
-A check that fires leaves a `Flag`. Hard flags make a row be asked for again and, if it stays so,
-rejected; soft flags are for people, for quality estimation and for counting. Which is which is plan
-data. What each check catches, and how often it is wrong, is measured by
-`tests/benchmarks/verification_rates.py`. None of them knows what a text means: a fluent caption of
-another image is found by a quality-estimation model only. A language without a list of phrases has the
-checks that need none, and the English list, as models comment in English most of all.
+Each check that fires adds a `Flag`. A hard flag makes the translator retry the row and finally rejects it;
+soft flags are for people, quality estimation and statistics. The plan says which checks are hard.
+`tests/benchmarks/verification_rates.py` measures what each check catches and how often it is wrong. No
+check understands a text: only a quality-estimation model finds a fluent caption of another image. A language
+without phrases gets the checks that need none, and the English phrases, because models mostly comment in
+English.
 """
 
 import json
@@ -21,15 +21,16 @@ from .identify import Identified, Identifier, code_of, primary, scripts
 from .plan import DEFAULTS, LENGTHS, CheckPlan, Flag, LengthBin
 from .repetition import find_repetition
 
-# Raised by one when a check decides differently on the same text.
+# Increase when a check decides differently on the same text.
 VERSION = 3
 
 
 @dataclass(frozen=True)
 class Examination:
-    """All that was found out about one text.
+    """The findings about one text.
 
-    identified: its language; `length_z`: None where no lengths are known for the language.
+    identified: its language.
+    length_z: None if the plan has no lengths for the language.
     """
 
     flags: list[Flag]
@@ -41,7 +42,7 @@ class Examination:
         return any(flag.hard for flag in self.flags)
 
 
-# Code stays as it is; what is checked is the language around it.
+# Code must stay unchanged; the checks look at the language around it.
 _KEPT = re.compile(r"<image>|```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _COLON = re.compile(r"[:：](?!\d)")
 _ASIDE = re.compile(r"[(（〔【]")
@@ -52,21 +53,24 @@ _MARKUP = re.compile(
 _END = re.compile(r"[.!?…。！？।॥۔؟][\"'”’»」』）)\]]*\s*$")
 _QUOTED = re.compile(r"\s*[\"“”«„「『'‘].*[\"”“»」』'’]\s*$", re.S)
 _LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f0-9]+(?:[-._/'’@+][A-Za-z\u00c0-\u024f0-9]+)*")
-# Four words in small letters, in a language that is not written so.
+# Four lower-case Latin words, in a language of another script.
 _LATIN_RUN = re.compile(r"(?:\b[a-z][a-z'’]{0,40}[ ,;]{1,20}){3,}[a-z]+")
 _DIGITS = re.compile(r"\d+")
 _EDGES = "\"'“”‘’«»„()[]{}<>（）【】「」『』.,;:!?…。，、；：！？।۔؟،؛*_-–—·/\\|"
 
 
 class RowChecker:
-    """Checks translations of one source language into several target languages.
+    """Check translations of one source language into several target languages.
+
+    key: hash of everything that affects the results.
 
     Args:
         source_language: BCP-47 code of the sources.
-        languages: the targets; a text in any other is refused.
-        plan: what is hard, soft or off, and the thresholds.
+        languages: target languages.
+        plan: hard, soft and disabled checks, and thresholds.
 
-    Raises ValueError for a language that cannot be identified. `key` is a hash of all that decides.
+    Raises:
+        ValueError: a language cannot be identified.
     """
 
     def __init__(self, source_language: str, languages: Sequence[str], plan: CheckPlan = DEFAULTS):
@@ -88,7 +92,7 @@ class RowChecker:
         }
         self._source_phrases = self._phrases[source_language]
         foreign = self._source_phrases.words | self._phrases["en"].words
-        # Words of the source language that the target does not have.
+        # Words of the source language (or English) that the target language does not have.
         self._foreign = {lang: foreign - self._phrases[lang].words for lang in self.languages}
         self._scripts = {
             lang: frozenset(self.identifier.candidates[code_of(lang)]) for lang in self.languages
@@ -120,7 +124,11 @@ class RowChecker:
     def check(
         self, source: str, text: str, lang: str, finish_reason: str | None = None
     ) -> list[Flag]:
-        """The flags of one text; hard ones first. Raises ValueError for a language not of the project."""
+        """Return the flags of one text, hard flags first.
+
+        Raises:
+            ValueError: the language is not one of the target languages.
+        """
         return self.examine(source, text, lang, finish_reason).flags
 
     def examine_turns(
@@ -130,7 +138,7 @@ class RowChecker:
         lang: str,
         finish_reason: str | None = None,
     ) -> Examination:
-        """Every turn examined; the language is that of the least sure turn, the length the furthest off."""
+        """Examine every turn; report the language of the least certain turn and the most extreme length."""
         roles, expected = [t["role"] for t in turns], [t["role"] for t in source]
         if roles != expected:
             detail = f"expected turns of {', '.join(expected) or 'nobody'}, found {', '.join(roles) or 'none'}"
@@ -153,7 +161,7 @@ class RowChecker:
         return Examination(ordered, identified, length_z)
 
     def examine_row(self, row: Mapping[str, Any]) -> Examination:
-        """A translated row: its `text` against `source_text`, or its `turns` against the turns in there."""
+        """Examine a translated row: `text` against `source_text`, or `turns` against the turns in `source_text`."""
         lang, reason = row["lang"], row.get("finish_reason")
         if row.get("turns") is not None:
             return self.examine_turns(json.loads(row["source_text"]), row["turns"], lang, reason)
@@ -162,11 +170,16 @@ class RowChecker:
     def examine(
         self, source: str, text: str, lang: str, finish_reason: str | None = None
     ) -> Examination:
-        """Everything about one text. Raises ValueError for a language that is not of the project."""
+        """Run all checks on one text.
+
+        Raises:
+            ValueError: the language is not one of the target languages.
+        """
+        # 1. Placeholders and finish reason
         if lang not in self._scripts:
             raise ValueError(
-                f"language {lang!r} is not one of the project's ({', '.join(self.languages)}): "
-                "its texts cannot be checked"
+                f"language {lang!r}: expected one of {', '.join(self.languages)}: "
+                "texts in other languages cannot be checked"
             )
         found: list[tuple[str, str]] = []
         if finish_reason not in (None, "stop"):
@@ -174,6 +187,7 @@ class RowChecker:
         if text.count("<image>") != source.count("<image>"):
             told = f"{text.count('<image>')} <image>, {source.count('<image>')} expected"
             found.append(("placeholder", told))
+        # 2. The text without code
         source = _KEPT.sub(" ", source).strip()
         text = _KEPT.sub(" ", text).strip()
         identified, length_z = Identified("", 0.0, 0.0), None
@@ -187,7 +201,8 @@ class RowChecker:
             if repetition := find_repetition(source, text):
                 found.append(repetition)
             self._marks(source, text, lang, found)
-        named = dict(reversed(found))  # of two with one name the first
+        # 3. Flags: the first finding of each name, hard flags first
+        named = dict(reversed(found))
         flags = [
             Flag(name, name in self._hard, named[name])
             for name in dict(found)
@@ -207,11 +222,11 @@ class RowChecker:
         for item in bins:
             if item.least <= size:
                 model = item
-        # One character more or less is much for a name and nothing for a sentence.
+        # One character is much for a name and little for a sentence.
         spread = math.hypot(model.spread, 2.0 / size)
         z = (math.log(len(text) / size) - model.median) / spread
         if abs(z) > self.plan.length_z:
-            # Of a name a ratio says little: "tasse" is right for "teacup without handle".
+            # For a name the ratio means little: "tasse" is right for "teacup without handle".
             off = abs(len(text) / math.exp(model.median) - size)
             extreme = (
                 abs(z) > self.plan.length_extreme_z and off >= self.plan.length_extreme_characters
@@ -227,7 +242,7 @@ class RowChecker:
         source_words = _words(source)
         copied = self._copied(source_words, words, lang, found)
         own = self._scripts[lang]
-        # Names kept as they stand say nothing about the language around them.
+        # Ignore unchanged names: they say nothing about the language of the text.
         rest = _without(text, _names(source_words))
         counts = scripts(rest)
         total = sum(counts.values())
@@ -235,13 +250,13 @@ class RowChecker:
         outside = total - inside
         if outside > inside * (1 / self.plan.script_share - 1) and (outside > 3 or not inside):
             if inside and "latin" not in own:
-                # Words that no capital shows as names: file names, models, brands in small letters.
+                # Words that no capital marks as names: file names, models, brands in lower case.
                 kept = set(_LATIN_WORD.findall(source)) - self._foreign[lang]
                 kept_counts = scripts(_without(text, kept))
                 foreign = sum(kept_counts.values()) - sum(kept_counts[script] for script in own)
             else:
                 foreign = outside
-            # A few letters may have been kept from the source, but not those of a third script.
+            # Some letters may come from the source; letters of a third script may not.
             theirs = {*own, *self._source_scripts}
             strange = not inside and any(counts[script] for script in counts.keys() - theirs)
             name = "script" if strange or foreign > 3 else "kept_words"
@@ -274,7 +289,7 @@ class RowChecker:
     def _copied(
         self, source: list[str], words: list[str], lang: str, found: list[tuple[str, str]]
     ) -> bool:
-        """Flags copies and parts left in the source language; True if it is the copy of a name."""
+        """Flag copies and parts left in the source language; return True for the copy of a name."""
         if not words or primary(lang) == primary(self.source_language):
             return False
         folded = [w.casefold() for w in words]
@@ -289,7 +304,7 @@ class RowChecker:
             if any(w.isalpha() for w in source):
                 found.append(("copy_name", "the same as the source"))
             return True
-        # Words that stand in a run of three or more as they do in the source.
+        # Words inside a run of three or more that also occurs in the source.
         runs = {tuple(before[i : i + 3]) for i in range(len(before) - 2)}
         inside = [False] * len(words)
         if runs:
@@ -310,7 +325,7 @@ class RowChecker:
         if share >= self.plan.mixed_share:
             found.append(("mixed_language", f"among {len(words)} words: {' '.join(markers[:6])}"))
         else:
-            # In a language of another script two such words are as telling as three in a row.
+            # In a language of another script, two such words are as significant as a run of three.
             latin = "latin" in self._scripts[lang]
             left = [
                 w
@@ -328,7 +343,7 @@ class RowChecker:
             lists = lists[:1]
         for name in ("about", "preface", "refusal", "note"):
             for phrases in lists:
-                # A note does not begin the text.
+                # A note cannot be the beginning of the text.
                 pattern, start = phrases.said.get(name), int(name == "note")
                 match = pattern.search(text, start) if pattern else None
                 if match and not excused(source, self._source_phrases, name):
@@ -362,7 +377,7 @@ class RowChecker:
             found.append(("markup", markup.group()[:30]))
         numbers = _DIGITS.findall(source)
         if numbers:
-            # Digits of any script, separators apart: 1,000 is 1 000 and ١٠٠٠.
+            # Compare digits of all scripts without separators: 1,000 equals 1 000 and ١٠٠٠.
             have = _ascii_digits(text)
             missing = [n for n in numbers if _ascii_digits(n) not in have]
             if missing:
@@ -380,14 +395,14 @@ class RowChecker:
         for word in dangling:
             if folded.endswith(word):
                 before = folded[: -len(word)]
-                # Chinese and Japanese have no spaces; elsewhere the word must stand alone.
+                # Chinese and Japanese have no spaces; in other languages a space must precede the word.
                 if before and (ord(word[0]) > 0x2E7F or word[0] in "、，" or before[-1].isspace()):
                     return word
         return ""
 
 
 def _sentences(text: str) -> Iterator[re.Match[str]]:
-    """End marks with a letter or digit somewhere behind them."""
+    """Yield end marks that have a letter or digit anywhere after them."""
     last = next((i for i in range(len(text) - 1, -1, -1) if _is_word(text[i])), -1)
     return (match for match in _SENTENCE_END.finditer(text) if match.end() <= last)
 
@@ -397,19 +412,19 @@ def _is_word(letter: str) -> bool:
 
 
 def _ascii_digits(text: str) -> str:
-    """The decimal digits of a text, of any script."""
+    """Return the decimal digits of a text, of any script, as ASCII."""
     return "".join(str(int(c)) for c in text if c.isdecimal())
 
 
 def _words(text: str) -> list[str]:
-    """Words split at spaces, without the punctuation around them."""
+    """Split at spaces, and strip punctuation around words."""
     return [w for w in (part.strip(_EDGES) for part in text.split()) if w]
 
 
 def _names(words: Sequence[str]) -> set[str]:
-    """Words of the source that may stand in a translation as they are: with a digit or a capital.
+    """Return source words that a translation may keep unchanged: words with a digit or a capital.
 
-    In a source written in capitals, or With Every Word Capitalised, capitals say nothing.
+    If the source is all capitals or Capitalises Every Word, capitals do not count.
     """
     letters = [w for w in words if w[0].isalpha()]
     capitals = sum(1 for w in letters if not w[0].islower())
@@ -422,7 +437,7 @@ def _names(words: Sequence[str]) -> set[str]:
 
 
 def _without(text: str, words: Collection[str]) -> str:
-    """The text without these words; in Chinese and Japanese they stand without spaces around."""
+    """Remove these words from the text; in Chinese and Japanese no spaces surround them."""
     if not words:
         return text
     return _LATIN_WORD.sub(lambda match: " " if match.group() in words else match.group(), text)

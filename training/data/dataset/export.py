@@ -3,19 +3,18 @@
     maya data export runs/data/my-captions --format llava --languages ru hi --output llava/
     maya data export runs/data/my-captions --format messages --output rows/
 
-`llava` is LLaVA's `conversations` JSON, one file a language (and split, where the dataset has several),
-with the pictures beside it under the names that the rows use. Rows are
-`{"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}`, ids as text, in
-order of their ids. A caption is the answer to one of LLaVA's eleven requests for a brief
-description, with `<image>` before or after it, both drawn by the row's id. The requests are in
-English unless a file brings others for a language. A conversation has `<image>` before its first
-question.
+`llava` is LLaVA's `conversations` JSON: one file per language (and split, if the dataset has several),
+and the pictures under the names that the rows use. Rows are
+`{"id", "image", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}]}`, with ids as text,
+sorted by id. A caption answers one of LLaVA's eleven requests for a brief description, with `<image>` before
+or after the request; the row's id decides both. The requests are English, unless a file gives requests
+in other languages. A conversation has `<image>` before its first question.
 
-`messages` is parquet with the pictures embedded (messages.py), as TRL's SFTTrainer and
-`datasets.load_dataset` take it: a folder a language, and a README.md that names the configs. Captions are
-asked for in their own language where requests are known (caption_requests.json).
+`messages` is parquet with embedded pictures (messages.py), as TRL's SFTTrainer and `datasets.load_dataset`
+read it: one folder per language, and a README.md that defines the configs. The request for a caption is in
+the row's language if caption_requests.json has that language.
 
-Names of pictures come from the dataset, so none may lead out of the output folder.
+Picture names come from the dataset; a name that leads out of the output folder is an error.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ CARD = Path(__file__).with_name("export.md")
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export: the rows of every file, and the number of pictures."""
+    """The result of an export. files: rows of each file; pictures: number of pictures."""
 
     files: dict[Path, int]
     pictures: int
@@ -80,21 +79,23 @@ def export_llava(
     """Write `<name>.<language>.json` files and the pictures that they name.
 
     Args:
-        folder: a build's output_dir, its dataset folder, or a folder laid out as mini is.
-        languages: only these of the dataset's.
-        toxicity_free: only rows that are clean; else all that have a text.
-        requests: a YAML file, language -> list of what the human asks for a caption, instead of
-            `REQUESTS`.
-        images: folder or zip of the pictures, for a dataset that does not hold them.
-        with_images: False leaves the pictures out.
+        folder: a build's output_dir, its dataset folder, or a folder in mini's layout.
+        output: folder of the export.
+        languages: languages of the dataset to export; default: all.
+        toxicity_free: export only clean rows, else all rows with a text.
+        requests: YAML file of language -> requests for a caption, to replace `REQUESTS`.
+        images: folder or zip of the pictures, if the dataset does not contain them.
+        with_images: whether to write the pictures.
 
-    Raises ValueError for a folder that holds no finished dataset, a language that is not in it, a
-    dataset that was not judged where `toxicity_free` is asked for, a picture that is not there, cannot
-    be decoded or has a name that leads elsewhere; OSError when the disk is full.
+    Raises:
+        ValueError: the folder has no finished dataset, a language is not in it, `toxicity_free` needs
+            judges that the dataset did not have, or a picture is missing, broken or has a name that leads
+            out of the folder.
+        OSError: the disk is full.
     """
     dataset = _open(folder, languages, toxicity_free)
     if not with_images and images is not None:
-        raise ValueError("--images: expected none beside --no-images, found both: leave one out")
+        raise ValueError("--images: expected none with --no-images, found both: remove one")
     asked = {} if requests is None else read_requests(requests)
     parts = {}
     for lang in languages or dataset.languages:
@@ -125,15 +126,17 @@ def export_messages(
 ) -> Exported:
     """Write `<language>/<split>-00000.parquet` files of `messages` + `images`, and a README.md.
 
-    The files appear together when all are whole; an earlier export in `output` is replaced then.
+    All files appear at once when they are complete, and replace an earlier export in `output`.
 
     Args:
-        output: a folder that is not there, is empty, or has an earlier export.
-        requests: a YAML file, language -> list of what the human asks for a caption, instead of
-            those of caption_requests.json.
         folder, languages, toxicity_free, images: as in `export_llava`.
+        output: a folder that is missing, is empty, or has an earlier export.
+        requests: YAML file of language -> requests for a caption, to replace those of
+            caption_requests.json.
 
-    Raises as `export_llava`, and ValueError where `output` holds something else.
+    Raises:
+        ValueError: as in `export_llava`, or `output` contains other files.
+        OSError: the disk is full.
     """
     dataset = _open(folder, languages, toxicity_free)
     asked = {} if requests is None else read_requests(requests)
@@ -161,11 +164,11 @@ def _open(folder: Path, languages: Sequence[str] | None, toxicity_free: bool) ->
     dataset = open_dataset(folder)
     folder = dataset.folder
     if toxicity_free and not dataset.judged:
-        raise ValueError(f"{folder}: no judge has read it, so nothing is known to be toxicity-free")
+        raise ValueError(f"{folder}: --toxicity-free: expected a dataset with judges, found none")
     for lang in languages or ():
         if lang not in dataset.languages:
             there = ", ".join(dataset.languages)
-            raise ValueError(f"{folder}: language {lang!r} is not in it; found {there}")
+            raise ValueError(f"{folder}: language: expected one of {there}, found {lang!r}")
     return dataset
 
 
@@ -175,27 +178,27 @@ def _open(folder: Path, languages: Sequence[str] | None, toxicity_free: bool) ->
 class _Gallery:
     """The pictures of an export, from the dataset's own table, or from a folder or zip.
 
-    checked: names of those that were decoded already.
+    checked: names of pictures that have already been decoded.
     """
 
     def __init__(self, dataset: DatasetFolder, images: Path | None):
         folder = dataset.folder
         if dataset.has_pictures and images is not None:
             raise ValueError(
-                f"{folder}: --images: expected none, as the dataset holds its pictures "
-                f"(images/*.parquet), found {images}: leave the option out"
+                f"{folder}: --images: expected none, because the dataset contains its pictures "
+                f"(images/*.parquet), found {images}: remove the option"
             )
         if not dataset.has_pictures and images is None:
             raise ValueError(
                 f"{folder}: images: expected the dataset's pictures in images/*.parquet, found none: "
-                "say where they are with --images FOLDER_OR_ZIP, or take only the texts with "
+                "name their place with --images FOLDER_OR_ZIP, or export only the texts with "
                 "--format llava --no-images"
             )
         self._pictures = Pictures(images or folder)
         self.checked: set[str] = set()
 
     def read(self, name: str, where: str) -> bytes:
-        """Return the bytes of a picture. `where` is the place of its row, for errors."""
+        """Return the bytes of a picture. `where` names the row in errors."""
         try:
             if name in self.checked:
                 return self._pictures.read(name)
@@ -212,11 +215,15 @@ class _Gallery:
 
 
 def _picture_place(folder: Path, row: Row, lang: str) -> str:
-    """Return the name of a row's picture for errors. Raises ValueError for a name that leads out of a folder."""
+    """Return the place of a row's picture for errors.
+
+    Raises:
+        ValueError: the picture's name leads out of the folder.
+    """
     where = f"{folder}: row {row['id']!r} ({lang}): image"
     if not stays_inside(row["image"]):
         raise ValueError(
-            f"{where}: expected a path inside of the folder of pictures, found "
+            f"{where}: expected a path inside the folder of pictures, found "
             f"{one_line(repr(row['image']), 100)}: correct the dataset"
         )
     return where
@@ -230,10 +237,15 @@ def _with_pictures(
     output: Path,
     taken: set[str],
 ) -> Iterator[Row]:
-    """Yield the same rows; the picture of each is written before, once under each name.
+    """Yield the rows unchanged, after writing the picture of each; each name is written once.
 
     Args:
-        taken: names of the export's other files, as `folded` gives them.
+        rows: rows of the dataset.
+        lang: their language.
+        folder: folder of the dataset.
+        gallery: the pictures; None writes none.
+        output: folder of the export.
+        taken: `folded` names of the export's other files.
     """
     for row in rows:
         if (name := row["image"]) is not None:
@@ -246,29 +258,29 @@ def _with_pictures(
 def _write_picture(output: Path, name: str, data: bytes, where: str, taken: set[str]) -> None:
     path = output / name
     output.mkdir(parents=True, exist_ok=True)
-    # A link that is in the output folder already may lead out of it too.
+    # An existing link in the output folder may also lead out of it.
     if not path.resolve().is_relative_to(output.resolve()):
         raise ValueError(
-            f"{where}: expected a path inside of {output}, found {path.resolve()}: choose an empty "
+            f"{where}: expected a path inside {output}, found {path.resolve()}: choose an empty "
             "--output"
         )
     if folded(PurePosixPath(name).as_posix()) in taken:
         raise ValueError(
-            f"{where}: expected the name of a picture, found {name!r}, which the JSON file has: "
-            "rename it in the dataset"
+            f"{where}: expected a name of its own for each picture, found {name!r}, the name of a JSON "
+            "file: rename it in the dataset"
         )
     if path.is_file() and path.read_bytes() == data:
         return
     if path.exists():
         raise ValueError(
-            f"{where}: expected no file {path}, found one that is not this picture: choose an empty "
+            f"{where}: expected no file {path}, found one with other content: choose an empty "
             "--output"
         )
     write_bytes(path, data)
 
 
 def _copy_credits(folder: Path, output: Path) -> None:
-    """Copy the credits and licence texts of the pictures."""
+    """Copy the pictures' credits and licence texts."""
     for path in [folder / "ATTRIBUTION.md", *sorted((folder / "LICENSES").glob("*.txt"))]:
         if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
             write_bytes(output / path.relative_to(folder), path.read_bytes())
@@ -278,7 +290,7 @@ def _copy_credits(folder: Path, output: Path) -> None:
 
 
 def llava_row(row: Row, requests: Sequence[str] = REQUESTS) -> dict[str, Any]:
-    """Return a row in LLaVA's format; rows without an image have no `image`."""
+    """Return a row in LLaVA's format; a row without a picture has no `image`."""
     number = number_of(row["id"])
     turns = row.get("messages")
     if turns is None or (turns[0]["content"] == "" and len(turns) == 2):
@@ -338,7 +350,7 @@ def _check_output(output: Path) -> None:
 
 
 def _replace(output: Path, fresh: Path, names: Sequence[str]) -> None:
-    """Move finished files to their places, and delete files of earlier exports."""
+    """Move finished files into place, and delete files of earlier exports."""
     for path in output.glob(f"{SCRATCH}*"):
         if path != fresh:
             shutil.rmtree(path)
@@ -352,7 +364,7 @@ def _replace(output: Path, fresh: Path, names: Sequence[str]) -> None:
 
 
 def _readme(dataset: DatasetFolder, rows: dict[str, int]) -> str:
-    """Write README.md with the configs: all languages together, and each one."""
+    """Return README.md with the configs: all languages together, then each language."""
     splits: dict[str, Counter[str]] = {}
     for name, count in rows.items():
         lang, file = name.split("/")

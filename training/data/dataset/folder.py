@@ -1,9 +1,9 @@
-"""A finished dataset on disk: a built one, or one in the layout of the mini dataset.
+"""Read a finished dataset on disk, built by `maya data build` or in the layout of the mini dataset.
 
     dataset = open_dataset(Path("runs/data/my-captions"))
     for row in dataset.rows("hi", "train"): ...
 
-Both give their rows in the same form, by language and split.
+Both kinds yield rows of the same form, by language and split.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...rows.parquet import Row, check_columns, is_list, is_text, read_rows
 from .manifest import matching, read_manifest
 from .manifest_shape import check_languages
 
-# Folders of a dataset in the layout of the mini dataset -> columns of their tables.
+# Folders of a dataset in mini's layout -> columns of their tables.
 MINI_KINDS = {"texts": ("id", "image", "prompt", "text"), "instruct": ("id", "image", "messages")}
 TYPES: dict[str, Any] = {"id": is_text, "image": is_text, "text": is_text, "messages": is_list}
 SPLIT_ORDER = ("train", "validation", "test")
@@ -32,11 +32,11 @@ SPLIT_ORDER = ("train", "validation", "test")
 class DatasetFolder:
     """A dataset on disk.
 
-    name: fit to be the beginning of a file's name.
-    files: (language, split) -> its series of files, each sorted by id: file names, and whether the
-        rows are clean.
-    licence: the entries of its card's YAML that say it.
-    judged: whether clean rows are told from others.
+    name: name of the dataset, safe as the beginning of a file name.
+    files: (language, split) -> series of files, each sorted by id: file names, and whether the rows are
+        clean.
+    licence: the licence entries of its card's YAML.
+    judged: whether clean rows are marked.
     """
 
     folder: Path
@@ -49,16 +49,19 @@ class DatasetFolder:
 
     @property
     def has_pictures(self) -> bool:
-        """Return whether the dataset has its pictures, in `images/*.parquet`."""
+        """Whether the dataset contains its pictures, in `images/*.parquet`."""
         return any((self.folder / "images").glob("*.parquet"))
 
     def rows(self, lang: str, split: str, clean: bool = False) -> Iterator[Row]:
         """Yield rows sorted by id, with `id`, `image`, and `caption` or `messages`.
 
         Args:
-            clean: only rows that nothing was found against.
+            lang: language of the rows.
+            split: split of the rows.
+            clean: yield only clean rows.
 
-        Raises ValueError for a row without a text.
+        Raises:
+            ValueError: a row has no text.
         """
         chosen = [names for names, is_clean in self.files[lang, split] if is_clean or not clean]
         for row in heapq.merge(*map(self._series, chosen), key=lambda row: row["id"]):
@@ -96,13 +99,14 @@ class DatasetFolder:
 def open_dataset(folder: Path) -> DatasetFolder:
     """Open a build's output_dir, its dataset folder, or a folder in the layout of the mini dataset.
 
-    Raises ValueError for a folder that is none of these, and for a language that is no code.
+    Raises:
+        ValueError: the folder is none of these, or a language is not a valid code.
     """
     if (folder / "dataset").is_dir():
         folder = folder / "dataset"
     mini = any((folder / kind).is_dir() for kind in MINI_KINDS)
     found = _open_mini(folder) if mini else _open_built(folder)
-    # They become parts of paths, and whoever made the dataset wrote them.
+    # Names from the dataset become parts of paths; its author is untrusted.
     check_languages(found.languages, f"{folder}: language")
     seen: dict[str, str] = {}
     for split in found.splits:
@@ -116,7 +120,7 @@ def open_dataset(folder: Path) -> DatasetFolder:
 
 
 def _said(turns: Any) -> list[Any]:
-    """Return the text of each turn of a conversation, whatever its form."""
+    """Return the text of each turn of a conversation; None for a turn without the expected form."""
     return [
         turn.get("content")
         if isinstance(turn, dict) and isinstance(turn.get("role"), str)
@@ -152,7 +156,7 @@ def _open_built(folder: Path) -> DatasetFolder:
 
 
 def _open_mini(folder: Path) -> DatasetFolder:
-    """Files are `<kind>/<language>/<split>-{clean,flagged}.parquet`."""
+    """Open a folder whose files are `<kind>/<language>/<split>-{clean,flagged}.parquet`."""
     files: dict[tuple[str, str], list[tuple[list[str], bool]]] = {}
     judged = True
     for path in sorted(folder.glob("*/*/*.parquet")):

@@ -1,17 +1,17 @@
 """The last step of a build: write `dataset/`, a folder for the Hub, from rows and decisions.
 
-    data/<lang>/clean-00000.parquet     rows with a text: nothing was found against them
-    data/<lang>/review-00000.parquet    people are to decide
-    data/<lang>/flagged-00000.parquet   toxic
-    rejected/<lang>-00000.parquet       rows without a text, and why; in no config to train on
-    images/part-00000.parquet           pictures, if the plan publishes them: once each
-    messages/part-00000.parquet         some of them beside a clean text, as TRL trains on them
+    data/<lang>/clean-00000.parquet     rows with a text that passed every check
+    data/<lang>/review-00000.parquet    rows that people have to decide
+    data/<lang>/flagged-00000.parquet   toxic rows
+    rejected/<lang>-00000.parquet       rows without a text, with the reason; in no config for training
+    images/part-00000.parquet           each distinct picture once, if the plan publishes pictures
+    messages/part-00000.parquet         some pictures with a clean text each, in the format that TRL reads
     audit/<judge>-00000.parquet         every verdict of every judge
     manifest.json                       sha256, rows and bytes of every file, counts, configs, provenance
 
-All files are sorted by id. Rows flow from the build's units through to the files, so memory holds a
-unit or two. Each part (a language, the images, the config `messages`, the audit) is made anew only if
-what it is made from has changed; the manifest is written last, so a folder that has one is whole.
+All files are sorted by id. Rows stream from the build's units into the files, so memory holds one or
+two units. A part (a language, the images, the config `messages`, the audit) is rebuilt only if its inputs
+have changed. The manifest is written last, so a folder with a manifest is complete.
 """
 
 from __future__ import annotations
@@ -39,17 +39,24 @@ from .texts import Counts, Texts
 
 
 def assemble(plan: BuildPlan, progress: bool = True) -> dict[str, Any]:
-    """Write `dataset/` of a build whose other steps are done, and return its manifest.
+    """Write `dataset/` of a build whose other steps are finished, and return the manifest.
 
-    Raises ValueError for units that are missing or older than what they are made from, for rows
-    without a decision, for pictures whose bytes are not those of the source, and for sums that do
-    not close; OSError for pictures that are not there and when the disk does not take a file.
+    Args:
+        plan: plan of the build.
+        progress: print the counts of each part.
+
+    Raises:
+        ValueError: a unit is missing or older than its inputs, a row has no decision, a picture's
+            bytes differ from the source, or the counts do not add up.
+        OSError: a picture is missing, or the disk rejects a file.
     """
+    # 1. Pictures
     build = Build(plan)
     (build.root / "manifest.json").unlink(missing_ok=True)
     parts: dict[str, dict[str, Any]] = {}
     if plan.layout.images == "bytes":
         parts["images"] = finished_part(build, Images(build))
+    # 2. Texts of each language
     with contextlib.ExitStack() as stack:
         first_paths = None
         if parts:
@@ -60,6 +67,7 @@ def assemble(plan: BuildPlan, progress: bool = True) -> dict[str, Any]:
             counts.check(lang)
             if progress:
                 print(f"assemble/{lang}: {counts.line()}", flush=True)
+    # 3. The config `messages`, the audit, the manifest
     if "images" in parts and plan.layout.messages_images:
         parts["messages"] = finished_part(build, Messages(build, parts))
         if progress:
@@ -71,7 +79,7 @@ def assemble(plan: BuildPlan, progress: bool = True) -> dict[str, Any]:
 
 
 class Images:
-    """Yield every distinct picture of the source once, under the path of its first row."""
+    """The part with the pictures: each distinct picture of the source once, under its first row's path."""
 
     name = "images"
 
@@ -83,7 +91,7 @@ class Images:
         return digest([VERSION, self._most, str(self.plan.images), self.build.source_sha])
 
     def write(self, shards: Shards) -> Row:
-        """Write the files of pictures; return the numbers of rows with a picture, of pictures and of their bytes."""
+        """Write the files of pictures; return the numbers of rows with a picture, of pictures and of bytes."""
         assert self.plan.images is not None
         pictures = Pictures(self.plan.images, follow_links=self.plan.source.follow_links)
         size = pictured = distinct = 0
@@ -106,20 +114,20 @@ class Images:
             data = pictures.read_checked(row["image"])
         except ValueError as error:
             raise ValueError(
-                f"{error}; what is published must be a picture: remove its row from the "
-                "source, and run the step source again"
+                f"{error}: expected a picture that can be published: remove its row from the source, "
+                "and run the step source again"
             ) from None
         if sha256_bytes(data) != row["image_sha256"]:
             raise ValueError(
-                f"{row['image']!r} in {self.plan.images}: its bytes have changed since "
-                "the source was read; run the step source again"
+                f"{row['image']!r} in {self.plan.images}: expected the bytes that the step source read, "
+                "found others: run the step source again"
             )
         return data
 
 
 @contextlib.contextmanager
 def _first_paths(root: Path, files: Iterable[str]) -> Iterator[ShaTable]:
-    """Return SHA-256 -> the one path in `images/` of the pictures with these bytes."""
+    """Yield a table from SHA-256 to the path of the picture with these bytes in `images/`."""
     with ShaTable() as table:
         for name in files:
             for row in read_rows(root / name, ["image", "image_sha256"]):
@@ -128,7 +136,7 @@ def _first_paths(root: Path, files: Iterable[str]) -> Iterator[ShaTable]:
 
 
 class Messages:
-    """Write the config `messages` from finished files of texts and pictures."""
+    """The part with the config `messages`, written from the finished files of texts and pictures."""
 
     name = "messages"
 
@@ -151,7 +159,7 @@ class Messages:
         return digest([messages_config.VERSION, form, KNOWN_REQUESTS, content])
 
     def write(self, shards: Shards) -> Row:
-        """Write the config's files; return its rows, all and by language, and the pictures' bytes."""
+        """Write the config's files; return its rows, in total and by language, and the pictures' bytes."""
         root, images = self.build.root, list(self._parts["images"]["files"])
         chosen = messages_config.choose_rows(root, self._clean, self._layout.messages_images)
         size = 0
@@ -165,7 +173,7 @@ class Messages:
 
 
 class Audit:
-    """Yield verdicts by judge and id; the build's own file has them in the order of the requests."""
+    """The part with the verdicts by judge, sorted by id; the build's own file has the order of requests."""
 
     name = "audit"
 
@@ -175,7 +183,9 @@ class Audit:
 
     def key(self) -> str:
         if not self._audit.is_file():
-            raise ValueError(f"{self._audit}: not there; run the step toxicity first")
+            raise ValueError(
+                f"{self._audit}: expected a file, found none: run the step toxicity first"
+            )
         return digest([VERSION, self.plan.layout.shard_rows, sha256_file(self._audit)])
 
     def write(self, shards: Shards) -> Row:

@@ -1,6 +1,6 @@
-"""`dataset/manifest.json`: the contents of a dataset's folder, their origin and licence.
+"""`dataset/manifest.json`: contents, origin and licence of a dataset's folder.
 
-The dataset card is made from this file, and publishing holds the folder against it.
+The dataset card is generated from this file, and publishing compares the folder with it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from ...rows.parquet import Row
 from .manifest_shape import FORMAT, SUMMARY, check_manifest
 from .plan import BuildPlan, licence_of
 
-# Folders of data files, and only those.
+# Folders that contain data files and nothing else.
 FOLDERS = ("data", "rejected", "images", "messages", "audit")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished dataset.
+    """Return the manifest of a finished dataset.
 
-    Raises ValueError for a folder that holds none, and for a manifest.json of another form.
+    Raises:
+        ValueError: the folder has no manifest.json, or it has another format.
     """
     path = folder / "manifest.json"
     try:
         manifest = read_json(path)
     except FileNotFoundError:
         raise ValueError(
-            f"{folder}: no finished dataset: expected the manifest.json of `maya data build`"
+            f"{folder}: expected the manifest.json of `maya data build`, found none: name a finished dataset"
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(
@@ -43,11 +44,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[str, Row]:
-    """Return config name -> {"path": its files as one glob, "rows"}, of configs that have rows.
+    """Return {config name: {"path": glob of its files, "rows": number}} for configs with rows.
 
-    Every config is a glob over the same files. Nothing is stored twice but what `messages` holds: texts
-    and pictures of other configs, side by side. Without judges there is no config that is called
-    toxicity-free. The first one is the default.
+    All configs are globs over the same files, so nothing is stored twice, except in `messages`, which
+    combines texts and pictures of other configs. Without judges, no config is named toxicity-free. The
+    first config is the default.
     """
     wanted = {"toxicity_free": "data/*/clean-*.parquet"} if judged else {}
     wanted["all"] = "data/*/*.parquet"
@@ -69,7 +70,7 @@ def configs(files: dict[str, Row], languages: list[str], judged: bool) -> dict[s
 
 
 def matching(files: dict[str, Row], pattern: str) -> list[str]:
-    """Return the names that a glob matches; a star does not match a slash."""
+    """Return the names that match a glob; a star does not match a slash."""
     depth = pattern.count("/")
     return [name for name in files if name.count("/") == depth and fnmatchcase(name, pattern)]
 
@@ -81,11 +82,14 @@ def write_manifest(
     parts: dict[str, dict[str, Any]],
     conversations: bool,
 ) -> dict[str, Any]:
-    """Write the manifest of finished parts, and delete data files that belong to none of them.
+    """Write the manifest of finished parts, and delete data files that belong to no part.
 
     Args:
-        source: the manifest of the source step.
-        parts: "images", "messages", "audit" and languages -> {"files", "counts"}.
+        plan: plan of the build.
+        root: folder of the dataset.
+        source: manifest of the source step.
+        parts: "images", "messages", "audit" and each language -> {"files", "counts"}.
+        conversations: whether the texts are conversations.
     """
     files = {
         name: about for part in parts.values() for name, about in sorted(part["files"].items())
@@ -128,7 +132,7 @@ def write_manifest(
 
 
 def _source(plan: BuildPlan, source: dict[str, Any]) -> Row:
-    # A folder of this machine says nothing to others; its last part may.
+    # Omit local folders: only the last part of the path may mean something elsewhere.
     kept = ("read", "rows", "refused", "refused_for", "notes", "languages", "tasks")
     named = [
         p if plan.source.kind == "hub" and not Path(p).exists() else Path(p).name
@@ -139,7 +143,7 @@ def _source(plan: BuildPlan, source: dict[str, Any]) -> Row:
 
 
 def _translation(plan: BuildPlan, languages: dict[str, Row]) -> Row | None:
-    """Return the models with their numbers of rows, and every prompt by its id."""
+    """Return the models with their row counts, and every prompt by its id."""
     if plan.translator is None:
         return None
     models: dict[tuple[str, str | None], Row] = {}
@@ -189,7 +193,7 @@ def _toxicity(plan: BuildPlan) -> Row | None:
         summary = read_json_mapping(path)
         check_shape(summary, SUMMARY, str(path))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{error}; run the step toxicity again") from None
+        raise ValueError(f"{error}: run the step toxicity again") from None
     judges = [
         {
             "name": judge.name,

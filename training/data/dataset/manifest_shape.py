@@ -1,4 +1,4 @@
-"""The shape of a dataset's manifest.json, and of the notes from which it is made."""
+"""The shape of a dataset's manifest.json and of the notes about its parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = "maya-dataset-1"
 NUMBERS = {...: int}
 TOTALS = dict.fromkeys(("expected", "ok", "rejected", "failed", "clean", "review", "flagged"), int)
 FILES = {...: {"rows": int, "bytes": int, "sha256": str}}
-# Counts of the parts of a dataset.
+# Shapes of the counts of each part.
 IMAGES = {"rows": int, "images": int, "bytes": int}
 MESSAGES = {"rows": int, "languages": NUMBERS, "bytes": int}
 AUDIT = {"verdicts": int}
@@ -86,12 +86,13 @@ _CONFIG = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Check a manifest of format FORMAT, whoever wrote it, and return it.
+    """Check a manifest of format FORMAT from an untrusted author, and return it.
 
-    Raises ValueError, naming file and key: another shape, languages that are none, names of files that
-    lead out of the folder.
+    Raises:
+        ValueError: names file and key: wrong shape, an invalid language, or a file name that leads out of
+            the folder.
     """
-    # Manifests from before the config `messages` do not speak of it.
+    # Manifests written before the config `messages` existed lack its key.
     manifest = {"messages": None, **manifest}
     check_shape(manifest, MANIFEST, str(path))
     languages = manifest["counts"]["languages"]
@@ -114,15 +115,15 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_languages(languages: Iterable[str], where: str) -> None:
-    """Raise ValueError for invalid languages, and for two that would share a folder."""
+    """Raise ValueError for an invalid language, or for two languages that would share a folder."""
     seen: dict[str, str] = {}
     for lang in languages:
         check_language(lang, where)
         other = seen.setdefault(folded(lang), lang)
         if other != lang:
             raise ValueError(
-                f"{where}: expected one way to write each language, found {other!r} and {lang!r}: write "
-                "both alike"
+                f"{where}: expected one spelling per language, found {other!r} and {lang!r}: use the same "
+                "for both"
             )
 
 

@@ -1,7 +1,7 @@
-"""Rows of `messages` + `images`, the form that TRL and other trainers read: pictures embedded.
+"""Rows of `messages` + `images` with embedded pictures, the format that TRL and other trainers read.
 
-`content` is a plain string, as TRL's vision collator takes it: it puts the row's images in front of the
-first user turn. A row without a question of its own has a request for a caption in front of its text.
+`content` is a plain string: TRL's vision collator expects that, and inserts the row's images before the first
+user turn. If a row has no question, a request for a caption is put before its text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ...rows.parquet import Row
 Key = TypeVar("Key")
 
 _TEXT = {"dtype": "string", "_type": "Value"}
-# Lists are written as JSON lists, which every release of `datasets` reads; the word "List" only newer ones.
+# Write lists as JSON lists: every release of `datasets` reads them; only newer ones know the word "List".
 _FEATURES: dict[str, Any] = {
     "id": _TEXT,
     "lang": _TEXT,
@@ -36,12 +36,12 @@ _FIELDS = [
 
 
 def messages_schema(**more: str) -> pa.Schema:
-    """The columns `id`, `lang`, `images` and `messages`.
+    """Return the schema of `id`, `lang`, `images` and `messages`.
 
-    `datasets` and the Hub's viewer learn from the schema's metadata that `images` are pictures.
+    The schema's metadata tells `datasets` and the Hub's viewer that `images` are pictures.
 
     Args:
-        more: further columns: name -> "string" or "bool".
+        more: further columns, as name -> "string" or "bool".
     """
     features = _FEATURES | {name: {"dtype": kind, "_type": "Value"} for name, kind in more.items()}
     fields = [pa.field(name, pa.type_for_alias(kind)) for name, kind in more.items()]
@@ -53,8 +53,8 @@ def messages_schema(**more: str) -> pa.Schema:
 
 MESSAGES_SCHEMA = messages_schema()
 
-# Language -> requests. English has LLaVA's eleven for a brief description (arXiv 2304.08485, table 11); the
-# others are ours: short ones of the same meaning.
+# Language -> requests. English: LLaVA's eleven requests for a brief description (arXiv 2304.08485, table 11).
+# Other languages: our own short requests of the same meaning.
 KNOWN_REQUESTS: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("caption_requests.json").read_text(encoding="utf-8")
 )
@@ -62,22 +62,26 @@ REQUESTS = KNOWN_REQUESTS["en"]
 
 
 def known_requests(lang: str) -> Sequence[str]:
-    """Return the requests in a language, or in English if there are none; `pt-BR` may use those of `pt`."""
+    """Return the requests in a language; `pt-BR` falls back to `pt`, any other to English."""
     return KNOWN_REQUESTS.get(lang) or KNOWN_REQUESTS.get(lang.partition("-")[0]) or REQUESTS
 
 
 def number_of(row_id: str) -> int:
-    """Return a large number that only the row's id decides, for random choices."""
+    """Return a large number derived from the row's id only, for reproducible random choices."""
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8], "big")
 
 
 def request_for(row_id: str, requests: Sequence[str]) -> str:
-    """Return one of the requests, chosen by the row's id."""
+    """Return one request, chosen by the row's id."""
     return requests[number_of(row_id) % len(requests)]
 
 
 def read_requests(path: Path) -> dict[str, list[str]]:
-    """Read language -> requests from a YAML file. Raises ValueError for a file of another form."""
+    """Read {language: requests} from a YAML file.
+
+    Raises:
+        ValueError: the file has another shape.
+    """
     found = read_mapping(path)
     for lang, texts in found.items():
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
@@ -86,10 +90,11 @@ def read_requests(path: Path) -> dict[str, list[str]]:
 
 
 def as_messages(row: Row, requests: Sequence[str]) -> list[Row]:
-    """Return a row with a `caption` or `messages` as a conversation that begins with a question.
+    """Return a row with `caption` or `messages` as a conversation that begins with a question.
 
     Args:
-        requests: what a caption may be the answer to, in the row's language.
+        row: a row of the dataset.
+        requests: questions in the row's language that a caption may answer.
     """
     turns = row.get("messages")
     if turns is None:
@@ -102,10 +107,10 @@ def as_messages(row: Row, requests: Sequence[str]) -> list[Row]:
 def share_languages(
     available: Mapping[Key, Collection[str]], languages: Sequence[str]
 ) -> dict[Key, str]:
-    """Return one language for each key, so that all languages are about equally frequent.
+    """Assign one language to each key, so that all languages are about equally frequent.
 
-    Keys with the fewest languages choose first, and every key takes the language that was given
-    least so far. Keys with as many languages choose in the order of `available`.
+    Keys with the fewest languages choose first; ties keep the order of `available`. Each key takes its
+    language with the fewest assignments so far.
     """
     given = dict.fromkeys(languages, 0)
     shared = {}
@@ -117,10 +122,12 @@ def share_languages(
 
 
 def trl_snippet(path: str, config: str, split: str) -> str:
-    """Return lines for a card that train on these rows with stock TRL.
+    """Return Markdown code for a card that trains on these rows with stock TRL.
 
     Args:
-        path: of the dataset, as Python code.
+        path: path of the dataset, as a Python expression.
+        config: name of the config.
+        split: name of the split.
     """
     return (
         "```python\n"

@@ -1,8 +1,7 @@
-"""The config `messages` of a built dataset: some of its pictures, embedded, each with one clean text.
+"""The config `messages` of a built dataset: some pictures, embedded, each with one clean text.
 
-It is made from the finished files of the dataset, `data/<lang>/clean-*.parquet` and
-`images/*.parquet`. A picture is in it at most once: one that stood beside its text in every
-language would be stored as often.
+Its inputs are finished files of the dataset: `data/<lang>/clean-*.parquet` and `images/*.parquet`. Each
+picture appears at most once: with its text in every language it would be stored once per language.
 """
 
 from __future__ import annotations
@@ -19,27 +18,29 @@ from ...common.places import PictureTables
 from ...rows.parquet import Row, parquet_file
 from .messages import as_messages, known_requests, share_languages
 
-# Raised by one when the same files give other rows.
+# Increase when the same files yield different rows.
 VERSION = 1
 Files = Mapping[str, Sequence[str]]
 
 
 @dataclass
 class _Picture:
-    """A picture by its name in the dataset, and the id of its first clean row in each language."""
+    """A picture by its name in the dataset. rows: language -> id of its first clean row."""
 
     image: str
     rows: dict[str, str] = field(default_factory=dict)
 
 
 def choose_rows(root: Path, clean: Files, most: int) -> dict[str, dict[str, str]]:
-    """Return language -> id of a row -> its picture's name.
+    """Return {language: {id of a row: name of its picture}}.
 
-    Of all pictures that a clean row has, the `most` with the smallest SHA-256 are taken: as good as
-    a random draw, and the same in every build. Memory holds a few times `most` names and ids.
+    Of all pictures with a clean row, the `most` with the smallest SHA-256 are chosen. That equals a random
+    draw, and every build draws the same. Memory holds a few times `most` names and ids.
 
     Args:
+        root: folder of the dataset.
         clean: language -> its files of clean rows, in order.
+        most: maximum number of pictures.
     """
     found: dict[str, _Picture] = {}
     limit: str | None = None
@@ -61,11 +62,11 @@ def choose_rows(root: Path, clean: Files, most: int) -> dict[str, dict[str, str]
 
 
 def _pictured(path: Path, limit: str | None) -> Iterator[pa.RecordBatch]:
-    """Yield rows with a picture whose SHA-256 is at most `limit`."""
+    """Yield batches of rows with a picture whose SHA-256 is at most `limit`."""
     with parquet_file(path) as file:
         for batch in file.iter_batches(20_000, columns=["id", "image", "image_sha256"]):
             sha256 = batch["image_sha256"]
-            # A row without a picture has no SHA-256, which is no more than the limit either.
+            # Rows without a picture have no SHA-256: null is not less than the limit, so they drop out.
             yield batch.filter(
                 pc.is_valid(sha256) if limit is None else pc.less_equal(sha256, limit)
             )
@@ -81,8 +82,10 @@ def config_rows(
     """Yield rows of `MESSAGES_SCHEMA`, sorted by id.
 
     Args:
+        root: folder of the dataset.
+        clean: language -> its files of clean rows.
         images: files of the table of pictures.
-        chosen: what `choose_rows` returned.
+        chosen: result of `choose_rows`.
     """
     names = {image for rows in chosen.values() for image in rows.values()}
     pictures = PictureTables([root / name for name in images], wanted=names)

@@ -1,4 +1,4 @@
-"""The units of a build from which its dataset is made, and the parts that are kept between runs."""
+"""The finished units of a build, and the parts of its dataset, which are reused between runs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .manifest_shape import AUDIT, FILES, IMAGES, LANGUAGE, MESSAGES, check_lang
 from .plan import BuildPlan
 from .shards import Shards
 
-# Raised by one when the same build gives other files. The config `messages` has a number of its own:
-# a dataset that was laid out without it gets it, and keeps its other files.
+# Increase when the same build yields different files. The config `messages` has its own version, so that
+# an older dataset without the config gets it and keeps its other files.
 VERSION = 1
 
 
 class Build:
-    """A build whose other steps are done.
+    """A build whose other steps are finished.
 
     Attributes:
-        root: the dataset's folder.
-        source: the manifest of the source step.
-        units, source_sha: names of the source units, and the SHA-256 of each.
-        languages: of the dataset: those of source rows, then those of translations.
+        root: folder of the dataset.
+        source: manifest of the source step.
+        units, source_sha: names of the source units; unit name -> SHA-256.
+        languages: languages of the dataset: first those of source rows, then target languages.
         conversations: whether at least one source row is a conversation.
     """
 
@@ -49,27 +49,38 @@ class Build:
         return [self.folder.joinpath(*folders, f"{unit}.parquet") for unit in self.units]
 
     def source_rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
-        """Yield the rows of all source units, by id."""
+        """Yield the rows of all source units, sorted by id."""
         for path in self.unit_paths("source"):
             yield from read_rows(path, columns)
 
     def unit_shas(self, step: str, lang: str, before: dict[str, str]) -> dict[str, str]:
-        """Return the SHA-256 of a step's units. Raises ValueError if one is not made from the units before it."""
+        """Return {unit: SHA-256} of a step's units.
+
+        Args:
+            step: name of the step.
+            lang: language of the units.
+            before: SHA-256 of the previous step's units.
+
+        Raises:
+            ValueError: a unit is missing, changed, or was not made from the previous step's unit.
+        """
         found = {}
         for unit, path in zip(self.units, self.unit_paths(step, lang), strict=True):
             manifest = UnitManifest.read(manifest_path(path))
             if manifest is None or not path.is_file():
-                raise ValueError(f"{path}: not done yet; run the step {step} first")
+                raise ValueError(
+                    f"{path}: expected a finished unit, found none: run the step {step} first"
+                )
             if manifest.source_sha256 != before[unit]:
-                raise ValueError(f"{path}: made from other rows; run the step {step} again")
+                raise ValueError(f"{path}: made from other rows: run the step {step} again")
             if sha256_file(path) != manifest.parquet_sha256:
-                raise ValueError(f"{path}: was changed since; run the step {step} again")
+                raise ValueError(f"{path}: has changed: run the step {step} again")
             found[unit] = manifest.parquet_sha256
         return found
 
     @cached_property
     def decided_shas(self) -> list[str | None]:
-        """Return the SHA-256 of the decisions of people and judges about all languages."""
+        """Return the SHA-256 of the files with people's and judges' decisions, None for a missing file."""
         paths = (
             self.folder / "review" / "overrides.parquet",
             self.folder / "toxicity" / "decisions.parquet",
@@ -78,18 +89,18 @@ class Build:
 
 
 class Part(Protocol):
-    """A part of a dataset. Its key is the hash of its inputs and settings."""
+    """One part of a dataset. Its key is the hash of its inputs and settings."""
 
     name: str
 
     def key(self) -> str: ...
 
     def write(self, shards: Shards) -> Row:
-        """Write the files, and return their counts."""
+        """Write the files, and return the part's counts."""
 
 
 def finished_part(build: Build, part: Part) -> dict[str, Any]:
-    """Return {"key", "files", "counts"} of a part, made now or by an earlier run."""
+    """Return {"key", "files", "counts"} of a part; write the part unless an earlier run did."""
     key = part.key()
     note = build.folder / "assemble" / f"{part.name}.json"
     known = _read_note(note)
@@ -105,7 +116,7 @@ def finished_part(build: Build, part: Part) -> dict[str, Any]:
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
-    """Return the note of a finished part, or None if there is none or it has another form."""
+    """Return the note of a finished part, or None if it is missing or has another shape."""
     try:
         note = read_json(path)
     except (OSError, ValueError):
@@ -117,7 +128,7 @@ def _read_note(path: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(root: Path, files: dict[str, Row]) -> bool:
-    """Return whether all files of a part are on disk unchanged."""
+    """Return whether all files of a part are on disk and unchanged."""
     for name, about in files.items():
         path = root / name
         if not stays_inside(name) or not path.is_file() or path.stat().st_size != about["bytes"]:

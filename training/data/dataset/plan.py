@@ -1,4 +1,4 @@
-"""Section `layout` of a plan, and the parts of other sections that the layout needs."""
+"""Section `layout` of a plan, and the fields of a plan that the layout reads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..verification.plan import VerificationPlan
 class LayoutPlan:
     """The layout and description of the dataset's folder.
 
-    images: `paths` publishes the pictures' paths and SHA-256 only; `bytes` the pictures too, in
-        `images/`. Pictures of the web are other people's: see what their licence lets you do.
-    shard_rows: rows a file at most.
-    image_shard_mb: MiB of pictures a file.
-    messages_images: pictures at most in the config `messages`, which embeds each beside one clean text
-        as `messages` + `images`, for TRL and the Hub's viewer; 0 leaves the config out. There is none
-        either where `images` is `paths`.
-    licence: of the dataset, as the Hub writes it (cc-by-4.0). By default that of the translator's
-        texts where it binds what is made with it (Aya: cc-by-nc-4.0), else `unknown`.
-    licence_note: what the card says beside it: whose the pictures and texts are.
-    description: what the card says first.
+    images: `paths` publishes only paths and SHA-256 of the pictures; `bytes` also publishes the pictures,
+        in `images/`. Pictures from the web belong to others: check what their licence allows.
+    shard_rows: maximum rows per file.
+    image_shard_mb: maximum MiB of pictures per file.
+    messages_images: maximum number of pictures in the config `messages`, which embeds each with one clean
+        text as `messages` + `images`, for TRL and the Hub's viewer. 0 leaves the config out; so does
+        `images: paths`.
+    licence: licence of the dataset, as a Hub identifier (cc-by-4.0). Default: the licence that the
+        translator imposes on its texts (Aya: cc-by-nc-4.0), else `unknown`.
+    licence_note: sentence for the card about the licence: who owns the pictures and texts.
+    description: first paragraph of the card.
     """
 
     images: Literal["paths", "bytes"] = "paths"
@@ -48,7 +48,7 @@ class LayoutPlan:
 
 
 class BuildPlan(Protocol):
-    """The parts of a build's plan that decide its dataset's layout; see `data.plan.Plan`."""
+    """The fields of a build's plan that the layout reads; see `data.plan.Plan`."""
 
     name: str
     source: SourcePlan
@@ -72,9 +72,10 @@ class BuildPlan(Protocol):
 
 
 def licence_of(translator: TranslatorPlan | None, layout: LayoutPlan) -> tuple[str, str | None]:
-    """Return the dataset's licence in the Hub's form, and a sentence about it.
+    """Return the dataset's licence as a Hub identifier, and a sentence about it.
 
-    Raises ValueError where the plan names a licence that allows what the translator's forbids.
+    Raises:
+        ValueError: the plan's licence allows uses that the translator's licence forbids.
     """
     bound = {}
     if translator is not None:
@@ -87,8 +88,8 @@ def licence_of(translator: TranslatorPlan | None, layout: LayoutPlan) -> tuple[s
     if licence is not None and bound and "-nc" not in licence:
         name, preset = next(iter(bound.items()))
         raise ValueError(
-            f"layout.licence: {licence!r}, but texts made by {name} are {preset.licence}: "
-            f"{preset.licence_note} Name a non-commercial licence, or use another translator"
+            f"layout.licence: expected a non-commercial licence, found {licence!r}: texts made by {name} "
+            f"are {preset.licence}. {preset.licence_note} Set such a licence, or use another translator"
         )
     notes = [layout.licence_note, *(f"{n}: {p.licence_note}" for n, p in bound.items())]
     default = next(iter(bound.values())).licence if bound else "unknown"

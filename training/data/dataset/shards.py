@@ -1,4 +1,4 @@
-"""Write rows into parquet files of bounded size, several series of files at once."""
+"""Write rows into parquet files of bounded size; several series of files may be open."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import pyarrow.parquet as pq
 from ...common.files import atomic, disk_error, sha256_file
 from ...rows.parquet import Row
 
-# Rows of a row group: what a reader of a stream holds of a file.
+# Maximum rows and bytes of a row group, the part of a file that a streaming reader holds in memory.
 GROUP_ROWS = 2000
 GROUP_BYTES = 8 << 20
 
 
 def picture_schema(*names: str) -> pa.Schema:
-    """Columns of text, and a column `picture` of a picture's bytes and path.
+    """Return a schema of text columns and a column `picture` with a picture's bytes and path.
 
-    `datasets` reads the types of columns from the schema's metadata: that is how `picture` decodes to an
-    image.
+    `datasets` reads column types from the schema's metadata, so `picture` decodes to an image.
     """
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields = [(name, kind if name == "picture" else pa.string()) for name in names]
@@ -35,10 +34,10 @@ IMAGE_SCHEMA = picture_schema("id", "image", "image_sha256", "picture")
 
 
 class Shards:
-    """Series of files `<series>-00000.parquet`, ... under a folder; a context manager.
+    """Series of files `<series>-00000.parquet`, ... in a folder; use it as a context manager.
 
-    files: name -> {"rows", "bytes", "sha256"} of every file that is finished; all are when the
-        block has ended. A file stands under its name only when it is whole.
+    files: name -> {"rows", "bytes", "sha256"} of each finished file; complete after the block. A file
+        gets its name only when it is complete.
     """
 
     def __init__(self, root: Path):
@@ -53,7 +52,11 @@ class Shards:
         """Append a row.
 
         Args:
-            most: of `size`, summed over its rows, from which on a file is full: rows, or bytes.
+            series: name of the series.
+            schema: columns of its files.
+            row: the row.
+            most: maximum sum of `size` per file, in rows or bytes.
+            size: size of the row, in the unit of `most`.
         """
         if series not in self._open:
             self._open[series] = _Series(self, series, schema, most)
@@ -78,7 +81,7 @@ class _Series:
         self.shards, self.name, self.schema, self.most = shards, name, schema, most
         self.number = self.size = self.rows = self.batch_size = 0
         self.batch: list[Row] = []
-        # While a file is open: what closes the writer and gives the file its name.
+        # Set while a file is open. Closing it closes the writer and renames the file.
         self.stack: contextlib.ExitStack | None = None
 
     @property

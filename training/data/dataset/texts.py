@@ -1,4 +1,4 @@
-"""Write the texts of one language: accepted rows with their decisions in `data/`, others in `rejected/`."""
+"""Write the texts of one language: accepted rows with their decisions to `data/`, other rows to `rejected/`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TRANSLATOR = ("model", "model_revision", "prompt_id", "parameters")
 
 
 def text_schema(conversations: bool) -> pa.Schema:
-    """Return the columns of `data/`: captions, or conversations if at least one source row is one."""
+    """Return the columns of `data/`: captions, or conversations if any source row is a conversation."""
     if conversations:
         content = [("messages", _MESSAGES), ("source_messages", _MESSAGES)]
     else:
@@ -54,7 +54,7 @@ def text_schema(conversations: bool) -> pa.Schema:
 
 
 def rejected_schema(conversations: bool) -> pa.Schema:
-    """Return the columns of `rejected/`: the source of a text that was rejected or failed, and the reason."""
+    """Return the columns of `rejected/`: source of the rejected or failed text, and the reason."""
     kept = [f for f in text_schema(conversations) if f.name not in ("caption", "messages")]
     kept = [f for f in kept if not f.name.startswith("toxicity")]
     return pa.schema([*kept, ("reasons", pa.string())])
@@ -62,7 +62,7 @@ def rejected_schema(conversations: bool) -> pa.Schema:
 
 @dataclass
 class Counts:
-    """Counts of the rows of one language. rejected_for: by the first check that rejected them."""
+    """Row counts of one language. rejected_for: rows by the first check that rejected them."""
 
     expected: int = 0
     ok: int = 0
@@ -73,22 +73,22 @@ class Counts:
     flagged: int = 0
     rejected_for: dict[str, int] = field(default_factory=dict)
     flags: dict[str, int] = field(default_factory=dict)
-    """Soft flags of rows that are ok."""
+    """Soft flags of accepted rows -> rows."""
     translators: list[Row] = field(default_factory=list)
 
     def check(self, lang: str) -> None:
-        """Raise ValueError if the sums do not agree."""
+        """Raise ValueError if the counts do not add up."""
         statuses = self.ok + self.rejected + self.failed
         decided = self.clean + self.review + self.flagged
         if statuses != self.expected or decided != self.ok:
             raise ValueError(
-                f"{lang}: {self.expected:,} rows expected, {self.ok:,} ok + {self.rejected:,} rejected "
-                f"+ {self.failed:,} failed found, of which {self.clean:,} clean + {self.review:,} "
-                f"review + {self.flagged:,} flagged; run the steps before assemble again"
+                f"{lang}: expected {self.expected:,} rows, found {self.ok:,} ok + {self.rejected:,} "
+                f"rejected + {self.failed:,} failed, and among the ok rows {self.clean:,} clean + "
+                f"{self.review:,} review + {self.flagged:,} flagged: run the steps before assemble again"
             )
 
     def line(self) -> str:
-        """Return the sums in one line."""
+        """Return the counts as one line."""
         return (
             f"{self.expected:,} rows = {self.ok:,} ok + {self.rejected:,} rejected + "
             f"{self.failed:,} failed; {self.ok:,} ok = {self.clean:,} clean + "
@@ -97,10 +97,12 @@ class Counts:
 
 
 class Texts:
-    """The files of one language.
+    """The part with the files of one language.
 
     Args:
-        first_paths: SHA-256 -> the path that `images/` has a picture under; None where it has none.
+        build: the build.
+        lang: the language.
+        first_paths: SHA-256 -> path of the picture in `images/`; None if pictures are not published.
     """
 
     def __init__(self, build: Build, lang: str, first_paths: ShaTable | None):
@@ -123,7 +125,7 @@ class Texts:
         return digest([VERSION, self.name, form, judged, inputs])
 
     def write(self, shards: Shards) -> Row:
-        """Write the files of the language, and return its Counts as a mapping."""
+        """Write the files of the language; return its Counts as a mapping."""
         lang, source = self.name, self.build.source
         total = source["rows"] if self._translated else 0
         counts = Counts(expected=total + source["languages"].get(lang, 0))
@@ -155,7 +157,7 @@ class Texts:
         return vars(counts)
 
     def _row(self, row: Row) -> Row:
-        """Return a row of the build in the columns of the dataset."""
+        """Convert a row of the build to the columns of the dataset."""
         made = dict(row)
         if self._first_paths is not None and row["image_sha256"] is not None:
             made["image"] = self._first_paths.get(row["image_sha256"], "") or row["image"]
@@ -164,25 +166,25 @@ class Texts:
         return made | {"caption": row["text"], "source_caption": row["source_text"]}
 
     def _decided(self) -> Iterator[Row]:
-        """Yield rows with `toxicity` (clean, review, flagged; None if nothing is judged)."""
+        """Yield rows with `toxicity`: clean, review or flagged; None in a build without judges."""
         if self.plan.toxicity is None:
             for row in self._rows():
                 yield {**row, **dict.fromkeys(name for name, _ in _TOXICITY)}
             return
         path = self.build.folder / "toxicity" / "decisions.parquet"
         if not path.is_file():
-            raise ValueError(f"{path}: not there; run the step toxicity first")
+            raise ValueError(f"{path}: expected a file, found none: run the step toxicity first")
         decisions = _of_language(path, self.name)
         decision = next(decisions, None)
         for row in self._rows():
-            # Rows that were rejected after they were judged have decisions too.
+            # Skip decisions about rows that were rejected after judging.
             while decision is not None and decision["id"] < row["id"]:
                 decision = next(decisions, None)
             found = decision if decision is not None and decision["id"] == row["id"] else None
             if row["status"] == "ok" and found is None:
                 raise ValueError(
-                    f"{path}: row {row['id']!r} ({self.name}) has a text and no decision; run the step "
-                    "toxicity again"
+                    f"{path}: row {row['id']!r} ({self.name}): expected a decision for its text, found "
+                    "none: run the step toxicity again"
                 )
             found = found if row["status"] == "ok" else None
             yield {
@@ -193,7 +195,7 @@ class Texts:
             }
 
     def _rows(self) -> Iterator[Row]:
-        """Yield all rows of the language by id, of the source and translated."""
+        """Yield all rows of the language sorted by id, source rows and translations."""
         parts = []
         if self._in_source:
             parts.append(self._source_rows())
@@ -208,7 +210,7 @@ class Texts:
             last = row["id"]
             if row["status"] == "ok" and row["text"] is None and row["turns"] is None:
                 raise ValueError(
-                    f"{where}: accepted, but it has no text; reject it in a review sheet"
+                    f"{where}: expected a text in an accepted row, found none: reject it in a review sheet"
                 )
             yield row
 
@@ -238,14 +240,14 @@ class Texts:
 
 
 def _messages(row: Row) -> list[Row] | None:
-    """Return a row as a conversation; a caption is an answer to a picture without a question, as in training."""
+    """Return a row as conversation; a caption becomes the answer to a picture with no question, as in training."""
     if row["turns"] is not None or row["text"] is None:
         return row["turns"]
     return [{"role": "user", "content": ""}, {"role": "assistant", "content": row["text"]}]
 
 
 def _of_language(path: Path, lang: str) -> Iterator[Row]:
-    """Decisions about rows of one language."""
+    """Yield the decisions about rows of one language."""
     columns = ["id", "lang", "decision", "category", "reason"]
     check_columns(path, dict.fromkeys(columns, pa.string()))
     with parquet_file(path) as file:

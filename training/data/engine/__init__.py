@@ -1,10 +1,12 @@
-"""Run one step on units of rows, so that every row is done exactly once.
+"""Run one step of a build on units of rows, so that each row is processed exactly once.
 
-answer_schema.py: whether an answer fits the columns of its step
-journal.py: answers of a unit in work
-unit_files.py: what stands on the disk for a unit
-units.py: a worker runs over units
-executors.py: units on processes, Slurm or Ray
-progress.py: how far a build is
-storage.py: rows and hashes on the disk, for steps that look at all rows
+A unit is one parquet file of source rows; a worker is the code of one step in one language.
+
+answer_schema.py: check that an answer fits the columns of its step
+journal.py: the append-only file with the answers of a unit in progress
+unit_files.py: the files of a unit: source, output, manifest, journal, lock
+units.py: run a worker over units
+executors.py: run units in local processes, on Slurm or on Ray
+progress.py: progress and remaining time of a build
+storage.py: rows and hashes on disk, for steps that look at all rows
 """

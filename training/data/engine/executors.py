@@ -1,8 +1,7 @@
-"""Run the units of a step in processes of this machine, or with datatrove on Slurm or Ray.
+"""Run the units of a step in local processes, or with datatrove on Slurm or Ray.
 
-A rank takes its share of the units and runs them through `run_units`, wherever it is. Whether the work
-is done is never read from datatrove's completion marks but from our manifests, which are held against
-the files at the end.
+Each rank runs its share of the units through `run_units`. Our manifests, not datatrove's completion
+marks, say whether a unit is finished; at the end they are compared with the files.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from .progress import UNITS, Progress
 from .unit_files import Job, UnitManifest, check_unit
 from .units import Worker, run_units
 
-# What a rank may raise in another process; everything else goes through as a RuntimeError with its
-# traceback, because many exceptions cannot be unpickled, and a pool that meets one waits for ever.
+# Exceptions that a rank may send to another process. All others are sent as RuntimeError with their
+# traceback: many exceptions cannot be unpickled, and a pool that receives one waits forever.
 _PLAIN = (Stopped, ValueError, OSError)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
-# What a rank whose parent is gone may take to write down what it has.
+# Seconds that a rank has to save its answers after its parent has ended.
 _ORPHAN_SECONDS = 5.0
-# Options of datatrove's executors that hold a word or a number.
+# Options of datatrove's executors whose value is a word or a number.
 _PLAIN_OPTIONS = (
     "partition",
     "time",
@@ -60,12 +59,12 @@ _WORD = re.compile(r"[\w.:,-]*", re.ASCII)
 
 @dataclass
 class ExecutorPlan:
-    """The executor of ranks.
+    """The executor of the ranks.
 
     kind: `local`, processes of this machine; `slurm`, an array job; `ray`, tasks of a cluster.
-    workers: ranks at once. Each opens its own session to the endpoint or loads its own model, so
-        requests in flight are workers times the translator's concurrency.
-    tasks: ranks in all, by default as many as workers.
+    workers: ranks that run at once. Each rank opens a session to the endpoint or loads the model, so
+        up to workers * concurrency of the translator requests are in flight.
+    tasks: total number of ranks; default: same as workers.
     options: further arguments of datatrove's SlurmPipelineExecutor (partition, time, qos, ...) or
         RayPipelineExecutor.
     """
@@ -79,12 +78,12 @@ class ExecutorPlan:
         for name in ("workers", "tasks"):
             Bounds(least=1).check(getattr(self, name), "executor", name)
         if self.kind == "local" and self.options:
-            raise ValueError("executor.options: only for slurm and ray")
+            raise ValueError("executor.options: expected kind slurm or ray, found local")
         if self.kind == "slurm" and not {"partition", "time"} <= self.options.keys():
-            raise ValueError("executor.options: slurm needs at least partition and time")
+            raise ValueError("executor.options: slurm: expected at least partition and time")
 
     def shell(self) -> dict[str, str]:
-        """Return, as text, the options that become part of a shell script and are not plain words or numbers."""
+        """Return, as text, options that enter a shell script and are not plain words or numbers."""
         words = {name: str(value) for name, value in self.options.items()}
         return {
             name: told
@@ -94,11 +93,12 @@ class ExecutorPlan:
 
 
 class UnitStep(PipelineStep):
-    """The step that does a rank's share of the jobs, worker by worker.
+    """The pipeline step that runs a rank's share of the jobs, worker by worker.
 
     Args:
-        make: gives the worker of a name; must be picklable where ranks are other processes.
-        errors: folder where a rank that fails leaves its message, for who cannot catch it.
+        make: returns the worker with a name; must be picklable if ranks are other processes.
+        jobs: jobs of all ranks.
+        errors: folder where a failing rank writes its message, for executors that lose exceptions.
     """
 
     name = "Maya units"
@@ -109,7 +109,12 @@ class UnitStep(PipelineStep):
         self.make, self.jobs, self.errors = make, list(jobs), errors
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
-        """Run the share. Raises Stopped, ValueError or OSError, each with one text, or RuntimeError."""
+        """Run the share of one rank.
+
+        Raises:
+            Stopped, ValueError, OSError: as in `run_units`, with a single text argument.
+            RuntimeError: any other exception, with its traceback as text.
+        """
         share: dict[str, list[tuple[Path, Path]]] = {}
         for job in self.jobs[rank::world_size]:
             share.setdefault(job.worker, []).append((job.source, job.target))
@@ -136,16 +141,19 @@ def run_jobs(
     """Run every unfinished job, and return the manifests of all jobs, in order.
 
     Args:
-        logs: folder for the ranks' logs.
-        progress: show a bar, fed from journals and manifests.
+        make: returns the worker with a name.
+        jobs: units of workers.
+        plan: executor of the ranks.
+        logs: folder for the logs of the ranks.
+        progress: show a progress bar, computed from journals and manifests.
 
     Raises:
-        Stopped: after SIGTERM or SIGINT; what was in flight is in the journals.
-        ValueError, OSError: what ended a rank; or that units are not finished although no rank
-            complained (a killed process, a lost node).
+        Stopped: after SIGTERM or SIGINT; answers in flight are in the journals.
+        ValueError, OSError: the error that ended a rank; or units are unfinished although no rank
+            reported an error (a killed process, a lost node).
     """
     keys = {name: make(name).key for name in dict.fromkeys(job.worker for job in jobs)}
-    # Each worker reads the same sources.
+    # All workers read the same sources: count each once.
     rows = {source: count_rows(source) for source in dict.fromkeys(job.source for job in jobs)}
     for name, key in keys.items():
         mine = [job for job in jobs if job.worker == name]
@@ -164,7 +172,7 @@ def run_jobs(
         bar = Progress(todo, [rows[job.source] for job in todo]) if progress else None
         with bar or contextlib.nullcontext():
             {"local": _run_local, "slurm": _run_slurm, "ray": _run_ray}[plan.kind](step, plan, logs)
-        # Those that were finished before have been held against their files already.
+        # Units that were finished before are already checked against their files.
         states |= {job: check_unit(keys[job.worker], job.source, job.target) for job in todo}
     open_ones = [(job, state) for job, state in states.items() if isinstance(state, str)]
     if open_ones:
@@ -172,18 +180,18 @@ def run_jobs(
         said = next((path.read_text() for path in sorted((logs / "errors").glob("*.txt"))), state)
         raise OSError(
             f"{len(open_ones)} of {len(jobs)} units are not finished, the first is {job.target}: "
-            f"{said}; see {logs}, and run the same command again"
+            f"{said}: see {logs}, then run the same command again"
         )
     return [state for state in states.values() if isinstance(state, UnitManifest)]
 
 
 def _remove_others(folder: Path, units: set[str]) -> None:
-    """Delete units that the source no longer has, so that nothing reads them."""
+    """Delete units that are no longer in the source, so that no later step reads them."""
     gone = [p for p in folder.glob("[0-9]*.*") if p.stem.isdigit() and p.stem not in units]
     for path in gone:
         path.unlink()
     if gone:
-        print(f"{folder}: {len(gone)} files of units that are gone from the source deleted")
+        print(f"{folder}: deleted {len(gone)} files of units that are no longer in the source")
 
 
 def _tasks(step: UnitStep, plan: ExecutorPlan) -> int:
@@ -191,9 +199,9 @@ def _tasks(step: UnitStep, plan: ExecutorPlan) -> int:
 
 
 def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
-    """Run the ranks in processes, which may die or be stopped; a single worker runs in this process.
+    """Run the ranks in processes that may die or be stopped; a single worker runs in this process.
 
-    concurrent.futures ends all of its processes when one dies, and tells neither which nor how.
+    concurrent.futures does not fit: if one process dies, it ends all and does not report which or why.
     """
     tasks = _tasks(step, plan)
     workers = min(plan.workers, tasks)
@@ -202,7 +210,7 @@ def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
             _run_rank(step, rank, tasks, logs)
         return
     context = multiprocessing.get_context("forkserver")
-    # What takes seconds to import is imported once for all ranks.
+    # Preload slow imports once for all ranks.
     context.set_forkserver_preload(["maya_vlm.training.data.plan"])
     with without_signals():
         multiprocessing.forkserver.ensure_running()
@@ -226,7 +234,7 @@ def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
                 failure = _outcome(process, ours, rank)
                 if failure is not None and error is None:
                     error = failure
-                    # The others finish what is in flight.
+                    # The other ranks finish their requests in flight.
                     for other, _, _ in running.values():
                         other.terminate()
     if stopped:
@@ -236,7 +244,7 @@ def _run_local(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
 
 
 def _run_rank(step: UnitStep, rank: int, tasks: int, logs: Path) -> None:
-    """Run one rank in this process; the libraries' output about it goes to a file."""
+    """Run one rank in this process; stderr, where libraries log, goes to a file."""
     logs.mkdir(parents=True, exist_ok=True)
     path = logs / f"rank_{rank:05d}.stderr"
     with path.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
@@ -245,12 +253,12 @@ def _run_rank(step: UnitStep, rank: int, tasks: int, logs: Path) -> None:
 
 @contextlib.contextmanager
 def without_signals() -> Iterator[None]:
-    """Block the signals that end a run; processes started in the block keep them blocked.
+    """Block the signals that end a run; processes started in the block inherit the blocked signals.
 
-    The server of forks must outlive its ranks, as they are waited for through it; a signal to the whole
-    group would end it first.
+    The fork server must outlive its ranks, because joining a rank goes through it. A signal to the
+    whole process group would end the server first.
     """
-    # Where it has to be started first, it lets signals through again.
+    # Start the resource tracker before blocking: starting it unblocks the signals.
     multiprocessing.resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
@@ -260,26 +268,26 @@ def without_signals() -> Iterator[None]:
 
 
 def leave_ctrl_c() -> None:
-    """Let SIGTERM end a process that was started `without_signals`, and leave SIGINT to its parent."""
+    """Let SIGTERM end a process started in `without_signals`, and ignore SIGINT, which its parent handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _rank(connection: Connection, *rank: Any) -> None:
-    # Ctrl-C reaches the whole group: the parent hears it and sends each rank one SIGTERM.
+    # Ctrl-C reaches the whole process group: the parent handles it and sends each rank one SIGTERM.
     leave_ctrl_c()
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         _run_rank(*rank)
     except Exception as error:
         with contextlib.suppress(OSError):
-            # The parent may be gone.
+            # The parent may have ended.
             connection.send(error)
         sys.exit(1)
 
 
 def _follow_parent() -> None:
-    """Drain and stop soon after the parent has ended."""
+    """Wait for the parent to end, then send SIGTERM, and exit after a short while."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -289,7 +297,7 @@ def _follow_parent() -> None:
 
 
 def _outcome(process: Any, connection: Connection, rank: int) -> Exception | None:
-    """Return why a rank that has ended failed, or None if it succeeded."""
+    """Return the error of a rank that has ended, or None if it succeeded."""
     with connection:
         try:
             if connection.poll():
@@ -305,7 +313,7 @@ def _outcome(process: Any, connection: Connection, rank: int) -> Exception | Non
 
 @contextlib.contextmanager
 def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Signals]]:
-    """Pass SIGTERM and SIGINT on to ranks as SIGTERM; the block receives the list of signals."""
+    """Forward SIGTERM and SIGINT to the ranks as SIGTERM; yield the list of received signals."""
     came: list[signal.Signals] = []
 
     def handle(number: int, frame: Any) -> None:
@@ -321,7 +329,7 @@ def _forwarding(processes: Callable[[], list[Any]]) -> Iterator[list[signal.Sign
 
 
 def _arguments(step: UnitStep, plan: ExecutorPlan, logs: Path) -> dict[str, Any]:
-    """Return the arguments of both of datatrove's executors."""
+    """Return the arguments that both datatrove executors take."""
     return {
         "pipeline": [step],
         "tasks": _tasks(step, plan),
@@ -332,7 +340,7 @@ def _arguments(step: UnitStep, plan: ExecutorPlan, logs: Path) -> dict[str, Any]
 
 
 def _run_slurm(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
-    """Submit one array job and wait until it has left the queue; a signal cancels it."""
+    """Submit one array job and wait until it leaves the queue; a signal cancels it."""
     from datatrove.executor import SlurmPipelineExecutor
 
     bin_folder = Path(sys.executable).parent
@@ -348,8 +356,8 @@ def _run_slurm(step: UnitStep, plan: ExecutorPlan, logs: Path) -> None:
     if stopped:
         subprocess.run(["scancel", "--signal=TERM", "--full", str(executor.job_id)], check=False)
         raise Stopped(
-            f"stopped by {stopped[0].name}: Slurm job {executor.job_id} was told to finish what is "
-            "in flight; the same command continues",
+            f"stopped by {stopped[0].name}: Slurm job {executor.job_id} finishes its requests in "
+            "flight; the same command continues",
             stopped[0],
         )
 
@@ -358,7 +366,9 @@ def _in_queue(job_id: str) -> bool:
     command = ["squeue", "--noheader", "--jobs", str(job_id), "--format", "%i"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode and "Invalid job id" not in answer.stderr:
-        raise OSError(f"squeue: {' '.join(answer.stderr.split())}; is Slurm's controller up?")
+        raise OSError(
+            f"squeue: {' '.join(answer.stderr.split())}: check that Slurm's controller is running"
+        )
     return bool(answer.stdout.strip())
 
 

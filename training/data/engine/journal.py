@@ -1,4 +1,4 @@
-"""Append the answers of a unit in progress to a file, one line with a CRC each, readable after any kill."""
+"""Append answers of a unit in progress to a file: one line with a CRC each, readable after a kill at any point."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ _ANSWERED = {"n": int, "time": float, "row": dict}
 
 
 class Journal:
-    """The answered rows of one unit, one line each; only the holder of its lock opens it.
+    """The answered rows of one unit, one line each. Only the process that holds the unit's lock opens it.
 
-    `{"open": ...}` begins a session, `{"n": i, "row": {...}}` is the answer to the unit's row i.
+    `{"open": ...}` begins a session; `{"n": i, "row": {...}}` is the answer to row i of the unit.
     """
 
     def __init__(self, path: Path, rows: int):
-        """Open `path`, and keep every line before the first damaged one.
+        """Open `path`, and keep the lines before the first damaged line.
 
         Args:
+            path: file of the journal.
             rows: number of rows in the unit.
 
-        Raises OSError when the file cannot be read or written.
+        Raises:
+            OSError: the file cannot be read or written.
         """
         self.path = path
         self.unsynced = 0
@@ -62,13 +64,17 @@ class Journal:
             raise
 
     def append(self, number: int, row: Row) -> None:
-        """Append. Raises OSError, for example if the disk is full; earlier lines stay readable."""
+        """Append an answer.
+
+        Raises:
+            OSError: the write failed, for example on a full disk; earlier lines stay readable.
+        """
         self._file.append({"n": number, "time": round(time.time(), 3), "row": row})
         self.answers[number] = row
         self.unsynced += 1
 
     async def sync_aside(self) -> None:
-        """Run `sync` in a thread, so that answers in flight do not wait for the disk."""
+        """Run `sync` in a thread, so that requests in flight do not wait for the disk."""
         self.unsynced = 0
         await asyncio.to_thread(self.sync)
 
@@ -80,7 +86,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield (offset after the line, record) of every line before the first damaged one."""
+    """Yield (offset after the line, record) for each line before the first damaged line."""
     for end, record in read_records(path):
         opened = isinstance(record, dict) and "open" in record
         if not has_shape(record, _OPENED if opened else _ANSWERED):

@@ -1,4 +1,4 @@
-"""Show the progress of a build from its manifests and journals, whether it is running or not."""
+"""Compute the progress of a build from its manifests and journals, whether it is running or not."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ...common.telling import one_line, printable
 from .journal import read_journal
 from .unit_files import COUNTED, Job, UnitManifest, count_failures, journals, manifest_path
 
-# Lists the units of a worker's folder with their rows; written before the work begins.
+# File that lists the units of a worker's folder with their row counts; written before the work begins.
 UNITS = "units.json"
-# Seconds back over which rates are taken.
+# Rates are averaged over this many past seconds.
 WINDOW = 300.0
 _SHOWN_FAILURES = 5
 
@@ -37,27 +37,27 @@ class WorkerStatus:
     rows: int
     units_done: int = 0
     rows_done: int = 0
-    """Rows answered: those of finished units and those in journals."""
+    """Answered rows, in finished units and in journals."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Of answered rows, by status or label."""
+    """Status or label -> answered rows."""
     retries: int = 0
-    """Requests beyond one a row."""
+    """Requests beyond the first of each row."""
     restarts: int = 0
-    """Sessions beyond one a unit: kills and stops."""
+    """Sessions beyond the first of each unit, after kills and stops."""
     failures: Counter[str] = field(default_factory=Counter)
-    """Why answered rows have no answer."""
+    """Reason for a missing answer -> rows."""
     rate: float = 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Return the seconds left, or None if there is no progress."""
+        """Estimated seconds left, None without progress."""
         left = self.rows - self.rows_done
         return 0.0 if not left else left / self.rate if self.rate else None
 
 
 @dataclass
 class BuildStatus:
-    """The status of a build's folder. `source` is the manifest of the source step, None before its end."""
+    """The status of a build's folder. `source` is the manifest of the source step, None until it is written."""
 
     folder: Path
     source: dict[str, Any] | None
@@ -66,9 +66,18 @@ class BuildStatus:
 
 
 def build_status(folder: Path, now: float | None = None) -> BuildStatus:
-    """Read the status. Raises FileNotFoundError if there is no build in this folder, ValueError for damaged lists."""
+    """Read the status of a build.
+
+    Args:
+        folder: folder of the build.
+        now: seconds since the epoch; default: the current time.
+
+    Raises:
+        FileNotFoundError: the folder holds no build.
+        ValueError: a list of units is damaged.
+    """
     if not (folder / "plan.yaml").is_file() and not (folder / "source").is_dir():
-        raise FileNotFoundError(f"{folder}: no build here; expected the plan's output_dir")
+        raise FileNotFoundError(f"{folder}: expected the output_dir of a plan, found no build")
     now = time.time() if now is None else now
     lists = sorted([*folder.glob(f"*/*/{UNITS}"), *folder.glob(f"*/*/*/{UNITS}")])
     try:
@@ -122,7 +131,10 @@ def _worker(path: Path, now: float) -> WorkerStatus:
 
 
 def _newest_journal(target: Path) -> tuple[list[tuple[float, dict[str, Any]]], int]:
-    """Return (time, answer) of a unit in progress, and its sessions; older journals are of other settings."""
+    """Return (time, answer) pairs of a unit in progress, and its number of sessions.
+
+    Only the newest journal counts; older journals belong to other settings.
+    """
     answers: list[tuple[float, dict[str, Any]]] = []
     sessions = 0
     paths = [(_mtime(path), path) for path in journals(target)]
@@ -134,7 +146,7 @@ def _newest_journal(target: Path) -> tuple[list[tuple[float, dict[str, Any]]], i
                 else:
                     answers.append((record["time"], record["row"]))
         except FileNotFoundError:
-            pass  # finished in between
+            pass  # the unit finished in the meantime
     return answers, sessions
 
 
@@ -146,7 +158,7 @@ def _mtime(path: Path) -> int:
 
 
 def _overlap(begun: float, finished: float, now: float) -> float:
-    """Return the share, 0 to 1, of a time span that is in the window before now."""
+    """Return the fraction (0 to 1) of a time span that lies in the window before now."""
     inside = min(finished, now) - max(begun, now - WINDOW)
     return min(1.0, max(0.0, inside) / max(finished - begun, 1e-3))
 
@@ -163,7 +175,7 @@ def _disk(folder: Path) -> int:
 
 
 def format_status(status: BuildStatus) -> list[str]:
-    """Return a table with one line for each worker, and the bytes on disk."""
+    """Return the size on disk and a table with one line per worker."""
     lines = [f"{status.folder}: {_size(status.bytes)} on disk"]
     if status.source is None:
         lines.append("source: not finished")
@@ -196,15 +208,16 @@ def format_status(status: BuildStatus) -> list[str]:
         rate = sum(worker.rate for worker in status.workers)
         if left and rate:
             lines.append(f"{left:,} rows left, {_duration(left / rate)} at {rate:.1f} rows/s")
-    # Names and counts stand in files that anybody may have written.
+    # Names and counts come from files that anybody may have written.
     return [printable(line) for line in lines]
 
 
 def text_table(rows: Sequence[Sequence[Any]], right: Collection[int] = ()) -> list[str]:
-    """Return rows as lines of aligned columns; whole numbers have commas.
+    """Return rows as lines of aligned columns; whole numbers get thousands separators.
 
     Args:
-        right: numbers of the columns that are aligned to the right.
+        rows: cells of each line.
+        right: indices of right-aligned columns.
     """
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -218,7 +231,7 @@ def text_table(rows: Sequence[Sequence[Any]], right: Collection[int] = ()) -> li
 
 
 def failure_lines(name: str, failures: Counter[str]) -> list[str]:
-    """Return the most frequent reasons why rows of a worker have no answer, one line each."""
+    """Return the most frequent reasons for a worker's missing answers, one line each."""
     listed = failures.most_common(_SHOWN_FAILURES)
     lines = [f"  {name}: {n:,} without an answer: {reason}" for reason, n in listed]
     if len(failures) > _SHOWN_FAILURES:
@@ -241,10 +254,11 @@ def _size(count: float) -> str:
 
 
 class Progress:
-    """A progress bar over the rows of jobs, wherever their processes run: it counts lines on disk.
+    """A progress bar over the rows of jobs. It counts lines on disk, so it works for any executor.
 
     Args:
-        rows: rows of each job's unit, in the jobs' order.
+        jobs: jobs to follow.
+        rows: number of rows of each job's unit, in the order of the jobs.
     """
 
     def __init__(self, jobs: Sequence[Job], rows: Sequence[int]):
@@ -281,7 +295,7 @@ class Progress:
         self._bar.update(max(0, self.count() - self._bar.n))
 
     def count(self) -> int:
-        """Return the number of answered rows: in units finished since the start, and in journals of the others."""
+        """Return the number of answered rows: in units finished since the start, and in open journals."""
         for target, (rows, before) in list(self._open.items()):
             if _mtime(manifest_path(target)) not in (0, before):
                 self._finished += rows
@@ -295,7 +309,7 @@ class Progress:
         )
 
     def _lines(self, path: Path) -> int:
-        """Count the answers in a journal, reading only the new part."""
+        """Count the answers in a journal; only the new part is read."""
         offset, count = self._read.get(path, (0, 0))
         try:
             if path.stat().st_size < offset:

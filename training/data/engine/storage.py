@@ -1,4 +1,4 @@
-"""Store rows and hashes on disk, so that memory does not grow with the rows of a build."""
+"""Keep rows and hashes on disk, so that memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ...rows.parquet import Row
 
 
 class ShaTable(contextlib.ExitStack):
-    """SHA-256 values with data, on disk, so that memory does not grow with rows.
+    """A table on disk from (SHA-256, name) to text; memory does not grow with the number of rows.
 
-    Keys are the first 16 bytes with a short name in front.
+    A key is the name followed by the first 16 bytes of the hash.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class ShaTable(contextlib.ExitStack):
         return name.encode() + b"\0" + bytes.fromhex(sha256)[:16]
 
     def add(self, sha256: str, name: str = "") -> bool:
-        """Add a value, and return whether it was new."""
+        """Add a hash, and return whether it is new."""
         found = self._database.execute(
             "INSERT OR IGNORE INTO known VALUES (?, NULL)", (self._key(sha256, name),)
         )
@@ -57,7 +57,7 @@ class ShaTable(contextlib.ExitStack):
 
 
 def write_rows(path: Path, schema: pa.Schema, rows: Iterator[Row], batch: int = 10_000) -> None:
-    """Write rows as they come, `batch` in memory at a time; the file appears when all are written."""
+    """Write rows from an iterator, `batch` rows in memory at a time; `path` appears once all are written."""
     with atomic(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             while part := list(itertools.islice(rows, batch)):

@@ -22,9 +22,9 @@ from .journal import Journal
 
 Key = tuple[str, str]
 
-# The columns whose values a manifest counts; a worker's schema has one of them at most.
+# Columns whose values a manifest counts. A worker's schema has at most one of them.
 COUNTED = ("status", "label")
-# Different reasons that a manifest counts.
+# Maximum number of distinct failure reasons in a manifest.
 _REASONS = 20
 
 
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitManifest:
-    """The manifest of a unit's output: its files and their origin. Counts are of rows."""
+    """The manifest of a unit's output: what it was made from, and its file. Counts are numbers of rows."""
 
     unit: str
     worker: str
@@ -50,19 +50,19 @@ class UnitManifest:
     bytes: int
     counts: dict[str, int]
     attempts: int
-    """Sum of the rows' `attempts`; the number of rows where the worker does not count them."""
+    """Sum of the rows' `attempts`; the number of rows if the worker does not count attempts."""
     seconds: float
-    """Time spent on the unit, over all sessions."""
+    """Seconds spent on the unit, over all sessions."""
     sessions: int
-    """How often the unit was begun or continued."""
+    """Number of times the unit was begun or continued."""
     finished: float
     """Seconds since the epoch."""
     failures: dict[str, int] = field(default_factory=dict)
-    """Why rows have no answer: reason -> rows."""
+    """Reason for a missing answer -> number of rows."""
 
     @classmethod
     def read(cls, path: Path) -> UnitManifest | None:
-        """Read the manifest in this file; return None if there is no file or it is not a manifest."""
+        """Read a manifest; return None if the file is missing or is not a manifest."""
         try:
             return build(cls, read_json(path), str(path))
         except (OSError, ValueError):
@@ -70,12 +70,12 @@ class UnitManifest:
 
     @property
     def failed(self) -> int:
-        """Return the number of rows without an answer."""
+        """Number of rows without an answer."""
         return max(sum(self.failures.values()), self.counts.get("failed", 0))
 
 
 def failure(row: Row) -> str | None:
-    """Return why a row has no answer, in one line, or None if it has one."""
+    """Return, as one line, why a row has no answer; None if it has one."""
     if row.get("status") not in (None, "failed"):
         return None
     told = row.get("reasons") or row.get("error")
@@ -85,7 +85,7 @@ def failure(row: Row) -> str | None:
 
 
 def count_failures(rows: Iterable[Row]) -> dict[str, int]:
-    """Return reason -> number of rows without an answer; the rarest reasons are added up."""
+    """Return {reason: number of rows without an answer}; the rarest reasons are merged."""
     found = Counter(reason for row in rows if (reason := failure(row)) is not None)
     counted = dict(found.most_common(_REASONS))
     if rest := found.total() - sum(counted.values()):
@@ -98,10 +98,10 @@ def manifest_path(target: Path) -> Path:
 
 
 def check_unit(key: str, source: Path, target: Path) -> UnitManifest | str:
-    """Return the manifest of a finished unit, or a few words on why it is not finished.
+    """Return the manifest of a finished unit, or a short reason why the unit is not finished.
 
-    Finished means: made by a worker with this key, from these very source rows, and the parquet
-    file has the bytes that the manifest says.
+    A unit is finished if a worker with this key made it from the same source rows, and the parquet
+    file has the SHA-256 of the manifest.
     """
     manifest = UnitManifest.read(manifest_path(target))
     if manifest is None:
@@ -113,17 +113,17 @@ def check_unit(key: str, source: Path, target: Path) -> UnitManifest | str:
         if manifest.input_sha != input_sha(manifest.worker, key, rows):
             return "made from other source rows"
     if not target.is_file():
-        return "its parquet file is gone"
+        return "its parquet file is missing"
     if sha256_file(target) != manifest.parquet_sha256:
-        return "its parquet file was changed since"
+        return "its parquet file has changed"
     return manifest
 
 
 def read_rows(source: Path) -> list[Row]:
     """Read the rows of a unit's source.
 
-    Raises ValueError for a file that is no parquet, for a row without id or lang, and for two rows
-    with the same (id, lang).
+    Raises:
+        ValueError: the file is not parquet, a row has no id or lang, or two rows have the same (id, lang).
     """
     rows = list(read_parquet(source))
     seen: dict[Key, int] = {}
@@ -136,15 +136,15 @@ def read_rows(source: Path) -> list[Row]:
         key = (row["id"], row["lang"])
         if key in seen:
             raise ValueError(
-                f"{source}: rows {seen[key]} and {number} have the same id {key[0]!r} and lang "
-                f"{key[1]!r}; every (id, lang) may stand once"
+                f"{source}: expected each (id, lang) once, found rows {seen[key]} and {number} with "
+                f"id {key[0]!r} and lang {key[1]!r}"
             )
         seen[key] = number
     return rows
 
 
 def input_sha(name: str, key: str, rows: Sequence[Row]) -> str:
-    """Return the hash of a worker and of all its rows, in order."""
+    """Return the hash of a worker and all its rows, in order."""
     digest = hashlib.sha256(json.dumps([name, key]).encode())
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=_plain).encode())
@@ -157,10 +157,13 @@ def _plain(value: Any) -> str:
 
 
 def reopen_unit(target: Path, statuses: Collection[str]) -> int:
-    """Mark a finished unit's rows of these statuses for the next run, and return their number.
+    """Reopen the rows of a finished unit that have one of these statuses; return their number.
 
-    The other rows go back into the journal, so that only these are asked for. What is not finished
-    or has no column `status` is left alone. Raises OSError when another process writes the unit.
+    The next run processes these rows only: the other rows go back into the journal. A unit that is
+    not finished or has no column `status` is left alone.
+
+    Raises:
+        OSError: another process writes the unit.
     """
     manifest = UnitManifest.read(manifest_path(target))
     if manifest is None or not any(manifest.counts.get(status) for status in statuses):
@@ -184,15 +187,19 @@ def journal_path(target: Path, sha: str) -> Path:
 
 
 def journals(target: Path) -> list[Path]:
-    """Return the journals of a unit, of any worker and input."""
-    # By the whole name: `rules` is another unit than `my-rules`.
+    """Return the journals of a unit, of any worker and any input."""
+    # Match the whole name: the unit `rules` differs from `my-rules`.
     name = re.compile(rf"[0-9a-f]{{16}}-{re.escape(target.stem)}\.jsonl")
     return [p for p in (target.parent / "journal").glob("*.jsonl") if name.fullmatch(p.name)]
 
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Lock a unit. Raises OSError if another process has locked it; a killed process has not."""
+    """Lock a unit. The lock of a killed process is released.
+
+    Raises:
+        OSError: another process holds the lock.
+    """
     path = target.parent / "journal" / f"{target.stem}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     refusal = f"{target}: another process is writing this unit; wait for it or stop it"
@@ -200,5 +207,5 @@ def locked(target: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Still held: who opens the file after this finds another one.
+            # Unlink while locked: a process that opens the path afterwards creates a new file.
             path.unlink(missing_ok=True)

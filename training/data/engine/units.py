@@ -1,17 +1,17 @@
-"""Run one step on units of rows, every row exactly once: journal, atomic parquet, hashed manifest.
+"""Run one step on units of rows, each row exactly once: journal, atomic parquet file, manifest with hashes.
 
-A unit is one parquet file of source rows; its output is one with the same rows in the same order, and
-beside it a manifest that names the input, the worker and the SHA-256 of the output. A unit's life:
+A unit is one parquet file of source rows. Its output is a parquet file with the same rows in the same
+order, and a manifest that names the input, the worker and the SHA-256 of the output. Steps of a unit:
 
-1. the lock of the unit is taken; a second writer is refused;
-2. the manifest, if there is one, is held against worker, input and the bytes of the parquet;
-3. every answered row is appended to `journal/<input_sha>-<unit>.jsonl`, a crc32 before each line;
-   at most 32 rows or one second stand between the answer and an fsync;
-4. the parquet file is written from the journal, then the manifest, then the journal is deleted.
+1. Lock the unit. A second writer gets an error.
+2. If there is a manifest, compare it with the worker, the input and the parquet file's hash.
+3. Append each answered row to `journal/<input_sha>-<unit>.jsonl`, with a crc32 before each line.
+   An fsync follows after 32 rows or one second, whichever is first.
+4. Write the parquet file from the journal, then the manifest, then delete the journal.
 
-A process killed at any point loses what was in flight, nothing else: the next run reads the journal
-up to its first damaged line and goes on from there. The journal's name begins with a hash of the
-worker's key and of every source row, so a changed model, prompt or input starts anew.
+A process that is killed at any point loses only requests in flight: the next run reads the journal
+up to its first damaged line and continues. The journal's name begins with a hash of the worker's key
+and of every source row, so a changed model, prompt or input starts a new journal.
 """
 
 from __future__ import annotations
@@ -54,50 +54,51 @@ SYNC_SECONDS = 1.0
 
 
 class Worker(Protocol):
-    """One step of the pipeline on rows; `key` has everything that changes its answers."""
+    """One step of the pipeline on rows. `key` covers everything that changes the answers."""
 
     name: str
-    """Such as "translate/fr": also the folder of its output."""
+    """For example "translate/fr"; also the output folder."""
     key: str
-    """Hash of model, revision, prompt, parameters, checks and code version of the step."""
+    """Hash of model, revision, prompt, parameters, checks and the step's code version."""
     schema: pa.Schema
-    """Columns of its output rows, all with values that JSON can hold; begins with id, lang."""
+    """Columns of the output rows. The first two are id and lang; JSON can hold all values."""
     batch_rows: int
-    """Rows that one call of `process` takes."""
+    """Rows per call of `process`."""
     concurrency: int
-    """Calls of `process` in flight at once."""
+    """Maximum number of calls of `process` in flight."""
 
     async def __aenter__(self) -> Any:
-        """Open sessions, load models. Called once, before the first row that needs an answer."""
+        """Open sessions and load models. Called once, before the first row that needs an answer."""
 
     async def __aexit__(self, *error: Any) -> Any: ...
 
     async def process(self, rows: list[Row]) -> list[Row]:
-        """Return one answer for each row, in order; a fault of a row is a status in its answer.
+        """Return one answer per row, in order. A row's fault becomes the status of its answer.
 
-        Raises only what makes the whole run pointless (a refused key, a missing model): the run
-        then stops with that message.
+        Raises:
+            Exception: only for faults that make the whole run pointless (a rejected API key, a missing
+                model); the run stops with the message.
         """
 
 
 def run_unit(worker: Worker, source: Path, target: Path) -> UnitManifest:
-    """Run a worker over one unit; see `run_units`."""
+    """Run a worker over one unit (see `run_units`)."""
     return run_units(worker, [(source, target)])[0]
 
 
 def run_units(worker: Worker, units: Iterable[tuple[Path, Path]]) -> list[UnitManifest]:
-    """Run a worker over (source, target) units, every row exactly once, and return their manifests.
+    """Run a worker over (source, target) units, each row exactly once, and return the manifests.
 
-    Finished units are not touched, unfinished ones are continued. Rows of at most two units are in
-    memory: the next unit begins when the one before it has nothing left to start, so that all of
-    the worker's `concurrency` is used until the end. SIGTERM or SIGINT lets what is in flight
-    finish into the journal; a second signal ends the process at once.
+    Finished units are skipped, unfinished units are continued. Memory holds the rows of at most two
+    units: the next unit begins once every row of the previous unit is in flight, so that
+    `concurrency` calls run until the end. After SIGTERM or SIGINT, requests in flight finish into the
+    journal; a second signal ends the process at once.
 
     Raises:
         Stopped: after a signal.
-        ValueError: for bad source rows, and for answers that do not fit the worker's schema.
-        OSError: when the disk does not take a file, or another process writes the same unit.
-        Exception: what the worker raised, after all else that was in flight is in the journal.
+        ValueError: source rows are bad, or answers do not fit the worker's schema.
+        OSError: the disk rejects a file, or another process writes the same unit.
+        Exception: the worker's exception, once all other requests in flight are in the journal.
     """
     return asyncio.run(_Run(worker).units(units))
 
@@ -109,7 +110,7 @@ class _Run:
         self.slots = asyncio.Semaphore(worker.concurrency)
         self.failure: BaseException | None = None
         self.stopped_by: signal.Signals | None = None
-        # One thread: of every thread that builds tables, the allocators keep what it used at most.
+        # One thread only: in every thread that builds tables, the allocators keep their peak memory.
         self.writer = ThreadPoolExecutor(1)
 
     @property
@@ -151,14 +152,14 @@ class _Run:
             raise self.failure
         if self.stopped_by is not None:
             raise Stopped(
-                f"{self.worker.name}: stopped by {self.stopped_by.name}; what was answered is "
-                "kept, and the same command continues",
+                f"{self.worker.name}: stopped by {self.stopped_by.name}; all answers are kept, and "
+                "the same command continues",
                 self.stopped_by,
             )
         return [manifest for manifest in manifests if manifest is not None]
 
     async def _unit(self, unit: _Unit, started: asyncio.Event) -> UnitManifest | None:
-        """Finish one unit; return None if the run ends before. Sets `failure`, and raises nothing."""
+        """Finish one unit; return None if the run ends first. Errors are stored in `failure`, not raised."""
         finished = asyncio.Event()
         syncing = asyncio.create_task(self._keep_synced(unit.journal, finished))
         try:
@@ -192,7 +193,7 @@ class _Run:
             if unit.journal.unsynced >= SYNC_ROWS:
                 await unit.journal.sync_aside()
         except (Exception, asyncio.CancelledError) as error:
-            # What else is in flight still reaches the journal; then the run ends with this.
+            # Other requests in flight still reach the journal; then the run raises this error.
             self.failure = self.failure or error
         finally:
             self.slots.release()
@@ -214,7 +215,7 @@ class _Run:
         def stop(number: int, frame: Any) -> None:
             if self.stopped_by is None:
                 self.stopped_by = signal.Signals(number)
-                # A signal to a whole group comes twice: from its sender and from our parent.
+                # A signal to the process group arrives twice: from the sender and from our parent.
                 loop.call_soon_threadsafe(loop.call_later, SYNC_SECONDS, give_up_at_next)
 
         def give_up_at_next() -> None:
@@ -238,7 +239,7 @@ class _Unit:
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def open(self) -> UnitManifest | None:
-        """Take the lock. Return the manifest if the unit is finished, else open rows and journal."""
+        """Lock the unit; return the manifest if it is finished, else open rows and journal."""
         self.stack.enter_context(locked(self.target))
         try:
             state = check_unit(self.worker.key, self.source, self.target)
@@ -247,7 +248,9 @@ class _Unit:
                 self.stack.close()
                 return state
             if state != "not done yet":
-                print(f"{self.worker.name} {self.target.stem}: {state}; made again", flush=True)
+                print(
+                    f"{self.worker.name} {self.target.stem}: {state}; it is made again", flush=True
+                )
             remove_temporaries(self.target)
             remove_temporaries(manifest_path(self.target))
             self.source_sha256 = sha256_file(self.source)
@@ -257,8 +260,8 @@ class _Unit:
             self.stack.callback(self.journal.close)
             if self.journal.dropped:
                 print(
-                    f"{self.journal.path}: {self.journal.dropped:,} damaged bytes at its end "
-                    "dropped; their rows are done again",
+                    f"{self.journal.path}: dropped {self.journal.dropped:,} damaged bytes at its end; "
+                    "their rows are processed again",
                     flush=True,
                 )
         except BaseException:
@@ -267,7 +270,7 @@ class _Unit:
         return None
 
     def todo(self) -> list[list[int]]:
-        """Yield the numbers of the rows without an answer, in batches."""
+        """Return the numbers of the rows without an answer, in batches."""
         left = [n for n in range(len(self.rows)) if n not in self.journal.answers]
         size = self.worker.batch_rows
         return [left[i : i + size] for i in range(0, len(left), size)]
@@ -275,12 +278,13 @@ class _Unit:
     def take(self, batch: list[int], answers: list[Row]) -> None:
         """Append the answers to the journal.
 
-        Raises ValueError, naming the row, for answers that are not those of the batch or do not
-        fit the worker's schema: a fault of the worker.
+        Raises:
+            ValueError: answers do not belong to the batch or do not fit the worker's schema. The
+                message names the row; the fault is the worker's.
         """
         if len(answers) != len(batch):
             raise ValueError(
-                f"{self.worker.name}: {len(batch)} rows were given and {len(answers)} came back"
+                f"{self.worker.name}: expected {len(batch)} answers, found {len(answers)}"
             )
         for n, answer in zip(batch, answers, strict=True):
             self.schema.check(self.rows[n], answer)
@@ -288,14 +292,16 @@ class _Unit:
             self.journal.append(n, answer)
 
     def write(self) -> UnitManifest:
-        """Write parquet and manifest, then delete the journals."""
+        """Write the parquet file and the manifest, then delete the journals."""
         self.journal.sync()
         answers = [self.journal.answers[n] for n in range(len(self.rows))]
         keys = Counter((answer["id"], answer["lang"]) for answer in answers)
         if len(keys) != len(answers):
             (key, _), *_ = keys.most_common(1)
-            raise ValueError(f"{self.worker.name}: two rows have the same (id, lang) {key}")
-        # Through JSON, so that a continued run writes the same bytes as an uninterrupted one.
+            raise ValueError(
+                f"{self.worker.name}: expected each (id, lang) once, found {key} twice"
+            )
+        # Convert through JSON, so that a continued run writes the same bytes as an uninterrupted run.
         answers = json.loads(json.dumps(answers))
         sha256 = write_parquet(
             self.target, pa.Table.from_pylist(answers, schema=self.worker.schema)
@@ -330,6 +336,6 @@ class _Unit:
         self.stack.close()
 
     def _clear(self) -> None:
-        """Delete the journals of a finished unit, including those of other settings."""
+        """Delete the journals of a finished unit, including journals of other settings."""
         for path in journals(self.target):
             path.unlink(missing_ok=True)

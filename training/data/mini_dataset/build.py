@@ -22,7 +22,7 @@ from .tables import IMAGE_SCHEMA, write_table
 from .texts import Keywords, caption_rows
 
 MANIFEST = "manifest.json"
-# Samples of all styles. Drawn once, with fonts of every script, from the packages that are pinned.
+# Picture with samples of all styles. Drawn once from the pinned packages, with fonts for every script.
 SAMPLES = MINI / "samples.png"
 
 
@@ -31,29 +31,29 @@ def build_mini(
 ) -> dict[str, Any]:
     """Build the mini dataset in `output` and return its manifest.
 
-    The work is done in a temporary folder beside `output`, which is then renamed: `output` is
-    either whole or untouched. The same packages and the same versions of Pillow, resvg-py and
-    pyarrow give the same bytes.
+    The build runs in a temporary folder next to `output`, which is renamed at the end, so `output` is
+    either complete or unchanged. The same packages and versions of Pillow, resvg-py and pyarrow give the
+    same bytes.
 
     Args:
-        output: folder to make. An earlier build there is replaced; anything else is an error.
-        sources: folder with the npm tarballs. By default they are fetched with `npm pack`.
-        styles: art styles to include; all by default.
+        output: folder to create. An earlier build is replaced; any other content is an error.
+        sources: folder with the npm tarballs; default: fetch them with `npm pack`.
+        styles: art styles to include; default: all.
 
     Raises:
-        ValueError: an unknown style, or a source package that is missing or not the pinned one.
-        FileExistsError: `output` holds something other than a build of this dataset.
+        ValueError: a style is unknown, or a source package is missing or differs from the pinned one.
+        FileExistsError: `output` contains something other than a build of this dataset.
         FileNotFoundError: `sources` is not a folder.
     """
     output = Path(output)
     chosen = _check_styles(styles)
     if output.exists() and not (output / MANIFEST).is_file() and any(output.iterdir()):
         raise FileExistsError(
-            f"{output} holds something else than a mini dataset (no {MANIFEST}): "
+            f"{output}: expected an empty folder or a mini dataset, found no {MANIFEST}: "
             "choose another folder"
         )
     if sources is not None and not Path(sources).is_dir():
-        raise FileNotFoundError(f"{sources} is not a folder: it should hold the npm tarballs")
+        raise FileNotFoundError(f"{sources}: expected a folder with the npm tarballs, found none")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
         work = Path(scratch)
@@ -70,11 +70,12 @@ def build_mini(
 def _check_styles(styles: Sequence[str] | None) -> list[str]:
     unknown = [style for style in styles or () if style not in SPLITS]
     if unknown:
-        raise ValueError(f"unknown style {unknown[0]!r}: the styles are {', '.join(SPLITS)}")
+        raise ValueError(f"style: expected one of {', '.join(SPLITS)}, found {unknown[0]!r}")
     return [style for style in SPLITS if styles is None or style in styles]
 
 
 def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict[str, Any]:
+    # 1. Pictures of each style
     archives = open_sources(needed_sources(styles), folder, offline)
     selection = select(archives)
     files: dict[str, dict[str, Any]] = {}
@@ -86,6 +87,7 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
         rows = [_image_row(picture) for picture in pictures[style]]
         _write(output, f"images/{style}.parquet", rows, IMAGE_SCHEMA, files)
 
+    # 2. Captions and questions in each language, the config `messages`
     removed = {}
     balance: dict[str, Any] = {}
     for language in LANGUAGES:
@@ -106,6 +108,7 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
                     _write(output, name, part, schema, files)
     embedded = write_messages(output, styles, files)
 
+    # 3. Manifest, licences, card
     manifest = {
         "seed": SEED,
         "sources": [_source_entry(key) for key in archives],
@@ -152,10 +155,12 @@ def _build(output: Path, folder: Path, offline: bool, styles: list[str]) -> dict
 def write_messages(
     output: Path, styles: Sequence[str], files: dict[str, dict[str, Any]]
 ) -> dict[str, int]:
-    """Write the config `messages` from the other tables in `output`; returns rows by language.
+    """Write the config `messages` from the other tables in `output`; return the rows by language.
 
     Args:
-        files: of the manifest; those written are added.
+        output: folder of the dataset.
+        styles: its art styles.
+        files: files of the manifest; written files are added.
     """
     counts = dict.fromkeys(LANGUAGES, 0)
     for style in styles:
@@ -167,7 +172,7 @@ def write_messages(
 
 
 def is_flagged(reasons: Sequence[str]) -> bool:
-    """Whether one of the reasons keeps a row out of the toxicity-free subset."""
+    """Return whether one of the reasons excludes a row from the toxicity-free subset."""
     listed = load_sensitive()
     return any(listed[reason]["toxic"] for reason in reasons)
 
@@ -192,7 +197,7 @@ def _write(
 
 
 def _balance(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often each task occurs, and how often yes and no are right."""
+    """Count the rows of each task, and the questions with the answers yes and no."""
     yesno = [row for row in rows if row["task"] == "yesno"]
     return {
         "tasks": dict(sorted(Counter(row["task"] for row in rows).items())),

@@ -1,4 +1,4 @@
-"""The dataset card: its configs, and the values of card.md and attribution.md."""
+"""Write the dataset card: its configs, and the values of card.md and attribution.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ATTRIBUTION = CARD.with_name("attribution.md")
 
 
 def configs(styles: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Config name -> split -> file patterns, for a dataset with these art styles."""
+    """Return {config name: {split: file patterns}} for a dataset with these art styles."""
     styles = list(styles)
     splits = [split for split in SPLIT_ORDER if split in {SPLITS[style] for style in styles}]
 
@@ -48,7 +48,7 @@ def configs(styles: Iterable[str]) -> dict[str, dict[str, list[str]]]:
 def count_configs(
     files: dict[str, dict[str, Any]], styles: Iterable[str]
 ) -> dict[str, dict[str, int]]:
-    """Config name -> split -> rows, from the manifest's files."""
+    """Return {config name: {split: rows}}, from the manifest's files."""
     return {
         config: {
             split: sum(
@@ -61,10 +61,12 @@ def count_configs(
 
 
 def write_card(manifest: dict[str, Any], selection: Selection, picture: str | None) -> str:
-    """Text of README.md: every number comes from the manifest.
+    """Return the text of README.md; every number comes from the manifest.
 
     Args:
-        picture: file name of the picture of samples; None where there is none.
+        manifest: the manifest.
+        selection: the concepts.
+        picture: file name of the picture with samples; None for none.
     """
     styles, concepts, counts = manifest["styles"], manifest["concepts"], manifest["configs"]
     shown = f"\n\n![Concepts in every style, with names in several languages]({picture})"
@@ -124,7 +126,7 @@ def _listed(values: dict[str, Any], form: str = "") -> str:
 
 
 def _config_lines(styles: Iterable[str]) -> str:
-    """The YAML of the configs."""
+    """Return the configs as YAML."""
     lines = []
     for config, splits in configs(styles).items():
         lines.append(f'- config_name: "{config}"')
@@ -138,7 +140,7 @@ def _config_lines(styles: Iterable[str]) -> str:
 
 
 def _styles(styles: dict[str, Any]) -> str:
-    """Pictures of each style, and how many were left out for which reason."""
+    """Return a table of each style's pictures, and of omitted ones by reason."""
     reasons = {
         "not in the set": "not in this set",
         "held out": "held out",
@@ -166,7 +168,7 @@ def _rows_by_language(counts: dict[str, dict[str, int]]) -> str:
 
 
 def _tasks(balance: dict[str, Any], splits: list[str]) -> str:
-    """Instructions by task, and how often yes and no are right."""
+    """Return a table of instructions by task, and of the answers yes and no."""
     tasks = sorted({task for split in splits for task in balance[split]["en"]["tasks"]})
     rows = []
     for split in splits:
@@ -219,7 +221,7 @@ def _licences(styles: Iterable[str]) -> str:
 
 
 def write_attribution(styles: Iterable[str]) -> str:
-    """Text of ATTRIBUTION.md: whose work this is, under which licence, and what was changed."""
+    """Return the text of ATTRIBUTION.md: authors, licences, and changes."""
     styles = list(styles)
     sources = [SOURCES[key] for key in needed_sources(styles)]
     works = (

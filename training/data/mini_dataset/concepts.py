@@ -1,4 +1,4 @@
-"""What the mini dataset is about: one concept per emoji, named by Unicode CLDR in ten languages."""
+"""The concepts of the mini dataset: one per emoji, with Unicode CLDR's names in ten languages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sources import CHARACTER_SOURCES, Archive, SourceError
 
 LANGUAGES = ("en", "zh", "fr", "es", "ru", "hi", "ja", "ar", "bn", "ur")
 
-# emojibase's groups, and the CLDR character label that names each in every language.
+# Groups of emojibase -> the CLDR character label that names the group in every language.
 CATEGORIES = {
     "smileys-emotion": "smiley",
     "people-body": "person",
@@ -42,12 +42,12 @@ class Concept:
 
     Attributes:
         id: code points in lower-case hexadecimal joined by "-", without variation selectors.
-        names: language -> CLDR short name. A language without an entry has no name for it.
+        names: language -> CLDR short name; languages without a name are missing.
         keywords: language -> CLDR keywords, in CLDR's order.
-        seen: False where the concept is held out of every training split.
-        sensitive: reasons it is on the sensitive list; empty for most.
-        toxic: whether one of the reasons is more than "sensitive, not toxic".
-        icon_names: what the icon sets that have a character table call it.
+        seen: False if the concept is held out of every training split.
+        sensitive: reasons why the concept is on the sensitive list; usually empty.
+        toxic: whether one of the reasons is toxic, not only sensitive.
+        icon_names: icon set with a character table -> its name for the concept.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Selection:
-    """The concepts kept, the localized category names, and what was left out and mended."""
+    """The selected concepts, localized category names, and what was dropped and repaired."""
 
     concepts: list[Concept]
     category_names: dict[str, dict[str, str]]
@@ -75,13 +75,16 @@ class Selection:
 
 @functools.cache
 def load_sensitive() -> dict[str, dict[str, Any]]:
-    """The list of sensitive concepts: reason -> {about, toxic, names (English CLDR names)}."""
+    """Return the list of sensitive concepts: reason -> {about, toxic, names (English CLDR names)}."""
     return json.loads(SENSITIVE_FILE.read_text(encoding="utf-8"))
 
 
 def sensitive_names(texts: Sequence[str]) -> list[dict[str, float]]:
-    """The curated list as a judge of English names (`toxicity.judges` of a plan): 1.0 for the reason
-    that a toxic name is listed for, an empty mapping for every other text."""
+    """Judge English names by the curated list (for `toxicity.judges` of a plan).
+
+    Returns:
+        For each text {reason: 1.0} if it is a toxic name of the list, else {}.
+    """
     listed = {
         name: reason
         for reason, entry in load_sensitive().items()
@@ -106,7 +109,7 @@ def _drop_reason(row: dict[str, Any], group: str | None, concept: str) -> str | 
 
 
 def _hold_out(concepts: list[Concept]) -> set[str]:
-    """Ids of the held-out tenth of every category."""
+    """Return the ids of the held-out tenth of every category."""
     held_out: set[str] = set()
     for category in CATEGORIES:
         ids = [concept.id for concept in concepts if concept.category == category]
@@ -116,7 +119,7 @@ def _hold_out(concepts: list[Concept]) -> set[str]:
 
 
 def _read_annotations(archives: dict[str, Archive]) -> dict[str, dict[str, dict[str, Any]]]:
-    """language -> character -> {tts: [name], default: [keywords]}, plain entries before derived."""
+    """Return {language: {character: {tts: [name], default: [keywords]}}}; plain entries override derived ones."""
     found: dict[str, dict[str, dict[str, Any]]] = {language: {} for language in LANGUAGES}
     for key, folder in (
         ("annotations-derived", "annotationsDerived"),
@@ -139,11 +142,12 @@ def _read_category_names(archive: Archive) -> dict[str, dict[str, str]]:
 
 
 def select(archives: dict[str, Archive]) -> Selection:
-    """Choose the concepts and give each its names, keywords, split side and sensitivity.
+    """Select the concepts, with names, keywords, split and sensitivity.
 
     Raises:
-        SourceError: a name on the sensitive list is no concept, or a name is not unique.
+        SourceError: a name on the sensitive list has no concept, or a name is not unique.
     """
+    # 1. Emoji to keep, with their names and keywords
     emojibase = archives["emojibase"].read_json(["en/data.json", "meta/groups.json"])
     groups = emojibase["meta/groups.json"]["groups"]
     subgroups = emojibase["meta/groups.json"]["subgroups"]
@@ -177,12 +181,12 @@ def select(archives: dict[str, Archive]) -> Selection:
                 continue
             name = entry["tts"][0]
             if language == "hi" and "," in name and "," not in english:
-                # CLDR's Hindi lists alternatives ("rocket, vehicle"); the first is the name.
+                # CLDR's Hindi lists alternatives ("rocket, vehicle"); keep the first.
                 name = name.split(",")[0].strip()
                 repaired["hi: name cut at its first comma"] += 1
             names[language] = name
             given = entry.get("default", ())
-            # A few keywords are lists themselves; whole, they would hide a held-out name.
+            # Some keywords are lists. Split them: a whole list would hide a held-out name.
             keywords[language] = tuple(
                 word.strip() for item in given for word in _COMMAS.split(item) if word.strip()
             )
@@ -201,6 +205,7 @@ def select(archives: dict[str, Archive]) -> Selection:
             Concept(concept, emoji, group, subgroup, names, keywords, icon_names=icon_names)
         )
 
+    # 2. Unique names, sensitive and held-out concepts
     for language in LANGUAGES:
         repaired.update(_tell_apart(language, kept, annotations[language]))
     reasons, toxic = _match_sensitive({each.names["en"]: each.id for each in kept})
@@ -226,7 +231,7 @@ def select(archives: dict[str, Archive]) -> Selection:
 def _tell_apart(
     language: str, concepts: list[Concept], annotations: dict[str, Any]
 ) -> Counter[str]:
-    """Give back the full CLDR name wherever cutting made two names of one language equal."""
+    """Restore the full CLDR name wherever cutting made two names of a language equal."""
     count: Counter[str] = Counter()
     names = Counter(concept.names.get(language) for concept in concepts)
     for concept in concepts:
@@ -238,19 +243,21 @@ def _tell_apart(
     names = Counter(concept.names.get(language) for concept in concepts)
     twice = [name for name, times in names.items() if name is not None and times > 1]
     if twice:
-        raise SourceError(f"CLDR {language}: the name {twice[0]!r} is given to two concepts")
+        raise SourceError(
+            f"CLDR {language}: expected each name once, found {twice[0]!r} for two concepts"
+        )
     return count
 
 
 def _match_sensitive(by_english: dict[str, str]) -> tuple[dict[str, list[str]], set[str]]:
-    """Concept id -> reasons, and the ids with a toxic one."""
+    """Return {concept id: reasons}, and the ids with a toxic reason."""
     reasons: dict[str, list[str]] = {}
     toxic = set()
     for reason, entry in load_sensitive().items():
         for name in entry["names"]:
             if name not in by_english:
                 raise SourceError(
-                    f"{SENSITIVE_FILE.name}: {name!r} ({reason}) is the English name of no concept"
+                    f"{SENSITIVE_FILE.name}: {reason}: expected English names of concepts, found {name!r}"
                 )
             reasons.setdefault(by_english[name], []).append(reason)
             if entry["toxic"]:

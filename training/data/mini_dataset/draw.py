@@ -1,6 +1,6 @@
-"""Choices that look random and never change, and the questions that are drawn so.
+"""Random-looking choices that never change, and the questions that they select.
 
-Each choice is a hash of the seed and of what it is for.
+Each choice is a hash of the seed and of the purpose of the choice.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Item = TypeVar("Item")
 
 
 def draw(count: int, *purpose: object) -> int:
-    """A number in [0, count) that depends on the seed and `purpose` alone.
+    """Return a number in [0, count) that depends only on the seed and `purpose`.
 
-    Hashing, not `random`: the same on every Python version and in any order of calls.
+    A hash, unlike `random`, is the same in every Python version and for any order of calls.
     """
     text = "\x1f".join(str(part) for part in (SEED, *purpose))
     digest = hashlib.sha256(text.encode()).digest()
@@ -29,27 +29,27 @@ def draw(count: int, *purpose: object) -> int:
 
 
 def pick(items: Sequence[Item], *purpose: object) -> Item:
-    """One of `items`."""
+    """Return one of `items`."""
     return items[draw(len(items), *purpose)]
 
 
 def shuffled(items: Sequence[Item], *purpose: object) -> list[Item]:
-    """`items` in another order. Their str() must tell them apart."""
+    """Return `items` in another order. Each item needs a different str()."""
     return sorted(items, key=lambda item: (draw(2**60, *purpose, item), str(item)))
 
 
 @functools.cache
 def load_prompts() -> dict[str, dict[str, Any]]:
-    """language -> task -> question variants, and the words for yes and no."""
+    """Return {language: {task: question wordings}}, with the words for yes and no."""
     return json.loads(PROMPTS_FILE.read_text(encoding="utf-8"))
 
 
 def ask(language: str, task: str, *purpose: object, name: str = "") -> str:
-    """One of the question variants of `task`; `purpose` decides which."""
+    """Return one question wording of `task`, chosen by `purpose`."""
     question = pick(load_prompts()[language][task], "question", language, task, *purpose)
     return question.replace("{name}", name)
 
 
 def join_words(language: str, words: list[str]) -> str:
-    """A list of words as `language` writes one."""
+    """Join a list of words as is usual in `language`."""
     return _SEPARATORS.get(language, ", ").join(words)

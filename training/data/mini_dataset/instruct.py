@@ -1,4 +1,4 @@
-"""The instruction table: questions about one picture in one language, with their answers."""
+"""The table of instructions: questions about one picture in one language, with answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         ("about", pa.string()),
     ]
 )
-# As many say yes as no; every turn can be answered from the picture.
+# Yes and no are equally frequent; the picture answers every turn.
 _CHATS = (
     ("category", "name"),
     ("name", "category"),
@@ -48,10 +48,10 @@ def instruct_rows(
     selection: Selection,
     keywords: Keywords,
 ) -> list[dict[str, Any]]:
-    """Rows of SCHEMA for the pictures whose concept has a name in `language`, sorted by id.
+    """Return rows of SCHEMA for pictures whose concept has a name in `language`, sorted by id.
 
-    Every picture gets one `name`, one `category` and a pair of `yesno`; in training also one
-    two-turn `chat` or one `keywords` (half of the pictures each).
+    Every picture gets one `name`, one `category` and a pair of `yesno` questions. In training it also gets
+    a two-turn `chat` or a `keywords` question (half of the pictures each).
     """
     rows: list[dict[str, Any]] = []
     for style in SPLITS:
@@ -75,7 +75,7 @@ def _picture_rows(
     negative = negatives.get(concept.id)
 
     def turn(task: str, place: str) -> tuple[str, str, str | None]:
-        """Question, answer, and the id of the concept a yes/no question names."""
+        """Return question, answer, and the id of the concept that a yes/no question names."""
         purpose = (place, picture.style, concept.id)
         if task == "name":
             return ask(language, "name", *purpose), name, None
@@ -85,7 +85,7 @@ def _picture_rows(
         if task == "keywords":
             answer = join_words(language, keywords.best(concept.id, name))
             return ask(language, "keywords", *purpose), answer, None
-        # Both questions of a pair are worded alike, so the wording tells nothing either.
+        # Both questions of a pair have the same wording, so the wording reveals nothing.
         about = concept if task == "yesno-yes" else negative
         assert about is not None
         question = ask(language, "yesno", *purpose, name=about.names[language])

@@ -1,6 +1,6 @@
 """The config `messages`: some pictures of every style, embedded, each with one clean question.
 
-It is made from the tables of pictures and of instructions, so that it holds nothing that they do not.
+It is built from the tables of pictures and instructions, so it contains nothing that they do not.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from .concepts import LANGUAGES
 from .draw import pick, shuffled
 from .sources import SOURCES, SPLITS
 
-# Of each style; those of ten styles are two megabytes.
+# Maximum pictures per style; ten styles make two megabytes.
 PICTURES = 150
 SCHEMA = messages_schema(concept="string", style="string", licence="string", seen="bool")
 
 
 def message_rows(dataset: Path, style: str) -> list[dict[str, Any]]:
-    """Rows of SCHEMA for at most PICTURES pictures of a style, sorted by id.
+    """Return rows of SCHEMA for at most PICTURES pictures of a style, sorted by id.
 
-    A picture is there once: with a question of the `instruct` config in one language. Pictures,
-    questions and languages are drawn by the seed, the languages about equally often.
+    Each picture occurs once, with a question of the `instruct` config in one language. The seed
+    determines pictures, questions and languages; languages are about equally frequent.
 
     Args:
         dataset: folder with `images/<style>.parquet` and `instruct/<language>/<split>-clean.parquet`.
+        style: the art style.
     """
     names = {lang: _concepts(dataset, style, lang) for lang in LANGUAGES}
     pictures = {
@@ -60,7 +61,7 @@ def _concepts(dataset: Path, style: str, lang: str) -> set[str]:
 
 
 def _questions(dataset: Path, style: str, lang: str, concepts: set[str]) -> list[dict[str, Any]]:
-    """One question about each concept."""
+    """Return one question about each concept."""
     of: dict[str, list[dict[str, Any]]] = {}
     for row in _table(dataset, style, lang).to_pylist():
         if row["concept"] in concepts:

@@ -1,8 +1,8 @@
-"""Which concept a "no" question names: hard negatives, each name as often right as wrong.
+"""Choose the concept that a "no" question names: hard negatives, each name as often right as wrong.
 
-Inside a block of like concepts the negatives are a permutation without fixed points. So over one
-style and language every name is asked about once where the answer is yes and once where it is no:
-the name alone says nothing about the answer.
+In a block of similar concepts the negatives are a permutation without fixed points. So in each style and
+language, every name occurs in one question with the answer yes and in one with the answer no: the name
+alone does not reveal the answer.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _ATTEMPTS = 40
 
 
 def confusable(first: Concept, second: Concept, language: str) -> bool:
-    """Whether the name of one may be said of the other ("person" of "person running").
+    """Return whether one name can describe the other concept ("person" for "person running").
 
-    By words in English and by substring in `language`.
+    English names are compared by words, names in `language` by substring.
     """
     words = [
         set(concept.names["en"].lower().replace(":", "").split()) for concept in (first, second)
@@ -32,7 +32,7 @@ def confusable(first: Concept, second: Concept, language: str) -> bool:
 def _permute(
     block: list[Concept], bad: Callable[[Concept, Concept], bool], *purpose: object
 ) -> list[Concept] | None:
-    """`block` rearranged so that no position is `bad` against the original; None if not found."""
+    """Permute `block` so that no position is `bad` against the original; None if no such order is found."""
     size = len(block)
     for attempt in range(_ATTEMPTS if size > 1 else 0):
         order = [concept.id for concept in block]
@@ -53,12 +53,11 @@ def _permute(
 
 
 def choose_negatives(concepts: list[Concept], style: str, language: str) -> dict[str, Concept]:
-    """Concept id -> the concept its "no" question names.
+    """Return {concept id: concept that its "no" question names}.
 
-    From the same subgroup where that can be done, else from the same category, else from any.
-    A clean concept is asked about clean ones only and a seen one about seen ones only, so that
-    the subsets stay balanced and nothing held out or flagged gets in. Concepts with no partner at
-    all are missing from the result.
+    Partners come from the same subgroup if possible, else from the same category, else from any. Clean
+    concepts get clean partners and seen concepts seen ones, so that the subsets stay balanced and contain
+    nothing held out or flagged. Concepts without a partner are missing from the result.
     """
 
     def bad(own: Concept, named: Concept) -> bool:
@@ -89,6 +88,6 @@ def choose_negatives(concepts: list[Concept], style: str, language: str) -> dict
                 if unsettled and not settle(unsettled, "category", category):
                     leftover += unsettled
             if leftover and not settle(leftover, "any", seen, toxic):
-                # The last few fit only together with others: do the whole pool at once.
+                # The remaining concepts fit only together with others: permute the whole pool.
                 settle(pool, "all", seen, toxic)
     return chosen

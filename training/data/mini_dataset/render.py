@@ -1,4 +1,4 @@
-"""Emoji vector art to 64 x 64 palette PNGs, the same bytes on every run."""
+"""Render emoji vector art as 64 x 64 palette PNGs, with the same bytes on every run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .sources import SOURCES, SPLITS, Archive, SourceError
 
 SIZE = 64
 COLOURS = 64
-# Drawn three times too large, then reduced: smoother edges than drawing at 64.
+# Draw at three times the size, then reduce: edges are smoother than with drawing at 64.
 _OVERSAMPLING = 3
 REFUSED_FILE = Path(__file__).with_name("refused.json")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One concept in one style. `png` holds the file's bytes, 64 x 64 pixels, palette mode."""
+    """One concept in one style. `png`: bytes of a PNG file, 64 x 64 pixels, palette mode."""
 
     concept: Concept
     style: str
@@ -45,16 +45,16 @@ def _slug(name: str) -> str:
 
 
 def icon_candidates(concept: Concept, style: str) -> list[str]:
-    """Names under which `concept` may be found in the icon set of `style`, best first."""
+    """Return names of `concept` to look for in the icon set of `style`, best first."""
     if not SOURCES[style].named_after:
         return [concept.icon_names[style]] if style in concept.icon_names else []
     names = [concept.icon_names.get(key, "") for key in SOURCES[style].named_after]
     names.append(_slug(concept.names["en"]))
     if style == "fxemoji":
-        # Its names are run together ("beermug").
+        # Names in this set have no separators ("beermug").
         names = [name.replace("-", "") for name in names]
     if style == "streamline":
-        # The first of several drawings ends in -1; some names are those of an older CLDR.
+        # The first of several drawings ends in -1; some names come from an older CLDR.
         names = [name + end for end in ("", "-1", "-face", "-face-1") for name in names if name]
     return [name for name in dict.fromkeys(names) if name]
 
@@ -71,7 +71,7 @@ def _find_icon(icons: dict[str, Any], candidates: list[str]) -> dict[str, Any] |
 
 
 def to_svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
-    """A square SVG document of an iconify icon; the shorter side is padded evenly."""
+    """Return an iconify icon as a square SVG document; the shorter side is padded evenly."""
 
     def field(name: str, default: float) -> float:
         return icon.get(name, icons.get(name, default))
@@ -88,8 +88,8 @@ def to_svg(icon: dict[str, Any], icons: dict[str, Any]) -> str:
 
 
 def rasterise(svg: str) -> bytes:
-    """PNG bytes of an SVG document on white: 64 x 64 pixels, at most 64 colours."""
-    # Imported here: only building needs it, and the shipped dataset is read without it.
+    """Return an SVG document as PNG bytes, on white: 64 x 64 pixels, at most 64 colours."""
+    # Import here: only the build needs it, not users of the shipped dataset.
     import resvg_py
 
     large = SIZE * _OVERSAMPLING
@@ -104,17 +104,20 @@ def rasterise(svg: str) -> bytes:
 
 
 def load_refused() -> dict[str, dict[str, str]]:
-    """style -> concept id -> why the icon found for it is not used."""
+    """Return {style: {concept id: why its icon is not used}}."""
     return json.loads(REFUSED_FILE.read_text(encoding="utf-8"))
 
 
 def draw_style(
     style: str, concepts: list[Concept], archive: Archive
 ) -> tuple[list[Picture], dict[str, list[str]]]:
-    """Every concept the style has, sorted by path; and reason -> concept ids left out.
+    """Draw every concept that the style has.
 
-    A training style leaves the held-out concepts out altogether. Two concepts with the same
-    pixels cannot be told apart in that style, so neither is used.
+    A training style omits held-out concepts. If two concepts have equal pixels in a style, pictures
+    cannot distinguish them, so both are omitted.
+
+    Returns:
+        Pictures sorted by path; reason -> ids of omitted concepts.
 
     Raises:
         SourceError: an icon cannot be drawn.

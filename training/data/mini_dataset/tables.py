@@ -1,4 +1,4 @@
-"""Parquet files of the mini dataset, written to be small and the same on every run."""
+"""Write parquet files of the mini dataset: small, and with the same bytes on every run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from ..dataset.shards import picture_schema
 
 IMAGE_SCHEMA = picture_schema("image", "image_sha256", "picture", "style", "concept")
-# Sorted columns in which nearly every value is new are stored as differences. Those whose values
-# come again in the same order, style after style, are stored plainly: zstd sees the repetition in
-# plain text, and would not in a dictionary's packed indices.
+# Sorted columns with mostly new values use delta encoding. Columns whose values repeat in the same order,
+# style after style, use plain encoding: zstd finds the repetition in plain text, but not in packed
+# dictionary indices.
 _DELTA_COLUMNS = ("id", "image", "concept")
 _PLAIN_COLUMNS = (
     "image_sha256",
@@ -26,7 +26,7 @@ _PLAIN_COLUMNS = (
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Parquet column paths of the schema's leaves."""
+    """Return the parquet column paths of the schema's leaves."""
 
     def walk(path: str, kind: pa.DataType) -> list[str]:
         if pa.types.is_list(kind):
@@ -39,7 +39,7 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    """Write rows in the order given. Same rows and pyarrow version, same bytes."""
+    """Write rows in the given order. The same rows and pyarrow version give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     delta = [name for name in _DELTA_COLUMNS if name in schema.names]
     pq.write_table(

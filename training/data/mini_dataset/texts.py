@@ -1,4 +1,4 @@
-"""The caption table: one row per picture and language."""
+"""The table of captions: one row per picture and language."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 
 class Keywords:
-    """CLDR keywords with the names of held-out concepts taken out of the seen concepts' lists."""
+    """CLDR keywords per concept; names of held-out concepts are removed from keywords of seen concepts."""
 
     def __init__(self, selection: Selection, language: str) -> None:
         hidden = {
@@ -57,7 +57,7 @@ class Keywords:
         return self._of[concept_id]
 
     def best(self, concept_id: str, name: str, count: int = 3) -> list[str]:
-        """Up to `count` keywords, those shared by most seen concepts first, the name left out."""
+        """Return up to `count` keywords other than the name; keywords of the most seen concepts first."""
         words = [word for word in self._of[concept_id] if word.casefold() != name.casefold()]
         return sorted(words, key=lambda word: -self._common[word])[:count]
 
@@ -68,7 +68,7 @@ def caption_rows(
     selection: Selection,
     keywords: Keywords,
 ) -> list[dict[str, Any]]:
-    """Rows of SCHEMA for the pictures whose concept has a name in `language`, sorted by id."""
+    """Return rows of SCHEMA for pictures whose concept has a name in `language`, sorted by id."""
     source = SOURCES["annotations"]
     rows = []
     for picture in pictures:

@@ -1,18 +1,18 @@
-"""Review sheets: rows that people look at, decide about, and whose decisions win over checks and judges.
+"""Review sheets: people look at rows and decide; their decisions override checks and judges.
 
     write_sheet(folder, "translation", rows)          # review/translation-1.csv, .html, .json
-    read_sheet(folder, Path("filled.csv"))            # into review/overrides.parquet
+    read_sheet(folder, Path("filled.csv"))            # adds to review/overrides.parquet
     read_overrides(folder, "translation")             # (id, lang) -> decision, reviewer, note
 
-A sheet is a CSV for a spreadsheet and an HTML page that saves the same CSV, filled. People fill the
-columns decision, reviewer and note; an empty decision is none. A damaged sheet is refused whole, with
-every place that is wrong. The JSON beside a sheet says what was asked, so a row is known by its number
-even where a spreadsheet made 42 of the id 000042.
+A sheet is a CSV for spreadsheets and an HTML page that saves the same CSV when filled. People fill the
+columns decision, reviewer and note; an empty decision means undecided. If a sheet is damaged, nothing of it
+is read, and the error lists the wrong places. The JSON file of a sheet stores the questions, so the row
+number identifies a row even if a spreadsheet turned the id 000042 into 42.
 
-A decision is about the text that was shown: it holds its SHA-256, and is not applied to another text.
+A decision applies only to the text that was shown: it stores the text's SHA-256.
 
-decisions.py: what is asked, and the decisions in force
+decisions.py: the possible decisions, and the stored ones
 pages.py, review.html: the HTML page of a sheet
-sheets.py: rows are drawn, and sheets are written
-filled.py: filled sheets are read back
+sheets.py: sample rows and write sheets
+filled.py: read filled sheets
 """

@@ -1,4 +1,4 @@
-"""What people are asked, and what they decided: `review/overrides.parquet`."""
+"""The decisions of people about rows, stored in `review/overrides.parquet`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ...common.files import write_parquet
 from ...common.telling import one_line
 from ...rows.parquet import check_columns, is_text, read_rows
 
-# What people may decide, by kind of sheet.
+# Kind of sheet -> possible decisions.
 DECISIONS = {"translation": ("accept", "reject"), "toxicity": ("clean", "flagged")}
 COLUMNS = ("sheet", "row", "id", "lang", "source", "text", "reason", "decision", "reviewer", "note")
 _KEPT = ("kind", "id", "lang", "decision", "reviewer", "note", "text_sha256", "sheet", "read_at")
@@ -20,12 +20,12 @@ OVERRIDES = pa.schema([(name, pa.string()) for name in _KEPT])
 
 @dataclass(frozen=True)
 class ReviewRow:
-    """One thing to decide about.
+    """One row of a sheet, about which a person decides.
 
-    id, lang: the key; lang "" stands for an image as a whole.
-    source, text: what it was made from, and what is asked about; either may be "".
-    image: the picture's name, None for none.
-    reason: why it is in the sheet, in words.
+    id, lang: key of the row; lang "" means an image as a whole.
+    source, text: source text, and the text to decide about; either may be "".
+    image: name of the picture, or None.
+    reason: why the row is in the sheet, in words.
     """
 
     id: str
@@ -38,7 +38,11 @@ class ReviewRow:
 
 
 def read_overrides(folder: Path, kind: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """(id, lang) -> {"decision", "reviewer", "note", "text_sha256", "sheet", "read_at"} of one kind."""
+    """Read the decisions of one kind.
+
+    Returns:
+        (id, lang) -> {"decision", "reviewer", "note", "text_sha256", "sheet", "read_at"}.
+    """
     return {
         (row["id"], row["lang"]): {k: v for k, v in row.items() if k not in ("kind", "id", "lang")}
         for row in all_overrides(folder)
@@ -47,7 +51,11 @@ def read_overrides(folder: Path, kind: str) -> dict[tuple[str, str], dict[str, A
 
 
 def all_overrides(folder: Path) -> list[dict[str, Any]]:
-    """All decisions in force, of every kind. Raises ValueError for a file of another form."""
+    """Read all stored decisions, of every kind.
+
+    Raises:
+        ValueError: the file has another shape.
+    """
     path = folder / "review" / "overrides.parquet"
     if not path.is_file():
         return []
@@ -62,10 +70,10 @@ def all_overrides(folder: Path) -> list[dict[str, Any]]:
 def keep_overrides(
     folder: Path, decided: Iterable[dict[str, Any]]
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Add decisions to those in force, where the newer one holds.
+    """Add decisions to the stored ones; a newer decision replaces an older one about the same row.
 
     Returns:
-        How many differ from an earlier decision about the same row; all decisions.
+        Number of decisions that differ from the older one; all decisions.
     """
     kept = {(o["kind"], o["id"], o["lang"]): o for o in all_overrides(folder)}
     changed = 0

@@ -1,4 +1,4 @@
-"""Filled review sheets are read back, whole or not at all."""
+"""Read filled review sheets, each as a whole or not at all."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from ...common.shapes import check_shape
 from ...common.telling import inert, one_line, original
 from .decisions import COLUMNS, DECISIONS, keep_overrides
 
-# What the JSON beside a sheet says.
+# Shape of a sheet's JSON file.
 _ABOUT = {
     "kind": str,
     "rows": [{"id": str, "lang": str, "text_sha256": str, "decidable": [str]}],
@@ -26,7 +26,7 @@ _SHOWN_ERRORS = 5
 
 @dataclass(frozen=True)
 class ReadBack:
-    """What came of a filled sheet; counts of rows."""
+    """The result of reading a filled sheet, as numbers of rows."""
 
     sheet: str
     kind: str
@@ -34,18 +34,19 @@ class ReadBack:
     undecided: int
     decisions: dict[str, int]
     changed: int
-    """Decisions that differ from an earlier one about the same row; the new one holds."""
+    """Decisions that differ from an earlier one about the same row, and replace it."""
     in_force: int
-    """Decisions of this kind that now hold, of all sheets."""
+    """Stored decisions of this kind, from all sheets."""
 
 
 def read_sheet(folder: Path, path: Path) -> ReadBack:
-    """Take a filled sheet into `review/overrides.parquet`, all of it or nothing.
+    """Add the decisions of a filled sheet to `review/overrides.parquet`, all or none.
 
-    Separators may be commas, semicolons or tabs, and the file may begin with a byte order mark.
+    The separator may be comma, semicolon or tab; the file may begin with a byte order mark.
 
-    Raises ValueError naming file and rows: not UTF-8, other columns, an unknown sheet or row, an id
-    or text that was changed, a decision that the sheet does not know, a row decided twice.
+    Raises:
+        ValueError: names file and rows: not UTF-8, wrong columns, an unknown sheet or row, a changed id or
+            text, an unknown decision, or a row decided twice.
     """
     rows = _read_csv(path)
     name, kind, asked = _asked(folder, path, rows)
@@ -60,14 +61,16 @@ def read_sheet(folder: Path, path: Path) -> ReadBack:
                 undecided += 1
                 continue
             if number in decided:
-                raise ValueError(f"row {number} ({decision['id']!r}) is decided twice")
+                raise ValueError(
+                    f"row {number} ({decision['id']!r}): expected one decision, found two"
+                )
             decided[number] = {"kind": kind, **decision, **about}
         except ValueError as error:
             errors.append(f"line {line}: {error}")
     if errors:
         more = f"; and {len(errors) - _SHOWN_ERRORS} more" if len(errors) > _SHOWN_ERRORS else ""
         told = one_line("; ".join(one_line(error, 200) for error in errors[:_SHOWN_ERRORS]), 1000)
-        raise ValueError(f"{path}: {told}{more}; nothing of the sheet was taken")
+        raise ValueError(f"{path}: {told}{more}; nothing of the sheet was read")
     changed, kept = keep_overrides(folder, decided.values())
     counts = Counter(override["decision"] for override in decided.values())
     total = sum(override["kind"] == kind for override in kept)
@@ -77,7 +80,7 @@ def read_sheet(folder: Path, path: Path) -> ReadBack:
 def _asked(
     folder: Path, path: Path, rows: Sequence[tuple[int, dict[str, str]]]
 ) -> tuple[str, str, list[dict[str, Any]]]:
-    """The sheet's name and kind, and what each of its rows asked. Raises as `read_sheet`."""
+    """Return a sheet's name, kind and questions; raise ValueError like `read_sheet`."""
     names = sorted({row["sheet"].strip() for _, row in rows})
     if len(names) != 1:
         raise ValueError(
@@ -88,7 +91,7 @@ def _asked(
     if not re.fullmatch(r"[\w.-]+", name) or not about.is_file():
         known = sorted(p.stem for p in (folder / "review").glob("*-*.json"))
         raise ValueError(
-            f"{path}: sheet: {name!r} is none of this build's sheets ({_listed(known)})"
+            f"{path}: sheet: expected a sheet of this build ({_listed(known)}), found {name!r}"
         )
     sheet = read_json(about)
     check_shape(sheet, _ABOUT, str(about))
@@ -102,7 +105,7 @@ def _asked(
 def _decision(
     row: dict[str, str], asked: Sequence[dict[str, Any]]
 ) -> tuple[int, dict[str, Any] | None]:
-    """A row's number, and what was decided; None where nothing was. Raises ValueError."""
+    """Return a row's number and decision, None if undecided; raise ValueError for a bad row."""
     number = _number(row["row"])
     if number is None or not 1 <= number <= len(asked):
         raise ValueError(f"row: expected 1 to {len(asked)}, found {row['row']!r}")
@@ -127,15 +130,15 @@ def _decision(
 
 
 def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows with the line they begin on."""
+    """Return (first line, row) of each row."""
     data = read_bytes(path)
-    # UTF-16 is what Excel calls Unicode text.
+    # Excel writes UTF-16 as "Unicode text".
     encoding = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "UTF-8"
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not {encoding} (byte {error.start}); in the spreadsheet save it as 'CSV UTF-8'"
+            f"{path}: expected {encoding}, found another byte at {error.start}: save the sheet as 'CSV UTF-8'"
         ) from None
     first, _, rest = text.partition("\n")
     offset = 0
@@ -147,13 +150,13 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         header = [name.strip() for name in next(reader, [])]
         while header and not header[-1]:
-            header.pop()  # spreadsheets add empty columns
+            header.pop()  # some spreadsheets append empty columns
         if sorted(header) != sorted(COLUMNS):
             missing = [c for c in COLUMNS if c not in header]
             extra = [c for c in header if c not in COLUMNS]
             twice = [c for c, n in Counter(header).items() if n > 1]
             raise ValueError(
-                f"{path}: expected the columns {', '.join(COLUMNS)}; "
+                f"{path}: expected the columns {', '.join(COLUMNS)}, found "
                 f"missing: {_listed(missing)}; unknown: {_listed(extra)}; twice: {_listed(twice)}"
             )
         rows: list[tuple[int, dict[str, str]]] = []
@@ -165,36 +168,38 @@ def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
             if len(values) < len(header) or any(v.strip() for v in values[len(header) :]):
                 raise ValueError(
                     f"{path}: line {at}: expected {len(header)} values, found {len(values)}; "
-                    "a text with a separator or line break must stand in quotation marks"
+                    "put a text with a separator or line break in quotation marks"
                 )
             rows.append((at, dict(zip(header, values, strict=False))))
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num + offset}: not CSV: {error}") from None
+        raise ValueError(
+            f"{path}: line {reader.line_num + offset}: expected CSV: {error}"
+        ) from None
     if not rows:
-        raise ValueError(f"{path}: no rows")
+        raise ValueError(f"{path}: expected rows, found none")
     return rows
 
 
 def _altered(row: dict[str, str], item: dict[str, Any]) -> str | None:
-    """What of a row does not agree with what was asked; None if all does."""
+    """Return how a row differs from its question, or None."""
     found = row["id"].strip()
     accepted = {item["id"], inert(item["id"])}
-    # A spreadsheet reads 000042 as a number.
+    # Spreadsheets read 000042 as a number.
     if found not in accepted and not (item["id"].isdecimal() and _number(found) == int(item["id"])):
-        return f"id: expected {item['id']!r} in row {row['row']}, found {found!r}; was the sheet sorted by one column only?"
+        return f"id: expected {item['id']!r} in row {row['row']}, found {found!r}: check that sorting moved whole rows"
     if row["lang"].strip() not in (item["lang"], inert(item["lang"])):
         return f"lang: expected {item['lang']!r} for {item['id']!r}, found {row['lang']!r}"
-    # A spreadsheet may write other line ends, and our apostrophe may still be there: or both.
+    # A spreadsheet may have changed line ends, and may have kept the protective apostrophe.
     texts = {row["text"], original(row["text"]), row["text"].removeprefix("'")}
     texts |= {text.replace("\r\n", "\n") for text in texts}
     texts |= {text.replace("\n", "\r\n") for text in texts if "\r" not in text}
     if item["text_sha256"] not in {sha256_text(text) for text in texts}:
-        return f"text: that of {item['id']!r} was changed; leave it, and put a better one into the note"
+        return f"text: expected the unchanged text of {item['id']!r}: restore it, and put a better one into the note"
     return None
 
 
 def _number(text: str) -> int | None:
-    """A whole number as spreadsheets may write it: 42, 42.0, 4.2E+01."""
+    """Parse a whole number as spreadsheets may write it: 42, 42.0, 4.2E+01; None for other text."""
     try:
         value = float(text.strip().replace(",", "."))
     except ValueError:

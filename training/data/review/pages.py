@@ -1,4 +1,4 @@
-"""The HTML page of a review sheet, with its pictures, in one file."""
+"""The HTML page of a review sheet: one file, with its pictures."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ _THUMBNAIL = 160
 
 
 def direction(lang: str) -> str:
-    """ "rtl" for languages that are written from right to left."""
+    """Return "rtl" for languages written from right to left, else "ltr"."""
     scripts = SCRIPTS.get(primary(lang), ())
     written = {"arabic", "hebrew"} & set(scripts)
     return "rtl" if written or primary(lang) in ("ps", "sd", "ug", "ku", "yi", "dv") else "ltr"
@@ -33,7 +33,7 @@ def sheet_page(
     thumbnails: Sequence[str | None],
     blur: bool,
 ) -> str:
-    """The HTML page of a sheet: it saves the CSV of `records`, filled."""
+    """Return the HTML page of a sheet, which saves the filled CSV of `records`."""
     template = (Path(__file__).parent / "review.html").read_text(encoding="utf-8")
     articles = []
     look = "blurred" if blur else "clear"
@@ -69,12 +69,12 @@ def _paragraph(name: str, text: str, lang: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text of a page: without markup, control characters as escapes."""
+    """Return text for a page: markup escaped, control characters visible."""
     return html.escape("\n".join(printable(line.expandtabs()) for line in text.split("\n")))
 
 
 def _script(value: Any) -> str:
-    """JSON that cannot end its script element, without raw control characters."""
+    """Return JSON that cannot end its script element and has no raw control characters."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(
         char if char not in "<>&" and printable(char) == char else _escape(char) for char in text
@@ -82,12 +82,16 @@ def _script(value: Any) -> str:
 
 
 def _escape(char: str) -> str:
-    # As JSON writes it: two halves for what is beyond 16 bits.
+    # Same as JSON: two surrogates for characters beyond 16 bits.
     return json.dumps(char)[1:-1] if ord(char) > 126 else f"\\u{ord(char):04x}"
 
 
 def thumbnail(data: bytes) -> str:
-    """A picture as a small JPEG in a data: URI. Raises ValueError for what is no picture."""
+    """Return a picture as a small JPEG in a data: URI.
+
+    Raises:
+        ValueError: the data is not a picture.
+    """
     small = to_rgb(load_image(data))
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Review sheets are drawn and written: a CSV, an HTML page, and a JSON file that says what was asked."""
+"""Sample rows, and write review sheets: a CSV, an HTML page, and a JSON file with the questions."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from .pages import sheet_page, thumbnail
 
 @dataclass(frozen=True)
 class Sheet:
-    """A written sheet: its name and files."""
+    """A written sheet: name, files, number of rows."""
 
     name: str
     csv: Path
@@ -29,9 +29,10 @@ class Sheet:
 def stratified(
     rows: Iterable[Any], count: int, stratum: Callable[[Any], Any], seed: int = 0
 ) -> list[Any]:
-    """`count` rows, as equally many of each stratum as there are; in memory are count a stratum.
+    """Sample `count` rows, spread as equally over the strata as their sizes allow.
 
-    The same rows and seed give the same sample, in the order of `rows`.
+    The same rows and seed give the same sample, in the order of `rows`. Memory holds at most `count`
+    rows per stratum.
     """
     rng = random.Random(seed)
     seen: Counter[Any] = Counter()
@@ -63,21 +64,28 @@ def write_sheet(
 ) -> Sheet:
     """Write `review/<name>.csv`, `.html` and `.json` of a build; earlier sheets stay.
 
-    A row whose picture cannot be shown is there without it, and its reason says why.
+    If a picture cannot be shown, its row appears without it and the reason says why.
 
     Args:
-        pictures: where those are that rows name; None shows none.
-        blur: pictures are blurred until clicked on.
+        folder: folder of the build.
+        kind: kind of sheet, a key of `DECISIONS`.
+        rows: rows to decide about.
+        title: title of the page; default: kind and name.
+        pictures: the pictures that rows name; None shows none.
+        blur: blur each picture until it is clicked.
 
-    Raises ValueError for no rows, and for two rows with one (id, lang).
+    Raises:
+        ValueError: there are no rows, or two rows have the same (id, lang).
     """
     if kind not in DECISIONS:
-        raise ValueError(f"kind {kind!r}: expected one of {', '.join(DECISIONS)}")
+        raise ValueError(f"kind: expected one of {', '.join(DECISIONS)}, found {kind!r}")
     if not rows:
-        raise ValueError(f"{folder}: there is nothing to review")
+        raise ValueError(f"{folder}: expected rows to review, found none")
     ((key, times),) = Counter((row.id, row.lang) for row in rows).most_common(1)
     if times > 1:
-        raise ValueError(f"row {key[0]!r} ({key[1]!r}) stands {times} times in one sheet")
+        raise ValueError(
+            f"row {key[0]!r} ({key[1]!r}): expected once in a sheet, found {times} times"
+        )
     review = folder / "review"
     taken = [path.stem.rpartition("-")[2] for path in review.glob(f"{kind}-*.json")]
     name = f"{kind}-{max((int(n) for n in taken if n.isdigit()), default=0) + 1}"
@@ -86,7 +94,7 @@ def write_sheet(
     records = [_record(name, number, row) for number, row in enumerate(shown, 1)]
     title = title or f"{kind} review {name}"
     page = sheet_page(name, title, shown, records, DECISIONS[kind], thumbnails, blur)
-    # With a byte order mark spreadsheets read UTF-8.
+    # Spreadsheets detect UTF-8 by a byte order mark.
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
     writer.writeheader()
@@ -107,13 +115,13 @@ def write_sheet(
 
 
 def _record(name: str, number: int, row: ReviewRow) -> dict[str, str]:
-    """A row of the CSV."""
+    """Return a row of the CSV."""
     texts = {key: inert(getattr(row, key)) for key in ("id", "lang", "source", "text", "reason")}
     return {"sheet": name, "row": str(number), **texts, "decision": "", "reviewer": "", "note": ""}
 
 
 def _pictured(row: ReviewRow, pictures: Pictures | None) -> tuple[ReviewRow, str | None]:
-    """The row and its picture's thumbnail, or None and the reason in the row."""
+    """Return the row and its thumbnail; without a picture None, with the cause added to the reason."""
     if row.image is None or pictures is None:
         return row, None
     try:

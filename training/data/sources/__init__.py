@@ -1,10 +1,10 @@
-"""Turn sources into source units: rows of one form, sorted by id.
+"""Convert sources to units of source rows: one format for all rows, sorted by id.
 
 plan.py: section `source` of a plan
-readers.py: records of files, folders and Hub datasets, one at a time
-pictures.py: the pictures that records name
-records.py: a record -> a source row, or the reasons why not
-rows.py: every row of a source, with its picture looked at
-sorting.py: rows by id and language, each pair once, and counts
-step.py: the step writes units
+readers.py: read the records of files, folders and Hub datasets, one at a time
+pictures.py: read the pictures that records name
+records.py: convert a record to a source row, or say why it is rejected
+rows.py: yield all rows of a source, and check their pictures
+sorting.py: sort rows by id and language, find repeated ones, count
+step.py: the step itself: write the units
 """

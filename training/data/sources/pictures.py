@@ -12,7 +12,7 @@ from ...common.places import open_place
 
 
 class Looked(NamedTuple):
-    """The result of decoding a picture: its fault, or None; its width and height."""
+    """The result of decoding a picture: its fault, or None; width and height in pixels."""
 
     fault: str | None
     size: tuple[int, int] = (0, 0)
@@ -20,7 +20,7 @@ class Looked(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def look_at(data: bytes) -> Looked:
-    """Decode a picture as training does, once for both readers of a row."""
+    """Decode a picture as training does; the cache serves both readers of a row."""
     try:
         picture = load_image(data)
     except ValueError as error:
@@ -33,40 +33,44 @@ def look_at(data: bytes) -> Looked:
 
 
 def fault_of(data: bytes, name: str) -> str | None:
-    """Describe the fault of the picture `name`; return None if there is none."""
+    """Return the fault of the picture `name`, or None."""
     fault = look_at(data).fault
     return None if fault is None else f"Cannot read {name!r}: {fault}"
 
 
 class Pictures:
-    """Bytes and SHA-256 of the pictures that rows name.
+    """Read bytes and SHA-256 of the pictures that rows name.
 
     Args:
-        path: a folder, a .zip or .tar (its directory is held in memory, about half a kilobyte a
-            picture), or a folder with an `images` folder of parquet tables of names and bytes, as the
-            mini dataset has.
-        decode: decode each picture that is hashed, so that a broken one is found.
-        follow_links: take pictures from outside of a folder, where links in it lead there. What is
-            published must not: whoever made the folder may have linked to any file of this machine.
+        path: a folder; a .zip or .tar, whose directory is kept in memory (about 0.5 KB per picture); or a
+            folder with parquet tables of names and bytes in `images`, like the mini dataset.
+        decode: decode each picture that is hashed, to find broken ones.
+        follow_links: follow links in the folder that lead out of it. Never for pictures that are
+            published: the folder's author may have linked to any file of this machine.
 
-    Raises FileNotFoundError when there is no such folder or archive, ValueError for a broken archive or
-    table.
+    Raises:
+        FileNotFoundError: the folder or archive is missing.
+        ValueError: the archive or table is broken.
     """
 
     def __init__(self, path: Path, decode: bool = False, follow_links: bool = False):
         self.path, self._decode = path, decode
         self._store = ImageStore(open_place(path, follow_links))
-        # 665K conversations are about half as many pictures: neighbours share one.
+        # Neighbouring conversations share a picture: LLaVA's 665K have about half as many pictures.
         self.sha256 = functools.lru_cache(maxsize=4096)(self._sha256)
 
     def read(self, name: str) -> bytes:
-        """Read a picture. Raises FileNotFoundError, ValueError or another OSError (one line naming the picture)."""
+        """Read a picture.
+
+        Raises:
+            FileNotFoundError, ValueError, OSError: one line that names the picture.
+        """
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{name!r}: expected a path inside {self.path}")
+            raise ValueError(f"expected a path inside {self.path}, found {name!r}")
         return self._store.read(name)
 
     def read_checked(self, name: str) -> bytes:
-        """Bytes of a picture that is copied for others. Raises as `read`, and ValueError for what is no picture."""
+        """Read a picture for publishing; raise like `read`, and ValueError if it does not decode."""
         data = self.read(name)
         decode_picture(data, name)
         return data

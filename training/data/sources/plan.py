@@ -1,4 +1,4 @@
-"""Section `source` of a plan: where images and texts come from."""
+"""Section `source` of a plan: the origin of images and texts."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ MINI = Path(__file__).resolve().parents[1] / "mini"
 
 @dataclass
 class SourcePlan:
-    """Where images and texts come from.
+    """The origin of images and texts.
 
-    kind: `llava` for files of rows: JSON, JSON lines (also .gz) or parquet, such as LLaVA-Pretrain, LLaVA's
+    kind: `llava` for files of rows, as JSON, JSON lines (also .gz) or parquet: LLaVA-Pretrain, LLaVA's
         665K, PALO's mix; `hub` for a Hub dataset or a local folder of parquet, JSON lines or CSV; `folder` for
-        pictures with captions (metadata.jsonl, metadata.csv or a .txt beside each); `mini` for the
-        mini dataset's captions.
-    path: file, files, folder or repository; the mini dataset's default is the one that ships.
-    data_files: of a `hub` source, the one file that has the rows, such as LLaVA's JSON.
-    images: folder, .zip or .tar of the pictures, here or, for a `hub` source, an archive in its repository;
-        without it, pictures are named but not looked at.
-    follow_links: take pictures and captions that links in a folder lead to outside of it. What is built may be
-        published, and whoever made the folder may have linked to any file of this machine.
-    language: BCP-47 code of the rows that do not say theirs; `detect` asks each text. Without it a
-        file's name may say it (maya_russian_...json).
-    detect_among: the languages that `detect` chooses from.
-    task: `caption` (one question and answer: the answer is the caption) or `conversation`; by
-        default what a row looks like.
-    config, split, revision: of a Hub dataset. `split` also of the mini dataset: one or more of its
-        three, separated by commas.
-    columns: which column is which field (id, image, image_sha256, lang, text, turns), where it is
-        not the usual name or several could be it.
-    duplicates: rows with the (id, lang) of another: `refuse` the source, `list` all but the first
-        in refused.jsonl, or `number` them: the second `x` becomes `x#2`. LLaVA's instruct mixes
-        use an image's id for several conversations.
-    extract_images: write pictures that stand inside of rows to `images/` of the build, named by
-        their SHA-256; needed where they are to be judged or published.
+        pictures with captions (metadata.jsonl, metadata.csv, or one .txt per picture); `mini` for the
+        captions of the mini dataset.
+    path: file, files, folder or repository; default for `mini`: the shipped mini dataset.
+    data_files: for a `hub` source, the one file with rows, for example LLaVA's JSON.
+    images: folder, .zip or .tar of the pictures; for a `hub` source also an archive in its repository.
+        Without it, rows keep the names of pictures, and the pictures are not checked.
+    follow_links: follow links in a folder that lead out of it. The build may be published, and the
+        folder's author may have linked to any file of this machine.
+    language: BCP-47 code of rows that do not give theirs; `detect` identifies each text. By default
+        the file name may give it (maya_russian_...json).
+    detect_among: candidate languages for `detect`.
+    task: `caption` (one question and answer; the answer is the caption) or `conversation`. Default:
+        decided by each row.
+    config, split, revision: of a Hub dataset. For `mini`, `split` is one or more of its three splits,
+        separated by commas.
+    columns: field (id, image, image_sha256, lang, text, turns) -> column, where the name is unusual
+        or several columns fit.
+    duplicates: for rows with an (id, lang) that occurred before: `refuse` rejects the source, `list`
+        drops them and lists them in refused.jsonl, `number` renames the second `x` to `x#2`. LLaVA's
+        instruct mixes use an image's id for several conversations.
+    extract_images: write pictures that are embedded in rows to `images/` of the build, named by their
+        SHA-256; required to judge or publish them.
     """
 
     kind: Literal["mini", "llava", "hub", "folder"]
@@ -74,15 +74,17 @@ class SourcePlan:
                 f"source.images: expected a folder, .zip or .tar of pictures, found {self.images!r}"
             )
         if self.path is None:
-            raise ValueError(f"source.path: a source of kind {self.kind} needs one")
+            raise ValueError(f"source.path: expected a path for kind {self.kind}, found none")
         if self.kind != "llava" and len(self.paths) != 1:
-            raise ValueError(f"source.path: a source of kind {self.kind} has one path")
+            raise ValueError(f"source.path: expected one path for kind {self.kind}")
         if unknown := sorted(self.columns.keys() - COLUMNS.keys()):
-            raise ValueError(f"source.columns: unknown {unknown}; known fields: {list(COLUMNS)}")
+            raise ValueError(f"source.columns: expected fields of {list(COLUMNS)}, found {unknown}")
         if self.extract_images and self.kind != "hub":
-            raise ValueError("source.extract_images: only rows of kind hub hold their pictures")
+            raise ValueError(
+                "source.extract_images: expected kind hub, whose rows may embed pictures"
+            )
         if self.data_files is not None and self.kind != "hub":
-            raise ValueError("source.data_files: only a source of kind hub has several files")
+            raise ValueError("source.data_files: expected kind hub, which may have several files")
 
     @property
     def paths(self) -> list[str]:
@@ -91,8 +93,11 @@ class SourcePlan:
     def pictures(self) -> Path | None:
         """Return the place of the pictures that rows name, or None.
 
-        An archive of a Hub repository is fetched into Hugging Face's cache. Raises FileNotFoundError,
-        ConnectionError.
+        An archive in a Hub repository is downloaded to Hugging Face's cache.
+
+        Raises:
+            FileNotFoundError: the Hub repository has no such file.
+            ConnectionError: the Hub cannot be reached.
         """
         if self.images is None:
             return None
@@ -102,12 +107,12 @@ class SourcePlan:
         return Path(self.images)
 
 
-# Fields that plans had not always are no part of hashes where they say nothing: old work is continued.
+# Later fields of the plan: their defaults are omitted from hashes, so that earlier builds continue.
 _LATER = ("data_files", "follow_links")
 
 
 def plan_for_hash(plan: Any) -> dict[str, Any]:
-    """Return a source plan, or a plan with one, as plain values to hash."""
+    """Return a source plan, or a plan that contains one, as plain values for a hash."""
     values = to_dict(plan)
     source = values.get("source", values)
     for name in _LATER:

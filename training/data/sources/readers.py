@@ -1,8 +1,7 @@
-"""Read the records of a source, one after the other, in bounded memory.
+"""Read the records of a source one after the other, in bounded memory.
 
-A `SourceTable` knows the columns of a source, which say how its records are read, and yields (place, record): the
-place names the file and the number of the row in it; a row that cannot even be parsed is `Unreadable` in the
-record's stead.
+A `SourceTable` yields (place, record) and knows the columns, which decide how to read a record. The place names the
+file and the row number in it. A row that cannot be parsed is yielded as `Unreadable`.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from ...rows.open import schema_reader
 from ...rows.parquet import parquet_file
 from ...rows.tables import check_column_names
 
-# The place of a record, and the record.
+# (place of a record, record).
 Placed = tuple[str, Any]
 
-# English files that LLaVA published; their names do not say it.
+# Stems of English files that LLaVA published; the names do not give the language.
 _ENGLISH_FILES = ("blip_laion_cc_sbu_558k", "llava_v1_5_mix665k", "llava_instruct_150k", "chat")
 _MOST_CAPTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class SourceTable:
-    """One file or dataset: the form of its records, and the records.
+    """One file or dataset, with its records.
 
-    reader: gives the reader of its records; which column is which field, where the names do not say it, is
-        its argument. It raises ValueError for columns of no known shape.
+    reader: returns the reader of a record, given {field: column} for fields that no column name gives; raises
+        ValueError if the columns fit no known shape.
     """
 
     reader: Callable[[Mapping[str, str]], RowReader]
@@ -52,7 +51,7 @@ class SourceTable:
 
 
 def language_of_file(path: Path) -> str | None:
-    """`ru` of `maya_russian_blip_laion_cc_sbu_558k.json` or `captions.ru.json`; None if unsaid."""
+    """Return `ru` for `maya_russian_blip_laion_cc_sbu_558k.json` or `captions.ru.json`; None if unclear."""
     words = re.split(r"[^a-z]+", path.stem.lower())
     named = {CODES[w] for w in words if w in CODES}
     named = named or {w for w in words[-1:] + words[:1] if w in CODES.values()}
@@ -62,16 +61,18 @@ def language_of_file(path: Path) -> str | None:
 
 
 def open_rows(path: Path) -> SourceTable:
-    """Open a .json, .jsonl (also .gz) or .parquet file. Raises ValueError or OSError that name it."""
+    """Open a .json, .jsonl (also .gz) or .parquet file; raise ValueError or OSError that name the file."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; expected a .json, .jsonl or .parquet file")
+        raise FileNotFoundError(
+            f"{path}: expected a .json, .jsonl or .parquet file, found no such file"
+        )
     if rows_suffix(path) == ".parquet":
         return open_tables([path])
     return SourceTable(functools.partial(_json_reader, path), _json_records(path))
 
 
 def _json_reader(path: Path, named: Mapping[str, str], also: Sequence[str] = ()) -> RowReader:
-    """Return the columns of a JSON file, which are known when all of its rows have been read."""
+    """Return the reader of a JSON file, whose columns are known only after all rows have been read."""
     columns = dict.fromkeys(also)
     unreadable = None
     for _, row in read_json_rows(path):
@@ -80,7 +81,7 @@ def _json_reader(path: Path, named: Mapping[str, str], also: Sequence[str] = ())
         else:
             columns.update(dict.fromkeys(row))
     if not columns:
-        fault = unreadable or "expected rows, found none; add some, or correct source.path"
+        fault = unreadable or "expected rows, found none: add some, or correct source.path"
         raise ValueError(f"{path}: {fault}")
     return RowReader(columns, named=named)
 
@@ -91,9 +92,10 @@ def _json_records(path: Path) -> Iterator[Placed]:
 
 
 def open_tables(files: Sequence[Path], columns: Sequence[str] | None = None) -> SourceTable:
-    """Open parquet tables of one schema, and read those of the named columns that they have.
+    """Open parquet tables of one schema, and read `columns`, as far as they exist.
 
-    Raises ValueError, OSError that name the file, also while records are read.
+    Raises:
+        ValueError, OSError: name the file; also raised while records are read.
     """
     open_file(files[0]).close()
     with parquet_file(files[0]) as file:
@@ -108,8 +110,8 @@ def open_tables(files: Sequence[Path], columns: Sequence[str] | None = None) -> 
 
 def _table_records(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Placed]:
     for path in files:
-        open_file(path).close()  # a pipe or a device is no table
-        # A file of a folder is told from those of others of the same name.
+        open_file(path).close()  # fail on a pipe or a device
+        # Add the folder's name: files of several folders may have the same name.
         name = f"{path.parent.name}/{path.name}" if len(files) > 1 else path.name
         number = 0
         with parquet_file(path) as file:
@@ -122,9 +124,10 @@ def _table_records(files: Sequence[Path], columns: Sequence[str]) -> Iterator[Pl
 
 
 def open_hub(path: str, config: str | None, split: str, revision: str | None) -> SourceTable:
-    """A Hub dataset or a local folder of data files, streamed; of a picture that stands beside its rows, its bytes.
+    """Open a Hub dataset or a local folder of data files, as a stream; pictures come with their bytes.
 
-    Raises ValueError, OSError that name it, also while records are read.
+    Raises:
+        ValueError, OSError: name the dataset; also raised while records are read.
     """
     import datasets
 
@@ -169,7 +172,7 @@ def open_hub(path: str, config: str | None, split: str, revision: str | None) ->
 
 
 def _id_of_file(record: Any, pictured: Sequence[str], path: str) -> dict[str, str]:
-    """Return the id of a picture file in a folder: its name there, as in `open_folder`."""
+    """Return the id of a picture in a folder: its relative path without suffix, as in `open_folder`."""
     cell = record.get(pictured[0]) if pictured else None
     name = cell.get("path") if isinstance(cell, dict) else None
     if not name:
@@ -182,7 +185,7 @@ def _id_of_file(record: Any, pictured: Sequence[str], path: str) -> dict[str, st
 
 
 def _with_bytes(cell: Any, pictures: ImageStore) -> Any:
-    """Return a cell of datasets' Image feature, with the bytes of files that `datasets` only names."""
+    """Return a cell of datasets' Image feature; bytes are added for files that `datasets` only names."""
     if isinstance(cell, list):
         return [_with_bytes(each, pictures) for each in cell]
     named = isinstance(cell, dict) and not cell.get("bytes") and cell.get("path")
@@ -193,15 +196,18 @@ def _with_bytes(cell: Any, pictures: ImageStore) -> Any:
     except ConnectionError:
         raise
     except (ValueError, OSError):
-        return cell  # the picture is told by its row's reader
+        return cell  # the row's reader reports the picture
 
 
 def open_folder(folder: Path, follow_links: bool = False) -> SourceTable:
-    """Pictures with captions: `metadata.jsonl` or `metadata.csv` (file_name, text), or, for each
-    picture, a text file of the same name beside it. A picture without either has no text.
+    """Open a folder of pictures with captions.
+
+    Captions are in `metadata.jsonl` or `metadata.csv` (file_name, text), or in a text file with the name of
+    the picture. A picture without either has no text.
 
     Args:
-        follow_links: read captions that links in the folder lead to outside of it.
+        folder: the folder.
+        follow_links: also read captions through links that lead out of the folder.
     """
     listed = next(
         (folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).exists()),
@@ -249,7 +255,7 @@ def _named_files(records: Iterator[Placed]) -> Iterator[Placed]:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """Yield all files of a folder in a fixed order, with the names of one folder in memory at a time."""
+    """Yield all files of a folder in a fixed order; memory holds the names of one folder at a time."""
     for root, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):

@@ -1,8 +1,7 @@
-"""Turn one record of any known shape into one source row, or into the reasons why it is refused.
+"""Convert a record of any known shape to a source row, or return the reason why it is rejected.
 
-conversations.py reads the record; here is what a dataset that is built asks besides: an id, a language, one
-picture at most, and turns of user and assistant one after the other. Keys that are not known are left
-alone: PALO's files carry several.
+`RowReader` reads the record. A built dataset has further requirements, checked here: an id, a language, at most
+one picture, and alternating turns of user and assistant. Unknown keys are ignored: PALO's files have several.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ SOURCE_SCHEMA = pa.schema(
     ]
 )
 
-# Fields of a row. Those with names are looked for in these columns when the plan's `columns` does not say;
-# the others are found by conversations.py.
+# Field of a row -> columns to look in, unless the plan's `columns` names one. `RowReader` finds the fields
+# without columns here.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "image_id", "key"),
     "image": (),
@@ -52,9 +51,9 @@ _SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class Problem:
-    """The reason why a row is refused. `row` is its place: file, number and id.
+    """The reason why a row is rejected. `row` is its place: file, number and id.
 
-    Each is one printable line. What UTF-8 cannot hold, such as the bytes of an odd file name, is written out
+    All three are one printable line. What UTF-8 cannot encode, such as bytes of an unusual file name, is escaped
     (`\\udcff`), so that a problem can always be stored.
     """
 
@@ -74,9 +73,9 @@ class Problem:
 class Record:
     """A source row, with its picture's bytes and its place.
 
-    where: its place in the source, for messages.
-    data: the picture's bytes, where the record holds them.
-    note: what was left out of the row, for the count.
+    where: place in the source, for messages.
+    data: bytes of the picture, if the record contains them.
+    note: what was dropped from the row, for statistics.
     """
 
     row: Row
@@ -86,7 +85,7 @@ class Record:
 
     @property
     def place(self) -> str:
-        """Return the record's place in the source, with its id."""
+        """Place in the source, with the id."""
         return place_of(self.where, self.row["id"])
 
 
@@ -99,14 +98,15 @@ def to_row(
     task: str | None,
     columns: Mapping[str, str],
 ) -> Record | Problem:
-    """Return a record as a source row.
+    """Convert a record to a source row.
 
     Args:
+        record: the record, or a problem found while reading it.
         where: place of the record, for messages.
-        reader: of the table that it is from.
-        language: BCP-47, for records that do not say theirs.
-        task: "caption" takes the answer of a conversation of one question as `text`.
-        columns: which column of the record is which field, where it is not one of `COLUMNS`.
+        reader: reader of the record's table.
+        language: BCP-47 code for records without a language.
+        task: "caption" takes the answer as `text`, from a conversation of one question.
+        columns: field -> column, for fields in none of `COLUMNS`.
     """
     if isinstance(record, (Problem, Unreadable)):
         return record if isinstance(record, Problem) else Problem(where, "row", record.reason)
@@ -167,7 +167,7 @@ def _row(
 
 
 def _id(value: Any) -> str:
-    # A whole number is taken as written; true and 1.5 are no ids.
+    # Whole numbers are converted to text; true and 1.5 are not ids.
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None:
@@ -188,7 +188,7 @@ def _turns(
         for message, text in zip(messages, texts, strict=True)
     ]
     if turns[0]["role"] == "assistant":
-        # As LLaVA does: an answer to nothing is not learned from.
+        # Drop an answer without a question, as LLaVA does.
         turns = turns[1:]
     for number, turn in enumerate(turns):
         if turn["role"] == "system":
@@ -207,7 +207,7 @@ def _turns(
 
 
 def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | None, bytes | None]:
-    """Return a row's picture: its path, its SHA-256 if it is known, its bytes if the row has them."""
+    """Return a row's picture: path, SHA-256 if known, bytes if the row contains them."""
     if not pictures:
         return None, None, None
     if len(pictures) > 1:
@@ -233,7 +233,7 @@ def _image(pictures: Sequence[Found], sha256: Any) -> tuple[str | None, str | No
 
 def _language(record: Mapping[str, Any], value: Any, language: str | None) -> str:
     if value is None:
-        # PALO's builder leaves the translated turns under a key named after their language.
+        # PALO's builder leaves translated turns under a key named after their language.
         named = [code for name, code in CODES.items() if record.get(f"{name}_conversation")]
         value = named[0] if len(named) == 1 else language
     if value is None:

@@ -1,4 +1,4 @@
-"""Yield every row of a source, with its picture checked, or the reason why it is refused."""
+"""Yield every row of a source with its picture checked, or the reason why the row is rejected."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ def read_source(
     decode: bool = False,
     look: Callable[[str, Any, RowReader], None] | None = None,
 ) -> Iterator[Record | Problem]:
-    """Yield every row of the source, or the reason why it is refused, in the source's order.
+    """Yield every row of the source, or the reason why it is rejected, in the source's order.
 
     Args:
-        extract_to: folder for the pictures that stand inside of rows.
-        look: is told of every record, before it is read: its place, and the reader of its table.
-        decode: refuse rows whose picture cannot be decoded too, at a few milliseconds a picture.
+        plan: plan of the source.
+        extract_to: folder for pictures that are embedded in rows.
+        decode: also reject rows whose picture does not decode; takes a few milliseconds per picture.
+        look: called before each record is read, with its place, the record and the reader of its table.
 
-    Raises OSError for what is not there, ValueError for files that are broken as a whole.
+    Raises:
+        OSError: a file is missing.
+        ValueError: a file is broken as a whole.
     """
     place = plan.pictures()
     pictures = Pictures(place, decode, plan.follow_links) if place is not None else None
@@ -63,7 +66,7 @@ def _reader(file: str, table: SourceTable, plan: SourcePlan) -> RowReader:
 
 
 def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, SourceTable]]:
-    """Yield (name, the language in the name, the records) of each file or dataset."""
+    """Yield (name, language given by the name, records) of each file or dataset."""
     path = Path(plan.paths[0])
     if plan.kind == "llava":
         for name in plan.paths:
@@ -83,7 +86,7 @@ def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, SourceTable]]:
         yield plan.paths[0], None, open_hub(plan.paths[0], plan.config, split, plan.revision)
     elif plan.kind == "folder":
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder of pictures")
+            raise FileNotFoundError(f"{path}: expected a folder of pictures, found none")
         yield plan.paths[0], None, open_folder(path, plan.follow_links)
     else:
         columns = ["id", "image", "image_sha256", "lang", "text"]
@@ -91,12 +94,12 @@ def _tables(plan: SourcePlan) -> Iterator[tuple[str, str | None, SourceTable]]:
 
 
 def mini_files(plan: SourcePlan) -> list[Path]:
-    """Return the caption tables of the plan's language and splits, in the layout of the mini dataset."""
+    """Return the caption tables of the plan's language and splits, in mini's layout."""
     folder = Path(plan.paths[0]) / "texts" / (plan.language or "en")
     splits = (plan.split or "").split(",")
     files = [f for split in splits for f in sorted(folder.glob(f"{split.strip()}-*.parquet"))]
     if not files:
-        raise FileNotFoundError(f"{folder}: no tables of the splits {splits}")
+        raise FileNotFoundError(f"{folder}: expected tables of the splits {splits}, found none")
     return files
 
 
@@ -130,7 +133,7 @@ def _with_picture(
 
 
 def _detector(languages: list[str]) -> Callable[[Record], Record | Problem]:
-    """Give rows of the language `und` (undetermined) the language of their text."""
+    """Return a function that sets the language of `und` (undetermined) rows from their text."""
     identifier = Identifier(languages)
 
     def detect(read: Record) -> Record | Problem:

@@ -1,6 +1,6 @@
-"""Sort rows by (id, lang), each pair once, and count them.
+"""Sort rows by (id, lang), find repeated pairs, and count.
 
-More rows than memory holds are sorted in runs on the disk, which are merged as they are read.
+Rows that exceed memory are sorted in runs on disk, which are merged while reading.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .records import Problem, Record, place_of
 Key = tuple[str, str, int]
 
 RUN_BYTES = 8 << 20
-# Open files of one merge.
+# Maximum number of files that one merge opens.
 MOST_RUNS = 200
 
 
 @dataclass
 class Tally:
-    """Counts of the rows that were read; `refused` by field, with the first problem of each."""
+    """Counts of rows that were read; `refused` by field, with the first problem of each field."""
 
     read: int = 0
     rows: int = 0
@@ -68,11 +68,14 @@ def sorted_rows(
     tally: Tally,
     report: Callable[[Problem], None],
 ) -> Iterator[Row]:
-    """Yield rows by (id, lang), each pair once.
+    """Yield rows sorted by (id, lang), each pair once.
 
     Args:
-        folder: for the runs of the sort; the caller deletes it.
-        report: is told of every refused row, those that repeat another's (id, lang) too.
+        reads: rows and problems, in any order.
+        folder: folder for the runs of the sort; the caller deletes it.
+        duplicates: policy for repeated pairs, as in the plan.
+        tally: receives the counts.
+        report: called with every rejected row, including rows that repeat an (id, lang).
     """
     sort = ExternalSort(folder)
     for read in reads:
@@ -99,7 +102,7 @@ def sorted_rows(
 def _each_once(sort: ExternalSort, duplicates: str) -> Iterator[tuple[Row, Problem | None]]:
     last: tuple[str, str] | None = None
     times = 1
-    # Renamed rows wait for their place in the order: (id, lang, order of arrival, row, where).
+    # Renamed rows wait until their turn in the order: (id, lang, order of arrival, row, where).
     waiting: list[tuple[str, str, int, Row, str]] = []
     end: tuple[Any, ...] = (("", "", 0), None, "")
     for (identity, lang, number), row, where in itertools.chain(sort.rows(), [end]):
@@ -126,7 +129,7 @@ def _repeated(row: Row, where: str) -> Problem:
 
 
 def refuse_empty(plan: SourcePlan, tally: Tally) -> None:
-    """Raise ValueError, saying what to do, if no row of the source was read, good or bad."""
+    """Raise ValueError with advice if no row of the source was read, good or bad."""
     if tally.read:
         return
     expected = "rows"
@@ -134,14 +137,14 @@ def refuse_empty(plan: SourcePlan, tally: Tally) -> None:
         suffixes = ", ".join(sorted(SUFFIXES))
         expected = f"pictures ({suffixes}) or rows of metadata.jsonl or metadata.csv"
     raise ValueError(
-        f"{', '.join(plan.paths)}: expected {expected}, found none; add some, or correct source.path"
+        f"{', '.join(plan.paths)}: expected {expected}, found none: add some, or correct source.path"
     )
 
 
 class ExternalSort:
-    """Rows by (id, lang, order of arrival), in a folder that is the caller's to delete.
+    """Sort rows by (id, lang, order of arrival), in a folder that the caller deletes.
 
-    About twice `run_bytes` of rows are in memory; the disk holds all rows once, for a moment twice.
+    Memory holds about twice `run_bytes` of rows; the disk holds all rows once, during a merge twice.
     """
 
     def __init__(self, folder: Path, run_bytes: int = RUN_BYTES):
@@ -151,7 +154,7 @@ class ExternalSort:
         self._runs: list[Path] = []
 
     def add(self, row: Row, where: str) -> None:
-        """Add a row. `where` is its place in its source, and is returned with the row."""
+        """Add a row. `where`, its place in the source, is returned with the row."""
         line = json.dumps([where, row], ensure_ascii=False)
         self._lines.append(((row["id"], row["lang"], self._count), line))
         self._count += 1
@@ -160,7 +163,7 @@ class ExternalSort:
             self._spill()
 
     def rows(self) -> Iterator[tuple[Key, Row, str]]:
-        """Yield (key, row, where) in order; only once."""
+        """Yield (key, row, where) in order. Call it once."""
         self._spill()
         for key, line in self._merge(self._runs):
             where, row = json.loads(line)
@@ -190,7 +193,7 @@ class ExternalSort:
 
 
 def _read(path: Path) -> Iterator[tuple[Key, str]]:
-    # JSON escapes tabs and line ends, so both may separate.
+    # JSON escapes tabs and line ends, so they can be separators.
     with path.open(encoding="utf-8", newline="\n") as file:
         for text in file:
             key, _, line = text.rstrip("\n").partition("\t")

@@ -1,7 +1,7 @@
-"""Write source units: rows of one form, sorted by id, in parquet files of `unit_rows`.
+"""Write source units: rows in one format, sorted by id, in parquet files of `unit_rows` rows.
 
-Read in a stream and sorted on disk, so that 4.4 million rows take the memory of ten thousand. A row
-that cannot be used is never dropped unseen: it stands in `refused.jsonl` with its field and reason.
+Rows are streamed and sorted on disk, so 4.4 million rows need the memory of ten thousand. Rejected rows are
+listed in `refused.jsonl` with field and reason; none is dropped silently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .records import SOURCE_SCHEMA, Problem, Record
 from .rows import read_source
 from .sorting import Tally, refuse_empty, sorted_rows
 
-# Rows of a form of ours that others would not know; a change of it makes source units anew.
+# Increase when the rows of a unit change; earlier source units are then rebuilt.
 _VERSION = 1
 _COUNTS = {...: int}
 _MANIFEST = {
@@ -41,25 +41,26 @@ _MANIFEST = {
 
 
 def source_key(plan: SourcePlan, unit_rows: int) -> str:
-    """Return the hash of the plan and of the local files that it names: names, sizes and times."""
+    """Return the hash of the plan and of names, sizes and times of the local files that it names."""
     seen = hashlib.sha256()
     for place in dict.fromkeys([*plan.paths, *([plan.images] if plan.images else [])]):
         path = Path(place)
         for file in [path] if path.is_file() else files_in(path):
             stat = file.stat() if file.exists() else file.lstat()
             about = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            # Names of files need not be UTF-8.
+            # File names need not be UTF-8.
             seen.update(about.encode("utf-8", "surrogateescape"))
     return digest([_VERSION, unit_rows, plan_for_hash(plan), seen.hexdigest()])
 
 
 def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
-    """Return the manifest of finished source units, or a few words on why they are not finished.
+    """Return the manifest of finished source units, or a short reason why they are not finished.
 
-    Every unit file is held against its SHA-256.
+    Every unit file is compared with its SHA-256.
 
     Args:
-        key: what `source_key` gives now; None to hold only the files against the manifest.
+        folder: folder of the units.
+        key: current result of `source_key`; None checks the files only.
     """
     try:
         manifest = read_json(folder / "manifest.json")
@@ -74,33 +75,37 @@ def check_sources(folder: Path, key: str | None = None) -> dict[str, Any] | str:
             return "not read yet"
         path = folder / f"{unit['unit']}.parquet"
         if not path.is_file() or sha256_file(path) != unit["sha256"]:
-            return f"{path.name} is gone or was changed"
+            return f"{path.name} is missing or has changed"
     return manifest
 
 
 def finished_sources(folder: Path) -> dict[str, Any]:
-    """Return the manifest of source units. Raises ValueError if they are not finished."""
+    """Return the manifest of source units; raise ValueError if they are not finished."""
     state = check_sources(folder)
     if isinstance(state, str):
-        raise ValueError(f"{folder}: {state}; run the step source first")
+        raise ValueError(f"{folder}: {state}: run the step source first")
     return state
 
 
 def build_sources(
     plan: SourcePlan, folder: Path, unit_rows: int, progress: bool = True, decode: bool = False
 ) -> dict[str, Any]:
-    """Write the source units of a plan into `folder`, and return their manifest.
+    """Write the source units of a plan to `folder`, and return their manifest.
+
+    Finished units are kept. Rejected rows are listed in `refused.jsonl`.
 
     Args:
-        decode: as in `read_source`; for pictures that are to be published.
-
-    Nothing is done when they are there already. What cannot be used is listed in `refused.jsonl`.
+        plan: plan of the source.
+        folder: folder of the units.
+        unit_rows: rows per unit.
+        progress: show a progress bar.
+        decode: as in `read_source`; for pictures that will be published.
 
     Raises:
-        ValueError: for a source without one good row; for rows that repeat an (id, lang) under the
-            policy `refuse`; for broken files.
-        OSError: for a source that is not there, and when the disk does not take a file.
+        ValueError: no row is good, rows repeat an (id, lang) under the policy `refuse`, or a file is broken.
+        OSError: the source is missing, or the disk rejects a file.
     """
+    # 1. Reuse finished units, clean up after a stopped run
     key = source_key(plan, unit_rows)
     state = check_sources(folder, key)
     if isinstance(state, dict):
@@ -112,6 +117,7 @@ def build_sources(
     (folder / "manifest.json").unlink(missing_ok=True)
     for left in [*folder.glob(".sort-*"), *folder.glob(".*.tmp")]:
         shutil.rmtree(left) if left.is_dir() else left.unlink()
+    # 2. Read, sort and write the rows
     tally = Tally()
     units: list[dict[str, Any]] = []
     reads: Iterable[Record | Problem] = read_source(
@@ -136,15 +142,16 @@ def build_sources(
     print("\n".join(tally.lines()), flush=True)
     if tally.duplicates and plan.duplicates == "refuse":
         raise ValueError(
-            f"{folder / 'refused.jsonl'}: {tally.duplicates:,} rows repeat the (id, lang) of "
-            "another; set source.duplicates to `list` to leave them out or `number` to rename them"
+            f"{folder / 'refused.jsonl'}: expected each (id, lang) once, found {tally.duplicates:,} rows "
+            "that repeat one: set source.duplicates to `list` to drop them, or to `number` to rename them"
         )
     refuse_empty(plan, tally)
     if not tally.rows:
         raise ValueError(
-            f"{', '.join(plan.paths)}: none of {tally.read:,} rows is good; "
+            f"{', '.join(plan.paths)}: expected good rows, found none among {tally.read:,}: "
             f"see {folder / 'refused.jsonl'}"
         )
+    # 3. Delete units of earlier runs, write the manifest
     for path in folder.glob("[0-9]*.parquet"):
         if path.stem not in {unit["unit"] for unit in units}:
             path.unlink()

@@ -1,7 +1,7 @@
-"""`maya data preambles PLAN`: which system prompt translates best, per language.
+"""`maya data preambles PLAN`: measure which system prompt (preamble) translates best, per language.
 
-sampling.py: a sample of captions
-references.py: captions and their references, from files
-preamble_study.py: the translations of each candidate, scored
-preamble_report.py: the report
+sampling.py: draw a sample of captions
+references.py: read captions and reference translations from files
+preamble_study.py: translate with each candidate, and score the translations
+preamble_report.py: write the report
 """

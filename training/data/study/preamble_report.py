@@ -1,4 +1,4 @@
-"""The report of a preamble study, from its results alone: a page of Markdown and two pictures."""
+"""Write the report of a preamble study from its results: a page of Markdown and two pictures."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ METRIC_NAMES = {"bleu": "BLEU", "chrf++": "chrF++"}
 
 
 def write_report(record: dict[str, Any], folder: Path) -> Path:
-    """Write report.md, scores.png and sample.png; returns the page's path."""
+    """Write report.md, scores.png and sample.png; return the page's path."""
     write_bytes(folder / "scores.png", _scores_picture(record))
     write_bytes(folder / "sample.png", _sample_picture(record))
     path = folder / "report.md"
@@ -19,22 +19,22 @@ def write_report(record: dict[str, Any], folder: Path) -> Path:
 
 
 def verdict(language: dict[str, Any], metric: str, alpha: float) -> str:
-    """One sentence: the winner, or that there is none."""
+    """Return one sentence that names the winner, or says that there is none."""
     found = language["metrics"][metric]
     best, name = found["best"], METRIC_NAMES[metric]
     if len(found["scores"]) == 1:
-        return f"Only `{best}` was asked."
+        return f"Only `{best}` was tested."
     rivals = {other: each for other, each in found["against"].items() if each["p"] >= alpha}
     if language["winner"] is not None:
         nearest = max(found["against"].items(), key=lambda item: item[1]["p"])
         return (
-            f"**`{best}`** wins: ahead of every other preamble by {name}, of the nearest, "
+            f"**`{best}`** wins: it leads every other preamble in {name}, and the nearest, "
             f"`{nearest[0]}`, by {_interval(nearest[1])} (p = {nearest[1]['p']:.3f})."
         )
     others = ", ".join(f"`{other}` (p = {each['p']:.2f})" for other, each in rivals.items())
     return (
         f"**No significant winner.** `{best}` has the highest {name}, but on {language['scored']} "
-        f"captions it cannot be told from {others}."
+        f"captions it does not differ significantly from {others}."
     )
 
 
@@ -89,7 +89,7 @@ def _language(lang: str, found: dict[str, Any], plan: dict[str, Any]) -> list[st
     if found["without_reference"] or found["unanswered_by_some"]:
         lines[-1] += (
             f"; left out: {found['without_reference']} without a reference, "
-            f"{found['unanswered_by_some']} that a preamble had no answer for"
+            f"{found['unanswered_by_some']} without an answer by some preamble"
         )
     signatures = "; ".join(f"`{metrics[name]['signature']}`" for name in metrics)
     lines[-1] += f". Signatures: {signatures}."
@@ -101,7 +101,7 @@ def _interval(value: dict[str, float]) -> str:
 
 
 def _scores_picture(record: dict[str, Any]) -> bytes:
-    """Every preamble's score with its interval, one panel a language; PNG."""
+    """Draw every preamble's score with its interval, one panel per language; return PNG."""
     metric = record["plan"]["decide_by"]
     languages = record["languages"]
     figure, axes = _panels(len(languages))
@@ -123,7 +123,7 @@ def _scores_picture(record: dict[str, Any]) -> bytes:
 
 
 def _sample_picture(record: dict[str, Any]) -> bytes:
-    """The drawn captions by length and complexity; PNG."""
+    """Draw the sampled captions by length and complexity; return PNG."""
     figure, (axis,) = _panels(1)
     drawn = record["sample"]["length_and_complexity"]
     axis.scatter(*zip(*drawn, strict=True), s=12, alpha=0.6, color="#2e5f8a")

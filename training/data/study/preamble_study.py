@@ -1,9 +1,9 @@
-"""`maya data preambles PLAN`: which preamble translates best, per language, and whether that is certain.
+"""`maya data preambles PLAN`: find the preamble that translates best, per language, with significance.
 
-The paper's study (arXiv 2412.07112) on a larger sample and with scores that fit the languages: captions
-are drawn over bins of length and readability, translated once by every preamble, and scored against
-references by BLEU and chrF++; a paired bootstrap says whether the best one is better than by chance.
-The same command continues a stopped study, and asks again for requests that failed.
+The paper's study (arXiv 2412.07112) on a larger sample, with scores that fit the languages: captions are
+sampled over bins of length and readability, translated once by each preamble, and scored against references
+with BLEU and chrF++. A paired bootstrap tests whether the best preamble is significantly better. The same
+command continues a stopped study, and repeats failed requests.
 """
 
 import importlib.metadata
@@ -33,44 +33,44 @@ from .references import read_references, read_table
 from .sampling import Sample, stratified_sample
 
 FORMAT = "maya-preambles-1"
-_BINS = 5  # of length, and of readability; as many as in the paper
-_DECISIVE = "chrf++"  # the metric that decides on a winner
-_ALPHA = 0.05  # the p below which a winner is one
+_BINS = 5  # number of bins of length and of readability, as in the paper
+_DECISIVE = "chrf++"  # metric that decides the winner
+_ALPHA = 0.05  # a winner needs p below this value
 _OWN_REFERENCES = (
-    "a study makes no references any more: translate the captions with `maya data build`, have "
-    "people check them, and name the file in `references`"
+    "expected no such key, because a study no longer makes references: translate the captions with "
+    "`maya data build`, let people check them, and name the file in `references`"
 )
-# Keys that studies once had, and what to do without them.
+# Removed keys -> what to do instead.
 _REMOVED = {
     "reference_translator": _OWN_REFERENCES,
     "accept_unreviewed": _OWN_REFERENCES,
-    "length_bins": f"always {_BINS} now: leave it out",
-    "readability_bins": f"always {_BINS} for English captions now: leave it out",
-    "decide_by": f"{_DECISIVE} always decides now, and BLEU is in the report: leave it out",
-    "alpha": f"always {_ALPHA} now, and the report has every p: leave it out",
+    "length_bins": f"expected no such key, it is always {_BINS}: remove it",
+    "readability_bins": f"expected no such key, it is always {_BINS} for English captions: remove it",
+    "decide_by": f"expected no such key, {_DECISIVE} always decides and the report has BLEU: remove it",
+    "alpha": f"expected no such key, it is always {_ALPHA} and the report has every p: remove it",
 }
 
 
 @dataclass
 class PreambleStudyPlan:
-    """One study.
+    """The plan of one study.
 
-    > Parameters that say what is compared
+    > Parameters for the comparison
 
-    name, output_dir: of the study; the same plan continues what is there.
+    name, output_dir: name and folder of the study. The same plan continues a study in this folder.
     captions: a .csv, .jsonl, .json or .parquet file, or a folder of parquet files such as a build's
-        `source`, with the columns id and text.
-    references: such a file with good translations: id and a column per language, or id, lang and text.
-    languages: BCP-47 codes of the targets.
-    translator: the model; its own preamble is one among `preambles` only if it stands there.
-    preambles: shipped ones and text files. Default: all that are shipped.
-    source_language: readability has a part in the sampling for English only.
+        `source`, with columns id and text.
+    references: such a file with good translations: id and one column per language, or id, lang and text.
+    languages: target languages, as BCP-47 codes.
+    translator: the model. Its own preamble takes part only if `preambles` lists it.
+    preambles: names of shipped preambles, and text files. Default: all shipped ones.
+    source_language: language of the captions. Sampling uses readability for English only.
 
-    > Parameters of sampling and scoring
+    > Parameters for sampling and scoring
 
-    samples: 30 in the paper; so few seldom tell preambles apart (data from 300 on does).
-    resamples: of the paired bootstrap.
-    seed: of sample and bootstrap.
+    samples: number of captions. The paper used 30, which rarely suffices for significance; 300 usually do.
+    resamples: resamples of the paired bootstrap.
+    seed: seed of sampling and bootstrap.
     """
 
     name: str
@@ -93,20 +93,20 @@ class PreambleStudyPlan:
                 raise ValueError(f"{key}: expected at least one, each once, found {values}")
         shorts = [_short(preamble) for preamble in self.preambles]
         if len(set(shorts)) < len(shorts):
-            raise ValueError(f"preambles: two have the same name in {shorts}")
+            raise ValueError(f"preambles: expected different names, found {shorts}")
         for key in ("samples", "resamples"):
             Bounds(least=1).check(getattr(self, key), "study", key)
         self.translator.check_languages(self.source_language, self.languages)
         for lang in self.languages:
             if self.translator.for_language(lang).prompt != "preamble":
-                raise ValueError(f"translator: {lang}: its model takes no preamble to compare")
+                raise ValueError(f"translator: {lang}: expected a model that takes a preamble")
 
 
 class StudyWorker(TranslateWorker):
-    """One preamble in one language (a Worker of units.py): every caption once, nothing asked again.
+    """One preamble in one language (a `Worker` of the engine): translate each caption once, without retries.
 
-    `text` is what would be kept: the answer in its brackets, or all of it where they are missing.
-    `flags` are the hard checks that it fails.
+    `text` is the answer in brackets, or the whole answer without brackets. `flags` are the hard checks
+    that it fails.
     """
 
     schema = pa.schema(
@@ -169,12 +169,17 @@ def run_study(
 ) -> tuple[Path, dict[str, Any]]:
     """Run the study of a plan file, or continue it.
 
+    Args:
+        path: file of the plan.
+        overrides: `a.b=value` settings that replace values of the plan.
+        trust_remote_code: allow a model to run its own code.
+
     Returns:
-        the report's file and what `results.json` beside it holds.
+        Path of the report; contents of `results.json` next to it.
 
     Raises:
-        ValueError: a bad plan, bad captions or references.
-        OSError: an endpoint that refuses everyone.
+        ValueError: the plan, captions or references are bad.
+        OSError: the endpoint rejects all requests.
     """
     plan = load_study(path, overrides)
     folder = Path(plan.output_dir)
@@ -215,7 +220,7 @@ def run_study(
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> PreambleStudyPlan:
-    """Read and check a plan. Raises ValueError (one line) naming the file and the key."""
+    """Read and check a plan; raise ValueError (one line) that names file and key."""
     data = resolve_paths(read_mapping(path, overrides), path.resolve().parent)
     for key in _REMOVED.keys() & data.keys():
         raise ValueError(f"{path}: {key}: {_REMOVED[key]}")
@@ -223,14 +228,14 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> PreambleStudyPlan:
 
 
 def _short(preamble: str) -> str:
-    """A variant's name, or a file's without folder and ending."""
+    """Return the name of a shipped preamble, or a file's name without folder and suffix."""
     return preamble if preamble in variants() else Path(preamble).stem
 
 
 def _captions(
     plan: PreambleStudyPlan, references: dict[str, dict[str, str]]
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """id -> text of what can be drawn, in order of ids; and what was left out, counted."""
+    """Return {id: text} of captions to sample from, sorted by id; and {reason: number left out}."""
     found: dict[str, str] = {}
     dropped = Counter({"no text": 0, "no reference in every language": 0})
     for where, row in read_table(Path(plan.captions)):
@@ -238,7 +243,7 @@ def _captions(
         if not isinstance(number, str):
             raise ValueError(f"{where}: id: expected text, found {number!r}")
         if number in found:
-            raise ValueError(f"{where}: id {number!r} stands twice")
+            raise ValueError(f"{where}: id: expected once, found {number!r} twice")
         if text is None or not str(text).strip():
             dropped["no text"] += 1
         elif any(number not in references[lang] for lang in plan.languages):
@@ -263,7 +268,7 @@ def _scored(
     answers: dict[str, tuple[StudyWorker, list[Row]]],
     references: dict[str, str],
 ) -> dict[str, Any]:
-    """All that is known of one language; scores are on captions that every preamble answered."""
+    """Return all results of one language; the scores use captions that every preamble answered."""
     texts = {
         name: {row["id"]: row["text"] for row in rows if row["status"] == "ok"}
         for name, (_, rows) in answers.items()
@@ -271,7 +276,7 @@ def _scored(
     common = [i for i in references if all(i in own for own in texts.values())]
     if not common:
         raise ValueError(
-            f"{lang}: no caption was answered by every preamble; see {plan.output_dir}"
+            f"{lang}: expected captions with an answer by every preamble, found none: see {plan.output_dir}"
         )
     systems = {name: [own[i] for i in common] for name, own in texts.items()}
     wanted = [references[i] for i in common]

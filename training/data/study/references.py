@@ -1,4 +1,4 @@
-"""Captions and good translations of them, read from files."""
+"""Read captions and their reference translations from files."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,13 @@ from ...rows.parquet import Row, read_rows
 
 
 def read_table(path: Path) -> Iterator[tuple[str, Row]]:
-    """(place, row) of a .csv, .jsonl, .json or .parquet file, or of a folder of parquet files.
+    """Yield (place, row) from a .csv, .jsonl, .json or .parquet file, or a folder of parquet files.
 
-    Every value of a CSV file is text, so ids keep their leading zeros. Raises ValueError for other
-    files and for lines that are no rows, OSError for a missing file.
+    All values of a CSV file are text, so ids keep leading zeros.
+
+    Raises:
+        ValueError: the file has another format, or a line is not a row.
+        OSError: the file is missing.
     """
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
@@ -46,9 +49,10 @@ def read_table(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def read_references(path: Path, languages: Sequence[str]) -> dict[str, dict[str, str]]:
-    """language -> id -> reference, from a file with a column per language, or id, lang and text.
+    """Return {language: {id: reference}} from a file with one column per language, or id, lang and text.
 
-    Raises ValueError, naming the row, for one without an id, and for a second reference.
+    Raises:
+        ValueError: a row has no id, or an id has two references; the message names the row.
     """
     found: dict[str, dict[str, str]] = {lang: {} for lang in languages}
     for where, row in read_table(path):
@@ -66,6 +70,8 @@ def read_references(path: Path, languages: Sequence[str]) -> dict[str, dict[str,
                     f"{where}: {lang}: expected text, found {one_line(repr(text), 60)}"
                 )
             if row["id"] in found[lang]:
-                raise ValueError(f"{where}: id {row['id']!r} has a second {lang} reference")
+                raise ValueError(
+                    f"{where}: {lang}: expected one reference, found a second for id {row['id']!r}"
+                )
             found[lang][row["id"]] = text
     return found

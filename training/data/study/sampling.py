@@ -1,7 +1,7 @@
-"""A sample of captions that covers short and long, easy and hard ones alike.
+"""Sample captions so that short and long, easy and hard captions are all represented.
 
-The method of the paper's prompt study (arXiv 2412.07112): bins of length times bins of readability,
-drawn from in proportion, after captions that repeat their words were set aside.
+The method of the paper's prompt study (arXiv 2412.07112): remove captions that repeat words, then draw
+proportionally from bins of length times bins of readability.
 """
 
 import re
@@ -18,16 +18,17 @@ _VOWELS = re.compile(r"[aeiouy]+")
 
 
 def syllables(word: str) -> int:
-    """Of an English word, by its groups of vowels; a silent final e does not count."""
+    """Count the syllables of an English word by its groups of vowels, without a silent final e."""
     word = word.lower()
     silent = word.endswith("e") and not word.endswith(("le", "ee", "ye", "ue", "ie", "oe"))
     return max(1, len(_VOWELS.findall(word)) - silent)
 
 
 class Readability(NamedTuple):
-    """Flesch's two formulas, of 1948 and of Kincaid et al. 1975, for English.
+    """Flesch's reading ease (1948) and the grade of Kincaid et al. (1975), for English.
 
-    ease: 0 to 100 for ordinary texts, higher is easier. grade: years of school.
+    ease: 0 to 100 for ordinary texts; higher is easier.
+    grade: years of school.
     """
 
     ease: float
@@ -35,7 +36,7 @@ class Readability(NamedTuple):
 
 
 def readability(text: str) -> Readability:
-    """The readability of a text; a text without a word is as easy as can be."""
+    """Return the readability of a text; a text without words has the easiest values."""
     words = _WORD.findall(text)
     if not words:
         return Readability(206.835, -15.59)
@@ -49,10 +50,10 @@ def readability(text: str) -> Readability:
 
 
 def repeats_words(text: str) -> bool:
-    """Whether more of its words are repetitions than a text of this length may have.
+    """Return whether more words repeat than is normal for a text of this length.
 
-    The share of words that stood before, against 0.8 exp(-n / 20) + 0.3 for n words, clipped to 0.3
-    to 0.8: the original's threshold (utils/evaluation_data.py).
+    The fraction of repeated words is compared with 0.8 exp(-n / 20) + 0.3 for n words, clipped to
+    [0.3, 0.8]: the original's threshold (utils/evaluation_data.py).
     """
     words = [word.lower() for word in _WORD.findall(text)]
     if not words:
@@ -63,12 +64,12 @@ def repeats_words(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Sample:
-    """Which texts were drawn, and from what.
+    """The drawn texts, and the texts they were drawn from.
 
-    chosen: positions of the drawn texts, rising.
-    repetitive: how many texts were set aside for repeated words.
-    strata: [length bin, readability bin, texts there, texts drawn], for bins that have texts.
-    complexity: of every text, 0 (easy) to 1; all 0 where readability was not asked for.
+    chosen: ascending indices of the drawn texts.
+    repetitive: number of texts removed for repeated words.
+    strata: [length bin, readability bin, number of texts, number drawn] of each non-empty bin.
+    complexity: complexity of each text, from 0 (easy) to 1; all 0 with a single readability bin.
     """
 
     chosen: list[int]
@@ -82,15 +83,16 @@ def stratified_sample(
 ) -> Sample:
     """Draw `size` texts over quantile bins of length (characters) and of complexity.
 
-    Complexity is the mean of the Flesch-Kincaid grade and of 1 - reading ease, each scaled to 0-1.
-    The bins give texts in proportion to their own, by largest remainder.
+    Complexity is the mean of the Flesch-Kincaid grade and of 1 - reading ease, each scaled to 0-1. Each
+    bin gives texts in proportion to its size, rounded by largest remainder.
 
-    Raises ValueError where fewer than `size` texts are left without those that repeat words.
+    Raises:
+        ValueError: fewer than `size` texts remain without those that repeat words.
     """
     kept = [i for i, text in enumerate(texts) if not repeats_words(text)]
     if len(kept) < size:
         raise ValueError(
-            f"samples: expected at most the {len(kept):,} captions that there are without "
+            f"samples: expected at most {len(kept):,}, the captions without the "
             f"{len(texts) - len(kept):,} that repeat words, found {size:,}"
         )
     lengths = np.array([len(texts[i]) for i in kept], dtype=float)
@@ -120,12 +122,12 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """Inner edges of quantile bins; fewer where quantiles are equal."""
+    """Return the inner edges of quantile bins; fewer if quantiles are equal."""
     return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
 
 
 def _allotted(counts: Sequence[int], size: int) -> list[int]:
-    """`size` shared out in proportion to `counts`, none above its own."""
+    """Distribute `size` in proportion to `counts`, no share above its count."""
     total = sum(counts)
     exact = [size * count / total for count in counts]
     shares = Counter({i: int(share) for i, share in enumerate(exact)})

@@ -1,8 +1,8 @@
-"""Translate source rows: one text for each language.
+"""Translate source rows, into one text per language.
 
 plan.py, presets/: section `translator` of a plan; presets of known models
-prompts.py, preambles/: what a translator is told, and how its answers are read
-text_pieces.py: which parts of a text are translated
-local_models.py: answers from a model in this process
-worker.py: one text a request, from an endpoint or such a model; checked, asked again, or rejected
+prompts.py, preambles/: build the prompts, and extract the translation from an answer
+text_pieces.py: split a text into pieces to translate and pieces to keep
+local_models.py: get answers from a model in this process
+worker.py: translate one text per request, with an endpoint or a local model; check answers, retry, reject
 """

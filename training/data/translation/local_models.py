@@ -1,6 +1,6 @@
-"""Translation in this process through transformers, for small models: NLLB, M2M-100, a chat model.
+"""Translate in this process with transformers, for small models: NLLB, M2M-100, a chat model.
 
-The models are asked like an endpoint: texts in, `Answer`s out, with the same names of parameters.
+A model has the interface of an endpoint: texts in, `Answer`s out, with the same parameter names.
 """
 
 import asyncio
@@ -20,15 +20,16 @@ from ...common.endpoint import Answer
 from .plan import LocalPlan
 from .prompts import Prompt
 
-# What an OpenAI-compatible server calls otherwise than `generate` does.
+# Parameter of an OpenAI-compatible server -> parameter of `generate`.
 _RENAMED = {"max_tokens": "max_new_tokens"}
 
 
 class LocalModel:
-    """A translation or chat model of transformers, to be used as an async context manager.
+    """A translation or chat model of transformers; use it as an async context manager.
 
-    Raises ValueError for a language that the model has no code or token for, and for a causal model
-    whose tokenizer has no chat template.
+    Raises:
+        ValueError: the model has no code or token for a language, or the tokenizer of a causal model has
+            no chat template.
     """
 
     def __init__(self, plan: LocalPlan, source: str, target: str, trust_remote_code: bool = False):
@@ -39,8 +40,8 @@ class LocalModel:
             for lang in (source, target):
                 if lang not in plan.codes:
                     raise ValueError(
-                        f"{plan.model}: no code for {lang!r} in codes; "
-                        f"languages: {', '.join(plan.codes)}"
+                        f"{plan.model}: codes: expected a code for {lang!r}, found codes for "
+                        f"{', '.join(plan.codes)}"
                     )
             self._source, self._target = plan.codes[source], plan.codes[target]
 
@@ -61,8 +62,8 @@ class LocalModel:
         kind = self.plan.kind or ("seq2seq" if seq2seq else "causal")
         if (kind == "seq2seq") != seq2seq:
             raise ValueError(
-                f"{self.plan.model}: kind: {kind}, but the model {'has' if seq2seq else 'has not'} "
-                "an encoder"
+                f"{self.plan.model}: kind: expected a kind that fits the model, found {kind}: the model "
+                f"{'has' if seq2seq else 'does not have'} an encoder"
             )
         device = self.plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = self.plan.dtype or ("float32" if device == "cpu" else "auto")
@@ -70,7 +71,7 @@ class LocalModel:
         self.model: PreTrainedModel = auto.from_pretrained(self.plan.model, dtype=dtype, **options)
         self.model.to(device).eval()
         extra = {"src_lang": self._source} if seq2seq and self._source else {}
-        # Causal models go on from the last token, so the padding stands before the first.
+        # Causal models continue after the last token, so padding goes before the first.
         side = {} if seq2seq else {"padding_side": "left"}
         self.tokenizer = AutoTokenizer.from_pretrained(self.plan.model, **options, **extra, **side)
         if self.tokenizer.pad_token is None:
@@ -79,24 +80,25 @@ class LocalModel:
         if not seq2seq:
             if self.tokenizer.chat_template is None:
                 raise ValueError(
-                    f"{self.plan.model}: its tokenizer has no chat template; take an instructed model"
+                    f"{self.plan.model}: expected a chat template, found none: use an instruct model"
                 )
         elif self._target:
             token = self.plan.language_token.format(code=self._target)
             number = self.tokenizer.convert_tokens_to_ids(token)
             if number is None or number == self.tokenizer.unk_token_id:
                 raise ValueError(
-                    f"{self.plan.model}: its tokenizer has no token {token!r}; correct codes or "
-                    "language_token"
+                    f"{self.plan.model}: expected the token {token!r} in the vocabulary, found none: correct "
+                    "codes or language_token"
                 )
             self._forced = {"forced_bos_token_id": number}
 
     async def answers(
         self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
     ) -> list[Answer]:
-        """Return one answer for each text, in order, generated in batches of `batch_size`.
+        """Return one answer per text, in order, generated in batches of `batch_size`.
 
-        Raises ValueError for a prompt to a seq2seq model, and for a causal model without one.
+        Raises:
+            ValueError: a seq2seq model got a prompt, or a causal model got none.
         """
         if (prompt is None) != self.model.config.is_encoder_decoder:
             expected = '"preamble"' if prompt is None else '"none"'
@@ -104,7 +106,7 @@ class LocalModel:
         found: list[Answer] = []
         for start in range(0, len(texts), self.plan.batch_size):
             batch = texts[start : start + self.plan.batch_size]
-            # In a thread: journals are written while the model works.
+            # Use a thread: journals are written while the model generates.
             found += await asyncio.to_thread(self._generate, batch, prompt, parameters)
         return found
 
@@ -144,7 +146,7 @@ class LocalModel:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         answers = []
-        # Of a seq2seq model, without the start token, which may be the end token too (NLLB).
+        # Skip the start token of a seq2seq model, which may equal the end token (NLLB).
         for tokens in (output[:, 1:] if seq2seq else output).tolist():
             answers.append(
                 Answer(

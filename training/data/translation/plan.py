@@ -1,4 +1,4 @@
-"""Section `translator` of a plan: the model and its prompts; presets of known models."""
+"""Section `translator` of a plan: the model, its prompts, and presets of known models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +15,15 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass
 class LocalPlan:
-    """A model that runs in this process, through transformers.
+    """A model that runs in this process, with transformers.
 
-    model: a Hub repository or folder; the preset's where there is one.
-    revision: the Hub commit, stored with every answer.
-    kind: None reads it off the model's config.
-    dtype, device: e.g. bfloat16, cuda; None for float32 on a CPU, as stored on a GPU.
-    batch_size: texts generated at once.
-    codes: the model's code of each language, by BCP-47 code; none for a model of one direction.
-    language_token: the token that an answer in a language begins with.
+    model: Hub repository or folder; default: the preset's.
+    revision: commit on the Hub; stored with every answer.
+    kind: architecture; None takes it from the model's config.
+    dtype, device: for example bfloat16, cuda; None means float32 on a CPU, the stored dtype on a GPU.
+    batch_size: texts per batch.
+    codes: BCP-47 code -> the model's language code; empty for a model of one direction.
+    language_token: first token of an answer in a language.
     """
 
     model: str = ""
@@ -41,12 +41,12 @@ class LocalPlan:
 
 @dataclass
 class Preset:
-    """The facts about a model in `presets/NAME.yaml`.
+    """Facts about a model, from `presets/NAME.yaml`.
 
     prompt: "none" for models that take the bare text.
-    languages: those it knows; None where `codes` says it.
-    brackets: two characters that its answers stand in, or none.
-    licence, licence_note: of texts that it made, for the card.
+    languages: languages that the model knows; None if `codes` lists them.
+    brackets: two characters around the model's answers, or none.
+    licence, licence_note: licence of texts made with the model, for the card.
     """
 
     model: str
@@ -65,10 +65,12 @@ def presets() -> list[str]:
 
 
 def read_preset(name: str) -> Preset:
-    """Read a shipped preset, or one from a YAML file. Raises ValueError if there is neither."""
+    """Read a shipped preset, or a preset from a YAML file; raise ValueError if `name` is neither."""
     path = PRESETS / f"{name}.yaml" if name in presets() else Path(name)
     if not path.is_file():
-        raise ValueError(f"preset {name!r}: no such file, and none of {', '.join(presets())}")
+        raise ValueError(
+            f"preset: expected a file or one of {', '.join(presets())}, found {name!r}"
+        )
     return build(Preset, read_mapping(path), str(path))
 
 
@@ -76,30 +78,30 @@ def read_preset(name: str) -> Preset:
 class TranslatorPlan:
     """The translator and its settings.
 
-    > Parameters that say who translates
+    > Parameters for the model
 
-    preset: a shipped preset (aya-23-35b, aya-expanse-32b, translategemma, nllb-200-600m,
-        m2m100-418m) or a file like them: it fills in what stands at its default below.
-    endpoint: an OpenAI-compatible server; `local`: a model in this process. One of the two.
-    languages: those the model knows; asking for another one is an error. None: not known.
-    per_language: a whole plan of its own for some languages, such as those the model does not know.
+    preset: name of a shipped preset (aya-23-35b, aya-expanse-32b, translategemma, nllb-200-600m,
+        m2m100-418m) or a file of the same form. It replaces the default values below.
+    endpoint: an OpenAI-compatible server; `local`: a model in this process. Set exactly one.
+    languages: languages that the model knows; others are an error. None: unknown.
+    per_language: language -> another translator, for example for languages that the model does not know.
 
-    > Parameters that say what is asked
+    > Parameters for requests
 
-    prompt: "preamble"; "translategemma", its own message; "none", the bare text.
-    preamble: a shipped one (rules, rules_only, native, brief, bare) or a text file.
-    second_preamble: asks again instead of `preamble`.
-    preamble_parts: files of languages that have no shipped one: {sw: ./sw.yaml}.
-    brackets: two characters that the answer is to stand in, so that comments outside of them are
-        cut off; "" for none.
-    parameters: of the request, under their OpenAI names. Greedy unless they say otherwise. What only one
-        server knows stands below `extra_body`: {extra_body: {its_name: 1}}.
+    prompt: "preamble"; "translategemma" for that model's message; "none" for the bare text.
+    preamble: a shipped preamble (rules, rules_only, native, brief, bare) or a text file.
+    second_preamble: preamble for retries; default: the same.
+    preamble_parts: files for languages without a shipped one: {sw: ./sw.yaml}.
+    brackets: two characters that the model must put around the answer, so that comments outside them
+        are removed; "" for none.
+    parameters: parameters of a request, with their OpenAI names. Default: greedy decoding. Parameters of
+        a particular server go below `extra_body`: {extra_body: {its_name: 1}}.
 
-    > Parameters that say when to ask again
+    > Parameters for retries
 
-    retries: how often an answer with a hard flag is asked for again.
-    retry_parameters: what is changed then.
-    seed: sent with every request, one more at every retry; None to send none.
+    retries: maximum number of retries for an answer with a hard flag.
+    retry_parameters: parameters that retries change.
+    seed: seed of the first request; each retry adds one. None sends no seed.
     """
 
     preset: str | None = None
@@ -144,9 +146,13 @@ class TranslatorPlan:
         self.parameters = {"temperature": 0.0, "max_tokens": 2048, **self.parameters}
         if not self.model:
             place = "endpoint" if self.endpoint else "local"
-            raise ValueError(f"translator: {place}.model: missing; name it, or a preset")
+            raise ValueError(
+                f"translator: {place}.model: expected a model or a preset, found neither"
+            )
         if self.endpoint is not None and self.prompt == "none":
-            raise ValueError('translator: prompt: "none" is for models in this process')
+            raise ValueError(
+                'translator: prompt: expected a local model for "none", found an endpoint'
+            )
 
     def _fill_in(self, preset: Preset) -> None:
         self.languages = self.languages or preset.languages or list(preset.codes)
@@ -178,7 +184,7 @@ class TranslatorPlan:
         return self.per_language.get(lang, self)
 
     def check_languages(self, source: str, targets: Sequence[str]) -> None:
-        """Raise ValueError naming the languages that the models do not know."""
+        """Raise ValueError that names the languages that a model does not know."""
         for lang in targets:
             plan = self.for_language(lang)
             if plan.languages is None:
@@ -188,12 +194,12 @@ class TranslatorPlan:
             if missing:
                 raise ValueError(
                     f"translator: {plan.preset or plan.model} does not know {', '.join(missing)}; "
-                    f"its languages: {', '.join(plan.languages)}. Leave it out, or give it another "
-                    f"translator in per_language: {{{missing[0]}: ...}}"
+                    f"its languages: {', '.join(plan.languages)}. Remove it, or set another translator "
+                    f"in per_language: {{{missing[0]}: ...}}"
                 )
 
     def prompts(self, source: str, target: str) -> list[Prompt | None]:
-        """Return the prompts of the first try and of the next ones."""
+        """Return the prompt of the first try and the prompt of retries."""
         if self.prompt == "none":
             return [None, None]
         if self.prompt == "translategemma":

@@ -1,12 +1,12 @@
-"""The prompts of a translator: preambles from `preambles/*.yaml`, and the parser of its answers.
+"""Build the prompts of a translator from `preambles/*.yaml`, and extract the translation from an answer.
 
     prompt = read_prompt("rules", "en", "fr", ("〘", "〙"))
     prompt.messages("a cat")      # system message, then the bare text
     prompt.unwrap("Sure! 〘un chat〙")   # "un chat"
 
-`variants.yaml` says what preambles there are; one file a language has its name, its style and three
-translated examples. As every file translates the same three captions, examples exist in every
-direction. A language that is not shipped needs such a file of its own, and nothing else.
+`variants.yaml` has the preambles. Each language has one file with its name, its style and three
+translated examples. All files translate the same three captions, so every direction has examples. A
+further language needs one such file and nothing else.
 """
 
 import re
@@ -26,7 +26,7 @@ Brackets = tuple[str, str]
 
 @dataclass
 class Answering:
-    """The form of an answer: alone, or between {open} and {close}."""
+    """The rule about the form of an answer: alone, or between {open} and {close}."""
 
     alone: str
     bracketed: str
@@ -34,7 +34,7 @@ class Answering:
 
 @dataclass
 class NativePart:
-    """The preamble in the language itself."""
+    """The preamble written in the target language."""
 
     role: str
     rules_heading: str
@@ -48,10 +48,10 @@ class NativePart:
 class LanguagePart:
     """One file of `preambles/`.
 
-    name: of the language, in English.
-    style: what its rule on signs says besides.
+    name: name of the language, in English.
+    style: addition to the rule about signs.
     examples: the three captions of `en.yaml` in this language.
-    native: the preamble in the language, for the variant of that name.
+    native: the preamble in the language, for the variant `native`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class LanguagePart:
 
 @dataclass(kw_only=True)
 class EnglishPart(LanguagePart):
-    """`en.yaml`, which also has the English instructions for other languages."""
+    """`en.yaml`, which also contains the English instructions for all languages."""
 
     rules: list[str]
     answer: Answering
@@ -73,9 +73,9 @@ class EnglishPart(LanguagePart):
 class Prompt:
     """The whole prompt before the text, for one direction.
 
-    system: the system message; None where the model takes none.
-    brackets: the pair that the answer is to stand in; None for a bare answer.
-    style: "translategemma" puts language codes into the content, as that model's template asks.
+    system: the system message; None if the model takes none.
+    brackets: the pair that must enclose the answer; None for a bare answer.
+    style: "translategemma" puts language codes into the content, as that model's template requires.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Prompt:
 
     @cached_property
     def id(self) -> str:
-        """Return the hash of everything that is sent except the text."""
+        """Hash of everything that is sent, except the text."""
         return digest([self.messages(""), self.brackets])
 
     def messages(self, text: str) -> list[dict[str, Any]]:
@@ -105,10 +105,11 @@ class Prompt:
     def unwrap(self, answer: str, text: str = "") -> str | None:
         """Return the text in the brackets of an answer; None if they are missing or ambiguous.
 
-        A thought before the answer is cut off; a thought alone is no answer.
+        A thought before the answer is removed; a thought alone counts as no answer.
 
         Args:
-            text: what was translated; brackets of its own may come again.
+            answer: the model's answer.
+            text: the translated text; an answer may repeat brackets that it contains.
         """
         said = without_thought(answer, text)
         if said is None or self.brackets is None:
@@ -125,7 +126,7 @@ class Prompt:
 
 @lru_cache
 def variants() -> dict[str, str]:
-    """The shipped preambles by name."""
+    """Return {name: text} of the shipped preambles."""
     return read_mapping(FOLDER / "variants.yaml")
 
 
@@ -136,13 +137,17 @@ def read_prompt(
     brackets: Brackets | None,
     parts: Mapping[str, str] | None = None,
 ) -> Prompt:
-    """A preamble in one direction.
+    """Return the prompt of a preamble in one direction.
 
     Args:
-        preamble: a shipped variant, or a text file with the same places to fill in.
-        parts: files of languages that are not shipped, or instead of the shipped ones.
+        preamble: name of a shipped preamble, or a text file with the same placeholders.
+        source: source language.
+        target: target language.
+        brackets: the pair that must enclose the answer, or None.
+        parts: language -> file, for further languages or to replace shipped files.
 
-    Raises ValueError for a language without a file and for a place that is not known.
+    Raises:
+        ValueError: a language has no file, or a placeholder is unknown.
     """
     parts = parts or {}
     if preamble in variants():
@@ -151,12 +156,12 @@ def read_prompt(
         template = Path(preamble).read_text(encoding="utf-8")
     else:
         raise ValueError(
-            f"preamble {preamble!r}: neither a text file nor one of {', '.join(variants())}"
+            f"preamble: expected a text file or one of {', '.join(variants())}, found {preamble!r}"
         )
     places = _places(source, target, brackets, parts)
     if preamble == "native" and "native_role" not in places:
         raise ValueError(
-            f"preamble 'native': {_file(target, parts)} has no `native`; add it or take 'rules'"
+            f"preamble 'native': {_file(target, parts)}: expected a part `native`, found none: add it or use 'rules'"
         )
     system = _fill(template, places, f"preamble {preamble!r}").strip()
     return Prompt(preamble, source, target, system, brackets)
@@ -167,7 +172,7 @@ def translategemma_prompt(source: str, target: str) -> Prompt:
 
 
 def examples(lang: str, parts: Mapping[str, str]) -> list[str]:
-    """Return the examples in a language; none if it has no file."""
+    """Return the examples in a language; an empty list if it has no file."""
     file = _find(lang, parts)
     return [] if file is None else _read_part(file).examples
 
@@ -175,7 +180,7 @@ def examples(lang: str, parts: Mapping[str, str]) -> list[str]:
 def _places(
     source: str, target: str, brackets: Brackets | None, parts: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the values to fill into a preamble, by name."""
+    """Return placeholder -> value for a preamble."""
     english = _read_part(_file("en", {}))
     assert isinstance(english, EnglishPart)
     given, wanted = _read_part(_file(source, parts)), _read_part(_file(target, parts))
@@ -220,14 +225,16 @@ def _fill(template: str, places: Mapping[str, str], where: str) -> str:
     def place(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in places:
-            raise ValueError(f"{where}: no {{{name}}} to fill in; there are {', '.join(places)}")
+            raise ValueError(
+                f"{where}: expected placeholders of {', '.join(places)}, found {{{name}}}"
+            )
         return places[name]
 
     return _PLACE.sub(place, template)
 
 
 def _find(lang: str, parts: Mapping[str, str]) -> Path | None:
-    """Return the file of a language: the plan's, the shipped one, or that of the language without region."""
+    """Return the file of a language: the plan's, the shipped one, or the one without the region."""
     for code in (lang, lang.split("-")[0]):
         if code in parts:
             return Path(parts[code])
@@ -241,7 +248,7 @@ def _file(lang: str, parts: Mapping[str, str]) -> Path:
         return file
     shipped = sorted(p.stem for p in FOLDER.glob("*.yaml") if p.stem != "variants")
     raise ValueError(
-        f"no preamble for {lang!r}: shipped are {', '.join(shipped)}; write a file like "
+        f"preamble: expected one of the languages {', '.join(shipped)}, found {lang!r}: write a file like "
         f"preambles/fr.yaml and name it in preamble_parts: {{{lang}: FILE}}"
     )
 

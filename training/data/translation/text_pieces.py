@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-# Fenced code up to its fence, or to the end of the text where that is missing.
+# Fenced code up to its closing fence, or to the end of the text without one.
 _KEPT = re.compile(r"<image>|```.*?(?:```|\Z)", re.DOTALL)
 _INLINE_CODE = re.compile(r"`[^`\n]+`")
 
@@ -17,9 +17,9 @@ class Piece:
 
 
 def split(text: str) -> list[Piece]:
-    """Return the pieces of a text, in order; joined they are the text.
+    """Split a text into pieces, in order; joined they equal the text.
 
-    Spaces and line breaks around a piece of language are pieces of their own, kept as they are.
+    Spaces and line breaks around a translated piece are separate pieces that stay unchanged.
     """
     pieces: list[Piece] = []
     end = 0
@@ -31,7 +31,7 @@ def split(text: str) -> list[Piece]:
 
 
 def lost_code(source: str, text: str) -> list[str]:
-    """Return inline code (`between backquotes`) of the source that the text lacks."""
+    """Return inline code (`between backquotes`) of the source that is missing from the text."""
     return [code for code in _INLINE_CODE.findall(source) if code not in text]
 
 

@@ -1,10 +1,10 @@
-"""Translate source rows into one language: one text in each request, checked, asked again, or rejected.
+"""Translate source rows into one language: one text per request; check each answer, retry or reject.
 
-A caption is one request; of a conversation every turn is translated by itself, and `<image>`, code
-and texts without letters stay as they are. An answer with a hard flag (checks/) is asked for again
-with another seed and temperature, or by a second preamble; when it stays so, the row is `rejected`,
-with the reasons. A request that fails for good makes its row `failed`. Neither keeps a text: nothing
-is ever left in the source language.
+A caption is one request. In a conversation every turn is translated separately; `<image>`, code and
+texts without letters stay unchanged. An answer with a hard flag (checks/) is requested again with
+another seed and temperature or a second preamble. If it keeps a hard flag, the row is `rejected` with the
+reasons; if a request fails for good, the row is `failed`. Such rows have no text, so no text is ever left
+in the source language.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from .plan import TranslatorPlan
 from .prompts import Prompt, examples
 from .text_pieces import Piece, lost_code, split
 
-# Raised by one when the same plan makes other requests or keeps other answers.
+# Increase when the same plan sends other requests or keeps other answers.
 VERSION = 1
 # Columns of a translated row. A rejected or failed row has neither text nor turns.
 TRANSLATED = pa.schema(
@@ -40,17 +40,17 @@ TRANSLATED = pa.schema(
         ("task", pa.string()),
         ("text", pa.string()),
         SOURCE_SCHEMA.field("turns"),
-        ("source_text", pa.string()),  # of a conversation: JSON of its turns
+        ("source_text", pa.string()),  # for a conversation: JSON of its turns
         ("source_lang", pa.string()),
         ("status", pa.string()),  # ok, rejected, failed
         ("flags", pa.list_(pa.string())),  # checks that fired on the last answer
-        ("reasons", pa.string()),  # why rejected or failed, one line
+        ("reasons", pa.string()),  # why the row was rejected or failed, one line
         ("finish_reason", pa.string()),
         ("model", pa.string()),
         ("model_revision", pa.string()),
         ("prompt_id", pa.string()),
         ("parameters", pa.string()),  # JSON
-        ("attempts", pa.int32()),  # requests that were made for the row
+        ("attempts", pa.int32()),  # number of requests for the row
         ("run_id", pa.string()),
     ]
 )
@@ -58,7 +58,7 @@ TRANSLATED = pa.schema(
 
 @dataclass
 class _Try:
-    """A piece of a row's text in progress, with its results so far."""
+    """One piece of a row's text in progress, with its latest answer."""
 
     source: str
     text: str | None = None
@@ -74,7 +74,7 @@ class _Try:
 
 
 class Translator(Protocol):
-    """The source of answers: an endpoint, or a model in this process."""
+    """A source of answers: an endpoint, or a model in this process."""
 
     async def __aenter__(self) -> Any: ...
 
@@ -86,7 +86,7 @@ class Translator(Protocol):
 
 
 class EndpointTranslator(Endpoint):
-    """An endpoint as a translator: one request for each text, all at once."""
+    """An endpoint as a translator: one request per text, all at once."""
 
     async def answers(
         self, texts: Sequence[str], prompt: Prompt | None, parameters: dict[str, Any]
@@ -105,7 +105,7 @@ class EndpointTranslator(Endpoint):
 def make_translator(
     plan: TranslatorPlan, source: str, target: str, trust_remote_code: bool = False
 ) -> Translator:
-    """Return the translator of a plan for one direction, not yet opened."""
+    """Return the translator of a plan for one direction; it is not opened yet."""
     if plan.endpoint is not None:
         return EndpointTranslator(plan.endpoint)
     assert plan.local is not None
@@ -115,13 +115,19 @@ def make_translator(
 
 
 class TranslateWorker:
-    """The step `translate/<lang>` (a Worker of units.py).
+    """The step `translate/<lang>` (a `Worker` of the engine).
 
     Args:
-        languages: all targets of the project, for identification; `lang` alone where left out.
-        run_id: stored with every row.
+        plan: the translator.
+        lang: target language.
+        source_language: language of the sources.
+        languages: all target languages of the project, for identification; default: `lang` alone.
+        checks: the checks; default: `CheckPlan()`.
+        run_id: hash that is stored with every row.
+        trust_remote_code: allow a model to run its own code.
 
-    Raises ValueError for a language that the model, the preambles or the checks do not know.
+    Raises:
+        ValueError: the model, the preambles or the checks do not know a language.
     """
 
     batch_rows: int
@@ -146,8 +152,8 @@ class TranslateWorker:
         self.prompts = plan.prompts(source_language, lang)
         self.translator = make_translator(plan, source_language, lang, trust_remote_code)
         if plan.endpoint is not None:
-            # More rows than requests (the endpoint counts those): while answers are checked, and the
-            # next unit is opened, their places are taken already.
+            # Take more rows than the endpoint allows requests: the next requests wait for a place while
+            # answers are checked and the next unit is opened.
             self.batch_rows, self.concurrency = 1, 2 * plan.endpoint.concurrency
         else:
             assert plan.local is not None
@@ -168,7 +174,7 @@ class TranslateWorker:
         )
 
     async def __aenter__(self) -> "TranslateWorker":
-        # Before requests are in flight: reading the models would hold up their answers.
+        # Before the first request: loading the models would delay answers.
         await asyncio.to_thread(self._read_identification)
         await self.translator.__aenter__()
         return self
@@ -177,12 +183,12 @@ class TranslateWorker:
         await self.translator.__aexit__(*error)
 
     def _read_identification(self) -> None:
-        """Load the models of language identification, which happens with their first text."""
+        """Load the models of language identification, which load with their first text."""
         for text in examples(self.lang, self.plan.preamble_parts):
             self.checker.identifier.identify(text, "und")
 
     def request(self, number: int) -> tuple[Prompt | None, dict[str, Any]]:
-        """Return prompt and parameters of a text's first (0), second ... try."""
+        """Return prompt and parameters of a text's try; 0 is the first."""
         plan = self.plan
         parameters = merge_parameters(plan.parameters, plan.retry_parameters if number else {})
         if plan.seed is not None:
@@ -190,7 +196,7 @@ class TranslateWorker:
         return self.prompts[min(number, 1)], parameters
 
     async def process(self, rows: list[Row]) -> list[Row]:
-        """Return translated rows, in order. Raises ValueError for a row in another language."""
+        """Return translated rows, in order; raise ValueError for a row in another language."""
         texts = [[split(content) for content in _contents(row)] for row in rows]
         tries = [
             [_Try(piece.text) for pieces in row for piece in pieces if piece.language]
@@ -206,7 +212,7 @@ class TranslateWorker:
         return [self._row(*each) for each in zip(rows, texts, tries, strict=True)]
 
     async def _translate(self, tries: list[_Try]) -> None:
-        """Translate all pieces, until none is left to ask again."""
+        """Translate all pieces, and retry those with hard flags."""
         for number in range(self.plan.retries + 1):
             if not tries:
                 return
@@ -214,7 +220,7 @@ class TranslateWorker:
             answers = await self.translator.answers(
                 [each.source for each in tries], prompt, parameters
             )
-            # Requests that wait for the places of these answers go out before those are checked.
+            # Let waiting requests start before the answers are checked.
             for _ in range(3):
                 await asyncio.sleep(0)
             for each, answer in zip(tries, answers, strict=True):
@@ -253,7 +259,7 @@ class TranslateWorker:
         rejected = [flag for each in tries for flag in each.hard]
         status = "failed" if errors else "rejected" if rejected else "ok"
         reasons = errors or [f"{flag.name}: {flag.detail}" for flag in rejected]
-        # A conversation is described by the piece that was asked for most often.
+        # A conversation stores the parameters of the piece with the most tries.
         told = max(tries, key=lambda each: each.tries, default=None)
         answer = told.answer if told else None
         prompt, parameters = self.request(told.tries - 1 if told else 0)
@@ -293,21 +299,21 @@ class TranslateWorker:
 
 
 def check_translated(folder: Path, languages: Sequence[str]) -> None:
-    """Raise ValueError if a build has no source unit, or one without a translation."""
+    """Raise ValueError if a build has no source units, or a unit has no translation."""
     names = {path.name for path in (folder / "source").glob("*.parquet")}
     if not names:
-        raise ValueError(f"{folder}: no source units; run the step source first")
+        raise ValueError(f"{folder}: expected source units, found none: run the step source first")
     for lang in languages:
         found = {path.name for path in (folder / "translate" / lang).glob("*.parquet")}
         if missing := len(names - found):
             raise ValueError(
-                f"{folder}: {missing} of {len(names)} units are not translated into {lang}; run "
+                f"{folder}: expected {len(names)} units translated into {lang}, found {missing} missing: run "
                 "the step translate first"
             )
 
 
 def source_of_turns(turns: Sequence[Row]) -> str:
-    """Return the `source_text` of a conversation."""
+    """Return a conversation as its `source_text`."""
     plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     return json.dumps(plain, ensure_ascii=False)
 

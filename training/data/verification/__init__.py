@@ -1,12 +1,12 @@
-"""Accept translations, or reject them with their reasons.
+"""Accept translations, or reject them with reasons.
 
 plan.py: section `verification` of a plan
-survey.py: lengths, starts and ends of a language's translations
-quality.py, scorers/: a quality-estimation model in an environment of its own
-worker.py: the checks of every row
-rows.py: verified rows, with people's decisions applied
-back_translation.py: a sample is translated back
-report.py: counts, and rows for people to look at
-step.py: the step, in that order
-scoring.py: translations against references, for studies
+survey.py: measure lengths, and find suspicious starts and ends, over all translations of a language
+quality.py, scorers/: quality estimation by a model in a separate environment
+worker.py: check every row
+rows.py: read verified rows, with people's decisions applied
+back_translation.py: translate a sample back, and compare it with the source
+report.py: counts, and rows for people to review
+step.py: the step itself, in this order
+scoring.py: score translations against references, for studies
 """

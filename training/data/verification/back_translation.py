@@ -1,7 +1,7 @@
-"""Back-translate a sample of translations, and compare the result with the source by chrF++.
+"""Translate a sample of translations back, and compare the result with the source by chrF++.
 
-Another model, or the same one, over any OpenAI-compatible endpoint; sentence chrF++ (sacrebleu, word
-order 2) against the source. It finds what no cheap check can, a fluent text about something else.
+The translator is another or the same model, behind an OpenAI-compatible endpoint; the score is sentence chrF++
+(sacrebleu, word order 2). It finds what no cheap check finds: a fluent text about something else.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from ...rows.parquet import Row, check_columns, read_rows
 from ..checks.identify import language_name
 
 VERSION = 1
-# A sampled text on its way to the translator.
+# Columns of a sampled text, the input of the translator.
 SAMPLE = pa.schema(
     [(name, pa.string()) for name in ("id", "lang", "text", "source_text", "source_lang")]
 )
@@ -42,14 +42,14 @@ BACK_TRANSLATED = pa.schema(
 
 @dataclass
 class BackTranslationPlan:
-    """Section `verification.back_translation`.
+    """Section `verification.back_translation` of a plan.
 
     endpoint: the translator.
-    rows: sampled rows of each language, drawn by their id among those without a hard flag.
-    prompt: the system message; {lang} and {source_lang} stand for the languages' English names. The
-        text is the user's message.
-    parameters: of the request.
-    flag_below: a lower chrF++ marks the row in the report and puts it into the review sheet.
+    rows: rows to sample per language, selected by id among rows without a hard flag.
+    prompt: system message; {lang} and {source_lang} are replaced by the languages' English names. The
+        text is the user message.
+    parameters: parameters of the request.
+    flag_below: rows with lower chrF++ are counted in the report and enter the review sheet.
     """
 
     endpoint: EndpointPlan
@@ -69,13 +69,13 @@ class BackTranslationPlan:
 
 
 def drawn(seed: int, row_id: str, lang: str) -> float:
-    """Return a number from 0 to 1 for a row: the same in every run, and independent of its content."""
+    """Return a number in [0, 1) for a row: equal in every run, and independent of the row's content."""
     data = hashlib.sha256(f"{seed}\0{row_id}\0{lang}".encode()).digest()
     return int.from_bytes(data[:7], "big") / 2**56
 
 
 class BackTranslationWorker:
-    """The step `back_translation/<lang>` (a Worker of units.py) on rows of `SAMPLE`."""
+    """The step `back_translation/<lang>` (a `Worker` of the engine) on rows of `SAMPLE`."""
 
     schema = BACK_TRANSLATED
     batch_rows = 1
@@ -136,13 +136,13 @@ class BackTranslationWorker:
 
 
 def back_translations(path: Path) -> Iterator[Row]:
-    """Return `id` and `chrf` of a unit's rows. Raises ValueError for another table."""
+    """Yield `id` and `chrf` of a unit's rows; raise ValueError if it has other columns."""
     check_columns(path, {"id": pa.string(), "chrf": pa.float64()})
     yield from read_rows(path, ["id", "chrf"])
 
 
 def plain_text(turns: Sequence[Row]) -> str:
-    """Return a conversation as one text, for measures of one text."""
+    """Return a conversation as one text, for metrics of single texts."""
     return "\n".join(turn["content"] for turn in turns)
 
 

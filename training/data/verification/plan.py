@@ -12,13 +12,13 @@ from .quality import QualityPlan
 class VerificationPlan:
     """Section `verification` of a plan.
 
-    checks: which checks are hard, and their thresholds; the translator retries by the same ones.
-    calibrate: lengths are measured on the build's own rows, where a language has
-        `calibration_rows`; else the defaults of `checks` stay.
-    mine: look for starts and ends that many rows share though their sources do not.
-    survey_rows: rows of a language that are surveyed for both, evenly taken from all.
-    review_rows: rows of each language in a review sheet.
-    seed: of the samples.
+    checks: hard checks and thresholds; the translator retries by the same checks.
+    calibrate: measure lengths on the build's own rows, for languages with at least `calibration_rows`;
+        other languages use the defaults of `checks`.
+    mine: find starts and ends that many rows share although their sources do not.
+    survey_rows: rows per language that both of these read, evenly spaced.
+    review_rows: rows per language in a review sheet.
+    seed: seed of the samples.
     """
 
     checks: CheckPlan = field(default_factory=CheckPlan)

@@ -1,18 +1,18 @@
-"""Estimate quality with a model in an environment of its own, over pipes.
+"""Estimate quality with a model in a separate environment, over pipes.
 
-Models such as CometKiwi pin versions that cannot be installed beside this package. So the model is a
-program: it reads one JSON object a line and writes one a line, in order.
+Models such as CometKiwi pin versions that cannot be installed with this package. Therefore the model runs
+in a program that reads and writes one JSON object per line, in order:
 
     out  {"ready": "name and version of the model"}                             once, when loaded
     in   {"id": "000042", "source_lang": "en", "lang": "fr", "source": "...", "text": "..."}
     out  {"id": "000042", "score": 0.83}                 or {"id": "000042", "error": "one line"}
 
-Higher scores are better. The program ends when its input does; what it prints on standard error goes
-to ours. Several lines may come before the first answer is due (`batch_rows` of them, then an empty
-line that ends the batch), so it can work in batches. `scorers/cometkiwi.py` is such a program.
+Higher scores are better. The program ends when its input ends; its standard error goes to ours. It can work
+in batches: up to `batch_rows` lines and an empty line, which ends the batch, are sent before the first
+answer is expected. `scorers/cometkiwi.py` is such a program.
 
-A line that cannot be read is that of a row without a score. A program none of whose lines can be read,
-or that answers other rows than it was given, ends the run.
+An unreadable line leaves its row without a score. The run ends if none of a program's lines is readable, or
+if it answers other rows than it was sent.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ _LINE_LIMIT = 16 * 2**20
 
 @dataclass(frozen=True)
 class QualityPlan:
-    """Section `verification.quality`.
+    """Section `verification.quality` of a plan.
 
-    command: the program and its arguments, such as [/opt/comet/bin/python, cometkiwi.py]. It is started
-        when the plan is built, which asks for --allow-code.
-    model, model_revision: what it runs; stored, and a change of them scores anew.
-    batch_rows: rows it is given at once.
-    share: of the rows that are scored, drawn by their id; 1 for all.
-    flag_below: rows with a lower score have the flag "quality"; None for no flag.
-    timeout: seconds for loading the model, and for one batch.
+    command: the program and its arguments, for example [/opt/comet/bin/python, cometkiwi.py]. Building the
+        plan starts it, which requires --allow-code.
+    model, model_revision: the model that it runs; stored. Changing them scores all rows again.
+    batch_rows: rows per batch.
+    share: fraction of rows to score, selected by id; 1 for all.
+    flag_below: rows with a lower score get the flag "quality"; None sets no flag.
+    timeout: maximum seconds for loading the model, and for one batch.
     """
 
     command: list[str]
@@ -61,10 +61,11 @@ class QualityPlan:
 
 
 class QualityScorer:
-    """The running program; an async context manager. It has one batch at a time.
+    """The running program, which processes one batch at a time; use it as an async context manager.
 
-    Raises OSError when it cannot be started, dies, or answers nothing in time, and ValueError for an
-    answer that is not as the protocol says; both name the program.
+    Raises:
+        OSError: the program does not start, dies, or does not answer in time.
+        ValueError: an answer breaks the protocol. Both errors name the program.
     """
 
     def __init__(self, plan: QualityPlan):
@@ -82,12 +83,12 @@ class QualityScorer:
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LINE_LIMIT,
                 env={**os.environ, **self.plan.environment},
-                # Ctrl-C is for us: we end it when what it works on is done.
+                # Keep Ctrl-C from it: we end the program once its current rows are done.
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:  # ValueError: a null character
             raise OSError(
-                f"verification.quality.command: {self.plan.command[0]!r} cannot be started: "
+                f"verification.quality.command: expected a program that starts, found {self.plan.command[0]!r}: "
                 f"{getattr(error, 'strerror', None) or error}"
             ) from None
         try:
@@ -121,7 +122,7 @@ class QualityScorer:
         return f"quality estimation ({one_line(' '.join(self.plan.command), 200)})"
 
     async def score(self, rows: Sequence[dict[str, str]]) -> list[float | None]:
-        """Return the scores of rows {"id", "source_lang", "lang", "source", "text"}; None for an error."""
+        """Return the scores of rows {"id", "source_lang", "lang", "source", "text"}; None without a score."""
         scores: list[float | None] = []
         async with self._turn:
             for start in range(0, len(rows), self.plan.batch_rows):
@@ -138,7 +139,7 @@ class QualityScorer:
             stdin.write(("\n".join(lines) + "\n\n").encode())
             await stdin.drain()
 
-        # While it writes answers it may not read: so both at once.
+        # Send and read at once: the program may not read while it writes answers.
         sending = asyncio.ensure_future(send())
         try:
             found = [self._score(row, await self._line()) for row in rows]
@@ -152,14 +153,15 @@ class QualityScorer:
         scores = [each if isinstance(each, float) else None for each in found]
         self._has_scored = self._has_scored or len(scores) > scores.count(None)
         if not self._has_scored and all(isinstance(each, str) for each in found):
-            # Not one of these rows is to blame.
+            # The fault is not that of a single row.
             raise ValueError(f"{self._name}: {found[0]}")
         return scores
 
     def _score(self, row: dict[str, str], line: bytes) -> float | str | None:
-        """Return the score in a line; None if the program reports an error; or the fault of the line, as text.
+        """Return the score in a line; None if the program reports an error; text if the line is faulty.
 
-        Raises ValueError for the answer of another row.
+        Raises:
+            ValueError: the answer belongs to another row.
         """
         answer = self._parsed(line)
         if isinstance(answer, str):
@@ -178,7 +180,7 @@ class QualityScorer:
 
     @staticmethod
     def _parsed(line: bytes) -> dict[str, Any] | str:
-        """Return the JSON object in a line, or the fault of the line."""
+        """Return the JSON object in a line, or the line's fault as text."""
         try:
             answer = parse_json(line, "a line")
         except ValueError as error:
@@ -193,12 +195,16 @@ class QualityScorer:
         try:
             line = await asyncio.wait_for(self._process.stdout.readline(), self.plan.timeout)
         except TimeoutError:
-            raise OSError(f"{self._name}: no answer within {self.plan.timeout:g} s") from None
+            raise OSError(
+                f"{self._name}: expected an answer within {self.plan.timeout:g} s, found none"
+            ) from None
         except ValueError:
-            raise ValueError(f"{self._name}: a line longer than {_LINE_LIMIT} bytes") from None
+            raise ValueError(
+                f"{self._name}: expected lines of at most {_LINE_LIMIT} bytes, found a longer one"
+            ) from None
         if not line:
             code = await self._process.wait()
-            raise OSError(f"{self._name}: ended with status {code} before it had answered")
+            raise OSError(f"{self._name}: ended with status {code} before it answered")
         return line
 
 
@@ -209,7 +215,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
-    """Wait for the end of a program, and read its last output, for which asyncio waits too."""
+    """Wait until a program has ended, and read its last output, which asyncio waits for too."""
     assert process.stdout is not None
     while await process.stdout.read(2**16):
         pass

@@ -1,4 +1,4 @@
-"""Count the findings of verification, and choose rows for review."""
+"""Count the results of verification, and select rows for review."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,12 +21,13 @@ _SHOWN_STARTS = 20
 def verify_report(folder: Path, languages: Sequence[str], plan: VerificationPlan) -> Row:
     """Return counts per language, with people's decisions applied.
 
-    Each language: rows; "ok", "rejected", "failed" (they add up to rows); "rejected_by" and
-    "flagged" (rows with each hard check, and accepted rows with each soft one); "other_language"
-    (accepted rows that identification takes for another language, by language); "reviewed";
-    "quality" and "back_translation" where they were made; "starts" and "ends" of the survey.
+    Keys of each language: "rows"; "ok", "rejected", "failed" (their sum is "rows"); "rejected_by" and
+    "flagged" (rejected rows by hard check, accepted rows by soft check); "other_language" (accepted rows
+    that identification assigns to another language, by language); "reviewed"; "quality" and
+    "back_translation" if the build has them; "starts" and "ends" of the survey.
 
-    Raises ValueError for units that are not verified.
+    Raises:
+        ValueError: a unit is not verified.
     """
     return {
         "languages": {lang: _language(folder, lang, plan) for lang in languages},
@@ -48,7 +49,7 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
         if row["reviewed"]:
             reviewed[row["reviewed"]] += 1
         elif row["status"] == "rejected":
-            # A row that the translation gave up has the flags of its last answer.
+            # A row that the translation rejected has the flags of its last answer.
             hard = verified["hard"] or [f for f in row["flags"] if f in plan.checks.hard]
             rejected_by.update(hard or ["other"])
         if row["status"] == "ok":
@@ -88,7 +89,7 @@ def _language(folder: Path, lang: str, plan: VerificationPlan) -> Row:
 
 
 def format_report(report: Row) -> str:
-    """Return the counts as a table, one line for each language, and the most frequent reasons below."""
+    """Return the counts as a table with one line per language, then the most frequent reasons."""
     head = ["language", "rows", "ok", "rejected", "failed", "flagged", "quality", "chrF++"]
     lines = [head]
     for lang, found in report["languages"].items():
@@ -104,7 +105,7 @@ def format_report(report: Row) -> str:
         )
     used = [n for n in range(len(head)) if n < 6 or any(line[n] for line in lines[1:])]
     text = text_table([[line[n] for n in used] for line in lines], right=range(1, len(used)))
-    for title, name in (("rejected by", "rejected_by"), ("flagged, and kept", "flagged")):
+    for title, name in (("rejected by", "rejected_by"), ("flagged, but kept", "flagged")):
         for lang, found in report["languages"].items():
             if found[name]:
                 listed = ", ".join(f"{check} {n:,}" for check, n in found[name].items())
@@ -113,16 +114,16 @@ def format_report(report: Row) -> str:
         for where in ("starts", "ends"):
             for item in found[where][:3]:
                 text.append(
-                    f"{lang}: {item['rows']:,} texts of unlike sources "
+                    f"{lang}: {item['rows']:,} texts with unrelated sources "
                     f"{'begin' if where == 'starts' else 'end'} with {item['text']!r}"
                 )
     return "\n".join(text)
 
 
 def rows_to_review(folder: Path, lang: str, plan: VerificationPlan) -> list[ReviewRow]:
-    """Return `plan.review_rows` rows of a language: equally many of each flag, and of each length of clean ones.
+    """Return `plan.review_rows` rows of a language, equally many of each flag and each length of clean rows.
 
-    Rows that have no text, and rows that people have decided about, are not among them.
+    Rows without a text, and rows that people have decided about, are excluded.
     """
     back: dict[str, float | None] = {}
     path = folder / "back_translation" / lang / "00000.parquet"

@@ -1,4 +1,4 @@
-"""The columns of verified rows, and their reader, which applies people's decisions."""
+"""The columns of verified rows, and functions that read them and apply people's decisions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,14 +19,14 @@ VERIFIED = pa.schema(
         ("lang", pa.string()),
         ("status", pa.string()),  # ok, rejected, failed
         ("flags", pa.list_(pa.string())),  # checks that fired, hard ones first
-        ("details", pa.list_(pa.string())),  # what each of them saw
-        ("hard", pa.list_(pa.string())),  # those of them that reject
-        ("reasons", pa.string()),  # why rejected or failed, one line
-        ("lid", pa.string()),  # language identified; null for too little text
+        ("details", pa.list_(pa.string())),  # evidence of each flag
+        ("hard", pa.list_(pa.string())),  # flags that reject the row
+        ("reasons", pa.string()),  # why the row was rejected or failed, one line
+        ("lid", pa.string()),  # identified language; null for too little text
         ("lid_confidence", pa.float32()),
-        ("lid_expected", pa.float32()),  # confidence in the row's own language
-        ("length_z", pa.float32()),  # null where no lengths are known
-        ("quality", pa.float32()),  # null where not scored
+        ("lid_expected", pa.float32()),  # confidence in the expected language
+        ("length_z", pa.float32()),  # null if the plan has no lengths for the language
+        ("quality", pa.float32()),  # null without a score
         ("run_id", pa.string()),
     ]
 )
@@ -38,31 +38,34 @@ def plain_translation(row: Row) -> str:
 
 
 def verified_rows(folder: Path, lang: str) -> Iterator[Row]:
-    """Translated rows with `verified`, their row of `VERIFIED`; text as translated, `status` as verified.
+    """Yield translated rows: text as translated, `status` as verified, and `verified`, a row of `VERIFIED`.
 
-    Raises ValueError for a unit that is not verified, or was translated again since.
+    Raises:
+        ValueError: a unit is not verified, or was translated again after verification.
     """
     units = sorted((folder / "translate" / lang).glob("*.parquet"))
     if not units:
         raise ValueError(
-            f"{folder}: nothing is translated into {lang}; run the step translate first"
+            f"{folder}: expected units translated into {lang}, found none: run the step translate first"
         )
     for unit in units:
         path = folder / "verify" / lang / unit.name
         if not path.is_file():
-            raise ValueError(f"{path}: not verified yet; run the step verify")
+            raise ValueError(f"{path}: expected a verified unit, found none: run the step verify")
         manifest = UnitManifest.read(manifest_path(path))
         if manifest is not None and manifest.source_sha256 != unit_sha256(unit):
-            raise ValueError(f"{path}: translated again since; run the step verify")
+            raise ValueError(f"{path}: translated again after verification: run the step verify")
         rows, found = _rows_of(unit, TRANSLATED), _rows_of(path, VERIFIED)
         if [row["id"] for row in rows] != [row["id"] for row in found]:
-            raise ValueError(f"{path}: has other rows than {unit}; run the step verify again")
+            raise ValueError(
+                f"{path}: expected the rows of {unit}, found others: run the step verify again"
+            )
         for row, verified in zip(rows, found, strict=True):
             yield {**row, "status": verified["status"], "verified": verified}
 
 
 def _rows_of(unit: Path, schema: pa.Schema) -> list[Row]:
-    """Read the rows of a finished unit. Raises ValueError for a table of other columns."""
+    """Read the rows of a finished unit; raise ValueError if it has other columns."""
     with parquet_file(unit) as file:
         if file.schema_arrow.names == schema.names:
             return file.read().to_pylist()
@@ -70,21 +73,25 @@ def _rows_of(unit: Path, schema: pa.Schema) -> list[Row]:
 
 
 def final_rows(folder: Path, lang: str) -> Iterator[Row]:
-    """Yield the rows of a language as they leave the step, with people's decisions: `final_row` of each."""
+    """Yield the final rows of a language: `final_row` of each verified row."""
     overrides = read_overrides(folder, "translation")
     for row in verified_rows(folder, lang):
         yield final_row(row, overrides)
 
 
 def final_row(row: Row, overrides: Mapping[tuple[str, str], Row]) -> Row:
-    """Return a row of `verified_rows` with people's decisions applied.
+    """Apply people's decisions to a row of `verified_rows`.
 
-    Columns of `TRANSLATED`, with `flags` and `reasons` of translation and verification, and
-    `lid_confidence`, `quality` and `reviewed` ("accept", "reject" or None). A row that is not "ok"
-    has neither text nor turns. A decision about a text that has changed since is not applied.
+    A decision about a text that has changed since is not applied.
 
     Args:
-        overrides: as `read_overrides` gives them, of the kind "translation".
+        row: row of `verified_rows`.
+        overrides: result of `read_overrides` for the kind "translation".
+
+    Returns:
+        Columns of `TRANSLATED`, with `flags` and `reasons` of translation and verification, and
+        `lid_confidence`, `quality` and `reviewed` ("accept", "reject" or None). A row that is not "ok"
+        has neither text nor turns.
     """
     verified = row["verified"]
     override = overrides.get((row["id"], row["lang"]))

@@ -1,8 +1,8 @@
 """Score translations against references: BLEU with the language's tokenizer, chrF++, paired bootstrap.
 
-Scores are sacrebleu's; their signatures belong to them and are stored. The bootstrap resamples texts,
-the same ones for every system, and adds up sacrebleu's statistics of each text: its corpus scores of
-the resampled texts, without reading them again.
+The scores are sacrebleu's, and sacrebleu's signature is stored with them. The bootstrap resamples texts, the
+same for every system, and sums sacrebleu's statistics of each text: this gives sacrebleu's corpus score of
+the resampled texts without processing them again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,28 +14,28 @@ from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.metrics.base import Metric
 
 METRICS = ("bleu", "chrf++")
-# 13a splits at spaces; on correct Chinese and Japanese it gives 0.
+# The tokenizer 13a splits at spaces, and gives 0 for correct Chinese and Japanese.
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}
 
 
 @lru_cache
 def metric(name: str, lang: str) -> Metric:
-    """Return sacrebleu's metric for a language. Raises ValueError for a name not in METRICS."""
+    """Return sacrebleu's metric for a language; raise ValueError for a name that is not in METRICS."""
     if name == "bleu":
         return BLEU(tokenize=TOKENIZERS.get(lang.split("-")[0], "13a"))
     if name == "chrf++":
         return CHRF(word_order=2)
-    raise ValueError(f"metric {name!r}: expected one of {', '.join(METRICS)}")
+    raise ValueError(f"metric: expected one of {', '.join(METRICS)}, found {name!r}")
 
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:
-    """Return chrF++ of one text, 0 to 100."""
+    """Return chrF++ of one text (0 to 100)."""
     return metric("chrf++", "").sentence_score(hypothesis, [reference]).score
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A corpus score (0 to 100), or a difference of two, and the 95 % interval of its bootstrap."""
+    """A corpus score (0 to 100) or a difference of two, with the bootstrap's 95 % interval."""
 
     score: float
     low: float
@@ -44,9 +44,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """The lead of the best system over another one.
+    """The lead of the best system over another system.
 
-    p: two-sided, of the paired bootstrap.
+    p: two-sided p-value of the paired bootstrap.
     """
 
     p: float
@@ -54,10 +54,10 @@ class Difference(Estimate):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Systems on the same texts by one metric.
+    """The comparison of systems on the same texts by one metric.
 
-    winner: `best`, if it is ahead of every other system with p < alpha; else None.
-    best_share: of each system, the share of resamples in which it is the best.
+    winner: `best` if it leads every other system with p < alpha, else None.
+    best_share: system -> fraction of resamples in which it is the best.
     """
 
     signature: str
@@ -77,9 +77,19 @@ def compare(
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Comparison:
-    """Score systems' translations of the same texts, and find out whether one is the best.
+    """Score systems' translations of the same texts, and test whether one system is the best.
 
-    Raises ValueError where a system has not one translation per reference.
+    Args:
+        name: name of the metric, one of METRICS.
+        lang: language of the translations.
+        systems: system -> its translations.
+        references: reference of each text.
+        resamples: number of resamples.
+        alpha: a winner needs p below this value.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: a system does not have one translation per reference.
     """
     for system, texts in systems.items():
         if len(texts) != len(references):
@@ -99,7 +109,7 @@ def compare(
     for system in systems:
         if system != best:
             ahead = spread[best] - spread[system]
-            # One more, as if the sample itself were a resample: p is never 0.
+            # Add one, as if the sample itself were a resample, so that p is never 0.
             behind = (1 + np.count_nonzero(ahead <= 0)) / (resamples + 1)
             low, high = np.quantile(ahead, (0.025, 0.975))
             difference = points[best] - points[system]
@@ -121,7 +131,7 @@ def compare(
 
 
 def _resampled(texts: int, resamples: int, seed: int) -> np.ndarray:
-    """Return (resamples, texts): the number of times each text is drawn."""
+    """Return how often each text is drawn, as (resamples, texts)."""
     return np.random.default_rng(seed).multinomial(texts, np.full(texts, 1 / texts), size=resamples)
 
 

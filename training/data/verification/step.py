@@ -1,8 +1,8 @@
-"""The verification step of a build: accepts every translated row, or rejects it with its reasons.
+"""The verification step of a build: accept every translated row, or reject it with reasons.
 
-First each language's translations are surveyed (survey.py). Then every row is checked (checks/), by
-what the survey found as well, and by a quality-estimation model if the plan has one (quality.py). Last,
-a drawn sample is translated back. Decisions of people (review/) win over the step, in `final_rows`.
+First the translations of each language are surveyed (survey.py). Then every row is checked (checks/), with
+the survey's findings, and scored by a quality-estimation model if the plan has one (quality.py). Last, a
+sample is translated back. People's decisions (review/) override the step, in `final_rows`.
 """
 
 import heapq
@@ -31,11 +31,11 @@ from .worker import VerifyWorker
 
 @dataclass
 class VerificationStep:
-    """The step in one build's folder.
+    """The step in the folder of one build.
 
-    folder: of the build, with `translate/<lang>/`.
-    workers: processes of the survey.
-    run_id: stored with every row.
+    folder: folder of the build, with `translate/<lang>/`.
+    workers: number of processes for the survey.
+    run_id: hash that is stored with every row.
     """
 
     plan: VerificationPlan
@@ -46,9 +46,10 @@ class VerificationStep:
     run_id: str = ""
 
     def rounds(self) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
-        """Yield worker -> its (source, target) units; the second round needs the first one's results.
+        """Yield {worker: its (source, target) units}; the second round needs results of the first.
 
-        Raises ValueError when a source unit is not translated yet.
+        Raises:
+            ValueError: a source unit is not translated yet.
         """
         check_translated(self.folder, self.languages)
         self.survey()
@@ -65,7 +66,7 @@ class VerificationStep:
             }
 
     def survey(self) -> dict[str, Row]:
-        """Return the surveys by language, and make those that are not up to date."""
+        """Return {language: survey}; surveys that are not up to date are made."""
         plan = self.plan
         least = plan.calibration_rows if plan.calibrate else None
         jobs = [(self.folder, lang, least, plan.mine, plan.survey_rows) for lang in self.languages]
@@ -81,7 +82,9 @@ class VerificationStep:
             try:
                 found = list(asked)
             except BrokenProcessPool:
-                raise OSError("verify: a process was killed; the same command continues") from None
+                raise OSError(
+                    "verify: a process of the survey was killed; the same command continues"
+                ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -90,7 +93,8 @@ class VerificationStep:
     def worker(self, name: str) -> Worker:
         """Return the worker "verify/<lang>" or "back_translation/<lang>".
 
-        Raises ValueError where the language was not surveyed.
+        Raises:
+            ValueError: the language has no survey.
         """
         step, _, lang = name.partition("/")
         if step == "back_translation":
@@ -99,7 +103,9 @@ class VerificationStep:
         survey = read_survey(self.folder, lang)
         if survey is None:
             path = survey_path(self.folder, lang)
-            raise ValueError(f"{path}: {lang} was not surveyed; run the step verify")
+            raise ValueError(
+                f"{path}: expected a survey of {lang}, found none: run the step verify"
+            )
         return VerifyWorker(
             self.plan, lang, self.source_language, self.languages, survey, self.run_id
         )
@@ -114,7 +120,7 @@ class VerificationStep:
         return self.folder / "back_translation" / lang / "00000.parquet"
 
     def _sample(self, lang: str) -> Path | None:
-        """Write the drawn rows as a unit of their own; return None if no row was accepted."""
+        """Write the sampled rows as a separate unit; return None if no row was accepted."""
         assert self.plan.back_translation is not None
         size, seed = self.plan.back_translation.rows, self.plan.seed
         rows = (
@@ -141,6 +147,6 @@ class VerificationStep:
 
 
 def _follow() -> None:
-    """Set up a process of the survey: it ends with its parent, and leaves Ctrl-C to it."""
+    """Initialise a process of the survey: it ends with its parent, and leaves Ctrl-C to the parent."""
     leave_ctrl_c()
     end_with_parent()

@@ -1,15 +1,14 @@
-"""Survey a build's own translations: their lengths, and starts and ends that are too frequent.
+"""Survey a build's translations: measure lengths, and find starts and ends that are too frequent.
 
-Both are counted in one pass over the translated units of a language, in bounded memory; a second pass
-looks at the sources of what came often.
+One pass over the translated units of a language counts both, in bounded memory; a second pass looks at the
+sources of frequent starts.
 
-Lengths: log(characters of the translation / characters of the source), in bins of source length, as
-counts on a fine grid; median and robust spread (1.4826 times the median absolute deviation) are read
-from the grid.
+Lengths: log(characters of the translation / characters of the source), in bins of source length, counted
+on a fine grid. The grid gives median and robust spread (1.4826 times the median absolute deviation).
 
-Starts: a preface or a refusal in a language that has no list of phrases begins the same way for
-sources that have nothing in common. "Une photo de" begins many captions too, but their sources then
-begin alike: what counts is one start over many different starts of sources. Ends show remarks.
+Starts: in a language without phrases, a preface or refusal begins the same way for unrelated sources. "Une
+photo de" also begins many captions, but the sources of these begin alike. So a start is suspicious if its
+sources begin in many different ways. Ends reveal remarks.
 """
 
 import json
@@ -32,7 +31,7 @@ from ..checks.identify import scripts
 from ..checks.plan import LengthBin
 from ..engine.unit_files import UnitManifest, manifest_path
 
-# Raised by one when the same rows give another survey.
+# Increase when the same rows yield another survey.
 VERSION = 1
 _FOUND = [{"text": str, "rows": int, "independence": float, "ids": [str]}]
 _SURVEY = {
@@ -41,23 +40,23 @@ _SURVEY = {
     "starts": _FOUND,
     "ends": _FOUND,
 }
-# Least characters of the source; a bin with too few rows is joined to the one before.
+# Minimum characters of the source; a bin with too few rows is merged with the previous one.
 LENGTH_BINS = (0, 16, 32, 64, 128, 256)
 _GRID_WIDTH, _GRID_LIMIT = 0.02, 4.0
 _GRID_CELLS = round(2 * _GRID_LIMIT / _GRID_WIDTH)
 _BIN_ROWS = 50
 _LEAST_SPREAD = 0.05
 
-# Starts are counted at these lengths: words, or characters where there are no spaces.
+# Sizes at which starts are counted, in words, or in characters if the language has no spaces.
 _WORD_SIZES, _CHAR_SIZES = (1, 2, 3, 5), (3, 5, 8, 12)
-# Words of a source's start that are compared.
+# Maximum words of a source's start to compare.
 _SOURCE_SIZES = 3
-# How often a start must come: so many times, or in this share of the rows, if that is more.
+# Minimum frequency of a start: this number of rows, or this fraction of rows if that is more.
 _START_ROWS, _START_SHARE = 8, 0.0005
-# Least ratio of "two random sources begin alike" to "two sources of this start begin alike"; 1 for a
-# start that has nothing to do with its sources.
+# Minimum ratio of "two random sources begin alike" to "two sources of this start begin alike". The ratio is 1
+# for a start that is unrelated to its sources.
 _INDEPENDENCE = 0.3
-# Rows whose sources are kept for each start, and in thousands for all rows.
+# Rows per start whose sources are kept; for all rows together 1000 times as many.
 _EXAMPLES = 200
 _SPACELESS = {"han", "kana", "thai", "lao", "khmer", "myanmar"}
 _WORD = re.compile(r"\S+")
@@ -65,7 +64,7 @@ _WORD = re.compile(r"\S+")
 
 @dataclass
 class LengthHistogram:
-    """Log length ratios of one language, counted on a grid; `cells` is (bins, grid)."""
+    """Histogram of one language's log length ratios; `cells` is (bins, grid)."""
 
     cells: np.ndarray = field(
         default_factory=lambda: np.zeros((len(LENGTH_BINS), _GRID_CELLS), np.int64)
@@ -80,7 +79,7 @@ class LengthHistogram:
         self.cells[row, min(max(cell, 0), _GRID_CELLS - 1)] += 1
 
     def bins(self) -> list[LengthBin]:
-        """Return bins for `CheckPlan.lengths`; none if there are fewer than `_BIN_ROWS` rows in total."""
+        """Return bins for `CheckPlan.lengths`; none if the rows in total are fewer than `_BIN_ROWS`."""
         groups: list[tuple[int, np.ndarray]] = []
         for start, cells in zip(LENGTH_BINS, self.cells, strict=True):
             if groups and (cells.sum() < _BIN_ROWS or groups[-1][1].sum() < _BIN_ROWS):
@@ -91,12 +90,12 @@ class LengthHistogram:
         for start, cells in groups:
             rows = int(cells.sum())
             if rows < _BIN_ROWS:
-                # Only the first can still be short: then all of them together are.
+                # Only the first bin can still be too small, if all rows together are too few.
                 continue
             values = np.repeat(np.arange(_GRID_CELLS) + 0.5, cells) * _GRID_WIDTH - _GRID_LIMIT
             median = float(np.median(values))
             spread = 1.4826 * float(np.median(np.abs(values - median)))
-            # Two texts in three hide no tail; the 10th and 90th percentile keep a skewed one in.
+            # The median deviation ignores a tail in a third of the texts; the percentiles keep it.
             low, high = np.percentile(values, [10, 90])
             spread = max(spread, float(high - low) / 2.563, _LEAST_SPREAD)
             found.append(LengthBin(start, round(median, 4), round(spread, 4), rows))
@@ -106,7 +105,7 @@ class LengthHistogram:
 def starts(text: str, *, end: bool = False) -> list[str]:
     """Return the starts (or ends) of a text at several sizes, shortest first, in lower case.
 
-    An end has two words at least: verbs and particles end unlike sentences alike.
+    An end has at least two words: single verbs and particles end many unrelated sentences.
     """
     text = text.strip().casefold()
     if " " not in text[:40] and _SPACELESS & scripts(text[:40]).keys():
@@ -118,19 +117,18 @@ def starts(text: str, *, end: bool = False) -> list[str]:
 
 
 class Miner:
-    """Finds starts (or ends) that many translations share though their sources do not.
+    """Find starts (or ends) that many translations share although their sources do not.
 
     Call `count` with every pair, then `look` with every pair again, then `found`.
 
-    A start is suspicious when its sources are as different as any sources of the build are: when two
-    of them begin alike hardly more often than two taken at random, and end alike no more often
-    either. This is asked of one word, of two and of three, so that "Le", from "The ...", is not
-    suspicious.
+    A start is suspicious if its sources are as varied as all sources of the build: two of them begin
+    alike hardly more often than two random sources, and end alike no more often. The comparison uses
+    one, two and three words, so "Le", from "The ...", is not suspicious.
 
     Args:
         end: look at ends.
-        capacity: counts kept in memory; the rarest go when there are more (lossy counting), so a
-            start that comes in more than rows / capacity is never lost.
+        capacity: maximum number of counts in memory. The rarest are dropped (lossy counting); a start in
+            more than rows / capacity rows is never lost.
     """
 
     def __init__(self, *, end: bool = False, capacity: int = 200_000):
@@ -138,7 +136,7 @@ class Miner:
         self.rows = 0
         self.counts: Counter[str] = Counter()
         self._floor = 0
-        # Starts of the build's sources at each size.
+        # Starts and ends of all sources, at each size.
         self._all = [Counter[str]() for _ in range(2 * _SOURCE_SIZES)]
         self._candidates: set[str] | None = None
         self._sources: dict[str, list[Counter[str]]] = {}
@@ -157,9 +155,9 @@ class Miner:
     def _source_starts(self, source: str) -> list[str]:
         words = source.casefold().split()
         if len(words) < 3 and len(source) > 12:
-            # A source without spaces.
+            # A source without spaces: compare characters.
             words = list(source.casefold())
-        # Its ends too: what stands last in English stands first in Japanese.
+        # Compare ends too: the last words in English may be the first in Japanese.
         sizes = range(1, _SOURCE_SIZES + 1)
         return [" ".join(words[:n]) for n in sizes] + [" ".join(words[-n:]) for n in sizes]
 
@@ -168,7 +166,7 @@ class Miner:
         return max(_START_ROWS, math.ceil(_START_SHARE * self.rows))
 
     def look(self, row_id: str, source: str, text: str) -> None:
-        """Second pass: keeps how the sources of up to `examples` rows of a frequent start begin and end."""
+        """Count starts and ends of the sources of a frequent start, for up to `_EXAMPLES` rows (second pass)."""
         if self._candidates is None:
             self._candidates = {
                 key for key, n in self.counts.items() if n + self._floor >= self.least
@@ -185,20 +183,21 @@ class Miner:
                     ids.append(row_id)
 
     def _independent(self, counters: list[Counter[str]]) -> float:
-        """Return the least ratio over the sizes; at most 1."""
+        """Return the minimum ratio over all sizes; at most 1."""
         ratio = 1.0
         for own, every in zip(counters, self._all, strict=True):
             n = own.total()
-            # One chance meeting more than was seen keeps few rows from being sure of anything.
+            # Add one coincidence to what was seen, so that few rows give no certainty.
             alike = (sum(c * (c - 1) for c in own.values()) + 1) / (n * (n - 1) + 1)
             ratio = min(ratio, (_collisions(every) + 1 / (n * (n - 1) + 1)) / alike)
         return ratio
 
     def found(self) -> list[dict[str, Any]]:
-        """Return the suspicious starts, most frequent first; of nested ones the longest that keeps the rows.
+        """Return suspicious starts, most frequent first; of nested ones the longest that keeps the rows.
 
-        Each is {"text", "rows", "independence", "ids"}: the rows counted, the ratio of the
-        independence test, and a few ids.
+        Returns:
+            {"text", "rows", "independence", "ids"} of each: the text, number of rows, ratio of the
+            independence test, and a few ids.
         """
         suspects = {}
         for key, counters in self._sources.items():
@@ -227,18 +226,18 @@ class Miner:
 
 
 def _collisions(counter: Counter[str]) -> float:
-    """Return the probability that two of them are equal."""
+    """Return the probability that two draws without replacement are equal."""
     n = counter.total()
     return sum(c * (c - 1) for c in counter.values()) / (n * (n - 1)) if n > 1 else 0.0
 
 
 def shares_start(text: str, found: Container[str], *, end: bool = False) -> str | None:
-    """Return the first of the found starts (or ends) that the text has, or None."""
+    """Return the first start (or end) of the text that is among `found`, or None."""
     return next((key for key in starts(text, end=end) if key in found), None)
 
 
 def row_pairs(row: Row) -> list[tuple[str, str]]:
-    """Yield (source, text) of a caption, or of every turn."""
+    """Return [(source, text)] of a caption, or of each turn."""
     if row["turns"] is None:
         return [(row["source_text"], row["text"] or "")]
     sources = json.loads(row["source_text"])
@@ -248,17 +247,20 @@ def row_pairs(row: Row) -> list[tuple[str, str]]:
 def survey_language(
     folder: Path, lang: str, least_rows: int | None, mine: bool, most_rows: int
 ) -> Row:
-    """The survey of the translations of one language: they are read twice, in bounded memory.
+    """Survey the translations of one language, in two passes with bounded memory.
+
+    The result is written to `verify/surveys/<lang>.json`, and read from there while the units are unchanged.
 
     Args:
-        folder: of the build.
-        least_rows: accepted rows that are needed to calibrate lengths; None for no calibration.
-        mine: look for starts and ends.
-        most_rows: of so many rows, evenly taken from all units; more say the same more slowly.
+        folder: folder of the build.
+        lang: the language.
+        least_rows: minimum number of accepted rows to calibrate lengths; None for no calibration.
+        mine: find starts and ends.
+        most_rows: maximum number of rows, evenly spaced over all units; more rows only take longer.
 
-    Returns {"lengths": bins, "starts": [...], "ends": [...], "rows": those looked at, "inputs": hash
-    of the units}. Written to `verify/surveys/<lang>.json`, and read from there while the units are
-    the same.
+    Returns:
+        {"lengths": bins, "starts": [...], "ends": [...], "rows": number of rows read, "inputs": hash of
+        the units}.
     """
     units = sorted((folder / "translate" / lang).glob("*.parquet"))
     inputs = digest([VERSION, least_rows, mine, most_rows, *map(unit_sha256, units)])
@@ -299,7 +301,7 @@ def survey_path(folder: Path, lang: str) -> Path:
 
 
 def read_survey(folder: Path, lang: str) -> Row | None:
-    """Read a language's survey; return None if there is none that can be read."""
+    """Read a language's survey; return None if it is missing or unreadable."""
     try:
         found = read_json(survey_path(folder, lang))
     except (OSError, ValueError):
@@ -308,13 +310,13 @@ def read_survey(folder: Path, lang: str) -> Row | None:
 
 
 def unit_sha256(unit: Path) -> str:
-    """Return the SHA-256 of a unit, by its manifest if it has one."""
+    """Return the SHA-256 of a unit, from its manifest if there is one."""
     manifest = UnitManifest.read(manifest_path(unit))
     return manifest.parquet_sha256 if manifest else sha256_file(unit)
 
 
 def _accepted(units: Sequence[Path], step: int) -> Iterator[Row]:
-    """Yield every `step`-th row of those that are ok."""
+    """Yield the accepted rows among every `step`-th row."""
     columns = ["id", "text", "turns", "source_text", "status"]
     for unit in units:
         table = read_columns(unit, columns)

@@ -1,4 +1,4 @@
-"""The worker of the verification step: accepts every translated row, or rejects it with its reasons."""
+"""The worker of the verification step: accept every translated row, or reject it with reasons."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,17 +15,23 @@ from .quality import QualityScorer
 from .rows import VERIFIED, plain_translation
 from .survey import row_pairs, shares_start
 
-# Raised by one when the same plan decides differently on the same rows.
+# Increase when the same plan decides differently on the same rows.
 VERSION = 1
 
 
 class VerifyWorker:
-    """The step `verify/<lang>` (a Worker of units.py) on translated rows.
+    """The step `verify/<lang>` (a `Worker` of the engine) on translated rows.
 
     Args:
-        survey: of the language, as `survey_language` gives it; {} for none.
+        plan: section `verification` of the plan.
+        lang: language of the translations.
+        source_language: language of the sources.
+        languages: all target languages of the project; default: `lang` alone.
+        survey: result of `survey_language`; {} for none.
+        run_id: hash that is stored with every row.
 
-    Raises ValueError for a language that cannot be identified.
+    Raises:
+        ValueError: a language cannot be identified.
     """
 
     schema = VERIFIED
@@ -81,7 +87,7 @@ class VerifyWorker:
             await self._scorer.__aexit__(*error)
 
     async def process(self, rows: list[Row]) -> list[Row]:
-        """Return verified rows, in order. Raises ValueError for a row in another language."""
+        """Return verified rows, in order; raise ValueError for a row in another language."""
         for row in rows:
             if row["lang"] != self.lang:
                 raise ValueError(
@@ -89,7 +95,7 @@ class VerifyWorker:
                 )
         examined = [self._examine(row) if row["status"] == "ok" else None for row in rows]
         scores = await self._scores(rows, examined)
-        # Let other tasks run between two batches.
+        # Let other tasks run between batches.
         await asyncio.sleep(0)
         return [self._row(*each) for each in zip(rows, examined, scores, strict=True)]
 

@@ -1,13 +1,13 @@
-"""Quality estimation by a COMET model, as `training/data/verification/quality.py` asks for it.
+"""Estimate quality with a COMET model, by the protocol of `training/data/verification/quality.py`.
 
-Runs in an environment of its own, without this package:
+Runs in a separate environment, without this package:
 
     python3 -m venv comet && comet/bin/pip install unbabel-comet
     verification: {quality: {command: [comet/bin/python, .../cometkiwi.py], model: Unbabel/wmt22-cometkiwi-da}}
 
     cometkiwi.py [--model Unbabel/wmt22-cometkiwi-da] [--gpus 1] [--batch-size 64]
 
-The model is gated on the Hub, and its licence is CC-BY-NC-SA-4.0.
+The model is gated on the Hub; its licence is CC-BY-NC-SA-4.0.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     arguments = parser.parse_args()
     answers = sys.stdout
-    # Standard output is the protocol's; what the libraries print goes to standard error.
+    # Standard output is for the protocol; output of libraries goes to standard error.
     with contextlib.redirect_stdout(sys.stderr):
         import comet
 
