@@ -433,6 +433,6 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["train", path, "--estimate", "--gpu", "m1"]) == 2
     assert "--gpu: expected one of a100, h100, h200, l4, found 'm1'" in capsys.readouterr().err
     assert cli.main(["train", path, "--gpu", "l4"]) == 2
-    assert "--gpu: only with --estimate" in capsys.readouterr().err
+    assert "--gpu: expected --estimate, found none" in capsys.readouterr().err
     assert cli.main(["train", "bases/vision_tower", "--estimate"]) == 2
     assert "only recipes of kind 'maya'" in capsys.readouterr().err
