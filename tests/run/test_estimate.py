@@ -403,8 +403,8 @@ def test_bases_that_are_not_here(tmp_path):
     [
         ("decoder.json", "{", "decoder.json: not JSON: .*; correct it"),
         ("decoder.json", "[]", "decoder.json: expected a mapping, found list"),
-        ("decoder.json", "{}", "decoder.json: not the config.json of a model: .*model_type"),
-        ("decoder.json", '{"model_type": "horse"}', "decoder.json: not the config.json of a model"),
+        ("decoder.json", "{}", "decoder.json: expected the config.json of a model.*model_type"),
+        ("decoder.json", '{"model_type": "horse"}', "decoder.json: expected the config.json of a model"),
         ("r.work.json", "{", "r.work.json: not JSON"),
         ("r.work.json", '{"pretrain": {"prefix": 3}}', "r.work.json: pretrain.images_per_epoch: expected a whole number, found nothing"),
         ("r.work.json", '{"pretrain": 3}', "r.work.json: pretrain: expected a mapping, found a number 3"),
@@ -433,6 +433,6 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["train", path, "--estimate", "--gpu", "m1"]) == 2
     assert "--gpu: expected one of a100, h100, h200, l4, found 'm1'" in capsys.readouterr().err
     assert cli.main(["train", path, "--gpu", "l4"]) == 2
-    assert "--gpu: only with --estimate" in capsys.readouterr().err
+    assert "--gpu: expected --estimate, found none" in capsys.readouterr().err
     assert cli.main(["train", "bases/vision_tower", "--estimate"]) == 2
-    assert "only recipes of kind 'maya'" in capsys.readouterr().err
+    assert "kind: expected 'maya'" in capsys.readouterr().err

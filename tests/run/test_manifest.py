@@ -78,7 +78,7 @@ def test_other_contents_are_another_run(begun, tmp_path):
         check_manifest(output, make_manifest(load_recipe(path)))
     # Nothing is advised that would throw the work away without saying so.
     assert "delete" not in str(error.value)
-    assert "--restart to throw that work away" in str(error.value)
+    assert "--restart to delete that work" in str(error.value)
     (tmp_path / "data" / "rows.jsonl").unlink()
     with pytest.raises(ValueError, match=r"the files of .*rows.jsonl have changed"):
         check_manifest(output, make_manifest(load_recipe(path)))
@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_one_line(text, begun):
     path, output = begun
     (output / WORK / MANIFEST).write_text(text)
     with pytest.raises(
-        ValueError, match=r"manifest.json is damaged; use another output_dir, or --"
+        ValueError, match=r"manifest.json is damaged: use another output_dir, or --"
     ):
         check_manifest(output, make_manifest(load_recipe(path)))
 

@@ -65,7 +65,10 @@ def test_the_shipped_recipe_trains_an_adapter_and_continues(tmp_path):
     ("changes", "words"),
     [
         (["betta=0.1"], "unknown key 'betta'; did you mean 'beta'"),
-        (["trust_remote_code=true"], "trust_remote_code: `maya train` sets this option itself"),
+        (
+            ["trust_remote_code=true"],
+            "trust_remote_code: expected another key, found one that `maya train` sets",
+        ),
     ],
 )
 def test_a_wrong_option_is_named(changes, words):

@@ -117,7 +117,7 @@ def test_changed_inputs_are_seen(finished, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds something that is no run"):
+    with pytest.raises(ValueError, match="expected a run of maya train, found other files"):
         check_manifest(other, manifest)
     # What only changes the printing is no change.
     quiet = load_recipe(path, ["stages.0.args.logging_steps=7", "stages.0.args.report_to=none"])

@@ -1,4 +1,4 @@
-"""What a study will cost: memory and time of every cell, by the estimate of its recipe."""
+"""Estimate of a study's cost: memory and time of every cell, from the estimate of its recipe."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,20 @@ from .study import Study, cells_of, overrides_of
 def estimate_study(
     study: Study, gpu: str | None, accelerate: str | None, trust_remote_code: bool
 ) -> Iterator[str]:
-    """Yield a table of the cells, and the total of all cells and seeds.
+    """Yield the lines of a table of the cells, and the total of all cells and seeds.
 
     Args:
-        study: as `read_study` gives it.
-        gpu, accelerate, trust_remote_code: as for `run.estimate.estimate`.
+        study: from `read_study`.
+        gpu: as in `run.estimate.estimate`.
+        accelerate: as in `run.estimate.estimate`.
+        trust_remote_code: as in `run.estimate.estimate`.
+
+    Yields:
+        Lines: per cell, GiB needed per process, GiB of the GPU, and hours summed over processes.
 
     Raises:
-        ValueError, FileNotFoundError: one line naming what is wrong with a cell's recipe.
+        ValueError: a cell's recipe is wrong.
+        FileNotFoundError: a cell's recipe names a missing file.
     """
     cells = cells_of(study)
     width = max(len(cell.name) for cell in cells)
@@ -47,7 +53,7 @@ def estimate_study(
     runs = len(cells) * len(study.seeds)
     yield (
         f"{runs} runs ({len(cells)} cells, {len(study.seeds)} seeds): {format_time(total * len(study.seeds) * 3600)} "
-        f"of one {device}, without scoring; hours are those of all processes"
+        f"of one {device}, without evaluation; hours are summed over all processes"
     )
     if not known:
-        yield "the time of stages whose data or tokenizer is missing is not counted"
+        yield "the total leaves out stages whose data or tokenizer is missing"

@@ -1,4 +1,4 @@
-"""The state of a run and the values that a study measures of it, read from the files of the run."""
+"""State and measured values of a run, read from the run's files."""
 
 import math
 import re
@@ -18,12 +18,12 @@ from .study import ALL, Evaluation, Measure, Study
 OUTCOME = "outcome.json"
 LOG = "training_log.json"
 State = Literal["done", "failed", "diverged"]
-# What `maya train` says of a loss or weights that are no longer finite.
+# Part of `maya train`'s error for a loss or weights that are not finite.
 DIVERGED = re.compile(r"expected (a finite loss|finite weights)")
 
 
 class Outcome(TypedDict):
-    """How the training of a run ended. reason: the error, in one line."""
+    """How the training of a run ended. reason: the error in one line, if it failed or diverged."""
 
     state: State
     seconds: float
@@ -32,9 +32,14 @@ class Outcome(TypedDict):
 
 
 def write_outcome(folder: Path, seconds: float, reason: str | None = None) -> Outcome:
-    """Write how a run's training ended; `reason` is the last line of an error.
+    """Write how a run's training ended.
 
-    The file lies beside the run's folder, which a failed run may not have.
+    The file is next to the run's folder, because a failed run may have no folder.
+
+    Args:
+        folder: the run's folder.
+        seconds: duration of the training.
+        reason: the last line of the error, or None if the training finished.
     """
     outcome: Outcome = {
         "state": "done",
@@ -62,18 +67,18 @@ def _file(folder: Path) -> Path:
 
 
 def evaluation_folder(run: Run, evaluation: Evaluation) -> Path:
-    """Return where the scores of a run are; another evaluation of the same run has another folder."""
+    """Return the folder of a run's scores. Each different evaluation of a run has its own folder."""
     return run.folder / "evaluations" / digest(to_dict(evaluation))
 
 
 def is_scored(run: Run, study: Study) -> bool:
-    """Return whether the evaluation of a run has ended."""
+    """Return whether the evaluation of a run is complete."""
     folder = evaluation_folder(run, study.evaluate)
     return not study.evaluate.tasks or (folder / OUTCOME).is_file()
 
 
 class Values(TypedDict):
-    """A measure of one run: its value, and that of each language."""
+    """A measure of one run: the overall value, and the value per language."""
 
     value: float
     languages: dict[str, float]
@@ -84,7 +89,8 @@ def measured(run: Run, study: Study, measure: Measure) -> Values:
     """Return a measure of a finished run.
 
     Raises:
-        ValueError, FileNotFoundError: the run's files have no such value; the error names what they have.
+        ValueError: the run's files do not contain the value; the message lists the values they contain.
+        FileNotFoundError: a file of the run is missing.
     """
     if measure.log is not None:
         return _logged(run, measure)
@@ -112,7 +118,7 @@ def _scored(results: Results, measure: Measure) -> Values:
             f"measure {measure.name}: subset: expected one of {found}, found {measure.subset!r}"
         )
     values = {row["language"]: row["value"] for row in rows if row["subset"] == subset}
-    # A task of one language has no row of their mean.
+    # A task with one language has no row for the mean of all languages.
     only = (
         next(iter(values)) if len(values) == 1 and measure.languages == ALL else measure.languages
     )
@@ -140,7 +146,7 @@ def _logged(run: Run, measure: Measure) -> Values:
     key = str(measure.log)
     if key not in last or not math.isfinite(last[key]):
         raise ValueError(
-            f"{path}: {key}: expected a number in the log, which has {', '.join(sorted(last))}"
+            f"{path}: {key}: expected a finite number in the log, which has {', '.join(sorted(last))}"
         )
     higher = measure.higher_is_better
     return {
@@ -151,7 +157,7 @@ def _logged(run: Run, measure: Measure) -> Values:
 
 
 def _by_language(log: dict[str, float], key: str) -> Iterator[tuple[str, float]]:
-    """Yield the values of the languages for a key of the log: mean_loss -> hi/loss, eval_loss -> eval_hi/loss."""
+    """Yield (language, value) for a log key: mean_loss -> hi/loss, eval_loss -> eval_hi/loss."""
     held_out = key.startswith("eval_")
     metric = key.removeprefix("eval_").removeprefix("mean_")
     for name, value in log.items():

@@ -1,7 +1,7 @@
-"""The runs of a study: one for every cell and seed, named by the content that decides its result.
+"""List of a study's runs: one per cell and seed, named by a hash of all inputs that affect the result.
 
-Two cells with the same content, of one study or of several, are one run. Runs whose first stages have the
-same content train them once.
+Cells with equal inputs, in one study or in several studies, share one run. Runs whose first stages have
+equal inputs share these stages.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ RUNS = "runs"
 class Run:
     """One training of a cell with one seed.
 
-    key: hash of the recipe without neutral values, and of the content of its inputs.
-    stages: the same hash after each stage, so runs that share a beginning have the first keys in common.
-    folder: of the model.
+    key: hash of the recipe without values that do not affect the result, and of its inputs' content.
+    stages: the same hash after each stage; runs with equal first stages have equal first hashes.
+    folder: the model's folder.
     """
 
     cell: Cell
@@ -42,15 +42,15 @@ class Run:
 
 
 def plan_runs(study: Study, where: str, work: Path) -> list[Run]:
-    """Return the runs of a study, seeds outermost, so that every cell has its first seed early.
+    """Return the runs of a study. All cells of the first seed come before the second seed.
 
     Args:
-        study: as `read_study` gives it.
-        where: its file, for errors.
-        work: the folder of all studies, which holds the runs.
+        study: from `read_study`.
+        where: the study's file, for errors.
+        work: the folder of all studies, which contains the runs.
 
     Raises:
-        ValueError: a cell's recipe is bad, or two cells are the same run; the error names the cells.
+        ValueError: a cell's recipe is wrong, or two cells are the same run; the message names the cells.
     """
     path = find_recipe(study.base)
     known: dict[str, str] = {}
@@ -76,7 +76,7 @@ def plan_runs(study: Study, where: str, work: Path) -> list[Run]:
 
 
 def _stage_keys(recipe: Recipe, known: dict[str, str]) -> tuple[str, ...]:
-    """Return the content hash of a run after each of its stages; `known` as for `make_manifest`."""
+    """Return the content hash of a run after each stage. `known` as in `make_manifest`."""
     parts = (
         replace(recipe, stages=recipe.stages[:count]) for count in range(1, len(recipe.stages) + 1)
     )
@@ -84,14 +84,14 @@ def _stage_keys(recipe: Recipe, known: dict[str, str]) -> tuple[str, ...]:
 
 
 def _by_content(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a manifest with the hash of every input in the place of its path."""
+    """Return the recipe of a manifest with the path of every input replaced by the input's hash."""
     values, content = manifest["recipe"], manifest["content"]
 
     def put(owner: dict[str, Any], name: str, revision: str | None = None) -> None:
         path = owner.get(name)
         if isinstance(path, str):
             found = content.get(path) or content.get(input_name(path, revision))
-            # The content of a repository that cannot be reached is not known.
+            # The content hash of an unreachable repository is unknown: keep its name.
             owner[name] = path if found in (None, REPOSITORY) else found
 
     model = values["model"]
@@ -106,6 +106,6 @@ def _by_content(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def shared(runs: Sequence[Run]) -> int:
-    """Return how many stages of the runs another run of the study trains for them."""
+    """Return the number of stages that runs take from another run of the study."""
     keys = [key for run in runs for key in run.stages]
     return len(keys) - len(set(keys))

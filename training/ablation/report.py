@@ -1,6 +1,6 @@
-"""The report of a study, `report.md` and `report.json` with plots, and the index of all studies.
+"""Report of a study (`report.json`, `report.md` and plots), and the index of all studies.
 
-Every run is in the report: failed, diverged and missing ones are listed, and none is left out of a count.
+The report lists every run, including failed, diverged and missing runs, and counts all of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from .study import Measure, Study, baseline_of, cells_of, main_measure, slug
 
 REPORT, PAGE = "report.json", "report.md"
 FORMAT = 1
-LEVEL = 0.05  # of a corrected p value
+LEVEL = 0.05  # significance level for corrected p values
 
 
 class RunRecord(TypedDict):
@@ -38,13 +38,13 @@ class RunRecord(TypedDict):
 
 
 class Difference(Paired):
-    """corrected: p after Holm's correction for all comparisons of the study."""
+    """Difference of a cell from the baseline. corrected: p, Holm-corrected for all comparisons."""
 
     corrected: float | None
 
 
 class MeasureRecord(TypedDict):
-    """A measure over the cells: name of a cell -> its mean, or its difference from the baseline."""
+    """A measure for all cells. cells and differences have the cell's name as key."""
 
     name: str
     main: bool
@@ -67,15 +67,15 @@ class Report(TypedDict):
 
 
 def make_report(name: str, study: Study, runs: Sequence[Run]) -> Report:
-    """Collect the numbers of all runs that have ended.
+    """Return the report of a study, with the numbers of all finished runs.
 
     Args:
-        name: of the study, as its folder.
-        study: as `read_study` gives it.
-        runs: as `plan_runs` gives them.
+        name: the study's name, which is also its folder's name.
+        study: from `read_study`.
+        runs: from `plan_runs`.
 
     Raises:
-        ValueError: a measure is not in the files of a run; the error names what is.
+        ValueError: a run's files do not contain a measure; the message lists what they contain.
     """
     records, higher = [], dict.fromkeys((each.name for each in study.measures), None)
     for run in runs:
@@ -145,7 +145,7 @@ def _measure_record(
 
 
 def _correct(measures: Sequence[MeasureRecord]) -> None:
-    """Correct the p values of a study for being several: those of all cells and measures together."""
+    """Apply Holm's correction to the p values of all cells and measures together."""
     every = {
         f"{number}/{cell}": (difference, difference["p"])
         for number, measure in enumerate(measures)
@@ -157,7 +157,7 @@ def _correct(measures: Sequence[MeasureRecord]) -> None:
 
 
 def _answer(study: Study, measures: Sequence[MeasureRecord]) -> str:
-    """Say what came out on the main measure, in one or two sentences."""
+    """Return one or two sentences with the result on the main measure."""
     main = next(each for each in measures if each["main"])
     if not main["differences"]:
         return "The runs so far do not compare any cell with the baseline."
@@ -173,11 +173,11 @@ def _answer(study: Study, measures: Sequence[MeasureRecord]) -> str:
     return f"{main['name']}: no cell differs from {baseline} by more than the seeds explain."
 
 
-# ------------------------------------------------------------------------------ written
+# ------------------------------------------------------------------------------ files
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write report.json, the plots and report.md; return the path of report.md."""
+    """Write report.json, the plots and report.md, and return the path of report.md."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / REPORT, report)
     plots = [_plot(report, measure, folder) for measure in report["measures"]]
@@ -186,7 +186,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def write_index(work: Path) -> Path:
-    """Write index.md, one line a study, from the reports in the folder of all studies."""
+    """Write index.md, one line per study, from the reports in the folder of all studies."""
     lines = ["# Studies", "", "| study | question | answer | runs |", "| --- | --- | --- | ---: |"]
     for path in sorted(work.glob(f"*/{REPORT}")):
         report: Any = read_json_mapping(path)
@@ -221,7 +221,7 @@ def _runs(report: Report) -> Iterator[str]:
         f"{states.count(s)} {s}" for s in ("done", "failed", "diverged", "missing") if s in states
     )
     seeds = len(report["study"]["seeds"])
-    yield f"{len(states)} runs, {seeds} seed{'s' if seeds > 1 else ''} a cell: {counts}."
+    yield f"{len(states)} runs, {seeds} seed{'s' if seeds > 1 else ''} per cell: {counts}."
     yield ""
     for run in report["runs"]:
         if "reason" in run:
@@ -268,11 +268,14 @@ def _provenance(report: Report) -> Iterator[str]:
     yield (", ".join(map(code, changes)) or "none") + "."
     if known:
         yield f"Trained on {escaped(', '.join(machines))} at commit {escaped(', '.join(commits))}."
-    yield "p values are those of paired t-tests by seed; the corrected ones count all comparisons (Holm)."
+    yield "The p values are from t-tests paired by seed; the corrected values use Holm's method over all comparisons."
 
 
 def _plot(report: Report, measure: MeasureRecord, folder: Path) -> str | None:
-    """Draw a measure by language and cell, mean and range of the seeds; None without languages."""
+    """Plot a measure per language and cell (mean and range over seeds), and return the file's name.
+
+    Returns None with fewer than two languages.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

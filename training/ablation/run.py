@@ -1,8 +1,8 @@
-"""Run the cells of a study: train and score each run in processes of its own, several at once.
+"""Scheduler of a study's runs: trains and evaluates them in separate processes, several in parallel.
 
-A run is trained by `maya train` and scored by `maya evaluate`, which continue after a stop. A run that
-fails is recorded and the others go on; the same command tries it again. A run that diverged is a result,
-and is kept. Runs whose first stages are the same train them once.
+`maya train` trains a run and `maya evaluate` evaluates it; both continue after a stop. If a run fails, the
+failure is recorded, the other runs go on, and the same command retries it. A diverged run is a result and
+is not retried. Runs with equal first stages share these stages.
 """
 
 import os
@@ -26,14 +26,20 @@ from .plan import Run
 from .study import Study
 
 POLL = 0.2  # seconds
-# Bytes of a command's output that are read for its last line.
+# Number of bytes read from the end of a log to find its last line.
 TAIL = 4096
 COMMAND = (sys.executable, "-m", "maya_vlm.training.cli")
 
 
 @dataclass
 class Counts:
-    """What a command did: runs that ended before it, that it finished, and that failed or diverged."""
+    """Counts of the runs of one command.
+
+    before: runs that were finished before.
+    done: runs that the command finished.
+    failed: name of a failed run -> the error in one line.
+    diverged: name of a diverged run -> the error in one line.
+    """
 
     before: int = 0
     done: int = 0
@@ -42,7 +48,7 @@ class Counts:
 
 
 def is_finished(run: Run, study: Study) -> bool:
-    """Return whether nothing is left to do for a run."""
+    """Return whether a run needs no more work: trained and evaluated, or diverged."""
     outcome = read_outcome(run)
     if outcome is None or outcome["state"] == "failed":
         return False
@@ -57,19 +63,22 @@ def run_study(
     trust_remote_code: bool = False,
     options: Sequence[str] = (),
 ) -> Counts:
-    """Train and score all runs of a study that are not finished.
+    """Train and evaluate all unfinished runs of a study.
 
     Args:
-        study: as `read_study` gives it.
-        runs: as `plan_runs` gives them.
+        study: from `read_study`.
+        runs: from `plan_runs`.
         work: the folder of all studies.
-        jobs: runs at once. On GPUs each takes one of them, on a CPU a share of the cores.
+        jobs: number of parallel runs. Each run uses one GPU, or a share of the cores without GPUs.
         trust_remote_code: passed on to both commands.
-        options: of `maya train`, such as `--accelerate fsdp2`.
+        options: extra options of `maya train`, such as `--accelerate fsdp2`.
+
+    Returns:
+        The counts of finished, failed and diverged runs.
 
     Raises:
         ValueError: another command is running in the same folder.
-        Stopped: SIGTERM or Ctrl-C; the runs in progress have saved what they have.
+        Stopped: after SIGTERM or Ctrl-C; the active runs have saved their work.
     """
     counts = Counts()
     waiting = []
@@ -89,7 +98,7 @@ def run_study(
 
 
 class _Scheduler:
-    """The jobs of a command. It is one thread: it starts processes, polls them and records their ends."""
+    """Single-threaded scheduler: it starts processes, polls them and records how they ended."""
 
     def __init__(
         self,
@@ -132,7 +141,7 @@ class _Scheduler:
         for run in list(self.waiting):
             if not self.free:
                 return
-            # Wait for a stage that an active run is about to finish for this one too.
+            # Wait while an active run still trains a stage that this run shares.
             if any(self._trains_for(job.run, run) for job in self.active):
                 continue
             self.waiting.remove(run)
@@ -147,7 +156,7 @@ class _Scheduler:
 
     @staticmethod
     def _trains_for(active: Run, run: Run) -> bool:
-        """Return whether `active` has still to train a stage that `run` has in common with it."""
+        """Return whether `active` has not finished a stage that it shares with `run`."""
         common = sum(a == b for a, b in zip(active.stages, run.stages, strict=False))
         return any(
             not (active.folder / stage.name / "config.json").is_file()
@@ -172,7 +181,7 @@ class _Scheduler:
         return [*command, *self.trust]
 
     def _environment(self, job: "_Job") -> dict[str, str]:
-        """Return the environment of a job: its GPU, or its share of the cores."""
+        """Return the environment variables of a job: one GPU, or a share of the CPU cores."""
         import torch
 
         found = {**os.environ, LAUNCHER: str(os.getpid())}
@@ -183,7 +192,7 @@ class _Scheduler:
         return found
 
     def _advance(self, job: "_Job") -> None:
-        """Record the end of a process, and start the next of its run or free its place."""
+        """Record the end of a process. Then start the run's evaluation, or free the job's slot."""
         run, code = job.run, job.process.returncode
         job.close()
         failed = code != 0
@@ -225,7 +234,7 @@ class _Scheduler:
 
 
 class _Job:
-    """A run in progress, in one of the places for jobs. step: train or evaluate."""
+    """An active run in one job slot. step: "train" or "evaluate"."""
 
     process: subprocess.Popen
 
@@ -237,7 +246,7 @@ class _Job:
     def start(self, command: Sequence[str], environment: dict[str, str], step: str) -> None:
         self.step = step
         with self.log.open("ab") as log:
-            # A group of its own: Ctrl-C reaches this process only, which passes SIGTERM on once.
+            # A new session: Ctrl-C reaches only the scheduler, which sends SIGTERM to each job once.
             self.process = subprocess.Popen(
                 [*COMMAND, *command],
                 env=environment,
@@ -256,9 +265,9 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _take_stages(run: Run) -> None:
-    """Give a run the stages that another run with the same beginning has trained.
+    """Copy the finished stages that a run shares with another run.
 
-    The files are linked, and recipe.yaml is that of this run.
+    The files are hard links where possible. Only recipe.yaml is written for this run.
     """
     parent = run.folder.parent
     for number, stage in enumerate(run.recipe.stages[:-1]):
@@ -278,7 +287,7 @@ def _take_stages(run: Run) -> None:
 
 
 def _note_stages(run: Run) -> None:
-    """Keep the keys of a run's stages beside it, by which other runs find them."""
+    """Record which run has each stage, as files named by the stage's hash, for other runs to find."""
     for key, stage in zip(run.stages[:-1], run.recipe.stages[:-1], strict=True):
         place = run.folder.parent / "stages" / key
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -291,7 +300,7 @@ def _named(place: Path) -> str:
 
 
 def _finished(parent: Path, key: str, stage: str) -> Path | None:
-    """Return the folder of a finished stage with this key, or None."""
+    """Return the folder of the finished stage with this hash, or None."""
     folder = parent / _named(parent / "stages" / key) / stage
     return folder if (folder / "config.json").is_file() else None
 
@@ -299,12 +308,12 @@ def _finished(parent: Path, key: str, stage: str) -> Path | None:
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # no links on this disk
+    except OSError:  # the file system has no hard links
         shutil.copy2(source, target)
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line that a command printed, its error."""
+    """Return the last line of a command's output, which is its error."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = file.read().decode("utf-8", "replace").strip().splitlines()

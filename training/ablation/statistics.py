@@ -1,8 +1,8 @@
 """Means over seeds and paired differences by seed, with Student's t.
 
-A study has few seeds, so intervals are those of the t distribution with n - 1 degrees of freedom, not of
-the normal distribution. They say how much the result varies with the seed of the training; how much it
-varies with the questions of a test is in the results of each run.
+A study has few seeds, so the intervals use the t distribution with n - 1 degrees of freedom, not the
+normal distribution. The intervals show the variation between training seeds. The results of each run
+show the variation between test questions.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict
 
 
 class Mean(NamedTuple):
-    """Mean over n seeds with its 95 % interval; low and high are None for fewer than two seeds."""
+    """Mean over n seeds with its 95 % interval. low and high are None with fewer than two seeds."""
 
     n: int
     value: float
@@ -21,7 +21,7 @@ class Mean(NamedTuple):
 
 
 class Paired(TypedDict):
-    """A cell minus the baseline, seed by seed. p is two-sided; None for fewer than two seeds."""
+    """Difference of a cell from the baseline, paired by seed. p is two-sided; None with one seed."""
 
     n: int
     difference: float
@@ -31,7 +31,11 @@ class Paired(TypedDict):
 
 
 def mean_over_seeds(values: Sequence[float]) -> Mean:
-    """Return the mean of one value a seed, with its interval. Raises ValueError for no values."""
+    """Return the mean of one value per seed, with its 95 % interval.
+
+    Raises:
+        ValueError: `values` is empty.
+    """
     if not values:
         raise ValueError("values: expected at least one seed, found none")
     mean = statistics.fmean(values)
@@ -42,9 +46,14 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
 
 
 def paired_by_seed(first: Mapping[int, float], second: Mapping[int, float]) -> Paired | None:
-    """Compare two cells on the seeds that both have (paired t-test, first minus second).
+    """Compare two cells on their common seeds with a paired t-test.
 
-    Returns None if they have no seed in common.
+    Args:
+        first: seed -> value.
+        second: seed -> value.
+
+    Returns:
+        The comparison, first minus second, or None without a common seed.
     """
     seeds = sorted(set(first) & set(second))
     if not seeds:
@@ -60,7 +69,7 @@ def _p(differences: Sequence[float]) -> float | None:
     if len(differences) < 2:
         return None
     mean, deviation = statistics.fmean(differences), statistics.stdev(differences)
-    if deviation == 0:  # every seed differs by the same number
+    if deviation == 0:  # all seeds have the same difference
         return 1.0 if mean == 0 else 0.0
     statistic = abs(mean) / (deviation / math.sqrt(len(differences)))
     return float(2 * t.sf(statistic, len(differences) - 1))

@@ -1,7 +1,8 @@
 """Turn dataset rows into packed training batches.
 
-A group is one image with its conversations, usually one per language. A packed row holds whole groups without
-padding. The start that a group's conversations share, with the image's tokens, is its prefix, stored once.
+A group is one image with its conversations, usually one per language. A packed row has whole groups without
+padding. The conversations of a group share their start, which contains the image's tokens. This shared
+prefix is stored once.
 
 open.py: opens the data of a stage, in memory or streamed
 source.py: GroupSource, the interface of opened data: conversations, images, and a plan of groups

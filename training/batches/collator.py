@@ -36,7 +36,7 @@ class LongRow(ValueError):
 
 
 class GroupCollator:
-    """Turns one share of a step, {"step", "rank"}, into the rows that this rank computes.
+    """Collator that turns one share of a step, {"step", "rank"}, into the rows that this rank computes.
 
     A step is the next `batch_size` groups of `plan`. `packing.balance_rows` divides it among ranks, so the
     groups of a step, and therefore the result, do not depend on the number of processes.
@@ -177,7 +177,7 @@ class GroupCollator:
         return BadRow(**vars(self.data.name(index)), reason=one_line(reason), action=action)
 
     def _pixels(self, first: Encoded, key: Any) -> torch.Tensor:
-        """Return the processed image, (1, 3, height, width). Raises ValueError naming the row."""
+        """Return the processed image, (1, 3, height, width). Raise ValueError, with the row's name, on failure."""
         image = self.data.load_image(first.source, key, first.id)
         try:
             return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
@@ -190,14 +190,14 @@ class GroupCollator:
             ) from None
 
     def encode(self, index: int) -> Encoded:
-        """Return conversation `index` in tokens. Raises ValueError as the class."""
+        """Return conversation `index` as tokens. Raise ValueError if it cannot be used."""
         found = self._usable(index)
         if isinstance(found, BadRow):
             raise ValueError(found.reason)
         return found
 
     def _usable(self, index: int) -> Encoded | BadRow:
-        """Return the conversation, or why it is skipped. Raises ValueError if a policy is "stop"."""
+        """Return the tokens, or the reason for a skip. Raise ValueError if a policy is "stop"."""
         known = self._encoded.get(index)
         if known is None:
             try:

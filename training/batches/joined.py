@@ -226,7 +226,7 @@ class GroupedTables:
         return cuts
 
     def _count(self, parts: list[pa.Table]) -> bool:
-        """Count a block. Returns True once the limit is reached."""
+        """Count a block. Return True once the limit is reached."""
         if not parts:
             self.multiplicity.append(np.zeros(1, np.int64))
             return False

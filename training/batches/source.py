@@ -80,7 +80,7 @@ class GroupSource(Protocol):
     def __len__(self) -> int: ...
 
     def conversation(self, index: int) -> Conversation:
-        """Read conversation `index` from its row. Raises ValueError naming the row if it is bad."""
+        """Read conversation `index` from its row. Raise ValueError, with the row's name, for a bad row."""
 
     def name(self, index: int) -> RowName:
         """Return the name of conversation `index`'s row."""
@@ -104,7 +104,7 @@ class GroupSource(Protocol):
         """
 
     def summary(self) -> str:
-        """Return the numbers of conversations per language and task, and of images, in a few words."""
+        """Return one line with the numbers of images and of conversations per language and task."""
 
 
 def left_out(path: str, keys: str, dropped: Counter[str]) -> str:
@@ -121,7 +121,7 @@ def bad_row(name: RowName, reason: object) -> ValueError:
 
 
 def load_picture(pictures: ImageStore, picture: str | bytes, row_id: str, path: str) -> Image.Image:
-    """Load a row's image, in its own PIL mode. Raises as `GroupSource.load_image`."""
+    """Load a row's image, in its own PIL mode. Errors are those of `GroupSource.load_image`."""
     try:
         return pictures.load(picture)
     except StorageError:

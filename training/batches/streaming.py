@@ -293,7 +293,7 @@ class StreamedGroups:
     def _images_of(
         self, source: _Stream, table: pa.Table, row: int, values: dict[str, Any]
     ) -> tuple[Any, ...]:
-        """Return keys of a row's images: names, or positions in the row. Raises RowError."""
+        """Return keys of a row's images: names, or positions in the row. Raise RowError for a bad row."""
         pictures = source.reader.pictures(values)
         if source.joined.images is None:
             return pictures

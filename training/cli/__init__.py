@@ -1,12 +1,12 @@
-"""The `maya` command: each subcommand parses, calls one function of its room, and prints.
+"""The `maya` command line: train, evaluate, use and publish multilingual vision-language models.
 
-- __main__.py: `python -m maya_vlm.training.cli`.
-- parser.py: what the subcommands share.
-- train.py, data/, evaluate.py, ablate.py, chat.py, serve.py, space.py, merge.py, convert.py, publish.py, renew.py, env.py: one file a
-  subcommand, with `add_arguments(parser)` and `run(args)`.
+- __main__.py: entry point of `python -m maya_vlm.training.cli`.
+- parser.py: the argument parser, and the options and argument types that subcommands share.
+- train.py, data/, evaluate.py, ablate.py, chat.py, serve.py, space.py, merge.py, convert.py, publish.py, renew.py, env.py:
+  one file per subcommand. `add_arguments(parser)` declares its options; `run(args)` calls one function of another
+  room and prints the result.
 
-Nothing heavy is imported here, so that `maya --help` answers at once: a subcommand imports its
-room when it runs.
+A subcommand imports its room only when it runs. No heavy library is imported here, so `maya --help` is fast.
 """
 
 import io
@@ -36,7 +36,7 @@ COMMANDS: dict[str, Command] = {
     "renew": renew,
     "env": env,
 }
-# The extra of setup.py that a subcommand needs, where it is another than `eval`.
+# Subcommand -> the extra of setup.py that it needs; other subcommands need `eval`.
 EXTRAS = {
     "train": "train",
     "ablate": "train,eval",
@@ -49,11 +49,11 @@ EXTRAS = {
 
 
 def build_parser() -> Parser:
-    """The whole command line, without importing any room."""
+    """Return the parser of the whole command line. No room is imported."""
     parser = Parser(prog="maya", description=__doc__.split("\n")[0])
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     parser.add_argument(
-        "--version", action=Version, nargs=0, help="print the versions that matter, and end"
+        "--version", action=Version, nargs=0, help="print the relevant package versions and exit"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -64,8 +64,15 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; bad input prints one line and returns 2."""
-    # A file name may hold bytes that are no text, and a terminal may lack a script: print escapes then.
+    """Run one subcommand.
+
+    Args:
+        argv: the arguments; sys.argv[1:] if None.
+
+    Returns:
+        The exit code: 0, or 2 after bad input (printed as one line), or 128 + the signal's number.
+    """
+    # Print escapes for file names that are not valid text and for characters that the terminal cannot encode.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     # Silence bitsandbytes' import-time warning about an optional CPU package.
@@ -75,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.call(args)
         sys.stdout.flush()
     except Stopped as error:
-        # All processes that train together stop; only one of them prints why.
+        # Every training process stops; only rank 0 prints the reason.
         if os.environ.get("RANK", "0") == "0":
             _tell(f"maya {args.command}: {error}")
         return 128 + error.number
@@ -86,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(f"maya {args.command}: stopped by SIGINT{then}")
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has closed it. Python flushes it once more at its end.
+        # The reader of the output, such as `head`, closed the pipe. Python flushes stdout again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:

@@ -1,4 +1,4 @@
-"""`python -m maya_vlm.training.cli`: the `maya` command where it is not on the PATH."""
+"""`python -m maya_vlm.training.cli`: the `maya` command without the installed script."""
 
 import sys
 

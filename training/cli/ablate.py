@@ -1,4 +1,4 @@
-"""`maya ablate`: train, score and compare the cells of a study."""
+"""`maya ablate`: train, evaluate and compare the cells of an ablation study."""
 
 import argparse
 import sys
@@ -20,23 +20,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=as_new_folder,
         default=Path("runs/studies"),
-        help="folder of all studies; their runs are shared (default: runs/studies)",
+        help="folder of all studies, which share their runs (default: runs/studies)",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs (default: 1)")
     parser.add_argument(
-        "--report", action="store_true", help="write the report of what has run, and run nothing"
+        "--report", action="store_true", help="only write the report of the finished runs"
     )
     parser.add_argument(
         "--estimate",
         action="store_true",
-        help="print memory and time of every cell, and run nothing",
+        help="only print the memory and time of every cell",
     )
     parser.add_argument("--gpu", help="estimate for this GPU: a100, h100, h200 or l4")
     parser.add_argument(
-        "--full-size", action="store_true", help="the study's form for the full-size model"
+        "--full-size", action="store_true", help="use the study's variant for the full-size model"
     )
     parser.add_argument(
-        "--accelerate", metavar="CONFIG", help="start each training with accelerate, as maya train"
+        "--accelerate",
+        metavar="CONFIG",
+        help="start each training with accelerate; see maya train",
     )
 
 
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--jobs: expected 1 or more, found {args.jobs}")
     if args.gpu is not None and not args.estimate:
         raise ValueError(
-            "--gpu: expected --estimate beside it; a run takes the GPUs of its machine"
+            "--gpu: expected --estimate, found none: add --estimate; a run uses the GPUs of its machine"
         )
     path = find_study(args.study)
     study = read_study(path, args.full_size)
@@ -65,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.report:
         finished = sum(is_finished(each, study) for each in runs)
         print(
-            f"{len(cells_of(study))} cells, {len(study.seeds)} seeds: {len(runs)} runs, {finished} of them "
-            f"finished; {shared(runs)} stages are shared",
+            f"{len(cells_of(study))} cells, {len(study.seeds)} seeds: {len(runs)} runs, {finished} "
+            f"already finished; {shared(runs)} stages are shared",
             flush=True,
         )
         options = ["--accelerate", args.accelerate] if args.accelerate else []
@@ -76,5 +78,5 @@ def run(args: argparse.Namespace) -> None:
     print(report["answer"])
     print(f"written: {write_report(report, args.output / name)}, {write_index(args.output)}")
     if failed:
-        print(f"{len(counts.failed)} runs failed; the same command tries them again")
+        print(f"{len(counts.failed)} runs failed; repeat the command to retry them")
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`maya chat`: ask about an image."""
+"""`maya chat`: ask a model about an image."""
 
 import argparse
 import sys
@@ -14,26 +14,28 @@ maya chat https://example.org/picture.jpg "What is this?" --model user/name --in
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
-    parser.add_argument("image", type=as_place, help="a file or an http(s) address")
-    parser.add_argument("question", nargs="?", help="default: ask for its name in --language")
+    parser.add_argument("image", type=as_place, help="an image file or an http(s) URL")
+    parser.add_argument(
+        "question", nargs="?", help="default: ask for the name of the pictured thing in --language"
+    )
     parser.add_argument("--language", help="BCP-47 code of the answer, such as hi or pt-BR")
     parser.add_argument(
         "--model",
         type=as_place,
         default="runs/mini",
-        help="a folder or Hub repository, user/name@revision too, of a model or an adapter",
+        help="folder or Hub repository (user/name or user/name@revision) of a model or adapter",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument(
         "--interactive",
         action="store_true",
-        help="go on with further questions, one a line, until the input ends",
+        help="then read more questions from the standard input, one per line, until it ends",
     )
     parser.add_argument(
         "--allow-private",
         action="store_true",
-        help="fetch the image from an address of a private or local network too",
+        help="allow an image URL in a private or local network",
     )
 
 

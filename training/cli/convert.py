@@ -1,4 +1,4 @@
-"""`maya convert`: convert the original Maya's weights, or export a Maya to another format."""
+"""`maya convert`: convert the original Maya's checkpoint, or export a Maya to another format."""
 
 import argparse
 
@@ -14,31 +14,37 @@ maya convert runs/mini mini-gguf --to gguf
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument(
-        "source", type=as_place, help="a llava_cohere checkpoint folder or repository"
+        "source",
+        type=as_place,
+        help="folder or Hub repository: a llava_cohere checkpoint, or with another --to a Maya",
     )
     parser.add_argument("output", type=as_path, nargs="?", help="the folder to write")
     parser.add_argument(
-        "--base-model", type=as_place, help="the decoder, for projector-only and LoRA sources"
+        "--base-model",
+        type=as_place,
+        help="folder or Hub repository of the decoder, for projector-only and LoRA sources",
     )
     parser.add_argument(
-        "--vision-tower", type=as_place, help="the vision tower's folder or repository"
+        "--vision-tower", type=as_place, help="folder or Hub repository of the vision tower"
     )
     parser.add_argument(
         "--tower-source",
         choices=["checkpoint", "hub"],
         default="checkpoint",
-        help="which copy of the vision tower to write",
+        help="which vision tower to write: the checkpoint's copy, or the one on the Hub "
+        "(default: checkpoint)",
     )
     parser.add_argument(
         "--to",
         choices=["maya", "llava_cohere", "llava", "gguf"],
         default="maya",
-        help="llava: transformers' own LLaVA, which loads without remote code; gguf: files for llama.cpp",
+        help="output format (default: maya); llava: transformers' LLaVA, which loads without remote code; "
+        "gguf: files for llama.cpp",
     )
     parser.add_argument("--dtype", help="e.g. bfloat16 (default: as stored)")
     parser.add_argument("--revision", help="branch, tag or commit of the source repository")
     parser.add_argument("--max-shard-size", default="5GB")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be written")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be written")
 
 
 def run(args: argparse.Namespace) -> None:

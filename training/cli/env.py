@@ -1,4 +1,4 @@
-"""`maya env`: print the versions that matter, for a bug report."""
+"""`maya env`: print the package versions for a bug report."""
 
 import argparse
 

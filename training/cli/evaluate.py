@@ -1,4 +1,4 @@
-"""`maya evaluate`: score a model per language."""
+"""`maya evaluate`: score a model on benchmarks, per language."""
 
 import argparse
 import os
@@ -26,106 +26,129 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         type=as_place,
-        help="a folder or Hub repository, user/name@revision too, of a model or an adapter; with --endpoint "
-        "the name of the model on the server",
+        help="folder or Hub repository (user/name or user/name@revision) of a model or adapter; with "
+        "--endpoint, the model's name on the server",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
     parser.add_argument(
         "--list",
         action="store_true",
-        help="print the tasks with their protocols, metrics and languages, and end",
+        help="print the tasks with their protocols, metrics and languages, and exit",
     )
     parser.add_argument(
         "--tasks",
         nargs="+",
         action="extend",
         metavar="TASK",
-        help="names, or NAME:PROTOCOL, by spaces or commas; see --list (default: mini)",
+        help="NAME or NAME:PROTOCOL, separated by spaces or commas; see --list (default: mini)",
     )
     parser.add_argument(
         "--compare",
         nargs=2,
         type=as_path,
         metavar=("A", "B"),
-        help="the paired difference of two evaluations on the same questions, from their folders",
+        help="print the paired difference of two evaluations (their folders) on the same questions",
     )
     parser.add_argument(
         "--report",
         nargs="+",
         type=as_path,
         metavar="FOLDER",
-        help="write report.html of existing results, several side by side",
+        help="write report.html from existing results; several folders are shown side by side",
     )
     parser.add_argument(
-        "--data", type=as_place, help="a folder or repository with the task's dataset"
+        "--data", type=as_place, help="folder or Hub repository of the task's dataset"
     )
     parser.add_argument(
-        "--output", type=as_new_folder, help="where results go (default: beside the model)"
+        "--output", type=as_new_folder, help="folder for the results (default: beside the model)"
     )
-    parser.add_argument("--split", help="default: the task's own")
-    add_languages(parser, "BCP-47 codes, by spaces or commas")
-    parser.add_argument("--limit", type=int, help="only this many pictures a task")
-    parser.add_argument("--no-baselines", action="store_true", help="skip blind and shuffled runs")
+    parser.add_argument("--split", help="split of the dataset (default: the task's split)")
+    add_languages(parser, "BCP-47 codes, separated by spaces or commas (default: all of the task)")
+    parser.add_argument("--limit", type=int, help="use only this many pictures per task")
+    parser.add_argument(
+        "--no-baselines",
+        action="store_true",
+        help="skip the baselines without pictures (blind) and with swapped pictures (shuffled)",
+    )
     parser.add_argument(
         "--toxicity",
         type=as_place,
         metavar="MODEL",
-        help="a text-classification model, user/name@revision too, that finds toxic answers",
+        help="folder or Hub repository of a text-classification model that detects toxic answers",
     )
     parser.add_argument(
-        "--toxic-labels", nargs="+", metavar="LABEL", help="its labels that mean toxic"
+        "--toxic-labels",
+        nargs="+",
+        metavar="LABEL",
+        help="labels of the --toxicity model that mean toxic",
     )
     parser.add_argument(
         "--toxic-activation",
         choices=("softmax", "sigmoid"),
-        help="softmax if its labels exclude each other, sigmoid if they do not",
+        help="softmax if the labels exclude each other, otherwise sigmoid",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--batch-size", type=int, default=256, help="questions answered together (default: 256)"
+        "--batch-size", type=int, default=256, help="questions per batch (default: 256)"
     )
     parser.add_argument(
-        "--processes", type=int, help="share the work: one a GPU, or on CPU one a core (default: 1)"
+        "--processes",
+        type=int,
+        help="number of processes that share the work, at most one per GPU or CPU core (default: 1)",
     )
     parser.add_argument(
-        "--endpoint", metavar="URL", help="ask the model of an OpenAI-compatible server"
+        "--endpoint", metavar="URL", help="evaluate a model on an OpenAI-compatible server"
     )
     parser.add_argument(
-        "--concurrency", type=int, default=32, help="requests to the server at once (default: 32)"
+        "--concurrency",
+        type=int,
+        default=32,
+        help="concurrent requests to the server (default: 32)",
     )
     parser.add_argument(
-        "--api-key-env", metavar="NAME", help="the environment variable with the server's API key"
+        "--api-key-env", metavar="NAME", help="environment variable with the server's API key"
     )
     parser.add_argument(
         "--rejudge",
         type=as_path,
         metavar="ANSWERS",
-        help="score these answers without a model: a parquet file of ours, or JSON lines",
+        help="score stored answers without a model: the parquet file of an evaluation, or JSON lines",
     )
-    judge = parser.add_argument_group("judge", "which model grades, for tasks that need one")
+    judge = parser.add_argument_group(
+        "judge", "the model that grades answers, for tasks with a judge"
+    )
     judge.add_argument(
-        "--judge", help="address of an OpenAI-compatible server, or a folder or Hub repository"
+        "--judge", help="URL of an OpenAI-compatible server, or a folder or Hub repository"
     )
-    judge.add_argument("--judge-model", metavar="NAME", help="the name of the model on the server")
+    judge.add_argument("--judge-model", metavar="NAME", help="the judge's name on the server")
     judge.add_argument(
         "--judge-revision",
-        help="commit of the judge's weights, to tell apart judges of the same name",
+        help="commit of the judge's weights, which distinguishes judges of the same name",
     )
     judge.add_argument(
         "--judge-key-env", metavar="NAME", help="environment variable with the server's API key"
     )
-    judge.add_argument("--judge-concurrency", type=int, default=8, help="calls at once")
     judge.add_argument(
-        "--judgements", type=as_path, help="file of judgements, which models may share"
+        "--judge-concurrency",
+        type=int,
+        default=8,
+        help="concurrent requests to the judge (default: 8)",
     )
     judge.add_argument(
-        "--against", type=as_path, help="answers of another model, for tasks that compare two"
+        "--judgements",
+        type=as_path,
+        help="file of judgements; evaluations of several models may share it",
+    )
+    judge.add_argument(
+        "--against",
+        type=as_path,
+        help="answers of another model, for tasks that compare two models",
     )
     judge.add_argument(
         "--failed-share",
         type=float,
         default=0.01,
-        help="no score where more judgements failed (default: 0.01)",
+        help="give no score if a larger share of judgements failed (default: 0.01)",
     )
 
 
@@ -139,7 +162,9 @@ def run(args: argparse.Namespace) -> None:
 
         tasks = _split(args.tasks) or []
         if len(tasks) != 1 or args.output is None or args.limit is not None:
-            raise ValueError("--rejudge: expected one of --tasks, --output, and no --limit")
+            raise ValueError(
+                "--rejudge: expected one task in --tasks, --output, and no --limit: correct these options"
+            )
         rejudge(
             args.rejudge,
             tasks[0],
@@ -166,7 +191,8 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.model is None:
         raise ValueError(
-            "expected a model folder or Hub repository, or one of --list, --compare, --report, --rejudge"
+            "expected a model folder or Hub repository, or one of --list, --compare, --report, --rejudge, "
+            "found none: name a model"
         )
     if args.processes is not None and "WORLD_SIZE" not in os.environ:
         _in_processes(args.processes, args.endpoint)
@@ -193,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _split(values: Sequence[str] | None) -> list[str] | None:
-    """Names that were given by spaces or commas; None where the option was not given."""
+    """Split an option's values at commas. Return None if the option was not given."""
     if values is None:
         return None
     return [name.strip() for value in values for name in value.split(",") if name.strip()]
@@ -214,12 +240,12 @@ def _endpoint(args: argparse.Namespace) -> "EndpointPlan | None":
 
 
 def _toxicity(args: argparse.Namespace) -> "Toxicity | None":
-    """The classifier of toxic answers that the options name."""
+    """Return the classifier of toxic answers that the options name."""
     given = [args.toxicity, args.toxic_labels, args.toxic_activation]
     if any(given) and not all(given):
         raise ValueError(
-            "--toxicity, --toxic-labels and --toxic-activation: expected all three or none: models "
-            "seldom say which labels mean toxic and whether they exclude each other"
+            "--toxicity, --toxic-labels and --toxic-activation: expected all three or none, found some: "
+            "add the missing ones; most models do not say which labels mean toxic or exclude each other"
         )
     from ..evaluation.scoring.toxicity import Toxicity
 
@@ -227,13 +253,15 @@ def _toxicity(args: argparse.Namespace) -> "Toxicity | None":
 
 
 def _judge(args: argparse.Namespace) -> "JudgePlan | None":
-    """The judge that the options name."""
+    """Return the judge that the options name."""
     from ..evaluation.judges.plan import JudgePlan
 
     if args.judge is None:
         for name in ("judge_model", "judge_key_env", "against", "judgements"):
             if getattr(args, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')}: expected with --judge")
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected --judge, found none: add --judge"
+                )
         return None
     return JudgePlan(
         args.judge,
@@ -249,20 +277,22 @@ def _judge(args: argparse.Namespace) -> "JudgePlan | None":
 
 
 def _in_processes(count: int, endpoint: str | None) -> None:
-    """Run this command in several processes, which accelerate starts; ends with their exit code."""
+    """Start this command in several processes with accelerate, and exit with their code if they fail."""
     if endpoint is not None:
-        raise ValueError("--processes: expected none with --endpoint: use --concurrency")
+        raise ValueError(
+            "--processes: expected no --endpoint, found one: use --concurrency instead of --processes"
+        )
     import torch
 
     from ..run.launch import find_config, launch
     from ..run.processes import available_cores
 
     gpus = torch.cuda.device_count()
-    # Two may always be tried on CPU.
+    # Allow at least two processes on a CPU.
     most = gpus or max(2, available_cores())
     if not 1 <= count <= most:
         raise ValueError(
-            f"--processes: expected 1 to {most}, one for each {'GPU' if gpus else 'core'} of this machine, "
+            f"--processes: expected 1 to {most}, one per {'GPU' if gpus else 'core'} of this machine, "
             f"found {count}"
         )
     if code := launch(find_config("ddp"), count, sys.argv):

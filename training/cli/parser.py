@@ -1,4 +1,4 @@
-"""What the subcommands share: the parser, the types of arguments, `--set` and `--trust-remote-code`."""
+"""Argument parser, argument types and common options (`--set`, `--trust-remote-code`) of the subcommands."""
 
 import argparse
 import difflib
@@ -16,11 +16,9 @@ from ..common.versions import installed, own_version, warn_of_versions
 
 
 class Command(Protocol):
-    """The module of a subcommand; its docstring is "`maya NAME`: SUMMARY."
+    """The interface of a subcommand's module. The module's docstring is "`maya NAME`: SUMMARY."."""
 
-    EXAMPLES: commands, one a line, that the help ends with.
-    """
-
+    # Example commands, one per line, for the end of the help.
     EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
@@ -29,7 +27,10 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports bad arguments in one line with the nearest known name; prints the help without any."""
+    """Argument parser that reports errors in one line with the nearest known name.
+
+    Without arguments, it prints the help.
+    """
 
     def __init__(self, *args: Any, **options: Any):
         self.options: list[str] = []
@@ -46,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         return self.commands
 
     def add_command(self, name: str, command: Command) -> None:
-        """Add the subcommand of a module, after `add_subparsers`."""
+        """Add a module's subcommand. Call `add_subparsers` first."""
         examples = "".join(f"  {line}\n" for line in command.EXAMPLES.strip().splitlines())
         summary = (command.__doc__ or "").partition(": ")[2].strip().rstrip(".")
         parser = self.commands.add_parser(
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def _nearest(self, message: str) -> str:
-        """A hint at the command or option that is nearest to a mistyped one."""
+        """Return a hint with the known command or option nearest to a mistyped one, or an empty string."""
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
         if wrong:
             known = re.findall(r"[\w-]+", wrong[2])
@@ -91,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Look the versions up only when they are asked for."""
+    """`--version`: look up the versions only when the option is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
         names = ("torch", "transformers", "trl")
@@ -104,7 +105,7 @@ class Version(argparse.Action):
 
 
 class _Changes(argparse.Action):
-    """--set KEY=VALUE ...; given again, it adds to what was given before."""
+    """`--set KEY=VALUE ...`: collect the changes of every occurrence of the option."""
 
     def __call__(
         self,
@@ -117,13 +118,18 @@ class _Changes(argparse.Action):
             if "=" not in value:
                 raise argparse.ArgumentError(
                     self,
-                    f"expected changes such as seed=1, found {value!r}; everything else goes before --set",
+                    f"expected KEY=VALUE such as seed=1, found {value!r}: put other arguments before --set",
                 )
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
 
 
 def add_set(parser: argparse.ArgumentParser, keys: str) -> None:
-    """`--set KEY=VALUE ...`, as `overrides`. keys: which keys it changes, with an example."""
+    """Add `--set KEY=VALUE ...`, stored as `overrides`.
+
+    Args:
+        parser: the subcommand's parser.
+        keys: for the help: which keys the option changes, with an example.
+    """
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -136,21 +142,21 @@ def add_set(parser: argparse.ArgumentParser, keys: str) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """`--trust-remote-code`, for subcommands that load models."""
+    """Add `--trust-remote-code`, for subcommands that load models."""
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="allow code that comes with a model repository to run",
+        help="allow the Python code in a model repository to run",
     )
 
 
-def add_languages(parser: argparse.ArgumentParser, help: str = "only these") -> None:
-    """`--languages LANG ...`."""
+def add_languages(parser: argparse.ArgumentParser, help: str = "only these languages") -> None:
+    """Add `--languages LANG ...`."""
     parser.add_argument("--languages", nargs="+", action="extend", metavar="LANG", help=help)
 
 
 def as_place(text: str) -> str:
-    """A path, or the name of a Hub repository."""
+    """Return an expanded path, or the name of a Hub repository unchanged."""
     try:
         return expand(text)
     except ValueError as error:
@@ -163,7 +169,7 @@ def as_path(text: str) -> Path:
 
 def as_folder(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("expected a folder, found an empty text")
+        raise argparse.ArgumentTypeError("expected a folder, found an empty text: name a folder")
     return as_place(text)
 
 

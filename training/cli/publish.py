@@ -14,37 +14,43 @@ maya publish user/maya-mini user/ask-maya --kind space --trust-remote-code
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument(
-        "folder", type=as_place, help="the folder to send; for a Space, the repository of the model"
+        "folder",
+        type=as_place,
+        help="the folder to publish; for a Space, the repository of the model",
     )
     parser.add_argument("repo_id", help="user/name")
     parser.add_argument("--kind", choices=["model", "dataset", "space"], default="model")
     parser.add_argument(
         "--private",
         action="store_true",
-        help="only into a private repository; a new one is private",
+        help="publish only to a private repository; a new repository becomes private",
     )
     parser.add_argument(
         "--overwrite-card",
         action="store_true",
-        help="replace a README.md that somebody wrote on the Hub",
+        help="replace a README.md that somebody wrote or edited on the Hub",
     )
     parser.add_argument("--revision", help="branch to push to")
     parser.add_argument(
         "--license",
         metavar="ID",
-        help="of a model, such as apache-2.0, where its bases do not decide it",
+        help="licence of a model, e.g. apache-2.0, if its base models do not determine it",
     )
-    parser.add_argument("--message", help="of a model's commit")
-    parser.add_argument("--create-pr", action="store_true", help="send a model as a pull request")
+    parser.add_argument("--message", help="commit message (models only)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, and print what would be sent"
+        "--create-pr", action="store_true", help="open a pull request (models only)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run all checks and print what would be sent"
     )
     parser.add_argument(
         "--no-verify",
         action="store_true",
-        help="do not have a model answer in fresh processes, before and after it is sent",
+        help="skip the check that a model answers in a fresh process before and after the upload",
     )
-    parser.add_argument("--tag", help="of a dataset's commit (default: build-HASH of its content)")
+    parser.add_argument(
+        "--tag", help="tag of a dataset's commit (default: build-HASH, a hash of its content)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
         if given:
             raise ValueError(
-                f"{given[0]}: expected a model or a dataset, found --kind space; nothing was sent: leave it out"
+                f"{given[0]}: expected a model or a dataset, found --kind space: leave the option out; nothing was sent"
             )
         from maya_vlm.model_card.space.send import publish_space
 

@@ -1,4 +1,4 @@
-"""`maya renew`: give a saved or published Maya the code of this package."""
+"""`maya renew`: replace the code files in a saved or published Maya by this package's files."""
 
 import argparse
 
@@ -13,12 +13,14 @@ maya renew user/maya-mini --create-pr
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
-    parser.add_argument("source", type=as_place, help="a model folder, or user/name")
-    parser.add_argument("--revision", help="branch of a repository")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request")
-    parser.add_argument("--dry-run", action="store_true", help="say what would change")
     parser.add_argument(
-        "--no-check", action="store_true", help="do not compare logits before and after"
+        "source", type=as_place, help="a model folder, or a Hub repository (user/name)"
+    )
+    parser.add_argument("--revision", help="branch of the repository")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would change")
+    parser.add_argument(
+        "--no-check", action="store_true", help="skip the comparison of logits before and after"
     )
 
 

@@ -1,4 +1,4 @@
-"""`maya serve`: serve a model to OpenAI's clients."""
+"""`maya serve`: serve a model over an OpenAI-compatible HTTP API."""
 
 import argparse
 
@@ -16,21 +16,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         type=as_place,
-        help="a folder or Hub repository, user/name@revision too, of a model or an adapter",
+        help="folder or Hub repository (user/name or user/name@revision) of a model or adapter",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
     parser.add_argument(
-        "--name", help="of the model, for clients (default: the folder's, or the id)"
+        "--name",
+        help="the model's name for clients (default: the folder's name or the repository's id)",
     )
-    parser.add_argument("--host", default="localhost", help="address to listen at")
-    parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
-        "--no-urls", action="store_true", help="fetch no pictures from addresses that clients name"
+        "--host", default="localhost", help="address to listen on (default: localhost)"
     )
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--no-urls", action="store_true", help="refuse requests with image URLs")
     parser.add_argument(
         "--allow-private",
         action="store_true",
-        help="fetch pictures from addresses of private and local networks too",
+        help="allow image URLs in private and local networks",
     )
 
 

@@ -1,4 +1,4 @@
-"""`maya space`: show a demo page of a model."""
+"""`maya space`: run a model's demo page on this machine."""
 
 import argparse
 
@@ -16,10 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         type=as_place,
-        help="a folder or Hub repository, user/name@revision too, of a model or an adapter",
+        help="folder or Hub repository (user/name or user/name@revision) of a model or adapter",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model's repository")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
     parser.add_argument("--port", type=int, default=7860)
 
 

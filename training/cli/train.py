@@ -13,30 +13,32 @@ maya train mini
 maya train mini --set seed=1 stages.1.args.max_steps=500
 maya train recipe.yaml --estimate --gpu h100
 """
-# Kinds of recipes of base models.
+# Values of a recipe's `kind` that train a base model.
 KINDS = ("vision_tower", "language_model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
-    parser.add_argument("recipe", help="a YAML file, or a shipped recipe such as `mini`")
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe, e.g. mini")
     add_set(parser, "recipe keys to change, e.g. seed=1 stages.0.args.max_steps=10")
     parser.add_argument(
-        "--output-dir", type=as_folder, help="where to write, instead of the recipe's output_dir"
+        "--output-dir",
+        type=as_folder,
+        help="the folder to write (default: the recipe's output_dir)",
     )
     parser.add_argument(
-        "--restart", action="store_true", help="delete the files of an earlier run first"
+        "--restart", action="store_true", help="first delete the files of an earlier run"
     )
     parser.add_argument(
         "--accelerate",
         metavar="CONFIG",
-        help="start the processes with accelerate, from a config file of its or a shipped one: "
-        "ddp, fsdp2, zero2 or zero3",
+        help="start the processes with accelerate; CONFIG is an accelerate config file or one of "
+        "ddp, fsdp2, zero2, zero3",
     )
     parser.add_argument(
         "--estimate",
         action="store_true",
-        help="print memory per process and time of every stage, and start nothing",
+        help="only print the memory per process and the time of every stage",
     )
     parser.add_argument(
         "--gpu", help="estimate for this GPU: a100, h100, h200 or l4 (default: this machine)"
@@ -57,7 +59,9 @@ def run(args: argparse.Namespace) -> None:
         print(format_estimate(stages))
         return
     if args.gpu is not None:
-        raise ValueError("--gpu: only with --estimate; a run takes the GPUs of its machine")
+        raise ValueError(
+            "--gpu: expected --estimate, found none: add --estimate; a run uses the GPUs of its machine"
+        )
     if args.accelerate is not None and "WORLD_SIZE" not in os.environ:
         from ..run.launch import relaunch
 
@@ -81,7 +85,9 @@ def run(args: argparse.Namespace) -> None:
         from ..run.preference import train_preferences
 
         if args.restart:
-            raise ValueError("--restart: not for recipes of kind dpo: delete their output_dir")
+            raise ValueError(
+                "--restart: expected a recipe of kind maya, found kind dpo: delete its output_dir instead"
+            )
         folder = train_preferences(
             args.recipe, args.overrides, args.output_dir, args.trust_remote_code
         )
@@ -106,14 +112,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train_base(kind: str, values: dict[str, Any], path: Path, output_dir: str | None) -> Path:
-    """Train a base model; `values` are those of the recipe's file, without its kind."""
+    """Train a base model. `values` are the recipe's, without its `kind`."""
     from ..common.paths import expand
     from ..common.schema import build, resolve_paths
 
     values = resolve_paths(values, path.resolve().parent)
     given = values.pop("output_dir", None)
     if output_dir is not None and not output_dir.strip():
-        raise ValueError("--output-dir: expected a folder, found an empty text")
+        raise ValueError("--output-dir: expected a folder, found an empty text: name a folder")
     target = Path(expand(output_dir or given or f"runs/{path.stem}"))
     if kind == "vision_tower":
         from ..bases.vision_tower.recipe import VisionTowerRecipe

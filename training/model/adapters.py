@@ -1,7 +1,7 @@
-"""Low-rank adapters on the decoder: added, put on quantized weights, saved, loaded, merged.
+"""Low-rank adapters on the decoder: add, quantize the base, save, load and merge.
 
-peft's injection leaves the model a Maya: its forward and the names of its parts are unchanged. Only an
-adapted layer `x` becomes `x.base_layer`, with `x.lora_A.default` and `x.lora_B.default` beside it.
+After peft's injection the model is still a Maya: its forward and the names of its parts are unchanged. Only
+an adapted layer `x` becomes `x.base_layer`, next to `x.lora_A.default` and `x.lora_B.default`.
 
 A saved adapter is a folder in peft's format: the matrices, and full copies of all other trained modules
 (the projector, as peft's `modules_to_save`). Checkpoints hold the same folder.
@@ -113,9 +113,9 @@ def _no_target(wanted: str, layers: Mapping[str, nn.Linear]) -> str:
 def add_adapter(
     model: PreTrainedModel, adapter: AdapterRecipe, rules: Sequence[Rule]
 ) -> PreTrainedModel:
-    """Add new adapters to `model`, in place: A is drawn from torch's random state, B is zero.
+    """Add new adapters to `model`, in place. A is drawn from torch's random state, and B is zero.
 
-    Call `freezing.apply_rules` afterwards; it decides which other parameters learn. Raises as
+    Call `freezing.apply_rules` afterwards; it decides which other parameters are trained. Errors are those of
     `target_layers`.
     """
     targets = target_layers(model, adapter, rules)
@@ -256,8 +256,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, more: bool = False) -> No
     """Load the values of a saved adapter into a model that the same recipe prepared.
 
     Args:
-        more: whether modules outside of the adapter may learn that did not learn when it was saved. They
-            keep their values.
+        more: whether the model may have additional trained modules outside the adapter, which were frozen
+            when the adapter was saved. They keep their values.
 
     Raises:
         ValueError: if adapter and model do not have the same tensors.

@@ -6,9 +6,9 @@ It is the reference, and slow on a long row. The other backends compute the same
 on one row of whole groups without padding:
 
 - segments: scaled_dot_product_attention over the prefixes, and over branches of similar length, which
-  are cut out of the row and padded only inside attention. Any device.
-- flex: torch's flex attention, compiled, with a block mask from the two ids. GPU only (torch 2.13 has no
-  backward pass of it on a CPU).
+  are cut out of the row and padded only inside attention. It runs on any device.
+- flex: torch's flex attention, compiled, with a block mask from the two ids. It needs a GPU, because torch
+  2.13 has no backward pass for it on a CPU.
 
 Each backend is registered with transformers as an attention function and gets its plan through the
 forward's keyword arguments; no model code changes. A row of one conversation shares nothing: every

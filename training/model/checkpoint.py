@@ -1,4 +1,4 @@
-"""Load what a stage starts from (`model.checkpoint` or the stage before): a Maya, or an adapter on one."""
+"""Load the Maya or adapter that a stage starts from: `model.checkpoint`, or the previous stage's model."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ def find_checkpoint(source: ModelRecipe, previous: Path | None = None) -> Model 
     """Return the model or adapter that a stage starts from, if it is not built from bases.
 
     Args:
-        previous: the folder of the stage before, used instead of the recipe's checkpoint.
+        previous: the folder of the previous stage, used instead of the recipe's checkpoint.
 
     Raises:
         ValueError, OSError: in one line, if it is neither a Maya nor an adapter of one, or is missing

@@ -234,8 +234,10 @@ def visible_pairs(prefix: int, branches: Sequence[int] = ()) -> int:
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Return FLOP/s of matrix products on `device`, and the source of the number: the data sheet of a
-    known GPU, or a measurement of 0.1 seconds."""
+    """Return the peak FLOP/s of matrix products on `device`, and the source of the number.
+
+    The source is the data sheet of a known GPU, or a measurement of 0.1 seconds.
+    """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         if name in DATA_SHEET:

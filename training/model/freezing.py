@@ -100,7 +100,7 @@ def rates(
 def apply_rules(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[FreezeTableRow]:
-    """Set requires_grad of every parameter of `model`; return the table. Raises as `rates`."""
+    """Set requires_grad of every parameter of `model`, and return the table. Errors are those of `rates`."""
     for _, parameter, rate in parameter_rates(model, rules, adapter):
         parameter.requires_grad_(rate is not None)
     return table(model, rules, adapter)
@@ -126,14 +126,14 @@ def table(
 def parameter_rates(
     model: nn.Module, rules: Sequence[Rule], adapter: AdapterRecipe | None = None
 ) -> list[tuple[str, nn.Parameter, float | None]]:
-    """Return (name, parameter, rate) in model order, tied parameters once. Raises as `rates`."""
+    """Return (name, parameter, rate) in model order, tied parameters once. Errors are those of `rates`."""
     named = list(model.named_parameters())
     found = rates([name for name, _ in named], rules, adapter)
     return [(*pair, rate) for pair, rate in zip(named, found, strict=True)]
 
 
 def format_table(rows: Sequence[FreezeTableRow]) -> str:
-    """Format the table that is printed before step 1."""
+    """Return the text of the table that is printed before step 1."""
     width = max([24, *(len(row.part) + 2 for row in rows)])
     lines = [f"{'part':{width}}{'':10}{'parameters':>16}{'tensors':>9}  rate"]
     for row in rows:

@@ -222,7 +222,7 @@ def _conversations(image: bool = False, parts: bool = False) -> list[list[dict[s
 def _render(
     text: str, tokenizer: Any, turns: Sequence[dict[str, Any]], prompt: bool = False
 ) -> str:
-    """Render turns with a template. Raises ValueError if the template refuses them or is broken."""
+    """Render turns with a template. Raise ValueError if the template refuses them or is broken."""
     try:
         return tokenizer.apply_chat_template(
             list(turns), chat_template=text, tokenize=False, add_generation_prompt=prompt

@@ -1,8 +1,7 @@
-"""Find, check and delete the checkpoints of a stage in progress.
+"""Checkpoints of a stage in progress: find, check and delete them.
 
-A checkpoint has a file `checksums.json` with the size and hash of each of its other files. A copy between
-machines, or a full or failing disk, may damage a file; the run then continues from the newest checkpoint
-without damage.
+Each checkpoint has a file `checksums.json` with the size and hash of its other files. Copying between
+machines, or a full or failing disk, may damage a file. A run continues from the newest undamaged checkpoint.
 """
 
 import json
@@ -26,15 +25,15 @@ PREFIX = "checkpoint-"
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
 SUMS = "log_sums.json"
-# Files are hashed in pieces by several threads: one takes about a second a gigabyte.
+# Several threads hash the files in pieces, because one thread needs about a second per gigabyte.
 PIECE = 1 << 25
 THREADS = min(8, os.cpu_count() or 1)
-# Bytes that a disk must have free to count as not full after a failed write.
+# After a failed write, a disk with fewer free bytes counts as full.
 FREE = 1 << 20
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first. Half-written and damaged ones have other names."""
+    """Return the checkpoints in `folder`, oldest first, without partial and damaged ones, whose names differ."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
 
@@ -52,7 +51,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _checksums(folder: Path) -> dict[str, list[Any]]:
-    """Return name -> [size, hash], where the hash is that of the hashes of a file's pieces."""
+    """Return name -> [size, hash]. The hash of a file is the hash of its pieces' hashes."""
 
     def hash_piece(piece: tuple[Path, int]) -> bytes:
         file, start = piece
@@ -106,9 +105,9 @@ REQUIRED = {
 
 
 def _damage_without_checksums(folder: Path) -> str | None:
-    """As `damage`, for a checkpoint of a version that did not write checksums.
+    """Do the work of `damage` for a checkpoint of an older version, which wrote no checksums.
 
-    Otherwise Trainer would start with a new optimizer state if that file is missing, without a warning.
+    Without this check, Trainer would silently start a new optimizer state if that file is missing.
     """
     for name in (STATE, SUMS):
         if not (folder / name).is_file():
@@ -136,22 +135,22 @@ def _damage_without_checksums(folder: Path) -> str | None:
     return None
 
 
-# ------------------------------------------------------------------------------ chosen
+# ------------------------------------------------------------------------------ choice
 
 
 def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint in `folder` without damage, or None if there are no checkpoints.
+    """Return the newest undamaged checkpoint in `folder`, or None if there are no checkpoints.
 
-    Damaged checkpoints are reported. They, and those newer than the returned one, are renamed.
+    Damaged checkpoints, and checkpoints newer than the returned one, are renamed. Damage is reported.
 
     Args:
-        folder: of the checkpoints.
-        best: whether the end of the stage needs the best checkpoint. Then the run continues only from a
-            checkpoint whose best one is undamaged too, or from one before it, which finds the best again.
+        folder: the folder of the checkpoints.
+        best: whether the end of the stage needs the best checkpoint. If so, the returned checkpoint is one
+            whose best checkpoint is undamaged, or an older one, from which training finds the best again.
         say: prints a line.
 
     Raises:
-        ValueError: one line: there are checkpoints, and all are damaged.
+        ValueError: all checkpoints are damaged; one line.
     """
     found = checkpoints(folder)
     problems: dict[Path, str | None] = {}
@@ -186,7 +185,7 @@ def newest_whole(folder: Path, best: bool, say: Callable[[str], None]) -> Path |
 
 
 def drop_old(folder: Path, keep: int | None, best: int | None) -> None:
-    """Delete the oldest checkpoints until `keep` are left; the newest and that of the step `best` stay."""
+    """Delete the oldest checkpoints until `keep` are left. The newest and that of step `best` are kept."""
     found = checkpoints(folder)
     if keep is None or not found:
         return
@@ -203,7 +202,7 @@ def drop_old(folder: Path, keep: int | None, best: int | None) -> None:
 def writing(folder: Path) -> Iterator[None]:
     """Raise a one-line OSError if a write in the block fails because the disk is full or broken.
 
-    torch, safetensors and tokenizers raise errors of their own, which do not name the file.
+    torch, safetensors and tokenizers raise other errors, which do not name the file.
     """
     try:
         yield
@@ -212,7 +211,7 @@ def writing(folder: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise OSError(
-            f"{folder}: cannot be written: {reason}: make room; what is whole is kept, and the same "
+            f"{folder}: cannot be written: {reason}: make room; complete files are kept, and the same "
             "command continues"
         ) from None
 
@@ -232,11 +231,11 @@ def _disk_error(error: Exception, folder: Path) -> str | None:
     return "the disk is full" if shutil.disk_usage(folder).free < FREE else None
 
 
-# ------------------------------------------------------------------------------ read
+# ------------------------------------------------------------------------------ state
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read Trainer's state from a checkpoint: steps done, logs, the best step."""
+    """Read Trainer's state from a checkpoint: finished steps, logs, the best step."""
     found = _read_json(checkpoint / STATE)
     if not isinstance(found, dict) or not isinstance(found.get("global_step"), int):
         raise ValueError(f"{STATE} is damaged (expected a mapping with global_step)")
@@ -244,13 +243,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_sums(checkpoint: Path) -> dict[str, Any]:
-    """Read the sums of the log line that a checkpoint interrupts; older versions wrote those of languages only."""
+    """Read the sums of the unfinished log line from a checkpoint. Older versions wrote only the sums per language."""
     found = _read_json(checkpoint / SUMS)
     return found if isinstance(found, dict) else {"languages": found}
 
 
 def _read_json(file: Path) -> Any:
-    """Read a JSON file that Trainer wrote, in which a number may be NaN."""
+    """Read a JSON file that Trainer wrote. Its numbers may be NaN."""
     try:
         return json.loads(read_text(file))
     except (ValueError, RecursionError) as error:

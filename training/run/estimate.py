@@ -1,9 +1,9 @@
 """`maya train RECIPE --estimate`: estimate memory per process and time of every stage, without training.
 
-Memory is that of memory.py. Time is FLOPs divided by an assumed share of the peak. Nothing is written.
+memory.py computes the memory. The time is the FLOPs divided by an assumed share of the peak. No file is written.
 
-Files in the folder `configs` beside the recipe's file can describe missing inputs: NAME.json is the
-config.json of a base or checkpoint whose name ends in NAME (without it the Hub is asked), and
+Files in the folder `configs` next to the recipe's file can describe missing inputs: NAME.json is the
+config.json of a base model or checkpoint whose name ends in NAME (without the file, the Hub is asked), and
 RECIPE.work.json describes the groups of a stage's data (see `assumed_work`).
 """
 
@@ -52,7 +52,7 @@ from .processes import count_processes
 from .work import Work, assumed_work, evaluations, measure_work, read_described
 
 GIB = 2**30
-# The assumed share of the peak that a run reaches.
+# Assumed share of the peak FLOP/s that a run reaches.
 UTILISATION = 0.4
 
 
@@ -70,11 +70,11 @@ class Device:
 class StageEstimate:
     """The estimate of one stage.
 
-    memory: of a process; the activations are those of a row of `row_tokens`.
-    work, seconds: None if the data or the tokenizer is missing (`missing` says which) and nothing is assumed.
-        Then flops_per_token is that of the decoder's layers only.
-    eval_seconds: of all evaluations of the stage's eval_data; None without them.
-    flops_per_token, seconds, activations: None if the architecture's FLOPs are not known (`notes` says so).
+    memory: memory of one process; its activations are for a row of `row_tokens`.
+    work, seconds: None if the data or the tokenizer is missing (`missing` names it) and no file describes it.
+        Then flops_per_token covers only the decoder's layers.
+    eval_seconds: time of all evaluations on the stage's eval_data; None without eval_data.
+    flops_per_token, seconds, activations: None if the architecture's FLOPs are unknown (`notes` says so).
     """
 
     name: str
@@ -108,7 +108,7 @@ GPUS = {
 }
 
 
-# ------------------------------------------------------------------------------ the whole
+# ------------------------------------------------------------------------------ estimate
 
 
 def estimate(
@@ -122,19 +122,22 @@ def estimate(
     """Estimate every stage of a recipe of kind `maya`.
 
     Args:
-        recipe: as for `run.train`.
-        overrides: as for `run.train`.
+        recipe: as in `run.train`.
+        overrides: as in `run.train`.
         gpu: a key of `GPUS`; None estimates for this machine, and measures its peak.
-        accelerate: the accelerate config file, or the name of a shipped one, for the run.
+        accelerate: the run's accelerate config file, or the name of a shipped file.
         trust_remote_code: passed on to transformers.
 
     Raises:
-        ValueError, FileNotFoundError: one line naming what is wrong or missing.
+        ValueError: a value is wrong; one line.
+        FileNotFoundError: an input is missing; one line.
     """
     path = find_recipe(recipe)
     kind = read_mapping(path, overrides).get("kind", "maya")
     if kind != "maya":
-        raise ValueError(f"{path}: kind: only recipes of kind 'maya' are estimated, found {kind!r}")
+        raise ValueError(
+            f"{path}: kind: expected 'maya', the only kind with an estimate, found {kind!r}"
+        )
     loaded = load_recipe(path, overrides)
     configs = path.resolve().parent / "configs"
     config = recipe_config(loaded, configs, trust_remote_code)
@@ -152,7 +155,7 @@ def estimate(
         found = environment(find_config(accelerate), processes)
     stages = []
     for stage in loaded.stages:
-        notes = ["processes is auto: taken as 1; --set processes=8 for 8"] if auto else []
+        notes = ["processes is auto: 1 is assumed; use --set processes=8 for 8"] if auto else []
         shards = sharding(stage.args, processes, found, cuda)
         if stage.args.get("fsdp") and shards in WITHOUT_FSDP:
             notes.append(WITHOUT_FSDP[shards])
@@ -178,7 +181,7 @@ def _estimate(
     mixed = bool(stage.args.get("bf16", cuda))
     checkpointing, _ = activation_checkpointing(stage.args)
     if "paged" in str(stage.args.get("optim", "")):
-        notes.append("paged optimizer: its state may move to main memory when room is short")
+        notes.append("paged optimizer: its state may move to main memory if GPU memory is short")
     model, memory = stage_memory(config, stage, dtype, mixed, shards, processes)
     work, missing = known, ""
     try:
@@ -204,7 +207,7 @@ def _estimate(
     try:
         flops = forward_flops(config)
     except ValueError as error:
-        notes.append(f"neither activations nor time: {error}")
+        notes.append(f"activations and time are unknown: {error}")
         return result
     rates = parameter_rates(model, stage.train, stage.adapter)
     named = ((name, parameter.shape, rate is not None) for name, parameter, rate in rates)
@@ -240,7 +243,7 @@ def _add_evaluations(
     config: MayaConfig,
     flops: ForwardFlops,
 ) -> None:
-    """Add the time of evaluations of the stage's eval_data to `result`, or a note if the data is missing."""
+    """Add the time of the evaluations to `result`, or a note if the held-out data is missing."""
     try:
         held_out = measure_work(recipe, replace(stage, data=stage.eval_data), config)
     except (OSError, ValueError) as error:
@@ -274,12 +277,13 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     """Return the config of the model that the stages of a recipe train.
 
     Args:
-        recipe: of kind `maya`.
-        configs: the folder that may have the config.json of missing bases and checkpoints.
+        recipe: a recipe of kind `maya`.
+        configs: the folder that may have the config.json of missing base models and checkpoints.
         trust_remote_code: passed on to transformers.
 
     Raises:
-        ValueError, FileNotFoundError: one line: a base is not a folder, not in `configs` and not on the Hub.
+        ValueError: a config cannot be read.
+        FileNotFoundError: a model is not a folder, not in `configs` and not on the Hub.
     """
     from ..common.revisions import split_revision
     from ..model.assemble import base_config
@@ -288,7 +292,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     model = recipe.model
 
     def read(name: str, described: Callable[..., Any], found: Callable[[], Any]) -> Any:
-        """Return the config of a name: by `described` from its file in `configs`, else by `found`."""
+        """Return the config of a model: from its file in `configs` by `described`, else by `found`."""
         file = configs / f"{Path(split_revision(name)[0]).name}.json"
         if file.is_file() and not Path(name).is_dir():
             values = read_described(file)
@@ -296,14 +300,16 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
                 return described(values)
             except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
                 reason = " ".join(str(error).split())
-                raise ValueError(f"{file}: not the config.json of a model: {reason}") from None
+                raise ValueError(
+                    f"{file}: expected the config.json of a model, found another file: {reason}"
+                ) from None
         try:
             return found()
         except (ValueError, OSError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(
-                f"{error}; to estimate without it, put its config.json into {configs}, "
-                "named after the last part of its name"
+                f"{error}; to estimate without the model, put its config.json into {configs} as NAME.json, "
+                "where NAME is the last part of the model's name"
             ) from None
 
     def base(field: Literal["vision_tower", "language_model"]) -> Any:
@@ -320,7 +326,7 @@ def recipe_config(recipe: Recipe, configs: Path, trust_remote_code: bool = False
     return read(checkpoint, MayaConfig.from_dict, lambda: checkpoint_config(find_checkpoint(model)))
 
 
-# ------------------------------------------------------------------------------ printed
+# ------------------------------------------------------------------------------ output
 
 
 def format_estimate(stages: Sequence[StageEstimate]) -> str:
@@ -336,7 +342,7 @@ def _format(stage: StageEstimate) -> str:
     lines = [
         f"stage {stage.name}: {processes} on {device.name}{how}",
         *(f"  {line}" for line in format_table(stage.rows).splitlines()),
-        f"  {'memory of a process':26}{'GiB':>8}",
+        f"  {'memory per process':26}{'GiB':>8}",
     ]
     memory = stage.memory
     parts: list[tuple[str, int | None]] = [
@@ -350,7 +356,7 @@ def _format(stage: StageEstimate) -> str:
         lines.append(f"    {name:24}" + ("       ?" if size is None else f"{size / GIB:8.2f}"))
     at_least = " without activations" if memory.activations is None else ""
     lines.append(
-        f"    {'in all':24}{memory.total / GIB:8.2f}  of {device.memory / GIB:.0f}{at_least}"
+        f"    {'total':24}{memory.total / GIB:8.2f}  of {device.memory / GIB:.0f}{at_least}"
     )
     if memory.activations is not None:
         lines.append(f"  activations of a row of {stage.row_tokens:,} tokens")
@@ -364,14 +370,14 @@ def _format(stage: StageEstimate) -> str:
         work = stage.work
         lines.append(
             f"  {work.steps:,} steps; an epoch is {work.groups_per_epoch:,} groups of about "
-            f"{work.tokens:,.0f} tokens, {work.positions:,.0f} of them learned, "
+            f"{work.tokens:,.0f} tokens, {work.positions:,.0f} of them trained, "
             f"{work.images:.3g} images"
         )
         if work.assumed:
             lines.append(f"  {stage.missing}; assumed: {work.assumed}")
     if stage.seconds is not None and stage.flops_per_token is not None:
         lines.append(
-            f"  time: {format_time(stage.seconds + (stage.eval_seconds or 0))}, {stage.flops_per_token / 1e9:,.3g} GFLOP a token; "
+            f"  time: {format_time(stage.seconds + (stage.eval_seconds or 0))}, {stage.flops_per_token / 1e9:,.3g} GFLOP per token; "
             f"{assumed}"
         )
     elif stage.work is None:
@@ -379,8 +385,8 @@ def _format(stage: StageEstimate) -> str:
         if stage.flops_per_token is not None:
             tokens = stage.speed / stage.flops_per_token
             lines.append(
-                f"  the decoder's layers alone: {stage.flops_per_token / 1e9:,.3g} GFLOP a token, "
-                f"{tokens:,.0f} tokens a second, a billion tokens in {format_time(1e9 / tokens)}; "
+                f"  only the decoder's layers: {stage.flops_per_token / 1e9:,.3g} GFLOP per token, "
+                f"{tokens:,.0f} tokens per second, a billion tokens in {format_time(1e9 / tokens)}; "
                 f"{assumed}"
             )
     return "\n".join(lines + [f"  {note}" for note in stage.notes])

@@ -1,7 +1,7 @@
-"""`maya train --accelerate`: start the processes with accelerate, from one of its config files.
+"""`maya train --accelerate`: start the processes with accelerate and a config file.
 
-Config files are shipped in `training/accelerate/`. Without the option `maya train` starts its processes
-itself, for DistributedDataParallel, or for FSDP2 if the recipe's args ask for it.
+`training/accelerate/` has shipped config files. Without the option, `maya train` starts its processes
+itself, for DistributedDataParallel, or for FSDP2 if the recipe's args set `fsdp`.
 """
 
 import logging
@@ -23,9 +23,13 @@ CONFIGS = Path(__file__).resolve().parents[1] / "accelerate"
 
 
 def find_config(name: str) -> Path:
-    """Return the path of an accelerate config file, given by path or by a shipped name (`fsdp2`).
+    """Return the path of an accelerate config file.
 
-    Raises FileNotFoundError naming the shipped files.
+    Args:
+        name: a path, or the name of a shipped file (`fsdp2`).
+
+    Raises:
+        FileNotFoundError: neither exists; the message lists the shipped files.
     """
     for path in (Path(expand(name)), CONFIGS / f"{name}.yaml"):
         if path.is_file():
@@ -37,9 +41,16 @@ def find_config(name: str) -> Path:
 
 
 def environment(config: Path, processes: int) -> dict[str, str]:
-    """Return the environment variables that `accelerate launch` sets for a config, by accelerate's own code.
+    """Return the environment variables that `accelerate launch` sets for a config.
 
-    Raises ValueError for a file that accelerate does not accept.
+    accelerate's own code computes them.
+
+    Args:
+        config: the accelerate config file.
+        processes: number of processes.
+
+    Raises:
+        ValueError: accelerate does not accept the file.
     """
     read_config(config)
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -60,7 +71,7 @@ def environment(config: Path, processes: int) -> dict[str, str]:
 
 
 def read_config(config: Path) -> dict[str, Any]:
-    """Read the mapping in a config file. Raises ValueError, in one line, if there is none."""
+    """Read the mapping in a config file. Raise ValueError, in one line, if the file has none."""
     try:
         found = read_yaml(config)
     except ValueError as error:
@@ -75,13 +86,21 @@ def _refused(config: Path, reason: object) -> ValueError:
 
 
 def launch(config: Path, processes: int, command: Sequence[str]) -> int:
-    """Run a Python script with its arguments in every process; returns the first bad exit code, or 0.
+    """Run a Python script with its arguments in every process.
 
-    A SIGTERM is passed on and all processes are waited for, however long they save; the code is then
-    that of a stopped run, 143.
+    SIGTERM is forwarded to the processes, and they get as long as they need to save.
 
-    Raises ValueError when the config asks for DeepSpeed, and that is not installed, and for a file that
-    accelerate refuses; OSError when a process was killed.
+    Args:
+        config: the accelerate config file.
+        processes: number of processes.
+        command: the script and its arguments.
+
+    Returns:
+        The exit code of the first failed process, 143 after SIGTERM, or 0.
+
+    Raises:
+        ValueError: accelerate rejects the file, or the config needs DeepSpeed, which is not installed.
+        OSError: a process was killed.
     """
     read_config(config)
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -91,7 +110,7 @@ def launch(config: Path, processes: int, command: Sequence[str]) -> int:
     # torch kills processes after half a minute, which is too short to save a large model.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")
     os.environ[LAUNCHER] = str(os.getpid())
-    # Each process prints one line about its failure, and torch would add a table.
+    # Each process prints one line about its failure; silence torch's additional table.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         launch_command(launch_command_parser().parse_args(_options(config, processes, command)))
@@ -113,9 +132,20 @@ def launch(config: Path, processes: int, command: Sequence[str]) -> int:
 
 
 def relaunch(config: str, recipe: str, overrides: Sequence[str], options: Sequence[str]) -> int:
-    """Run the `maya train` command in progress again, in as many processes as the recipe says.
+    """Run the current `maya train` command again in the recipe's number of processes.
 
-    options: further options of the command. Returns the exit code. Raises as `find_config` and `load_recipe`.
+    Args:
+        config: the accelerate config file, or the name of a shipped file.
+        recipe: the recipe's file or name.
+        overrides: `key=value` changes of the recipe.
+        options: other options of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        FileNotFoundError: as in `find_config`.
+        ValueError: as in `load_recipe`.
     """
     file = find_config(config)
     processes = count_processes(load_recipe(find_recipe(recipe), overrides))

@@ -1,7 +1,7 @@
-"""Record the recipe of a run and the content of its inputs, and compare them when the run continues.
+"""Manifest of a run: the recipe and the content of its inputs, compared when the run continues.
 
-Paths do not count: the same command from another directory, or with its data moved, is the same run. A
-changed file, or a changed value that decides the result, makes another run.
+Paths are not compared: the same command from another directory, or with moved data, is the same run. A
+changed file, or a changed value that affects the result, makes it a different run.
 """
 
 import json
@@ -25,7 +25,7 @@ WORK = ".work"
 MANIFEST = "manifest.json"
 # Files larger than SAMPLES * SAMPLE bytes are hashed in SAMPLES evenly spaced pieces.
 SAMPLES, SAMPLE = 1024, 1 << 16
-# Arguments that change what a run prints or keeps, but not what it learns.
+# Arguments (by the start of their name) that do not affect the trained weights.
 NEUTRAL_ARGS = (
     "logging_",
     "log_",
@@ -39,21 +39,21 @@ NEUTRAL_ARGS = (
     "project",
     "trackio_",
 )
-# These decide which checkpoints there are, and so which one is the best.
+# Arguments that decide which checkpoints exist, and so which one can be the best.
 OF_THE_BEST = ("save_steps", "save_strategy")
-# The content of a Hub repository whose commit is not known.
+# Content of a Hub repository whose commit is unknown.
 REPOSITORY = "repository"
 
 
 def make_manifest(recipe: Recipe, known: dict[str, str] | None = None) -> dict[str, Any]:
-    """Return what decides the result of a run.
+    """Return everything that affects the result of a run.
 
     Args:
-        recipe: of the run.
-        known: hashes that an earlier call found, by path; it receives those of this call.
+        recipe: the run's recipe.
+        known: path -> hash, from earlier calls; this call adds its hashes.
 
     Returns:
-        `recipe`: its values without neutral ones and secrets; `content`: path of an input -> its hash.
+        `recipe`: the recipe's values without neutral values and secrets; `content`: path of an input -> hash.
     """
     values = without_secrets(to_dict(recipe))
     values.pop("output_dir")
@@ -106,15 +106,15 @@ def _sources(recipe: Recipe) -> Iterator[DataRecipe]:
 
 
 def is_local(path: str) -> bool:
-    """Return whether a recipe's path is a local path, and not the name of a Hub repository."""
+    """Return whether a recipe's path is a local path, as opposed to the name of a Hub repository."""
     return Path(path).exists() or path.startswith((".", "/"))
 
 
 def _content(path: Path) -> str:
     """Return a hash of a file or folder, or REPOSITORY if it does not exist.
 
-    Large files would delay every start, so only evenly spaced pieces and the sizes are hashed. A change
-    between the pieces is not noticed.
+    Reading large files would delay every start, so only their size and evenly spaced pieces are hashed. A
+    change between these pieces is not detected.
     """
     if not path.exists():
         return REPOSITORY
@@ -141,12 +141,12 @@ def _content(path: Path) -> str:
 
 
 def input_name(path: str, revision: str | None) -> str:
-    """Return the name of a Hub dataset in a manifest's content."""
+    """Return the key of a Hub dataset in a manifest's content."""
     return f"{path}@{revision}" if revision else path
 
 
 def _commit(content: dict[str, Any], path: str, revision: str | None) -> str:
-    """Return the commit of a Hub dataset in a manifest's content, or ""."""
+    """Return the commit of a Hub dataset in a manifest's content, or "" if it is unknown."""
     return str(content.get(input_name(path, revision), "")).partition("@")[2]
 
 
@@ -156,7 +156,7 @@ def _dataset_repository(source: DataRecipe) -> str:
 
     try:
         found = HfApi().dataset_info(source.path, revision=source.revision, timeout=10).sha
-    except Exception:  # offline or wrong: whoever reads the data says so
+    except Exception:  # offline or a wrong name: the reader of the data reports it
         return REPOSITORY
     return f"{REPOSITORY}@{found}" if found else REPOSITORY
 
@@ -169,7 +169,7 @@ def _model_repository(path: str, revision: str | None = None) -> str:
         name, revision = split_revision(path, revision)
         found = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
         files = found.siblings or []
-    except Exception:  # offline or wrong: whoever loads the model says so
+    except Exception:  # offline or a wrong name: loading the model reports it
         return REPOSITORY
     names = [
         f"{f.rfilename}:{f.lfs.sha256 if f.lfs else f.blob_id}"
@@ -180,27 +180,35 @@ def _model_repository(path: str, revision: str | None = None) -> str:
 
 
 def pin(recipe: Recipe, manifest: dict[str, Any]) -> None:
-    """Set the revisions of the Hub datasets of `recipe` to the commits of `manifest`."""
+    """Set the revisions of the recipe's Hub datasets to the commits in the manifest."""
     for source in _sources(recipe):
         commit = _commit(manifest["content"], source.path, source.revision)
         if commit and not is_local(source.path):
             source.revision = commit
 
 
-# ------------------------------------------------------------------------------ compared
+# ------------------------------------------------------------------------------ comparison
 
 
 def check_manifest(output: Path, manifest: dict[str, Any]) -> bool:
-    """Raise ValueError if `output` holds the work of another recipe, or something else.
+    """Check that `output` is new or belongs to the same run.
 
-    Returns False if another recipe, perhaps a mistyped one, was started there and has saved nothing yet, so
-    that it can be overwritten.
+    Args:
+        output: the output folder.
+        manifest: the manifest of the current command.
+
+    Returns:
+        False if a different recipe (perhaps a mistyped one) was started in `output` but saved no work, so
+        that its files can be removed; else True.
+
+    Raises:
+        ValueError: `output` contains work of a different recipe, or other files.
     """
     path = output / WORK / MANIFEST
     if not path.is_file():
         if (output / "config.json").exists() or (output.exists() and not output.is_dir()):
             raise ValueError(
-                f"output_dir {output} holds something that is no run of maya train; "
+                f"output_dir {output}: expected a run of maya train, found other files: "
                 "use another output_dir"
             )
         return True
@@ -209,14 +217,14 @@ def check_manifest(output: Path, manifest: dict[str, Any]) -> bool:
         return True
     if has_work(output):
         raise ValueError(
-            f"output_dir {output} holds the work of another recipe ({changed}); "
-            "use another output_dir, or --restart to throw that work away"
+            f"output_dir {output} holds the work of another recipe ({changed}): "
+            "use another output_dir, or use --restart to delete that work"
         )
     return False
 
 
 def has_work(output: Path) -> bool:
-    """Return whether the run in `output` has saved a checkpoint, even a damaged one, or finished a stage."""
+    """Return whether the run in `output` has saved any checkpoint (even a damaged one) or finished a stage."""
     return any(
         next(output.glob(pattern), None) is not None
         for pattern in (f"{WORK}/*/{PREFIX}*", "*/config.json", "config.json")
@@ -224,18 +232,18 @@ def has_work(output: Path) -> bool:
 
 
 def check_stage_inputs(output: Path, stage: StageRecipe) -> None:
-    """Raise ValueError if the data of a stage have changed since the run in `output` was started."""
+    """Raise ValueError if a stage's data changed since the start of the run in `output`."""
     content = read_manifest(output)["content"]
     for source in (*stage.data, *stage.eval_data):
         if is_local(source.path) and content.get(source.path) != _content(Path(source.path)):
             raise ValueError(
                 f"stage {stage.name}: the files of {one_line(source.path)} have changed since the run "
-                "began; put them back, or use another output_dir"
+                "began: put them back, or use another output_dir"
             )
 
 
 def read_manifest(output: Path) -> dict[str, Any]:
-    """Read the manifest of the run in `output`. Raises ValueError, in one line, if it is damaged."""
+    """Read the manifest of the run in `output`. Raise ValueError, in one line, if it is damaged."""
     path = output / WORK / MANIFEST
     try:
         found = read_json_mapping(path)
@@ -244,12 +252,12 @@ def read_manifest(output: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(
-        f"{path} is damaged; use another output_dir, or --restart to throw the work in {output} away"
+        f"{path} is damaged: use another output_dir, or use --restart to delete the work in {output}"
     )
 
 
 def write_manifest(output: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of the run in `output`, and keep the commits of an earlier manifest."""
+    """Write the manifest of the run in `output`. Commits in an earlier manifest are kept."""
     content = dict(manifest["content"])
     if (output / WORK / MANIFEST).is_file():
         old = read_manifest(output)["content"]
@@ -260,8 +268,8 @@ def write_manifest(output: Path, manifest: dict[str, Any]) -> None:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """Describe the first difference of two manifests; return None if they are of the same run."""
-    # An earlier version wrote what this one leaves out: values at their defaults, and secrets.
+    """Return a description of the first difference between two manifests, or None if the run is the same."""
+    # An earlier version also wrote default values and secrets: leave them out.
     before, after = (
         without_defaults(Recipe, without_secrets(manifest["recipe"])) for manifest in (old, new)
     )
@@ -299,7 +307,7 @@ def _compare(
     return f"{key}: {_shown(old)} -> {_shown(new)}"
 
 
-# Keys whose values are the places of inputs.
+# Keys whose values are paths or names of inputs.
 _PLACE = re.compile(
     r"model\.(vision_tower|language_model|checkpoint|chat_template)"
     r"|stages\[\d+\]\.(eval_)?data\[\d+\]\.(path|image_folder|revision|chat_template)"
@@ -309,10 +317,10 @@ _PLACE = re.compile(
 def _compare_places(
     old: Any, new: Any, key: str, contents: Sequence[dict[str, Any]], source: Any
 ) -> str | None:
-    """As `_compare`, for two places, which are equal if their contents are.
+    """Compare two paths or names of inputs by their contents, like `_compare`.
 
-    watched.py compares the pictures of an image_folder one by one, and a Hub dataset continues at the commit
-    of its first start.
+    watched.py compares the pictures of an image_folder one by one. A Hub dataset stays at the commit of its
+    first start.
     """
     texts = isinstance(old, str) and isinstance(new, str)
     if key.endswith(".revision"):
@@ -335,7 +343,7 @@ def _compare_places(
         return f"{key}: {_shown(old)} -> {_shown(new)}, whose content differs"
     hub = before.startswith(REPOSITORY) and after.startswith(REPOSITORY)
     if hub and (key.endswith(".path") or not ("@" in before and "@" in after)):
-        return None  # a dataset goes on at its commit; a commit that is not known is no change
+        return None  # a dataset stays at its commit; an unknown commit does not count as a change
     return f"the files of {one_line(new)} have changed"
 
 

@@ -1,6 +1,6 @@
-"""Memory of a process: weights, gradients and optimizer state counted tensor by tensor, activations by formula.
+"""Memory of one process: weights, gradients and optimizer state per tensor, activations by a formula.
 
-The models are built without weights (torch's meta device), so an 8B takes seconds.
+The models are built without weights (on torch's meta device), so an 8B model takes seconds.
 """
 
 import math
@@ -20,14 +20,14 @@ from ..model.flops import TrainableParts, head_size
 from ..model.freezing import parameter_rates, table
 from ..recipe import Recipe, StageRecipe
 
-# Moments that an optimizer keeps of a weight, by a part of its name; others keep two, as Adam.
+# Part of an optimizer's name -> moments per weight; other optimizers keep two, like Adam.
 MOMENTS = {"sgd": 0, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
-# Bytes of one of torchao's moments a weight, with the constants of its blocks.
+# Bytes per weight of one moment of torchao's optimizers, including the constants of its blocks.
 TORCHAO = {"adamw_torch_8bit": 1 + 4 / 256, "adamw_torch_4bit": 1 / 2 + 4 / 128}
-# Parts of the names of bitsandbytes' optimizers, whose moments are float32 where they are not 8 bits.
+# Parts of the names of bitsandbytes' optimizers. Their moments are float32 unless they have 8 bits.
 BITSANDBYTES = ("8bit", "32bit", "ademamix", "rmsprop_bnb")
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
-# What `args.fsdp` comes to where nothing can be sharded.
+# Notes for the user where `args.fsdp` cannot shard.
 WITHOUT_FSDP: dict[Sharding, str] = {
     "none": "fsdp: left out, one process holds the whole model",
     "ddp": "fsdp: without a GPU it is DDP, every process holds the whole model",
@@ -36,9 +36,10 @@ WITHOUT_FSDP: dict[Sharding, str] = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. `activations` is None where the length of a row is not known.
+    """Bytes of one process.
 
-    buffers: gathered layers, bfloat16 copies of float32 weights, gradients on their way.
+    buffers: gathered layers, bfloat16 copies of float32 weights, temporary gradients.
+    activations: None if the length of a row is unknown.
     """
 
     weights: int
@@ -49,7 +50,7 @@ class Memory:
 
     @property
     def resident(self) -> int:
-        """What is there all the time."""
+        """Return the bytes that are allocated during the whole training."""
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -58,7 +59,13 @@ class Memory:
 
 
 def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
-    """The config of a Maya that a recipe builds from bases with these configs."""
+    """Return the config of the Maya that a recipe builds from base models.
+
+    Args:
+        recipe: the recipe.
+        vision: config of the vision tower.
+        text: config of the language model.
+    """
     model = recipe.model
     assert model.projector_num_layers is not None
     assert model.vision_feature_layer is not None
@@ -78,9 +85,13 @@ def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
 def sharding(
     args: Mapping[str, Any], processes: int, environment: Mapping[str, str], cuda: bool = True
 ) -> Sharding:
-    """How a stage's state is cut, from its args and the variables that accelerate sets.
+    """Return how a stage's state is sharded.
 
-    Not cuda: accelerate takes FSDP for DDP on CPUs.
+    Args:
+        args: the stage's args.
+        processes: number of processes.
+        environment: the variables that accelerate sets.
+        cuda: whether the processes use GPUs. On CPUs, accelerate replaces FSDP by DDP.
     """
     if environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
@@ -98,17 +109,26 @@ def stage_memory(
     shards: Sharding = "none",
     processes: int = 1,
 ) -> tuple[MayaForConditionalGeneration, Memory]:
-    """The stage's model without weights, its adapter put in, and its memory but for activations.
+    """Return the stage's model without weights, with its adapter, and its memory without activations.
 
-    What learns is float32 where `mixed`, everything else `dtype`. DeepSpeed holds all weights and
-    gradients in bfloat16 then, and float32 copies of what learns beside the optimizer's state.
+    With `mixed`, trained weights are float32 and all others `dtype`. DeepSpeed then keeps all weights and
+    gradients in bfloat16, and float32 copies of the trained weights next to the optimizer's state.
 
-    buffers, by sharding: none, ddp: the bfloat16 copies that autocast makes of trained matrices;
-    ddp besides a second copy of the gradients, in buckets; fsdp: two layers and the embeddings
-    whole, with their gradients; zero2, zero3: DeepSpeed's defaults, buckets of 5e8 and 1e9 live
-    parameters. All: the gradient of the largest trained matrix before it is added up.
+    Buffers, by sharding. none, ddp: autocast's bfloat16 copies of trained matrices; ddp also has a second
+    copy of the gradients, in buckets. fsdp: two unsharded layers and the unsharded embeddings, with their
+    gradients. zero2, zero3: DeepSpeed's defaults, buckets of 5e8 and 1e9 live parameters. All: the gradient
+    of the largest trained matrix before it is accumulated.
 
-    Raises ValueError as `freezing.rates` and `adapters.add_adapter`.
+    Args:
+        config: the model's config.
+        stage: the stage.
+        dtype: dtype of frozen weights.
+        mixed: whether the stage trains in bfloat16 mixed precision.
+        shards: how the state is sharded.
+        processes: number of processes.
+
+    Raises:
+        ValueError: as in `freezing.rates` and `adapters.add_adapter`.
     """
     with torch.device("meta"):
         model = MayaForConditionalGeneration(config)
@@ -155,12 +175,17 @@ def stage_memory(
 
 
 def optimizer_bytes(optim: str, trained: Sequence[tuple[str, nn.Parameter]], width: int) -> int:
-    """Bytes of an optimizer's state, counters of steps left out.
+    """Return the bytes of an optimizer's state, without its step counters.
 
-    adamw_torch*: two moments as wide as a weight (`width` bytes). bitsandbytes: float32, or with
-    "8bit" a byte and a float32 constant for each 256 weights of tensors of 4,096 weights and more;
-    embeddings keep 32 bits, as in Trainer. torchao's 8 and 4 bits alike, with blocks of 256 and 128.
-    adafactor has a row and a column of a matrix.
+    adamw_torch*: two moments of `width` bytes per weight. bitsandbytes: float32 moments; with "8bit", one
+    byte per weight and a float32 constant per 256 weights, for tensors of at least 4,096 weights; embeddings
+    keep 32 bits, as in Trainer. torchao's 8 and 4 bits: the same, with blocks of 256 and 128. adafactor: one
+    row and one column per matrix.
+
+    Args:
+        optim: name of the optimizer, as in SFTConfig.
+        trained: (name, parameter) of the trained parameters.
+        width: bytes per trained weight.
     """
     if optim == "adafactor":
         return sum(width * (sum(p.shape) if p.ndim == 2 else p.numel()) for _, p in trained)
@@ -190,20 +215,28 @@ def activation_bytes(
     checkpointing: bool,
     tile: int,
 ) -> int:
-    """An upper estimate of what the forward pass of one row keeps for the backward pass, with what
-    the largest steps need besides.
+    """Return an upper estimate of the bytes that one row's forward pass keeps for the backward pass.
 
-    A decoder layer, per token, at `width` bytes: 5 times the queries (before and after attention,
-    keys and values repeated to as many heads), 4 times the MLP's width, each norm's output; norms
-    themselves work in float32 and keep three times their input. With gradient checkpointing a layer
-    keeps its input alone (`stream` bytes a value), and one layer at a time the rest. Twice a layer
-    more for gradients on their way. Logits: a tile of the head, in float32 and `width` bytes. A
-    frozen tower keeps its layers' outputs. A dense attention mask is counted once.
+    The temporary tensors of the largest operations are included.
+
+    A decoder layer keeps per token, at `width` bytes: 5 times the queries (before and after attention,
+    with keys and values repeated to all heads), 4 times the MLP's width, and each norm's output. Norms
+    compute in float32 and keep three times their input. With gradient checkpointing a layer keeps only its
+    input (`stream` bytes per value), and one layer at a time keeps everything. Temporary gradients add two
+    layers. Logits: one tile of the head, in float32 and `width` bytes. A frozen tower keeps its layers'
+    outputs. A dense attention mask is counted once.
 
     Args:
-        tokens: of the row; images: in it; tile: most logits held at once, see `head.TILE`.
+        config: the model's config.
+        learns: the trained parts of the model.
+        tokens: number of tokens in the row.
+        images: number of images in the row.
+        width: bytes per activation.
+        stream: bytes per value of the residual stream.
+        checkpointing: whether gradient checkpointing is on.
+        tile: largest number of logits held at once; see `loss.TILE`.
     """
-    # transformers types sub-configurations as what a caller may pass.
+    # transformers types sub-configs by the arguments that callers may pass.
     text: Any = config.text_config
     vision: Any = config.vision_config
     wide, heads = text.hidden_size, text.num_attention_heads
@@ -239,15 +272,26 @@ def activation_bytes(
     return int(total + patches * tower + projector + logits)
 
 
-# ------------------------------------------------------------------------------ checked
+# ------------------------------------------------------------------------------ check
 
 
 def check_memory(
     recipe: Recipe, stage: StageRecipe, previous: Path | None, state: Any, trust: bool
 ) -> list[str]:
-    """Raise MemoryError, in one line, when the model and its training state cannot fit.
+    """Check that a stage's weights, gradients and optimizer state fit in the free memory.
 
-    Returns lines for the user.
+    Args:
+        recipe: the run's recipe.
+        stage: the stage.
+        previous: the folder of the previous stage, or None.
+        state: accelerate's PartialState.
+        trust: trust_remote_code for the base models' configs.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        MemoryError: they do not fit; one line.
     """
     import psutil
 
@@ -276,8 +320,8 @@ def check_memory(
     if needed > free:
         raise MemoryError(
             f"stage {stage.name}: too little {place}: weights, gradients and optimizer state of "
-            f"{total:,} parameters ({trained:,} trained) take {needed / 2**30:.1f} GiB a process, "
-            f"{free / 2**30:.1f} GiB are free; train fewer parts, use dtype bfloat16, an adapter, "
+            f"{total:,} parameters ({trained:,} trained) take {needed / 2**30:.1f} GiB per process, "
+            f"{free / 2**30:.1f} GiB are free: train fewer parts, use dtype bfloat16, an adapter, "
             "quantized weights, an 8-bit optimizer or fsdp, or a larger machine"
         )
     return [WITHOUT_FSDP[shards]] if stage.args.get("fsdp") and shards in WITHOUT_FSDP else []

@@ -1,7 +1,7 @@
-"""`maya train` for recipes of kind `dpo`: TRL's own script, on a Maya.
+"""`maya train` for recipes of kind `dpo`: run TRL's DPO script on a Maya.
 
-The recipe's keys are the options of `trl dpo`. Only the place of the output, the trust in remote code and the
-continuation of a stopped run are decided here.
+The recipe's keys are the options of `trl dpo`. This module sets only the output folder, trust_remote_code
+and the checkpoint to resume from.
 """
 
 import tempfile
@@ -30,16 +30,17 @@ def train_preferences(
     """Run a recipe of kind `dpo` with TRL's DPO script, from its newest checkpoint if there is one.
 
     Args:
-        recipe: a YAML file, or the name of a shipped one.
+        recipe: a YAML file, or the name of a shipped recipe.
         overrides: `key=value` changes.
-        output_dir: where to write, instead of the recipe's output_dir.
-        trust_remote_code: allow code that comes with the model to run. A Maya does not need it.
+        output_dir: the folder to write; default: the recipe's output_dir.
+        trust_remote_code: allow the Python code in the model's repository to run. A Maya does not need it.
 
     Returns:
         The folder of the trained model, or of its adapter.
 
     Raises:
-        ValueError, OSError: one line that names the recipe and what TRL says of it.
+        ValueError: TRL rejects an option; one line with the recipe and TRL's reason.
+        OSError: a file cannot be read or written.
     """
     from transformers.trainer_utils import get_last_checkpoint
     from trl.scripts import dpo
@@ -48,13 +49,15 @@ def train_preferences(
     import modeling_maya  # noqa: F401
     import processing_maya  # noqa: F401
 
-    # TRL and transformers warn of defaults of their own.
+    # TRL and transformers warn about their own defaults.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
     path = find_recipe(recipe)
     values = resolve_paths(read_mapping(path, overrides), path.resolve().parent)
     values.pop("kind", None)
     if given := sorted(set(OWN) & set(values)):
-        raise ValueError(f"{path}: {given[0]}: `maya train` sets this option itself: leave it out")
+        raise ValueError(
+            f"{path}: {given[0]}: expected another key, found one that `maya train` sets itself: leave it out"
+        )
     output = Path(output_dir or values.get("output_dir") or f"runs/{path.stem}")
     values["output_dir"] = str(output)
     script, training, model, mixture = _parse(dpo.make_parser(prog="maya train"), values, path)
@@ -62,13 +65,13 @@ def train_preferences(
     if output.is_dir():
         training.resume_from_checkpoint = get_last_checkpoint(str(output))
     dpo.main(script, training, model, mixture)
-    # A pickle that nothing reads, and that may hold a token.
+    # Delete a pickle that nothing reads and that may contain a token.
     (output / "training_args.bin").unlink(missing_ok=True)
     return output
 
 
 def _parse(parser: Any, values: dict[str, Any], path: Path) -> tuple[Any, ...]:
-    """Return TRL's dataclasses for the options; ValueError with what its parser says of a wrong one."""
+    """Return TRL's dataclasses for the options. Raise ValueError if TRL's parser rejects one."""
     known = [item.name for kind in parser.dataclass_types for item in fields(kind)]
     for name in values:
         if name not in known:

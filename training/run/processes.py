@@ -1,4 +1,4 @@
-"""Count, start and watch the processes of a run on one machine."""
+"""Processes of a run on one machine: count, start and watch them."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from ..common.errors import in_one_line, is_bad_input, of_lost_process
 from ..common.signals import Stopped, end_with_parent, signal_handlers
 from ..recipe import Recipe
 
-# Prefix of the message that a process writes if it was asked to stop.
+# Prefix of the message of a process that a signal stopped.
 STOPPED = "stopped: "
 
 
@@ -27,25 +27,25 @@ def available_cores() -> int:
 
 
 def threads_per_process(processes: int) -> int:
-    """Return the threads of each process, which share the cores of this machine."""
+    """Return the number of threads per process, an equal share of the machine's cores."""
     return max(1, available_cores() // processes)
 
 
 def count_processes(recipe: Recipe) -> int:
-    """Return the number of processes of a recipe. `auto` means one for each GPU, or up to four on a CPU."""
+    """Return the number of processes of a recipe. `auto` means one per GPU, or up to four on a CPU."""
     if recipe.processes != "auto":
         return recipe.processes
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.device_count()
-    # Small matrices leave threads idle, so on a CPU processes with one thread each are faster.
+    # Small matrices do not use several threads well, so several single-threaded processes are faster on a CPU.
     count = min(4, available_cores())
     return min(count, *(stage.batch_size for stage in recipe.stages))
 
 
 def check_processes(count: int) -> None:
-    """Raise ValueError for more processes than this machine has GPUs, or cores where it has no GPU."""
+    """Raise ValueError for more processes than this machine has GPUs (or cores, if it has no GPU)."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -59,23 +59,28 @@ def check_processes(count: int) -> None:
 
 
 def start(target: Callable[..., Any], count: int, *arguments: Any) -> None:
-    """Call `target(*arguments)` in `count` processes that train together, and wait for them.
+    """Call `target(*arguments)` in `count` processes, and wait for them.
+
+    Args:
+        target: the function that every process calls.
+        count: number of processes.
+        arguments: arguments of `target`.
 
     Raises:
-        ValueError: bad input, as the first process that failed told it.
-        Stopped: the processes were asked to stop.
+        ValueError: bad input; the message is that of the first failed process.
+        Stopped: a signal stopped the processes.
         OSError: a process was killed.
     """
     import torch
     import torch.multiprocessing
 
     check_processes(count)
-    # It logs which processes it ends after one has failed; `_failure` says why that one failed.
+    # Silence torch's log of the processes it ends after a failure; `_failure` reports the cause.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # Forked processes share what is already imported; CUDA and macOS do not survive a fork.
+    # Forked processes share imported modules. CUDA and macOS do not work after a fork.
     forks = platform.system() == "Linux" and not torch.cuda.is_available()
     asked: list[int] = []
     with tempfile.TemporaryDirectory() as errors, _passing_on(asked) as processes:
@@ -95,7 +100,7 @@ def start(target: Callable[..., Any], count: int, *arguments: Any) -> None:
 
 
 def _failure(error: Exception, errors: Path, asked: Sequence[int]) -> Exception:
-    """Return the error that ended processes that train together, from their files in `errors`."""
+    """Return the error that ended the processes, from the messages that they wrote to `errors`."""
     told = sorted(errors.glob("rank-*.txt"), key=lambda p: p.stat().st_mtime_ns)
     texts = [file.read_text(encoding="utf-8") for file in told]
     bad = next((text for text in texts if not text.startswith(STOPPED)), None)
@@ -117,9 +122,9 @@ def _failure(error: Exception, errors: Path, asked: Sequence[int]) -> Exception:
 
 @contextlib.contextmanager
 def _passing_on(asked: list[int]) -> Iterator[list[Any]]:
-    """Pass SIGTERM and SIGINT on, as SIGTERM, to the processes in the list that the block receives.
+    """Forward SIGTERM and SIGINT, both as SIGTERM, to the processes in the list that the block receives.
 
-    A second SIGINT kills them. `asked` receives the signals.
+    A second SIGINT kills the processes. `asked` receives the signals.
     """
     processes: list[Any] = []
 
@@ -143,7 +148,7 @@ def _process(
     arguments: Sequence[Any],
 ) -> None:
     end_with_parent()
-    # A terminal sends it to all processes; the parent makes one SIGTERM of it.
+    # A terminal sends SIGINT to all processes; only the parent handles it, and sends one SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(
@@ -154,9 +159,9 @@ def _process(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-    # Left unset, accelerate chooses for itself and warns.
+    # If it is not set, accelerate chooses a value and warns.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process(count)))
-    # A forked process inherits what accelerate knows of its parent: that it is alone.
+    # A forked process inherits accelerate's state of the parent, which is that of a single process.
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -167,7 +172,9 @@ def _process(
         told = Path(errors, f"rank-{rank}.txt")
         if isinstance(error, Stopped):
             told.write_text(STOPPED + str(error), encoding="utf-8")
-        elif is_bad_input(error) and not of_lost_process(error):  # the lost one says why
+        elif is_bad_input(error) and not of_lost_process(
+            error
+        ):  # the lost process reports the cause
             told.write_text(in_one_line(error, "train"), encoding="utf-8")
         raise
     finally:

@@ -1,11 +1,11 @@
-"""Push the models of a run to the Hub while it trains, as `push_to_hub` in a stage's args asks.
+"""Pushes to the Hub during training, for stages with `push_to_hub` in their args.
 
-The fields mean what they mean in transformers' Trainer: `hub_model_id` (default: the name of the recipe's
-output_dir), `hub_private_repo`, `hub_revision`, `hub_token`, `hub_always_push`, and `hub_strategy`:
-every_save pushes every checkpoint and the end of the stage, end only the end. Other strategies push the
-optimizer's state, which is a pickle, and are refused.
+The fields have their meaning in transformers' Trainer: `hub_model_id` (default: the name of the recipe's
+output_dir), `hub_private_repo`, `hub_revision`, `hub_token`, `hub_always_push` and `hub_strategy`.
+`every_save` pushes every checkpoint and the finished stage, `end` only the finished stage. Other strategies
+would push the optimizer's state, which is a pickle, and are refused.
 
-What is sent, and how, is decided by the pusher that `maya train` hands to `run.train`.
+The pusher that `maya train` passes to `run.train` decides which files are sent and how.
 """
 
 import os
@@ -19,7 +19,7 @@ from ..recipe import Recipe, StageRecipe
 from .checkpoints import PREFIX
 from .manifest import is_local
 
-# Stages whose end was pushed, with the commit.
+# File of the pushed stages: name -> commit.
 PUSHED = "pushed.json"
 EVERY_SAVE, END = "every_save", "end"
 
@@ -30,35 +30,38 @@ class Pusher(Protocol):
     def open(self) -> None:
         """Create the repository and the branch if they do not exist.
 
-        Raises ValueError or OSError, in one line, if it cannot be pushed to.
+        Raises:
+            ValueError: the repository does not accept the push.
+            OSError: the Hub cannot be reached.
         """
 
     def send(self, folder: Path, progress: str, recipe: Path) -> bool:
-        """Begin to send a checkpoint in the background, and return whether it was begun.
+        """Start to send a checkpoint in the background, and return whether it was started.
 
         Args:
-            folder: of the checkpoint, which may be deleted as soon as this returns.
-            progress: how far the run is, for the card and the commit's message.
+            folder: the checkpoint's folder, which may be deleted after this call.
+            progress: progress of the run, for the card and the commit message.
             recipe: the run's recipe.yaml.
         """
 
     def finish(self, folder: Path, progress: str | None, recipe: Path) -> str:
-        """Wait for the push in progress, send the end of a stage, and return its commit.
+        """Wait for the current push, send a finished stage, and return its commit.
 
         Args:
-            folder: of the stage's model, or of its adapter.
-            progress: None at the end of the run.
+            folder: the folder of the stage's model or adapter.
+            progress: progress of the run; None at the end of the run.
             recipe: the run's recipe.yaml.
 
-        Raises OSError, in one line.
+        Raises:
+            OSError: the push failed; one line.
         """
 
 
 class MakePusher(Protocol):
-    """Makes a pusher.
+    """Function that makes a pusher.
 
-    scratch: a folder for copies of the files being sent. base: the repository of the model that an adapter
-    belongs to; None for whole models.
+    scratch: a folder for copies of the files being sent.
+    base: the repository of an adapter's base model; None for whole models.
     """
 
     def __call__(
@@ -75,12 +78,12 @@ class MakePusher(Protocol):
 
 
 def pushes(stage: StageRecipe) -> bool:
-    """Return whether a stage asks for pushes."""
+    """Return whether a stage has push_to_hub."""
     return bool(stage.args.get("push_to_hub"))
 
 
 class Pushing:
-    """The pushes of a run; only its first process has one."""
+    """All pushes of a run. Only rank 0 has this object."""
 
     def __init__(self, recipe: Recipe, work: Path, make: MakePusher | None):
         self.recipe, self.work = recipe, work
@@ -98,7 +101,7 @@ class Pushing:
                 args.get("hub_model_id") or Path(recipe.output_dir).resolve().name,
                 private=bool(args.get("hub_private_repo")),
                 revision=args.get("hub_revision"),
-                # The environment's token comes first.
+                # HF_TOKEN takes precedence.
                 token=None if os.environ.get("HF_TOKEN") else args.get("hub_token"),
                 always=bool(args.get("hub_always_push")),
                 scratch=work / "push" / stage.name,
@@ -106,7 +109,7 @@ class Pushing:
             )
 
     def _base(self, stage: StageRecipe) -> str:
-        """Return the repository of an adapter's base; ValueError if the base is not on the Hub."""
+        """Return the repository of an adapter's base. Raise ValueError if the base is not on the Hub."""
         base = self.recipe.model.checkpoint
         if stage is not self.recipe.stages[0] or base is None or is_local(base):
             found = "the stage before" if stage is not self.recipe.stages[0] else base
@@ -118,16 +121,19 @@ class Pushing:
         return base
 
     def open(self) -> None:
-        """Check every repository before anything is trained. Raises as `Pusher.open`."""
+        """Check every repository before the training starts. Errors are those of `Pusher.open`."""
         for pusher in self.pushers.values():
             pusher.open()
 
     def on_save(self, stage: StageRecipe, steps: int) -> Callable[[int], None] | None:
-        """Return what to call with the number of steps after every save of a stage; None for nothing.
+        """Return the function to call after every save of a stage, or None.
 
         Args:
-            stage: in progress.
-            steps: of the whole stage.
+            stage: the stage in progress.
+            steps: number of steps of the whole stage.
+
+        Returns:
+            A function of the number of finished steps, or None if saves are not pushed.
         """
         if stage.name not in self.pushers or stage.args.get("hub_strategy", EVERY_SAVE) == END:
             return None
@@ -138,17 +144,18 @@ class Pushing:
             place = f"step {step:,} of {steps:,} of stage {self._number(stage)}"
             if not pusher.send(folder, place, recipe):
                 print(
-                    f"step {step}: not pushed, as the push before is still on its way", flush=True
+                    f"step {step}: not pushed, because the previous push is still running",
+                    flush=True,
                 )
 
         return send
 
     def finish(self, stage: StageRecipe, folder: Path) -> None:
-        """Push the end of a finished stage, unless that has been done. Raises as `Pusher.finish`.
+        """Push a finished stage, unless it was pushed before. Errors are those of `Pusher.finish`.
 
         Args:
-            stage: finished.
-            folder: of its model.
+            stage: the finished stage.
+            folder: the folder of its model.
         """
         done = self._done()
         if stage.name not in self.pushers or stage.name in done or self._replaced(stage, done):
@@ -161,7 +168,7 @@ class Pushing:
         write_json(self.work / PUSHED, {**done, stage.name: commit})
 
     def _replaced(self, stage: StageRecipe, done: dict[str, Any]) -> bool:
-        """Return whether the end of a later stage was pushed to the same branch."""
+        """Return whether a later stage was already pushed to the same branch."""
         later = self.recipe.stages[self.recipe.stages.index(stage) + 1 :]
         return any(each.name in done and _branch(each) == _branch(stage) for each in later)
 

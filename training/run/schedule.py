@@ -1,7 +1,7 @@
-"""When a stage logs, evaluates, saves and stops.
+"""Trainer callback that decides when a stage logs, evaluates, saves and stops.
 
-Trainer's one epoch is the whole plan of a stage. Here an epoch is what a recipe means by it, a pass over
-the data, so `logging_strategy`, `eval_strategy` and `save_strategy` may be `epoch`.
+For Trainer, the whole plan of a stage is one epoch. Here an epoch is one pass over the data, as in a
+recipe, so `logging_strategy`, `eval_strategy` and `save_strategy` may be `epoch`.
 """
 
 import math
@@ -12,15 +12,20 @@ from transformers.trainer_callback import TrainerCallback
 
 
 def is_better(value: float, than: float, greater: bool) -> bool:
-    """Whether a metric has improved; greater: larger values are better ones."""
+    """Return whether a metric improved. greater: whether larger values are better."""
     return value > than if greater else value < than
 
 
 def is_exhausted(values: Sequence[float], greater: bool, patience: int, threshold: float) -> bool:
-    """Whether evaluations came to an end of `patience`, as transformers' EarlyStoppingCallback counts.
+    """Return whether `patience` evaluations in a row brought no improvement.
+
+    The rule is that of transformers' EarlyStoppingCallback.
 
     Args:
-        values: the metric at every evaluation so far. threshold: what an improvement must exceed.
+        values: the metric at every evaluation so far.
+        greater: whether larger values are better.
+        patience: number of evaluations without improvement that ends the stage.
+        threshold: least difference that counts as an improvement.
     """
     best, count = None, 0
     for value in values:
@@ -36,16 +41,20 @@ def is_exhausted(values: Sequence[float], greater: bool, patience: int, threshol
 
 
 class Schedule(TrainerCallback):
-    """Takes the place of transformers' DefaultFlowCallback.
+    """Replacement for transformers' DefaultFlowCallback.
 
-    Nothing of it is kept between steps: what is due follows from the step, and early stopping from the
-    logged metrics, so a continued run decides as the uninterrupted one.
+    Decisions depend only on the step and on the logged metrics, not on other state. So a resumed run
+    decides exactly like an uninterrupted run.
 
     Args:
-        save: args.save_strategy; `best` saves when the metric has improved.
-        per_step: groups of a step. groups: of the stage. per_epoch: of one pass over the data.
-        metric: the logged name of args.metric_for_best_model. greater: whether larger is better.
-        patience, threshold: of early stopping; None for none.
+        save: args.save_strategy; `best` saves when the metric improves.
+        per_step: groups per step.
+        groups: groups in the stage.
+        per_epoch: groups in one pass over the data.
+        metric: log key of args.metric_for_best_model.
+        greater: whether larger values of the metric are better.
+        patience: early stopping after this many evaluations without improvement; None for no early stopping.
+        threshold: least difference that counts as an improvement.
     """
 
     def __init__(
@@ -64,22 +73,22 @@ class Schedule(TrainerCallback):
         self.per_step, self.groups, self.per_epoch = per_step, groups, per_epoch
         self.metric, self.greater = metric, greater
         self.patience, self.threshold = patience, threshold
-        # Whether this step is saved by the recipe, not because the run is asked to stop.
+        # Whether the recipe asks to save this step, as opposed to a request to stop.
         self.saves = False
 
     def epochs(self, step: int) -> float:
-        """Passes over the data after a step."""
+        """Return the number of passes over the data after a step."""
         return min(step * self.per_step, self.groups) / self.per_epoch
 
     def stops_early(self, history: Sequence[dict[str, Any]]) -> bool:
-        """Whether the evaluations in Trainer's `log_history` end the stage."""
+        """Return whether the evaluations in Trainer's `log_history` trigger early stopping."""
         if self.patience is None or self.metric is None:
             return False
         values = [line[self.metric] for line in history if self.metric in line]
         return is_exhausted(values, self.greater, self.patience, self.threshold)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A checkpoint brings the numbers of steps of the command that wrote it.
+        # A checkpoint restores logging, evaluation and save steps of an earlier command: set the current ones.
         state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -12,7 +12,17 @@ from .manifest import WORK
 
 
 def stage_arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any) -> Any:
-    """The SFTConfig of a stage: our defaults, the recipe's args over them, then what is fixed."""
+    """Return the SFTConfig of a stage: defaults, then the recipe's args, then the fixed values.
+
+    Args:
+        recipe: the run's recipe.
+        stage: one of its stages.
+        folder: the stage's folder; checkpoints go to the work folder next to it.
+        state: accelerate's PartialState.
+
+    Raises:
+        ValueError: SFTConfig rejects a value; one line with its reason.
+    """
     import torch
     from trl import SFTConfig
 
@@ -31,7 +41,7 @@ def stage_arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any
         "save_steps": 500,
         "save_total_limit": 2,
         "report_to": "none",
-        # A loss that is not a number ends the run.
+        # A NaN loss must reach the log, because it ends the run.
         "logging_nan_inf_filter": False,
         "log_level_replica": "error",
         "disable_tqdm": True,
@@ -42,7 +52,7 @@ def stage_arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any
     values.update(
         (k, v)
         for k, v in stage.args.items()
-        # pushing.py pushes; Trainer would push pickles.
+        # pushing.py pushes instead of Trainer, which would push pickles.
         if k not in COMPILE and k not in CHECKPOINTING and k != "push_to_hub"
     )
     values.update(checkpointing_fields(stage.args))
@@ -55,14 +65,14 @@ def stage_arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any
         if values.get("greater_is_better") is None:
             metric = str(values.get("metric_for_best_model") or "loss")
             values["greater_is_better"] = metric.endswith("accuracy")
-    if state.num_processes == 1:  # Trainer refuses what needs no sharding
+    if state.num_processes == 1:  # Trainer rejects FSDP with one process
         values.pop("fsdp", None)
         values.pop("fsdp_config", None)
     values.update(
         output_dir=str(folder.parent / WORK / stage.name),
         seed=recipe.seed,
         data_seed=recipe.seed,
-        per_device_train_batch_size=1,  # one share of a step, however many rows
+        per_device_train_batch_size=1,  # one item is a rank's share of a step, with any number of rows
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential",
@@ -80,13 +90,13 @@ def stage_arguments(recipe: Recipe, stage: StageRecipe, folder: Path, state: Any
 
 
 def metric_name(args: Any) -> str | None:
-    """The logged name of the metric that decides which checkpoint is the best."""
+    """Return the log key of the metric that decides which checkpoint is the best."""
     name = args.metric_for_best_model
     return name if name is None or name.startswith("eval_") else f"eval_{name}"
 
 
 def check_metric(stage: StageRecipe, languages: Sequence[str]) -> None:
-    """Raise ValueError for a metric of a language that no held-out row has."""
+    """Raise ValueError if the metric is of a language without held-out rows."""
     name = str(stage.args.get("metric_for_best_model") or "loss").removeprefix("eval_")
     language = name.rpartition("/")[0]
     if language and language not in languages:

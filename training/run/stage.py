@@ -1,6 +1,6 @@
-"""Make the data, model and trainer of a stage, train it, and finish or stop it.
+"""One stage: make its data, model and trainer, train it, and write or stop it.
 
-A finished stage is one folder with its model, its log and its list of bad rows.
+A finished stage is one folder with the model, the log and the list of bad rows.
 """
 
 import gc
@@ -26,7 +26,7 @@ from .manifest import WORK
 from .pushing import Pushing
 from .sft_config import check_metric, metric_name, stage_arguments
 
-# The pictures of a stage whose changes are watched.
+# File of a stage's pictures, for watched.py.
 PICTURES = "pictures.{}.parquet"
 LOG = "training_log.json"
 BAD_ROWS = "bad_rows.jsonl"
@@ -36,8 +36,10 @@ BAD_ROWS = "bad_rows.jsonl"
 class StageRun:
     """A stage in progress.
 
-    previous: the folder of the stage before, None for the first. folder: where the stage's model will
-    be. state: accelerate's PartialState. started: time.monotonic() when the stage began.
+    previous: the folder of the previous stage; None for the first stage.
+    folder: the folder of the stage's finished model.
+    state: accelerate's PartialState.
+    started: time.monotonic() at the start of the stage.
     """
 
     recipe: Recipe
@@ -57,7 +59,7 @@ class StageRun:
 
 
 def say(state: Any, text: str) -> None:
-    """Print lines in the first of the processes that train together."""
+    """Print lines on rank 0 only."""
     if state.is_main_process:
         print("\n".join(map(printable, text.split("\n"))), flush=True)
 
@@ -71,9 +73,22 @@ def run_stage(
     state: Any,
     pushing: Pushing | None = None,
 ) -> int | None:
-    """Train a stage, or what is left of it; returns the signal that asked to stop after its end, if any.
+    """Train a stage from its newest checkpoint, if there is one, and write its folder.
 
-    Raises Stopped when it was asked before that.
+    Args:
+        recipe: the run's recipe.
+        stage: the stage to train.
+        previous: the folder of the previous stage, or None.
+        folder: the folder to write.
+        trust_remote_code: passed on to transformers.
+        state: accelerate's PartialState.
+        pushing: the pushes to the Hub, on rank 0.
+
+    Returns:
+        The number of a signal that asked to stop, if the stage finished anyway; else None.
+
+    Raises:
+        Stopped: a signal asked to stop before the end of the stage; a checkpoint was saved.
     """
     import torch
     from transformers import set_seed
@@ -88,6 +103,7 @@ def run_stage(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    # Check the memory, then open the data and load the model.
     for line in check_memory(recipe, stage, previous, state, trust_remote_code):
         run.say("  " + line)
     data, held = _open_data(run)
@@ -97,6 +113,7 @@ def run_stage(
     args = stage_arguments(recipe, stage, folder, state)
     attention = _prepare_decoder(run, model, args)
     schedule, plan = _plan_steps(run, data, args)
+    # Continue from the newest checkpoint.
     found = _newest_checkpoint(run, args)
     if found is not None:
         run.say(f"continuing from {found}")
@@ -114,7 +131,7 @@ def run_stage(
 
 
 def _open_data(run: StageRun) -> tuple[Any, Any]:
-    """Return the stage's data, and its held-out data or None."""
+    """Return the stage's data, and its held-out data if it has any."""
     from ..batches.open import open_groups
     from .watched import note
 
@@ -145,7 +162,7 @@ def _open_data(run: StageRun) -> tuple[Any, Any]:
 
 
 def _make_model(run: StageRun) -> tuple[Any, Any, list[Any]]:
-    """Return the model with its adapter and rates, its processor, and the rows of the table of parts."""
+    """Return the model with adapter and frozen parts, its processor, and the rows of the printed table."""
     from ..model.adapters import add_adapter
     from ..model.freezing import apply_rules
 
@@ -160,7 +177,7 @@ def _make_model(run: StageRun) -> tuple[Any, Any, list[Any]]:
 
 
 def load_model(run: StageRun) -> tuple[Any, Any]:
-    """Load the model and processor from which a stage starts, quantized if its adapter asks for it."""
+    """Load the model and processor that a stage starts from, quantized if its adapter asks for it."""
     import torch
 
     recipe, stage, previous = run.recipe, run.stage, run.previous
@@ -198,7 +215,7 @@ def load_model(run: StageRun) -> tuple[Any, Any]:
     return load_checkpoint(
         find_checkpoint(model, previous),
         model,
-        # A stage with an adapter continues that of the checkpoint.
+        # A stage with an adapter continues the checkpoint's adapter instead of merging it.
         merged=stage.adapter is None,
         further_templates=further,
         **options,
@@ -206,7 +223,7 @@ def load_model(run: StageRun) -> tuple[Any, Any]:
 
 
 def _continue_adapter(run: StageRun, adapter: AdapterRecipe, model: Any) -> None:
-    """Copy the values of the adapter from which the stage starts, if there is one, into the new adapter."""
+    """Load the weights of the adapter that the stage starts from, if any, into the new adapter."""
     from ..common.adapters import Adapter
     from ..model.adapters import check_continued, load_adapter
     from ..model.checkpoint import find_checkpoint
@@ -219,12 +236,12 @@ def _continue_adapter(run: StageRun, adapter: AdapterRecipe, model: Any) -> None
 
 
 def _prepare_decoder(run: StageRun, model: Any, args: Any) -> Any:
-    """Set the decoder's dtype and attention, compile its layers, and return the attention's name."""
+    """Set the dtype of trained weights and the decoder's attention, compile its layers, and return the attention's name."""
     from ..model.attention import choose_attention, set_attention
     from ..model.compiling import compile_layers
 
     if args.bf16:
-        # In bfloat16 a small step rounds to nothing: what learns is kept in float32.
+        # bfloat16 rounds small updates away, so trained weights are kept in float32.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -249,7 +266,7 @@ def _plan_steps(run: StageRun, data: Any, args: Any) -> tuple[Any, Sequence[Any]
     per_epoch = len(data.plan(None, stage.group_size, seed, shuffled=shuffled))
     steps = count_steps(args.max_steps, args.num_train_epochs, per_step, per_epoch)
     groups = steps * per_step
-    if args.max_steps <= 0:  # epochs: the last step has what is left, and nothing of the next
+    if args.max_steps <= 0:  # whole epochs: the last step has only the remaining groups
         groups = min(groups, math.ceil(per_epoch * args.num_train_epochs))
     args.max_steps = steps
     plan = data.plan(groups, stage.group_size, seed, shuffled=shuffled)
@@ -268,7 +285,7 @@ def _plan_steps(run: StageRun, data: Any, args: Any) -> tuple[Any, Sequence[Any]
         patience=stage.early_stopping_patience,
         threshold=stage.early_stopping_threshold,
     )
-    # The schedule decides; for Trainer any strategy but `no` keeps the best step in its state.
+    # The schedule decides when to save. Trainer only needs a strategy other than `no`, to record the best step.
     args.save_strategy = type(args.save_strategy)(
         "steps" if schedule.save == "best" else schedule.save
     )
@@ -276,7 +293,7 @@ def _plan_steps(run: StageRun, data: Any, args: Any) -> tuple[Any, Sequence[Any]
 
 
 def _newest_checkpoint(run: StageRun, args: Any) -> Path | None:
-    """Return the checkpoint from which all ranks continue; the first rank calls `newest_whole`."""
+    """Return the checkpoint that all ranks continue from. Only rank 0 searches for it."""
     from accelerate.utils import broadcast_object_list
 
     found: list[Path | None] = [None]
@@ -333,7 +350,7 @@ def _make_trainer(
         held_out=held_out,
         adapter=stage.adapter,
         train_dataset=dataset,
-        eval_dataset=None if held_out is None else dataset,  # asked for, and not read
+        eval_dataset=None if held_out is None else dataset,  # Trainer requires it; it is not read
         data_collator=GroupCollator(data, processor, plan=plan, **options),
         processing_class=processor,
     )
@@ -343,20 +360,20 @@ def _make_trainer(
 
 
 def _train(run: StageRun, trainer: Any, found: Path | None, rows: Sequence[Any]) -> int | None:
-    """Train from a checkpoint, if any, to the end, and finish the stage; see `run_stage`."""
+    """Train from a checkpoint or from the start, and finish the stage; see `run_stage`."""
     from ..model.attention import set_attention
 
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
         if number == signal.SIGINT and asked and run.state.num_processes == 1:
-            raise Interruption(number)  # asked for the second time
+            raise Interruption(number)  # second Ctrl-C: stop at once
         asked.append(number)
         trainer.ask_to_stop()
 
     decoder = trainer.model.model.language_model
-    # The trainer saves after the step in progress and stops; with no step left, the stage is finished
-    # first.
+    # After a signal, the trainer saves after the current step and stops. If no step is left, it finishes
+    # the stage first.
     with signal_handlers(ask):
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
         stop = signal.Signals(asked[0]) if asked else signal.SIGTERM
@@ -371,13 +388,16 @@ def _train(run: StageRun, trainer: Any, found: Path | None, rows: Sequence[Any])
     )
 
 
-# ------------------------------------------------------------------------------ finished
+# ------------------------------------------------------------------------------ result
 
 
 def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
-    """Write what a stage learned, its log and its bad rows to its folder, and drop its checkpoints.
+    """Write the model, log and bad rows of a stage to its folder, and delete its checkpoints.
 
-    rows: of the printed table.
+    Args:
+        run: the stage.
+        trainer: the stage's trainer, after its last step.
+        rows: the rows of the printed table of the model's parts.
     """
     import torch
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -391,11 +411,12 @@ def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
     if state.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
     state.wait_for_everyone()
+    # Save the model, and merge an adapter into its base.
     trainer.check_weights()
     try:
         with writing(folder.parent):
             trainer.save_model(str(temporary / ADAPTER if stage.adapter else temporary))
-            # While transformers knows of a ZeRO-3 run, it cuts every model that is made among the ranks.
+            # While ZeRO-3 is switched on, transformers shards every new model between the ranks.
             unset_hf_deepspeed_config()
             if stage.adapter is not None and state.is_main_process:
                 base = base_of(find_checkpoint(recipe.model, run.previous))
@@ -405,6 +426,7 @@ def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    # Add recipe, bad rows and log, and move the folder into place.
     if state.is_main_process:
         write_recipe(recipe, temporary / "recipe.yaml", folder)
         lists = sorted(run.work.glob(f"{stage.name}.bad_rows.*.jsonl"))
@@ -430,7 +452,7 @@ def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
         )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        # A run that is killed here has a finished stage, and does not need the checkpoints any more.
+        # From here on the stage is finished, even if the run is killed; checkpoints are not needed.
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         for file in lists:
             file.unlink()
@@ -442,17 +464,19 @@ def finish_stage(run: StageRun, trainer: Any, rows: Sequence[Any]) -> None:
 
 
 def merge_bad_rows(files: Sequence[Path], target: Path) -> list[str]:
-    """Merge the ranks' lists into `target`, each row once, and return lines about the rows left out."""
+    """Merge the ranks' lists of bad rows into `target` without repeats, and return a summary line per source."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                # Ids repeat; a row's number in its file does not, and a file may be several times in the data.
+                # Ids may repeat, so a row is identified by its source's number and its place in the file.
                 place = (row.get("data"), row.get("row"))
                 identity = place if None not in place else (row["id"], row["language"])
                 rows.setdefault((row["path"], row["action"], *identity), row)
-            except ValueError:  # empty, or the last line of a killed run: its row was met again
+            except (
+                ValueError
+            ):  # an empty line, or a killed run's half line, which was written again
                 continue
     counts = Counter((path, action) for path, action, *_ in rows)
     if rows:

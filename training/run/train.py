@@ -1,16 +1,16 @@
-"""`maya train`: run the stages of a recipe, one after the other, so that it can be killed any time.
+"""`maya train`: run the stages of a recipe one after the other. A killed run can always be continued.
 
 Layout of an output folder::
 
     runs/mini/                 the model of the last stage, ready for the Hub, with recipe.yaml
-    runs/mini/pretrain/        the model each stage ended with, and its training_log.json
+    runs/mini/pretrain/        the final model of each stage, and its training_log.json
     runs/mini/finetune/
-    runs/mini/finetune/adapter/  of a stage with an adapter: what it learned alone, for peft
+    runs/mini/finetune/adapter/  for a stage with an adapter: the adapter alone, for peft
     runs/mini/.work/           manifest of the run, checkpoints of the stage in progress
 
-A folder that is not whole is never under its final name: models and checkpoints are written
-elsewhere and renamed. The manifest holds the recipe and the content of its inputs; a command whose
-recipe differs is refused rather than mixed with old work.
+An incomplete folder never has its final name: models and checkpoints are written under a temporary
+name and then renamed. The manifest records the recipe and the content of its inputs. A command with
+a different recipe is refused, so that the work of two recipes is never mixed.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from .pushing import MakePusher, Pushing
 from .sft_config import stage_arguments
 from .stage import PICTURES, run_stage, say
 
-TIMEOUT = 7200  # seconds that processes wait for one another
+TIMEOUT = 7200  # default of ddp_timeout: seconds that processes wait for each other
 LOCK = "lock"
 
 
@@ -53,21 +53,23 @@ def train(
     restart: bool = False,
     make_pusher: MakePusher | None = None,
 ) -> Path:
-    """Run a recipe of kind `maya` to its end, continuing where the same command stopped before.
+    """Run a recipe of kind `maya` to its end. An earlier stopped run is continued.
 
     Args:
-        recipe: a YAML file, or the name of a shipped one (`mini`).
+        recipe: a YAML file, or the name of a shipped recipe (`mini`).
         overrides: `key=value` changes, such as `stages.0.args.max_steps=10`.
-        output_dir: where to write, instead of the recipe's output_dir.
-        trust_remote_code: allow code that comes with the base models to run.
-        restart: delete what an earlier run left in output_dir first.
-        make_pusher: makes what sends models to the Hub, for stages that say push_to_hub.
+        output_dir: the folder to write; default: the recipe's output_dir.
+        trust_remote_code: allow the Python code in the base models' repositories to run.
+        restart: first delete the files of an earlier run in output_dir.
+        make_pusher: makes the object that pushes models to the Hub, for stages with push_to_hub.
 
-    Returns the folder of the finished model.
+    Returns:
+        The folder of the finished model.
 
     Raises:
-        ValueError, FileNotFoundError, MemoryError: one line naming what is wrong with the recipe,
-            the data or the models, what was expected, and what to do.
+        ValueError: the recipe, the data or a model is wrong; one line with what to do.
+        FileNotFoundError: an input is missing.
+        MemoryError: a stage does not fit in memory.
     """
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides, output_dir)
@@ -83,7 +85,7 @@ def train(
 def run_recipe(
     recipe: Recipe, trust_remote_code: bool, restart: bool, make_pusher: MakePusher | None = None
 ) -> Path:
-    """Run the stages of a recipe in this process, which may be one of several that train together."""
+    """Run the stages of a recipe in this process, which may be one rank of several."""
     if launcher := os.environ.get(LAUNCHER):
         end_with_parent(int(launcher))
     with stopping("the same command continues"):
@@ -99,23 +101,26 @@ def _run_stages(
 
     from . import watched
 
-    # Silence the libraries' progress bars, and their warnings about their own defaults.
+    # Set up the process: quiet libraries, accelerate's state, threads.
+    # The silenced warnings are about the libraries' own defaults.
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl")
     cuda = torch.cuda.is_available()
-    # The other ranks wait while the first one reads data, or merges and writes a large model.
+    # The other ranks wait while rank 0 reads data, or merges and writes a large model.
     seconds = max(int(stage.args.get("ddp_timeout", TIMEOUT)) for stage in recipe.stages)
     state = PartialState(cpu=not cuda, timeout=timedelta(seconds=seconds))
     if not cuda:
         threads = threads_per_process(int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads)))
+    # Check everything that can be checked before a model is loaded.
     check_stages(recipe, state)
     output = Path(recipe.output_dir)
     work = output / WORK
     pushing = Pushing(recipe, work, make_pusher) if state.is_main_process else None
     not_pushed: OSError | None = None
     with contextlib.ExitStack() as stack:
+        # Compare the output folder with the recipe, lock it, and write the manifest.
         if state.is_main_process:
             cleared = restart and (work / MANIFEST).is_file()
             manifest = make_manifest(recipe)
@@ -126,7 +131,7 @@ def _run_stages(
             stack.enter_context(only_one(work / LOCK, refusal))
             if cleared:
                 clear(output, recipe)
-            else:  # another run may have begun and ended before the lock was held
+            else:  # check again: another run may have started and ended before this one got the lock
                 if not check_manifest(output, manifest):
                     clear_work(output)
                 for stage in recipe.stages:
@@ -139,6 +144,7 @@ def _run_stages(
             write_recipe(recipe, output / "recipe.yaml")
         if pushing is not None:
             pushing.open()
+        # Train every stage that is not finished.
         trained = False
         for number, stage in enumerate(recipe.stages):
             folder = output / stage.name
@@ -158,6 +164,7 @@ def _run_stages(
                     "continues with the next",
                     stop,
                 )
+        # Make the last stage's model the model of the run.
         if state.is_main_process:
             with writing(output):
                 copy_model(output / recipe.stages[-1].name, output)
@@ -170,7 +177,7 @@ def _run_stages(
 
 
 def _push_end(pushing: Pushing | None, stage: StageRecipe, folder: Path) -> OSError | None:
-    """Push a finished stage; a failure is returned, as it is no reason to stop training."""
+    """Push a finished stage. Return a failure as an error, because training must go on."""
     if pushing is not None:
         try:
             pushing.finish(stage, folder)
@@ -181,7 +188,11 @@ def _push_end(pushing: Pushing | None, stage: StageRecipe, folder: Path) -> OSEr
 
 
 def check_stages(recipe: Recipe, state: Any) -> None:
-    """Raise ValueError, in one line, for args that cannot be honoured here, before anything is loaded."""
+    """Check that every stage's args work on this machine, before any model is loaded.
+
+    Raises:
+        ValueError: an argument, an optimizer, a schedule or a package cannot be used.
+    """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from ..arguments import check_optimizer, check_packages
@@ -190,7 +201,7 @@ def check_stages(recipe: Recipe, state: Any) -> None:
     for stage in recipe.stages:
         check_bitsandbytes(stage)
         args = stage_arguments(recipe, stage, Path(recipe.output_dir) / stage.name, state)
-        # Otherwise transformers would shard every new model among the ranks, as for a ZeRO-3 run.
+        # Creating an SFTConfig may switch on ZeRO-3: transformers would then shard every new model.
         unset_hf_deepspeed_config()
         check_optimizer(args, f"stage {stage.name}: args")
         if state.is_main_process:
@@ -201,10 +212,10 @@ def check_stages(recipe: Recipe, state: Any) -> None:
 
 
 def clear(output: Path, recipe: Recipe) -> None:
-    """Remove what runs left in `output`, and nothing else.
+    """Remove the files of earlier runs from `output`, and no other files.
 
-    Killed in the middle, it can be done again: a stage's config.json, without which it is not finished,
-    goes first, and the manifest last.
+    An interrupted removal can be repeated: config.json, which marks a stage as finished, is removed first,
+    and the manifest last.
     """
     stages = [output / stage.name for stage in recipe.stages]
     for folder in (output, *stages):
@@ -215,7 +226,7 @@ def clear(output: Path, recipe: Recipe) -> None:
 
 
 def clear_work(output: Path) -> None:
-    """Remove what a run keeps beside its models; the manifest goes last, the lock stays."""
+    """Remove the contents of the work folder. The manifest is removed last, and the lock is kept."""
     for path in sorted((output / WORK).iterdir(), key=lambda p: p.name == MANIFEST):
         if path.is_dir():
             shutil.rmtree(path)
@@ -224,10 +235,10 @@ def clear_work(output: Path) -> None:
 
 
 def copy_model(stage: Path, output: Path) -> None:
-    """Give `output` the files of the last stage, config.json last: before it, nothing loads."""
+    """Copy the files of the last stage to `output`. config.json is last, because no model loads without it."""
     if (output / "config.json").is_file():
         return
-    # Paths in recipe.yaml are relative to the folder it is in, and `output` has its own.
+    # recipe.yaml has paths relative to its folder, so `output` has a different one.
     names = sorted(p.name for p in stage.iterdir() if p.is_file() and p.name != "recipe.yaml")
     for name in [n for n in names if n != "config.json"] + ["config.json"]:
         temporary = output / WORK / name
@@ -235,6 +246,6 @@ def copy_model(stage: Path, output: Path) -> None:
         copy = os.link if name.endswith(".safetensors") else shutil.copy2
         try:
             copy(stage / name, temporary)
-        except OSError:  # no links on this disk
+        except OSError:  # the file system has no hard links
             shutil.copy2(stage / name, temporary)
         os.replace(temporary, output / name)

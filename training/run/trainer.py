@@ -1,4 +1,4 @@
-"""MayaTrainer: TRL's SFTTrainer with groups for samples and a loss over explicit pairs."""
+"""MayaTrainer: TRL's SFTTrainer with groups as samples and a loss over explicit (position, label) pairs."""
 
 import contextlib
 import json
@@ -44,13 +44,13 @@ PARTIAL = ".partial"
 
 
 def add_pair_loss(model: PreTrainedModel) -> None:
-    """Teach `model(..., logit_positions=...)` to return what `token_losses` does of pairs instead of logits.
+    """Make `model(..., logit_positions=..., labels=...)` return the result of `token_losses` instead of logits.
 
-    As TRL adds its own fused head: the call must go through the model's forward, because DDP and
-    FSDP prepare gradients there. Without `logit_positions` the forward is as before.
+    TRL adds its fused head in the same way: the call must go through the model's forward, because DDP and
+    FSDP prepare gradients there. Without `logit_positions` the forward is unchanged.
 
-    The head is called as a module, once: where weights are cut among ranks, that is what gathers
-    them, and a collective in which all ranks must take part.
+    The head is called as a module, exactly once: this call gathers sharded weights, which is a collective
+    operation that all ranks must join.
     """
     original = model.forward
     head = model.get_output_embeddings()
@@ -77,15 +77,15 @@ def add_pair_loss(model: PreTrainedModel) -> None:
             kwargs.update(flex_inputs(kwargs["attention_plan"]))
         with contextlib.ExitStack() as stack:
             if image_index is not None:
-                # Every distinct image is encoded once, however many blocks of the row show it. They
-                # are repeated behind the projector, inside of the model's own forward, which calls
-                # its parts in the same order for a row without images.
+                # Every distinct image is encoded once, and its features are repeated after the projector
+                # for each block of the row that shows it. This hook inside the model's forward keeps the
+                # order of module calls the same as for a row without images.
                 projector = self.base_model.multi_modal_projector
                 repeat = projector.register_forward_hook(lambda _, __, out: out[image_index])
                 stack.callback(repeat.remove)
             hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
-        # A batch of text alone needs no care here: MayaModel then runs its tower on a blank image, so
-        # that every rank calls every part once and in one order, as DDP, FSDP and ZeRO-3 need.
+        # A text-only batch needs no special case: MayaModel runs its tower on a blank image, so that every
+        # rank calls every module once and in the same order, as DDP, FSDP and ZeRO-3 require.
         scale = getattr(self.config.get_text_config(), "logit_scale", None)
         return self.get_output_embeddings()(
             hidden.flatten(0, 1).index_select(0, logit_positions),
@@ -97,14 +97,14 @@ def add_pair_loss(model: PreTrainedModel) -> None:
 
 
 class NotFinite(ValueError):
-    """The loss or a weight is not a number, so training cannot go on."""
+    """The loss or a weight is NaN or infinite, so training cannot continue."""
 
 
 class HeldOut:
-    """The rows of a stage's eval_data, cut into shares of as many groups as a training step has.
+    """The held-out rows of a stage, divided into steps of the same number of groups as in training.
 
     Args:
-        collator: over the held-out rows and their plan.
+        collator: collator of the held-out rows and their plan.
     """
 
     def __init__(self, collator: GroupCollator):
@@ -112,13 +112,13 @@ class HeldOut:
         self.steps = -(-len(collator.plan) // collator.batch_size)
 
     def shares(self, rank: int, workers: int) -> Iterator[dict[str, Any]]:
-        """Yield a rank's share of each step, as the collator returns it."""
+        """Yield a rank's share of each step, as returned by the collator."""
         loader: DataLoader = DataLoader(
             [{"step": step, "rank": rank} for step in range(self.steps)],  # type: ignore[arg-type]
             batch_size=1,
             collate_fn=self.collator,
             num_workers=workers,
-            # Its own, as a loader draws a number: training's random state stays what it is.
+            # A DataLoader draws a random number: a separate generator keeps training's random state unchanged.
             generator=torch.Generator(),
         )
         for share in loader:
@@ -130,15 +130,15 @@ class HeldOut:
 class MayaTrainer(SFTTrainer):
     """SFTTrainer over a plan of groups.
 
-    `train_dataset` lists the shares of the steps in training order, a datasets.Dataset of
-    {"step", "rank"}; the collator turns a share into rows, and a training step computes them one
-    after the other. The loss is the mean over all supervised tokens of the global batch. Per language,
-    the log gets the loss (nats per token), the token accuracy and bits per byte of the trained text; of
-    the whole, real tokens and images per second, the share of padding, and the model FLOPs of real
-    tokens per second beside the peak.
+    `train_dataset` is a datasets.Dataset of {"step", "rank"}: the ranks' shares of the steps, in training
+    order. The collator turns a share into rows, and a training step computes the rows one after the other.
+    The loss is the mean over all supervised tokens of the global batch. The log has, per language, the loss
+    (nats per token), the token accuracy and the bits per byte of the trained text. In total it has tokens
+    (without padding) and images per second, the share of padding, and the model FLOPs per second of these
+    tokens, with the device's peak.
 
-    `schedule` says when to log, evaluate, save and stop. A loss or weight that is not a number ends
-    training, and no such weight is saved.
+    `schedule` decides when to log, evaluate, save and stop. A NaN or infinite loss or weight ends the
+    training, and such weights are not saved.
     """
 
     def __init__(
@@ -154,41 +154,41 @@ class MayaTrainer(SFTTrainer):
         **kwargs: Any,
     ):
         self.schedule, self.held_out = schedule, held_out
-        # Kept here alone: Trainer would also delete the checkpoint of a run that is asked to stop.
+        # Trainer must not have this limit: it would also delete the checkpoint of a run that was asked to stop.
         self.keep, args.save_total_limit = args.save_total_limit, None
         self.rules = list(rules)
         self.adapter = adapter
         self.languages = list(languages)
         self._run_dir: str | None = None
         self._stop_asked = 0
-        # TRL rounds what learns beside quantized weights to bfloat16; here it keeps its precision.
+        # TRL rounds trained weights of quantized models to bfloat16: restore the exact values.
         exact = [(p, p.data) for p in model.parameters() if p.requires_grad]
         super().__init__(model, args, **kwargs)
         for parameter, data in exact:
             if parameter.dtype != data.dtype:
                 parameter.data = data.to(parameter.device)
         add_pair_loss(self.model)
-        # The loss is divided by the global number of tokens here, never again by Trainer.
+        # compute_loss divides by the global number of tokens, so Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = False
-        # (languages, 4): sums of loss, right guesses, tokens, bytes since the last log.
+        # (languages, 4): sums of loss, correct tokens, tokens and bytes since the last log.
         self._sums = torch.zeros(len(self.languages), 4, dtype=torch.float64)
         # The same sums restored from the checkpoint, accumulated since its last log line.
         self._sums_before = torch.zeros_like(self._sums)
-        # Sum and number of the steps' losses, since the last log and since the stage began.
+        # (2, 2): sum and number of the steps' losses, since the last log and since the stage began.
         self._step_losses = torch.zeros(2, 2, dtype=torch.float64)
-        # Since the last log: real tokens and padding through the decoder, distinct images; the sum
-        # of positions, which with one for each token is what attention looks at.
+        # Since the last log: tokens, padding and distinct images. And the sum of positions: plus one per
+        # token, it is the number of attention pairs.
         self._work = torch.zeros(3, dtype=torch.float64)
         self._positions = torch.zeros((), dtype=torch.float64)
         self._flops: tuple[ForwardFlops, TrainableParts] | None = None
-        with contextlib.suppress(ValueError):  # of an architecture not known there
+        with contextlib.suppress(ValueError):  # the FLOPs of this architecture are unknown
             forward = forward_flops(model.config)
             named = ((n, p.shape, p.requires_grad) for n, p in model.named_parameters())
             self._flops = forward, trainable_parts(named, model.config, forward)
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         dtype = half or model.model.language_model.dtype
-        # FLOP/s of this process's device, and whose number that is.
+        # Peak FLOP/s of this process's device, and the source of the number.
         self._peak, self.peak_source = device_peak(args.device, dtype)
         self._since = time.perf_counter()
         self.add_callback(RestoreFp32Buffers(model))
@@ -197,7 +197,7 @@ class MayaTrainer(SFTTrainer):
             self.add_callback(schedule)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if args.bf16 and plugin is not None and plugin.fsdp_version == 2:
-            # accelerate's own policy rounds the sums of losses, and the gradients of every rank, to bfloat16.
+            # accelerate's default policy rounds the sums of losses and every rank's gradients to bfloat16.
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32
             )
@@ -225,7 +225,7 @@ class MayaTrainer(SFTTrainer):
         for number, row in enumerate(rows):
             last = number == len(rows) - 1
             state._set_sync_gradients(last)
-            # FSDP2 would hold whole gradients until the last row.
+            # With no_sync, FSDP2 would keep unsharded gradients until the last row.
             waits = not last and not self.accelerator.is_fsdp2
             with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
                 total = total + super().training_step(model, row, num_items_in_batch=tokens)
@@ -233,7 +233,7 @@ class MayaTrainer(SFTTrainer):
         return total
 
     def _note_step(self, loss: torch.Tensor) -> None:
-        """Add a step's loss, the mean over all ranks, to the sums. Raises NotFinite for NaN or infinity."""
+        """Add a step's loss, the mean over all ranks, to the sums. Raise NotFinite for NaN or infinity."""
         if self.accelerator.num_processes > 1:
             loss = self.accelerator.reduce(loss.detach().clone(), reduction="mean")
         value = loss.item()
@@ -248,7 +248,7 @@ class MayaTrainer(SFTTrainer):
         rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
         found = checkpoints(Path(self.args.output_dir))
         left = f"the last whole checkpoint is {found[-1]}" if found else "no checkpoint was saved"
-        return f"at a rate of {rate:g}: lower the rates of train, or warm up longer; {left}"
+        return f"at a rate of {rate:g}: lower the rates of train, or use a longer warm-up; {left}"
 
     def check_weights(self) -> None:
         """Raise NotFinite on all ranks if a trained weight is not finite. All ranks must call it."""
@@ -274,11 +274,11 @@ class MayaTrainer(SFTTrainer):
                 # A killed run may have left half a line.
                 file.write("\n" if file.tell() else "")
                 for row in new:
-                    # In JSON's escapes: a reason may quote half of a surrogate pair.
+                    # ASCII escapes, because a reason may quote half of a surrogate pair.
                     file.write(json.dumps(vars(row)) + "\n")
 
     def ask_to_stop(self) -> None:
-        """Save and stop after the step in progress, on all ranks."""
+        """Save and stop after the current step, on all ranks."""
         self._stop_asked = 1
 
     def is_asked_to_stop(self) -> bool:
@@ -287,7 +287,7 @@ class MayaTrainer(SFTTrainer):
         return bool(self.accelerator.reduce(asked, reduction="sum").item())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Create one parameter group for each rate of the `train` rules and of the adapter's matrices."""
+        """Create the optimizer, with one parameter group per rate of the `train` rules and the adapter."""
         optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
         if optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -295,8 +295,8 @@ class MayaTrainer(SFTTrainer):
             groups = parameter_groups(self.model, self.rules, self.args.weight_decay, self.adapter)
             optimizer = cls(groups, lr=self.args.learning_rate, **options)
             if options.get("optim_bits") == 8:
-                # As in Trainer: rows of an embedding change seldom and by much, so their state
-                # keeps 32 bits. By parameter, since bitsandbytes would hold a module for ever.
+                # As in Trainer: embedding rows change rarely and by large steps, so their state keeps
+                # 32 bits. Registered per parameter, because bitsandbytes never releases a module.
                 from bitsandbytes.optim import GlobalOptimManager
 
                 for module in self.model.modules():
@@ -314,7 +314,7 @@ class MayaTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean loss over the global batch's tokens, and add to the sums of each language."""
+        """Return the mean loss over the global batch's tokens, and update the sums per language."""
         inputs = dict(inputs)
         language = inputs.pop("language")
         text_bytes = inputs.pop("text_bytes")
@@ -325,7 +325,7 @@ class MayaTrainer(SFTTrainer):
         count = len(labels) if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # DDP averages gradients over ranks; `count` is that of all ranks.
+            # DDP averages gradients over ranks, but `count` already includes all ranks.
             loss = loss * self.accelerator.num_processes
         with torch.no_grad():
             sums = language_sums(losses, correct, language, text_bytes)
@@ -344,13 +344,21 @@ class MayaTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Log loss, accuracy and bits per byte of the held-out rows, in all and by language.
+        """Log loss, accuracy and bits per byte of the held-out rows, in total and per language.
 
-        All ranks must call it. The arguments are Trainer's; only the prefix is used.
+        All ranks must call it.
+
+        Args:
+            eval_dataset: ignored; an argument of Trainer.
+            ignore_keys: ignored; an argument of Trainer.
+            metric_key_prefix: start of the log keys.
+
+        Returns:
+            The logged metrics.
         """
         assert self.held_out is not None
         began = time.perf_counter()
-        # Sharded weights are gathered by the wrapped model alone.
+        # Only the wrapped model gathers sharded weights.
         wrapped = self.is_fsdp_enabled or self.is_deepspeed_enabled
         model = self.model_wrapped if wrapped else self.model
         learning = model.training
@@ -375,7 +383,7 @@ class MayaTrainer(SFTTrainer):
             for name, value in language_metrics(sums, languages).items()
         }
         metrics[f"{metric_key_prefix}_runtime"] = round(seconds, 4)
-        self._since += seconds  # the speed of training is not that of evaluations
+        self._since += seconds  # exclude evaluations from the training speed
         self.log(metrics)
         control: Any = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
@@ -387,12 +395,12 @@ class MayaTrainer(SFTTrainer):
             total, steps = self._step_losses[1].tolist()
             logs["train_loss"] = total / max(steps, 1.0)
         if "loss" in logs:
-            # Trainer's own leaves out the steps before a checkpoint that divides a line.
+            # After a resume, Trainer's value leaves out the steps of this log line before the checkpoint.
             total, steps = self._step_losses[0].tolist()
             logs["loss"] = total / max(steps, 1.0)
             self._step_losses[0] = 0.0
             seconds = time.perf_counter() - self._since
-            # One row more: the work that was done.
+            # An extra row for the amounts of work, to reduce everything at once.
             extra = torch.zeros(1, 4, dtype=torch.float64, device=self._sums.device)
             extra[0, :3] = self._work
             extra[0, 3] = self._positions
@@ -428,11 +436,11 @@ class MayaTrainer(SFTTrainer):
         """Save the trained parameters in peft's format if there is an adapter, else the whole model."""
         if self.adapter is None:
             if state_dict is not None:
-                # Gathered from shards, tied weights come as copies: keep one, as without sharding.
+                # A state dict gathered from shards has tied weights twice: keep one, as without sharding.
                 tied = self.accelerator.unwrap_model(self.model).all_tied_weights_keys
                 state_dict = {k: v for k, v in state_dict.items() if tied.get(k) not in state_dict}
             super()._save(output_dir, state_dict)
-            # Nothing reads this pickle, and it holds a hub_token.
+            # Nothing reads this pickle, and it contains the hub_token.
             Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
         elif self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
@@ -449,7 +457,7 @@ class MayaTrainer(SFTTrainer):
             )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the sums of the next log line too."""
+        """Restore the random state, and the sums of the next log line."""
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             sums = read_sums(Path(checkpoint))
@@ -458,13 +466,13 @@ class MayaTrainer(SFTTrainer):
                 self._step_losses = torch.tensor(sums["steps"], dtype=torch.float64)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Accept only checkpoints that the recipe asks for as the best, so that the best one exists at the end."""
+        """Update the best metric only at saves that the recipe asks for, so that the best checkpoint is kept."""
         if self.schedule is not None and not self.schedule.saves:
             return False
         return super()._determine_best_metric(metrics, trial)
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint's weights at the end of the stage, but not if it was asked to stop."""
+        """Load the best checkpoint's weights at the end of the stage, but not after a request to stop."""
         if not self.is_finished:
             return
         if self.adapter is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -476,7 +484,7 @@ class MayaTrainer(SFTTrainer):
 
     @property
     def is_finished(self) -> bool:
-        """Return whether the last step is done, or early stopping has ended the stage."""
+        """Return whether the stage has ended, by its last step or by early stopping."""
         early = self.schedule is not None and self.schedule.stops_early(self.state.log_history)
         return early or self.state.global_step >= self.state.max_steps
 
@@ -484,10 +492,11 @@ class MayaTrainer(SFTTrainer):
         return self._run_dir or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside its place, with checksums, and rename it when it is whole on all
-        ranks.
+        """Write a checkpoint with checksums under a temporary name, and rename it when all ranks are done.
 
-        Raises NotFinite for weights that are not numbers, and OSError for a disk that does not take it.
+        Raises:
+            NotFinite: a weight is NaN or infinite.
+            OSError: the disk is full or broken.
         """
         self.check_weights()
         output = Path(self.args.output_dir)
@@ -504,7 +513,7 @@ class MayaTrainer(SFTTrainer):
             raise
         finally:
             partial, self._run_dir = Path(self._run_dir) / final.name, None
-        # What the next log line is of.
+        # The sums of the unfinished log line.
         sums = self.accelerator.reduce(self._sums.to(self.args.device), reduction="sum").cpu()
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
@@ -520,12 +529,12 @@ class MayaTrainer(SFTTrainer):
         self.find_best()
 
     def find_best(self) -> None:
-        """Set the path of the best checkpoint; Trainer has recorded its temporary path."""
+        """Set the final path of the best checkpoint, because Trainer has recorded the temporary path."""
         best = Path(self.args.output_dir) / f"{PREFIX}{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: cards are written when a model is published."""
+        """Do nothing: `maya publish` writes the card."""
 
 
 def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, float]:
@@ -545,7 +554,14 @@ def language_metrics(sums: torch.Tensor, languages: Sequence[str]) -> dict[str, 
 def language_sums(
     losses: torch.Tensor, correct: torch.Tensor, language: torch.Tensor, text_bytes: torch.Tensor
 ) -> torch.Tensor:
-    """Return (languages, 4) sums of loss, correct tokens, tokens and bytes from the values of each position."""
+    """Return (languages, 4) float64 sums of loss, correct tokens, tokens and bytes.
+
+    Args:
+        losses: (M,) losses of the trained tokens.
+        correct: (M,) whether the most probable token is the label.
+        language: (M,) index of each token's language.
+        text_bytes: (languages,) bytes of the trained text.
+    """
     one = torch.ones_like(losses, dtype=torch.float64)
     values = torch.stack([losses.detach().double(), correct.double(), one], dim=1)
     sums = torch.zeros(len(text_bytes), 4, dtype=torch.float64, device=losses.device)
@@ -555,7 +571,7 @@ def language_sums(
 
 
 class OnSave(TrainerCallback):
-    """Calls `call(steps done)` in the first process after every save."""
+    """Call a function with the number of finished steps after every save, on rank 0."""
 
     def __init__(self, call: Callable[[int], None]):
         self.call = call
@@ -566,9 +582,9 @@ class OnSave(TrainerCallback):
 
 
 class RestoreFp32Buffers(TrainerCallback):
-    """Restores the precision of a model's buffers, which DeepSpeed lowers with that of the weights.
+    """Restore the float32 buffers of a model, which DeepSpeed casts to the dtype of the weights.
 
-    The frequencies of rotary positions rounded to bfloat16 are off by radians after a thousand tokens.
+    With rotary frequencies in bfloat16, angles are wrong by radians after a thousand tokens.
     """
 
     def __init__(self, model: torch.nn.Module):
@@ -588,8 +604,8 @@ class RestoreFp32Buffers(TrainerCallback):
 
 
 class LineCallback(TrainerCallback):
-    """Progress as plain lines: step, loss, accuracy, speed, share of padding, part of the device's
-    peak, time left; below, loss and accuracy of each language."""
+    """Print progress as plain lines: step, loss, accuracy, speed, share of padding, FLOP utilisation and
+    time left; then the loss and accuracy per language."""
 
     def __init__(self, stage: str):
         self.stage = stage
@@ -615,7 +631,7 @@ class LineCallback(TrainerCallback):
         done = state.global_step - self.first
         spent = time.monotonic() - self.start
         left = spent / max(done, 1) * (state.max_steps - state.global_step)
-        share = logs.get("model_flop_utilisation")  # not known of every architecture
+        share = logs.get("model_flop_utilisation")  # unknown for some architectures
         utilisation = "" if share is None else f"{share:.1%} of peak  "
         images = logs["images_per_second"]
         print(
@@ -646,7 +662,7 @@ def _clock(seconds: float) -> str:
 
 
 def quiet_callbacks(trainer: MayaTrainer, stage: str) -> None:
-    """Replace Trainer's progress bar and printed dictionaries by lines."""
+    """Replace Trainer's progress bar and printed dictionaries by plain lines."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(LineCallback(stage))

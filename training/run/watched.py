@@ -1,8 +1,8 @@
-"""Find picture files that have changed since a stage began.
+"""Detection of picture files that changed since a stage began.
 
-These are files that rows name. The first start of a stage records the size, date and hash of every picture.
-A later start compares sizes and dates, and reads only pictures whose size or date differs. Pictures in a
-dataset's folder or tables are part of the dataset's content (manifest.py).
+The files are those that rows name. The first start of a stage records the size, date and hash of every
+picture. A later start compares sizes and dates, and reads only pictures whose size or date differs.
+manifest.py covers pictures inside a dataset's folder or tables.
 """
 
 import json
@@ -22,18 +22,18 @@ from ..common.images import is_address
 from ..common.telling import one_line
 from ..recipe import DataRecipe, StageRecipe
 
-# Of a source whose pictures have more bytes than this together, only sizes and dates are recorded.
+# Largest total bytes of a source's pictures to hash; for larger sources only sizes and dates are recorded.
 HASHED = 16 << 30
-# A larger file is not a picture.
+# Largest file in bytes that is hashed; a larger file is not a picture.
 LARGEST = 1 << 28
-# Most pictures of a stage that are recorded.
+# Largest number of recorded pictures per stage.
 MOST = 2_000_000
 THREADS = 8
 _SCHEMA = pa.schema(
     [
         ("source", pa.int16()),
         ("name", pa.string()),
-        ("size", pa.int64()),  # -1: no ordinary file
+        ("size", pa.int64()),  # -1: not a regular file
         ("date", pa.int64()),
         ("hash", pa.string()),  # None: not read
     ]
@@ -41,7 +41,7 @@ _SCHEMA = pa.schema(
 
 
 def folder_of(recipe: DataRecipe) -> Path | None:
-    """Return the folder to which a source's picture names are relative; None if they are not such files."""
+    """Return the folder that a source's picture names are relative to, or None if they are not files."""
     if recipe.image_folder is not None:
         folder = Path(recipe.image_folder)
         return folder if folder.is_dir() else None
@@ -49,10 +49,15 @@ def folder_of(recipe: DataRecipe) -> Path | None:
 
 
 def note(stage: StageRecipe, data: Sequence[GroupSource], file: Path) -> str | None:
-    """Note the pictures of a stage in `file`, if that is not there; returns what is to be told.
+    """Record the pictures of a stage in `file`, unless the file exists.
 
     Args:
-        data: opened from the stage's `data`, and from its `eval_data` if it has any.
+        stage: the stage.
+        data: the opened `data` of the stage, and its opened `eval_data` if it has any.
+        file: the parquet file to write.
+
+    Returns:
+        A line for the user if some pictures were not recorded, else None.
     """
     if file.is_file():
         return None
@@ -87,9 +92,15 @@ def note(stage: StageRecipe, data: Sequence[GroupSource], file: Path) -> str | N
 
 
 def check(stage: StageRecipe, file: Path, finished: bool) -> None:
-    """Raise ValueError, naming the first picture and how many, if pictures of a stage have changed.
+    """Check that no recorded picture of a stage has changed.
 
-    finished: whether the stage is; then pictures may be gone.
+    Args:
+        stage: the stage.
+        file: the file that `note` wrote; without it, nothing is checked.
+        finished: whether the stage is finished, so that pictures may be missing.
+
+    Raises:
+        ValueError: pictures have changed; the message has the first picture and their number.
     """
     if not file.is_file():
         return
@@ -120,8 +131,8 @@ def check(stage: StageRecipe, file: Path, finished: bool) -> None:
 def _told(stage: StageRecipe, first: str, count: int) -> str:
     more = f" and {count - 1:,} more" if count > 1 else ""
     return (
-        f"stage {stage.name}: {one_line(first)}{more}: this picture has changed since the run began; "
-        "put it back, use another output_dir, or --restart to throw the old work away"
+        f"stage {stage.name}: {one_line(first)}{more}: this picture has changed since the run began: "
+        "put it back, use another output_dir, or use --restart to delete the old work"
     )
 
 
@@ -137,18 +148,18 @@ def _same(
 
 
 def _is_file(key: object) -> bool:
-    """Return whether a picture's key is the name of a file, and not an address."""
+    """Return whether a picture's key is a file name, not a URL."""
     if not isinstance(key, str) or is_address(key):
         return False
     try:
         key.encode()
-    except UnicodeEncodeError:  # half a surrogate pair: no file that a reader takes
+    except UnicodeEncodeError:  # half a surrogate pair: readers reject such a file name
         return False
     return True
 
 
 def _state(path: str) -> tuple[int, int]:
-    """Return size and date (nanoseconds) of an ordinary file; -1 and 0 for anything else."""
+    """Return size (bytes) and date (nanoseconds) of a regular file; (-1, 0) for anything else."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -157,7 +168,7 @@ def _state(path: str) -> tuple[int, int]:
 
 
 def _hash(path: str) -> str | None:
-    """Return a hash of an ordinary file of at most LARGEST bytes."""
+    """Return a hash of a regular file of at most LARGEST bytes, or None for other files."""
     size, _ = _state(path)
     if not 0 <= size <= LARGEST:
         return None

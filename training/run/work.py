@@ -1,4 +1,4 @@
-"""Measure the work of a stage, or read it from a file: groups, their lengths, steps and evaluations."""
+"""Amount of work in a stage: groups, their lengths, steps and evaluations, measured or read from a file."""
 
 import math
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from ..common.schema import build
 from ..model.flops import visible_pairs
 from ..recipe import Recipe, StageRecipe, count_steps
 
-# Number of groups that are tokenised to measure lengths.
+# Number of groups that are tokenized to measure lengths.
 SAMPLE = 256
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes. tokens, pairs, positions, images: means over groups of a sample;
-    longest: tokens of the longest group in it. assumed: the source of these numbers, if not the data."""
+    """Amounts of a stage. tokens, pairs, positions, images: means per group of a sample of groups;
+    longest: tokens of the sample's longest group. assumed: source of the numbers, if not measured."""
 
     groups_per_epoch: int
     steps: int
@@ -35,15 +35,18 @@ class Work:
 
     @property
     def amounts(self) -> dict[str, float]:
-        """Return the amounts of a mean group, as `flops.training_flops` takes them."""
+        """Return the amounts of a mean group, as keyword arguments of `flops.training_flops`."""
         return {name: getattr(self, name) for name in ("tokens", "pairs", "positions", "images")}
 
 
 def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work:
-    """Groups, steps, and lengths from a sample of a stage's data.
+    """Measure the groups and steps of a stage, and the lengths of a sample of its groups.
 
-    Raises FileNotFoundError or ValueError, in one line, where data or tokenizer is not here: nothing
-    is downloaded for it but a tokenizer.
+    Only a tokenizer may be downloaded.
+
+    Raises:
+        FileNotFoundError: the data is not on this machine.
+        ValueError: the tokenizer is missing, or no sampled row can be used.
     """
     from ..batches.collator import GroupCollator
     from ..batches.open import open_groups
@@ -63,7 +66,7 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
         try:
             encoded = [collator.encode(index) for index in part.tolist()]
         except ValueError:
-            continue  # bad and long rows are for the run's own policy
+            continue  # training handles bad and long rows by the recipe's policy
         count += 1
         trees = pack_group(encoded, collator.image_token, collator.max_length)
         longest = max(longest, sum(len(tree) for tree in trees))
@@ -87,8 +90,12 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
 
 @dataclass(frozen=True)
 class AssumedData:
-    """prefix and branches: tokens of an image and of each of its conversations, which are learned;
-    source: where this is from."""
+    """Lengths of a dataset that is not on this machine.
+
+    prefix: tokens of an image.
+    branches: trained tokens of each conversation about it.
+    source: where the numbers come from.
+    """
 
     images_per_epoch: int
     prefix: int
@@ -97,10 +104,13 @@ class AssumedData:
 
 
 def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
-    """What `file` says of a stage's data, for when that is not here; None if it says nothing.
+    """Return the work that `file` describes for a stage, or None if it describes none.
 
-    By the stage's name, what `AssumedData` holds; an image's conversations become near-equal groups of at
-    most the stage's group_size. Raises ValueError naming the file and key.
+    The file maps a stage's name to the fields of `AssumedData`. The conversations of an image are divided
+    into groups of nearly equal size, of at most the stage's group_size.
+
+    Raises:
+        ValueError: a value is wrong; one line with the file and key.
     """
     if not file.is_file():
         return None
@@ -135,7 +145,7 @@ def _steps(stage: StageRecipe, groups_per_epoch: int) -> int:
 
 
 def _processor(recipe: Recipe, config: MayaConfig) -> Any:
-    """Return the processor of a recipe, from its bases or its checkpoint."""
+    """Return the processor of a recipe, made from its base models or loaded from its checkpoint."""
     from processing_maya import MayaImageProcessor, MayaProcessor
 
     from ..model.assemble import IMAGE, add_placeholder, find_base, open_tokenizer
@@ -165,7 +175,7 @@ def _processor(recipe: Recipe, config: MayaConfig) -> Any:
 
 
 def evaluations(stage: StageRecipe, work: Work) -> int:
-    """Return the number of evaluations of a stage: those of its args, and one at its end."""
+    """Return the number of evaluations in a stage, including the one at its end."""
     at_first = int(bool(stage.args.get("eval_on_start")))
     if stage.args.get("eval_strategy", "steps") == "epoch":
         passes = work.steps * stage.batch_size / work.groups_per_epoch
@@ -177,7 +187,11 @@ def evaluations(stage: StageRecipe, work: Work) -> int:
 
 
 def read_described(file: Path) -> dict[str, Any]:
-    """Read the mapping in a file that describes missing inputs. Raises ValueError naming the file."""
+    """Read the JSON mapping in a file that describes missing inputs.
+
+    Raises:
+        ValueError: the file is not a JSON mapping; the message names the file.
+    """
     try:
         return read_json_mapping(file)
     except ValueError as error:

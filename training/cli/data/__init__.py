@@ -1,4 +1,4 @@
-"""`maya data`: build datasets, review, validate and export them; one file a subcommand."""
+"""`maya data`: build, review, validate and export datasets; one file per subcommand."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def add_commands(commands: Any) -> None:
-    """Add `data` and its subcommands to those of `maya`."""
+    """Add `data` and its subcommands to the parser of `maya`."""
     parser = commands.add_parser("data", help="build datasets", description="Build datasets.")
     parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     for name, command in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""`maya data build`: build a dataset as a plan says."""
+"""`maya data build`: build a dataset from a plan."""
 
 import argparse
 
@@ -14,7 +14,7 @@ maya data build captions.yaml --steps translate --retry-failed
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument(
-        "plan", type=as_path, help="a YAML file; the same command continues a build"
+        "plan", type=as_path, help="a YAML file; repeat the command to continue a stopped build"
     )
     add_set(parser, "plan keys to change, e.g. executor.workers=4")
     parser.add_argument(
@@ -22,15 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="STEP",
-        help="only these, such as source translate",
+        help="run only these steps, e.g. source translate",
     )
     parser.add_argument(
-        "--retry-failed", action="store_true", help="ask again for rows whose requests failed"
+        "--retry-failed", action="store_true", help="retry the rows whose requests failed"
     )
     parser.add_argument(
         "--allow-code",
         action="store_true",
-        help="let functions and programs that the plan names run",
+        help="allow the functions and programs that the plan names to run",
     )
 
 
@@ -48,5 +48,5 @@ def run(args: argparse.Namespace) -> None:
     if (folder / "dataset" / "manifest.json").is_file():
         from maya_vlm.model_card.cards.dataset import write_dataset_card
 
-        print(f"its card is {write_dataset_card(folder / 'dataset')}")
+        print(f"dataset card: {write_dataset_card(folder / 'dataset')}")
     print(f"built in {folder}")

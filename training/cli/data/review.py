@@ -1,4 +1,4 @@
-"""`maya data review`: sheets of translations for people."""
+"""`maya data review`: write review sheets of translations, and read the filled sheets."""
 
 import argparse
 
@@ -19,11 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="take filled sheets, of any kind",
+        help="read filled sheets of translations or of toxicity",
     )
     add_languages(parser)
-    parser.add_argument("--rows", type=int, help="of each sheet, instead of the plan's")
-    parser.add_argument("--blur", action="store_true", help="blur pictures until clicked on")
+    parser.add_argument(
+        "--rows", type=int, help="number of rows per sheet (default: the plan's number)"
+    )
+    parser.add_argument("--blur", action="store_true", help="blur each picture until it is clicked")
 
 
 def run(args: argparse.Namespace) -> None:

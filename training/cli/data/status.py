@@ -1,4 +1,4 @@
-"""`maya data status`: how far a build is, running or not."""
+"""`maya data status`: print the progress of a running or stopped build."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`maya data validate`: name every bad row of sources."""
+"""`maya data validate`: print every bad row of the given sources."""
 
 import argparse
 import sys
@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON files, folders, Hub datasets, or plans (.yaml)",
     )
     parser.add_argument("--images", type=as_place, help="folder or zip of the pictures")
-    parser.add_argument("--language", help="BCP-47 code of rows without one")
+    parser.add_argument("--language", help="BCP-47 code of rows that have none")
     parser.add_argument(
         "--data-files",
         metavar="FILE",
-        help="the one file of a folder or Hub dataset that has the rows, such as LLaVA's JSON",
+        help="the file with the rows in a folder or Hub dataset, e.g. LLaVA's JSON",
     )
 
 
