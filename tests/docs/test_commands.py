@@ -24,6 +24,8 @@ MARKERS = [line.split(":")[0] for line in PYPROJECT["tool"]["pytest"]["ini_optio
 # First words of a command -> why nothing here can parse it.
 NOT_PARSED = {
     "vllm serve": "vLLM is not installed with the tests; tests/compatibility/vllm_on_cpu.py runs it",
+    "llama-mtmd-cli": "llama.cpp is not installed with the tests; tests/compatibility/llama_cpp_on_cpu.py runs it",
+    "python -m sglang.launch_server": "SGLang needs a GPU",
     "ruff": ".ci/run runs it",
     "mypy": ".ci/run runs it",
     "transformers serve": "named as what cannot serve a Maya",
@@ -33,6 +35,7 @@ NOT_PARSED = {
 # Options in the text that belong to other programs.
 OTHER_OPTIONS = {
     "--enable-lora", "--lora-modules", "--allowed-media-domains", "--model-impl",  # vLLM
+    "--disable-radix-cache", "--chunked-prefill-size",  # SGLang
     "--tune_mm_mlp_adapter", "--mm_projector_type", "--mm_vision_select_layer", "--lora_enable",  # LLaVA
     "--image_aspect_ratio", "--group_by_modality_length", "--model_max_length",
     "--only",  # tests/attack/run.py
