@@ -12,11 +12,13 @@ import pytest
 import yaml
 
 from maya_vlm.training.ablation import run as scheduler
+from maya_vlm.training.ablation.estimate import CellEstimate, check_cells
 from maya_vlm.training.ablation.outcome import measured, read_outcome
-from maya_vlm.training.ablation.plan import plan_runs, shared
-from maya_vlm.training.ablation.report import make_report, write_index, write_report
+from maya_vlm.training.ablation.plan import plan_runs, shard_of, shared
+from maya_vlm.training.ablation.report import changed_since, make_report, write_index, write_report
 from maya_vlm.training.ablation.run import is_finished, run_study
 from maya_vlm.training.ablation.study import Study, read_study
+from maya_vlm.training.cli import main
 from tests.run.tiny_run import make_recipe, write
 
 PLAYED = str(Path(__file__).with_name("played.py"))
@@ -219,3 +221,54 @@ def test_a_real_study_of_two_cells(tmp_path):
         "group_size=1",
         "group_size=2",
     }
+
+
+def test_shards_are_all_runs_and_share_no_stage(tmp_path, recipe, played):
+    study, runs = prepared(tmp_path, recipe)
+    shards = [shard_of(runs, number, 2) for number in (1, 2)]
+    assert sorted(run.key for shard in shards for run in shard) == sorted(run.key for run in runs)
+    assert [len(shard) for shard in shards] == [4, 2]
+    firsts = [{run.stages[0] for run in shard} for shard in shards]
+    assert not firsts[0] & firsts[1]
+    assert shard_of(runs, 4, 4) == []
+    # Two commands at once, of one shard each, do the work of one command.
+    for number in (1, 2):
+        run_study(study, shards[number - 1], tmp_path / "work", shard=(number, 2))
+    assert all(is_finished(run, study) for run in runs)
+    report = make_report("rates", study, runs)
+    assert {record["state"] for record in report["runs"]} == {"done"}
+
+
+def test_a_study_that_changed_says_which_runs_are_kept(tmp_path, recipe, played):
+    study, runs = prepared(tmp_path, recipe)
+    folder = tmp_path / "work" / "rates"
+    assert changed_since(folder, study, runs) is None
+    run_study(study, runs, tmp_path / "work")
+    write_report(make_report("rates", study, runs), folder)
+    assert changed_since(folder, study, runs) is None
+    other, fewer = prepared(tmp_path, recipe, vary={RATE: [0.1, 0.3]})
+    line = changed_since(folder, other, fewer)
+    assert "3 of 6 runs of that report belong to it still" in line
+    assert "\n" not in line
+
+
+def test_cells_that_do_not_fit_are_refused_before_anything_runs(tmp_path, recipe, monkeypatch):
+    study, _ = prepared(tmp_path, recipe)
+    assert "6 runs (2 cells, 3 seeds)" in check_cells(study, "rates.yaml", None, False)
+
+    def small(*args):
+        return [CellEstimate(name, 3 * 2**30, 2 * 2**30, 1.0, True, "GPU") for name in "ab"]
+
+    monkeypatch.setattr("maya_vlm.training.ablation.estimate.estimate_cells", small)
+    with pytest.raises(
+        MemoryError,
+        match=r"rates.yaml: cell 'a': expected at most 2.0 GiB.*found an estimate of 3.0",
+    ):
+        check_cells(study, "rates.yaml", None, False)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/"])
+def test_a_shard_that_is_none(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["ablate", "projector_depth", "--shard", text])
+    assert "expected NUMBER/COUNT, such as 1/8" in capsys.readouterr().err

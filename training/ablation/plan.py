@@ -105,6 +105,17 @@ def _by_content(manifest: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def shard_of(runs: Sequence[Run], number: int, count: int) -> list[Run]:
+    """Return one of `count` shares of the runs; runs that share their first stage are in one share.
+
+    Args:
+        number: of the share, from 1.
+    """
+    firsts = list(dict.fromkeys(run.stages[0] for run in runs))
+    chosen = {first for place, first in enumerate(firsts) if place % count == number - 1}
+    return [run for run in runs if run.stages[0] in chosen]
+
+
 def shared(runs: Sequence[Run]) -> int:
     """Return the number of stages that runs take from another run of the study."""
     keys = [key for run in runs for key in run.stages]

@@ -3,6 +3,7 @@
 The report lists every run, including failed, diverged and missing runs, and counts all of them.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -102,6 +103,27 @@ def make_report(name: str, study: Study, runs: Sequence[Run]) -> Report:
         "answer": _answer(study, measures),
         "provenance": provenance(),
     }
+
+
+def changed_since(folder: Path, study: Study, runs: Sequence[Run]) -> str | None:
+    """Return a line that says how a study has changed since its last report, or None if it has not.
+
+    Args:
+        folder: of the study's reports.
+        runs: of the study as it is now, from `plan_runs`.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        return None
+    last = read_json_mapping(path)
+    if last.get("study") == json.loads(json.dumps(to_dict(study))):
+        return None
+    before = {record["key"] for record in last["runs"]}
+    kept = len(before & {run.key for run in runs})
+    return (
+        f"{study.title}: the study has changed since its last report: {kept} of {len(before)} runs of that report "
+        f"belong to it still, the others stay in the folder and are not counted"
+    )
 
 
 def _record(run: Run) -> RunRecord:

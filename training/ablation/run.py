@@ -62,6 +62,7 @@ def run_study(
     jobs: int = 1,
     trust_remote_code: bool = False,
     options: Sequence[str] = (),
+    shard: tuple[int, int] | None = None,
 ) -> Counts:
     """Train and evaluate all unfinished runs of a study.
 
@@ -72,6 +73,7 @@ def run_study(
         jobs: number of parallel runs. Each run uses one GPU, or a share of the cores without GPUs.
         trust_remote_code: passed on to both commands.
         options: extra options of `maya train`, such as `--accelerate fsdp2`.
+        shard: number and count of the share that `runs` are. Commands of other shares may run at once.
 
     Returns:
         The counts of finished, failed and diverged runs.
@@ -92,7 +94,8 @@ def run_study(
             waiting.append(run)
     work.mkdir(parents=True, exist_ok=True)
     refusal = f"another `maya ablate` is running in {work}: wait for it, or use another --output"
-    with only_one(work / "lock", refusal):
+    lock = "lock" if shard is None else f"lock-{shard[0]}-of-{shard[1]}"
+    with only_one(work / lock, refusal):
         _Scheduler(study, waiting, counts, len(runs), jobs, trust_remote_code, options).run()
     return counts
 
