@@ -26,7 +26,6 @@ NOT_PARSED = {
     "vllm serve": "vLLM is not installed with the tests; tests/compatibility/vllm_on_cpu.py runs it",
     "ruff": ".ci/run runs it",
     "mypy": ".ci/run runs it",
-    "transformers serve": "named as what cannot serve a Maya",
     "hf auth login": "asks for a token",
     "python -m lmms_eval": "tests/evaluation/test_lmms_eval.py runs it, in an environment of its own",
 }
@@ -167,8 +166,9 @@ def test_what_is_wrong_is_found_out(capsys):
 
 def test_the_lists_are_not_stale():
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    commands = [" ".join(words_of(command)) for _, command in LINES]
     for start in NOT_PARSED:
-        assert start in text, start
+        assert any(command.startswith(start) for command in commands), start
     for name in PACKAGES:
         assert re.search(rf"pip install [^\n`]*{name}", text), name
 
