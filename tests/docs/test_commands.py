@@ -28,7 +28,6 @@ NOT_PARSED = {
     "python -m sglang.launch_server": "SGLang needs a GPU",
     "ruff": ".ci/run runs it",
     "mypy": ".ci/run runs it",
-    "transformers serve": "named as what cannot serve a Maya",
     "hf auth login": "asks for a token",
     "python -m lmms_eval": "tests/evaluation/test_lmms_eval.py runs it, in an environment of its own",
 }
@@ -170,8 +169,9 @@ def test_what_is_wrong_is_found_out(capsys):
 
 def test_the_lists_are_not_stale():
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    commands = [" ".join(words_of(command)) for _, command in LINES]
     for start in NOT_PARSED:
-        assert start in text, start
+        assert any(command.startswith(start) for command in commands), start
     for name in PACKAGES:
         assert re.search(rf"pip install [^\n`]*{name}", text), name
 

@@ -1,6 +1,7 @@
 """Figures that a sentence or a table of the pages states are those of the results files."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,24 @@ def memory_and_reading() -> list[str]:
     ]
 
 
+def bases() -> list[str]:
+    tower, decoder = (
+        json.loads((ROOT / "training/bases/mini" / part / "metrics.json").read_text("utf-8"))
+        for part in ("vision_tower", "language_model")
+    )
+    names, answers = (
+        statistics.mean(
+            of["exact"] for of in decoder["scores"][f"{kind} from a soft context"].values()
+        )
+        for kind in ("name", "yes/no")
+    )
+    return [
+        f"names {100 * names:.0f} % of the codes",
+        f"yes or no rightly of {100 * answers:.0f} %",
+        f"the right one of {tower['concepts']:,} codes for {100 * tower['heads_before_storing']['code_top1']:.0f} %",
+    ]
+
+
 @pytest.mark.parametrize(
     ("page", "figures"),
     [
@@ -108,6 +127,7 @@ def memory_and_reading() -> list[str]:
         ("data", verification),
         ("data", engines),
         ("data", memory_and_reading),
+        ("results", bases),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )

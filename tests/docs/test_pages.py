@@ -11,7 +11,8 @@ import pytest
 from maya_vlm.training.ablation.study import Study
 from maya_vlm.training.data.plan import Plan
 from maya_vlm.training.evaluation.tasks import TASKS
-from maya_vlm.training.recipe import Recipe
+from maya_vlm.training.recipe import Recipe, find_recipe
+from tests.docs.blocks import inline
 from tests.docs.site_links import dead_links
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,28 @@ def test_links_lead_somewhere(page):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for heading in re.findall(r'(?:start-after|end-before): "(.+)"', text):
         assert f"\n{heading}\n" in readme
+
+
+def test_files_and_recipes_in_the_text_exist():
+    folders = "training|tests|model_card|modeling_maya|processing_maya|docs|.ci|.github"
+    paths = {code for _, code in inline() if re.fullmatch(rf"({folders})/[\w./-]*", code)}
+    recipes = {code for _, code in inline() if re.fullmatch(r"(maya-8b|bases)/[\w-]+", code)}
+    assert len(paths) > 20
+    assert len(recipes) >= 7
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for recipe in recipes:
+        assert find_recipe(recipe).is_file()
+
+
+def test_the_table_of_tasks_is_whole():
+    page = (DOCS / "evaluate.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`.*? \|.*\| (.*) \|$", page, re.M)
+    assert sorted(name for name, _ in rows) == sorted(TASKS)
+    for name, others in rows:
+        for task, protocol in re.findall(r"`(\w+):(\w+)`", others):
+            assert task == name
+            assert protocol in TASKS[name].protocols, f"{task}:{protocol}"
 
 
 @pytest.fixture(scope="module")
