@@ -225,10 +225,10 @@ def no_numbers(texts):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("wrong_length", "2 inputs were given and 1 scores came back"),
+        ("wrong_length", "expected 2 scores, found 1"),
         ("wrong_value", "expected a probability from 0 to 1"),
         ("no_numbers", "expected a probability from 0 to 1"),
-        ("missing", "has no 'missing'"),
+        ("missing", "expected 'missing' in "),
         ("WORDS", "expected package.module:name of a function"),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_classifier_that_gives_no_number(tmp_path):
 
 
 def test_a_function_that_is_not_installed():
-    with pytest.raises(ValueError, match="no module 'no_such_package' is installed"):
+    with pytest.raises(ValueError, match="expected an installed module 'no_such_package'"):
         FunctionJudge("no_such_package:f", stage="text")
 
 

@@ -210,7 +210,7 @@ def test_images_from_anywhere_and_broken_ones_for_people(tmp_path, where):
     ]
     for n, reason in {
         "3": "broken.png",
-        "4": "changed since the rows were read",
+        "4": "changed after the rows were read",
         "5": "missing.png",
     }.items():
         assert reason in found[n][1]

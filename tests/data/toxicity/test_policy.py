@@ -257,5 +257,5 @@ def test_bad_policies(tmp_path, text, message):
 
 
 def test_no_such_policy():
-    with pytest.raises(ValueError, match="shipped policies are default, paper"):
+    with pytest.raises(ValueError, match="policy: expected a file or one of default, paper"):
         Policy.read("defualt")
