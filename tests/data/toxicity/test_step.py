@@ -1,4 +1,4 @@
-"""A build judged, decided and decided again: each input once, unread languages refused, counts kept."""
+"""Test judging and deciding a build twice: each input once, unread languages rejected, counts correct."""
 
 import csv
 import hashlib
@@ -51,7 +51,7 @@ def asked():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seven rows with images: see the comments; 1, 2 and 7 share an image and a caption or two."""
+    """Write seven rows with images, described in the comments; row 2 repeats row 1."""
     images = tmp_path / "images"
     images.mkdir()
     rows, shas = [], {}
@@ -61,7 +61,7 @@ def folder(tmp_path):
         shas[name] = hashlib.sha256(data).hexdigest()
     for id_, text, image in [
         ("1", "a dog", "a"),  # clean
-        ("2", "a dog", "a"),  # its caption and image again
+        ("2", "a dog", "a"),  # same caption and image as row 1
         ("3", "a cat", "red"),  # toxic image
         ("4", "this scum", "b"),  # toxic source
         ("5", "a bird", "pink"),  # doubtful image
@@ -107,7 +107,7 @@ def test_a_build_is_judged_and_decided(folder, asked):
     summary = decide_build(step)
     assert letters(folder) == EXPECTED
     assert len(asked.asked_images) == 5  # seven rows, six images, five distinct
-    # Each text of a language once: a dog, inu and un chien stand for two rows each.
+    # Each text of a language once: "a dog", "inu" and "un chien" occur in two rows each.
     assert Counter(asked.asked_texts) == Counter(set(asked.asked_texts))
     assert len(asked.asked_texts) == 6 + 6 + 5
 
@@ -143,7 +143,7 @@ def test_every_verdict_is_in_the_audit_with_what_it_came_to(folder):
     assert by["6", "fr", "words"]["reason"] == "words: 0.97 >= 0.9"
     assert by["6", "en", "words"]["decided"] == "clean"
     assert json.loads(by["4", "en", "words"]["raw"])["insult"] == 0.97
-    assert ("2", "en", "words") not in by  # the verdict of row 1 is its verdict
+    assert ("2", "en", "words") not in by  # row 1's verdict applies
 
 
 def test_nothing_is_judged_twice(folder, asked):
@@ -157,7 +157,7 @@ def test_nothing_is_judged_twice(folder, asked):
     assert asked.asked_images == []
     assert {path: path.read_bytes() for path in before} == before
 
-    # A new row, and another that was translated anew: only what is new is asked.
+    # A new row and a new translation: only new inputs are judged.
     units = [pq.read_table(folder / f"source/0000{n}.parquet").to_pylist() for n in range(3)]
     all_rows = [row for unit in units for row in unit]
     extra = source_row("8", "a whale", "a.png", all_rows[0]["image_sha256"])
@@ -194,7 +194,7 @@ def test_judging_continues_where_it_was_cut_off(folder, asked, monkeypatch):
             raise OSError("the model is gone")
         return whole(texts)
 
-    # The revision of the judge is given: its key is the same before and after.
+    # The plan sets the judge's revision, so its key stays the same.
     monkeypatch.setattr(toxicity_judges, "words", fails)
     with pytest.raises(OSError, match="the model is gone"):
         run_step(make(folder, judges))
@@ -234,17 +234,17 @@ def test_people_win(folder):
         ("1", "en"): {"decision": "flagged", "reviewer": None, "note": None},
     }
     summary = decide_build(step, overrides=overrides)
-    # The image of 6 is fine; its French is not, and nobody said so.
+    # Row 6: people cleared the image, not the French text.
     assert letters(folder) == {**EXPECTED, "3": "ccc", "6": "cdc", "1": "dcc"}
     found = decisions(folder)
     assert found["3", "fr"]["override"]
     assert found["3", "fr"]["reason"] == "ana: a sunset"
     assert not found["6", "fr"]["override"]
     assert sum(summary.overrides.values()) == 3 + 2 + 1
-    # Also over a later policy.
+    # They also override a later policy.
     decide_build(step, Policy("p"), overrides)
     assert decisions(folder)["1", "en"]["decision"] == "flagged"
-    # A decision about one row goes before one about the whole id.
+    # A decision about one row has priority over one about the whole id.
     overrides["3", "ja"] = {"decision": "flagged"}
     decide_build(step, overrides=overrides)
     assert letters(folder)["3"] == "ccd"
@@ -270,7 +270,7 @@ def test_what_people_are_to_see(folder):
     decide_build(step)
     rows = list(to_review(step, rare=4, clean=2))
     seen = {(row.id, row.lang): row for row in rows}
-    # In review: 5 and 6 as a whole. Rare: insult has four flagged rows, the red image's three.
+    # In review: ids 5 and 6 as a whole. Rare categories: insult with four flagged rows, red with three.
     assert {key for key in seen if key[1] == ""} == {("3", ""), ("5", ""), ("6", "")}
     assert Counter(row.lang for row in rows if row.lang) == {"en": 2, "fr": 2, "ja": 2}
     assert seen["5", ""].text == "a bird"
@@ -303,7 +303,7 @@ def test_a_sheet_filled_by_people_wins(folder):
     read_sheet(folder, filled)
     decide_build(step)
     assert letters(folder) == {**EXPECTED, "3": "ccc", "4": "ccc", "5": "ddd", "6": "cdc"}
-    # What was decided is not asked again.
+    # Decided rows are not asked again.
     assert {(row.id, row.lang) for row in to_review(step, clean=0)} == {("6", "fr")}
 
 
@@ -356,7 +356,7 @@ def test_a_row_in_a_language_nobody_knows_of_is_an_error(folder):
 
 
 def test_a_source_of_several_languages(tmp_path, asked):
-    """Rows that stand beside each other in the source; one image under two ids."""
+    """Rows of two languages side by side in the source, with one image under two ids."""
     images = tmp_path / "images"
     images.mkdir()
     (images / "red.png").write_bytes(picture(250))
