@@ -113,7 +113,7 @@ def test_written_plan_is_the_plan(write, tmp_path):
 def test_worker_of_no_section(write):
     plan = load_plan(write())
     assert make_worker(plan, "translate/fr").name == "translate/fr"
-    with pytest.raises(ValueError, match="toxicity/a/fr: the plan has no section for this step"):
+    with pytest.raises(ValueError, match="toxicity/a/fr: expected a section of the plan"):
         make_worker(plan, "toxicity/a/fr")
 
 

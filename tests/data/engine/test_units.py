@@ -261,7 +261,7 @@ class Wrong(TinyWorker):
     ("wrong", "message"),
     [
         (lambda rows: rows[1:], "expected 1 answers, found 0"),
-        (lambda rows: [{**rows[0], "id": "7"}], "id: found '7'"),
+        (lambda rows: [{**rows[0], "id": "7"}], "id: expected that of the row, found '7'"),
         (lambda rows: [{**rows[0], "lang": None}], "lang: expected text, found None"),
         (lambda rows: [{**rows[0], "extra": 1}], r"found also \['extra'\]"),
         (lambda rows: [{"id": rows[0]["id"], "lang": "fr"}], r"missing \['status', 'text'\]"),

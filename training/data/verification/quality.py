@@ -83,7 +83,7 @@ class QualityScorer:
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LINE_LIMIT,
                 env={**os.environ, **self.plan.environment},
-                # Keep Ctrl-C from it: we end the program once its current rows are done.
+                # Shield the program from Ctrl-C: we end it once its current rows are done.
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:  # ValueError: a null character
