@@ -42,6 +42,7 @@ class QualityPlan:
     share: fraction of rows to score, selected by id; 1 for all.
     flag_below: rows with a lower score get the flag "quality"; None sets no flag.
     timeout: maximum seconds for loading the model, and for one batch.
+    environment: environment variables of the program, added to those of this process.
     """
 
     command: list[str]
