@@ -1,4 +1,4 @@
-"""`maya data build` and `validate`: plans are checked, steps continue, failures end with one line."""
+"""Test `maya data build` and `validate`: plans are checked, steps continue, failures give one line."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ETHIOPIC = {"am": ["ethiopic"], "ti": ["ethiopic"]}
 
 @pytest.fixture
 def write(tmp_path):
-    """Gives a function that writes a plan for an endpoint, and its captions; returns the file."""
+    """Return a function that writes captions and a plan for an endpoint, and returns the plan's file."""
     rows = [
         {
             "id": f"00{n}",
@@ -113,7 +113,7 @@ def test_written_plan_is_the_plan(write, tmp_path):
 def test_worker_of_no_section(write):
     plan = load_plan(write())
     assert make_worker(plan, "translate/fr").name == "translate/fr"
-    with pytest.raises(ValueError, match="toxicity/a/fr: the plan has no section for this step"):
+    with pytest.raises(ValueError, match="toxicity/a/fr: expected a section of the plan"):
         make_worker(plan, "toxicity/a/fr")
 
 

@@ -1,4 +1,4 @@
-"""Files of a build that somebody has damaged: made again, or told in one line."""
+"""Test damaged files of a build: they are made again, or reported in one line."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def files(folder):
 
 
 def told(call):
-    """The one line that a call ends with; None where it ends well."""
+    """Return the one-line error of a call, or None."""
     try:
         call()
     except (ValueError, OSError) as error:
@@ -55,7 +55,7 @@ def told(call):
 
 
 def again(built, damage, *arguments):
-    """Run the steps of a damaged build; the dataset it makes, or the line it ends with."""
+    """Run the steps of a damaged build; return its dataset, or its one-line error."""
     folder, plan = built
     whole = folder / "whole"
     if not whole.exists():
@@ -133,7 +133,7 @@ def test_tables_of_another_shape_are_made_again_or_one_line(built, name):
     for damage in (other, cut, flipped, lambda copy: (copy / name).write_bytes(b"")):
         made = again(built, damage)
         if isinstance(made, str):
-            # What was asked about is not asked again by itself.
+            # Changed inputs are not judged again automatically.
             assert name.startswith("toxicity/inputs"), made
         else:
             assert made == whole

@@ -1,4 +1,4 @@
-"""The floors of training/data: imports lead down, as its docstring says, and none leads to the roof."""
+"""The layers of training/data: imports follow the order in its docstring."""
 
 import ast
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from maya_vlm.training import data
 
 ROOT = Path(data.__file__).parent
-# The lines after "no floor imports the roof:".
+# The lines of the docstring after "imports only from lower layers:".
 FLOORS = [
     {name.strip() for name in line.split(",")}
-    for line in (data.__doc__ or "").partition("imports the roof:\n")[2].splitlines()
+    for line in (data.__doc__ or "").partition("imports only from lower layers:\n")[2].splitlines()
     if line.strip()
 ]
 HEIGHT = {name: len(FLOORS) - number for number, names in enumerate(FLOORS) for name in names}
@@ -19,12 +19,12 @@ FILES = [file for file in sorted(ROOT.rglob("*.py")) if "mini_dataset" not in fi
 
 
 def floor_of(parts: tuple[str, ...]) -> str:
-    """The floor of a module below `training.data`."""
-    return parts[0] if parts and (ROOT / parts[0]).is_dir() else "roof"
+    """Return the layer of a module in `training.data`."""
+    return parts[0] if parts and (ROOT / parts[0]).is_dir() else "top"
 
 
 def imported(file: Path) -> set[str]:
-    """The floors that a file imports, also inside of functions."""
+    """Return the layers that a file imports, including imports in functions."""
     package = file.relative_to(ROOT).parts[:-1]
     floors = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -38,7 +38,7 @@ def imported(file: Path) -> set[str]:
 
 def test_every_floor_has_its_place():
     folders = {f.name for f in ROOT.iterdir() if (f / "__init__.py").is_file()}
-    assert set(HEIGHT) == folders - {"mini_dataset"} | {"roof"}
+    assert set(HEIGHT) == folders - {"mini_dataset"} | {"top"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""A plan is code where it names code: nothing runs by reading it, and building asks first."""
+"""Test plans that name code: loading a plan runs none of it, and building requires permission."""
 
 import sys
 
@@ -18,7 +18,7 @@ def judge(texts):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Gives a function that writes a plan with changes; `named_code.py` beside it says when it ran."""
+    """Return a function that writes a changed plan; the `named_code.py` next to it records its runs."""
     (tmp_path / "named_code.py").write_text(CODE)
     (tmp_path / "program.sh").write_text("#!/bin/sh\ntouch ran\n")
     (tmp_path / "program.sh").chmod(0o755)

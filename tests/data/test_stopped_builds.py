@@ -1,4 +1,4 @@
-"""Builds of two workers that are stopped by signals to their whole group, at any time, and twice."""
+"""Test builds of two workers, stopped by signals to the process group, at any time, and twice."""
 
 import os
 import random

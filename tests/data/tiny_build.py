@@ -1,4 +1,4 @@
-"""A small build without models: pictures with captions, translated by a rule, judged by words."""
+"""A small build without models: pictures with captions, a rule as translator, a word list as judge."""
 
 import json
 
@@ -19,7 +19,7 @@ from tests.helpers.steps import run_step
 
 
 class TinyTranslator:
-    """`<lang>: <text>`; rejects what says "bad", fails at what says "down"."""
+    """Translate to `<lang>: <text>`; reject texts with "bad", fail at texts with "down"."""
 
     schema = translation.TRANSLATED
     batch_rows, concurrency = 5, 1
@@ -68,7 +68,7 @@ def rows_of(count):
 
 
 def write_source(folder, rows):
-    """A LLaVA JSON with its pictures; every fifth picture is a copy of the one before."""
+    """Write a LLaVA JSON with pictures; every fifth picture is a copy of the previous one."""
     folder.mkdir(parents=True)
     for n, row in enumerate(rows):
         path = folder / "pictures" / row["image"]

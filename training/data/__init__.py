@@ -1,6 +1,6 @@
 """Build Maya's datasets. This package imports neither torch nor the trainer.
 
-Top layer, one file per command:
+Layer `top`, the files of this folder, one per command:
     plan.py: the plan of a build (one YAML file) and its sections
     validate.py: `maya data validate`: report bad rows of a source
     build.py: `maya data build`: run the steps of a plan in order
@@ -24,8 +24,8 @@ Alongside:
     mini/: the small dataset itself
     plans/: plans that ship with the package
 
-Layers, top first. A package imports only from lower layers:
-    plan.py, validate.py, build.py, reviews.py
+Layers, highest first; a layer imports only from lower layers:
+    top
     dataset, study
     toxicity, verification
     translation, review

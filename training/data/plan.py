@@ -127,8 +127,8 @@ class Plan:
                 found[f"toxicity.judges[{number}].function"] = judge.function
         for place, told in found.items():
             raise ValueError(
-                f"{place}: expected a plan that runs no code of its own, found {one_line(told, 100)!r}: "
-                "read it, and say --allow-code where it may run"
+                f"{place}: expected a plan that runs no code, found {one_line(told, 100)!r}: "
+                "read the code, and pass --allow-code to allow it"
             )
 
     @property
@@ -156,14 +156,26 @@ class Plan:
 
 
 def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read and check a plan, with `a.b=value` overrides. Raises ValueError (one line) if bad."""
+    """Read and check a plan.
+
+    Args:
+        path: file of the plan.
+        overrides: `a.b=value` settings that replace values of the plan.
+
+    Raises:
+        ValueError: a value is wrong; one line that names file and key.
+    """
     data = read_mapping(path, overrides)
     resolved = resolve_paths(data, path.resolve().parent)
     return build(Plan, resolved, str(path))
 
 
 def plan_of(folder: Path) -> Plan:
-    """Return the plan of a build's folder. Raises ValueError if the folder is not that of a build."""
+    """Return the plan of a build.
+
+    Raises:
+        ValueError: the folder is not a build.
+    """
     if not (folder / "plan.yaml").is_file():
         raise ValueError(
             f"{folder}: expected the output_dir of `maya data build`, found no plan.yaml"
@@ -172,19 +184,22 @@ def plan_of(folder: Path) -> Plan:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write the plan with every default; it can be read again from the same directory."""
+    """Write the plan with all defaults; `load_plan` reads it from the same working directory."""
     text = yaml.safe_dump(to_dict(plan), sort_keys=False, allow_unicode=True, width=100)
     head = "# The plan of this build, with every default written out (maya data build).\n"
     write_bytes(path, (head + text).encode())
 
 
 def make_worker(plan: Plan, name: str, trust_remote_code: bool = False) -> Worker:
-    """Return the worker with a name such as "translate/fr"; its model is loaded when it has work.
+    """Return the worker of a step, for example "translate/fr"; its model loads when there is work.
 
     Args:
-        trust_remote_code: let code that comes with a model run.
+        plan: the plan.
+        name: name of the worker.
+        trust_remote_code: allow a model to run its own code.
 
-    Raises ValueError for a name that no section of the plan makes.
+    Raises:
+        ValueError: the plan has no section for the step.
     """
     step, _, rest = name.partition("/")
     if step == "translate" and plan.translator is not None:
@@ -203,7 +218,7 @@ def make_worker(plan: Plan, name: str, trust_remote_code: bool = False) -> Worke
         return verification_step(plan).worker(name)
     if step == "toxicity" and plan.toxicity is not None:
         return toxicity_step(plan).worker(name, trust_remote_code)
-    raise ValueError(f"{name}: the plan has no section for this step")
+    raise ValueError(f"{name}: expected a section of the plan for this step, found none")
 
 
 def verification_step(plan: Plan) -> VerificationStep:
@@ -225,7 +240,8 @@ def toxicity_step(plan: Plan, also: Sequence[str] = ()) -> ToxicityStep:
     """Return the toxicity step of the build's folder.
 
     Args:
-        also: languages of source rows beside the one that is translated.
+        plan: the plan.
+        also: further languages of source rows, which are not translated.
     """
     from .toxicity.step import ToxicityStep
 
@@ -243,9 +259,10 @@ def toxicity_step(plan: Plan, also: Sequence[str] = ()) -> ToxicityStep:
 
 
 def toxicity_step_of_build(plan: Plan) -> ToxicityStep:
-    """Return the toxicity step of a build whose source has been read, for all languages of its rows.
+    """Return the toxicity step of a build, for all languages of its source rows.
 
-    Raises ValueError where the source units are not finished.
+    Raises:
+        ValueError: the source units are not finished.
     """
     languages = finished_sources(plan.folder / "source")["languages"]
     return toxicity_step(plan, sorted(set(languages) - {plan.source_language}))

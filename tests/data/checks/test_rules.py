@@ -1,4 +1,4 @@
-"""Row checks: each fires on its failure and stays silent on a good translation, in every language."""
+"""Test the row checks: each fires on its failure and not on a good translation, in every language."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ class TestEveryLanguage:
         for copies in (4, 9):
             flags = checker.check(SOURCE, GOOD[lang] + tail * copies, lang)
             assert "loop" in names(flags, hard=True)
-        # Cut anywhere, the loop is still one.
+        # A loop that is cut off anywhere is still a loop.
         assert "loop" in names(checker.check(SOURCE, (GOOD[lang] + tail * 9)[:-2], lang))
 
     def test_comments_in_english(self, checker, lang):
@@ -130,13 +130,13 @@ def test_a_short_latin_text_is_not_identified(checker):
 
 
 def test_japanese_and_chinese(checker):
-    # Ideographs alone may be Japanese; simplified ones are not, and kana are not Chinese.
+    # Ideographs alone may be Japanese. Simplified ideographs are not Japanese, kana are not Chinese.
     assert checker.check("Tokyo International Airport", "東京国際空港", "ja") == []
     found = checker.check("this is a red car in the street", "这是街上的一辆红色汽车", "ja")
     assert "language" in names(found, hard=True)
     found = checker.check("a red car in the street", "通りの赤い車です", "zh")
     assert "language" in names(found, hard=True)
-    # A lone kana is Chinese advertising, or a slip.
+    # A single kana is Chinese advertising or a typing error.
     assert names(checker.check("a shop in the street", "街上の小店", "zh"), hard=True) == set()
 
 
@@ -191,7 +191,7 @@ def test_length_by_calibrated_bins():
     cut = GOOD["fr"][:45]
     assert "length_extreme" in names(strict.check(SOURCE, cut, "fr"), hard=True)
     assert not RowChecker("en", ["fr"]).examine(SOURCE, cut, "fr").hard
-    # A short text may be a character longer or shorter.
+    # A short text may differ by one character.
     assert abs(strict.examine("a dog", "chien", "fr").length_z) < 1
 
 
@@ -211,7 +211,7 @@ def test_a_terse_name_is_not_extreme(checker, lang, source, text):
     ratio_alone = RowChecker("en", [lang], CheckPlan(length_extreme_characters=0))
     flags = names(ratio_alone.check(source, text, lang))
     assert ("length_extreme" in flags) == (lang != "zh")
-    # The wide spread of Chinese is no ground to keep a caption of which nearly all is missing.
+    # Chinese lengths vary widely, but a caption that lacks nearly everything is still rejected.
     short = names(checker.check(SOURCE + " " + SOURCE, GOOD[lang][:2], lang), hard=True)
     assert "length_extreme" in short
 
@@ -306,7 +306,7 @@ def test_phrases_of_a_plan(tmp_path):
         ({"excuses": "{about: x, prefaces: [], refusals: [], notes: []}"}, "excuses.about: expec"),
         ({"excuses": "{}"}, "excuses.about: expected a list of text, found nothing"),
     ):
-        other = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"  # files are read once
+        other = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"  # files are cached by path
         other.write_text("\n".join(f"{k}: {v}" for k, v in {**content, **bad}.items()))
         with pytest.raises(ValueError, match=message):
             read_phrases("sw", str(other))
@@ -318,7 +318,7 @@ def test_phrases_of_a_plan(tmp_path):
 def test_identification_is_restricted_to_the_project():
     found = Identifier(["en", "hi"]).identify("नीली पोशाक पहने एक महिला", "hi")
     assert (found.language, found.expected) == ("hi", found.confidence)
-    # With Marathi in the project the script no longer decides.
+    # With Marathi in the project, the script alone no longer decides.
     both = Identifier(["en", "hi", "mr"]).identify("ही एक निळी साडी नेसलेली स्त्री आहे", "hi")
     assert both.language == "mr"
 
@@ -349,7 +349,7 @@ def test_a_few_letters_of_a_third_script_are_no_words_kept_from_the_source(text,
 
 
 def test_long_rows_of_marks_are_checked_too():
-    """A check that took the square of their length would be seen here: it would take minutes."""
+    """A check in quadratic time would take minutes here."""
     checker = RowChecker("en", ["fr", "ar"])
     for unit in ("(", "*", "-", "[[", ". ", "a'", "(\n"):
         for lang in ("fr", "ar"):

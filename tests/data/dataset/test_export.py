@@ -1,4 +1,4 @@
-"""Exports: the same rows come back, in bounded memory and whole or absent, with their pictures."""
+"""Test exports: rows and pictures round-trip, in bounded memory; files are complete or absent."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ MINI = Path(__file__).parents[3] / "training" / "data" / "mini"
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A build whose dataset holds its pictures."""
+    """Build a dataset that contains its pictures."""
     folder = tmp_path_factory.mktemp("built")
     write_source(folder / "in", rows_of(25))
     layout = LayoutPlan(images="bytes", shard_rows=9, licence="cc-by-4.0")
@@ -45,7 +45,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory):
-    """A build whose dataset names its pictures only; they are in `../in/pictures`."""
+    """Build a dataset that only names its pictures, which are in `../in/pictures`."""
     folder = tmp_path_factory.mktemp("without")
     write_source(folder / "in", rows_of(25))
     plan = make_plan(folder, languages=("fr",), judged=False)
@@ -56,7 +56,7 @@ def without(tmp_path_factory):
 
 @pytest.fixture
 def mini(tmp_path):
-    """The first pictures of the mini dataset in two languages, in its layout."""
+    """Write the first pictures of the mini dataset, in two languages and in its layout."""
     folder = tmp_path / "small"
     for path in MINI.glob("images/*.parquet"):
         table = pq.read_table(path)
@@ -73,7 +73,7 @@ def mini(tmp_path):
     return folder
 
 
-# A flagged one among them.
+# One of these concepts is flagged.
 CONCEPTS = ("1f47d", "1f418", "1f52b", "1f354")
 
 
@@ -83,7 +83,7 @@ def write_table(path, table):
 
 
 def change(plan, tmp_path, **values):
-    """A copy of a dataset in which the first clean English row has other values."""
+    """Copy a dataset, and change values of its first clean English row."""
     folder = Path(shutil.copytree(plan.folder / "dataset", tmp_path / "changed"))
     path = folder / "data/en/clean-00000.parquet"
     rows = pq.ParquetFile(path).read().to_pylist()
@@ -166,7 +166,7 @@ def test_requests_in_a_language_of_ones_own(built, tmp_path):
         export_llava(built.folder, tmp_path / "out", requests=file)
 
 
-# Pictures beside the JSON
+# Pictures next to the JSON
 
 
 def pictures_in(folder):

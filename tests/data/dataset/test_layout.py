@@ -1,4 +1,4 @@
-"""The dataset's folder: every row once, in the right file, sorted; sums that close; configs that load."""
+"""Test the dataset's folder: each row once, in the right file, sorted; counts add up; configs load."""
 
 import hashlib
 import json
@@ -308,7 +308,7 @@ def test_licences_and_pictures_are_checked_with_the_plan(tmp_path):
 
 
 def test_the_command_builds_a_folder_with_a_card_and_exports_it(tmp_path, capsys):
-    """Without a translator and judges: a source, laid out."""
+    """A plan without translator and judges lays out its source."""
     from maya_vlm.training.cli import main
 
     write_source(tmp_path / "in", rows_of(4))

@@ -1,4 +1,4 @@
-"""The config `messages` of a built dataset: bounded, clean, even, remade only when it must be."""
+"""Test the config `messages` of a built dataset: bounded, clean, balanced, rebuilt only if inputs change."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ LANGUAGES = ("en", "fr", "hi")
 
 
 def build(folder, rows=25, *, conversations=None, judged=True, **settings):
-    """A plan whose steps before the last are done; its dataset holds pictures."""
+    """Return a plan with pictures whose steps are finished, except the last."""
     made = rows_of(rows)
     for number, talk in (conversations or {}).items():
         made[number]["conversations"] = talk
@@ -156,13 +156,13 @@ def test_it_is_remade_only_if_what_it_is_made_from_changed(plan, monkeypatch):
     before = files(root, "*")
     assert assemble(plan) == first
     assert files(root, "*") == before
-    # Another number of pictures: this part alone.
+    # Another number of pictures rebuilds only this part.
     plan.layout.messages_images = 5
     assert assemble(plan)["configs"]["messages"]["rows"] == 5
     assert files(root, "data/*/*") == {p: i for p, i in before.items() if p.match("data/*/*")}
     assert files(root, "images/*") == {p: i for p, i in before.items() if p.match("images/*")}
     assert files(root, "messages/*") != {p: i for p, i in before.items() if p.match("messages/*")}
-    # Translations made again that came out the same, then others.
+    # New translations that are equal, then new ones that differ.
     again = files(root, "messages/*")
     translate(plan, key="2")
     assemble(plan)
@@ -189,7 +189,7 @@ def test_it_is_remade_only_if_what_it_is_made_from_changed(plan, monkeypatch):
 
 
 def test_a_dataset_from_before_gets_it_and_keeps_its_files(plan, tmp_path, monkeypatch):
-    """Its plan.yaml has no such key, and its manifest says nothing of the config."""
+    """The plan.yaml of an older dataset lacks the key, and its manifest lacks the config."""
     with monkeypatch.context() as before:
         before.setattr(plan.layout, "messages_images", 0)
         old = assemble(plan)

@@ -1,4 +1,4 @@
-"""Stock TRL trains a stock LLaVA on our `messages` + `images` rows, by the very lines of the cards."""
+"""Test that stock TRL trains a stock LLaVA on `messages` + `images` rows, with the code of the cards."""
 
 import math
 from pathlib import Path
@@ -39,7 +39,7 @@ def built(tmp_path_factory):
 
 
 def snippet(card):
-    """The card's lines about TRL, but the last one, which starts the training."""
+    """Return the card's TRL code without the last line, which starts the training."""
     (block,) = (b for b in card.read_text().split("```python\n")[1:] if "SFTTrainer" in b)
     code, end = block.split("```")[0].rsplit("trainer.train()", 1)
     assert not end.strip()
@@ -48,7 +48,7 @@ def snippet(card):
 
 
 def trained(code, llava, tmp_path, path):
-    """Run the lines for two steps of three rows; returns the rows and what reached the model."""
+    """Train two steps of three rows; return the rows and the model's inputs."""
     for old, new in (
         ('"llava-hf/llava-1.5-7b-hf"', repr(str(llava))),
         ("SFTConfig(", f"SFTConfig({str(tmp_path / 'out')!r}, **settings, "),
@@ -80,7 +80,7 @@ def trained(code, llava, tmp_path, path):
 
 
 def check(rows, seen, llava):
-    """Every picture that the model saw is one of the rows', as LLaVA's processor makes it."""
+    """Check that every picture in the inputs is a row's picture, as LLaVA's processor converts it."""
     processor = AutoProcessor.from_pretrained(llava)
     made = processor.image_processor([row["images"][0] for row in rows], return_tensors="pt")
     assert len(seen) == 2
@@ -117,7 +117,7 @@ def test_trl_trains_on_an_export(built, llava, tmp_path):
 
 
 def test_rows_of_several_pictures_and_of_none_go_through_trls_collator(llava):
-    """The form allows both: pictures stand in front of the first question, in their order."""
+    """The format allows both; pictures go before the first question, in order."""
     processor = AutoProcessor.from_pretrained(llava)
     red, blue = (Image.new("RGB", (20, 14), colour) for colour in ("red", "blue"))
     talk = [

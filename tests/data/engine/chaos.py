@@ -1,9 +1,9 @@
-"""Kills a build at random moments until it has been killed often enough, then lets it finish.
+"""Kill a build at random moments for a number of times, then let it finish.
 
     python -m tests.data.engine.chaos PLAN URL KILLS SEED
 
-Prints one JSON line for what lies on the disk after each kill, and one at the end. Everything is
-imported once; each run of the build is a fork in a process group of its own, killed as a whole.
+Prints one JSON line about the files on disk after each kill, and one at the end. Modules are imported
+once; each run of the build is a fork in a separate process group, which is killed as a whole.
 """
 
 import json
@@ -27,7 +27,7 @@ STEPS = ("source", "translate")
 
 
 def look(folder: Path) -> dict:
-    """What a reader finds, whenever it looks: whole files, true manifests, no row twice."""
+    """Return what a reader finds at any moment: complete files, correct manifests, no row twice."""
     import pyarrow.parquet as pq
 
     seen: Counter = Counter()

@@ -1,8 +1,8 @@
-"""Runs one unit and dies at its n-th system call, for every n: `python crash_points.py FOLDER`.
+"""Run one unit and die at its n-th system call, for every n: `python crash_points.py FOLDER`.
 
-Prints one JSON line for each n: what the next, undisturbed run found and did. The calls are those by
-which anything reaches the disk; a write dies half way, the others before they are made. Everything
-is imported once and each run is a fork, so that a hundred deaths take seconds.
+Prints one JSON line per n: what the next, undisturbed run found and did. The calls are all those that write
+to disk. A write dies half-way, other calls die before they run. Modules are imported once and each run is a
+fork, so that a hundred deaths take seconds.
 """
 
 import json
@@ -20,7 +20,7 @@ ROWS = 5
 
 
 def dying(at: int) -> None:
-    """From now on the `at`-th call ends the process, as a kill would."""
+    """Let the `at`-th call from now on end the process, as a kill does."""
     count = 0
 
     def wrap(name):
@@ -42,7 +42,7 @@ def dying(at: int) -> None:
 
 
 def forked(run) -> int:
-    """Exit status of `run` in a process of its own."""
+    """Run in a separate process, and return the exit status."""
     child = os.fork()
     if not child:
         try:
@@ -56,7 +56,7 @@ def forked(run) -> int:
 
 
 def state(target: Path) -> dict:
-    """What a reader may find after the crash; a parquet that cannot be read raises."""
+    """Return what a reader finds after the crash; an unreadable parquet file raises."""
     answers = [
         record["n"]
         for path in (target.parent / "journal").glob("*.jsonl")

@@ -1,4 +1,4 @@
-"""Random kills of a whole build under a misbehaving endpoint: nothing lost, nothing twice."""
+"""Test random kills of a whole build with a faulty endpoint: nothing is lost, nothing is done twice."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ WHEN = {
 
 
 def captions(count: int) -> dict[str, tuple[str, str]]:
-    """English captions with their French and Spanish."""
+    """Return English captions with French and Spanish translations."""
     found = {}
     numbers = itertools.count(1)
     while len(found) < count:
@@ -116,7 +116,7 @@ def test_random_kills_lose_and_double_nothing(tmp_path):
     for look in [*looks, last]:
         assert look["unreadable"] == look["wrong_hash"] == []
         assert look["doubled"] == 0
-    # What was answered once stays answered.
+    # Answered rows stay answered.
     assert sorted(look["rows"] for look in looks) == [look["rows"] for look in looks]
     assert last["finished"] == 12
     assert last["rows"] == 2 * ROWS
@@ -132,6 +132,6 @@ def test_random_kills_lose_and_double_nothing(tmp_path):
             )
         assert sum(row["status"] == "ok" for row in out) >= 0.98 * ROWS
 
-    # A key needs one good answer; what is more, and no injected fault, was lost by a kill.
+    # A key needs one good answer. Further requests, except injected faults, were lost by a kill.
     repeated = asked["requests"] - sum(asked["faults"].values()) - 2 * ROWS
     assert 0 <= repeated <= 0.05 * asked["requests"], (repeated, asked["requests"])

@@ -1,4 +1,4 @@
-"""Dying at every step of a unit's life: the next run finishes it, and asks again only for what was lost."""
+"""Test crashes at every step of a unit: the next run finishes it, and repeats only lost requests."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def test_every_crash_point_of_a_unit(tmp_path):
         if crash["finished"]:
             assert crash["asked"] == {}, crash
         else:
-            # What stands in the journal is not asked for again, and nothing twice.
+            # Rows in the journal are not requested again, and no row is requested twice.
             assert len(crash["asked"]) == ROWS - len(found["journal"]), crash
             assert set(crash["asked"].values()) <= {1}
         if found["manifest"]:

@@ -1,4 +1,4 @@
-"""The executors: the same step on processes, Slurm's command line and Ray; rc 0 means all is there."""
+"""Test the executors: one step in processes, on Slurm's command line and on Ray; rc 0 means complete."""
 
 import functools
 import os
@@ -30,7 +30,7 @@ TWO = ExecutorPlan(workers=2)
 
 @pytest.fixture
 def jobs(tmp_path):
-    """Three units of ten rows in two languages."""
+    """Return jobs for three units of ten rows in two languages."""
     units = sources(tmp_path, 3, 10)
     return [
         Job(f"translate/{lang}", source, target.parents[1] / lang / target.name)
@@ -81,7 +81,7 @@ def test_what_is_known_is_read_once(jobs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lost", ["manifest", "parquet", "edited", "all"])
 def test_completion_marks_hide_no_lost_unit(jobs, tmp_path, lost):
-    """rc 0 with rows missing was the engines' worst defect: marks were trusted, files were not."""
+    """Other engines returned rc 0 with missing rows: they trusted completion marks, not files."""
     run(jobs, tmp_path)
     marks = tmp_path / "logs" / "completions"
     marks.mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ def test_error_in_this_process_is_raised_as_it_is(jobs, tmp_path):
     ],
 )
 def test_failing_process_hangs_nobody(jobs, tmp_path, fault, error, message):
-    """A pool waited for ever for a killed rank and for an exception that cannot be unpickled."""
+    """A pool waits forever for a killed rank, and for an exception that cannot be unpickled."""
     once = tmp_path / "once"
     options = {"fault": fault, "at": "000000005", "once": once}
     with pytest.raises(error, match=message):
@@ -175,7 +175,7 @@ def test_signals_reach_every_process(tmp_path, kind):
     if number != signal.SIGKILL:
         assert f"Stopped: stopped by {number.name}" in errors
     else:
-        # Its children are gone with it, and so are their locks.
+        # Its children and their locks are gone too.
         assert not list(tmp_path.glob("translate/fr/*.parquet"))
     jobs = [
         Job("translate/fr", source, tmp_path / "translate" / "fr" / source.name)
@@ -196,7 +196,7 @@ def test_units_that_the_source_lost_are_deleted(jobs, tmp_path, capsys):
 
 
 def test_changed_unit_size_loses_and_doubles_nothing(jobs, tmp_path):
-    """553 of 1,050 rows were missing, with rc 0, in the engine we measured."""
+    """In the engine that we measured, 553 of 1,050 rows were missing, with rc 0."""
     run(jobs[:3], tmp_path)
     rows = [row for job in jobs[:3] for row in read(job.source)]
     for job in jobs[:3]:
@@ -227,7 +227,7 @@ def test_bad_executors(options, message):
         ExecutorPlan(**options)
 
 
-# Failed rows, asked again on demand
+# Failed rows, requested again on demand
 
 
 class Failing(TinyWorker):
@@ -268,8 +268,8 @@ def test_unit_that_cannot_be_reopened_keeps_no_file_open(jobs, monkeypatch):
     assert isinstance(check_unit("model-1", job.source, job.target), UnitManifest)
 
 
-# Slurm, as far as its commands go: sbatch runs the array's tasks one after the other, in the
-# background, and squeue shows the job as long as it runs. test_slurm.py has a real one.
+# Slurm's commands only: sbatch runs the tasks of the array one after the other, in the background, and squeue
+# shows the job while it runs. test_slurm.py uses a real Slurm.
 
 SBATCH = """\
     #!{python}

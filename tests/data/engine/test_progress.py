@@ -1,4 +1,4 @@
-"""Status: what is on the disk, also while it is being written."""
+"""Test the status, which is read from disk, also during writes."""
 
 import functools
 import json
@@ -57,7 +57,7 @@ def test_unit_in_work_counts_from_its_journal(jobs, tmp_path):
     for n in range(4):
         journal.append(n, {"id": str(n), "lang": "fr", "status": "failed", "attempts": 3})
     journal.close()
-    # A line that is being written.
+    # An incomplete line.
     with journal.path.open("ab") as file:
         file.write(b'00000000 {"n": 5, "ro')
     (worker,) = build_status(tmp_path).workers
@@ -94,7 +94,7 @@ def test_other_settings_do_not_count(jobs, tmp_path):
 def test_progress_counts_manifests_and_journals(jobs):
     run_unit(TinyWorker(key="old"), *jobs[0][1:])
     progress = Progress(jobs, [10, 10, 10])
-    assert progress.count() == 0  # what was made with other settings is to be made again
+    assert progress.count() == 0  # rows made with other settings are made again
     run_unit(Judging(), *jobs[0][1:])
     assert progress.count() == 10
     journal = Journal(jobs[1].target.parent / "journal" / "0123456789abcdef-00001.jsonl", 10)

@@ -1,9 +1,9 @@
-"""Units on a real Slurm of one node, started by the test from Debian's packages.
+"""Test units on a real Slurm of one node, which the test starts from Debian's packages.
 
     apt-get install slurmctld slurmd slurm-client munge
     pytest -m slow tests/data/engine/test_slurm.py
 
-Skipped where they are not installed. Everything of it lies in one folder: key, configuration, state.
+Skipped if the packages are not installed. Key, configuration and state are in one folder.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A running node with two cores; its plan."""
+    """Start a node with two cores; return its plan."""
     folder = tmp_path / "slurm"
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Units: every row exactly once, whatever happens to the process, the disk or the plan."""
+"""Test units: each row exactly once, whatever happens to the process, the disk or the plan."""
 
 import json
 import resource
@@ -29,7 +29,7 @@ def unit(tmp_path):
 
 
 def assert_whole(source: Path, target: Path, worker) -> None:
-    """The output has every source row once, in order, made by this worker; nothing is left over."""
+    """Check that the output has each source row once, in order, from this worker, and no other files."""
     expected = [worker.answer(row) for row in read(source)]
     assert read(target) == expected
     manifest = check_unit(worker.key, source, target)
@@ -41,7 +41,7 @@ def assert_whole(source: Path, target: Path, worker) -> None:
 
 
 class Failing(TinyWorker):
-    """Raises at the n-th call, after what was asked before."""
+    """A worker that raises at the n-th call, after the earlier requests."""
 
     def __init__(self, at, error=None, **options):
         super().__init__(**options)
@@ -54,7 +54,7 @@ class Failing(TinyWorker):
 
 
 def broken_off(unit, at=15, **options):
-    """Run a unit until its worker fails at the `at`-th row; returns its journal."""
+    """Run a unit until its worker fails at the `at`-th row; return the journal."""
     with pytest.raises(ValueError, match="401"):
         run_unit(Failing(at, concurrency=1, **options), *unit)
     (journal,) = (unit[1].parent / "journal").glob("*.jsonl")
@@ -146,7 +146,7 @@ def test_batches_and_bounded_concurrency(unit, batch_rows):
 
 
 def test_units_overlap_so_that_no_slot_waits_for_a_units_last_row(tmp_path):
-    """The next unit starts while the one before has answers pending, and no third does."""
+    """The next unit starts while the previous one waits for answers; a third unit does not start."""
     units = sources(tmp_path, 4, 5)
     journals = set()
 
@@ -168,7 +168,7 @@ def test_units_overlap_so_that_no_slot_waits_for_a_units_last_row(tmp_path):
 
 
 def test_changed_worker_starts_anew(unit, capsys):
-    """A prompt changed on resume mixed 326 of 1,050 rows in the engine we measured."""
+    """In the engine that we measured, a prompt changed on resume mixed 326 of 1,050 rows."""
     broken_off(unit)
     worker = TinyWorker(key="model-2")
     run_unit(worker, *unit)
@@ -211,7 +211,7 @@ def test_same_rows_in_another_file_are_the_same_input(unit):
 
 
 def test_duplicate_keys_are_refused(unit):
-    """The same id twice left 417 of 1,050 rows in the engine we measured."""
+    """In the engine that we measured, repeated ids left 417 of 1,050 rows."""
     write_source(unit[0], [*rows(5), *rows(1, 3)])
     with pytest.raises(ValueError, match=r"rows 3 and 5 with id '000000003' and lang 'en'"):
         run_unit(TinyWorker(), *unit)
@@ -245,7 +245,7 @@ def test_unreadable_source(unit):
         run_unit(TinyWorker(), *unit)
 
 
-# Workers that answer wrongly
+# Workers with wrong answers
 
 
 class Wrong(TinyWorker):
@@ -261,7 +261,7 @@ class Wrong(TinyWorker):
     ("wrong", "message"),
     [
         (lambda rows: rows[1:], "expected 1 answers, found 0"),
-        (lambda rows: [{**rows[0], "id": "7"}], "id: found '7'"),
+        (lambda rows: [{**rows[0], "id": "7"}], "id: expected that of the row, found '7'"),
         (lambda rows: [{**rows[0], "lang": None}], "lang: expected text, found None"),
         (lambda rows: [{**rows[0], "extra": 1}], r"found also \['extra'\]"),
         (lambda rows: [{"id": rows[0]["id"], "lang": "fr"}], r"missing \['status', 'text'\]"),
@@ -271,7 +271,7 @@ class Wrong(TinyWorker):
     ],
 )
 def test_answer_that_does_not_fit_is_named_and_loses_no_other(unit, wrong, message):
-    """One row that broke the schema lost a whole write batch in the engine we measured."""
+    """In the engine that we measured, one row outside the schema lost a whole write batch."""
     worker = Wrong(lambda rows: wrong(rows) if rows[0]["id"] == "000000017" else rows)
     with pytest.raises(ValueError, match=message):
         run_unit(worker, *unit)
@@ -369,7 +369,7 @@ def test_any_truncation_and_tail_replays_a_prefix(tmp_path_factory, data):
     path.write_bytes(whole[:cut] + data.draw(st.binary(max_size=40)))
     again = Journal(path, len(answers))
     assert again.answers == {n: answers[n] for n in range(len(again.answers))}
-    # Nothing whole is dropped: every line that ended before the cut is there.
+    # No complete line is dropped: all lines before the cut are kept.
     assert len(again.answers) >= whole[:cut].count(b"\n") - 1
     for n in range(len(again.answers), len(answers)):
         again.append(n, answers[n])
@@ -406,7 +406,7 @@ def test_output_that_does_not_match_its_manifest_is_made_again(unit, damage, say
 
 
 def test_parquet_without_manifest_is_completed_from_its_journal(unit, monkeypatch):
-    """What a kill between the two renames leaves costs no answer."""
+    """A kill between the two renames loses no answer."""
     monkeypatch.setattr("maya_vlm.training.data.engine.units.write_json", _raise)
     with pytest.raises(OSError, match="no space"):
         run_unit(TinyWorker(), *unit)
@@ -470,7 +470,7 @@ def start(unit, before="", pause=0.0):
 
 
 def test_full_disk(unit):
-    """The kernel refuses to let files grow over a limit, as a full disk would."""
+    """The kernel limits the size of files, which acts like a full disk."""
     limit = 1500
     before = f"""
 import signal
@@ -506,7 +506,7 @@ def test_signal_drains_into_the_journal(unit, number):
     (journal,) = folder.glob("*.jsonl")
     kept = [record for _, record in read_journal(journal) if "n" in record]
     assert 0 < len(kept) < 40
-    assert len(kept) % 4 == 0  # whole waves: what was in flight was waited for
+    assert len(kept) % 4 == 0  # whole batches: requests in flight were awaited
     worker = TinyWorker()
     run_unit(worker, *unit)
     assert_whole(*unit, worker)

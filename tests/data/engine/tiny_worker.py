@@ -1,4 +1,4 @@
-"""A worker whose answers are its source's text in capitals, with every fault a test asks for."""
+"""A worker that answers with the source text in capitals, and produces faults for tests."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ SCHEMA = pa.schema(
 
 
 class TinyWorker:
-    """Counts how often each row was asked for, in `asked`."""
+    """A worker that counts the requests of each row in `asked`."""
 
     schema = SCHEMA
 
@@ -66,7 +66,7 @@ def write_source(path: Path, rows) -> Path:
 
 
 def sources(folder: Path, units: int, rows_a_unit: int) -> list[tuple[Path, Path]]:
-    """(source, target) of units with consecutive ids."""
+    """Write source units with consecutive ids; return (source, target) of each."""
     return [
         (
             write_source(
@@ -82,7 +82,7 @@ def read(path: Path) -> list[dict]:
     return pq.ParquetFile(path).read().to_pylist()
 
 
-# Factories for engines: they are pickled into other processes.
+# Factories of workers, picklable for other processes.
 
 
 def make(name: str, **options) -> TinyWorker:
@@ -90,14 +90,14 @@ def make(name: str, **options) -> TinyWorker:
 
 
 class Unpicklable(Exception):
-    """As datatrove's InferenceError: a pool that meets it waits for ever."""
+    """An exception like datatrove's InferenceError: a pool that receives it waits forever."""
 
     def __init__(self, document, error):
         super().__init__(f"{document}: {error}")
 
 
 class Faulty(TinyWorker):
-    """Does something bad at one row, if a file does not say that it was done before."""
+    """A worker with one fault at one row; a file records that the fault has happened."""
 
     def __init__(self, name: str, fault: str, at: str, once: Path, **options):
         super().__init__(name, **options)

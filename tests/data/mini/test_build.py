@@ -1,4 +1,4 @@
-"""The builder of the mini dataset on a tiny made-up set of packages: no network."""
+"""Test the builder of the mini dataset on a few made-up packages, without network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 
 
 def _emoji() -> list[dict]:
-    """Rows as emojibase has them: six a category, and one of every kind that is dropped."""
+    """Return rows like emojibase's: six per category, and one of each kind that is dropped."""
     rows = []
     for group, place in itertools.product(range(len(CATEGORIES)), range(PER_CATEGORY)):
         code = 0x1F600 + 16 * group + place
@@ -126,7 +126,7 @@ def _pack(path: Path, files: dict[str, object]) -> str:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of made-up tarballs; the builder's tables of sources and names are set to match."""
+    """Write made-up tarballs, and patch the builder's tables of sources and names to match."""
     folder = tmp_path_factory.mktemp("packages")
     table = {
         key: dataclasses.replace(source, sha512=_pack(folder / source.filename, _files(key)))
@@ -187,7 +187,7 @@ def test_built_again_the_bytes_are_the_same(
 def test_what_is_dropped_is_counted(manifest: dict) -> None:
     assert list(manifest["dropped_emoji"].values()) == [1] * 6
     assert manifest["concepts"]["all"] == len(CATEGORIES) * PER_CATEGORY
-    assert manifest["concepts"]["held_out"] == len(CATEGORIES)  # round(0.1 * 6) of each
+    assert manifest["concepts"]["held_out"] == len(CATEGORIES)  # round(0.1 * 6) per category
     assert manifest["concepts"]["flagged"] == 2
     assert manifest["concepts_without_name"] == {"hi": ["1f601"]}
     counts = [
@@ -205,7 +205,7 @@ def test_pictures_that_are_the_same_are_left_out(manifest: dict) -> None:
 @pytest.mark.parametrize(
     ("style", "names"),
     [
-        ("twemoji", []),  # found by character only, and it has none
+        ("twemoji", []),  # looked up only by character, and it has none
         ("emojione", ["bear", "brown-bear"]),
         ("fxemoji", ["bear", "brownbear"]),
         (

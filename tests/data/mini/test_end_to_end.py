@@ -1,4 +1,4 @@
-"""The shipped plan on a part of the mini dataset, published, and trained on; in full it is a benchmark."""
+"""Test the shipped plan on part of the mini dataset: build, publish, train. A benchmark runs it in full."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_mini_comes_out_as_people_translated_it_and_trains_by_folder_and_by_name
     assert counts["flagged"] > 0
     assert counts["failed"] == 0
     assert sum(result["faults_met"].get(name, 0) for name in FAILURES) > 0
-    # Answers that checks cannot tell from a translation may be left, and nothing else.
+    # Only answers that look like a translation to every check may remain.
     kinds = Counter(each["what"] for each in result["differences"])
     assert kinds["other"] == 0
     assert kinds["untranslated"] <= result["faults_met"].get("untranslated", 0)

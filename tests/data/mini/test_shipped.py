@@ -1,4 +1,4 @@
-"""The mini dataset as it is shipped: whole, balanced, and without leaks."""
+"""Test the shipped mini dataset: complete, balanced, and without leaks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def manifest() -> dict[str, Any]:
 
 
 def _columns(pattern: str, *names: str) -> Iterator[tuple]:
-    """Tuples of the named columns over every row of the files that match."""
+    """Yield tuples of the named columns, over all rows of matching files."""
     paths = sorted(ROOT.glob(pattern))
     assert paths, pattern
     for path in paths:

@@ -1,4 +1,4 @@
-"""Review sheets: what is written comes back as decided, and damaged sheets are refused whole."""
+"""Test review sheets: decisions round-trip, and damaged sheets are rejected as a whole."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ ROWS = [
 
 
 def fill(sheet, decisions, *, separator=",", encoding="utf-8-sig", change=None, header=COLUMNS):
-    """The sheet's CSV as a person's spreadsheet would save it."""
+    """Write the sheet's CSV as a spreadsheet saves it."""
     rows = list(csv.DictReader(io.StringIO(sheet.csv.read_text(encoding="utf-8-sig"), newline="")))
     for row, decision in zip(rows, decisions, strict=True):
         row["decision"], row["reviewer"], row["note"] = decision, "Ana", "ok; so, so"
@@ -179,7 +179,7 @@ def test_the_page_is_one_safe_file(tmp_path):
     assert "<script>alert" not in page
     assert len(re.findall(r"<script", page)) == 1
     assert not re.search(r'(src|href)="?https?:', page)
-    # The script's rows are those of the CSV.
+    # The rows in the script equal those of the CSV.
     assert "\\u003cscript\\u003e" in page
     clear = write_sheet(tmp_path, "translation", ROWS, pictures=pictures)
     assert 'class="blurred"' not in clear.html.read_text()

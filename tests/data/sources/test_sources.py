@@ -1,4 +1,4 @@
-"""Sources: every row becomes one source row or one line of refused.jsonl, ids as they were."""
+"""Test sources: each row becomes one source row or one line of refused.jsonl, with its id."""
 
 import csv
 import dataclasses
@@ -72,7 +72,7 @@ def problems(plan) -> list[str]:
     return found
 
 
-# Rows of every shape
+# Rows of all shapes
 
 
 def test_llava_pretrain_becomes_captions(tmp_path):
@@ -399,7 +399,7 @@ def test_external_sort_merges_runs_when_there_are_many(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """The same three files as a folder and as a zip; the third is empty."""
+    """Write the same three files as a folder and as a zip; the third is empty."""
     folder = tmp_path / "images"
     for name, data in {"1.png": picture(), "a/2.png": picture((0, 9, 0)), "3.png": b""}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -453,11 +453,11 @@ def test_damaged_pictures_of_a_zip(pictures):
     store = Pictures(path)
     data = bytearray(path.read_bytes())
     start = 30 + len("1.png")
-    data[start] = 0xFF  # no block of deflate begins so
+    data[start] = 0xFF  # no deflate block begins with this byte
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"Cannot read '1.png' from {path}: Error -3"):
         Pictures(path).read("1.png")
-    # Cut off while it is read: its directory is known already.
+    # Truncated while it is read: its directory is already loaded.
     path.write_bytes(data[:start])
     with pytest.raises(ValueError, match=rf"Cannot read '1.png' from {path}: it is truncated"):
         store.read("1.png")
@@ -736,7 +736,7 @@ def test_kinds_are_told_by_their_paths(pictures, dataset):
 
 
 def test_a_build_takes_no_file_from_outside_of_its_folder_and_nothing_that_is_no_picture(tmp_path):
-    """Whoever made a folder may have linked to any file of this machine, and what is built is published."""
+    """The folder's author may have linked to any file of this machine, and the build is published."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "a.png").write_bytes(picture())

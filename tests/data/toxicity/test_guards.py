@@ -1,4 +1,4 @@
-"""Guards that write their verdict: over real HTTP, and through transformers in this process."""
+"""Test guards that write their verdict: over real HTTP, and with transformers in this process."""
 
 import asyncio
 import hashlib
@@ -46,7 +46,7 @@ def make(judge) -> GuardJudge:
 
 
 def llavaguard(text, pictures):
-    """Red pictures are violent; answers in the form that the prompt asks for."""
+    """Answer in the format that the prompt asks for: red pictures are violent."""
     assert "O9: Disasters or Emergencies" in text
     red = pictures[0].convert("RGB").resize((1, 1)).getpixel((0, 0))[0]
     rating, category = (
@@ -120,7 +120,7 @@ def test_text_guards_over_http():
 
 
 def test_what_fails_is_for_people_and_can_be_asked_again(tmp_path):
-    """One text is refused with 400; the next run with retry_failed asks for that one only."""
+    """One text is rejected with 400; the next run with retry_failed requests only that text."""
     broken = {"a cat"}
 
     def qwen(text, pictures):
@@ -148,7 +148,7 @@ def test_what_fails_is_for_people_and_can_be_asked_again(tmp_path):
         assert len(server.bodies) == sent + 1
     summary = decide_build(step)
     assert summary.decisions["en", "clean"] == 3
-    # The audit keeps both.
+    # The audit contains both verdicts.
     assert pq.read_metadata(tmp_path / "toxicity" / "audit.parquet").num_rows == 4
 
 
@@ -210,20 +210,20 @@ def test_images_from_anywhere_and_broken_ones_for_people(tmp_path, where):
     ]
     for n, reason in {
         "3": "broken.png",
-        "4": "changed since the rows were read",
+        "4": "changed after the rows were read",
         "5": "missing.png",
     }.items():
         assert reason in found[n][1]
     assert len(server.bodies) == 3
     sent = {body["messages"][0]["content"][0]["image_url"]["url"][:16] for body in server.bodies}
-    assert sent == {"data:image/png;b", "data:image/webp;"}  # the GIF went as PNG
+    assert sent == {"data:image/png;b", "data:image/webp;"}  # the GIF was sent as PNG
 
 
 # The papers' mode
 
 
 def toxic_bert(texts):
-    """Detoxify's first label, as a function: exactly .8 for "on the line"."""
+    """Imitate Detoxify's first label: exactly 0.8 for "on the line"."""
     return [0.8 if "on the line" in t else 0.97 if "scum" in t else 0.01 for t in texts]
 
 
@@ -232,7 +232,7 @@ def command_r(text, pictures):
 
 
 def test_the_papers_rule(tmp_path):
-    """60 images: 9 toxic captions, 10 unsafe images of which 7 are confirmed, 5 in both: 11 drop.
+    """60 images: 9 toxic captions, 10 unsafe images of which 7 are confirmed, 5 in both: 11 are dropped.
 
     The papers: 892 + 7,111 - 472 = 7,531 of 558,128, in each of eight languages.
     """
@@ -243,7 +243,7 @@ def test_the_papers_rule(tmp_path):
     folder.mkdir()
     rows = []
     for n in range(60):
-        # All pictures differ; red over 100 is unsafe, over 200 confirmed.
+        # All pictures differ. Red above 100 is unsafe, above 200 confirmed.
         data = picture(250 if n in images else 150 if n in unconfirmed else 20, seed=n)
         (folder / f"{n}.png").write_bytes(data)
         text = f"this scum {n}" if n in captions else f"a cat on the line {n}"
@@ -272,7 +272,7 @@ def test_the_papers_rule(tmp_path):
         run_step(step)
         asked = (len(first.bodies), len(second.bodies))
         summary = decide_build(step)
-    # Each image once; a second opinion on unsafe ones only, and once where two rationales are alike.
+    # Each image is judged once. Only rationales of unsafe images are judged, equal ones once.
     assert asked == (60, 2)
     for lang in ("en", *languages):
         assert summary.decisions[lang, "flagged"] == 9 + 7 - 5
@@ -297,7 +297,7 @@ CATEGORIES = {"Safe": "None", "Unsafe": "Violent"}
 
 
 def taught_guard(folder):
-    """A tiny Llama that has learned to answer the four texts in Qwen3Guard's form."""
+    """Train a tiny Llama to answer the four texts in Qwen3Guard's format."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{{ messages[-1]['content'] }}{% if add_generation_prompt %}<|CHATBOT_TOKEN|>{% endif %}"
@@ -352,18 +352,18 @@ def test_a_text_guard_through_transformers(tmp_path):
     assert [each.category for each in together] == [None, "Violent", None, "Violent"]
     for each in together:
         assert each.score > 0.9 if each.label == "unsafe" else each.score < 0.1
-    # Batched (and padded) as one by one.
+    # Batched (and padded) answers equal single ones.
     for text, each in zip(TEXTS, together, strict=True):
         (alone,) = judged(judge, [(text, "en")])
         assert alone.raw == each.raw
         assert alone.score == pytest.approx(each.score, abs=1e-4)
-    # Cut off before its end, an answer is not taken.
+    # An answer that is cut off does not count.
     cut = make({"preset": "qwen3guard", "model": folder, "max_tokens": 4, "device": "cpu"})
     assert judged(cut, [("a dog", "en")])[0].label == "review"
 
 
 def test_an_image_guard_through_transformers(tmp_path):
-    """A random Maya answers noise: the path is real, and noise is for people."""
+    """A random Maya answers noise, which goes to people; the code path is real."""
     folder = save_tiny_maya(tmp_path)
     chat = LocalChat(str(folder), images=True, device="cpu", trust_remote_code=True)
     judge = GuardJudge(PROTOCOLS["llavaguard-v1.2"], chat, prompt="Is it safe?", max_tokens=6)
@@ -385,7 +385,7 @@ SAFE = {
 
 
 def sent(protocol, *bodies, **more):
-    """What a guard makes of the bytes of a server."""
+    """Return a guard's judgements of a server's raw responses."""
     found = []
     for body in bodies:
         with raw_server(reply(body)) as url:
@@ -420,11 +420,11 @@ ODD = [0, True, "x", [], {}, {"content": True}, {"content": [3]}, {"content": [{
 def test_log_probabilities_of_any_shape_are_for_people():
     bodies = [completion(message__content=SAFE["qwen3guard"], choice__logprobs=odd) for odd in ODD]
     found = sent("qwen3guard", *bodies)
-    # Neither an empty list nor an empty mapping says anything.
+    # An empty list or mapping carries no judgement.
     assert [each.label for each in found] == ["review"] * 3 + ["safe"] * 2 + ["review"] * 7
     for each in found:
         assert each.error is None or each.error.isprintable()
-    # Who does not ask for them does not read them.
+    # Without logprobs in the request, they are ignored in the response.
     assert {each.label for each in sent("qwen3guard", *bodies, logprobs=False)} == {"safe"}
 
 

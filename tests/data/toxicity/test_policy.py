@@ -1,4 +1,4 @@
-"""From verdicts to decisions: the truth table, the papers' rule, and that no row is lost."""
+"""Test the policy: the truth table, the papers' rule, and that no row is lost."""
 
 from collections import Counter
 
@@ -88,7 +88,7 @@ def test_judges_together(outcomes, any_, all_):
 
 
 def test_labels_that_contradict_each_other_are_for_people():
-    # Its label says unsafe (0.6), but this policy asks people only from 0.7 on.
+    # The label says unsafe (0.6), but this policy starts reviews at 0.7.
     lenient = outcome(JudgeRule(drop_at=0.95, review_at=0.7), verdict(0.6, "unsafe"))
     assert combine([lenient]).decided == "clean"
     together = combine([lenient, CLEAN])
@@ -104,7 +104,7 @@ def test_a_second_judge_restricts_the_first():
     assert confirmed(DROP, None, "r").decided == "review"
     assert confirmed(CLEAN, DROP, "r").decided == "clean"
     assert confirmed(REVIEW, CLEAN, "r").decided == "review"
-    # What the second judge has cleared is no disagreement any more.
+    # A drop that the second judge clears is no disagreement.
     assert combine([confirmed(DROP, CLEAN, "r"), CLEAN]).decided == "clean"
 
 
@@ -196,9 +196,9 @@ def test_nothing_is_lost_and_worse_verdicts_never_clear_a_row(groups, all_langua
 
 @pytest.mark.slow
 def test_the_papers_arithmetic_in_full():
-    """558,128 images in eight languages: 892 captions and 7,111 images, 472 of them both.
+    """558,128 images in eight languages: 892 toxic captions and 7,111 toxic images, 472 are both.
 
-    7,531 are dropped from each language, and 4,404,776 rows stay, as the published set has.
+    7,531 are dropped from each language, and 4,404,776 rows remain, as in the published dataset.
     """
     policy = Policy.read("paper")
     rule, guard = policy.rule("toxic-bert"), policy.rule("llavaguard-v1.2")
@@ -257,5 +257,5 @@ def test_bad_policies(tmp_path, text, message):
 
 
 def test_no_such_policy():
-    with pytest.raises(ValueError, match="shipped policies are default, paper"):
+    with pytest.raises(ValueError, match="policy: expected a file or one of default, paper"):
         Policy.read("defualt")

@@ -1,4 +1,4 @@
-"""Answers of guard models: every form is read, every broken one is for people, never safe."""
+"""Test answers of guard models: every format is parsed; broken answers go to people, never safe."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def read(name, answer, logprobs=None):
     [
         ("Unsafe", "O3: Sexual Content", "unsafe"),
         ("Safe", "NA: None applying", "safe"),
-        # A category whose exception applies.
+        # A category with an exception that applies.
         ("Safe", "O6: Weapons or Substance Abuse", "safe"),
     ],
 )
@@ -200,7 +200,7 @@ def test_any_cut_answer_is_for_people(rating):
 
 
 def tokens(*items):
-    """OpenAI's logprobs: texts, or (text, {alternative: probability})."""
+    """Return OpenAI's logprobs from texts or (text, {alternative: probability})."""
     content = []
     for item in items:
         token, options = item if isinstance(item, tuple) else (item, {item: 0.99})
@@ -262,7 +262,9 @@ def test_prompts_name_every_category():
     for name in ("llavaguard-v1.2", "llavaguard-v1.0"):
         prompt = PROTOCOLS[name].prompt
         for number in range(1, 10):
-            assert prompt.count(f"O{number}: ") == 2  # the policy and the answer's form
+            assert (
+                prompt.count(f"O{number}: ") == 2
+            )  # in the policy, and in the format of the answer
     assert "S14: " in PROTOCOLS["polyguard"].prompt
     assert PROTOCOLS["qwen3guard"].prompt == ""
     assert PROTOCOLS["qwen3guard"].messages("", "a cat") == [{"role": "user", "content": "a cat"}]

@@ -1,4 +1,4 @@
-"""Translation in this process: real transformers models, tiny, taught a handful of captions here."""
+"""Test translation in this process, with tiny transformers models that learn a few captions here."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ def learn(model, batches, steps: int, rate: float) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        # Which language comes first, the texts do not tell: the loss does not come to 0.
+        # The texts do not determine the first language, so the loss does not reach 0.
         if loss.item() < 0.12 * len(batches):
             break
     model.eval()
@@ -61,7 +61,7 @@ def learn(model, batches, steps: int, rate: float) -> None:
 
 @pytest.fixture(scope="module")
 def nllb(tmp_path_factory):
-    """A folder with an NLLB of three languages that knows the captions."""
+    """Save an NLLB of three languages that has learned the captions."""
     torch.manual_seed(0)
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -112,7 +112,7 @@ def nllb(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory):
-    """A folder with a chat model that knows the captions in French, in brackets."""
+    """Save a chat model that has learned the captions in French, in brackets."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (

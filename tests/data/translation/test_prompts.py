@@ -1,4 +1,4 @@
-"""The shipped preambles: whole, in every direction, and each in its own language and script."""
+"""Test the shipped preambles: complete, in every direction, each in its language and script."""
 
 import unicodedata
 
@@ -46,7 +46,7 @@ def test_every_preamble_in_every_language(preamble, lang, brackets):
     text = system["content"]
     assert "{" not in text
     assert "None" not in text
-    # The local endpoint understands them, so a reader does.
+    # The local endpoint understands the prompts.
     assert asked(prompt.messages("x")) == ("x", lang, brackets is not None)
     examples = part(lang)["examples"]
     if preamble in ("rules", "native", "brief"):

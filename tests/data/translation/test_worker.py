@@ -1,4 +1,4 @@
-"""Rows through the translation step, against a local endpoint that knows the truth."""
+"""Test the translation step with a local endpoint that knows the correct translations."""
 
 import asyncio
 import json
@@ -60,7 +60,7 @@ def translate(settings: TranslatorPlan, *rows: dict, lang: str = "fr", **options
             return [r for batch in found for r in batch]
 
     found = asyncio.run(run())
-    # What the unit engine asks of an answer.
+    # The engine's requirements for an answer.
     table = pa.Table.from_pylist(found, schema=TRANSLATED)
     assert table.to_pylist() == json.loads(json.dumps(found))
     assert all(r.keys() == set(TRANSLATED.names) for r in found)
@@ -125,7 +125,7 @@ def test_comments_outside_of_the_brackets_are_cut_off():
     assert "preface" in bare["flags"]
 
 
-# ------------------------------------------------------------------------------ asking again
+# ------------------------------------------------------------------------------ retries
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_which_checks_are_hard_is_plan_data():
     assert found["finish_reason"] == "length"
 
 
-# ------------------------------------------------------------------------------ failing
+# ------------------------------------------------------------------------------ failures
 
 
 def test_a_request_that_fails_for_good_fails_its_row():
@@ -430,7 +430,7 @@ def test_worker_travels_between_processes():
 
 
 def answered(write, *rows: dict, **changes) -> list[dict]:
-    """Rows of a model that writes `write(truth)` in its brackets' stead."""
+    """Return rows of a model that writes `write(truth)` instead of a bracketed answer."""
     with EndpointServer(TRUTHS, rewrite=lambda _, truth: write(truth)) as server:
         return translate(plan(server.url, brackets="", retries=0, **changes), *rows)
 

@@ -1,4 +1,4 @@
-"""The study of the checks: what it puts in is a failure, and what it counts is what happened."""
+"""Test the study of the checks: its injected texts are failures, and its counts are correct."""
 
 import random
 from collections import defaultdict
@@ -44,7 +44,7 @@ def test_intervals():
 
 
 def test_the_studys_phrases_are_not_the_lists():
-    """A phrase copied into a list would measure itself."""
+    """A phrase in both lists would measure itself."""
     from maya_vlm.training.data.checks.boilerplate import read_phrases
 
     for lang, kinds in study._COMMENTS.items():

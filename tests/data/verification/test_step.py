@@ -1,4 +1,4 @@
-"""The verification step: what comes in is accepted, rejected or failed, and nothing else happens."""
+"""Test the verification step: each row is accepted, rejected or failed, and nothing else happens."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ PLACES = {
 
 
 def captions():
-    """60 pairs that begin in many ways."""
+    """Return 60 pairs with varied beginnings."""
     pairs = []
     for n, (thing, chose) in enumerate(THINGS.items()):
         for m, (place, lieu) in enumerate(PLACES.items()):
@@ -73,7 +73,7 @@ def translated(pairs, lang="fr", **changes):
 
 
 def build(folder, rows, lang="fr", unit_rows=20):
-    """A build's folder as the translation leaves it; without manifests, as tests edit it."""
+    """Write a build's folder as the translation leaves it, without manifests, because tests edit it."""
     for number, start in enumerate(range(0, len(rows), unit_rows)):
         table = pa.Table.from_pylist(rows[start : start + unit_rows], schema=TRANSLATED)
         for place in ("source", f"translate/{lang}"):
@@ -230,7 +230,7 @@ class TestStep:
 class TestSurvey:
     def test_lengths_are_calibrated_on_the_build(self, tmp_path):
         pairs = captions() * 5
-        # This build's French is twice as long as anyone's.
+        # In this build, French is twice as long as usual.
         long = [(source, f"{text} et {text[::-1]}") for source, text in pairs]
         build(tmp_path, translated(long), unit_rows=200)
         one = step(tmp_path)
@@ -241,7 +241,7 @@ class TestSurvey:
         run_step(one)
         checked = pq.read_table(tmp_path / "verify/fr/00000.parquet").to_pylist()
         assert all(abs(row["length_z"]) < 3 for row in checked)
-        # Too few rows for that.
+        # Too few rows to calibrate.
         few = VerificationPlan(calibration_rows=301)
         assert step(tmp_path, few).survey()["fr"]["lengths"] == []
 
@@ -277,7 +277,7 @@ class TestSurvey:
         assert caught == {str(n) for n in carriers}
 
     def test_what_many_sources_begin_with_is_not_suspicious(self):
-        # "a photo of" begins half of the sources, "une photo de" the same half.
+        # "a photo of" begins half of the sources, and "une photo de" their translations.
         pairs = [("a photo of " + a, "une photo de " + b) for a, b in captions()] + captions()
         miner = Miner()
         for source, text in pairs:
@@ -419,7 +419,7 @@ class TestQuality:
             QualityPlan([], "x")
 
     def test_an_error_of_the_step_reaches_the_program(self, tmp_path, monkeypatch):
-        """Else it would be waited for, as after a good end."""
+        """Otherwise the scorer would wait for the program, as after a normal end."""
         left = []
         leave = QualityScorer.__aexit__
 
@@ -443,7 +443,7 @@ class TestQuality:
         one = step(folder, VerificationPlan(quality=quality))
         run_step(one)
         rows = finals(folder)
-        # Neither rejected rows nor those without a text are scored.
+        # Rejected rows and rows without a text are not scored.
         scored = {k for k, row in rows.items() if row["quality"] is not None}
         assert scored == {k for k, row in rows.items() if row["status"] == "ok"} - {"000010"}
         assert "quality_failed" in rows["000010"]["flags"]
@@ -457,7 +457,7 @@ class TestQuality:
         run_step(step(folder, plan))
         scored = {k for k, row in finals(folder).items() if row["quality"] is not None}
         assert 10 < len(scored) < 45
-        # The program's place does not make another key, its model does.
+        # The key depends on the model, not on the program's path.
         key = step(folder, plan).worker("verify/fr").key
         moved = VerificationPlan(quality=QualityPlan(["elsewhere"], "tiny", share=0.5))
         other = VerificationPlan(quality=QualityPlan(["elsewhere"], "big", share=0.5))
@@ -465,7 +465,7 @@ class TestQuality:
         assert step(folder, other).worker("verify/fr").key != key
 
     def test_the_shipped_program_speaks_the_protocol(self, tmp_path):
-        """With a stand-in for the comet package, whose weights no test can load."""
+        """Uses a stand-in for the comet package, whose weights tests cannot load."""
         (tmp_path / "comet.py").write_text(
             textwrap.dedent(
                 """
@@ -498,7 +498,7 @@ class TestQuality:
 class TestBackTranslation:
     def test_a_sample_is_translated_back(self, folder):
         truths = {"en": {text: source for source, text in captions()}}
-        # The translator gives another caption for one row.
+        # The translator returns another caption for one row.
         wrong = captions()[20][1]
         truths["en"][wrong] = "something else entirely, quite another thing"
         with EndpointServer(truths) as server:
@@ -533,7 +533,7 @@ class TestPeopleWin:
     def test_over_checks(self, folder):
         run_step(step(folder))
         asked = rows_to_review(folder, "fr", VerificationPlan(review_rows=1000))
-        # All rows that have a text: neither the rejected nor the failed one of the translation.
+        # All rows with a text; the translation rejected one row and failed at one.
         assert len(asked) == 58
         reasons = {row.id: row.reason for row in asked}
         assert reasons["000003"].startswith("rejected; copy: ")
@@ -547,7 +547,7 @@ class TestPeopleWin:
         report = step(folder).report()["languages"]["fr"]
         assert report["reviewed"] == {"accept": 1, "reject": 1}
         assert report["ok"] + report["rejected"] + report["failed"] == 60
-        # They are not asked about again.
+        # Reviewed rows are not asked again.
         again = rows_to_review(folder, "fr", VerificationPlan(review_rows=1000))
         assert len(again) == 56
 
@@ -590,7 +590,7 @@ def test_schema_is_the_engines(folder):
 
 
 def test_from_plan_to_people_by_the_command(tmp_path, capsys):
-    """`maya data build` verifies, `maya data review` writes sheets with pictures and reads them."""
+    """`maya data build` verifies; `maya data review` writes sheets with pictures, and reads them."""
     pairs = captions()[:12]
     (tmp_path / "images").mkdir()
     for n in range(11):

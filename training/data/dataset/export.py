@@ -266,7 +266,7 @@ def _write_picture(output: Path, name: str, data: bytes, where: str, taken: set[
         )
     if folded(PurePosixPath(name).as_posix()) in taken:
         raise ValueError(
-            f"{where}: expected a name of its own for each picture, found {name!r}, the name of a JSON "
+            f"{where}: expected another name for a picture, found {name!r}, the name of a JSON "
             "file: rename it in the dataset"
         )
     if path.is_file() and path.read_bytes() == data:

@@ -205,7 +205,11 @@ class Texts:
         for row in heapq.merge(*parts, key=lambda row: row["id"]):
             where = f"{self.build.folder}: row {row['id']!r} ({self.name})"
             if last is not None and row["id"] <= last:
-                what = "comes twice" if row["id"] == last else f"comes after {last!r}"
+                what = (
+                    "expected once, found twice"
+                    if row["id"] == last
+                    else f"expected in the order of ids, found after {last!r}"
+                )
                 raise ValueError(f"{where}: {what}")
             last = row["id"]
             if row["status"] == "ok" and row["text"] is None and row["turns"] is None:

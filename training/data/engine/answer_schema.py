@@ -34,11 +34,14 @@ class AnswerSchema:
             ) from None
 
     def check(self, row: Mapping[str, Any], answer: Row) -> None:
-        """Raise ValueError, naming row and field, if an answer belongs to another row or does not
-        fit the schema."""
+        """Check one answer.
+
+        Raises:
+            ValueError: names row and field; the answer belongs to another row or does not fit the schema.
+        """
         where = f"{self.worker}: the answer to row {row['id']!r} ({row['lang']})"
         if answer.get("id") != row["id"]:
-            raise ValueError(f"{where}: id: found {answer.get('id')!r}")
+            raise ValueError(f"{where}: id: expected that of the row, found {answer.get('id')!r}")
         if not isinstance(answer.get("lang"), str):
             raise ValueError(f"{where}: lang: expected text, found {answer.get('lang')!r}")
         if answer.keys() != self._names:

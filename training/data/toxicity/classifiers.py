@@ -19,15 +19,17 @@ from ...common.schema import digest
 from ...common.telling import one_line
 from .verdicts import ImageRef, Judgement
 
-# Changes to what is asked or how answers are read; part of every key.
+# Increase when requests or the reading of answers change; part of every key.
 VERSION = 1
-UNSAFE_AT = 0.5  # the label; what is dropped is the policy's matter
+UNSAFE_AT = 0.5  # threshold of the label only; the policy decides what is dropped
 
 
 @dataclass(kw_only=True)
 class ClassifierJudge:
-    """A transformers text-classification model; the worst piece of a long text counts. Its fields are those
-    of `TextClassifier`."""
+    """A transformers text-classification model; the worst piece of a long text counts.
+
+    The fields are those of `TextClassifier`.
+    """
 
     model: str
     toxic: Sequence[str | int]
@@ -46,7 +48,7 @@ class ClassifierJudge:
         self.model_revision = local_revision(self.model) or self.revision or "main"
         labels = [list(self.toxic), self.activation]
         self.policy_sha = digest(labels)
-        # Neither batch nor device: they change no answer but by rounding.
+        # Exclude batch size and device: they change answers only by rounding.
         self.key = digest(
             {
                 "classifier": VERSION,
@@ -58,7 +60,7 @@ class ClassifierJudge:
 
     async def __aenter__(self) -> ClassifierJudge:
         await asyncio.to_thread(self.classifier.load)
-        # Where the plan names a branch, verdicts name the commit that it led to.
+        # If the plan names a branch, verdicts store its commit.
         self.model_revision = self.classifier.commit or self.model_revision
         return self
 
@@ -82,11 +84,11 @@ class ClassifierJudge:
 
 @dataclass
 class FunctionJudge:
-    """Any function of an installed package that scores texts or images.
+    """A function of an installed package that scores texts or images.
 
-    The function is named "package.module:name" and called with a list of texts, or of RGB PIL
-    images. For each it returns the probability that it is unsafe, or a mapping of categories to
-    such probabilities, of which the largest counts.
+    `function` is "package.module:name". The function takes a list of texts, or of PIL images in RGB. For each
+    it returns the probability that the input is unsafe, or a mapping of categories to such probabilities,
+    of which the maximum counts.
     """
 
     function: str
@@ -114,14 +116,11 @@ class FunctionJudge:
         given = [item.picture if isinstance(item, ImageRef) else item[0] for item in items]
         answers = list(await asyncio.to_thread(self._call, given))
         if len(answers) != len(given):
-            raise ValueError(
-                f"{self.function}: {len(given)} inputs were given and {len(answers)} scores came "
-                "back"
-            )
+            raise ValueError(f"{self.function}: expected {len(given)} scores, found {len(answers)}")
         found = [self._read(answer) for answer in answers]
         self._has_answered = self._has_answered or any(each.parse_ok for each in found)
         if found and not self._has_answered:
-            # Not one of these inputs is to blame.
+            # The fault is not that of a single input.
             raise ValueError(found[0].error)
         return found
 
@@ -149,10 +148,10 @@ class FunctionJudge:
             found = getattr(importlib.import_module(module), name) if colon else None
         except ModuleNotFoundError as error:
             raise ValueError(
-                f"function: {self.function}: no module {error.name!r} is installed"
+                f"function: {self.function}: expected an installed module {error.name!r}, found none"
             ) from None
         except AttributeError:
-            raise ValueError(f"function: {module} has no {name!r}") from None
+            raise ValueError(f"function: expected {name!r} in {module}, found none") from None
         if not callable(found):
             raise ValueError(
                 f"function: expected package.module:name of a function, found {self.function!r}"
@@ -160,7 +159,7 @@ class FunctionJudge:
         return found
 
     def _version(self) -> str:
-        """Return the installed version of the function's package, else a hash of its file."""
+        """Return the installed version of the function's package, or a hash of its file."""
         module = self.function.partition(":")[0]
         file = Path(importlib.import_module(module).__file__ or "")
         if file.is_relative_to(sysconfig.get_path("purelib")):
@@ -171,25 +170,25 @@ class FunctionJudge:
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
-    """Return top-level module -> installed packages that provide it; the search takes a second."""
+    """Return {top-level module: installed packages that provide it}; the search takes a second."""
     return importlib.metadata.packages_distributions()
 
 
 def _badness(found: Judgement) -> tuple[bool, bool, float]:
-    """Return the order in which pieces of a text count: unsafe first, then unreadable, then by score."""
+    """Return the sort key of pieces of a text: unsafe first, then unreadable, then by score."""
     return found.label == "unsafe", not found.parse_ok, found.score or 0.0
 
 
 def _scored(score: float, category: str | None, raw: str) -> Judgement:
-    score = min(1.0, score) if score < 1 + 1e-6 else score  # float32 sums
+    score = min(1.0, score) if score < 1 + 1e-6 else score  # float32 sums may exceed 1 slightly
     label: Literal["safe", "unsafe"] = "unsafe" if score >= UNSAFE_AT else "safe"
     return Judgement(label, category, score, raw=raw)
 
 
 def local_revision(model: str) -> str | None:
-    """Return what identifies the weights of a folder: names, sizes and times of its files.
+    """Return the identity of a local folder's weights: a hash of names, sizes and times of its files.
 
-    None for a repository of the Hub, whose revision is its commit.
+    None for a Hub repository, whose revision is its commit.
     """
     folder = Path(model)
     if not folder.is_dir():

@@ -57,10 +57,11 @@ DECISIONS = ("clean", "review", "flagged")
 
 @dataclass
 class Summary:
-    """Counts of rows; `rows` has those with a text, `without_text` the rejected and failed ones.
+    """Row counts. `rows`: rows with a text; `without_text`: rejected and failed rows.
 
-    found: (decision, stage, category, lang) -> rows, of all that is not clean.
-    verdicts: (judge, label) -> verdicts; failures: judge -> verdicts without an answer.
+    found: (decision, stage, category, lang) -> rows, for all rows that are not clean.
+    verdicts: (judge, label) -> verdicts.
+    failures: judge -> verdicts without an answer.
     """
 
     policy: str
@@ -71,7 +72,7 @@ class Summary:
     decisions: Counter[tuple[str, str]] = field(default_factory=Counter)
     overrides: Counter[str] = field(default_factory=Counter)
     stale: int = 0
-    """Decisions of people about texts or rows that are not there any more."""
+    """Decisions of people about texts or rows that no longer exist."""
     without_text: Counter[str] = field(default_factory=Counter)
     found: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -86,7 +87,7 @@ class Summary:
             self.found[place] += 1
 
     def check(self) -> None:
-        """Check that in = clean + review + flagged in every language (AssertionError otherwise)."""
+        """Raise AssertionError unless rows = clean + review + flagged in every language."""
         for lang, rows in self.rows.items():
             parts = [self.decisions[lang, decision] for decision in DECISIONS]
             if rows != sum(parts):
@@ -124,24 +125,27 @@ def decide_build(
     policy: Policy | None = None,
     overrides: Mapping[Key, Row] | None = None,
 ) -> Summary:
-    """Apply a policy to the stored verdicts of a build and write its files.
+    """Apply a policy to the stored verdicts of a build, and write its files.
 
     Args:
-        policy: instead of the plan's.
-        overrides: what people decided, instead of what `review/overrides.parquet` holds: (id, lang)
-            -> {"decision", "reviewer", "note", "text_sha256"}. They win over the judges; lang ""
-            stands for all languages of the id. A decision about another text than the row has now
-            (for lang "", than its source row has) is not applied but counted.
+        step: toxicity step of the build.
+        policy: the policy; default: the plan's.
+        overrides: people's decisions, (id, lang) -> {"decision", "reviewer", "note", "text_sha256"};
+            default: those in `review/overrides.parquet`. They override the judges; lang "" means all
+            languages of the id. A decision about another text than the row's current one (for lang "", the
+            current source text) is counted but not applied.
 
-    Raises ValueError for a policy that does not fit the judges, and for a row without a verdict of a
-    judge that should have read it.
+    Raises:
+        ValueError: the policy does not fit the judges, or a judge has no verdict on a row it should read.
     """
+    # 1. The policy, people's decisions
     policy = policy or Policy.read(step.plan.policy)
     step.plan.check(step.languages)
     step.plan.check_policy(policy)
     summary = Summary(policy.name, policy.sha, step.languages, list(step.plan.unjudged))
     if overrides is None:
         overrides = read_overrides(step.folder, "toxicity")
+    # 2. The outcome of every verdict, then the decision on every row
     used: set[Key] = set()
     about = {
         "policy": json.dumps(to_dict(policy), ensure_ascii=False),
@@ -168,6 +172,7 @@ def decide_build(
 
         schema = DECISION_SCHEMA.with_metadata(about)
         write_rows(step.root / "decisions.parquet", schema, decided())
+    # 3. Counts
     summary.stale = len(overrides.keys() - used)
     summary.check()
     write_json(step.root / "summary.json", summary.to_json())
@@ -175,22 +180,24 @@ def decide_build(
 
 
 def stored_policy(step: ToxicityStep) -> Policy | None:
-    """Return the policy of a build's last decisions; None if there are none."""
+    """Return the policy of a build's last decisions, or None."""
     path = step.root / "decisions.parquet"
     if not path.is_file():
         return None
     with parquet_file(path) as file:
         about = file.schema_arrow.metadata or {}
     if b"policy" not in about:
-        raise ValueError(f"{path}: no policy in its metadata; run the step toxicity again")
+        raise ValueError(
+            f"{path}: expected a policy in its metadata, found none: run the step toxicity again"
+        )
     return build(Policy, parse_json(about[b"policy"], f"{path}: policy"), str(path))
 
 
 def _audited(
     step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
 ) -> Iterator[Row]:
-    """Yield the rows of the audit, and count every verdict's outcome in `table` under "<judge>/<lang>"."""
-    # A judge of rationales comes before the judge that it confirms.
+    """Yield the rows of the audit; store the outcome of each verdict in `table` under "<judge>/<lang>"."""
+    # Process rationale judges first: the judges that they confirm need their outcomes.
     for judge in sorted(step.plan.judges, key=lambda judge: judge.stage != "rationale"):
         assert judge.name is not None
         rule = policy.rule(judge.name, judge.preset)
@@ -213,7 +220,7 @@ def _second(table: ShaTable, by: JudgePlan, verdict: Row) -> Outcome | None:
 
 def _pack(found: Outcome) -> str:
     clean = found.decided == "clean" and found.labels == {"safe"}
-    # Nearly all are plainly clean: kept short.
+    # Nearly all outcomes are clean: store them as "".
     if clean:
         return ""
     return json.dumps([found.decided, found.reason, found.category, sorted(found.labels)])
@@ -237,7 +244,7 @@ def _same_text(override: Row, text: str | None) -> bool:
 def _reader(
     step: ToxicityStep, policy: Policy, table: ShaTable, summary: Summary
 ) -> Callable[[list[Row]], list[RowOutcomes]]:
-    """Yield the findings on the rows of one id; rows without text are counted and left out."""
+    """Return a function from the rows of one id to their findings; rows without a text are only counted."""
     looks = [judge for judge in step.plan.judges if judge.stage == "image"]
     reads = {
         lang: [j for j in step.plan.judges if lang in j.reading(step.languages)]
@@ -250,7 +257,7 @@ def _reader(
             each = _get(table, sha256, f"{judge.name}/{lang}")
             if each is None:
                 raise ValueError(
-                    f"{what}: {judge.name!r} has not judged it; run the step toxicity of "
+                    f"{what}: expected a verdict of {judge.name!r}, found none: run the step toxicity of "
                     "`maya data build`, then decide again"
                 )
             known.append(each)
@@ -280,30 +287,34 @@ def _reader(
 
 
 def rows_by_id(step: ToxicityStep) -> Iterator[list[Row]]:
-    """Yield the rows of one id after the other: its source rows first, then its translations.
+    """Yield the rows of each id together: source rows first, then translations.
 
-    All files are read side by side, each sorted by id, so that memory holds one id.
+    All files are read in parallel, each sorted by id, so that memory holds one id.
 
-    Raises ValueError for rows that are not sorted by id, for an (id, lang) that comes twice, and as
-    `ToxicityStep.rows_in`.
+    Raises:
+        ValueError: rows are not sorted by id, an (id, lang) occurs twice, or see `ToxicityStep.rows_in`.
     """
-    # Of equal ids, those of the first stream come first.
+    # For equal ids, the merge keeps the order of the streams.
     merged = heapq.merge(*map(step.rows_in, step.places()), key=itemgetter("id"))
     last = ""
     for id_, group in groupby(merged, key=itemgetter("id")):
         rows = list(group)
         langs = [row["lang"] for row in rows]
         if id_ < last:
-            raise ValueError(f"{step.folder}: row {id_!r} comes after {last!r}: not sorted by id")
+            raise ValueError(
+                f"{step.folder}: expected rows sorted by id, found {id_!r} after {last!r}"
+            )
         for lang in langs:
             if langs.count(lang) > 1:
-                raise ValueError(f"{step.folder}: row {id_!r} comes twice in {lang}")
+                raise ValueError(
+                    f"{step.folder}: row {id_!r}: expected it once in {lang}, found it twice"
+                )
         last = id_
         yield rows
 
 
 def format_summary(summary: Summary) -> str:
-    """Return the counts as tables: decisions per language, then category x language x stage."""
+    """Return the counts as tables: decisions per language, then category by language and stage."""
     head = ["language", "rows", *DECISIONS, "by people", "without text"]
     lines: list[list[Any]] = [
         [
@@ -333,11 +344,11 @@ def format_summary(summary: Summary) -> str:
         text += ["", *text_table(rows, right=range(3, len(rows[0])))]
     if summary.stale:
         text.append(
-            f"decisions of people about rows or texts that are not there any more: {summary.stale:,}"
+            f"decisions of people about rows or texts that no longer exist: {summary.stale:,}"
         )
     failed = [f"{judge} {n:,}" for judge, n in sorted(summary.failures.items()) if n]
     if failed:
         text.append(
-            f"without an answer, so for people (or build with --retry-failed): {', '.join(failed)}"
+            f"without an answer, left to people (or build with --retry-failed): {', '.join(failed)}"
         )
     return "\n".join(text)

@@ -1,7 +1,7 @@
 """Judges that write their verdict as text: guard models behind an endpoint or in this process.
 
-What a model is asked and how its answer is read is its protocol (`protocols.py`); where it runs is
-the chat: `EndpointChat`, or `LocalChat` for a transformers model. Decoding is greedy.
+A protocol (`protocols.py`) defines the prompt of a model and the parser of its answers. A chat runs the model:
+`EndpointChat`, or `LocalChat` for a transformers model. Decoding is greedy.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .protocols import GuardProtocol
 from .verdicts import ImageRef, Judgement
 
 VERSION = 1
-TOP_LOGPROBS = 20  # what vLLM and OpenAI give at most
+TOP_LOGPROBS = 20  # the maximum of vLLM and OpenAI
 
 
 class EndpointChat(Endpoint):
     """A guard behind an OpenAI-compatible endpoint.
 
-    logprobs: ask for the tokens' log probabilities, from which the score is read; a server that
-        does not give them leaves the score empty.
+    logprobs: request log probabilities of the tokens, from which the score is computed. If a server returns
+        none, there is no score.
     """
 
     def __init__(self, plan: EndpointPlan, *, logprobs: bool = True) -> None:
@@ -35,12 +35,12 @@ class EndpointChat(Endpoint):
 
     @staticmethod
     def image_part(image: ImageRef) -> dict:
-        """Return the image as a part of a message."""
+        """Return the image as a content part of a message."""
         data = base64.b64encode(image.data).decode()
         return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 
     async def complete_all(self, chats: Sequence[list[dict]], max_tokens: int) -> list[Answer]:
-        """Return one answer for each chat, in order."""
+        """Return one answer per chat, in order."""
         parameters: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         if self.logprobs:
             parameters |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
@@ -49,9 +49,9 @@ class EndpointChat(Endpoint):
 
 @dataclass
 class LocalChat:
-    """A guard in this process: a transformers causal model, or one that sees images too.
+    """A guard in this process: a transformers causal model, or an image-text-to-text model.
 
-    The chats of one call are one padded batch.
+    The chats of one call form one padded batch.
     """
 
     model: str
@@ -157,9 +157,9 @@ class LocalChat:
 
 
 class GuardJudge:
-    """A guard model and its protocol as a judge of texts, of images, or of rationales.
+    """A guard model with its protocol, as a judge of texts, images or rationales.
 
-    prompt: used instead of the protocol's own.
+    prompt: replaces the protocol's prompt.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class GuardJudge:
         if answer.text is None:
             return Judgement.unreadable(None, answer.error or "no answer")
         if answer.finish_reason not in (None, "stop"):
-            # Whatever it says so far, it was not said to its end.
+            # An answer that was cut off is not a verdict, whatever it says so far.
             why = f"the verdict was cut off (finish_reason {answer.finish_reason!r})"
             return Judgement.unreadable(answer.text, why)
         return self.protocol.read(answer.text, answer.logprobs)

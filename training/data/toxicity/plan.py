@@ -1,4 +1,4 @@
-"""The `toxicity` section of a dataset's plan: the judges, their inputs, and the policy.
+"""Section `toxicity` of a plan: judges, the inputs they read, and the policy.
 
 toxicity:
   policy: default
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _COMMON = {"name", "preset", "kind", "stage", "revision", "batch_size"}
 _TEXT = {"languages", "only"}
 _LOCAL = {"model", "device", "dtype"}
-# Fields that a judge of each kind may have, and those that it must have.
+# Kind of judge -> fields that it may have; below: fields that it must have.
 _FIELDS = {
     "classifier": {*_COMMON, *_TEXT, *_LOCAL, "toxic", "activation", "max_length"},
     "function": {*_COMMON, *_TEXT, "function"},
@@ -52,43 +52,42 @@ def presets() -> dict[str, dict[str, Any]]:
 
 @dataclass
 class JudgePlan:
-    """One judge. Keys that are not given come from the preset.
+    """One judge. Missing keys come from the preset.
 
-    > What it is
+    > Parameters for all judges
 
     preset: a name in `presets.yaml`.
-    name: the judge's name in verdicts, folders and policies; the preset's by default.
+    name: name of the judge in verdicts, folders and policies; default: the preset's name.
     kind: `classifier` (transformers text-classification), `guard` (a model that writes its verdict)
         or `function` (of an installed package).
-    stage: what it reads: `image`, `text`, or `rationale` (what the judge named in `reads` wrote).
-    languages: BCP-47 codes of the languages it is known to read; needed for texts.
-    only: of the plan's languages those it shall read; all by default. Each must be in `languages`.
+    stage: what the judge reads: `image`, `text`, or `rationale` (written by the judge that `reads` names).
+    languages: BCP-47 codes of languages that the judge is known to read; required for texts.
+    only: languages of the plan that the judge reads; default: all. Each must be in `languages`.
     model, revision: a Hub repository and its commit, or a folder.
 
-    > Classifiers
+    > Parameters for classifiers
 
     toxic: labels that mean toxic, by name or index.
     activation: `softmax` or `sigmoid`.
-    max_length: tokens that it takes, where its tokenizer does not say so.
+    max_length: maximum tokens of an input, if the tokenizer does not define it.
 
-    > Guards
+    > Parameters for guards
 
-    protocol: how it is asked and read: see `protocols.py`.
-    endpoint: where it is served; without it, it runs in this process through transformers.
-    prompt: a file whose text is used instead of the protocol's prompt.
-    max_tokens: of an answer.
-    logprobs: ask the endpoint for log probabilities, from which the score is read; true by default.
-    reads: for rationales: the judge whose rationales it reads.
+    protocol: prompt and parser, a name in `protocols.py`.
+    endpoint: the server of the model; by default the model runs in this process, with transformers.
+    prompt: file with a text that replaces the protocol's prompt.
+    max_tokens: maximum tokens of an answer.
+    logprobs: request log probabilities from the endpoint, from which the score is computed; default: true.
+    reads: for the stage `rationale`: the judge whose rationales are read.
 
-    > Functions
+    > Parameters for functions
 
-    function: "package.module:name". It is imported and called when the plan is built, which asks for
-        --allow-code.
+    function: "package.module:name". Building the plan imports and calls it, which requires --allow-code.
 
-    > Running
+    > Parameters for running
 
-    batch_size: inputs at once; of a guard only in this process.
-    device, dtype: for transformers, such as cuda:0 and bfloat16.
+    batch_size: inputs per batch; for a guard only in this process.
+    device, dtype: for transformers, for example cuda:0 and bfloat16.
     """
 
     preset: str | None = None
@@ -117,7 +116,7 @@ class JudgePlan:
         if self.preset is not None:
             if self.preset not in presets():
                 raise ValueError(
-                    f"preset: unknown {self.preset!r}; there are {', '.join(presets())}"
+                    f"preset: expected one of {', '.join(presets())}, found {self.preset!r}"
                 )
             for key, value in presets()[self.preset].items():
                 if getattr(self, key) is None:
@@ -125,11 +124,13 @@ class JudgePlan:
             self.name = self.name or self.preset
         if self.name is None or not _NAME.fullmatch(self.name):
             raise ValueError(
-                "name: expected small letters, digits and . _ - (it is the name of a folder), "
+                "name: expected lower-case letters, digits and . _ - (it names a folder), "
                 f"found {self.name!r}"
             )
         if self.name in ("inputs", "audit"):
-            raise ValueError(f"name: {self.name!r} is the name of a folder of the step itself")
+            raise ValueError(
+                f"name: expected another name than the step's own folders, found {self.name!r}"
+            )
         for key in ("languages", "only"):
             for lang in getattr(self, key) or ():
                 check_language(lang, f"judge {self.name!r}: {key}")
@@ -137,31 +138,33 @@ class JudgePlan:
         assert self.kind is not None
         for item in dataclasses.fields(self):
             if getattr(self, item.name) is not None and item.name not in _FIELDS[self.kind]:
-                raise ValueError(f"judge {self.name!r}: {item.name}: not for a {self.kind}")
+                raise ValueError(
+                    f"judge {self.name!r}: {item.name}: expected no such key for a {self.kind}"
+                )
         self._need(*_NEEDED[self.kind])
         if self.kind == "classifier" and self.stage != "text":
-            raise ValueError(f"judge {self.name!r}: stage: a classifier reads text")
+            raise ValueError(f"judge {self.name!r}: stage: expected text for a classifier")
         if self.kind == "function" and self.stage == "rationale":
-            raise ValueError(f"judge {self.name!r}: stage: a function reads text or images")
+            raise ValueError(f"judge {self.name!r}: stage: expected text or image for a function")
         if self.protocol is not None:
             if self.protocol not in PROTOCOLS:
                 raise ValueError(
-                    f"judge {self.name!r}: protocol: unknown {self.protocol!r}; there are "
+                    f"judge {self.name!r}: protocol {self.protocol!r}: expected one of "
                     + ", ".join(PROTOCOLS)
                 )
             if self.stage != (stage := PROTOCOLS[self.protocol].stage):
                 raise ValueError(
-                    f"judge {self.name!r}: stage: {self.protocol} reads {stage}s, found {self.stage!r}"
+                    f"judge {self.name!r}: stage: expected {stage} for {self.protocol}, found {self.stage!r}"
                 )
             if self.endpoint is None:
                 self._need("model")
         if self.stage == "text":
             self._need("languages")
         elif self.only is not None or self.languages is not None:
-            raise ValueError(f"judge {self.name!r}: languages, only: only for a judge of texts")
+            raise ValueError(f"judge {self.name!r}: languages, only: expected a judge of texts")
         if (self.reads is not None) != (self.stage == "rationale"):
             raise ValueError(
-                f"judge {self.name!r}: reads: needed for the stage rationale, and only there; it "
+                f"judge {self.name!r}: reads: expected it for the stage rationale and for no other; it "
                 "names the judge whose rationales are read"
             )
 
@@ -169,17 +172,19 @@ class JudgePlan:
         for name in names:
             if getattr(self, name) is None:
                 raise ValueError(
-                    f"judge {self.name!r}: {name}: missing"
-                    + ("" if self.preset else "; a preset would bring it")
+                    f"judge {self.name!r}: {name}: expected a value, found none"
+                    + ("" if self.preset else ": set it, or use a preset")
                 )
 
     def reading(self, languages: Sequence[str], complete: bool = True) -> list[str]:
-        """Return those of the languages that the judge reads.
+        """Return the languages that the judge reads.
 
         Args:
-            complete: these are all; `only` may name no others.
+            languages: languages of the texts.
+            complete: whether `languages` is complete; if so, `only` may name no others.
 
-        Raises ValueError, naming them, for languages that it shall read and does not know.
+        Raises:
+            ValueError: names languages that the judge should read but does not know.
         """
         if self.stage != "text":
             return []
@@ -187,23 +192,23 @@ class JudgePlan:
         wanted = [lang for lang in languages if self.only is None or lang in self.only]
         if complete and (unknown := sorted(set(self.only or ()) - set(languages))):
             raise ValueError(
-                f"toxicity: judge {self.name!r}: only: {', '.join(unknown)} not among the plan's "
-                f"languages ({', '.join(languages)})"
+                f"toxicity: judge {self.name!r}: only: expected languages of the plan "
+                f"({', '.join(languages)}), found {', '.join(unknown)}"
             )
-        # A script or region says nothing about whether the language is known: zh-Hans is zh.
+        # Ignore scripts and regions: a judge that knows zh knows zh-Hans.
         known = {*self.languages}
         unread = [lang for lang in wanted if not {lang, lang.split("-")[0]} & known]
         if unread:
             rest = [lang for lang in wanted if lang not in unread]
             raise ValueError(
-                f"toxicity: judge {self.name!r} does not read {', '.join(unread)} (it reads "
-                f"{', '.join(self.languages)}); add a judge that does, and give this one "
-                f"`only: [{', '.join(rest)}]`"
+                f"toxicity: judge {self.name!r}: expected languages that it reads "
+                f"({', '.join(self.languages)}), found {', '.join(unread)}: add a judge for these, and give "
+                f"this one `only: [{', '.join(rest)}]`"
             )
         return wanted
 
     def make(self, trust_remote_code: bool = False) -> Judge:
-        """Return the judge; entering it loads its model."""
+        """Return the judge; entering it loads the model."""
         batched: dict[str, Any] = {} if self.batch_size is None else {"batch_size": self.batch_size}
         if self.kind == "function":
             return FunctionJudge(
@@ -245,11 +250,12 @@ class JudgePlan:
 
 @dataclass
 class ToxicityPlan:
-    """The `toxicity` section.
+    """Section `toxicity` of a plan.
 
-    policy: a policy file, or a shipped policy's name: `default` or `paper`.
-    unjudged: languages whose texts no judge reads, said on purpose: their rows are decided by the
-        image and the source text alone, as in the papers.
+    judges: the judges.
+    policy: a policy file, or a shipped policy: `default` or `paper`.
+    unjudged: languages whose texts no judge reads, listed to confirm this: the image and the source text
+        alone decide their rows, as in the papers.
     """
 
     judges: list[JudgePlan]
@@ -260,67 +266,69 @@ class ToxicityPlan:
         for lang in self.unjudged:
             check_language(lang, "toxicity: unjudged")
         if not self.judges:
-            raise ValueError("toxicity: judges: expected at least one")
+            raise ValueError("toxicity: judges: expected at least one, found none")
         names = [judge.name for judge in self.judges]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"toxicity: judges: two have the name {name!r}; give one a `name`")
+                raise ValueError(
+                    f"toxicity: judges: expected different names, found {name!r} twice: set a `name`"
+                )
         for judge in self.judges:
             if judge.reads is not None and judge.reads not in names:
                 raise ValueError(
-                    f"toxicity: judge {judge.name!r}: reads: no judge is named {judge.reads!r}; "
-                    f"there are {', '.join(map(str, names))}"
+                    f"toxicity: judge {judge.name!r}: reads: expected one of {', '.join(map(str, names))}, "
+                    f"found {judge.reads!r}"
                 )
 
     def judge(self, name: str) -> JudgePlan:
         return next(judge for judge in self.judges if judge.name == name)
 
     def check(self, languages: Sequence[str], complete: bool = True) -> Policy:
-        """Check that judges, languages and policy fit each other, and return the policy.
+        """Check that judges, languages and policy agree, and return the policy.
 
         Args:
-            languages: of the texts: the source's and the targets.
-            complete: these are all of them; before the source is read it may have more.
+            languages: languages of the texts: source and targets.
+            complete: whether `languages` is complete; the source may bring more before it is read.
 
         Raises:
-            ValueError: a language that a judge shall read and does not, a language that no judge
-                reads and `unjudged` does not name, or a policy that does not fit the judges.
+            ValueError: a judge does not know a language that it should read, no judge reads a language
+                that `unjudged` does not list, or the policy does not fit the judges.
         """
         read = {lang for judge in self.judges for lang in judge.reading(languages, complete)}
         silent = [lang for lang in languages if lang not in read and lang not in self.unjudged]
         if silent:
             raise ValueError(
-                f"toxicity: no judge reads {', '.join(silent)}: their texts would pass unread; add "
-                f"a judge, or say so with `unjudged: [{', '.join(silent)}]`"
+                f"toxicity: expected a judge for every language, found none for {', '.join(silent)}: add "
+                f"a judge, or confirm with `unjudged: [{', '.join(silent)}]`"
             )
         for lang in self.unjudged:
             if lang in read or (complete and lang not in languages):
-                why = "a judge reads it" if lang in read else "the plan has no such language"
+                why = "a judge reads it" if lang in read else "the plan does not have it"
                 raise ValueError(f"toxicity: unjudged: {lang}: {why}")
         policy = Policy.read(self.policy)
         self.check_policy(policy)
         return policy
 
     def check_policy(self, policy: Policy) -> None:
-        """Raise ValueError if the policy names unknown judges."""
+        """Raise ValueError if the policy does not fit the judges."""
         known = {judge.name for judge in self.judges} | set(presets())
         for name in policy.judges:
             if name not in known:
                 raise ValueError(
-                    f"policy {policy.name!r}: judges: {name!r} is neither a judge of the plan "
-                    f"({', '.join(str(judge.name) for judge in self.judges)}) nor a preset"
+                    f"policy {policy.name!r}: judges: expected a judge of the plan "
+                    f"({', '.join(str(judge.name) for judge in self.judges)}) or a preset, found {name!r}"
                 )
         confirmers = [self.confirmer(judge, policy) for judge in self.judges]
         used = {by.name for by in confirmers if by is not None}
         for judge in self.judges:
             if judge.stage == "rationale" and judge.name not in used:
                 raise ValueError(
-                    f"policy {policy.name!r}: nothing is confirmed_by {judge.name!r}, which reads "
-                    f"the rationales of {judge.reads!r}: its verdicts would count for nothing"
+                    f"policy {policy.name!r}: expected a rule with confirmed_by {judge.name!r}, found none: "
+                    f"the verdicts on rationales of {judge.reads!r} would have no effect"
                 )
 
     def confirmer(self, judge: JudgePlan, policy: Policy) -> JudgePlan | None:
-        """Return the rationale judge that must confirm this judge's drops, by the policy."""
+        """Return the rationale judge that must confirm this judge's drops by the policy, or None."""
         assert judge.name is not None
         wanted = policy.rule(judge.name, judge.preset).confirmed_by
         if wanted is None:
@@ -329,6 +337,6 @@ class ToxicityPlan:
             if wanted in (other.name, other.preset) and other.reads == judge.name:
                 return other
         raise ValueError(
-            f"policy {policy.name!r}: {judge.name}: confirmed_by: no judge {wanted!r} of the plan "
-            f"reads the rationales of {judge.name!r}; add one with `reads: {judge.name}`"
+            f"policy {policy.name!r}: {judge.name}: confirmed_by: expected a judge {wanted!r} that reads "
+            f"the rationales of {judge.name!r}, found none: add one with `reads: {judge.name}`"
         )

@@ -1,12 +1,12 @@
-"""The policy: from stored verdicts to a decision on every (id, lang). Pure: no model, no file.
+"""The policy: stored verdicts -> a decision on every (id, lang), without models or files.
 
-1. A verdict becomes an outcome (drop, review, clean) by its judge's thresholds or by its label.
-2. The outcomes of the judges that read the same image or text are combined: any drop is a drop; a
-   review is a review; judges whose labels contradict each other are a review.
-3. An id's rows are decided together: a toxic image or source text flags all its languages; a
-   translation that alone is toxic is flagged alone, and the id's other rows go to review.
+1. The thresholds of a judge, or its label, turn each verdict into an outcome (drop, review, clean).
+2. The outcomes of all judges of the same image or text are combined: one drop is a drop, one review is a
+   review, and judges whose labels contradict each other give a review.
+3. All rows of an id are decided together: a toxic image or source text flags all languages; a toxic
+   translation of a clean source is flagged alone, and the id's other rows go to review.
 
-The project's thresholds are `policies/default.yaml`, the papers' `policies/paper.yaml`.
+`policies/default.yaml` has this project's thresholds, `policies/paper.yaml` those of the papers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BY_LABEL: dict[str, Decided] = {"safe": "clean", "review": "review", "unsafe": 
 
 @dataclass
 class Thresholds:
-    """Probabilities from which an input is dropped, and from which people review it."""
+    """Minimum probabilities for a drop and for a review by people."""
 
     drop_at: float
     review_at: float
@@ -44,15 +44,15 @@ class Thresholds:
 
 @dataclass
 class JudgeRule:
-    """The rule for one judge's verdicts: thresholds for scores, or labels.
+    """The rule for one judge's verdicts.
 
-    by: "score", where a verdict without a score is taken by its label; or "label", whatever the
-        score.
-    compare: whether a score that equals a threshold reaches it (">=") or not (">").
-    languages: other thresholds for these languages.
-    confirmed_by: a rationale judge; what this judge would drop is dropped only if that one, reading
-        its rationale, says unsafe too, and is clean if it says safe.
-    because: the reason for these numbers, published with them.
+    by: "score" compares scores with thresholds, and uses the label of a verdict without a score; "label" uses
+        labels only.
+    compare: whether a score equal to a threshold reaches it (">=") or not (">").
+    languages: language -> other thresholds.
+    confirmed_by: a rationale judge that reads this judge's rationales. A drop of this judge counts only if
+        the rationale judge says unsafe; if it says safe, the outcome is clean.
+    because: the reason for these values, published with them.
     """
 
     by: Literal["score", "label"] = "score"
@@ -75,8 +75,8 @@ class JudgeRule:
 class Policy:
     """A policy file.
 
-    default: the rule of judges that `judges` does not name.
-    judges: by the judge's name in the plan, or its preset.
+    default: rule for judges that `judges` does not name.
+    judges: name of a judge in the plan, or its preset -> rule.
     agreement, translation_drop: see `policies/default.yaml`.
     """
 
@@ -88,15 +88,16 @@ class Policy:
 
     @classmethod
     def read(cls, name: str | Path) -> Policy:
-        """Read a policy file, or a shipped policy by its name ("default", "paper").
+        """Read a policy file, or a shipped policy ("default", "paper").
 
-        Raises ValueError naming file and key for anything that does not fit.
+        Raises:
+            ValueError: names file and key of a wrong value.
         """
         shipped = SHIPPED / f"{name}.yaml"
         path = shipped if shipped.is_file() else Path(name)
         if not path.is_file():
             names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
-            raise ValueError(f"policy: no file {str(name)!r}; shipped policies are {names}")
+            raise ValueError(f"policy: expected a file or one of {names}, found {str(name)!r}")
         return build(cls, read_mapping(path), str(path))
 
     @property
@@ -111,9 +112,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one verdict, or of several together.
+    """The outcome of one verdict, or of several combined.
 
-    labels: of the judges whose answers it is made of ("safe", "unsafe", "review").
+    labels: labels of all judges involved ("safe", "unsafe", "review").
     """
 
     decided: Decided
@@ -123,7 +124,7 @@ class Outcome:
 
 
 def outcome(rule: JudgeRule, verdict: Row) -> Outcome:
-    """Return the outcome of one verdict under its judge's rule, without confirmation."""
+    """Return the outcome of one verdict by its judge's rule, before confirmation."""
     judge, label, score = verdict["judge"], verdict["label"], verdict["score"]
     labels = frozenset([label])
     category = verdict["category"]
@@ -143,9 +144,12 @@ def outcome(rule: JudgeRule, verdict: Row) -> Outcome:
 
 
 def confirmed(first: Outcome, second: Outcome | None, judge: str) -> Outcome:
-    """Return a drop after a second judge has read its rationale; other outcomes are unchanged.
+    """Return a drop's outcome after a second judge read its rationale; other outcomes are unchanged.
 
-    second: None where there was no rationale to read.
+    Args:
+        first: outcome of the first judge.
+        second: outcome of the second judge; None without a rationale.
+        judge: name of the second judge.
     """
     if first.decided != "drop":
         return first
@@ -158,7 +162,7 @@ def confirmed(first: Outcome, second: Outcome | None, judge: str) -> Outcome:
 
 
 def combine(outcomes: Iterable[Outcome], agreement: str = "any") -> Outcome | None:
-    """Return the outcome of several judges on one image or text; None without judges."""
+    """Combine the outcomes of all judges of one image or text; None without judges."""
     found = list(outcomes)
     if not found:
         return None
@@ -176,7 +180,7 @@ def combine(outcomes: Iterable[Outcome], agreement: str = "any") -> Outcome | No
 
 @dataclass(frozen=True)
 class RowOutcomes:
-    """One (id, lang) with its findings; a finding is None if no judge read the input."""
+    """The findings about one (id, lang); None where no judge read the input."""
 
     id: str
     lang: str
@@ -187,8 +191,10 @@ class RowOutcomes:
 
 @dataclass(frozen=True)
 class RowDecision:
-    """stage: what decided: "image"; "source", the source's text; "translation", the row's own text;
-    "other_language", the text of another translation; "" for clean.
+    """The decision on one row.
+
+    stage: what decided: "image"; "source", the source text; "translation", the row's text; "other_language",
+        the text of another translation; "" for clean.
     """
 
     id: str
@@ -201,10 +207,10 @@ class RowDecision:
 
 
 def decide(rows: Sequence[RowOutcomes], policy: Policy) -> list[RowDecision]:
-    """Return the decisions on all rows of one id, in order.
+    """Decide all rows of one id, in order.
 
-    A source text is the text in the language that the others are translated from; every other text
-    stands for itself.
+    The source text is the text in the language that is translated; every other text counts for its own row
+    only.
     """
     images = [("image", row.image) for row in rows if row.image is not None]
     sources = [("source", row.text) for row in rows if row.source and row.text is not None]
@@ -243,10 +249,10 @@ def decide(rows: Sequence[RowOutcomes], policy: Policy) -> list[RowDecision]:
 
 
 def overridden(made: RowDecision, override: Mapping[str, Any]) -> RowDecision:
-    """Return a person's decision, which overrides all judges.
+    """Apply a person's decision, which overrides all judges.
 
-    Where it is about the id as a whole (lang ""), "clean" clears the image and the source text; what
-    a judge found in the row's own translation stands.
+    For an id as a whole (lang ""), "clean" clears the image and the source text; a judge's finding about the
+    row's own translation remains.
     """
     decision: Decision = override["decision"]
     if override["lang"] == "" and decision == "clean" and made.stage == "translation":

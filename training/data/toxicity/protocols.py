@@ -1,12 +1,11 @@
-"""The prompts of guard models and the parsers of their answers: one versioned protocol each.
+"""Prompts of guard models and parsers of their answers: one versioned protocol per format.
 
-A parser takes an answer in the form that its model was trained to give, and nothing else: what is
-cut off, contradicts itself or is in another form is `review`, never `safe`. The score is the
-probability of the unsafe word against the safe one at the place where the answer decides, where the
-tokens' log probabilities are given.
+A parser accepts only the format that its model was trained to give. An answer that is cut off, contradicts
+itself or has another format is `review`, never `safe`. If log probabilities of tokens are given, the score is
+the probability of the unsafe word relative to the safe word, at the position where the answer decides.
 
-The forms are those of the models' own cards: LlavaGuard v1.2 (rating, category, rationale) and its
-older decision/assessment templates, Qwen3Guard-Gen, PolyGuard.
+The formats are those of the model cards: LlavaGuard v1.2 (rating, category, rationale) and its older
+decision/assessment templates, Qwen3Guard-Gen, PolyGuard.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ...common.reading import read_yaml
 from .verdicts import Judgement, Label, Stage
 
 LABELS: dict[str, Label] = {"safe": "safe", "unsafe": "unsafe", "controversial": "review"}
-# LlavaGuard's older words.
+# Words of LlavaGuard's older templates.
 DECISIONS: dict[str, Label] = {"compliant": "safe", "review needed": "unsafe"}
 _FENCE = re.compile(r"^```(?:json)?\s*|\s*```$")
 _SPECIAL = re.compile(r"</?s>|<\|[^|>]*\|>")
@@ -35,12 +34,11 @@ _CATEGORY = re.compile(r"^(O[1-9]|NA|10): *\S")
 class GuardProtocol:
     """A prompt and a parser.
 
-    version: of the parser; part of a judge's key, so that a changed parser is never mixed with the
-        answers of an older one.
-    messages: (prompt, text) -> messages in OpenAI's form; images are sent before the prompt.
-    parse: answer -> judgement without score.
-    decides: what stands before the deciding word in the answer, as a regular expression.
-    words: the words between which it decides, and what they mean.
+    version: version of the parser, part of a judge's key, so that answers of an older parser are not reused.
+    messages: (prompt, text) -> messages in OpenAI's format; an image is put before the prompt.
+    parse: answer -> judgement without a score.
+    decides: regular expression for the text before the deciding word of an answer.
+    words: possible deciding words -> label.
     """
 
     name: str
@@ -58,9 +56,10 @@ class GuardProtocol:
         return "\n".join(_prompts()[name] for name in self.prompts).strip()
 
     def read(self, answer: str, logprobs: Sequence[dict] | None = None) -> Judgement:
-        """Return the judgement in an answer, with its score if `logprobs` give one.
+        """Return the judgement in an answer, with its score if `logprobs` allow one.
 
         Args:
+            answer: the model's answer.
             logprobs: OpenAI's `choices[0].logprobs.content`.
         """
         found = self.parse(_SPECIAL.sub("", answer).strip())
@@ -76,9 +75,9 @@ def _prompts() -> dict[str, str]:
 
 
 def _json_object(answer: str) -> dict[str, Any] | None:
-    """Return the one JSON object in an answer, perhaps in a code fence; None for none, several, or a part.
+    """Return the only JSON object in an answer, with or without a code fence; else None.
 
-    A key that stands twice makes it none: the two may contradict each other.
+    A repeated key also gives None: the two values may contradict each other.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def _category(value: Any) -> str | None:
 
 
 def parse_llavaguard_v1_2(answer: str) -> Judgement:
-    """{"rating": "Unsafe" | "Safe", "category": "O3: Sexual Content", "rationale": "..."}."""
+    """Parse {"rating": "Unsafe" | "Safe", "category": "O3: Sexual Content", "rationale": "..."}."""
     data = _json_object(answer) or {}
     label = LABELS.get(_word(data.get("rating")) or "")
     category, rationale = _category(data.get("category")), data.get("rationale")
@@ -118,10 +117,10 @@ def parse_llavaguard_v1_2(answer: str) -> Judgement:
 
 
 def parse_llavaguard_v1_0(answer: str) -> Judgement:
-    """The templates before v1.2: "Review Needed" or "Compliant" under one of three keys.
+    """Parse the templates before v1.2: "Review Needed" or "Compliant" under one of three keys.
 
-    decision + image-category + assessment (a rationale); assessment + category + explanation;
-    final-assessment + policy-category + explanation.
+    The forms are: decision + image-category + assessment (a rationale); assessment + category +
+    explanation; final-assessment + policy-category + explanation.
     """
     data = _json_object(answer) or {}
     for decision, category, rationale in (
@@ -140,9 +139,9 @@ def parse_llavaguard_v1_0(answer: str) -> Judgement:
 
 
 def parse_qwen3guard(answer: str) -> Judgement:
-    """ "Safety: Safe | Unsafe | Controversial" and "Categories: Violent, ...".
+    """Parse "Safety: Safe | Unsafe | Controversial" and "Categories: Violent, ...".
 
-    Controversial is for people to decide.
+    Controversial means review by people.
     """
     found = re.findall(r"^Safety:[ \t]*(\w+)[ \t]*$", answer, re.MULTILINE)
     listed = re.findall(r"^Categories:[ \t]*(.+?)[ \t]*$", answer, re.MULTILINE)
@@ -156,9 +155,9 @@ def parse_qwen3guard(answer: str) -> Judgement:
 
 
 def parse_polyguard(answer: str) -> Judgement:
-    """Five lines: harmful request, its violations, refusal, harmful response, its violations.
+    """Parse five lines: harmful request, its violations, refusal, harmful response, its violations.
 
-    The text stands as the request; there is no response (n/a or no), but one called harmful counts.
+    The judged text is the request. There is no response (n/a or no), but one that is called harmful counts.
     """
     fields: dict[str, str] = {}
     for line in answer.splitlines():
@@ -182,7 +181,7 @@ def parse_polyguard(answer: str) -> Judgement:
 
 
 def parse_word(answer: str) -> Judgement:
-    """One word, safe or unsafe, with nothing but punctuation and an "Answer:" around it."""
+    """Parse one word, safe or unsafe, with nothing around it but punctuation and "Answer:"."""
     words = re.fullmatch(r"\W*(?:(?:final )?answer\W+)?(safe|unsafe)\W*", answer.lower())
     if words is None:
         return Judgement.unreadable(answer)
@@ -192,10 +191,10 @@ def parse_word(answer: str) -> Judgement:
 def unsafe_probability(
     logprobs: Sequence[dict] | None, decides: str, words: dict[str, Label]
 ) -> float | None:
-    """P(unsafe word) / (P(unsafe word) + P(safe word)) at the token that decides; None if unknown.
+    """Return P(unsafe word) / (P(unsafe word) + P(safe word)) at the deciding token; None if unknown.
 
-    An alternative token counts for the word that it begins ("Uns", "Unsafe", "Safe"); one that
-    begins both counts for none. Words that mean review are halfway.
+    A token counts for the word that it begins ("Uns", "Unsafe", "Safe"); a token that begins several labels'
+    words does not count. Words that mean review count half.
     """
     if not logprobs:
         return None
@@ -211,7 +210,7 @@ def unsafe_probability(
             break
     else:
         return None
-    # The token may begin before the word: with a space, or with the quote in front of it.
+    # The token may begin before the word, with a space or the quotation mark.
     lead = item["token"][: place.end() - before]
     for option in item.get("top_logprobs") or [item]:
         token = option["token"]
@@ -232,13 +231,13 @@ def unsafe_probability(
 
 
 def _as_user(prompt: str, text: str) -> list[dict]:
-    """Return the text as the user's message, and a prompt, if there is one, as the system's message."""
+    """Return the text as user message, after the prompt, if any, as system message."""
     system = [{"role": "system", "content": prompt}] if prompt else []
     return [*system, {"role": "user", "content": text}]
 
 
 def _as_interaction(prompt: str, text: str) -> list[dict]:
-    """Return PolyGuard's form: the text as the human's, without an answer."""
+    """Return PolyGuard's format: the text as the human's turn, without an answer."""
     return _as_user(prompt, f"Human user:\n{text}\n\nAI assistant:\n")
 
 

@@ -1,8 +1,7 @@
-"""The review sheets of the toxicity step.
+"""Select rows of the toxicity step for review, and write their sheets.
 
-Sheets are those of `review/sheets.py`, pictures blurred. What is about an image or a source text, and so
-about all languages of the id, is one row with the language ""; what is about a translation is a row
-of its own.
+Sheets are those of `review/sheets.py`, with blurred pictures. An image or a source text concerns all languages
+of its id, and is one row with the language ""; each translation is a separate row.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ def to_review(
 ) -> Iterator[ReviewRow]:
     """Yield rows for review, sorted by id.
 
-    All rows in review; all flagged rows of categories with fewer than `rare` flagged rows; `clean`
-    clean rows of each language, drawn by `seed`. What people have decided is not asked again.
+    They are: all rows in review; all flagged rows of categories with fewer than `rare` flagged rows; and
+    `clean` clean rows per language, drawn with `seed`. Rows that people have decided are excluded.
     """
     path = step.root / "decisions.parquet"
     check_columns(path, {field.name: field.type for field in DECISION_SCHEMA})
@@ -69,7 +68,7 @@ def to_review(
 
 
 def write_sheets(step: ToxicityStep, *, clean: int = 200) -> list[Sheet]:
-    """Return the rows of `to_review` as sheets of at most `SHEET_ROWS` rows; none if there are no rows."""
+    """Write the rows of `to_review` to sheets of at most `SHEET_ROWS` rows; no rows give no sheet."""
     pictures = Pictures(step.images, follow_links=True) if step.images is not None else None
     rows = to_review(step, clean=clean)
     sheets: list[Sheet] = []

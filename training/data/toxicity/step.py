@@ -1,8 +1,8 @@
-"""The toxicity step of a build: gives inputs to judges.
+"""The toxicity step of a build: write the inputs of each judge.
 
-Inputs are written once: each distinct image, each distinct text of a language, for every judge that
-reads it. A later run adds what is new, in new units, so nothing that has a verdict is judged again.
-Inputs whose request failed for good are asked again where a run is told so.
+For each judge, each distinct image, or each distinct text of a language that it reads, is written once. A later
+run writes new inputs to new units, so that nothing is judged twice. Inputs whose request failed for good are
+judged again only on demand.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ _ROW_COLUMNS = ["id", "lang", "text", "turns", "image", "image_sha256"]
 
 
 class ToxicityStep:
-    """The step in one build's folder.
+    """The step in the folder of one build.
 
     Args:
-        folder: of the build, with `source/` and `translate/<lang>/`.
-        languages: those that the source is translated into.
-        also: other languages that rows of the source are in.
-        images: folder or zip of the source's images; None where no judge looks at them.
-        unit_rows: inputs a unit.
-        run_id: stored with every verdict.
+        plan: judges and policy.
+        folder: folder of the build, with `source/` and `translate/<lang>/`.
+        source_language: language of the sources.
+        languages: target languages of the translation.
+        images: folder or zip of the source's images; None if no judge reads images.
+        also: further languages of source rows, compared with the plan when the step begins.
+        unit_rows: inputs per unit.
+        run_id: hash that is stored with every verdict.
 
-    Raises ValueError as `ToxicityPlan.check` does, and for an image judge without images. Languages
-    that only the source may bring (`also`) are held against the plan when the step begins.
+    Raises:
+        ValueError: as in `ToxicityPlan.check`, or an image judge has no images.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class ToxicityStep:
         for judge in plan.judges:
             if judge.stage == "image" and images is None:
                 raise ValueError(
-                    f"toxicity: judge {judge.name!r} looks at images, and the source has no "
-                    "`images`; name their folder or zip, or leave this judge out"
+                    f"toxicity: judge {judge.name!r}: expected images in the source, found none: set "
+                    "source.images to their folder or zip, or remove this judge"
                 )
 
     @property
@@ -71,10 +73,10 @@ class ToxicityStep:
         return self.folder / "toxicity"
 
     def rounds(self, retry_failed: bool = False) -> Iterator[dict[str, list[tuple[Path, Path]]]]:
-        """Yield worker -> its (source, target) units; a round needs the verdicts of the round before.
+        """Yield {worker: its (source, target) units}; a round needs the verdicts of the previous round.
 
         Args:
-            retry_failed: ask again about inputs whose last verdict is a failure, in further units.
+            retry_failed: judge inputs again whose last verdict is a failure, in further units.
         """
         self.plan.check(self.languages)
         check_translated(self.folder, self.targets)
@@ -89,18 +91,18 @@ class ToxicityStep:
                 yield units
 
     def parts(self, judge: JudgePlan) -> list[str]:
-        """Return the folders of a judge: its languages, "images" or "rationales"."""
+        """Return the subfolders of a judge: its languages, "images" or "rationales"."""
         if judge.stage == "text":
             return judge.reading(self.languages)
         return [IMAGES if judge.stage == "image" else RATIONALES]
 
     def units(self, judge: JudgePlan, part: str) -> list[tuple[Path, Path]]:
-        """Return the (inputs, verdicts) files of a judge's part, in order."""
+        """Return the (inputs, verdicts) files in a judge's subfolder, in order."""
         inputs = sorted((self.root / "inputs" / str(judge.name) / part).glob("*.parquet"))
         return [(path, self.root / str(judge.name) / part / path.name) for path in inputs]
 
     def worker(self, name: str, trust_remote_code: bool = False) -> JudgeWorker:
-        """Return the worker "toxicity/<judge>/<part>"; its model is loaded when it has work."""
+        """Return the worker "toxicity/<judge>/<part>"; its model loads when there is work."""
         _, judge_name, part = name.split("/")
         judge = self.plan.judge(judge_name)
         assert judge.stage is not None
@@ -116,25 +118,26 @@ class ToxicityStep:
         )
 
     def places(self) -> list[Path]:
-        """Return the folders of rows: the source's and one for each target."""
+        """Return the folders with rows: the source's, and one per target language."""
         return [self.folder / "source", *(self.folder / "translate" / x for x in self.targets)]
 
     def rows_in(self, place: Path) -> Iterator[Row]:
         """Yield the rows of a folder's units, in order, with the columns that judges need.
 
-        Raises ValueError for a row in a language that the step does not know.
+        Raises:
+            ValueError: the step does not know the language of a row.
         """
         for path in sorted(place.glob("*.parquet")):
             for row in read_rows(path, _ROW_COLUMNS):
                 if row["lang"] not in self.languages:
                     raise ValueError(
-                        f"{place}: row {row['id']!r}: lang: {row['lang']!r} is none of the "
-                        f"languages that are judged ({', '.join(self.languages)})"
+                        f"{place}: row {row['id']!r}: lang: expected one of {', '.join(self.languages)}, "
+                        f"found {row['lang']!r}"
                     )
                 yield row
 
     def _prepare(self, judge: JudgePlan, part: str, retry_failed: bool) -> None:
-        """Write the inputs that the judge has not received yet, as further units."""
+        """Write inputs that are new to the judge, as further units."""
         failed = self._failed(judge, part) if retry_failed else set()
         with ShaTable() as known:
             for source, target in self.units(judge, part):
@@ -142,7 +145,7 @@ class ToxicityStep:
                 judged = UnitManifest.read(manifest_path(target))
                 if judged is not None and judged.source_sha256 != sha256_file(source):
                     raise ValueError(
-                        f"{source}: changed since {judge.name!r} judged it: delete {source.parent} and "
+                        f"{source}: changed after {judge.name!r} judged it: delete {source.parent} and "
                         f"{target.parent}, and run the step toxicity again"
                     )
                 for row in read_rows(source, ["input_sha256"]):
@@ -152,7 +155,7 @@ class ToxicityStep:
             self._write(judge, part, fresh)
 
     def _failed(self, judge: JudgePlan, part: str) -> set[str]:
-        """Return the inputs whose last verdict is a failure."""
+        """Return the SHA-256 of inputs whose last verdict is a failure."""
         failed: set[str] = set()
         for _, target in self.units(judge, part):
             if target.is_file():
@@ -162,7 +165,7 @@ class ToxicityStep:
         return failed
 
     def _inputs(self, judge: JudgePlan, part: str) -> Iterator[Row]:
-        """Return rows of `INPUT_SCHEMA`; a missing column is null."""
+        """Yield rows of `INPUT_SCHEMA`; missing columns are null."""
         source = self.folder / "source"
         if judge.stage == "rationale":
             assert judge.reads is not None
@@ -195,7 +198,7 @@ class ToxicityStep:
 
         for row in rows:
             key = (row["id"], row["lang"])
-            # A unit has every (id, lang) once; an id with two images goes on in the next unit.
+            # A unit has each (id, lang) once; an id with two images continues in the next unit.
             if len(batch) == self.unit_rows or key in batch:
                 flush()
             batch[key] = row
@@ -205,14 +208,15 @@ class ToxicityStep:
     def verdicts(self, judge: JudgePlan) -> Iterator[Row]:
         """Yield all stored verdicts of a judge, in the order of the requests.
 
-        Raises ValueError for inputs that have not been judged.
+        Raises:
+            ValueError: an input is not judged yet.
         """
         for part in self.parts(judge):
             for source, target in self.units(judge, part):
                 if not target.is_file():
                     raise ValueError(
-                        f"{source}: not judged by {judge.name!r} yet; run the step toxicity of "
-                        "`maya data build` to its end"
+                        f"{source}: expected verdicts of {judge.name!r}, found none: run the step toxicity "
+                        "of `maya data build` to its end"
                     )
                 yield from read_rows(target)
 

@@ -1,8 +1,8 @@
-"""A judge's verdict about one image or one text, and the worker that asks judges.
+"""The verdict of a judge about one image or one text, and the worker that asks a judge.
 
-A judge answers with a `Judgement`. Its verdict is that judgement and what it is about: stored as it
-came, kept for ever, and decided on later by the policy (`policy.py`), so that a changed threshold
-runs no model again. What a judge could not read or answer is "review", never "safe".
+A judge answers with a `Judgement`. A verdict is the judgement with its input. Verdicts are stored unchanged;
+the policy (`policy.py`) decides from them later, so that a new threshold needs no model. If a judge cannot
+read an input or answer, the label is "review", never "safe".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..sources.pictures import Pictures
 Label: TypeAlias = Literal["safe", "unsafe", "review"]
 Stage: TypeAlias = Literal["image", "text", "rationale"]
 
-# What endpoints take as it is; images in other formats are sent as PNG.
+# Image format -> media type, for formats that endpoints accept; other formats are converted to PNG.
 SENT = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 VERDICT_SCHEMA = pa.schema(
@@ -46,21 +46,21 @@ VERDICT_SCHEMA = pa.schema(
         ("run_id", pa.string()),
     ]
 )
-"""One row a verdict. `id` is the first row that has the image or text, `lang` is "" for an image and
-for a rationale; `input_sha256` is what the verdict is about: the image file, or the UTF-8 text.
-`policy_sha` is a hash of the prompt the judge was given; `error` says why there is no answer."""
+"""Columns of a verdict. `id`: first row with the image or text. `lang`: "" for an image and for a rationale.
+`input_sha256`: hash of the judged image file or UTF-8 text. `policy_sha`: hash of the judge's prompt. `error`:
+why there is no answer."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A judge's answer.
+    """The answer of a judge.
 
-    label: "review" where the judge says so, or said nothing that could be read.
-    category: in the judge's own words ("O3: Sexual Content", "insult").
-    score: probability from 0 to 1 that the input is unsafe; None where the judge gives none.
-    raw: the answer as it came.
-    parse_ok: False for an answer that is not in the judge's form, and for no answer.
-    error: one line, where there is no answer at all.
+    label: "review" if the judge says so, or if the answer is unreadable.
+    category: category in the judge's words ("O3: Sexual Content", "insult").
+    score: probability (0 to 1) that the input is unsafe; None if the judge gives none.
+    raw: the unchanged answer.
+    parse_ok: False if the answer does not have the judge's format, or is missing.
+    error: one line, if there is no answer.
     """
 
     label: Label
@@ -73,7 +73,9 @@ class Judgement:
 
     def __post_init__(self) -> None:
         if not self.parse_ok and self.label != "review":
-            raise ValueError(f"an answer that was not understood is 'review', not {self.label!r}")
+            raise ValueError(
+                f"label: expected 'review' for an unreadable answer, found {self.label!r}"
+            )
         if self.score is not None and not 0 <= self.score <= 1:
             raise ValueError(f"score: expected 0 to 1, found {self.score}")
 
@@ -84,10 +86,10 @@ class Judgement:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One image of the dataset, read and decoded.
+    """One image of the dataset, decoded.
 
-    data: the bytes to send to an endpoint: the file's own where its format is one of `SENT`.
-    picture: RGB.
+    data: bytes for an endpoint: the file's bytes if its format is in `SENT`, else a PNG.
+    picture: the decoded image, in RGB.
     """
 
     path: str
@@ -100,7 +102,7 @@ class Judge(Protocol):
     """A judge of texts (captions, translations, or rationales of another judge) or of images."""
 
     key: str
-    """Hash of all that changes its answers: model, revision, prompt, parser, parameters."""
+    """Hash of everything that affects its answers: model, revision, prompt, parser, parameters."""
     model_revision: str
     policy_sha: str
     batch_rows: int
@@ -110,18 +112,21 @@ class Judge(Protocol):
     async def __aexit__(self, *error: Any) -> Any: ...
 
     async def judge(self, items: Any) -> list[Judgement]:
-        """Return one judgement for each (text, BCP-47 language), or for each `ImageRef`, in order.
+        """Return one judgement per (text, BCP-47 language) or per `ImageRef`, in order.
 
-        Raises only what makes the whole run pointless; an item's fault is a judgement.
+        A fault of one input is a judgement.
+
+        Raises:
+            Exception: only for faults that make the whole run pointless.
         """
 
 
 @dataclass
 class JudgeWorker:
-    """A judge as a worker of the unit engine: rows of `INPUT_SCHEMA` (step.py) in, of `VERDICT_SCHEMA` out.
+    """A judge as a worker of the engine: takes rows of `INPUT_SCHEMA` (step.py), returns rows of `VERDICT_SCHEMA`.
 
     name: "toxicity/<judge>/<lang or images>".
-    pictures: where an image judge's images are.
+    pictures: the images of an image judge.
     """
 
     judge: Judge
@@ -150,13 +155,12 @@ class JudgeWorker:
             judgements = await self.judge.judge([(row["text"], row["lang"]) for row in rows])
         if len(judgements) != len(rows):
             raise ValueError(
-                f"{self.name}: {len(rows)} inputs were given and {len(judgements)} judgements came "
-                "back"
+                f"{self.name}: expected {len(rows)} judgements, found {len(judgements)}"
             )
         return [self._verdict(row, each) for row, each in zip(rows, judgements, strict=True)]
 
     async def _look(self, rows: list[Row]) -> list[Judgement]:
-        """Return the verdict of an image that cannot be read: "review", with the reason."""
+        """Judge images; an unreadable image gets the label "review", with the reason."""
         assert self.pictures is not None
         found: dict[int, Judgement] = {}
         images: dict[int, ImageRef] = {}
@@ -177,7 +181,7 @@ class JudgeWorker:
         for name in ("category", "error"):
             found[name] = found[name] and one_line(found[name])
         for name in ("rationale", "raw"):
-            # Half of a surrogate pair, which no file can hold, is written out.
+            # Escape lone surrogates, which no file can store.
             found[name] = found[name] and found[name].encode("utf-8", "backslashreplace").decode()
         return {
             "id": row["id"],
@@ -193,19 +197,23 @@ class JudgeWorker:
 
 
 def open_image(pictures: Pictures, path: str, sha256: str | None = None) -> ImageRef:
-    """Return the image at `path`, decoded by the guarded loader.
+    """Read and decode the image at `path`, with the guarded loader.
+
+    Args:
+        pictures: the images.
+        path: name of the image.
+        sha256: expected SHA-256 of its bytes; None for any.
 
     Raises:
-        ValueError: it is no picture, broken, too large, or its bytes are not those whose SHA-256 the
-            row gives.
-        FileNotFoundError: there is none.
+        ValueError: the file is not an image, is broken or too large, or has another SHA-256.
+        FileNotFoundError: the file is missing.
     """
     data = pictures.read(path)
     found = sha256_bytes(data)
     if sha256 is not None and found != sha256:
         raise ValueError(
-            f"{path}: its SHA-256 is {found[:16]}..., the row says {sha256[:16]}...: the file was "
-            "changed since the rows were read"
+            f"{path}: expected the SHA-256 {sha256[:16]}... of the row, found {found[:16]}...: the file "
+            "changed after the rows were read"
         )
     picture = decode_picture(data, path)
     media_type = SENT.get(picture.format or "")
@@ -218,9 +226,9 @@ def open_image(pictures: Pictures, path: str, sha256: str | None = None) -> Imag
 
 
 def text_of(row: Row) -> str | None:
-    """Return the text of a row for judges: its caption, or all turns; None for a row without text.
+    """Return the text of a row for judges: its caption, or all turns; None for a row without a text.
 
-    The marks `<image>` stand for pictures and are not read.
+    The placeholder `<image>` is removed.
     """
     if row.get("text") is not None:
         text = row["text"]
@@ -232,7 +240,7 @@ def text_of(row: Row) -> str | None:
 
 
 def image_sha(row: Row) -> str | None:
-    """Return what identifies a row's image: the SHA-256 of its file, else that of its path."""
+    """Return the identity of a row's image: the SHA-256 of its file, else of its path; None without an image."""
     if row.get("image") is None:
         return None
     return row.get("image_sha256") or sha256_text(f"path:{row['image']}")

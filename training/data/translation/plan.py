@@ -43,9 +43,11 @@ class LocalPlan:
 class Preset:
     """Facts about a model, from `presets/NAME.yaml`.
 
+    model: repository on the Hub.
     prompt: "none" for models that take the bare text.
     languages: languages that the model knows; None if `codes` lists them.
     brackets: two characters around the model's answers, or none.
+    parameters, codes, language_token: as in the plan.
     licence, licence_note: licence of texts made with the model, for the card.
     """
 

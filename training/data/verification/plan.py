@@ -17,6 +17,8 @@ class VerificationPlan:
         other languages use the defaults of `checks`.
     mine: find starts and ends that many rows share although their sources do not.
     survey_rows: rows per language that both of these read, evenly spaced.
+    quality: quality estimation by a model; None for none.
+    back_translation: back-translation of a sample; None for none.
     review_rows: rows per language in a review sheet.
     seed: seed of the samples.
     """

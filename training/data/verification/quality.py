@@ -42,6 +42,7 @@ class QualityPlan:
     share: fraction of rows to score, selected by id; 1 for all.
     flag_below: rows with a lower score get the flag "quality"; None sets no flag.
     timeout: maximum seconds for loading the model, and for one batch.
+    environment: environment variables of the program, added to those of this process.
     """
 
     command: list[str]
@@ -83,7 +84,7 @@ class QualityScorer:
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LINE_LIMIT,
                 env={**os.environ, **self.plan.environment},
-                # Keep Ctrl-C from it: we end the program once its current rows are done.
+                # Shield the program from Ctrl-C: we end it once its current rows are done.
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:  # ValueError: a null character
