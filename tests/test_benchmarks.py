@@ -493,3 +493,36 @@ def test_a_step_reads_decoder_and_head_once(answering, tied):
     assert found["steps_per_second"] == pytest.approx(20)
     assert found["share_reached"] == {"8": {"dynamic": pytest.approx(0.5)}}
     assert answering.copy_bandwidth(torch.device("cpu"), size=2**16, repeats=2) > 0
+
+
+# ------------------------------------------------------------------------------ quantised
+
+
+def test_ways_of_loading_are_compared_with_float32(tmp_path, monkeypatch):
+    from maya_vlm.training.inference.generation import Question
+    from tests.benchmarks import quantised
+    from tests.helpers.tiny_maya import save_tiny_maya, tiny_picture
+
+    class Changed:
+        @staticmethod
+        def from_pretrained(folder, dtype, scale=1.0):
+            model = auto.from_pretrained(folder, dtype=dtype)
+            model.lm_head.weight.data *= scale
+            if scale == 0:
+                model.forward = lambda *args, **kwargs: torch.zeros(2).view(3)
+            return model
+
+    auto = quantised.AutoModelForImageTextToText
+    monkeypatch.setattr(quantised, "AutoModelForImageTextToText", Changed)
+    loading = {"float32": 1.0, "other scale": 1.5, "no kernel": 0.0}
+    ways = {name: {"dtype": torch.float32, "scale": scale} for name, scale in loading.items()}
+    monkeypatch.setattr(quantised, "ways", lambda: ways)
+    folder = save_tiny_maya(tmp_path)
+    given = ([tiny_picture()], [Question((0, "what is it"), 3)], ["a small house"])
+    full, scaled, none = quantised.compare(str(folder), *given, answers=True)
+    assert (full["logits"], full["next"], full["same"]) == (0.0, 1.0, 1.0)
+    weights = sum(p.nbytes for p in auto.from_pretrained(folder).parameters())
+    assert weights <= full["bytes"] < 1.1 * weights
+    assert scaled["logits"] > 0.1
+    assert none == {"way": "no kernel", "error": "shape '[3]' is invalid for input of size 2"}
+    assert "same" not in quantised.compare(str(folder), *given, answers=False)[0]

@@ -296,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         print(f"{args.size}, batch size {batch_size}: {'; '.join(told)}", flush=True)
     found = {
+        "command": f"python tests/benchmarks/answering_speed.py --size {args.size}",
         "dtype": str(dtype).removeprefix("torch."),
         "image_tokens": model.config.image_seq_length,
         "parameters": sum(p.numel() for p in model.parameters()),
