@@ -1,6 +1,6 @@
 """Time to first token and tokens per second of `generate`: dynamic cache, static cache, compiled decoding step.
 
-    python tests/benchmarks/answering_speed.py [--size mini|tiny|8b] [--rounds 5] [--tokens 64]
+    python tests/benchmarks/answering_speed.py [--size mini|tiny|8b] [--rounds 15] [--tokens 64]
 
 - `dynamic`: `model.generate` as it is.
 - `static`: with `cache_implementation="static"`.
@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=SIZES, default="mini")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCH_SIZES))
     parser.add_argument("--tokens", type=int, default=64, help="new tokens a row, at least 2")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
