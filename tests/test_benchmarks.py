@@ -413,3 +413,116 @@ def test_three_ways_of_asking_answer_the_same(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(asking_speed.WAYS, "batched", lambda *given: ["?"] * 4)
     assert asking_speed.main(["--quick", "--rounds", "1", "--output", str(output)]) == 1
     assert "batched: 4 of 4 answers differ from one_by_one" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ answering_speed
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """The benchmark, its decoding step traced as one graph, without the minute of a code generator."""
+    from tests.benchmarks import answering_speed
+
+    config = partial(answering_speed.CompileConfig, backend="eager")
+    monkeypatch.setattr(answering_speed, "CompileConfig", config)
+    return answering_speed
+
+
+def test_three_ways_of_decoding_give_the_same_tokens(answering, tmp_path, capsys):
+    output = tmp_path / "answering.json"
+    arguments = ["--size", "tiny", "--rounds", "2", "--tokens", "5", "--output", str(output)]
+    assert answering.main([*arguments, "--batch-sizes", "1", "2"]) == 0
+    found = json.loads(output.read_text())["sizes"]["tiny"]
+    assert {"machine", "versions", "package", "rounds", "dtype"} <= set(found)
+    for case, size in zip(found["cases"], (1, 2), strict=True):
+        assert case["batch_size"] == size
+        assert case["different_tokens"] > 1
+        assert case["same_tokens"] == {"static": 1.0, "compiled": 1.0}
+        # One step of one shape, in both rounds.
+        assert case["graphs"] == 1
+        rates = {name: rate["median"] for name, rate in case["tokens_per_second"].items()}
+        assert set(rates) == set(case["seconds_to_first_token"]) == set(answering.ways())
+        assert case["times_dynamic"]["static"] == rates["static"] / rates["dynamic"]
+    assert "tiny, batch size 2: dynamic" in capsys.readouterr().out
+
+
+def test_mini_has_the_shape_of_the_recipe(answering):
+    config = answering.mini_config()
+    assert (config.text_config.hidden_size, config.image_seq_length) == (160, 16)
+    assert config.projector_num_layers == 1
+
+
+def test_times_are_those_between_tokens(answering, monkeypatch):
+    model, processor = answering.prepare("tiny", torch.device("cpu"), torch.float32)
+    ticks = iter(range(100))
+    monkeypatch.setattr(answering.time, "perf_counter", lambda: next(ticks))
+    timed = answering.ask(model, answering.prompts(processor, 2, model), 4, {})
+    assert timed.tokens.shape == (2, 4)
+    # A tick at the start, at the prompt and at each token.
+    assert (timed.first, timed.rest) == (2, 3)
+
+
+def test_other_tokens_of_a_static_cache_fail_the_command(answering, monkeypatch, tmp_path, capsys):
+    ways = {"dynamic": {}, "static": {"suppress_tokens": list(range(0, 512, 2))}}
+    monkeypatch.setattr(answering, "ways", lambda: ways)
+    output = tmp_path / "answering.json"
+    arguments = ["--size", "tiny", "--rounds", "1", "--tokens", "5", "--output", str(output)]
+    assert answering.main(arguments) == 1
+    assert "static:" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_full_size_answers_need_a_gpu(answering, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert answering.main(["--size", "8b"]) == 1
+    assert "expected a CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_reads_decoder_and_head_once(answering, tied):
+    from tests.helpers.tiny import tiny_model
+
+    text = {"vocab_size": 96, "hidden_size": 32, "tie_word_embeddings": tied}
+    model = tiny_model(text=text, tie_word_embeddings=tied)
+    layers = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    norm = sum(p.numel() for p in model.model.language_model.norm.parameters())
+    read = 4 * (layers + norm + 96 * 32)
+    assert answering.bytes_per_step(model) == read
+    case = {"batch_size": 8, "tokens_per_second": {"dynamic": {"median": 80.0}}}
+    found = answering.limit(model, [case], bandwidth=20.0 * read)
+    assert found["steps_per_second"] == pytest.approx(20)
+    assert found["share_reached"] == {"8": {"dynamic": pytest.approx(0.5)}}
+    assert answering.copy_bandwidth(torch.device("cpu"), size=2**16, repeats=2) > 0
+
+
+# ------------------------------------------------------------------------------ quantised
+
+
+def test_ways_of_loading_are_compared_with_float32(tmp_path, monkeypatch):
+    from maya_vlm.training.inference.generation import Question
+    from tests.benchmarks import quantised
+    from tests.helpers.tiny_maya import save_tiny_maya, tiny_picture
+
+    class Changed:
+        @staticmethod
+        def from_pretrained(folder, dtype, scale=1.0):
+            model = auto.from_pretrained(folder, dtype=dtype)
+            model.lm_head.weight.data *= scale
+            if scale == 0:
+                model.forward = lambda *args, **kwargs: torch.zeros(2).view(3)
+            return model
+
+    auto = quantised.AutoModelForImageTextToText
+    monkeypatch.setattr(quantised, "AutoModelForImageTextToText", Changed)
+    loading = {"float32": 1.0, "other scale": 1.5, "no kernel": 0.0}
+    ways = {name: {"dtype": torch.float32, "scale": scale} for name, scale in loading.items()}
+    monkeypatch.setattr(quantised, "ways", lambda: ways)
+    folder = save_tiny_maya(tmp_path)
+    given = ([tiny_picture()], [Question((0, "what is it"), 3)], ["a small house"])
+    full, scaled, none = quantised.compare(str(folder), *given, answers=True)
+    assert (full["logits"], full["next"], full["same"]) == (0.0, 1.0, 1.0)
+    weights = sum(p.nbytes for p in auto.from_pretrained(folder).parameters())
+    assert weights <= full["bytes"] < 1.1 * weights
+    assert scaled["logits"] > 0.1
+    assert none == {"way": "no kernel", "error": "shape '[3]' is invalid for input of size 2"}
+    assert "same" not in quantised.compare(str(folder), *given, answers=False)[0]

@@ -7,11 +7,14 @@ with int8 weights (`pip install torchao`; left out if it is not installed), each
 head left alone. All answer the same questions of the mini dataset's test split, and read the expected answers:
 
 - `logits`: relative change of the logits at the positions of the expected answers, |found - float32| / |float32|.
+- `next`: share of these positions whose likeliest token is that of float32.
 - `same`: share of the greedy answers that equal those of float32. `right`: share that equal the expected ones.
 - `bytes`: of all parameters and buffers in memory.
 
 A way that cannot compute the model is recorded with its error: bitsandbytes' 4-bit kernel for CPUs takes
-only layers whose width is a multiple of 64, and mini's is 160.
+only layers whose width is a multiple of 64, and mini's is 160. So a tiny model of width 64 with random weights is
+measured too, on which every way works. Nothing has taught it to answer: its answers are not compared, and random
+weights, as large as these, lose more than trained ones.
 
 Results go to results/quantised.json.
 """
@@ -19,6 +22,7 @@ Results go to results/quantised.json.
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +42,9 @@ from maya_vlm.training.common.provenance import provenance  # noqa: E402
 from maya_vlm.training.evaluation.protocol import Picture, Selection  # noqa: E402
 from maya_vlm.training.evaluation.tasks import task as find_task  # noqa: E402
 from maya_vlm.training.inference.generation import Question, answer  # noqa: E402
+from tests.helpers.tiny_maya import tiny_maya  # noqa: E402
 
+WIDTH = 64  # of the tiny model's decoder
 KEPT = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
@@ -93,6 +99,45 @@ def expected_logits(
     return found
 
 
+def compare(
+    folder: str,
+    images: Any,
+    questions: Sequence[Question],
+    texts: Sequence[str],
+    *,
+    answers: bool,
+) -> list[dict[str, Any]]:
+    """Measure a model loaded in every way; `texts` are the expected answers, and `answers` says whether it gives any."""
+    processor = AutoProcessor.from_pretrained(folder)
+    rows: list[dict[str, Any]] = []
+    first: tuple[torch.Tensor, list[str]] | None = None
+    for name, options in ways().items():
+        model = AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
+        try:
+            logits = torch.cat(expected_logits(model, processor, images, questions, texts))
+            said = (
+                [each.text for each in answer(model, processor, images, questions)]
+                if answers
+                else []
+            )
+        except RuntimeError as error:  # a kernel that does not take the model's shapes
+            rows.append({"way": name, "error": str(error).splitlines()[0]})
+            print(rows[-1], flush=True)
+            continue
+        first = first or (logits, said)
+        row: dict[str, Any] = {
+            "way": name,
+            "logits": float((logits - first[0]).norm() / first[0].norm()),
+            "next": float((logits.argmax(-1) == first[0].argmax(-1)).float().mean()),
+        }
+        if answers:
+            row["same"] = sum(a == b for a, b in zip(said, first[1], strict=True)) / len(said)
+            row["right"] = sum(a == b for a, b in zip(said, texts, strict=True)) / len(said)
+        rows.append({**row, "bytes": size(model)})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="runs/mini")
@@ -113,37 +158,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         for place, request in enumerate(requests)
     ]
     texts = [str(request.expected) for request in requests]
-    processor = AutoProcessor.from_pretrained(args.model)
-    rows: list[dict[str, Any]] = []
-    first: tuple[list[torch.Tensor], list[str]] | None = None
-    for name, options in ways().items():
-        model = AutoModelForImageTextToText.from_pretrained(args.model, **options).eval()
-        try:
-            logits = expected_logits(model, processor, images, questions, texts)
-            answers = [each.text for each in answer(model, processor, images, questions)]
-        except RuntimeError as error:  # a kernel that does not take the model's shapes
-            rows.append({"way": name, "error": str(error).splitlines()[0]})
-            print(rows[-1], flush=True)
-            continue
-        first = first or (logits, answers)
-        change = torch.cat([a - b for a, b in zip(logits, first[0], strict=True)]).norm()
-        rows.append(
-            {
-                "way": name,
-                "logits": float(change / torch.cat(first[0]).norm()),
-                "same": sum(a == b for a, b in zip(answers, first[1], strict=True)) / len(answers),
-                "right": sum(a == b for a, b in zip(answers, texts, strict=True)) / len(answers),
-                "bytes": size(model),
-            }
-        )
-        print(rows[-1], flush=True)
-    record = {
+    record: dict[str, Any] = {
         "command": "python tests/benchmarks/quantised.py",
         "model": Path(args.model).name,
         "questions": len(questions),
-        "rows": rows,
-        **provenance("bitsandbytes", *(["torchao"] if find_spec("torchao") else [])),
+        "rows": compare(args.model, images, questions, texts, answers=True),
     }
+    with tempfile.TemporaryDirectory() as folder:
+        model, processor = tiny_maya(
+            text={"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "head_dim": WIDTH // 4}
+        )
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        rows = compare(folder, images, questions, texts, answers=False)
+    record["tiny"] = {"hidden_size": WIDTH, "rows": rows}
+    record |= provenance("bitsandbytes", *(["torchao"] if find_spec("torchao") else []))
     write_json(args.output, record)
     print(f"written to {args.output}")
     return 0

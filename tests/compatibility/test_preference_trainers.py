@@ -37,12 +37,13 @@ def _deprecations_of_trl():
 
 
 def rows(**columns):
-    """Four rows, each with a picture and a question about it."""
+    """Four rows, each with a picture and a question about it; a column has one text, or four."""
     turn = [{"role": "user", "content": "what is it"}]
     data = {"images": [[tiny_picture(seed)] for seed in range(4)], "prompt": [turn] * 4}
     features = {"images": List(Image()), "prompt": List(TURN[0])}
     for name, text in columns.items():
-        data[name] = [[{"role": "assistant", "content": text}]] * 4
+        texts = text if isinstance(text, list) else [text] * 4
+        data[name] = [[{"role": "assistant", "content": each}] for each in texts]
         features[name] = List(TURN[0])
     return Dataset.from_dict(data, Features(features))
 
