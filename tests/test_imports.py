@@ -17,7 +17,7 @@ PACKAGES = {
     "processing_maya": "processing_maya",
 }
 # Room -> the rooms that it may import. Rooms of training/ by their folder, or by the file's name where
-# the file stands in training/ itself. The floors of training/data/ are in tests/data/test_floors.py.
+# the file stands in training/ itself. The layers of training/data/ are in tests/data/test_floors.py.
 HUB = {"modeling_maya", "processing_maya", "llava_cohere"}
 GROUND = {"common", *HUB}
 ROOMS = {

@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> None:
             "--gpu: expected --estimate, found none: add --estimate; a run uses the GPUs of its machine"
         )
     if args.shard is not None and (args.report or args.estimate):
-        raise ValueError("--shard: expected a run, found --report or --estimate: they take all runs")
+        raise ValueError(
+            "--shard: expected a run, found --report or --estimate: they take all runs"
+        )
     path = find_study(args.study)
     study = read_study(path, args.full_size)
     if args.estimate:
