@@ -204,7 +204,9 @@ def test_a_licence_can_be_stated_for_other_bases(tmp_path):
 
 def test_a_licence_that_the_bases_do_not_allow_is_refused(folder, tmp_path):
     terms = {"org/decoder": "cc-by-nc-sa-4.0"}
-    with pytest.raises(ValueError, match=r"expected cc-by-nc-sa-4.0 or another non-commercial one"):
+    with pytest.raises(
+        ValueError, match=r"expected cc-by-nc-sa-4.0 or another non-commercial licence"
+    ):
         model_card(other_bases(tmp_path), "user/x", licence="mit", base_licences=terms)
     with pytest.raises(ValueError, match=r"licence: expected other, found mit: the mini bases"):
         model_card(folder, "user/x", licence="mit")

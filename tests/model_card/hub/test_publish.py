@@ -164,7 +164,7 @@ def test_a_pushed_model_that_answers_otherwise_is_told(told):
 
 def test_the_base_of_an_adapter_decides_about_its_licence(hub, told):
     assert told["other licence"].startswith(
-        "licence: expected cc-by-nc-4.0 or another non-commercial one, as the base user/base is"
+        "licence: expected cc-by-nc-4.0 or another non-commercial licence, because the base user/base has"
     )
     # The form that peft saves is replaced by a card.
     assert "# Model Card for Model ID" in told["form"]

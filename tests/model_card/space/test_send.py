@@ -87,5 +87,5 @@ def test_the_asking_part_needs_nothing_of_this_package(sent):
 
 def test_a_folder_is_no_model_of_a_space(tmp_path):
     folder = save_tiny_maya(tmp_path / "tiny")
-    with pytest.raises(ValueError, match="found a folder: a Space loads its model from there"):
+    with pytest.raises(ValueError, match="found a folder: a Space loads its model from the Hub"):
         publish_space(str(folder), "user/ask")
