@@ -1,4 +1,4 @@
-"""The demo page as a Space of a Hub on this machine."""
+"""The demo page as a Space on a local Hub."""
 
 import json
 import os
@@ -39,7 +39,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory):
-    """What was told, and the Space's files."""
+    """Return the printed text and the Space's files."""
     work = tmp_path_factory.mktemp("space")
     folder = save_tiny_maya(work / "tiny")
     with HubServer() as hub:
