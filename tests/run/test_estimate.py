@@ -335,7 +335,7 @@ def test_data_that_are_not_here_and_of_which_nothing_is_said(monkeypatch):
     assert found.seconds is None
     printed = format_estimate([found])
     assert "steps and time need the data: no " in printed
-    assert "tokens a second" in printed
+    assert "tokens per second" in printed
 
 
 @pytest.mark.parametrize(

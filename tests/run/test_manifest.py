@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_one_line(text, begun):
     path, output = begun
     (output / WORK / MANIFEST).write_text(text)
     with pytest.raises(
-        ValueError, match=r"manifest.json is damaged: use another output_dir, or --"
+        ValueError, match=r"manifest.json is damaged: use another output_dir, or use --"
     ):
         check_manifest(output, make_manifest(load_recipe(path)))
 
