@@ -1,4 +1,4 @@
-"""Loss and gradients of the output head, compared with other implementations: seconds and peak memory on a CPU.
+"""The head's loss and gradients, ours beside others: seconds and peak memory of one call, on a CPU.
 
     python tests/benchmarks/heads.py [--cases large_frozen ...] [--rounds 5] [--quick]
 

@@ -1,4 +1,4 @@
-"""Effect of sharing an image among K languages on learning: held-out loss for K = 1, 2, 4, 8.
+"""What sharing an image among K languages does to learning: held-out loss for K = 1, 2, 4, 8.
 
     python tests/benchmarks/learning_by_group_size.py [--minutes 240] [--seeds 0 1 2 3 4] [--jobs 2]
     python tests/benchmarks/learning_by_group_size.py --plot
