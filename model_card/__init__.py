@@ -1,6 +1,6 @@
-"""Publish a Maya: cards made from its files, pushes to the Hub, and a demo page.
+"""Publish a Maya or a dataset: cards made from its files, pushes to the Hub, and a demo page.
 
-cards/: makes README.md from the files beside it
+cards/: makes README.md from the other files of its folder
 hub/: pushes folders to the Hub, and checks what arrived
 space/: a demo page, on this machine or as a Space
 serving/: a recipe for vLLM

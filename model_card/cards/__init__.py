@@ -1,7 +1,7 @@
-"""Make cards (README.md) from the files beside them. No number is typed.
+"""Make cards (README.md) from the other files of a folder. No number is written by hand.
 
-scores.py: `results.json` as sections, weaknesses and the `model-index`
-model.py: the model's card, from its config, recipe and results; its licence texts
-dataset.py: the card of a dataset that `maya data build` made, from its manifest
-templates/: the Markdown of the cards, in Jinja
+scores.py: turns `results.json` into sections, weaknesses and the `model-index`
+model.py: makes a model's card and licence texts, from its config, recipe and results
+dataset.py: makes the card of a dataset of `maya data build`, from its manifest
+templates/: Jinja templates of the cards' Markdown
 """

@@ -1,4 +1,4 @@
-"""Make the card of a dataset from the manifest of its build. No number is typed."""
+"""Make the card of a dataset from the manifest of its build. No number is written by hand."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def write_dataset_card(folder: Path, repo_id: str | None = None) -> Path:
 
 
 def dataset_card(folder: Path, repo_id: str) -> str:
-    """Return the card of a dataset that `maya data build` made. Raises ValueError for another folder."""
+    """Return the card of a dataset that `maya data build` made. Raise ValueError for another folder."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Make the card of a model from its config, the resolved `recipe.yaml` and `results.json`.
 
-Nothing in a card is typed.
+No number in a card is written by hand.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,15 +27,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARKER = Markdown(
     "<!-- Written by maya publish from the files beside it; edits are lost unless this line goes. -->"
 )
-# The title of the form that peft saves beside an adapter. Nobody has filled it in.
+# Title of the empty card template that peft saves with an adapter.
 PEFT_TITLE = "# Model Card for Model ID\n"
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
-# The oldest release whose public names Hub code keeps to.
+# The oldest transformers release that the code on the Hub supports.
 OLDEST_TRANSFORMERS = "5.6"
-# The vocabulary size of CohereLabs' tokenizer, which all of their open-weights models have.
+# Vocabulary size of the tokenizer of all CohereLabs' open-weights models.
 COHERE_VOCABULARY = 256_000
 
-# The parts of files that cards read; `maya train`, `maya evaluate` and `maya convert` write more.
+# Expected shapes of the values that cards read. `maya train`, `maya evaluate` and `maya convert` write more.
 _RECIPE = {
     "stages": [
         {
@@ -61,19 +61,20 @@ def model_card(
     licence: str | None = None,
     base_licences: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the card of a saved model as it would stand in `repo_id`.
+    """Return the card of a saved model for the repository `repo_id`.
 
     Args:
-        folder: of a model, or of an adapter.
+        folder: the folder of a model or an adapter.
         repo_id: `user/name`.
-        progress: how far the training is, such as "step 250 of 500 of stage finetune (2 of 2)"; None at
+        progress: progress of the training, such as "step 250 of 500 of stage finetune (2 of 2)"; None at
             its end.
-        licence: the Hub's id of a licence that the publisher states, such as apache-2.0.
-        base_licences: base model -> the licence that its own card states.
+        licence: the Hub's id of the licence that the publisher states, such as apache-2.0.
+        base_licences: base model -> the licence in the base model's card.
 
     Raises:
-        FileNotFoundError, ValueError: one line: there is no config.json, the results file has another
-            format or is of other weights, or the bases do not allow the stated licence.
+        FileNotFoundError: there is no config.json.
+        ValueError: the results have another format or belong to other weights, or a base model does not
+            allow the stated licence.
     """
     adapter = _adapter_base(folder)
     config = read_config(adapter) if adapter else read_json(folder / "config.json")
@@ -139,7 +140,7 @@ def model_card(
 
 
 def base_models(folder: Path) -> list[str]:
-    """Return the repositories on the Hub that a model's recipe, adapter or merge names as its bases."""
+    """Return the Hub repositories of a model's base models, as named by its recipe, adapter or merge."""
     adapter, merged = _adapter_base(folder), _merged(folder)
     named = [adapter.name] if adapter else [merged["model"], merged["base"]] if merged else []
     named += _bases(_read_recipe(folder))
@@ -147,7 +148,7 @@ def base_models(folder: Path) -> list[str]:
 
 
 def licence_texts(folder: Path) -> str | None:
-    """Return the credits and licence texts that a model of the mini bases must carry; None for others."""
+    """Return the credits and licence texts for a model made from the mini bases; None for other models."""
     recipe = _read_recipe(folder)
     if not _is_mini(recipe):
         return None
@@ -174,7 +175,7 @@ def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> s
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-        # Escape every text, because anybody may have chosen it. The type Markdown marks the exceptions.
+        # Escape every text, because it may come from anybody. The type Markdown marks the exceptions.
         finalize=_text,
     )
     filters = {"code": code, "literal": literal, "prose": prose}
@@ -187,7 +188,7 @@ def render(template: str, metadata: dict[str, Any], values: dict[str, Any]) -> s
 
 
 def _text(value: Any) -> Any:
-    """Return a value as a template writes it: escaped, with one space kept at either end."""
+    """Return a value escaped for a template, with at most one space kept at either end."""
     if not isinstance(value, str) or not value.strip():
         return value
     before, after = (" " if edge == " " else "" for edge in (value[0], value[-1]))
@@ -204,7 +205,7 @@ def _in_lines(value: Any) -> Any:
 
 
 def write_card(folder: Path, made: Callable[[], str]) -> bool:
-    """Write README.md with the text of `made`; return False, and keep it, if the owner has written one."""
+    """Write README.md with the text from `made`. Keep a README.md that the owner wrote, and return False."""
     card = folder / "README.md"
     if card.is_file():
         text = read_text(card)
@@ -241,7 +242,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def _conversion(folder: Path) -> dict[str, Any] | None:
-    """Return the record of `maya convert` about the origin of the weights; None for trained weights."""
+    """Return the record of `maya convert` about the origin of the weights, or None for trained weights."""
     path = folder / "conversion.json"
     if not path.is_file():
         return None
@@ -270,7 +271,10 @@ def _read_results(folder: Path) -> Results | None:
     results = read_results(path)
     found = files_sha256(folder.glob("*.safetensors"))
     if found is None or results["model"]["weights_sha256"] != found:
-        raise ValueError(f"{path} is of other weights than {folder} has: run `maya evaluate` again")
+        raise ValueError(
+            f"{path}: expected results of the weights in {folder}, found results of other weights: "
+            "run `maya evaluate` again"
+        )
     return results
 
 
@@ -301,7 +305,7 @@ def _is_repository(name: str) -> bool:
 
 
 def _is_mini(recipe: dict[str, Any]) -> bool:
-    """Return whether the bases and all data are those that ship with the package."""
+    """Return whether the base models and all data are the ones shipped with the package."""
     bases, sources = _bases(recipe), _sources(recipe)
     return (
         len(bases) == 2
@@ -312,10 +316,10 @@ def _is_mini(recipe: dict[str, Any]) -> bool:
 
 
 def _mini_works(recipe: dict[str, Any]) -> list[Any]:
-    """Return the works that a model of the mini bases has learned from.
+    """Return the art and text works that a model made from the mini bases was trained on.
 
-    These are the texts, and every style of the splits that its recipe names. The train split always
-    counts, because the bases have learned from it.
+    These are the texts, and every art style of the splits in its recipe. The train split is always
+    included, because the base models were trained on it.
     """
     from maya_vlm.training.data.mini_dataset.sources import SOURCES
 
@@ -332,13 +336,13 @@ def _all_data(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _source_languages(source: dict[str, Any]) -> list[str]:
-    """Return the languages that a recipe names for a source: those to keep, or the one of all rows."""
+    """Return the languages that a recipe names for a source: `languages` to keep, or the one `language`."""
     named = source.get("languages") or [source.get("language") or "und"]
     return [lang for lang in named if lang != "und"]
 
 
 def _short(name: str) -> str:
-    """Return a base's name for the card, without paths of a machine."""
+    """Return a base model's name for the card, without local paths."""
     return name if _is_repository(name) else "/".join(Path(name).parts[-3:][-2:])
 
 
@@ -353,7 +357,7 @@ def _languages(recipe: dict[str, Any], results: Results | None) -> list[str]:
 
 
 def _logged_languages(folder: Path) -> list[str]:
-    """Return the languages whose loss the last stage logged, for recipes that keep all languages."""
+    """Return the languages in the last stage's training log, for recipes that keep all languages."""
     path = folder / "training_log.json"
     if not path.is_file():
         return []
@@ -365,7 +369,7 @@ def _logged_languages(folder: Path) -> list[str]:
 
 
 def _time(folder: Path, recipe: dict[str, Any]) -> str:
-    """Return a sentence on the time and hardware of the stages, by their logs; "" if a log is missing."""
+    """Return a sentence on the time and hardware of all stages, from their logs; "" if a log is missing."""
     logs = [folder / stage["name"] / "training_log.json" for stage in recipe.get("stages") or []]
     if not logs or not all(path.is_file() for path in logs):
         return ""
@@ -382,17 +386,18 @@ def _time(folder: Path, recipe: dict[str, Any]) -> str:
 def _stated(
     licence: str | None, bases: Sequence[str], base_licences: Mapping[str, str]
 ) -> tuple[str, dict[str, Any]]:
-    """Return text and metadata about the licence of a model whose bases this package does not know.
+    """Return text and metadata about the licence of a model with base models unknown to this package.
 
-    Raises ValueError for a stated licence that a base does not allow.
+    Raises:
+        ValueError: a base model does not allow the stated licence.
     """
     named = ", ".join(code(_short(base)) for base in bases) or "unknown bases"
     known = {base: base_licences[base] for base in bases if base in base_licences}
     for base, own in known.items():
         if licence is not None and "-nc" in own and "-nc" not in licence:
             raise ValueError(
-                f"licence: expected {own} or another non-commercial one, as the base {base} is {own}, found "
-                f"{licence}: weights derived from it are non-commercial too"
+                f"licence: expected {own} or another non-commercial licence, because the base {base} has {own}, "
+                f"found {licence}: weights derived from it are non-commercial too"
             )
     told = "; ".join(f"{code(base)} is {escaped(own)}" for base, own in known.items())
     terms = licence or (next(iter(known.values())) if len(set(known.values())) == 1 else None)
@@ -412,7 +417,8 @@ def _licence(
 ) -> tuple[str, dict[str, Any]]:
     """Return the card's text about the licence, and its metadata.
 
-    Raises ValueError for a stated licence that the bases do not allow.
+    Raises:
+        ValueError: a base model does not allow the stated licence.
     """
     text = config.get("text_config") or {}
     cohere = (
@@ -513,7 +519,7 @@ def _stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _adapter(adapter: dict[str, Any]) -> str:
-    """Describe the low-rank adapter of a stage in a few words."""
+    """Return a short description of a stage's low-rank adapter."""
     parts = [f"r {adapter.get('r', '?')}", f"alpha {adapter.get('alpha', '?')}"]
     if adapter.get("lora_plus_ratio", 1) != 1:
         parts.append(f"B learns {adapter['lora_plus_ratio']:g} times as fast")

@@ -1,4 +1,4 @@
-"""Turn `results.json` into parts of cards. The code iterates over rows and knows no benchmark by name."""
+"""Turn `results.json` into parts of cards. No benchmark's name is in the code; it only reads rows."""
 
 from collections.abc import Iterable
 from typing import Any

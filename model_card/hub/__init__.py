@@ -1,10 +1,10 @@
 """Push folders to the Hub.
 
-recipe_copy.py: the recipe to publish, without secrets and paths
-remote.py: creates a repository, and compares its files with those that were sent
-try_out.py: has a model answer in a fresh process
-publish_dataset.py: pushes a dataset through a branch of its own, in one commit
-publish.py: `maya publish`: checks a folder, writes its card, pushes it, and compares what arrived
-training_push.py: pushes the models of a run while it trains
-renew.py: `maya renew`: updates the code of a Maya that was saved or published earlier
+recipe_copy.py: makes the recipe to publish, without secrets and local paths
+remote.py: creates a repository, and compares its files with the sent files
+try_out.py: loads a model in a fresh process and makes it answer a question
+publish_dataset.py: pushes a dataset to a temporary branch, checks it, and publishes it in one commit
+publish.py: `maya publish`: checks a folder, writes its card, pushes it, and checks the pushed files. Begin here
+training_push.py: pushes the models of a run during training
+renew.py: `maya renew`: updates the code files of a Maya that was saved or published earlier
 """

@@ -1,4 +1,4 @@
-"""`maya publish`: check a folder, write its card, push it, and compare what arrived."""
+"""`maya publish`: check a folder, write its card, push it, and check the pushed files."""
 
 import os
 import re
@@ -53,7 +53,7 @@ MODEL_FILES = (
     "merge.json",
 )
 DATASET_FILES = ("*.parquet", "*.md", "*.json", "*.txt", "*.png", "LICENSE*", ".gitattributes")
-# Files that somebody may have written on the Hub.
+# Files that the owner may have written on the Hub.
 OWNERS = ("README.md", "LICENSE*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.h5")
 
@@ -76,34 +76,34 @@ def publish(
 ) -> str:
     """Push a folder of a model, an adapter or a dataset to the Hub, and return its address.
 
-    The folder must load before anything is sent. A model also answers in a fresh process, before it is sent and
-    from the commit that was pushed, and both answers must be the same. A card is written where there is none, and rewritten
-    where this package wrote it; a card that somebody wrote on the Hub is kept. recipe.yaml is sent
-    without secrets and without paths of this machine. Readers see one commit, which also removes the
-    weights and code, or data files, that only an earlier push had. What arrived is compared with
-    what was sent, by size and hash. A dataset takes the way of publish_dataset.py.
+    The folder must load before anything is sent. A model also answers a question in a fresh process, once
+    before the push and once from the pushed commit; both answers must be equal. A card is written if there is
+    none or if this package wrote it; a card that the owner wrote on the Hub is kept. recipe.yaml is sent
+    without secrets and local paths. Readers see one commit, which also removes old weights, code and data
+    files of earlier pushes. The pushed files are compared with the sent files, by size and hash.
+    publish_dataset.py describes the push of a dataset.
 
     Args:
-        folder: as `maya train` or `maya data` writes it.
+        folder: a folder of `maya train` or `maya data`.
         repo_id: `user/name`; created if it does not exist.
         kind: "model" or "dataset".
-        private: the repository is created private; one that exists must be.
+        private: create the repository as private; an existing one must be private.
         revision: the branch to push to, created if it does not exist; default: main.
-        token: default: the one huggingface_hub finds.
-        tag: of a dataset's commit; by default it names the content.
-        overwrite_card: also replace a card that somebody wrote on the Hub. In a terminal the user is asked.
-        message: of a model's commit.
+        token: default: the token that huggingface_hub finds.
+        tag: tag of a dataset's commit; default: a tag with a hash of the content.
+        overwrite_card: also replace a card that the owner wrote on the Hub. In a terminal the user is asked.
+        message: message of a model's commit.
         create_pr: send a model as a pull request.
-        dry_run: check everything, print what would be sent and the card, and send nothing.
-        verify: have a model answer before and after.
-        trust_remote_code: have it answer by the code that comes with it, and not by the installed classes.
-        licence: the Hub's id of a model's licence, such as apache-2.0, where its bases do not decide it.
+        dry_run: check everything, print the files and the card that would be sent, and send nothing.
+        verify: make a model answer before and after the push.
+        trust_remote_code: run the model's own code for these answers instead of the installed classes.
+        licence: the Hub's id of a model's licence, such as apache-2.0, if its bases do not determine it.
 
     Raises:
-        FileNotFoundError, ValueError: in one line, before anything is sent: the folder is no model
-            or dataset, does not load, or has a link out of it; the repository is public where it was
-            to be private.
-        OSError: in one line, what the Hub answered.
+        FileNotFoundError: the folder or a required file is missing; nothing was sent.
+        ValueError: the folder does not load or contains a link out of it, an argument is wrong, or the
+            repository is public but should be private; nothing was sent.
+        OSError: the Hub refused, or the pushed files or answers differ.
     """
     from huggingface_hub.utils import validate_repo_id
 
@@ -128,12 +128,12 @@ def publish(
         raise ValueError("create_pr: a pull request has a branch of its own: leave revision out")
     checked: dict[str, Content] = {}
     before = None
-    # Do this before the card is written: nothing outside of the folder may be read or written.
+    # Check links before the card is written: no file outside the folder may be read or written.
     check_links(folder, kind)
     if kind == "model":
         check_model(folder)
         terms = {base: known for base in base_models(folder) if (known := licence_of(base, token))}
-        # A card that the owner wrote is kept, but the bases decide about the licence all the same.
+        # Make the card even if the owner's card is kept, to check the licence against the base models.
         card = model_card(folder, repo_id, licence=licence, base_licences=terms)
         if verify and not trust_remote_code:
             _check_code(folder)
@@ -163,7 +163,7 @@ def publish(
             print(f"  {printable(line)}")
         return "nowhere: nothing was sent"
     with tempfile.TemporaryDirectory() as scratch:
-        # Compare what arrives with the hashes of the check.
+        # Later compare the pushed files with the hashes of the checked files.
         found = contents_of(folder, files, Path(scratch))
         contents = {name: checked.get(name, each) for name, each in found.items()}
         how = _Sending(private, revision, token, tag, overwrite_card, message, create_pr)
@@ -180,7 +180,7 @@ def publish(
 
 
 def _answer_of(repo_id: str, commit: str, trust_remote_code: bool, token: str | None) -> list[int]:
-    """Return the answer of the pushed model. Raises OSError, because the copy on the Hub fails."""
+    """Return the answer of the pushed model. Raise OSError if the model on the Hub does not answer."""
     try:
         return answer(repo_id, commit, trust_remote_code, token)
     except ValueError as error:
@@ -203,12 +203,12 @@ class _Sending:
 
 
 def contents_of(folder: Path, files: Sequence[Path], scratch: Path) -> dict[str, Content]:
-    """Return name -> content to send for a folder's files, and print which contents differ from them.
+    """Return name -> content to send for a folder's files, and print notes about changed contents.
 
     Args:
-        folder: of a model or dataset.
-        files: of it, to send.
-        scratch: a folder for the recipes without secrets and paths of this machine.
+        folder: the folder of a model or dataset.
+        files: the files of the folder to send.
+        scratch: a folder for recipes without secrets and local paths.
     """
     sources = {file.relative_to(folder).as_posix(): file for file in files}
     for number, name in enumerate(list(sources)):
@@ -230,7 +230,7 @@ def _send(
     kind: Literal["model", "dataset"],
     how: _Sending,
 ) -> tuple[str, str]:
-    """Send files to a repository, and return its address and the commit. Raises as `publish`."""
+    """Send files to a repository, and return its address and the commit. Errors are those of `publish`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -261,7 +261,7 @@ def _send(
         answer = one_line(error.server_message or str(error))
         raise OSError(f"the Hub refused {kind} {repo_id}: {answer}") from error
     except RuntimeError as error:
-        # huggingface_hub raises this if the connection ends while a large file is sent.
+        # huggingface_hub raises RuntimeError if the connection breaks during a large upload.
         told = one_line(f"{error} {error.__cause__ or ''}")
         raise OSError(f"sending to {kind} {repo_id} failed: {told}: publish again") from error
     address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
@@ -269,7 +269,7 @@ def _send(
 
 
 def _asked_to_replace(repo_id: str) -> bool:
-    """Ask in a terminal whether to replace a card that somebody wrote; return False elsewhere."""
+    """Ask in a terminal whether to replace the owner's card. Return False outside a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     found = input(f"README.md of {repo_id} was written by somebody on the Hub. Replace it? [y/N] ")
@@ -284,11 +284,20 @@ def push_model(
     message: str,
     create_pr: bool = False,
 ) -> tuple[str, str | None]:
-    """Send the files of a model in one commit, and compare what arrived with it.
+    """Send the files of a model in one commit, and check the pushed files.
 
-    Returns the commit, and the address of the pull request if one was asked for.
+    The commit also removes old model files and pickles of earlier commits.
 
-    The commit removes files of a model, and pickles, that only an earlier commit has.
+    Args:
+        api: an HfApi.
+        contents: name -> content.
+        repo_id: `user/name`.
+        branch: the branch to push to.
+        message: the commit message.
+        create_pr: open a pull request instead of committing to the branch.
+
+    Returns:
+        The commit, and the address of the pull request or None.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -333,9 +342,11 @@ def _write_card(
 
 
 def check_model(folder: Path) -> None:
-    """Load the model, or the adapter, and the processor.
+    """Load the model or adapter, and the processor.
 
-    Raises FileNotFoundError or ValueError, in one line, if they do not load.
+    Raises:
+        FileNotFoundError: a required file is missing.
+        ValueError: a file is wrong, or the model does not load.
     """
     from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
     from maya_vlm.training.common.reading import read_json_mapping
@@ -381,7 +392,7 @@ def check_model(folder: Path) -> None:
 
 
 def _check_code(folder: Path) -> None:
-    """Raise ValueError if a folder's code is not this package's, which answers in its place."""
+    """Raise ValueError if a folder's code differs from this package's code, which would answer instead."""
     other = [code.name for code in CODE if _differs(folder / code.name, code)]
     if other:
         raise ValueError(
@@ -395,7 +406,7 @@ def _differs(file: Path, code: Path) -> bool:
 
 
 def _check_adapter(folder: Path) -> None:
-    """Load an adapter with its base, which must be on the Hub. Raises as `check_model`."""
+    """Load an adapter with its base, which must be on the Hub. Errors are those of `check_model`."""
     from maya_vlm.training.common.adapters import find_adapter
     from maya_vlm.training.common.models import ADAPTER_CONFIG, find_model
     from maya_vlm.training.inference.load import open_model
@@ -404,7 +415,7 @@ def _check_adapter(folder: Path) -> None:
     if adapter.base.revision is None:
         raise ValueError(
             f"{folder / ADAPTER_CONFIG}: base_model_name_or_path: expected a repository of the Hub, found the folder "
-            f"{adapter.base}: publish the base and write its name there, or publish what `maya merge` makes"
+            f"{adapter.base}: publish the base and write its name there, or publish the result of `maya merge`"
         )
     try:
         open_model(adapter, dtype="auto")
@@ -413,7 +424,7 @@ def _check_adapter(folder: Path) -> None:
 
 
 def chosen_files(folder: Path, kind: str) -> tuple[list[Path], list[str]]:
-    """Return the files to send, and the names of the files and folders that are left out."""
+    """Return the files to send, and the names of the files and folders that are not sent."""
     chosen, left_out = [], set()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -433,7 +444,7 @@ def check_links(folder: Path, kind: str) -> None:
         name = path.relative_to(folder).as_posix()
         if not path.is_symlink() or not _belongs(name, kind):
             continue
-        # A loop of links resolves to itself, which is inside of the folder, and cannot be read.
+        # A loop of links resolves to itself, inside the folder; it cannot be read anyway.
         if not Path(os.path.realpath(path)).is_relative_to(root):
             raise ValueError(
                 f"{path}: expected a file, found a link out of the folder: copy the file there, or "
@@ -457,7 +468,7 @@ def _is(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _paths_of_this_machine(folder: Path, sources: dict[str, Path]) -> list[str]:
-    """Return notes on files that contain a path of the user's home or of the folder."""
+    """Return notes on files that contain a path in the user's home or in the folder's parent."""
     places = {str(Path.home()), str(folder.resolve().parent)} - {"/"}
     notes = []
     for name, file in sources.items():

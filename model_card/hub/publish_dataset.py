@@ -1,15 +1,14 @@
-"""Push a dataset to the Hub so that readers never see half of it.
+"""Push a dataset to the Hub so that readers never see a part of it.
 
-1. The folder is compared with its manifest, and every config is loaded, whole and streamed.
-2. All files are pushed to a branch of its own, `publish-<hash of the files>`, some in each commit. The
-   same command continues such a branch, and sends the missing files.
-3. The files of the branch are compared with those that were sent, and every config is loaded from the
-   branch and counted.
-4. One commit on the target copies the files of the branch by reference, and deletes data files that are
-   not among them. The commit fails if somebody has committed in the meantime. Then it is tagged, and
-   the branch is deleted.
+1. Compare the folder with its manifest, and load every config, both complete and streamed.
+2. Push all files to a temporary branch, `publish-<hash of the files>`, in several commits. The same command
+   continues an existing branch and sends the missing files.
+3. Compare the files on the branch with the sent files, and load and count every config from the branch.
+4. Make one commit on the target branch: it copies the files of the temporary branch by reference, and
+   deletes other data files. The commit fails if somebody committed in the meantime. Tag the commit, and
+   delete the temporary branch.
 
-Readers of `main` see nothing before step 4; that commit is whole or absent.
+Readers of `main` see no change before step 4, and its commit is atomic.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from .remote import Content, check_arrived, tree
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# The Hub's advice is fewer than 100 files a commit.
+# The Hub recommends fewer than 100 files per commit.
 FILES_A_COMMIT = 50
 DATA_FILES = (".parquet", ".arrow", ".jsonl", ".csv", ".zip", ".tar")
 
@@ -43,13 +42,14 @@ def check_files(folder: Path) -> dict[str, Content]:
     A folder with a manifest of `maya data build` must have exactly the files and bytes of the manifest.
 
     Raises:
-        FileNotFoundError, ValueError: one line.
+        FileNotFoundError: the folder has no parquet files.
+        ValueError: a file is damaged, empty or different from the manifest.
     """
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"{folder} is not a dataset folder: it has no .parquet files")
     for file in files:
-        open_file(file).close()  # a pipe or a device is no table
+        open_file(file).close()  # rejects pipes and devices
         try:
             rows = pyarrow.parquet.read_metadata(file).num_rows
         except (pyarrow.ArrowException, OSError) as error:
@@ -66,10 +66,13 @@ def check_files(folder: Path) -> dict[str, Content]:
 
 
 def check_configs(folder: Path) -> None:
-    """Have `datasets` read the folder by its card. Raises ValueError, in one line.
+    """Check that `datasets` can read the folder by its card.
 
-    With a manifest, every config is loaded, streamed and whole, and must have the manifest's number of
-    rows. Whole configs are cached beside the folder, and the cache is deleted after each config.
+    With a manifest, every config is loaded both streamed and complete, and must have the manifest's number
+    of rows. Complete configs are cached next to the folder, and the cache is deleted after each config.
+
+    Raises:
+        ValueError: `datasets` cannot read the folder, or a config has another number of rows.
     """
     from datasets import get_dataset_config_names, get_dataset_split_names
 
@@ -79,7 +82,7 @@ def check_configs(folder: Path) -> None:
         try:
             for config in get_dataset_config_names(str(folder)):
                 get_dataset_split_names(str(folder), config)
-        except Exception as error:  # whatever datasets finds wrong with the card
+        except Exception as error:  # datasets may raise anything for a wrong card
             message = one_line(str(error))
             raise ValueError(f"{folder}: datasets cannot read it: {message}") from error
         return
@@ -103,7 +106,7 @@ def _check_bytes(folder: Path, manifest: dict[str, Any], found: dict[str, Conten
 
 
 def _check_rows(manifest: dict[str, Any], path: str, config: str, **options: Any) -> None:
-    """Raise ValueError unless a config has the manifest's rows. For the arguments see `count_config`."""
+    """Raise ValueError unless a config has the manifest's number of rows. `options` are `count_config`'s."""
     rows = count_config(path, config, **options)
     expected = {"train": manifest["configs"][config]["rows"]}
     if rows != expected:
@@ -125,21 +128,33 @@ def count_config(
 ) -> dict[str, int]:
     """Count the rows of every split of a config by reading them, without decoding pictures.
 
-    Raises ValueError, in one line, if `datasets` cannot read the config.
+    Args:
+        path: a folder or Hub repository.
+        config: name of the config.
+        streaming: stream the config instead of downloading it.
+        revision: branch, tag or commit of the repository.
+        token: token for the Hub.
+        cache: cache folder of `datasets`.
+
+    Returns:
+        Split -> number of rows.
+
+    Raises:
+        ValueError: `datasets` cannot read the config.
     """
     import datasets
 
     shown = datasets.utils.logging.is_progress_bar_enabled()
     verbosity = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
-    # The error says what datasets logs about a broken file.
+    # The raised error repeats what datasets logs about a broken file.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         found = datasets.load_dataset(
             path, config, streaming=streaming, revision=revision, token=token, cache_dir=cache
         )
         return {str(split): _rows(data) for split, data in found.items()}
-    except Exception as error:  # whatever datasets finds wrong with the card or the files
+    except Exception as error:  # datasets may raise anything for a wrong card or file
         message = one_line(str(error))
         raise ValueError(
             f"{path}: config {config!r}: datasets cannot read it: {message}"
@@ -175,14 +190,17 @@ def push_dataset(
     """Do steps 2 to 4 in an existing repository, and return the tag.
 
     Args:
+        api: the Hub's API.
+        folder: the dataset's folder.
         contents: path in the repository -> file.
-        branch: for readers; created if it does not exist.
-        tag: its name; default: `build-<hash of the files>`.
+        repo_id: `user/name`.
+        branch: the target branch, created if it does not exist.
+        tag: name of the tag; default: `build-<hash of the files>`.
 
     Raises:
-        OSError: one line: files did not arrive whole.
-        ValueError: the pushed files do not load as they should.
-        HfHubHTTPError: the Hub's answer.
+        OSError: the pushed files differ from the sent files.
+        ValueError: the pushed configs do not load or have another number of rows.
+        HfHubHTTPError: the Hub refused.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
@@ -238,7 +256,7 @@ def push_dataset(
     check_arrived(api, contents, repo_id, "dataset", commit.oid)
     tags = {ref.name: ref.target_commit for ref in refs.tags}
     if tags.get(tag) not in (None, commit.oid):
-        # The same content was published before, and other content in between.
+        # The tag is on an older commit with the same content: move it.
         api.delete_tag(repo_id, tag=tag, repo_type="dataset")
     manifest = contents.get("manifest.json")
     api.create_tag(

@@ -1,4 +1,4 @@
-"""Make the recipe.yaml to publish, without secrets and without paths of the machine."""
+"""Make the recipe.yaml to publish, without secrets and local paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _HOME = re.compile(r"~[^/\\]*([/\\]|$)|\$\{?\w+\}?[/\\]")
 def published_recipe(path: Path) -> str | None:
     """Return the text to publish instead of a recipe, or None if the file can be published unchanged.
 
-    Raises ValueError, naming the file, if it is not YAML.
+    Raises:
+        ValueError: the file is not YAML.
     """
     found = read_yaml(path)
     cleaned = _without_paths(redact(found))
@@ -35,7 +36,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def _shown(text: str) -> str:
-    """Return the last component of a path that leads out of the run's folder; other texts unchanged."""
+    """Return the last component of a path outside the run's folder. Return other texts unchanged."""
     place = text.removeprefix("file://")
     windows = PureWindowsPath(place)
     is_elsewhere = place.startswith(("/", "\\\\")) or windows.drive or _HOME.match(place)
@@ -43,7 +44,7 @@ def _shown(text: str) -> str:
     if not is_elsewhere and not climbs:
         # A note in the recipe may contain the home folder too.
         return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
-    # Split at both separators: the run may have been on another system.
+    # Split at both separators, because the run may have used another operating system.
     parts = [part for part in re.split(r"[/\\]", place) if part not in ("", ".", "..")]
     last = parts[-1] if parts else ""
     return PurePosixPath(last).name or "."

@@ -1,4 +1,4 @@
-"""Check a repository on the Hub: its visibility, the author of its card, and the files that arrived."""
+"""Checks of a repository on the Hub: its visibility, the author of its card, and its files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LONGEST_CARD = 2**20
 
 
 class Content:
-    """A file to send, which does not change any more. Each hash is computed once, on first access.
+    """A file to send, which must not change. Each hash is computed once, on first access.
 
-    size: in bytes.
+    size: size in bytes.
     """
 
     def __init__(self, file: Path):
@@ -31,18 +31,18 @@ class Content:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the SHA-256 of the bytes, in hex, by which the Hub names a large file."""
+        """Return the SHA-256 of the bytes in hex, the Hub's hash of large files."""
         return sha256_file(self.file)
 
     @cached_property
     def blob_id(self) -> str:
-        """Return git's blob id, in hex, by which the Hub names a small file."""
+        """Return git's blob id in hex, the Hub's hash of small files."""
         with self.file.open("rb") as file:
             head = hashlib.sha1(b"blob %d\0" % self.size)
             return hashlib.file_digest(file, lambda: head).hexdigest()
 
     def arrived(self, entry: Any) -> bool:
-        """Return whether a RepoFile of the Hub has these bytes; False for None."""
+        """Return whether a RepoFile of the Hub has the same bytes; False for None."""
         if entry is None or entry.size != self.size:
             return False
         if entry.lfs is None:
@@ -51,7 +51,7 @@ class Content:
 
 
 def tree(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, Any]:
-    """Return path -> RepoFile of all files of a repository ("model" or "dataset") at a revision."""
+    """Return path -> RepoFile for all files in a repository ("model" or "dataset") at a revision."""
     from huggingface_hub import RepoFile
 
     found = api.list_repo_tree(repo_id, repo_type=kind, revision=revision, recursive=True)
@@ -61,7 +61,7 @@ def tree(api: HfApi, repo_id: str, kind: str, revision: str) -> dict[str, Any]:
 def check_arrived(
     api: HfApi, contents: Mapping[str, Content], repo_id: str, kind: str, revision: str
 ) -> None:
-    """Raise OSError unless a revision of a repository has these files, by size and hash."""
+    """Raise OSError unless a revision of a repository has exactly the sent bytes of every file."""
     there = tree(api, repo_id, kind, revision)
     wrong = [name for name, each in contents.items() if not each.arrived(there.get(name))]
     if wrong:
@@ -76,18 +76,22 @@ def open_repository(
     """Create the repository if it does not exist.
 
     Args:
-        option: the option that asks for `private`, for errors.
+        api: the Hub's API.
+        repo_id: `user/name`.
+        kind: "model", "dataset" or "space".
+        private: create the repository as private; an existing one must be private.
+        option: name of the option for `private`, for errors.
 
     Raises:
-        ValueError: it exists and is public, and `private` is asked for.
-        HfHubHTTPError: the Hub's answer.
+        ValueError: `private` is set, but the repository is public.
+        HfHubHTTPError: the Hub refused.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         found = api.repo_info(repo_id, repo_type=kind)
     except RepositoryNotFoundError:
-        # Somebody else may have created it by now.
+        # exist_ok, because somebody else may create it at the same time.
         sdk = "gradio" if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
         found = api.repo_info(repo_id, repo_type=kind) if private else None
@@ -102,12 +106,12 @@ def open_repository(
 
 
 def licence_of(repo_id: str, token: str | None = None) -> str | None:
-    """Return the licence that a model's card on the Hub states, or None if it cannot be read."""
+    """Return the licence in a model's card on the Hub, or None if it cannot be read."""
     from huggingface_hub import HfApi
 
     try:
         data = HfApi(token=token).model_info(repo_id, timeout=10).card_data
-    except Exception:  # offline, gated or gone: the licence is not known
+    except Exception:  # offline, gated or deleted: the licence is unknown
         return None
     found = data.get("license") if data is not None else None
     return found if isinstance(found, str) else None
@@ -118,7 +122,8 @@ def has_card_of_its_owner(
 ) -> bool:
     """Return whether a branch has a README.md that this package did not write and that is not `card`.
 
-    Raises HfHubHTTPError with the Hub's answer.
+    Raises:
+        HfHubHTTPError: the Hub refused.
     """
     found = api.get_paths_info(repo_id, ["README.md"], repo_type=kind, revision=revision)
     if not found or card.arrived(found[0]):

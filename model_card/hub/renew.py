@@ -1,9 +1,9 @@
-"""`maya renew`: update a saved or published Maya to the code of this package; weights and card stay.
+"""`maya renew`: update the code files in a saved or published Maya; weights and card do not change.
 
-A folder carries the code that it was saved with, and that code stays the same while transformers changes.
-`renew` replaces the code files, the list of Auto classes in config.json, and a chat template that this
-package shipped and has rewritten since. It changes nothing else, and it changes nothing unless a model has
-the same logits before and after.
+A saved folder contains the code of its time, and this code may not work with newer transformers. `renew`
+replaces the code files, the list of Auto classes in config.json, and a chat template of this package that
+has been rewritten since. It changes no other file, and it changes no file at all unless the logits before
+and after are equal.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ CODE = (
         for name in ("processing", "image_processing", "image_loading", "conversations")
     ),
 )
-# SHA-256 of templates that earlier states of this package shipped -> arguments of load_chat_template.
+# SHA-256 of a template in an earlier version of this package -> arguments of load_chat_template.
 EARLIER_TEMPLATES = {
     "e9c93955fadee6f2053b497f1b65315c9b24ff5ff435ebc430536bde177e1db4": ("aya", False),
     "a5411867f0225206ffa5392e0deb6a973769b55513a0fbd77cfa91c9e423c88a": ("plain", False),
-    # Models converted from the original were asked with a newline.
+    # Models converted from the original Maya had a newline in the prompt.
     "e4ab79c4d5e331eb3268ae06d59893e268e3171d5779649631eb9e9e3615d962": ("plain", True),
 }
 TOLERANCE = 1e-5
-# Endings of the files that `renew` reads.
+# Suffixes of the files that `renew` reads.
 SMALL = (".json", ".jinja", ".py")
 
-# This runs in a process of its own, so that the folder's code is used and not this package's.
+# This script runs in a separate process, so that it can use the folder's code instead of this package's.
 ANSWER = """
 import json, sys
 import torch
@@ -80,7 +80,7 @@ open(sys.argv[2], "w").write(json.dumps(found))
 
 @dataclass
 class Renewed:
-    """The files that changed, the lines of the check, and the commit's address if there is one."""
+    """Result of a renewal: the changed files, the lines of the check, and the commit's address if any."""
 
     files: list[str]
     checks: list[str] = field(default_factory=list)
@@ -99,22 +99,22 @@ def renew(
 ) -> Renewed:
     """Renew the code of a folder, or of a repository in one commit.
 
-    A folder's logits are compared before and after. Of a repository only the small files are
-    downloaded; a small model with random weights and the repository's config stands for its own.
+    A folder's logits are compared before and after. Only the small files of a repository are downloaded, and
+    a small model with random weights and the repository's config is compared instead.
 
     Args:
-        source: a folder as `maya train` writes it, or `user/name`.
+        source: a folder of `maya train`, or `user/name`.
         revision: branch of a repository.
-        trust_remote_code: also compare with what the old code answers, which runs it.
-        check: compare logits; the weights of a folder are loaded twice for it.
-        dry_run: say what would change and change nothing.
+        trust_remote_code: also run the old code, and compare with its logits.
+        check: compare logits, for which a folder's weights are loaded twice.
+        dry_run: report the changes without making them.
         create_pr: open a pull request instead of committing to the branch.
-        token: default: the one that huggingface_hub finds.
+        token: default: the token that huggingface_hub finds.
 
     Raises:
-        FileNotFoundError, ValueError: in one line: not a Maya, or the logits differ; nothing is
-            changed then.
-        OSError: in one line, what the Hub answered.
+        FileNotFoundError: the source is not a Maya; nothing was changed.
+        ValueError: a file is wrong, or the logits differ; nothing was changed.
+        OSError: the Hub refused.
     """
     name, revision = split_revision(str(source), revision)
     folder = Path(name)
@@ -131,9 +131,14 @@ def renew(
 
 
 def changed_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the files of a Maya that `renew` changes, with their new content; `files` are the old ones.
+    """Return the files of a Maya that `renew` changes, with their new content.
 
-    Raises ValueError or FileNotFoundError if the files are not those of a Maya.
+    Args:
+        files: name -> content of the present files.
+
+    Raises:
+        FileNotFoundError: a required file is missing.
+        ValueError: the files do not belong to a Maya.
     """
     for name in ("config.json", "processor_config.json"):
         if name not in files:
@@ -176,13 +181,22 @@ def _read(folder: Path) -> dict[str, bytes]:
     }
 
 
-# ------------------------------------------------------------------------------ the check
+# ------------------------------------------------------------------------------ check
 
 
 def check_folder(folder: Path, changes: Mapping[str, bytes], trust_remote_code: bool) -> list[str]:
-    """Compare a folder's answers before and after, and return a line for each comparison.
+    """Compare a folder's answers before and after the changes.
 
-    Raises ValueError if the answers differ, or if the renewed folder does not answer.
+    Args:
+        folder: the model's folder.
+        changes: name -> new content of the changed files.
+        trust_remote_code: also run the old code, and compare with its answers.
+
+    Returns:
+        A line for each comparison.
+
+    Raises:
+        ValueError: the answers differ, or the renewed folder does not answer.
     """
     check_weights(find_model(str(folder)))
     with tempfile.TemporaryDirectory() as temporary:
@@ -211,13 +225,15 @@ def check_folder(folder: Path, changes: Mapping[str, bytes], trust_remote_code: 
 
 
 def _answer(folder: Path, trust: dict[str, bool]) -> tuple[dict[str, Any] | None, str]:
-    """(ids, logits and tokens of one question, ""), or (None, the last line of the error).
+    """Return (ids, logits and tokens of one question, ""), or (None, last line of the error).
 
-    trust: passed on to transformers, which then runs the folder's own code; empty: this package's.
+    Args:
+        folder: the model's folder.
+        trust: arguments of `from_pretrained` that make it run the folder's code; empty for this package's.
     """
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "answer.json"
-        # Otherwise transformers would take modules of an earlier process for this folder's.
+        # A separate modules cache, so that transformers does not reuse modules of another folder.
         environment = {**os.environ, "HF_MODULES_CACHE": str(Path(temporary) / "modules")}
         done = subprocess.run(
             [sys.executable, "-c", ANSWER, str(folder.resolve()), str(output), json.dumps(trust)],
@@ -238,8 +254,8 @@ def _compare(folder: Path, one: dict[str, Any], other: dict[str, Any], whose: st
     )
     if one["ids"] != other["ids"] or one["tokens"] != other["tokens"] or not far <= TOLERANCE:
         raise ValueError(
-            f"{folder}: renewed, it does not answer as with {whose}: logits differ by {far:.1e} of "
-            f"their size, at most {TOLERANCE:g} is rounding; nothing was renewed"
+            f"{folder}: expected the logits of {whose} within {TOLERANCE:g} of their size, found a difference "
+            f"of {far:.1e} after the renewal; nothing was renewed"
         )
     return f"same tokens as with {whose}, logits within {max(far, 1e-16):.0e}"
 
@@ -303,7 +319,7 @@ def _renew_repository(
 
 
 def _add_small_weights(folder: Path) -> None:
-    """Write a small model with random weights, of the same kinds of parts, and its config into `folder`."""
+    """Write a small model with random weights and the same kinds of parts, and its config, into `folder`."""
     from safetensors.torch import save_file
 
     config = modeling_maya.MayaConfig.from_pretrained(folder)
@@ -326,7 +342,7 @@ def _add_small_weights(folder: Path) -> None:
             small["layer_types"] = known["layer_types"][:3]
         fields.setdefault(name, {"model_type": part.model_type}).update(small)
     layers = config.vision_config.num_hidden_layers
-    # The same layer counted from the end, within three layers.
+    # The same layer counted from the end, limited to the three layers.
     fields["vision_feature_layer"] = max(-3, min(-1, config.vision_layers_used - layers - 1))
     fields.pop("quantization_config", None)
     fields["dtype"] = "float32"

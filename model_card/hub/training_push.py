@@ -1,8 +1,8 @@
-"""Push the models of a run while it trains: checkpoints in the background, the end of a stage at once.
+"""Push the models of a run during training: checkpoints in the background, finished stages in the foreground.
 
-Every commit is a whole model of its own: weights, code, processor, recipe and a card that says how far the
-training is. A killed push leaves the repository at the commit before, as the Hub takes a commit's files over
-in one step.
+Every commit is a complete model: weights, code, processor, recipe and a card with the progress of the
+training. A killed push leaves the repository at the previous commit, because the Hub applies a commit
+atomically.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ CARD = "README.md"
 
 
 class TrainingPush:
-    """Sends folders of models to one branch of one repository; see `training/run/pushing.py`.
+    """Pusher of model folders to one branch of one repository; see `training/run/pushing.py`.
 
     Args:
-        repo_id: `user/name`, or `name` in the account of the token.
-        private: the repository is created private; one that exists must be.
+        repo_id: `user/name`, or `name` in the token's account.
+        private: create the repository as private; an existing one must be private.
         revision: the branch, created if it does not exist; default: main.
-        token: default: the one that huggingface_hub finds.
-        always: send a checkpoint even if the one before is still being sent, after it.
+        token: default: the token that huggingface_hub finds.
+        always: if the previous checkpoint is still being sent, send the next one after it instead of
+            leaving it out.
         scratch: a folder for copies of the files being sent; `open` deletes it.
-        base: the repository, `user/name` or `user/name@revision`, of an adapter's base, which its
-            adapter_config.json then names; None if whole models are sent.
+        base: the repository of an adapter's base (`user/name` or `user/name@revision`), to write into
+            adapter_config.json; None for whole models.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class TrainingPush:
     def open(self) -> None:
         """Create the repository and the branch if they do not exist.
 
-        Raises ValueError or OSError, in one line, if it cannot be pushed to.
+        Raises:
+            ValueError: the name is not valid, or the repository is public but should be private.
+            OSError: the Hub refused or cannot be reached.
         """
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
         from huggingface_hub.utils import validate_repo_id
@@ -87,16 +90,16 @@ class TrainingPush:
             ) from error
 
     def send(self, folder: Path, progress: str, recipe: Path) -> bool:
-        """Begin to send a checkpoint in the background, and return whether it was begun.
+        """Start to send a checkpoint in the background, and return whether it was started.
 
-        Failures are printed, and counted by `finish`: the next checkpoint tries again.
+        Failures are printed, and `finish` reports their number. The next checkpoint is sent as usual.
         """
         if self.thread is not None and self.thread.is_alive() and not self.always:
             return False
         before = self.thread
         try:
             copy = self._copy(folder, recipe)
-        except Exception as error:  # such as a full disk, which is no reason to stop training
+        except Exception as error:  # e.g. a full disk; the training must go on
             self.failures.append(progress)
             print(f"{progress}: not pushed: {one_line(str(error))}", flush=True)
             return True
@@ -111,15 +114,16 @@ class TrainingPush:
                 print(f"{progress}: not pushed: {one_line(str(error))}", flush=True)
             shutil.rmtree(copy, ignore_errors=True)
 
-        # A stopped run does not wait for it: the repository stays at the commit before.
+        # A daemon thread: a stopped run does not wait, and the repository stays at the previous commit.
         self.thread = threading.Thread(target=run, daemon=True)
         self.thread.start()
         return True
 
     def finish(self, folder: Path, progress: str | None, recipe: Path) -> str:
-        """Wait for the push in progress, send the end of a stage, and return its commit.
+        """Wait for the current push, send a finished stage, and return its commit.
 
-        Raises OSError, in one line.
+        Raises:
+            OSError: the push failed; one line.
         """
         if self.thread is not None:
             self.thread.join()
@@ -138,7 +142,7 @@ class TrainingPush:
         return commit
 
     def _copy(self, folder: Path, recipe: Path) -> Path:
-        """Link the files to send into a folder of their own, because checkpoints are deleted soon."""
+        """Link the files to send into a separate folder, because checkpoints are deleted soon."""
         copy = (
             self.scratch / f"{folder.name}-{threading.get_ident()}-{len(os.listdir(self._made()))}"
         )
@@ -148,7 +152,7 @@ class TrainingPush:
                 _link(file, copy / file.name)
         shutil.copy2(recipe, copy / "recipe.yaml")
         if self.base is not None:
-            # The run may have written the path of a downloaded copy.
+            # The adapter's config may have the path of a downloaded copy.
             settings = read_json_mapping(copy / ADAPTER_CONFIG)
             name, revision = split_revision(self.base)
             settings |= {"base_model_name_or_path": name, "revision": revision}
@@ -179,5 +183,5 @@ class TrainingPush:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # no links on this disk
+    except OSError:  # the file system has no hard links
         shutil.copy2(source, target)

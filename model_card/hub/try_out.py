@@ -1,7 +1,7 @@
-"""Load a model in a fresh process and have it answer, as a new user does.
+"""Load a model in a fresh process and make it answer a question, like a new user.
 
-With `trust_remote_code` the process imports nothing of this package, and transformers runs the code that comes
-with the model. Without it the process uses the installed classes of Maya, and runs no code of the model.
+With `trust_remote_code` the process imports nothing from this package, and transformers runs the code in the
+model's folder. Without it the process uses the installed classes of Maya, and runs no code from the folder.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ def answer(
     trust_remote_code: bool = False,
     token: str | None = None,
 ) -> list[int]:
-    """Return the greedy answer, token ids, of a model to a question about a gradient.
+    """Return the token ids of a model's greedy answer to a question about a picture of a gradient.
 
     Args:
-        name: a folder, or a repository on the Hub, which is downloaded to a temporary folder.
+        name: a folder, or a Hub repository, which is downloaded to a temporary folder.
         revision: branch, tag or commit of the repository.
-        trust_remote_code: load the model by the code that comes with it.
-        token: of the Hub; default: the one that huggingface_hub finds.
+        trust_remote_code: load the model with the code in its folder.
+        token: token for the Hub; default: the token that huggingface_hub finds.
 
     Raises:
-        ValueError: the model does not load or answer; the error is one line.
+        ValueError: the model does not load or answer; one line.
     """
     code = _ANSWER.format(load=_LOAD[trust_remote_code], mark=MARK)
     asked = json.dumps([name, revision, trust_remote_code, TOKENS])

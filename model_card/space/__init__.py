@@ -1,8 +1,8 @@
 """A demo page of a Maya in the browser: a picture, a question, an answer in one language or in all.
 
-- asking.py: asks the model for the page.
-- app.py: the page. A Space of the Hub gets a copy of both files, so they import gradio, torch and
-  transformers only.
-- start.py: `maya space`, the page on this machine.
-- send.py: `maya publish --kind space`.
+- asking.py: gets the model's answers for the page.
+- app.py: the page itself. A Space gets copies of app.py and asking.py, so they import only gradio, torch and
+  transformers.
+- start.py: `maya space`, runs the page on this machine.
+- send.py: `maya publish --kind space`, pushes the page to a Space.
 """

@@ -1,7 +1,7 @@
 """A page for a picture, a question, and a model's answer in one language or in all of them.
 
-On a Space, `space.json` beside this file names the model and the languages. On ZeroGPU, functions with its
-decorator compute the answers.
+On a Space, the file `space.json` next to this one names the model and the languages. On ZeroGPU, the
+functions that compute answers have its decorator.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ if __package__:
 else:  # a Space runs this file as a script
     from asking import Asking, direction  # type: ignore[no-redef]
 
-try:  # ZeroGPU's package, which only its machines have
+try:  # ZeroGPU's package, which only ZeroGPU machines have
     from spaces import GPU
 except ImportError:
 
@@ -86,7 +86,7 @@ def refusals() -> Iterator[None]:
 
 
 def given(picture: str | None) -> str:
-    """Return the picture's file. Raises ValueError if there is none."""
+    """Return the picture's file. Raise ValueError if there is none."""
     if not picture:
         raise ValueError("Give a picture first.")
     return picture

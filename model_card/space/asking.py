@@ -1,6 +1,6 @@
 """Ask a model one question in one language, or in all languages from one cache.
 
-A Space gets a copy of this file beside app.py, so it imports torch and transformers only.
+A Space gets a copy of this file next to app.py, so it imports only torch and transformers.
 """
 
 import copy
@@ -13,13 +13,13 @@ import torch
 from transformers import TextIteratorStreamer
 
 MAX_NEW_TOKENS = 256
-# Inputs with one value for each token. For shared tokens they follow from the number of tokens.
+# Inputs with one value per token. The shared prefix is computed without them.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 RIGHT_TO_LEFT = ("ar", "fa", "he", "ps", "ur")
 
 
 class Asking:
-    """One model and the languages it is asked in.
+    """One model and the languages of its questions.
 
     Args:
         network, processor: an image-text-to-text model and its processor.
@@ -31,7 +31,7 @@ class Asking:
         self.network, self.processor, self.languages = network, processor, languages
 
     def question(self, text: str | None, language: str) -> str:
-        """Return the question to ask the model; the language's own "What is this?" for an empty one."""
+        """Return the question to ask the model. For an empty text, it is the language's "What is this?"."""
         words = self.languages[language]
         text = (text or "").strip()
         return f"{text} {words['answer_in']}" if text else words["question"]
@@ -49,7 +49,7 @@ class Asking:
         return inputs.to(self.network.device, self.network.dtype)
 
     def stream(self, **inputs: Any) -> Iterator[str]:
-        """Yield the answer so far, longer each time. Raises the error of the generation, if any."""
+        """Yield the growing answer. Raise the error of the generation, if any."""
         pieces = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
@@ -75,14 +75,14 @@ class Asking:
             raise failed[0]
 
     def answer(self, picture: str, text: str | None, language: str) -> Iterator[str]:
-        """Yield the answer in one language so far, longer each time."""
+        """Yield the growing answer in one language."""
         yield from self.stream(**self.encode(picture, self.question(text, language)))
 
     def answers(self, picture: str, text: str | None) -> Iterator[dict[str, str]]:
-        """Yield the answers in all languages so far.
+        """Yield the growing answers in all languages, by language code.
 
-        The picture is read once: the tokens that all questions share, up to the last of the picture, have one
-        cache of keys and values.
+        The picture is encoded once: the common first tokens of all questions, including the picture's tokens,
+        share one key-value cache.
         """
         asked = {code: self.encode(picture, self.question(text, code)) for code in self.languages}
         rows = [inputs["input_ids"][0].tolist() for inputs in asked.values()]
@@ -96,7 +96,7 @@ class Asking:
                 input_ids=first["input_ids"][:, :shared],
                 use_cache=True,
             )
-        # transformers 5.24 renames it.
+        # transformers 5.24 renamed the field.
         name = "cache" if "cache" in output else "past_key_values"
         found: dict[str, str] = {}
         for code, inputs in asked.items():

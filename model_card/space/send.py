@@ -15,7 +15,7 @@ from ..hub.remote import open_repository
 from .start import wording, write_examples
 
 HERE = Path(__file__).parent
-# The oldest release with which the page was tested. A Space has its own torch and accelerate.
+# Lower bounds are the oldest tested releases. A Space has its own torch and accelerate.
 REQUIREMENTS = ("gradio>=6", "transformers>=5.6", "torch>=2.7", "pillow", "accelerate")
 
 
@@ -27,31 +27,31 @@ def publish_space(
     trust_remote_code: bool = False,
     token: str | None = None,
 ) -> str:
-    """Push the demo page of a model that is on the Hub, in one commit; returns its address.
+    """Push the demo page of a model on the Hub as a Space, in one commit, and return its address.
 
     Args:
-        model: the model's repository, `user/name@revision` too; the page loads its present commit.
-        repo_id: of the Space, `user/name`; created if it does not exist.
-        private: the Space is created private; one that exists must be.
-        revision: of the model's repository.
-        trust_remote_code: whether the Space runs the code that the model's repository brings. A
-            Maya cannot be loaded there without.
-        token: default: the one huggingface_hub finds.
+        model: the model's repository (`user/name` or `user/name@revision`); the page loads its present commit.
+        repo_id: the Space, `user/name`; created if it does not exist.
+        private: create the Space as private; an existing one must be private.
+        revision: revision of the model's repository.
+        trust_remote_code: whether the Space runs the code in the model's repository. A Maya cannot be loaded
+            there without it.
+        token: default: the token that huggingface_hub finds.
 
     Raises:
-        ValueError, FileNotFoundError: in one line, before anything is sent: a folder in place of a
-            repository, or a Maya without `trust_remote_code`.
-        OSError: in one line, what the Hub answered.
+        ValueError: `model` is a folder, or a Maya without `trust_remote_code`; nothing was sent.
+        FileNotFoundError: the model does not exist; nothing was sent.
+        OSError: the Hub refused.
     """
     found = find_model(model, revision)
     if found.revision is None:
         raise ValueError(
             f"{model}: expected a model's repository on the Hub, found a folder: a Space loads its "
-            f"model from there; send it first: maya publish {model} USER/NAME"
+            f"model from the Hub, so first run: maya publish {model} USER/NAME"
         )
     if read_config(found).get("model_type") == "maya" and not trust_remote_code:
         raise ValueError(
-            f"{found.name}: a Space loads a Maya by the code in the model's repository: allow that with "
+            f"{found.name}: a Space loads a Maya with the code in the model's repository: allow that with "
             "--trust-remote-code"
         )
     api = HfApi(token=token)

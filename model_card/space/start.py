@@ -1,4 +1,4 @@
-"""`maya space MODEL`: show the demo page of a model on this machine."""
+"""`maya space MODEL`: run the demo page of a model on this machine."""
 
 import tempfile
 from pathlib import Path
@@ -10,13 +10,13 @@ from maya_vlm.training.inference.chat import answer_in, question_in
 
 from .asking import Asking
 
-# An elephant, a bicycle, an apple and a rocket of the mini dataset, under the MIT licence.
+# Pictures of an elephant, a bicycle, an apple and a rocket from the mini dataset, under the MIT licence.
 EXAMPLES = Path(training.__file__).parent / "data" / "mini" / "images" / "fluent.parquet"
 CONCEPTS = ("1f34e", "1f418", "1f680", "1f6b2")
 
 
 def wording() -> dict[str, dict[str, str]]:
-    """Return for each of Maya's languages its own name and its questions, as `asking.Asking` takes them."""
+    """Return code -> name and questions of each of Maya's languages, in the form of `asking.Asking`."""
     return {
         code: {
             "name": name,
@@ -37,15 +37,18 @@ def start(
     """Show the page until the process is stopped.
 
     Args:
-        model: a folder or Hub repository (`user/name@revision` too), of a Maya, of an adapter of one, or
+        model: a folder or Hub repository (`user/name` or `user/name@revision`) of a Maya, of its adapter, or
             of another image-text-to-text model.
-        host: where the page listens.
-        port: where the page listens.
+        host: address that the server listens on.
+        port: port that the server listens on.
         trust_remote_code: passed on to transformers, for models other than Maya.
         revision: branch, tag or commit of the model's repository.
 
     Raises:
-        ValueError, FileNotFoundError, OSError, MemoryError: in one line: no such model, or no gradio.
+        ValueError: gradio is not installed, or the model is not usable; one line.
+        FileNotFoundError: the model does not exist.
+        OSError: the port is in use, or the model cannot be downloaded.
+        MemoryError: the model does not fit in memory.
     """
     try:
         from .app import STYLE, make_page
@@ -69,7 +72,7 @@ def start(
 
 
 def write_examples(folder: Path) -> list[str]:
-    """Write a few pictures of the mini dataset into `folder`, and return their files."""
+    """Write four pictures of the mini dataset into `folder`, and return their files."""
     import pyarrow.parquet as pq
 
     rows = pq.read_table(EXAMPLES, columns=["concept", "picture"]).to_pylist()

@@ -1,7 +1,7 @@
-"""Plays `maya train` for the scheduler's tests: writes what a run leaves, in a second.
+"""Stand-in for `maya train` in the scheduler's tests: write the files of a run within a second.
 
-The loss follows from the rate of the first rule and the seed. A recipe that asks for a dtype of bfloat16
-diverges, and one with an image_aspect of crop fails. The stages that were trained are appended to a file.
+The rate of the first rule and the seed determine the loss. A recipe with dtype bfloat16 diverges, and one with
+image_aspect crop fails. The names of the trained stages are appended to a file.
 """
 
 import json

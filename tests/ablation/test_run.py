@@ -1,4 +1,4 @@
-"""The scheduler of studies, on a played `maya train`: shared stages, failures, stops, the report."""
+"""Scheduler of studies, with a stand-in for `maya train`: shared stages, failures, stops, the report."""
 
 import json
 import os
@@ -29,7 +29,7 @@ RATE = "stages.finetune.train.0.rate"
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
     recipe = make_recipe(folder)
-    # The finetune stage's first rule has a rate, which cells vary.
+    # The cells vary the rate of the finetune stage's first rule.
     recipe["stages"][1]["train"] = [{"pattern": ".*", "rate": 0.001}]
     return write(recipe, folder / "recipe.yaml")
 
@@ -69,14 +69,14 @@ def trained(folder: Path) -> list[str]:
 
 def test_cells_share_their_first_stage_and_only_that(tmp_path, recipe, played):
     study, runs = prepared(tmp_path, recipe)
-    assert shared(runs) == 3  # the pretrain stage of each seed
+    assert shared(runs) == 3  # the pretrain stage, once per seed
     counts = run_study(study, runs, tmp_path / "work", jobs=3)
     assert (counts.before, counts.done, counts.failed, counts.diverged) == (0, 6, {}, {})
     stages = [line.split()[1] for line in trained(tmp_path)]
     assert stages.count("pretrain") == 3
     assert stages.count("finetune") == 6
     for run in runs:
-        # A stage that was taken over has the recipe of the run that took it.
+        # A copied stage has the recipe of the run that copied it.
         kept = run.folder / "pretrain" / "recipe.yaml"
         if kept.is_file():
             rate = yaml.safe_load(kept.read_text())["stages"][1]["train"][0]["rate"]
@@ -88,7 +88,7 @@ def test_a_finished_run_is_not_repeated_by_this_or_another_study(tmp_path, recip
     run_study(study, runs, tmp_path / "work", jobs=2)
     before = trained(tmp_path)
     assert run_study(study, runs, tmp_path / "work").before == 6
-    # Another study, in other words, with a cell in common.
+    # A study with other names and one cell in common.
     other = {"zero one": {RATE: 0.1}, "new": {RATE: 0.4}}
     study, runs = prepared(tmp_path, recipe, vary=None, cells=other, seeds=[1])
     counts = run_study(study, runs, tmp_path / "work")
@@ -132,7 +132,7 @@ def test_failed_and_diverged_runs_are_counted_and_the_others_go_on(tmp_path, rec
     assert counts.done == 2
     assert sorted(counts.diverged) == ["diverges, seed 0", "diverges, seed 1"]
     assert counts.failed["fails, seed 1"] == "maya train: no room"
-    # A diverged run is a result; a failed one is tried again.
+    # A diverged run is a result; a failed run is retried.
     assert [is_finished(run, study) for run in runs] == [True, True, False] * 2
     report = make_report("x", study, runs)
     page = write_report(report, tmp_path / "work" / "x").read_text()
@@ -191,7 +191,7 @@ def test_sigterm_stops_the_runs_and_the_same_command_continues(tmp_path, recipe)
 
 @pytest.mark.slow
 def test_a_real_study_of_two_cells(tmp_path):
-    """`maya train` and `maya evaluate` themselves, on mini."""
+    """Run the real `maya train` and `maya evaluate` on mini."""
     steps = {f"stages.{stage}.args.max_steps": 2 for stage in ("pretrain", "finetune")}
     logs = {f"stages.{stage}.args.logging_steps": 1 for stage in ("pretrain", "finetune")}
     path = study_file(
@@ -213,7 +213,7 @@ def test_a_real_study_of_two_cells(tmp_path):
     first, second = (
         json.loads((r.folder / "pretrain/training_log.json").read_text()) for r in runs
     )
-    assert first == second  # one of the runs has trained it
+    assert first == second  # one run trained the stage, and the other copied it
     outcome = read_outcome(runs[0])
     assert outcome is not None
     assert outcome["provenance"]["versions"]["torch"]

@@ -1,4 +1,4 @@
-"""What a study's file may say, and the one line for what it may not."""
+"""Study files: accepted keys and values, and one-line errors for the others."""
 
 import pytest
 import yaml
@@ -87,7 +87,7 @@ def test_cells_that_are_the_same_run_are_refused(tmp_path):
 
 
 def test_a_run_is_named_by_content_and_not_by_place(tmp_path):
-    """The same data in another folder is the same run; other data are another one."""
+    """Check that equal data in another folder is the same run, and different data a different run."""
     import shutil
 
     from maya_vlm.training.recipe import PACKAGE

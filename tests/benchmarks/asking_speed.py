@@ -5,12 +5,12 @@
 - `one_by_one`: `model.generate`, one question at a time.
 - `batched`: `model.generate` on padded batches, each question with its image.
 - `maya`: `maya_vlm.training.inference.generation.answer`: an image's prefix is computed once for all its
-  questions, and a row that has ended leaves the batch.
+  questions, and finished rows are removed from the batch.
 
-The ways take turns in one process, on a model in whose forward pass parts weigh about as in SigLIP-base with
-Aya-23-8B (the one of training_speed.py). Before the rounds all answers are compared, and the command fails
-where they differ. Reading pictures, prompts and decoding are timed too. `nothing_shared`, one language an image,
-is the case that sharing cannot make faster.
+The methods alternate in one process, on the model of training_speed.py, whose parts have about the same shares of
+the forward pass as SigLIP-base with Aya-23-8B. Before the rounds all answers are compared, and the command fails if
+they differ. The times include reading pictures, prompts and decoding. `nothing_shared`, with one language per image,
+is a case without any gain from sharing.
 
 Results go to results/asking_speed.json.
 """
@@ -39,12 +39,12 @@ from maya_vlm.training.inference.generation import Question, answer  # noqa: E40
 from tests.benchmarks.training_speed import QUICK, Shape, maya_model, spread  # noqa: E402
 from tests.benchmarks.workload import Texts, environment, write_rows  # noqa: E402
 
-TARGET = 3.0  # times faster than one by one, with eight languages an image
+TARGET = 3.0  # speed-up over one by one, with eight languages per image
 
 
 @dataclass(frozen=True)
 class Case:
-    """`images` images, each asked about in `languages` languages; answers of `tokens` tokens at most."""
+    """`images` images with questions in `languages` languages each, and answers of at most `tokens` tokens."""
 
     images: int
     languages: int
@@ -56,16 +56,16 @@ CASES = {
     "short": Case(8, 8, 16),
     "sentences": Case(4, 8, 64),
     "nothing_shared": Case(32, 1, 16),
-    "ten_languages": Case(1, 10, 64),  # one image, as the demo page asks
+    "ten_languages": Case(1, 10, 64),  # one image, as on the demo page
 }
 SMALL = {"shared": Case(2, 8, 4, 8)}
 
 
 class Differ(Exception):
-    """Two ways gave different answers."""
+    """Two methods gave different answers."""
 
 
-# ------------------------------------------------------------------------------ the three ways
+# ------------------------------------------------------------------------------ methods
 
 Way = Callable[[Any, Any, list[Path], list[Question], int], list[str]]
 
@@ -107,7 +107,7 @@ def batched(
 
 
 class Opened:
-    """Pictures of files, read when they are asked for."""
+    """Pictures in files, read on access."""
 
     def __init__(self, images: list[Path]):
         self.images = images
@@ -133,7 +133,7 @@ WAYS: dict[str, Way] = {"one_by_one": one_by_one, "batched": batched, "maya": ma
 
 
 def workload(folder: Path, case: Case) -> tuple[list[Path], list[Question]]:
-    """Pictures, and questions about them of 10 to 30 tokens."""
+    """Return pictures, and questions of 10 to 30 tokens about them."""
     path = write_rows(folder, case.images, case.languages, Texts((1, 1), (10, 30)))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     names = list(dict.fromkeys(row["images"][0] for row in rows))
@@ -145,21 +145,21 @@ def workload(folder: Path, case: Case) -> tuple[list[Path], list[Question]]:
 
 
 def say_letters(model: Any, tokenizer: Any) -> None:
-    """Let the head say only tokens that are letters: differences of others would not be seen in texts."""
-    # Not the embeddings, with which a random model repeats one token.
+    """Restrict the head to tokens of letters, because differences of other tokens do not show in texts."""
+    # Do not tie the head to the embeddings: a random model would repeat one token.
     random = torch.Generator().manual_seed(0)
     head = torch.randn(model.lm_head.weight.shape, generator=random)
     texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
     said = [token for token, text in enumerate(texts) if text.strip().isalpha()]
     mute = torch.ones(len(head), dtype=torch.bool)
     mute[said] = False
-    # Never the likeliest, beside the largest of many random logits.
+    # Never the most probable token, compared with the largest of many random logits.
     head[mute] = 0
     model.lm_head.weight = torch.nn.Parameter(head)
 
 
 def measure(case: Case, shape: Shape, rounds: int) -> dict[str, Any]:
-    """Seconds of each way, and ratios to ours. Raises Differ where answers are not the same."""
+    """Return the seconds of each method, and ratios to `maya`. Raise Differ if answers differ."""
     model, processor = maya_model(shape)
     model.eval()
     say_letters(model, processor.tokenizer)

@@ -1,11 +1,11 @@
-"""Peak memory of a conversion, measured on a synthetic checkpoint made on the spot.
+"""Peak memory of a conversion, measured on a synthetic checkpoint.
 
     python tests/benchmarks/convert_memory.py [--gigabytes 4.2] [--shard 1GB]
 
-Writes a `llava_cohere` checkpoint of that size (random bytes, real files), converts it in a process of its
-own and compares that process's peak resident memory with the promise: one shard plus 1 GB. The peak is
-the kernel's own count (VmHWM) and includes Python, torch and transformers. The result goes to
-results/convert_memory.json; nothing else is kept.
+Writes a `llava_cohere` checkpoint of the given size (random bytes, real files), converts it in a separate process,
+and compares the peak resident memory of that process with the limit: one shard plus 1 GB. The peak is the kernel's
+count (VmHWM) and includes Python, torch and transformers. The result goes to results/convert_memory.json; all other
+files are deleted.
 """
 
 import argparse
@@ -33,7 +33,7 @@ print(json.dumps({"imports": before, "peak": bytes_of("VmHWM"), "seconds": time.
 
 
 def make_checkpoint(folder: Path, nbytes: int, max_shard: str) -> dict[str, int]:
-    """Write the checkpoint; returns the size of each of its files."""
+    """Write the checkpoint, and return the sizes of its files."""
     import torch
     from huggingface_hub import split_state_dict_into_shards_factory
 

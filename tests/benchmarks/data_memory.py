@@ -1,12 +1,11 @@
-"""Peak memory of a dataset's build at ten thousand rows and at many more, on rows made on the spot.
+"""Peak memory of a dataset's build with ten thousand and with many more generated rows.
 
     python tests/benchmarks/data_memory.py [--rows 4400000]
 
-Writes a JSON file like LLaVA-Pretrain's with that many rows, then, each in a process of its own, reads
-it into source units (`sources`) and runs the unit engine over them with a worker that answers at once
-(`units`): the same journals, parquet files and manifests as a translation. Memory is the kernel's own
-count of a process's peak (VmHWM), Python and its packages included. The result goes to
-results/data_memory.json; the files are deleted.
+Writes a JSON file like LLaVA-Pretrain's with the given number of rows. Separate processes then read it into source
+units (`sources`), and run the unit engine on them with a worker that answers at once (`units`): with the same
+journals, parquet files and manifests as a translation. Memory is the kernel's count of a process's peak (VmHWM),
+including Python and its packages. The result goes to results/data_memory.json; the files are deleted.
 """
 
 import argparse
@@ -25,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from tests.benchmarks.memory import bytes_of  # noqa: E402
 
 SMALL = 10_000
-# The promise: many rows take at most this much more than few.
+# Limit: the additional memory of many rows compared with few.
 MOST = 1.2
 UNIT_ROWS = 2000
 
@@ -51,7 +50,7 @@ WORDS = [
 
 
 def write_rows(path: Path, count: int) -> None:
-    """Captions of 9 to 17 words under the ids and instructions of LLaVA-Pretrain, in no order."""
+    """Write captions of 9 to 17 words with ids and instructions like LLaVA-Pretrain's, in random order."""
     with path.open("w") as file:
         file.write("[")
         for n in range(count):
@@ -84,7 +83,7 @@ def measure_units(folder: Path) -> dict:
     from maya_vlm.training.data.translation.worker import TRANSLATED
 
     class Echo:
-        """Answers with the text itself, in a translated row's columns."""
+        """Worker that returns the unchanged text in the columns of a translated row."""
 
         name, key, schema, batch_rows, concurrency = "translate/xx", "echo", TRANSLATED, 1, 64
 

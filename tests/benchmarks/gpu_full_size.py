@@ -2,16 +2,16 @@
 
     python tests/benchmarks/gpu_full_size.py [--images 8 --steps 8] [--only pretrain]
 
-Needs a CUDA GPU with 80 GB. Aya-23-8B and SigLIP-base as their configs say, drawn at random on the
-GPU, trained by our trainer on made-up conversations: nothing is downloaded.
+Needs a CUDA GPU with 80 GB. Models with the configs of Aya-23-8B and SigLIP-base and random weights are trained by
+MayaTrainer on generated conversations; nothing is downloaded.
 
-- the GPU's own bf16 matrix-multiply peak, measured;
+- the measured bf16 matrix-multiply peak of the GPU;
 - pretrain: whole steps on images with captions in eight languages, plain, with gradient checkpointing
-  and with compiled layers, rows made by workers as the recipe does; model FLOP utilisation counts real
-  tokens only and nothing that is computed twice;
+  and with compiled layers, with rows from the recipe's number of workers; model FLOP utilisation counts neither
+  padding nor recomputation;
 - from that, the time of one pass over LLaVA-Pretrain's 558,128 images in eight languages;
-- finetune: the peak memory of steps that train decoder and projector whole, with what
-  maya-8b/finetune says of one 80 GB GPU (bf16 weights and gradients, 8-bit paged AdamW), against 80 GB.
+- finetune: the peak memory of steps that train the whole decoder and projector, with the settings of
+  maya-8b/finetune for one 80 GB GPU (bf16 weights and gradients, 8-bit paged AdamW), compared with 80 GB.
 
 Results go to results/gpu_full_size.json.
 """
@@ -32,16 +32,16 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "results" / "gpu_full_size.json"
 sys.path.insert(0, str(ROOT))
 
-IMAGES, LANGUAGES = 558_128, 8  # of LLaVA-Pretrain; of Maya's translations of it
+IMAGES, LANGUAGES = 558_128, 8  # of LLaVA-Pretrain, and of its translations for Maya
 TARGET_UTILISATION = 0.45
 TARGET_BYTES = 80e9
 WARM_UP = 2
-WORKERS = 4  # as the recipes' dataloader_num_workers
+WORKERS = 4  # dataloader_num_workers of the recipes
 PRETRAIN = ({}, {"checkpointing": True}, {"compiled": True})
 
 
 def full_size_config() -> Any:
-    """Config of the full-size Maya that the shipped recipes train: Aya-23-8B with SigLIP-base-256."""
+    """Return the config of the shipped recipes' full-size Maya: Aya-23-8B with SigLIP-base-256."""
     from maya_vlm.training.recipe import RECIPES
     from modeling_maya import MayaConfig
 
@@ -50,7 +50,7 @@ def full_size_config() -> Any:
 
 
 def build(config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The model at random on `device`, and a processor with a small tokenizer of the same form."""
+    """Return the model with random weights on `device`, and a processor with a small tokenizer of the same form."""
     from modeling_maya import MayaForConditionalGeneration
     from processing_maya import MayaImageProcessor, MayaProcessor, add_image_token
     from tests.helpers.tiny_processing import tiny_tokenizer
@@ -82,8 +82,8 @@ def pretrain(
     compiled: bool = False,
     workers: int = WORKERS,
 ) -> dict[str, Any]:
-    """Median step of pretraining on `images` images a step, each with a caption of 15 to 45 tokens
-    in eight languages. `peak`: FLOP/s to measure against."""
+    """Measure the median pretraining step with `images` images per step, each with captions of 15 to 45
+    tokens in eight languages. `peak`: reference FLOP/s."""
     from maya_vlm.training.model.flops import forward_flops, trainable_parts, training_flops
     from maya_vlm.training.recipe import Rule
     from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
@@ -147,9 +147,10 @@ def pretrain(
 
 
 def real_work(batch: dict[str, Any]) -> dict[str, int]:
-    """Arguments of `training_flops` for a step of our trainer: padding left out.
+    """Return the arguments of `training_flops` for a step of MayaTrainer, without padding.
 
-    A token's position says how many it sees before it, as positions restart behind a prefix.
+    A token's position is the number of tokens that it attends to before it, because positions restart after
+    a prefix.
     """
     rows = batch["rows"]
     padding = sum(row["padding"] for row in rows)
@@ -169,8 +170,8 @@ def finetune(
     steps: int,
     optimizer: str = "paged_adamw_8bit",
 ) -> dict[str, Any]:
-    """Peak memory and seconds of steps that train all but the tower, checkpointed; weights, gradients
-    and all that is computed are bfloat16, as in a run with `bf16: false` and dtype bfloat16."""
+    """Measure peak memory and seconds of checkpointed steps that train everything except the tower. Weights,
+    gradients and activations are bfloat16, as in a run with `bf16: false` and dtype bfloat16."""
     from maya_vlm.training.recipe import Rule
     from tests.benchmarks.workload import RATE, Stepper, Texts, maya_trainer, write_rows
 
@@ -219,12 +220,12 @@ def reset_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Bytes that PyTorch had reserved at most, 0 without a GPU."""
+    """Return the peak of PyTorch's reserved bytes, 0 without a GPU."""
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
 
 
 def paged_memory() -> int:
-    """Bytes of optimizer state that bitsandbytes may move to main memory: beside what PyTorch reserves."""
+    """Return the bytes of optimizer state that bitsandbytes may move to main memory, outside PyTorch's count."""
     if not torch.cuda.is_available():
         return 0
     from bitsandbytes.functional import GlobalPageManager

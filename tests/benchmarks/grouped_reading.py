@@ -1,18 +1,18 @@
-"""Reading images with their captions in eight languages: joined into groups, against language by language.
+"""Reading images with captions in eight languages: joined into groups, compared with one language after another.
 
     python tests/benchmarks/grouped_reading.py [--images 2000] [--rounds 5] [--output FILE]
 
-The dataset is made on the spot: captions in one sorted table a language, images (random bytes, 47 KB
-each, as a photo of LLaVA-Pretrain has) once in a table of their own. Three readers give every caption with
-its image's bytes, undecoded, in bounded memory:
+The dataset is generated: one sorted table of captions per language, and one table of images (random bytes, 47 KB
+each, like a photo of LLaVA-Pretrain). Three readers return every caption with its image's undecoded bytes, with
+bounded memory:
 
     grouped      `maya_vlm.training.batches.joined`: one pass over all tables
-    joined_by_8  `datasets` in streaming mode, for each language its captions beside the images, merged
-    separate_8   the same from eight datasets that hold the image's bytes in every row
+    joined_by_8  `datasets` in streaming mode: for each language its captions and the images, merged
+    separate_8   the same with eight datasets that have the image's bytes in every row
 
-Every round runs each reader in a process of its own, which counts what it read. Printed are medians,
-and ratios of medians, of wall time and of CPU time (opening the datasets included), and the most memory
-that Arrow held, also for a dataset of a quarter of the images. The result goes to results/grouped_reading.json.
+Every round runs each reader in a separate process, which counts the rows and bytes read. The output has medians, and
+ratios of medians, of wall time and CPU time (including the opening of the datasets), and Arrow's peak memory, also
+for a dataset with a quarter of the images. The result goes to results/grouped_reading.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ READERS = ("grouped", "joined_by_8", "separate_8")
 
 
 def make_dataset(folder: Path, images: int) -> None:
-    """The layout of a published dataset in `folder`/tables, rows with bytes in `folder`/rows."""
+    """Write the layout of a published dataset to `folder`/tables, and rows with bytes to `folder`/rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -109,7 +109,7 @@ def separate_8(folder: Path) -> Iterator[tuple[str, str, str, bytes]]:
 
 
 def read(name: str, folder: Path) -> dict[str, Any]:
-    """Run a reader once: what it read, how long that took and how much memory."""
+    """Run a reader once, and return the amount read, the time and the memory."""
     import datasets  # noqa: F401
     import pyarrow
 
@@ -123,7 +123,7 @@ def read(name: str, folder: Path) -> dict[str, Any]:
     for identity, language, caption, image in reader(folder):
         rows += 1
         size += len(image)
-        # In any order the same.
+        # Independent of the order.
         text = f"{identity} {language} {caption}".encode() + image[:16]
         content ^= int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
     return {
@@ -137,7 +137,7 @@ def read(name: str, folder: Path) -> dict[str, Any]:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """`rounds` of every reader, in turn. Raises RuntimeError if they did not read the same."""
+    """Run `rounds` of every reader, alternating. Raise RuntimeError if they read different data."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in READERS}
     for _ in range(rounds):
         for name in READERS:

@@ -2,23 +2,23 @@
 
     python tests/benchmarks/heads.py [--cases large_frozen ...] [--rounds 5] [--quick]
 
-All get the same: hidden states of the supervised positions, the output matrix, labels, Cohere's logit
-scale; all give the loss and its gradients, of the matrix too where it learns (finetune; in pretrain
-it is frozen).
+All get the same inputs: hidden states of the supervised positions, the output matrix, labels, Cohere's logit scale.
+All return the loss and its gradients, including the matrix's if it is trained (in finetune; in pretrain it is
+frozen).
 
-- `maya`: `maya_vlm.training.model.loss.token_losses`: tiles, their gradient taken in the forward pass.
-- `recomputed`: the same tiles by autograd, computed again in the backward pass by checkpointing.
+- `maya`: `maya_vlm.training.model.loss.token_losses`: tiles, with gradients computed in the forward pass.
+- `recomputed`: the same tiles with autograd and checkpointing, which recomputes them in the backward pass.
 - `whole`: all logits of the supervised positions at once.
-- `trl`: TRL's fused head as `SFTTrainer` calls it, with entropy and top-1. On a GPU it is a Triton
-  kernel; what a CPU runs is its fallback in torch.
-- `torch`: torch's own `linear_cross_entropy`, in chunks. It gives no top-1, which the others do.
+- `trl`: TRL's fused head as `SFTTrainer` calls it, with entropy and top-1. It is a Triton kernel on a GPU, and
+  its torch fallback on a CPU.
+- `torch`: torch's `linear_cross_entropy`, in chunks. Unlike the others, it returns no top-1.
 
-Liger's and Apple's (cut cross entropy) heads are Triton kernels, which no CPU runs; Liger's way of
-taking the gradient in the forward pass is `maya`'s.
+Liger's and Apple's (cut cross entropy) heads are Triton kernels, which do not run on a CPU; `maya` uses Liger's
+method of computing gradients in the forward pass.
 
-The heads take turns in one process. Before the rounds, losses and gradients are compared with those
-of `whole`, and the command fails when they differ. Ratios are medians over rounds of one round's two
-times. Peak memory is taken in a process per head, above what it holds before the call.
+The heads alternate in one process. Before the rounds, losses and gradients are compared with those of `whole`, and
+the command fails if they differ. A ratio is the median over rounds of the ratio of two times in one round. Peak
+memory is measured in one process per head, relative to the memory before the call.
 
 Results go to results/heads.json.
 """
@@ -48,13 +48,13 @@ from tests.benchmarks.memory import in_own_processes, memory_of  # noqa: E402
 from tests.benchmarks.workload import environment  # noqa: E402
 
 SCALE = 0.0625  # Cohere's logit scale
-TRL_CHUNK = 32768  # vocabulary rows of a tile in `SFTTrainer`
+TRL_CHUNK = 32768  # vocabulary rows per tile in `SFTTrainer`
 TOLERANCE = 1e-3  # largest relative difference of a gradient
 
 
 @dataclass(frozen=True)
 class Case:
-    """A head of (vocabulary, width) at `positions` supervised tokens; whether its matrix learns."""
+    """A head of (vocabulary, width) at `positions` supervised tokens, and whether its matrix is trained."""
 
     width: int
     vocabulary: int
@@ -63,7 +63,7 @@ class Case:
 
 
 CASES = {
-    "mini_frozen": Case(160, 6080, 2048, False),  # the mini language model's
+    "mini_frozen": Case(160, 6080, 2048, False),  # the mini language model
     "mini_learns": Case(160, 6080, 2048, True),
     "large_frozen": Case(1024, 256_000, 256, False),  # Aya's vocabulary, a quarter of its width
     "large_learns": Case(1024, 256_000, 256, True),
@@ -71,7 +71,7 @@ CASES = {
 QUICK = {"frozen": Case(16, 300, 40, False), "learns": Case(16, 300, 40, True)}
 
 
-# ------------------------------------------------------------------------------ the heads
+# ------------------------------------------------------------------------------ heads
 
 Loss = Callable[[torch.Tensor, torch.nn.Linear, torch.Tensor], torch.Tensor]
 
@@ -120,7 +120,7 @@ HEADS: dict[str, Loss] = {
 
 
 def inputs(case: Case) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor]:
-    """Hidden states as a last norm leaves them, the matrix, labels; the same every time."""
+    """Return hidden states like those after a final norm, the matrix and labels, always the same."""
     torch.manual_seed(0)
     head = torch.nn.Linear(case.width, case.vocabulary, bias=False)
     head.weight.data.normal_(std=0.02 / SCALE / 4)
@@ -130,7 +130,7 @@ def inputs(case: Case) -> tuple[torch.Tensor, torch.nn.Linear, torch.Tensor]:
 
 
 def run(name: str, case: Case, parts: Any) -> tuple[float, float]:
-    """Seconds of forward and backward, and the mean loss; gradients are left where they are."""
+    """Return the seconds of forward and backward, and the mean loss; gradients stay on the tensors."""
     hidden, head, labels = parts
     hidden.grad = head.weight.grad = None
     start = time.perf_counter()
@@ -140,7 +140,7 @@ def run(name: str, case: Case, parts: Any) -> tuple[float, float]:
 
 
 def differences(case: Case, parts: Any) -> dict[str, dict[str, float]]:
-    """Of every head from `whole`, relative: the loss, the largest of its gradients'."""
+    """Return for every head the relative differences from `whole`: loss and largest gradient difference."""
     hidden, head, _ = parts
     _, expected = run("whole", case, parts)
     right = [g.clone() for g in (hidden.grad, head.weight.grad) if g is not None]
@@ -154,8 +154,8 @@ def differences(case: Case, parts: Any) -> dict[str, dict[str, float]]:
 
 
 def extra_memory(name: str, case: Case) -> int:
-    """Bytes this process holds at most in one call, above what it holds before."""
-    # Libraries set themselves up in a first, small call.
+    """Return the peak bytes of this process during one call, above its bytes before."""
+    # A small first call initializes the libraries.
     small = Case(case.width, 512, 8, case.learns)
     run(name, small, inputs(small))
     parts = inputs(case)
@@ -163,12 +163,12 @@ def extra_memory(name: str, case: Case) -> int:
 
 
 def measure_memory(case: Case) -> dict[str, int] | None:
-    """Of every head; None and when as `in_own_processes`."""
+    """Return the extra memory of every head, or None as in `in_own_processes`."""
     return in_own_processes(extra_memory, HEADS, case)
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """One case, without its memory. Raises ValueError when the heads do not compute the same."""
+    """Measure one case without its memory. Raise ValueError if the heads' results differ."""
     parts = inputs(case)
     apart = differences(case, parts)
     worst = max(apart, key=lambda n: apart[n]["gradient"])
@@ -179,7 +179,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in HEADS}
     order = list(HEADS)
     for number in range(rounds):
-        # Whoever goes first finds other things in the caches: so everyone does.
+        # The first one in a round finds other cache contents, so the order rotates.
         for place in range(len(order)):
             name = order[(place + number) % len(order)]
             seconds[name].append(run(name, case, parts)[0])

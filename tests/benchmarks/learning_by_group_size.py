@@ -3,23 +3,21 @@
     python tests/benchmarks/learning_by_group_size.py [--minutes 240] [--seeds 0 1 2 3 4] [--jobs 2]
     python tests/benchmarks/learning_by_group_size.py --plot
 
-A group of K captions of one image costs less than K rows, but its captions are more alike than those
-of K images. So the same compute buys more samples that teach less each; which wins is measured here,
-with `maya train` on the mini dataset: the pretrain stage of the `mini` recipe (projector alone, eight
-languages) for every K and several budgets of compute, batch size (in images) and rate tuned for each
-of these by climbing from the last best, with a seed of its own; at the largest budget all K climb once
-more, from the best place that one of them has found. Held-out loss: nats per token of the captions of
-things that training has no picture and no caption of, in the styles it learns from. (In a new style,
-what the tower misreads decides the loss, whatever the projector has learned.)
+A group of K captions of one image costs less than K rows, but its captions are more similar than those of K images.
+So the same compute gives more samples with less information each. This study measures which effect is larger, with
+`maya train` on the mini dataset: the pretrain stage of the `mini` recipe (projector only, eight languages) for every
+K and several compute budgets. Batch size (in images) and rate are tuned for each of these by hill climbing from the
+last best point, with a separate seed. At the largest budget, every K climbs again from the best point of all K.
+Held-out loss is in nats per token of the captions of concepts without any training picture or caption, in the
+training styles. (In a new style, errors of the tower determine the loss, whatever the projector has learned.)
 
-A mini picture is 16 tokens, which leaves little to share, so compute is that of the same training on
-the full-size model: FLOPs of Aya-23-8B with 256 image tokens and captions of 30
-(`maya_vlm.training.model.flops`). The seconds of the mini model are kept beside it. Budgets are parts of what one
-pass over all captions costs with K = 1.
+A mini picture has only 16 tokens to share. So compute is counted for the same training of the full-size model: FLOPs
+of Aya-23-8B with 256 image tokens and captions of 30 tokens (`maya_vlm.training.model.flops`). The results also have
+the seconds of the mini model. Budgets are fractions of the cost of one pass over all captions with K = 1.
 
-Every run leaves one JSON in --work; runs that are there are not repeated, and one whose time is over
-can be continued by the same command. Runs of another recipe, data or bases get another folder.
-Results: results/learning_by_group_size.json and .png, as far as runs are there.
+Every run writes one JSON file to --work and is not repeated. If the time is over, the same command continues. Runs
+with another recipe, data or base models use another folder. Results of the finished runs:
+results/learning_by_group_size.json and .png.
 """
 
 import argparse
@@ -44,11 +42,11 @@ sys.path.insert(0, str(ROOT))
 
 GROUP_SIZES = (1, 2, 4, 8)
 BUDGETS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3)
-START = {k: (32 // k, 2e-2) for k in GROUP_SIZES}  # images a step, rate
+START = {k: (32 // k, 2e-2) for k in GROUP_SIZES}  # images per step, rate
 TUNING_SEED = 1000
 IMAGE_TOKENS, TEXT_TOKENS = 256, 30
-LOG_STEP = 2.0  # from one batch size or rate to the next
-WORTH = 0.01  # nats that make a step of tuning; another seed moves a loss by three times as much
+LOG_STEP = 2.0  # factor between neighbouring batch sizes or rates
+WORTH = 0.01  # smallest improvement in nats for a tuning step; another seed changes a loss by three times as much
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Run:
 
 @cache
 def flops_per_sample(group_size: int) -> float:
-    """Forward and backward of a caption in pretraining at full size, its share of the image in it."""
+    """Return the forward and backward FLOPs of a caption in full-size pretraining, with its share of the image."""
     from maya_vlm.training.model.flops import (
         TrainableParts,
         forward_flops,
@@ -106,15 +104,15 @@ def flops_per_sample(group_size: int) -> float:
 
 
 def samples_for(budget: float, group_size: int, captions: int) -> int:
-    """Samples that `budget` pays for; 1 is a pass over all captions with K = 1."""
+    """Return the number of samples for `budget`; 1 is a pass over all captions with K = 1."""
     return round(budget * captions * flops_per_sample(1) / flops_per_sample(group_size))
 
 
-# ------------------------------------------------------------------------------ one run
+# ------------------------------------------------------------------------------ run
 
 
 def recipe_of(run: Run, data: Path | None = None) -> Any:
-    """The `mini` recipe's pretrain stage with the run's values; data: in place of the recipe's."""
+    """Return the `mini` recipe's pretrain stage with the run's values. `data` replaces the recipe's data."""
     from maya_vlm.training.recipe import find_recipe, load_recipe
 
     recipe = load_recipe(find_recipe("mini"))
@@ -137,8 +135,8 @@ def recipe_of(run: Run, data: Path | None = None) -> Any:
 
 
 def hold_out(concepts: int, source: Any, folder: Path) -> None:
-    """Make `folder` a dataset of the training texts of `source` in its languages: the split
-    `validation` has all texts of so many concepts, drawn at random, `train` the others."""
+    """Write a dataset with the training texts of `source` in its languages to `folder`. The split
+    `validation` has all texts of `concepts` random concepts, and `train` has the others."""
     import shutil
 
     import numpy as np
@@ -170,7 +168,7 @@ def hold_out(concepts: int, source: Any, folder: Path) -> None:
 
 
 def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
-    """Train on `data`, evaluate on its held-out part, and leave the result in `work`."""
+    """Train on `data`, evaluate on its held-out part, and write the result to `work`."""
     import contextlib
     import shutil
 
@@ -200,10 +198,10 @@ def run_once(run: Run, work: Path, data: Path) -> dict[str, Any]:
 
 
 def held_out(folder: Path, source: Any) -> dict[str, Any]:
-    """Loss per token of the captions of all validation pictures, in all and per language.
+    """Return the loss per token of the captions of all validation pictures, in total and per language.
 
-    By the model's own forward, one conversation a row: nothing of the training path takes part. A
-    picture is encoded once for all its captions.
+    The model's own forward computes one conversation per row, without the training code. A picture is
+    encoded once for all its captions.
     """
     import dataclasses
 
@@ -261,7 +259,7 @@ def held_out(folder: Path, source: Any) -> dict[str, Any]:
             lengths.append((tokens.count(processor.image_token_id), len(tokens)))
     loss = sum(s[0] for s in sums.values()) / sum(s[1] for s in sums.values())
     return {
-        "loss": loss if math.isfinite(loss) else None,  # None: the training broke down
+        "loss": loss if math.isfinite(loss) else None,  # None: the training diverged
         "languages": {
             language: s[0] / s[1] if math.isfinite(s[0]) else None
             for language, s in sorted(sums.items())
@@ -276,15 +274,15 @@ def held_out(folder: Path, source: Any) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------ all runs
+# ------------------------------------------------------------------------------ runs
 
 
 class TimeIsOver(Exception):
-    """The time that was given is used up."""
+    """The time limit is reached."""
 
 
 class Runner:
-    """Does runs in `jobs` processes until `deadline` (time.monotonic), remembering all it did."""
+    """Execute runs in `jobs` processes until `deadline` (time.monotonic), and keep all results."""
 
     def __init__(self, work: Path, jobs: int, deadline: float, data: Path):
         from maya_vlm.training.common.signals import end_with_parent
@@ -296,7 +294,7 @@ class Runner:
         self.pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=end_with_parent)
 
     def __call__(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
-        """Results of `runs`. Raises TimeIsOver before runs that would begin too late."""
+        """Return the results of `runs`. Raise TimeIsOver before runs that would begin too late."""
         missing = [r for r in runs if not self.path(r).is_file()]
         if missing and time.monotonic() > self.deadline:
             raise TimeIsOver
@@ -315,11 +313,11 @@ class Runner:
 def climb(
     measure: Callable[[Sequence[tuple[int, float]]], Sequence[float]], start: tuple[int, float]
 ) -> tuple[int, float]:
-    """The first (batch size, rate) on the way down that no neighbour betters by WORTH; neighbours are
-    half and double of either.
+    """Descend to the first (batch size, rate) that no neighbour improves by WORTH. Neighbours have half or
+    double of either value.
 
     Args:
-        measure: losses of several points.
+        measure: returns the losses of several points.
     """
     known: dict[tuple[int, float], float] = {}
     best = start
@@ -340,8 +338,8 @@ def climb(
 def study(
     runner: Runner, captions: int, budgets: Sequence[float], seeds: Sequence[int]
 ) -> dict[int, list[dict[str, Any]]]:
-    """Points of the curves: {K: [{budget, batch_size, rate, runs}]}, at the budgets that time allowed
-    for every K."""
+    """Return the points of the curves, {K: [{budget, batch_size, rate, runs}]}, at the budgets that all K
+    finished."""
     curves: dict[int, list[dict[str, Any]]] = {k: [] for k in GROUP_SIZES}
     best = dict(START)
 
@@ -357,15 +355,15 @@ def study(
         return {"budget": budget, "batch_size": batch, "rate": rate, "runs": runs}
 
     try:
-        # Side by side, so that the runner's processes are never without work.
+        # In parallel, so that the runner's processes always have work.
         with ThreadPoolExecutor(len(GROUP_SIZES)) as threads:
             for budget in sorted(budgets):
                 measures = {k: partial(losses, k, budget) for k in GROUP_SIZES}
                 ends = threads.map(climb, measures.values(), best.values())
                 best = dict(zip(GROUP_SIZES, ends, strict=True))
                 if budget == max(budgets):
-                    # The conclusion is drawn here, and a climb may have stopped on the way to where
-                    # another K has come: all set out once more from the best of these places.
+                    # The conclusion depends on this budget, and a climb may have stopped early: every K
+                    # climbs again from the best point of all K.
                     first = min(GROUP_SIZES, key=lambda k: measures[k]([best[k]])[0])
                     ends = threads.map(partial(climb, start=best[first]), measures.values())
                     for (k, measure), end in zip(measures.items(), ends, strict=True):
@@ -380,14 +378,15 @@ def study(
     return curves
 
 
-# ------------------------------------------------------------------------------ what it says
+# ------------------------------------------------------------------------------ conclusion
 
 
 def reached(curve: Sequence[tuple[float, float]], loss: float) -> tuple[float, bool] | None:
-    """Where a curve of (x, loss) first comes down to `loss`, linear in log x between its points.
+    """Find where a curve of (x, loss) first reaches `loss`, with linear interpolation in log x.
 
-    Returns (x, whether this is only an upper bound: the first point is there already), or None if
-    it never does.
+    Returns:
+        (x, whether x is only an upper bound because the first point is already there), or None if the
+        curve never reaches it.
     """
     curve = sorted(curve)
     if curve[0][1] <= loss:
@@ -399,8 +398,8 @@ def reached(curve: Sequence[tuple[float, float]], loss: float) -> tuple[float, b
 
 
 def conclude(curves: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """For every K: its curve with the spread over seeds, and what it needs, as a part of what K = 1
-    needed, to come to the mean loss of K = 1 at its largest budget."""
+    """Return for every K its curve with the spread over seeds, and the fraction of K = 1's compute that it
+    needs to reach the mean loss of K = 1 at the largest budget."""
     found: dict[str, Any] = {}
     final = max(curves[1], key=lambda p: p["budget"], default=None)
     for k, points in curves.items():
@@ -426,7 +425,7 @@ def conclude(curves: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def loss_of(point: dict[str, Any]) -> float:
-    """Mean over seeds."""
+    """Return the mean loss over seeds."""
     return statistics.mean(r["loss"] for r in point["runs"])
 
 
@@ -445,7 +444,7 @@ def point_summary(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The curves and the conclusion as text."""
+    """Return the curves and the conclusion as text."""
     lines = [f"{'K':>2}{'budget':>8}{'batch':>7}{'rate':>8}{'samples':>9}{'seconds':>9}  loss"]
     for k, entry in record["by_group_size"].items():
         for p in entry["curve"]:
@@ -472,7 +471,7 @@ def shown(part: dict[str, Any] | None) -> str:
 
 
 def render(record: dict[str, Any]) -> str:
-    """The study as a section of docs/train.md."""
+    """Return the study as a section of docs/train.md."""
     found = record["by_group_size"]
     budgets = sorted({p["budget"] for p in found["1"]["curve"]})
     heads = [f"1/{round(1 / budget)} of a pass" for budget in budgets]
@@ -503,7 +502,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Held-out loss against compute, the mini model's seconds, and samples; bars are seeds."""
+    """Plot the held-out loss over compute, the mini model's seconds, and samples; bars show the seeds."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -543,11 +542,11 @@ def plot(record: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-# ------------------------------------------------------------------------------ the command
+# ------------------------------------------------------------------------------ command
 
 
 def report(record: dict[str, Any], output: Path) -> None:
-    """Print the table and draw the plot beside `output`; the results' own file goes into docs/train.md."""
+    """Print the table, draw the plot next to `output`, and put the results of the default file into docs/train.md."""
     from tests.benchmarks.main_job import DOCS, put
 
     plot(record, output.with_suffix(".png"))
@@ -557,7 +556,7 @@ def report(record: dict[str, Any], output: Path) -> None:
 
 
 def fingerprint(held_out_concepts: int) -> str:
-    """Of the recipe and its inputs: results of another are no results of this."""
+    """Return a hash of the recipe and its inputs, which separates the results of different recipes."""
     from maya_vlm.training.common.schema import digest
     from maya_vlm.training.run.manifest import make_manifest
 
@@ -581,7 +580,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot:
         report(json.loads(args.output.read_text()), args.output)
         return 0
-    os.chdir(ROOT)  # where the resolved recipe's paths begin
+    os.chdir(ROOT)  # the resolved recipe's paths are relative to this folder
 
     from maya_vlm.training.batches.groups import GroupData
     from maya_vlm.training.common.files import write_json

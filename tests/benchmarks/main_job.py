@@ -1,4 +1,4 @@
-"""The README's main job, timed: `maya train RECIPE`, then `maya evaluate`, once per seed.
+"""Times of the README's main example: `maya train RECIPE`, then `maya evaluate`, once per seed.
 
     python tests/benchmarks/main_job.py --recipe mini --seeds 0 1 2
     python tests/benchmarks/main_job.py --recipe mini --readme
@@ -26,18 +26,18 @@ HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
 DOCS = HERE.parents[1] / "docs"
 PAGE = DOCS / "results.md"
-# The part of the README that says in three lines what mini learned.
+# The README's section with the three lines of mini's results.
 SUMMARY = "mini-summary"
 PICTURE = HERE.parents[1] / "model_card" / "pictures" / "mini_sheet.png"
 
 
 def results_file(recipe: str) -> Path:
-    """Where the results of a recipe's runs are kept."""
+    """Return the file with the results of a recipe's runs."""
     return HERE / "results" / f"main_job_{recipe}.json"
 
 
 def run_once(recipe: str, seed: int, work: Path) -> dict[str, Any]:
-    """Train and evaluate in fresh processes; the seconds of each and the evaluation's results."""
+    """Train and evaluate in fresh processes, and return the seconds of each and the evaluation's results."""
     folder = work / f"seed-{seed}"
     maya = [sys.executable, "-m", "maya_vlm.training.cli"]
     seconds = {}
@@ -53,7 +53,7 @@ def run_once(recipe: str, seed: int, work: Path) -> dict[str, Any]:
 
 
 def render(record: dict[str, Any]) -> str:
-    """The section of docs/results.md about a recipe: for mini all languages, for others what they add."""
+    """Return a recipe's section of docs/results.md: all languages for mini, only additional ones for others."""
     if record["recipe"] == "mini":
         return render_languages(record)
     mini = json.loads(results_file("mini").read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def render_summary(record: dict[str, Any]) -> str:
-    """The README's three lines: means of all languages on concepts seen in training, beside the blind run."""
+    """Return the README's three lines: means over languages on concepts seen in training, and the blind run's."""
     run = record["runs"][0]
     scores, info = Scores(run["results"], "mini"), run["results"]["tasks"]["mini"]
     lines = []
@@ -80,7 +80,7 @@ def render_summary(record: dict[str, Any]) -> str:
 
 
 def render_growth(records: list[dict[str, Any]]) -> str:
-    """One row a recipe, first seed each: minutes, and the means of all languages."""
+    """Return one table row per recipe, first seed each: minutes, and the means over languages."""
     info = records[0]["runs"][0]["results"]["tasks"]["mini"]
     heads = ["recipe", "training, minutes"]
     heads += [f"{title}, {_part(subset)}" for subset, title in info["subsets"].items()]
@@ -111,7 +111,7 @@ def _source(record: dict[str, Any]) -> str:
 
 
 def render_languages(record: dict[str, Any]) -> str:
-    """The first seed in full, the spread over seeds, the time and machine."""
+    """Return the full results of the first seed, the spread over seeds, the time and the machine."""
     first = record["runs"][0]["results"]
     info = first["tasks"]["mini"]
     lines = [
@@ -145,7 +145,7 @@ def render_languages(record: dict[str, Any]) -> str:
 
 
 def readme_with(section: str, name: str, text: str) -> str:
-    """`text` with what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` replaced."""
+    """Return `text` with the part between `<!-- NAME:begin -->` and `<!-- NAME:end -->` replaced."""
     begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
@@ -155,7 +155,7 @@ def readme_with(section: str, name: str, text: str) -> str:
 
 
 def put(page: Path, name: str, section: str) -> None:
-    """Write a section into a page, between its marks."""
+    """Write a section into a page, between its markers."""
     text = page.read_text(encoding="utf-8")
     page.write_text(readme_with(section, name, text), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What a process holds, by the kernel's own account (Linux). Imports nothing heavy."""
+"""Memory of a process, from the kernel's counts (Linux). No heavy library is imported."""
 
 import ctypes
 from collections.abc import Callable, Iterable
@@ -13,10 +13,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 def in_own_processes(
     call: Callable[..., Any], names: Iterable[str], *args: Any
 ) -> dict[str, Any] | None:
-    """`call(name, *args)` of every name, each in a process of its own, whose memory it measures.
+    """Return `call(name, *args)` for every name, each in a separate process that measures its memory.
 
-    None where the system does not say (it takes Linux). To be called before this process computes
-    anything: the processes are forks, which a pool of threads does not survive.
+    Returns None on systems without these counts (only Linux has them). Call this before the present process
+    computes anything, because the processes are forks, and thread pools do not survive a fork.
     """
     if not _CLEAR.exists():
         return None
@@ -28,16 +28,16 @@ def in_own_processes(
 
 
 def memory_of(call: Callable[[], object]) -> dict[str, int]:
-    """Bytes this process holds before a call, and the most above that in it."""
+    """Return the bytes of this process before a call, and the additional peak during it."""
     ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR.write_text("5")  # the high-water mark starts again from here
+    _CLEAR.write_text("5")  # reset the high-water mark
     held = bytes_of("VmRSS")
     call()
     return {"held": held, "extra": bytes_of("VmHWM") - held}
 
 
 def bytes_of(name: str) -> int:
-    """A line of the kernel's account of this process, in bytes: VmRSS it holds, VmHWM is the most it
-    held. getrusage's peak begins with the parent's."""
+    """Return a kernel count of this process in bytes: VmRSS is the present size, VmHWM the peak. (getrusage's
+    peak includes the parent's.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

@@ -1,16 +1,15 @@
-"""The mini dataset made again by the pipeline, from English into nine languages, and trained on.
+"""End-to-end rebuild of the mini dataset: translated from English into nine languages, reviewed and trained on.
 
     python tests/benchmarks/mini_end_to_end.py                # all concepts; writes results/
     python tests/benchmarks/mini_end_to_end.py --concepts 60 --languages fr hi --output /tmp/x.json
 
-1. `maya data build` by the shipped plan, against a local endpoint that answers from the human
-   translations and fails as servers and models do (429, 503, resets, broken JSON, answers that are
-   cut, not translated, in another language, refused, or prefaced).
-2. Review: a sheet for each language is filled by somebody who knows the human translations, read
-   back, and the dataset assembled again.
-3. Every row that came out is compared with the human one. Everything that differs is listed.
-4. The dataset is checked and published to a Hub on this machine, and a small Maya is trained for some
-   steps on it, by its folder and by its name: the losses must be the same.
+1. Run `maya data build` with the shipped plan and a local endpoint, which answers with the human translations and
+   produces typical failures of servers and models (429, 503, resets, broken JSON, answers that are truncated,
+   untranslated, in another language, refused, or prefaced).
+2. Review: fill a sheet for each language from the human translations, read it back, and assemble the dataset again.
+3. Compare every output row with the human row, and list all differences.
+4. Check the dataset, publish it to a local Hub, and train a small Maya for some steps on it, by its folder and by
+   its name: the losses must be equal.
 """
 
 import argparse
@@ -73,7 +72,7 @@ stages:
 
 
 def cut(mini: Path, folder: Path, concepts: int) -> Path:
-    """The mini dataset with only so many concepts: every n-th, toxic ones among them."""
+    """Write the mini dataset with only `concepts` concepts: every n-th, including toxic ones."""
     found = pq.read_table(mini / "texts" / "en" / "train-clean.parquet")["concept"].unique()
     toxic = pq.read_table(mini / "texts" / "en" / "train-flagged.parquet")["concept"].unique()
     few = max(1, concepts // 10)
@@ -88,7 +87,7 @@ def cut(mini: Path, folder: Path, concepts: int) -> Path:
 
 
 def human(mini: Path, languages: list[str]) -> dict[str, dict[str, tuple[str, bool]]]:
-    """language -> id -> (name, whether it is toxic by the curated list)."""
+    """Return language -> id -> (name, whether the curated list marks it as toxic)."""
     found: dict[str, dict[str, tuple[str, bool]]] = {}
     for lang in languages:
         rows = found.setdefault(lang, {})
@@ -101,7 +100,7 @@ def human(mini: Path, languages: list[str]) -> dict[str, dict[str, tuple[str, bo
 
 
 def truths(known: dict[str, dict[str, tuple[str, bool]]]) -> dict[str, dict[str, str]]:
-    """What the endpoint answers: language -> English name -> name."""
+    """Return the endpoint's answers: language -> English name -> name."""
     english = known["en"]
     return {
         lang: {english[id_][0]: name for id_, (name, _) in rows.items()}
@@ -111,7 +110,7 @@ def truths(known: dict[str, dict[str, tuple[str, bool]]]) -> dict[str, dict[str,
 
 
 def fill(folder: Path, known: dict[str, dict[str, tuple[str, bool]]]) -> Counter[str]:
-    """Fill every open sheet as somebody would who knows the truth, and read it back."""
+    """Fill every open sheet with the right decisions, and read it back."""
     decided: Counter[str] = Counter()
     for sheet in sorted((folder / "review").glob("translation-*.csv")):
         with sheet.open(encoding="utf-8-sig", newline="") as file:
@@ -134,13 +133,13 @@ def fill(folder: Path, known: dict[str, dict[str, tuple[str, bool]]]) -> Counter
 def compare(
     dataset: Path, known: dict[str, dict[str, tuple[str, bool]]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Counts by language of what came of every human row, and the rows that differ.
+    """Return counts by language of the outcomes of all human rows, and the rows that differ.
 
-    A row is equal to the human one, untranslated (the English name), foreign (the name in another
-    of the languages), other, rejected or failed.
+    The outcome is equal to the human row, untranslated (the English name), foreign (the name in another of
+    the languages), other, rejected or failed.
 
-    Raises AssertionError for a row that is lost, doubled or invented, and for one whose place
-    (flagged or not) is not what the curated list says.
+    Raises:
+        AssertionError: a row is lost, doubled or invented, or its flag differs from the curated list.
     """
     counts, differences = {}, []
     for lang, rows in known.items():
@@ -185,7 +184,7 @@ def compare(
 def train(
     path: str, config: str, steps: int, streaming: bool, work: Path, env: dict
 ) -> list[float]:
-    """The losses of some steps of `maya train` on a dataset, in a process of its own."""
+    """Return the losses of some steps of `maya train` on a dataset, in a separate process."""
     output = work / re.sub(r"\W+", "-", f"{path}-{config}-{streaming}")
     recipe = work / f"{output.name}.yaml"
     text = TRAIN.format(

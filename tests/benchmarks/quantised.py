@@ -1,20 +1,21 @@
-"""What loading in 8 and 4 bits changes: logits, answers and the size of the weights.
+"""Effects of loading in 8 and 4 bits: logits, answers and the size of the weights.
 
     python tests/benchmarks/quantised.py [--model runs/mini] [--questions 200]
 
-The model is loaded in float32, in bfloat16, by bitsandbytes in 8 bits (LLM.int8()) and 4 (nf4), and by torchao
-with int8 weights (`pip install torchao`; left out if it is not installed), each with vision tower, projector and
-head left alone. All answer the same questions of the mini dataset's test split, and read the expected answers:
+The model is loaded in float32, in bfloat16, with bitsandbytes in 8 bits (LLM.int8()) and 4 bits (nf4), and with
+torchao's int8 weights (`pip install torchao`; left out if it is not installed). Vision tower, projector and head are
+never quantized. All versions answer the same questions of the mini dataset's test split, and score the expected
+answers:
 
 - `logits`: relative change of the logits at the positions of the expected answers, |found - float32| / |float32|.
 - `next`: share of these positions whose likeliest token is that of float32.
 - `same`: share of the greedy answers that equal those of float32. `right`: share that equal the expected ones.
-- `bytes`: of all parameters and buffers in memory.
+- `bytes`: total of all parameters and buffers in memory.
 
-A way that cannot compute the model is recorded with its error: bitsandbytes' 4-bit kernel for CPUs takes
-only layers whose width is a multiple of 64, and mini's is 160. So a tiny model of width 64 with random weights is
-measured too, on which every way works. Nothing has taught it to answer: its answers are not compared, and random
-weights, as large as these, lose more than trained ones.
+A version that cannot run is recorded with its error: bitsandbytes' 4-bit kernel for CPUs supports only layers whose
+width is a multiple of 64, and mini's is 160. So a tiny model of width 64 with random weights is measured too; every
+version runs on it. It has not learned to answer, so its answers are not compared, and its random weights, which are
+large, lose more than trained weights.
 
 Results go to results/quantised.json.
 """
@@ -49,7 +50,7 @@ KEPT = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
 def ways() -> dict[str, dict[str, Any]]:
-    """Name -> arguments of `from_pretrained`."""
+    """Return name -> arguments of `from_pretrained`."""
     found: dict[str, dict[str, Any]] = {
         "float32": {"dtype": torch.float32},
         "bfloat16": {"dtype": torch.bfloat16},
@@ -70,10 +71,10 @@ def ways() -> dict[str, dict[str, Any]]:
 
 
 def size(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers, a tensor that two modules share once."""
+    """Return the bytes of all parameters and buffers; shared tensors count once."""
     total = 0
     for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
-        # torchao's tensors hold others.
+        # torchao's tensors contain other tensors.
         inner = getattr(tensor, "__tensor_flatten__", None)
         parts = [getattr(tensor, name) for name in inner()[0]] if inner else [tensor]
         total += sum(part.nbytes for part in parts)
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args(argv)
-    # bitsandbytes says for every layer that it casts to float16.
+    # bitsandbytes warns for every layer that it casts to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     loaded = find_task("mini").load(Selection(limit=args.questions))
     requests = [r for r in loaded.requests if r.subset.endswith("name")][: args.questions]

@@ -2,25 +2,25 @@
 
     python tests/benchmarks/training_speed.py [--cases pretrain_15_60 ...] [--rounds 9] [--quick]
 
-The other side is transformers' own `LlavaForConditionalGeneration` of the same SigLIP and Cohere
-parts, trained by TRL's `SFTTrainer` with TRL's vision collator on `messages` + `images` rows, one
-conversation a row. It is measured twice:
+The other side is transformers' `LlavaForConditionalGeneration` with the same SigLIP and Cohere parts, trained by
+TRL's `SFTTrainer` with TRL's vision collator on rows of `messages` and `images`, one conversation per row. It is
+measured twice:
 
-- `trl`: as installed. Without a GPU, TRL 1.16 puts every position through the head, padding too.
-- `trl_supervised`: the same trainer made to score only the positions that have a label, as it does
-  on CUDA. What is left of our gain against it does not come from TRL's CPU code.
+- `trl`: as installed. Without a GPU, TRL 1.16 computes the head at every position, including padding.
+- `trl_supervised`: the same trainer, changed to score only positions with a label, as on CUDA. The remaining gain of
+  this package is not caused by TRL's CPU code.
 
-Stock Llava's own forward forgets Cohere's `logit_scale`; TRL's head does not. It is put right here,
-and the stock forward's loss is held against the others' too.
+Stock Llava's forward ignores Cohere's `logit_scale`, but TRL's head uses it. This benchmark corrects the forward, and
+also compares its loss.
 
-All three live in one process and take turns, step by step, on the same samples; weights stay where
-they are (`workload.RATE`), so that in every round all losses must agree. A step is collation,
-forward and backward, clipping and the optimizer. Before the rounds, a warm-up step compares the
-gradients of everything that learns. The command fails when loss or gradients differ by more than
-float32 explains. Ratios are medians over rounds of one round's two times, with their spread. Peak
-memory is taken by a process per trainer, above what it holds when the trainer is ready.
+All three alternate step by step in one process, on the same samples. The weights practically do not change
+(`workload.RATE`), so all losses of a round must agree. A step is collation, forward and backward, clipping and the
+optimizer. Before the rounds, a warm-up step compares the gradients of all trained parameters. The command fails if
+loss or gradients differ by more than float32 rounding. A ratio is the median over rounds of the ratio of two times
+in one round, with its spread. Peak memory is measured in one process per trainer, relative to the memory when the
+trainer is ready.
 
-Results go to results/training_speed.json, one entry a case; cases that were not run keep theirs.
+Results go to results/training_speed.json, one entry per case; cases that were not run keep their entries.
 """
 
 import argparse
@@ -74,19 +74,19 @@ from tests.helpers.tiny import enlarge  # noqa: E402
 from tests.helpers.tiny_processing import tiny_tokenizer  # noqa: E402
 
 TRAINERS = ("maya", "trl", "trl_supervised")
-# Relative; the same sums in another order differ by less than a hundredth of these.
+# Relative tolerances; another order of summation changes values by less than a hundredth of these.
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-3
 
 
 class Differs(ValueError):
-    """The trainers do not compute the same."""
+    """The trainers' results differ."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of the model: head to layers and tower to decoder in about the proportion of FLOPs
-    that SigLIP-base with Aya-23-8B has, with as many image tokens as the original."""
+    """Widths of the model. The FLOPs of head to layers and of tower to decoder have about the proportions
+    of SigLIP-base with Aya-23-8B, and the number of image tokens is the original's."""
 
     hidden_size: int = 512
     intermediate_size: int = 1792
@@ -104,7 +104,9 @@ class Shape:
 
     @property
     def image_tokens(self) -> int:
-        return (self.image_size // self.patch_size) ** 2 - 1  # "default" drops one, as the original
+        return (
+            self.image_size // self.patch_size
+        ) ** 2 - 1  # "default" drops one token, like the original
 
 
 QUICK = Shape(64, 96, 2, 4, 2, 512, 0.5, 32, 48, 2, 2, 32, 8)
@@ -114,8 +116,8 @@ QUICK = Shape(64, 96, 2, 4, 2, 512, 0.5, 32, 48, 2, 2, 32, 8)
 class Case:
     """One comparison. A step has `images` images, each with a conversation in `languages` languages.
 
-    speed, memory: the targets, at least so many times the samples per second of `trl`, at most so
-    much of its extra memory.
+    speed, memory: the targets: the least ratio to `trl`'s samples per second, and the largest ratio to its
+    extra memory.
     """
 
     stage: str
@@ -143,17 +145,17 @@ class Case:
 CASES = {
     "pretrain_15_60": Case("pretrain", 2, 8, Texts((15, 60)), speed=4.0, memory=0.25),
     "pretrain_8_24": Case("pretrain", 2, 8, Texts((8, 24)), speed=5.0, memory=0.25),
-    # Question and answer make about 100 tokens, behind a system turn that all have in common.
+    # Question and answer have about 100 tokens, after a system turn that all conversations share.
     "finetune_100": Case("finetune", 1, 8, Texts((50, 110), (10, 30), system=30), speed=2.5),
     "nothing_shared": Case("pretrain", 8, 1, Texts((15, 60)), speed=1.15),
 }
 
 
-# ------------------------------------------------------------------------------ the two sides
+# ------------------------------------------------------------------------------ both sides
 
 
 def maya_model(shape: Shape) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
-    """Random weights, the same for the same shape, large enough that mistakes would be seen."""
+    """Return a Maya with random weights, equal for equal shapes, and large enough to reveal mistakes."""
     tokenizer = tiny_tokenizer()
     image_token = add_image_token(tokenizer)
     text, vision = configs(shape, tokenizer)
@@ -183,7 +185,7 @@ def configs(shape: Shape, tokenizer: Any) -> tuple[CohereConfig, SiglipVisionCon
 
 
 def stock_model(shape: Shape, chat_template: str) -> tuple[Any, LlavaProcessor]:
-    """Llava of the same parts with `maya_model`'s weights, its logits scaled as Cohere's are."""
+    """Return a Llava of the same parts with `maya_model`'s weights and Cohere's logit scale."""
     maya, _ = maya_model(shape)
     tokenizer = tiny_tokenizer()
     image_token = add_image_token(tokenizer)
@@ -200,7 +202,7 @@ def stock_model(shape: Shape, chat_template: str) -> tuple[Any, LlavaProcessor]:
     model = LlavaForConditionalGeneration(config)
     state = {stock_name(name): value for name, value in maya.state_dict().items()}
     report = model.load_state_dict(state, strict=False)
-    # Maya leaves out what changes nothing: the tower's last layer, norm and pooling head.
+    # Maya does not have the unused parts: the tower's last layer, norm and pooling head.
     wrong = [n for n in report.missing_keys if not n.startswith("model.vision_tower.")]
     if wrong or report.unexpected_keys:
         raise ValueError(f"weights do not fit: missing {wrong}, left {report.unexpected_keys}")
@@ -218,14 +220,14 @@ def stock_model(shape: Shape, chat_template: str) -> tuple[Any, LlavaProcessor]:
 
 
 def stock_name(name: str) -> str:
-    """Llava's name of one of Maya's parameters."""
+    """Return Llava's name of a Maya parameter."""
     return name.replace("projector.layers.0.", "projector.linear_1.").replace(
         "projector.layers.2.", "projector.linear_2."
     )
 
 
 def stock_trainer(shape: Shape, case: Case, rows: Path, folder: Path) -> SFTTrainer:
-    """TRL's trainer with its own collator on the same rows, learning from the assistant's turns."""
+    """Return TRL's trainer with its own collator on the same rows, trained on the assistant's turns."""
     model, processor = stock_model(shape, case.chat_template)
     model.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
@@ -251,7 +253,7 @@ def stock_trainer(shape: Shape, case: Case, rows: Path, folder: Path) -> SFTTrai
 
 
 def make_stepper(name: str, shape: Shape, case: Case, rows: Path, folder: Path) -> Stepper:
-    """A trainer of `TRAINERS`, ready for its first step."""
+    """Return a trainer of `TRAINERS`, ready for its first step."""
     if name != "maya":
         around = supervised_only if name == "trl_supervised" else contextlib.nullcontext
         return Stepper(stock_trainer(shape, case, rows, folder), around)
@@ -272,10 +274,10 @@ def make_stepper(name: str, shape: Shape, case: Case, rows: Path, folder: Path) 
 
 @contextlib.contextmanager
 def supervised_only() -> Iterator[None]:
-    """TRL's head scores only the positions with a label, as on CUDA."""
+    """Make TRL's head score only positions with a label, as on CUDA."""
     from trl.trainer import utils
 
-    # TRL asks this of the device before it gathers those; its kernel asks for itself.
+    # TRL checks this property of the device before it selects positions; its kernel checks separately.
     original, utils._use_triton = utils._use_triton, lambda device: True
     try:
         yield
@@ -283,11 +285,11 @@ def supervised_only() -> Iterator[None]:
         utils._use_triton = original
 
 
-# ------------------------------------------------------------------------------ measuring
+# ------------------------------------------------------------------------------ measurement
 
 
 def measure(name: str, case: Case, shape: Shape, rounds: int, warm_up: int) -> dict[str, Any]:
-    """Loss, gradients, times and memory of one case. Raises Differs."""
+    """Measure loss, gradients, times and memory of one case. Raise Differs if results differ."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         rows = write_rows(
@@ -306,7 +308,7 @@ def measure(name: str, case: Case, shape: Shape, rounds: int, warm_up: int) -> d
                 stepper()
         timings: dict[str, list[Timed]] = {n: [] for n in TRAINERS}
         for number in range(rounds):
-            # Whoever goes first finds other things in the caches: so everyone does.
+            # The first one in a round finds other cache contents, so the order rotates.
             for place_in_round in range(len(TRAINERS)):
                 chosen = TRAINERS[(place_in_round + number) % len(TRAINERS)]
                 timings[chosen].append(steppers[chosen]())
@@ -347,7 +349,7 @@ def measure(name: str, case: Case, shape: Shape, rounds: int, warm_up: int) -> d
 
 
 def gradient_error(ours: Stepper, theirs: Stepper) -> float:
-    """Largest relative difference of any parameter's gradient."""
+    """Return the largest relative difference of any parameter's gradient."""
     named = {stock_name(name): value for name, value in ours.gradients.items()}
     if named.keys() != theirs.gradients.keys():
         odd = sorted(named.keys() ^ theirs.gradients.keys())
@@ -359,13 +361,13 @@ def gradient_error(ours: Stepper, theirs: Stepper) -> float:
 
 
 def seconds(timings: Sequence[Timed]) -> dict[str, Any]:
-    """Of whole steps and their parts."""
+    """Return the seconds of whole steps and of their parts."""
     parts = ("step", "collate", "forward_backward", "optimizer")
     return {part: spread([getattr(t, part) for t in timings]) for part in parts}
 
 
 def compare(ours: Sequence[Timed], theirs: Sequence[Timed]) -> dict[str, Any]:
-    """How many times faster we are, for whole steps and for forward and backward alone."""
+    """Return the speed-up of `ours` over `theirs`, for whole steps and for forward and backward only."""
     return {
         part: {
             "ratio_of_medians": statistics.median(getattr(t, part) for t in theirs)
@@ -379,7 +381,7 @@ def compare(ours: Sequence[Timed], theirs: Sequence[Timed]) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and ends."""
+    """Return median, quartiles, minimum and maximum."""
     low, middle, high = (
         statistics.quantiles(values, n=4, method="inclusive")
         if len(values) > 1
@@ -393,7 +395,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def measure_memory(case: Case, shape: Shape) -> dict[str, Any] | None:
-    """Bytes of every trainer, and our share of theirs; None and when as `in_own_processes`."""
+    """Return the bytes of every trainer, and the ratio of ours to theirs, or None as in `in_own_processes`."""
     found = in_own_processes(extra_memory, TRAINERS, case, shape)
     if found is None:
         return None
@@ -402,7 +404,7 @@ def measure_memory(case: Case, shape: Shape) -> dict[str, Any] | None:
 
 
 def extra_memory(trainer: str, case: Case, shape: Shape) -> dict[str, int]:
-    """Bytes this process holds with a trainer ready, and the most above that in two whole steps."""
+    """Return the bytes of this process with a ready trainer, and the additional peak of two whole steps."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         rows = write_rows(folder / "data", 4 * case.images, case.languages, case.texts)
@@ -410,11 +412,11 @@ def extra_memory(trainer: str, case: Case, shape: Shape) -> dict[str, int]:
         return memory_of(lambda: (stepper(), stepper()))
 
 
-# ------------------------------------------------------------------------------ the command
+# ------------------------------------------------------------------------------ command
 
 
 def targets(case: Case, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was aimed at beside what was reached, against TRL as installed."""
+    """Return the targets with the results, compared with TRL as installed."""
     faster = record["times_faster"]["trl"]["step"]["ratio_of_medians"]
     found = [("samples per second, times those of trl", case.speed, faster, faster >= case.speed)]
     if case.memory is not None and record["memory"] is not None:
@@ -424,7 +426,7 @@ def targets(case: Case, record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(cases: dict[str, Any]) -> str:
-    """The results as text."""
+    """Return the results as text."""
     head = (
         f"{'case':16}{'against':16}{'samples/s':>14}{'step':>7}{'quartiles':>14}{'least':>7}"
         f"{'fwd+bwd':>9}{'memory':>9}{'target':>8}"
@@ -464,7 +466,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    # TRL remarks that captions have no end-of-turn token, as the original's have none.
+    # TRL warns that captions have no end-of-turn token; the original's captions have none either.
     logging.getLogger("trl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     datasets.disable_progress_bars()

@@ -1,14 +1,14 @@
-"""How much of an endpoint's concurrency each engine uses: ours, datatrove's InferenceRunner, datasets.map.
+"""Share of an endpoint's concurrency that each engine uses: `maya data`, datatrove's InferenceRunner, datasets.map.
 
     python tests/benchmarks/translation_engine.py
 
-A local server answers every request after the same latency, at most `--slots` at a time. An engine
-that keeps every slot busy from its first request to its last has a share of 1; the share is the
-seconds of answering over slots times that time. All send the same messages for the same captions.
-Ours is the whole step: checks of every answer, journal with fsync, parquet, manifest. Engines run one
-after the other, in turn, each in a process of its own.
+A local server answers every request after the same latency, at most `--slots` requests at a time. The share is the
+total seconds of answering, divided by the slots and by the time from an engine's first request to its last answer: an
+engine that keeps every slot busy has a share of 1. All engines send the same messages for the same captions. `maya`
+is the whole step: checks of every answer, journal with fsync, parquet, manifest. The engines alternate, each in a
+separate process.
 
-datatrove's runner needs, besides this package's extras: aiofiles httpx aiosqlite typer pandas.
+In addition to this package's extras, datatrove's runner needs aiofiles httpx aiosqlite typer pandas.
 `datasets.map` has one blocking request per process, so its share is at most its processes over slots.
 """
 
@@ -51,12 +51,12 @@ FRENCH = [
     ["près de la rivière", "devant la maison", "sous un arbre", "sur la plage", "dans le jardin"],
     ["la nuit", "le matin", "en hiver", "sous la pluie"],
 ]
-# What an engine runs on, by name.
+# Engine -> its function.
 PACKAGES = ("aiohttp", "datatrove", "datasets", "httpx", "aiosqlite", "pyarrow")
 
 
 def captions(rows: int) -> list[tuple[str, str]]:
-    """(English, French) of different captions."""
+    """Return (English, French) pairs of different captions."""
     english, french = itertools.product(*ENGLISH), itertools.product(*FRENCH)
     pairs = zip(map(" ".join, english), map(" ".join, french), strict=True)
     found = list(itertools.islice(pairs, rows))
@@ -68,7 +68,7 @@ def captions(rows: int) -> list[tuple[str, str]]:
 
 
 def run_maya(url: str, folder: Path, slots: int) -> None:
-    """Units through the step of `maya data build`."""
+    """Run units through the step of `maya data build`."""
     from maya_vlm.training.common.endpoint import EndpointPlan
     from maya_vlm.training.data.engine.units import run_units
     from maya_vlm.training.data.translation.plan import TranslatorPlan
@@ -89,7 +89,7 @@ def run_maya(url: str, folder: Path, slots: int) -> None:
 
 
 def run_datatrove(url: str, folder: Path, slots: int, checkpoints: bool) -> None:
-    """InferenceRunner, as its documentation has it, with or without its way to resume."""
+    """Run InferenceRunner as in its documentation, with or without its checkpoints."""
     from datatrove.data import Document
     from datatrove.pipeline.inference.run_inference import InferenceConfig, InferenceRunner
     from datatrove.pipeline.writers import JsonlWriter
@@ -121,7 +121,7 @@ def run_datatrove(url: str, folder: Path, slots: int, checkpoints: bool) -> None
 
 
 def run_datasets(url: str, folder: Path, processes: int) -> None:
-    """`datasets.map`, one blocking request a row in each process."""
+    """Run `datasets.map`, with one blocking request per row in each process."""
     import datasets
 
     dataset = datasets.Dataset.from_list(
@@ -159,11 +159,11 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-# ------------------------------------------------------------------------------ measuring
+# ------------------------------------------------------------------------------ measurement
 
 
 def measure(engine: str, rows: int, args: argparse.Namespace) -> dict[str, float]:
-    """One run of an engine in a new process against a new server."""
+    """Run an engine once, in a new process with a new server."""
     pairs = captions(rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "tests/benchmarks/results/translation_engine.json"
     )
-    for name in ("--engine", "--url", "--folder"):  # of the processes that are measured
+    for name in ("--engine", "--url", "--folder"):  # options of the measured processes
         parser.add_argument(name, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.engine:
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         importlib.util.find_spec(name) for name in ("aiofiles", "httpx", "aiosqlite")
     ):
         engines[1:1] = ["datatrove", "datatrove_checkpoints"]
-    # datasets.map would take slots / processes times as long: as much time, not as many rows.
+    # datasets.map would take slots / processes times as long, so it gets equal time instead of equal rows.
     rows = dict.fromkeys(engines, args.rows)
     rows["datasets_map"] = max(args.processes, args.rows * args.processes // args.slots)
     loads = []

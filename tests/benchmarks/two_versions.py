@@ -2,18 +2,18 @@
 
     python tests/benchmarks/two_versions.py --before OLD/.venv/bin/maya --after .venv/bin/maya
 
-Each version is installed in a virtual environment of its own, with the same libraries. Every command
-runs as a user would run it, in a process of its own, on the same input:
+Each version is installed in a separate virtual environment with the same libraries. Every command runs in a separate
+process, on the same input:
 
     help      `maya --help`
     train     `maya train mini`, a few steps of both stages
     evaluate  `maya evaluate`, on the model that this version trained, without baselines
     validate  `maya data validate`, on LLaVA's JSON with pictures
 
-In every round both versions run each command, and the version that runs first alternates. A ratio is
-the median over rounds of one round's two times, after over before, with the least and the most. CPU
-seconds are those of the command and its children; they vary less than wall-clock seconds where other
-programs run. `weights_equal` says whether both trainings wrote the same weights.
+In every round both versions run each command, and the order alternates. A ratio is the median over rounds of the
+ratio of two times in one round, after / before, with minimum and maximum. CPU seconds include child processes; they
+vary less than wall-clock seconds if other programs run. `weights_equal` says whether both trainings wrote the same
+weights.
 
 Results go to results/two_versions.json.
 """
@@ -41,7 +41,7 @@ STEPS = "stages.{}.args.max_steps={}"
 
 
 def make_rows(folder: Path, rows: int, pictures: int = 200) -> Path:
-    """LLaVA's JSON with `rows` conversations about `pictures` pictures of 64 x 64; returns the file."""
+    """Write LLaVA's JSON with `rows` conversations about `pictures` pictures of 64 x 64, and return the file."""
     (folder / "pictures").mkdir(parents=True)
     for number in range(pictures):
         colour = (number, 255 - number, 7 * number % 256)
@@ -60,7 +60,7 @@ def make_rows(folder: Path, rows: int, pictures: int = 200) -> Path:
 
 
 def run(command: Sequence[str]) -> dict[str, float]:
-    """Seconds and peak memory of one command; RuntimeError with its output where it fails."""
+    """Return the seconds and peak memory of one command. Raise RuntimeError with its output if it fails."""
     began = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -81,7 +81,7 @@ def run(command: Sequence[str]) -> dict[str, float]:
 def commands(
     maya: str, version: str, work: Path, rows: Path, steps: Sequence[int], limit: int
 ) -> dict[str, Callable[[int], list[str]]]:
-    """Command name -> its command line in a round."""
+    """Return command name -> its command line in a round."""
     sets = [STEPS.format(stage, count) for stage, count in enumerate(steps)]
 
     def model(number: int) -> str:
@@ -102,7 +102,7 @@ def commands(
 
 
 def weights(folder: Path) -> list[str]:
-    """The SHA-256 of each trained model's weights, in the order of rounds."""
+    """Return the SHA-256 of each trained model's weights, in the order of rounds."""
     return [files_sha256([path]) for path in sorted(folder.glob("model-*/model.safetensors"))]
 
 
@@ -115,7 +115,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The whole comparison, as it is written."""
+    """Return the whole comparison, in the form of the results file."""
     rows = make_rows(work / "rows", args.rows)
     plans = {
         version: commands(getattr(args, version), version, work, rows, args.steps, args.limit)
@@ -169,7 +169,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def commit_of(maya: str) -> str:
-    """The commit that an environment's `maya` is installed from."""
+    """Return the commit that an environment's `maya` was installed from."""
     python = Path(maya).parent / "python"
     code = "import maya_vlm.training as room; print(room.__path__[0])"
     place = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)

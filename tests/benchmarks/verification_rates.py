@@ -1,15 +1,14 @@
-"""What the checks of translations catch, and how often they are wrong, on failures put in on purpose.
+"""Detection and false-alarm rates of the translation checks, measured with inserted failures.
 
     pip install --no-deps --target PACKAGES kolibri==0.19.5 django==5.2.19 djangorestframework==3.18.3 \
         django-allauth==65.21.1 wagtail==8.0.1
     python tests/benchmarks/verification_rates.py PACKAGES
 
-Clean texts are people's translations from English into nine languages: sentences of 30 to 250
-characters of the catalogues of those packages, and names with keywords of the mini dataset. Half of
-the sentences calibrate the lengths, the other half is measured: as they are (every flag is a false
-alarm) and with one failure put in. The phrases of prefaces, remarks and refusals come from
-verification_phrases.yaml, which was written apart from the lists of the checks. Each number has its
-95 % interval (Wilson). Writes results/verification_rates.json.
+Clean texts are human translations from English into nine languages: sentences of 30 to 250 characters in the message
+catalogues of those packages, and names with keywords from the mini dataset. Half of the sentences calibrate the
+lengths. The other half is measured, both unchanged (every flag is a false alarm) and with one inserted failure. The
+phrases of prefaces, remarks and refusals are in verification_phrases.yaml, which was written independently of the
+checks' lists. Each number has a 95 % interval (Wilson). Writes results/verification_rates.json.
 """
 
 import argparse
@@ -52,8 +51,8 @@ from maya_vlm.training.data.verification.survey import (  # noqa: E402
 from tests.helpers.languages import MINI  # noqa: E402
 from tests.helpers.steps import run_step  # noqa: E402
 
-LANGUAGES = MINI[1:]  # English is what is translated
-# Folders of the languages in the packages' catalogues.
+LANGUAGES = MINI[1:]  # English is the source language
+# Language -> its folder in the packages' catalogues.
 CATALOGUES = {
     "zh": ("zh_Hans",),
     "es": ("es", "es_ES"),
@@ -63,15 +62,15 @@ CATALOGUES = {
     "ur": ("ur", "ur_PK"),
 }
 DISTRIBUTIONS = ("kolibri", "django", "djangorestframework", "django-allauth", "wagtail")
-# Captions mostly have no end mark, and with one a cut is easily seen.
+# Most captions have no end mark, and an end mark would make a truncation easy to detect.
 _MARKS = ".。।۔"
-# Formats, markup and addresses: no sentence about a picture has them.
+# Formats, markup and URLs, which sentences about pictures do not have.
 _TECHNICAL = re.compile(r"%|[{}<>\n|&_]|http|www\.")
 ROWS_OF_THE_PAPER = 4_465_024
 
 
 def sentences(packages: Path) -> dict[str, list[tuple[str, str]]]:
-    """Pairs of English and its translation, per language, each English text once."""
+    """Return per language the pairs of English and translation, each English text once."""
     found: dict[str, dict[str, str]] = {lang: {} for lang in LANGUAGES}
     for lang in LANGUAGES:
         for name in CATALOGUES.get(lang, (lang,)):
@@ -100,7 +99,7 @@ def sentences(packages: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def names() -> dict[str, list[tuple[str, str]]]:
-    """Pairs of English name with keywords and the same in each language, of the mini dataset."""
+    """Return per language the pairs of names with keywords, English and translated, from the mini dataset."""
     folder = ROOT / "training/data/mini/texts"
 
     def read(lang: str) -> dict[str, str]:
@@ -166,7 +165,7 @@ def _wrong_language(source, text, lang, rng, pools):
     others = [other for other in LANGUAGES if other != lang and pools[other]]
     for _ in range(200):
         other = rng.choice(others)
-        # The same sentence where it is known in that language, else another one.
+        # The same sentence in that language if there is one, else another sentence.
         found = dict(pools[other]).get(source) if rng.random() < 0.1 else None
         candidate = found or rng.choice(pools[other])[1]
         if candidate != text:
@@ -195,7 +194,7 @@ FAILURES: dict[str, Failure] = {
     "looped_tail": _looped_tail,
     "cut_at_40": _cut(0.4),
     "cut_at_70": _cut(0.7),
-    # The source with an end mark.
+    # The source text with an end mark.
     "cut_at_70_of_a_sentence": _cut(0.7),
     "english_preface": _comment("prefaces", True),
     "english_note": _comment("notes", True),
@@ -205,10 +204,10 @@ FAILURES: dict[str, Failure] = {
     "target_refusal": _comment("refusals", False),
     "another_image": _another,
     "brackets": _brackets,
-    # The same cut, by a server that says so.
+    # The same truncation, reported by the server.
     "cut_with_finish_reason": _cut(0.7),
 }
-# Failures that need more than a word or two.
+# Failures that need more than one or two words.
 SENTENCES_ONLY = {
     "half_english",
     "cut_at_40",
@@ -218,11 +217,11 @@ SENTENCES_ONLY = {
 }
 
 
-# ------------------------------------------------------------------------------- measuring
+# ------------------------------------------------------------------------------- measurement
 
 
 def wilson(hits: int, n: int) -> dict[str, Any]:
-    """A share with its 95 % interval."""
+    """Return a share with its 95 % interval."""
     if not n:
         return {"share": None, "n": 0}
     z, p = 1.96, hits / n
@@ -253,7 +252,7 @@ def measure(
     seed: int,
     examples: dict[str, list[list[str]]],
 ) -> dict[str, Any]:
-    """Per failure and language, and for clean texts: shares with a hard flag and with any flag."""
+    """Return the shares with a hard flag and with any flag, per failure and language and for clean texts."""
     counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     by_check: dict[str, Counter[str]] = defaultdict(Counter)
     for lang, pairs in pools.items():
@@ -296,7 +295,7 @@ def measure(
 def measure_miner(
     pools: dict[str, list[tuple[str, str]]], share: float, seed: int
 ) -> dict[str, Any]:
-    """The miner on texts of which `share` carry one phrase: what it finds of them, and of the rest."""
+    """Measure the phrase miner on texts of which `share` contain one phrase: the shares of these and of the others that it finds."""
     result = {}
     for kind, end in (("prefaces", False), ("refusals", False), ("notes", True)):
         hit = injected = false = clean = 0
@@ -330,7 +329,7 @@ def measure_miner(
 
 
 def _work(folder: str, rounds: int) -> list[tuple[float, float]]:
-    """CPU seconds of the survey and of the rest of the step, language models loaded before."""
+    """Return the CPU seconds of the survey and of the other parts of the step, after loading language models."""
     from maya_vlm.training.data.verification.step import VerificationStep
 
     languages = sorted(path.name for path in Path(folder, "translate").iterdir())
@@ -356,10 +355,10 @@ def _work(folder: str, rounds: int) -> list[tuple[float, float]]:
 def measure_speed(
     pools: dict[str, list[tuple[str, str]]], rows: int, rounds: int
 ) -> dict[str, Any]:
-    """Rows a CPU second of one process (each round's, sorted), on texts of the paper's seven target languages.
+    """Return the rows per CPU second of one process (sorted over rounds), for the paper's seven target languages.
 
-    The whole step: the survey, of at most `survey_rows` rows a language, then checks, journal,
-    parquet files and manifests of all rows, in units of at most 2,000.
+    The whole step is measured: the survey of at most `survey_rows` rows per language, then checks, journal,
+    parquet files and manifests of all rows, in units of at most 2,000 rows.
     """
     rng = random.Random(0)
     seven = [lang for lang in LANGUAGES if lang not in ("bn", "ur")]
@@ -387,7 +386,7 @@ def measure_speed(
                 table = pa.Table.from_pylist(found[start : start + 2000], schema=TRANSLATED)
                 path = Path(folder, "translate", lang, f"{unit:05d}.parquet")
                 source = Path(folder, "source", path.name)
-                for file in (path, source):  # of a source unit the step reads the name only
+                for file in (path, source):  # the step reads only the name of a source unit
                     file.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table, path)
                 source.touch()
@@ -413,7 +412,7 @@ def measure_speed(
 def run(
     packages: Path, *, limit: int = 120, seed: int = 0, rows: int = 14_000, rounds: int = 3
 ) -> dict[str, Any]:
-    """Everything; returns what is written."""
+    """Run all measurements, and return the content of the results file."""
     rng = random.Random(seed)
     everything = sentences(packages)
     for pairs in everything.values():
@@ -457,8 +456,8 @@ def run(
 
 
 def environment(packages: Path) -> dict[str, Any]:
-    """Machine, its load, versions and commit."""
-    # Here: the processes that are measured need no torch.
+    """Return machine, load, versions and commit."""
+    # Imported here, because the measured processes need no torch.
     from maya_vlm.training.common.provenance import provenance
 
     found = provenance("lingua-language-detector", "pyarrow")

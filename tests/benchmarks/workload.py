@@ -1,6 +1,6 @@
-"""What the training benchmarks share: conversations in files, trainers on them, one step at a time.
+"""Common parts of the training benchmarks: generated conversations, trainers on them, and single steps.
 
-Everything about how this package builds its trainer is in `maya_trainer`, as `maya train` does it.
+`maya_trainer` builds the trainer of this package in the same way as `maya train`.
 """
 
 import contextlib
@@ -29,23 +29,23 @@ from maya_vlm.training.run.trainer import MayaTrainer
 from tests.helpers.languages import MINI as LANGUAGES
 from tests.helpers.tiny_processing import TEXTS, tiny_tokenizer
 
-# So small that AdamW, which computes all the same, leaves the weights where they are: every step of
-# every trainer then has the same loss on the same samples.
+# So small that AdamW does all its work but does not change the weights: then every trainer has the same
+# loss on the same samples at every step.
 RATE = 1e-12
-# Photos of LLaVA-Pretrain are about this large.
+# About the size of LLaVA-Pretrain's photos.
 PICTURE = (384, 288)
 
 
 def environment() -> dict[str, Any]:
-    """Machine, threads, versions and commit, as they stand in every result."""
+    """Return machine, threads, versions and commit, for every results file."""
     return {**provenance("trl", "accelerate")}
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Lengths in tokens of the texts of a conversation, drawn evenly from (least, most).
+    """Lengths in tokens of a conversation's texts, uniform from (least, most).
 
-    system: of a first turn that all conversations have alike, 0 for none.
+    system: length of a system turn that all conversations share, 0 for none.
     """
 
     answer: tuple[int, int]
@@ -54,7 +54,7 @@ class Texts:
 
 
 def write_rows(folder: Path, images: int, languages: int, texts: Texts, seed: int = 0) -> Path:
-    """`messages` + `images` rows about `images` JPEG files, each in the first `languages` languages."""
+    """Write rows of `messages` and `images` about `images` JPEG files, each in the first `languages` languages."""
     random = np.random.default_rng(seed)
     tokenizer = tiny_tokenizer()
     words = {}
@@ -79,7 +79,7 @@ def write_rows(folder: Path, images: int, languages: int, texts: Texts, seed: in
     rows = []
     for number in range(images):
         name = f"pictures/{number}.jpg"
-        # Soft shapes: noise would make files larger than photos of this size are.
+        # Soft shapes, because noise would give larger files than photos of this size.
         coarse = random.integers(0, 256, (9, 12, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(folder / name)
         for language in LANGUAGES[:languages]:
@@ -96,7 +96,7 @@ def write_rows(folder: Path, images: int, languages: int, texts: Texts, seed: in
 
 
 def arguments(folder: Path, samples: int, **changes: Any) -> SFTConfig:
-    """The same for every trainer: `samples` dataset rows a step, the order of the file, no logs."""
+    """Return the common arguments of all trainers: `samples` rows per step, the file's order, no logs."""
     cuda = torch.cuda.is_available()
     values: dict[str, Any] = {
         "output_dir": str(folder),
@@ -131,11 +131,11 @@ def maya_trainer(
     compiled: bool = False,
     **changes: Any,
 ) -> MayaTrainer:
-    """Our trainer on `rows`, `images` groups of at most `languages` conversations a step.
+    """Return a MayaTrainer on `rows`, with `images` groups of at most `languages` conversations per step.
 
-    The groups come in the order of the file, so that step n has the conversations that rows in that
-    order give a trainer of single rows. `compiled`: as with torch_compile. Other arguments go to
-    `arguments`; with bf16 what learns is float32, as in `maya train`.
+    The groups are in the file's order, so step n has the same conversations as in a trainer of single rows.
+    `compiled`: as with torch_compile. Other arguments are passed to `arguments`; with bf16, trained weights
+    are float32, as in `maya train`.
     """
     data = GroupData([DataRecipe(path=str(rows), chat_template=chat_template)])
     apply_rules(model, rules)
@@ -176,7 +176,7 @@ def maya_trainer(
 
 @dataclass
 class Timed:
-    """One step: its seconds in parts, the mean loss over its tokens, and the tokens laid out."""
+    """One step: the seconds of its parts, the mean loss over its tokens, and the tokens including padding."""
 
     collate: float
     forward_backward: float
@@ -190,10 +190,10 @@ class Timed:
 
 
 class Stepper:
-    """Runs the steps of a trainer one by one, as its `train` would, and times their parts.
+    """Run the steps of a trainer one by one, like its `train`, and time their parts.
 
-    Stopping between steps is what lets two trainers be measured in turns. Collation is that of one
-    batch a step, in this process; where the trainer's loader has workers, it is the wait for them.
+    Single steps allow two trainers to alternate. Collation is measured for one batch per step in this
+    process; if the trainer's loader has workers, it is the time of waiting for them.
     """
 
     def __init__(
@@ -202,22 +202,22 @@ class Stepper:
         around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self.trainer = trainer
-        self.around = around  # what forward and backward run in
+        self.around = around  # context of forward and backward
         if trainer.args.gradient_checkpointing:
             trainer.model.activation_checkpointing_enable(
                 trainer.args.activation_checkpointing_kwargs
             )
-        # With it comes autocast, where the arguments ask for half precision.
+        # It includes autocast if the arguments ask for half precision.
         self.model = trainer.accelerator.prepare_model(trainer.model)
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1
         self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
         self.batches: Iterator[Any] = iter(trainer.get_train_dataloader())
-        self.batch: Any = None  # of the last step
+        self.batch: Any = None  # the batch of the last step
         self.gradients: dict[str, torch.Tensor] = {}
 
     def __call__(self, keep_gradients: bool = False) -> Timed:
-        """The next step. Raises ValueError when the data is used up."""
+        """Run the next step. Raise ValueError if no data is left."""
         trainer = self.trainer
         marks = [_now()]
         found, count = trainer.get_batch_samples(self.batches, 1, trainer.args.device)
@@ -228,7 +228,7 @@ class Stepper:
         with self.around():
             loss = trainer.training_step(self.model, dict(self.batch), count)
         marks.append(_now())
-        if keep_gradients:  # in a warm-up: copying them counts as the optimizer's time
+        if keep_gradients:  # only in a warm-up: the time of the copy counts as the optimizer's
             named = trainer.model.named_parameters()
             self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
         trainer.accelerator.clip_grad_norm_(self.parameters, trainer.args.max_grad_norm)
@@ -240,8 +240,8 @@ class Stepper:
 
 
 def laid_out(batch: dict[str, Any]) -> int:
-    """Positions of a step that go through the decoder, padding included; a trainer's batch is one
-    tensor, or rows that our trainer computes one after the other."""
+    """Return the number of positions of a step in the decoder, including padding. A batch is one tensor, or
+    rows that MayaTrainer computes one after the other."""
     return sum(row["input_ids"].numel() for row in batch.get("rows", [batch]))
 
 

@@ -1,4 +1,4 @@
-"""The command line: it answers at once, names what is wrong in one line, and exits with 2."""
+"""Command line: fast help, one line for each error, exit code 2."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from maya_vlm.training import cli
 
 
 def output_of_light(code: str) -> str:
-    """What `code` prints in a process of its own; fails if that imported a heavy package."""
+    """Return what `code` prints in a separate process; fail if the process imported a heavy package."""
     code += (
         "\nimport sys\n"
         "heavy = {'torch', 'transformers', 'datasets', 'trl', 'PIL'} & set(sys.modules)\n"

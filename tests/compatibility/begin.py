@@ -1,10 +1,10 @@
-"""Begin a run and a build with the package as it is, for a test that later versions continue them.
+"""Begin a run and a build with the present package, to test that later versions continue them.
 
     python tests/compatibility/begin.py FOLDER     # writes FOLDER/run and FOLDER/build
 
-The run stops in its second stage, after a checkpoint; `run/log.json` has the log of the run that nobody
-stopped. The build stops after its translations, for which a small server is started here. Packed with
-`tar --format=posix`, as a build looks at the times of its sources, to the nanosecond.
+The run stops in its second stage, after a checkpoint; `run/log.json` has the log of the uninterrupted run. The
+build stops after its translations, which a small local server provides. Pack the folders with
+`tar --format=posix`, because a build compares the times of its sources to the nanosecond.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from tests.data.test_build import CAPTIONS  # noqa: E402
 from tests.helpers.endpoint_server import EndpointServer  # noqa: E402
 from tests.run.tiny_run import logged, make_recipe, write  # noqa: E402
 
-# Of eight steps in two stages; each stage saves after its second.
+# Eight steps in two stages; each stage saves after its second step.
 LAST_STEP = 6
 
 

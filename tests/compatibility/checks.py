@@ -1,10 +1,10 @@
-"""What a saved Maya folder must do in an environment that has torch, transformers and pillow only.
+"""Checks of a saved Maya folder in an environment with only torch, transformers and pillow.
 
     python checks.py FOLDER OUTPUT.json [CHECK ...]
 
-Nothing of this repository is imported: the folder brings its own code. Every check returns values
-(tokens, logits, texts) that the matrix compares between releases of transformers. A check whose
-ability an environment does not have says so (`Absent`): an older release, or one without peft or TRL.
+Nothing from this repository is imported, because the folder contains its code. Every check returns values
+(tokens, logits, texts) that the matrix compares between releases of transformers. A check raises `Absent` if the
+environment lacks a feature: an older release, or no peft or TRL.
 """
 
 import base64
@@ -32,7 +32,7 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
 class Absent(Exception):
-    """The installed release does not have what a check is about."""
+    """The installed release lacks the feature of a check."""
 
 
 class Folder:
@@ -54,7 +54,7 @@ class Folder:
         return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
     def inputs(self, *conversations: list[dict], **kwargs: Any) -> Any:
-        """Model inputs of one conversation, or of several, padded."""
+        """Return the model inputs of one conversation, or of several, padded."""
         several = len(conversations) > 1
         if several:
             kwargs["processor_kwargs"] = {"padding": True}
@@ -68,7 +68,7 @@ class Folder:
         )
 
     def answer(self, inputs: Any, model: Any = None, **options: Any) -> list[list[int]]:
-        """New tokens of every row."""
+        """Return the new tokens of every row."""
         with torch.no_grad():
             tokens = (model or self.model).generate(**inputs, **{**GREEDY, **options})
         return tokens[:, inputs["input_ids"].shape[1] :].tolist()
@@ -88,7 +88,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def auto_classes(f: Folder) -> dict:
-    """Every Auto class loads the folder, and all of them the same weights."""
+    """Check that every Auto class loads the folder, with the same weights."""
     inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
     found: dict[str, Any] = {"config": type(AutoConfig.from_pretrained(f.path, **TRUST)).__name__}
     for name in (
@@ -110,7 +110,7 @@ def auto_classes(f: Folder) -> dict:
 
 
 def image_processor(f: Folder) -> dict:
-    """AutoImageProcessor loads the image processor alone."""
+    """Check that AutoImageProcessor loads the image processor alone."""
     try:
         loaded = transformers.AutoImageProcessor.from_pretrained(f.path, **TRUST)
     except ImportError as error:
@@ -120,7 +120,7 @@ def image_processor(f: Folder) -> dict:
 
 
 def chat_template(f: Folder) -> dict:
-    """The picture as path, PIL image, data URI, base64 and OpenAI part; text only; a system turn."""
+    """Check pictures as path, PIL image, data URI, base64 and OpenAI part; text only; a system turn."""
     buffer = io.BytesIO()
     f.pictures[0].save(buffer, format="PNG")
     text = base64.b64encode(buffer.getvalue()).decode()
@@ -157,7 +157,7 @@ def chat_template(f: Folder) -> dict:
 
 
 def generation(f: Folder) -> dict:
-    """Batched = single, two pictures, no cache, streaming, sampling of one token."""
+    """Check batched = single, two pictures, no cache, streaming, sampling of one token."""
     first = f.messages(f.files[:2], QUESTIONS[0])
     second = f.messages(f.files[2:], QUESTIONS[1])
     batch, one, two = f.inputs(first, second), f.inputs(first), f.inputs(second)
@@ -175,7 +175,7 @@ def generation(f: Folder) -> dict:
 
 
 def beams(f: Folder) -> dict:
-    """Beam search of rows with one and two pictures is that of each row alone."""
+    """Check that batched beam search with one and two pictures equals that of each row alone."""
     first = f.messages(f.files[:2], QUESTIONS[0])
     second = f.messages(f.files[2:], QUESTIONS[1])
     found = f.answer(f.inputs(first, second), num_beams=3)
@@ -185,7 +185,7 @@ def beams(f: Folder) -> dict:
 
 
 def streaming(f: Folder) -> dict:
-    """What a streamer is given is the answer."""
+    """Check that the streamed text is the answer."""
     inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
     said = io.StringIO()
     streamer = transformers.TextStreamer(f.processor.tokenizer, skip_prompt=True)
@@ -197,7 +197,7 @@ def streaming(f: Folder) -> dict:
 
 
 def lookup(f: Folder) -> dict:
-    """Prompt lookup gives the greedy answer."""
+    """Check that prompt lookup gives the greedy answer."""
     inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
     found = f.answer(inputs, prompt_lookup_num_tokens=3)
     assert found == f.answer(inputs), "prompt lookup changes the answer"
@@ -205,7 +205,7 @@ def lookup(f: Folder) -> dict:
 
 
 def pipelines(f: Folder) -> dict:
-    """`pipeline` with a chat, a batch of chats, and images with texts."""
+    """Check `pipeline` with a chat, a batch of chats, and images with texts."""
     pipe = transformers.pipeline("image-text-to-text", model=f.path, **TRUST)
     chat = f.messages(f.files[:1], QUESTIONS[0])
     said = pipe(text=chat, max_new_tokens=8, do_sample=False, return_full_text=False)
@@ -228,7 +228,7 @@ def pipelines(f: Folder) -> dict:
 
 
 def saving(f: Folder) -> dict:
-    """Saved from here the folder answers the same, and carries the same code."""
+    """Check that a folder saved here gives the same answers and contains the same code."""
     again = f.scratch / "again"
     f.model.save_pretrained(again)
     f.processor.save_pretrained(again)
@@ -246,7 +246,7 @@ def saving(f: Folder) -> dict:
 
 
 def training(f: Folder) -> dict:
-    """Loss and gradients, with and without gradient checkpointing."""
+    """Check loss and gradients, with and without gradient checkpointing."""
     model = transformers.AutoModelForImageTextToText.from_pretrained(f.path, **TRUST).train()
     inputs = f.inputs(f.messages(f.files[:2], QUESTIONS[0]))
     labels = inputs["input_ids"].clone()
@@ -268,7 +268,7 @@ def training(f: Folder) -> dict:
 
 
 def static_cache(f: Folder) -> dict:
-    """A static cache gives the greedy answer, also with a decoder compiled in one graph."""
+    """Check that a static cache gives the greedy answer, also with a decoder compiled as one graph."""
     inputs = f.inputs(f.messages(f.files[:1], QUESTIONS[0]))
     expected = f.answer(inputs)
     assert f.answer(inputs, cache_implementation="static") == expected, "a static cache differs"
@@ -279,7 +279,7 @@ def static_cache(f: Folder) -> dict:
 
 
 def adapters(f: Folder) -> dict:
-    """peft puts an adapter on, saves it, and every way of loading it gives the same logits."""
+    """Check that peft adds and saves an adapter, and that every way to load it gives the same logits."""
     peft = wanted("peft")
     inputs = f.inputs(f.messages(f.files[:2], QUESTIONS[0]))
     auto = transformers.AutoModelForImageTextToText
@@ -301,7 +301,7 @@ def adapters(f: Folder) -> dict:
     try:
         direct = auto.from_pretrained(folder, **TRUST).eval()
     except (ImportError, AttributeError) as error:
-        # 5.6 has no loading report for it, 5.15 imports a name that no released peft has.
+        # 5.6 has no loading report for adapters; 5.15 imports a name that no released peft has.
         found["not loaded by transformers itself"] = str(error)[:100]
     else:
         assert close(f.logits(inputs, direct), expected), "loaded by transformers the logits differ"
@@ -309,7 +309,7 @@ def adapters(f: Folder) -> dict:
 
 
 def trainers(f: Folder) -> dict:
-    """TRL's SFT, DPO, GRPO and RLOO trainers take steps on messages with embedded pictures."""
+    """Check that TRL's SFT, DPO, GRPO and RLOO trainers run steps on messages with embedded pictures."""
     trl, datasets = wanted("trl"), wanted("datasets")
     buffers = []
     for image in f.pictures:
@@ -394,20 +394,20 @@ def trainers(f: Folder) -> dict:
         "DPO": run("DPO", pairs),
     }
     of_all_tokens = run("SFT", told)
-    # Before 5.10, transformers' Trainer divides by one more token a row, for which no logit stands.
+    # Before 5.10, transformers' Trainer divides by one extra token per row, which has no logit.
     if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 10):
         found["SFT on all tokens"] = of_all_tokens
     with contextlib.suppress(Absent):
         found["SFT on answers only"] = run("SFT", told, assistant_only_loss=True)
     assert abs(found["DPO"][0] - 0.6931) < 1e-2, f"DPO's first loss is ln 2, found {found['DPO']}"
-    # What these two learn from is sampled: that they ran is all that can be compared.
+    # These two trainers learn from samples, so the check can only compare that they ran.
     for kind in ("GRPO", "RLOO"):
         assert len(run(kind, asked, **generated)) == 2
     return found
 
 
 def wanted(name: str) -> Any:
-    """A package that only some environments have. Raises Absent without it."""
+    """Import a package that only some environments have. Raise Absent if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -415,7 +415,7 @@ def wanted(name: str) -> Any:
 
 
 def close(one: list[float], other: list[float]) -> bool:
-    """Whether logits are equal but for the rounding of float32."""
+    """Return whether logits are equal up to float32 rounding."""
     return all(abs(a - b) <= 1e-4 * (1 + abs(a)) for a, b in zip(one, other, strict=True))
 
 
@@ -440,7 +440,7 @@ CHECKS: dict[str, Callable[[Folder], dict]] = {
 
 
 def main(folder: str, output: str, *names: str) -> None:
-    """Run the checks named (all, where none is) and write their results to `output`."""
+    """Run the named checks (all without names), and write their results to `output`."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     said: list[str] = []

@@ -1,13 +1,13 @@
 """Make or raise constraints.txt: the exact versions that the README's commands install.
 
     python tests/compatibility/constraints.py              # raise everything to the newest releases
-    python tests/compatibility/constraints.py --keep       # only what setup.py's bounds now ask for
+    python tests/compatibility/constraints.py --keep       # change only what setup.py's bounds require
     python tests/compatibility/constraints.py --torch 2.14.1
-    python tests/compatibility/constraints.py --installed  # what is installed in another version
+    python tests/compatibility/constraints.py --installed  # list installed packages of other versions
 
-The versions are resolved by uv for every extra of setup.py together, for Python 3.11 and newer on every
-system, so that one file serves all. Nothing is installed. torch stays at the version in the file unless
-`--torch` gives another. After raising, run `.ci/run`: the file is what was tested only once that passed.
+uv resolves the versions for all extras of setup.py together, for Python 3.11 and newer on every system, so one
+file is enough. Nothing is installed. torch keeps the version in the file unless `--torch` gives another. After a
+raise, run `.ci/run`: only then the versions count as tested.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HEADER = """\
 
 
 def resolve(*arguments: str) -> list[str]:
-    """The lines `name==version ; marker` that uv finds for setup.py. Raises ValueError with uv's reason."""
+    """Return uv's lines `name==version ; marker` for setup.py. Raise ValueError with uv's reason."""
     command = ["uv", "pip", "compile", "setup.py", "--universal", "--python-version", "3.11"]
     command += ["--no-header", "--no-annotate", "--quiet", "--system-certs", *arguments]
     uv = Path(sys.executable).with_name("uv")
@@ -40,7 +40,7 @@ def resolve(*arguments: str) -> list[str]:
 
 
 def versions(lines: list[str]) -> dict[str, set[str]]:
-    """Package -> its versions, of which there may be one a Python version or system."""
+    """Return package -> versions; a package may have one version per Python version or system."""
     found: dict[str, set[str]] = {}
     for line in lines:
         match = re.match(r"([A-Za-z0-9._-]+)==(\S+)", line)
@@ -50,7 +50,7 @@ def versions(lines: list[str]) -> dict[str, set[str]]:
 
 
 def make(torch: str | None = None, keep: bool = False) -> list[str]:
-    """Write constraints.txt; returns a line for every package whose versions changed."""
+    """Write constraints.txt, and return a line for every package whose versions changed."""
     old = versions(CONSTRAINTS.read_text().splitlines()) if CONSTRAINTS.exists() else {}
     torch = torch or next(iter(old.get("torch", {"2.13.0"})))
     with tempfile.TemporaryDirectory() as folder:
@@ -69,12 +69,12 @@ def make(torch: str | None = None, keep: bool = False) -> list[str]:
 
 
 def differences() -> list[str]:
-    """Installed packages whose version is not the one in constraints.txt."""
+    """Return the installed packages whose version is not the one in constraints.txt."""
     pinned = versions(CONSTRAINTS.read_text().splitlines())
     found = []
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"].lower().replace("_", "-")
-        # A build of torch for a CPU or a CUDA release has that behind its version.
+        # A build of torch has a suffix for the CPU or CUDA release in its version.
         version = distribution.version.partition("+")[0]
         if name in pinned and version not in pinned[name] and name != "setuptools":
             wanted = " or ".join(sorted(pinned[name]))

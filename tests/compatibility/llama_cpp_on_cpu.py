@@ -6,14 +6,14 @@
 A case is a Maya, exported by `maya convert --to gguf`: tiny ones with random weights, and, with `--model`, a
 trained mini. It is `same` if
 
-- llama.cpp cuts texts in ten languages into the same tokens (for the mini: every text of its dataset),
+- llama.cpp tokenizes texts in ten languages equally (for the mini: every text of its dataset),
 - every prompt with a picture has as many tokens, and every greedy answer has the same tokens,
 - the log-probability of every token of an answer differs by less than a tolerance: llama.cpp's GELU reads
   a table in half precision.
 
-Pictures have the size of the model's input, as llama.cpp pads and resizes others in its own way; how far
-answers differ for other sizes, and after 8-bit quantization by llama.cpp, is counted for the mini and judged
-by no rule. Exits with 1 unless all cases are `same`. With `--write` versions and verdicts go to
+Pictures have the size of the model's input, because llama.cpp pads and resizes other sizes differently. For the
+mini, the differences of answers for other sizes, and after 8-bit quantization by llama.cpp, are counted but do not
+affect the verdict. Exits with 1 unless all cases are `same`. With `--write` versions and verdicts go to
 tests/benchmarks/results/llama_cpp.json.
 """
 
@@ -32,12 +32,12 @@ REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "tests" / "benchmarks" / "results" / "llama_cpp.json"
 PACKAGE = "llama-cpp-python==0.3.36"
 NEW_TOKENS, PICTURES = 12, 60
-# Of log-probabilities. Before a matrix in bfloat16, llama.cpp rounds its input to bfloat16.
+# Tolerances of log-probabilities. llama.cpp rounds the input of a bfloat16 matrix to bfloat16.
 TOLERANCE, TOLERANCE_BFLOAT16 = 0.02, 0.05
-BUILD_IN = 3600  # seconds until llama.cpp must be compiled
+BUILD_IN = 3600  # seconds allowed for compiling llama.cpp
 # Widths are multiples of 32, llama.cpp's smallest block.
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "head_dim": 32}
-# Of each tiny case: arguments of tiny_maya, and of the export.
+# Tiny case -> arguments of tiny_maya, and arguments of the export.
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "siglip": ({}, ()),
     "one_layer": ({"projector_num_layers": 1}, ()),
@@ -62,7 +62,7 @@ def make_tiny(name: str, folder: Path) -> Path:
     fields = {"vision_feature_select_strategy": "full", "text": TEXT} | CASES[name][0]
     model, processor = tiny_maya(**fields)
     if options := CASES[name][1]:
-        # transformers computes with the same rounded weights, in float32.
+        # Let transformers compute with the same rounded weights, in float32.
         model = model.to(getattr(torch, options[-1])).float()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -123,7 +123,7 @@ def mini_requests() -> tuple[list[dict[str, str]], list[str]]:
 
 
 def png(picture: Any) -> str:
-    """Return a picture as base64 of a PNG."""
+    """Return a picture as a PNG in base64."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -178,7 +178,7 @@ def reference(folder: Path, requests: list[dict[str, str]], texts: list[str]) ->
 def differences(
     found: dict[str, Any], expected: dict[str, Any], tolerance: float = TOLERANCE
 ) -> tuple[dict[str, str], float]:
-    """Return what differs from the reference, and the largest difference of a log-probability."""
+    """Return the differences from the reference, and the largest difference of a log-probability."""
     wrong, largest = {}, 0.0
     cut = [
         n
@@ -206,7 +206,7 @@ def differences(
 
 
 def agreement(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Return the share of answers that are the same tokens."""
+    """Return the share of answers with equal tokens."""
     same = [
         a["answer"] == b["answer"]
         for a, b in zip(found["answers"], expected["answers"], strict=True)
@@ -256,7 +256,7 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
             max_tokens=NEW_TOKENS,
             logits_processor=LogitsProcessorList([record]),
         )
-        # An answer that ends within a character is continued to its end.
+        # An answer that ends within a character is continued to the character's end.
         del steps[NEW_TOKENS:]
         answers.append(
             {
@@ -313,7 +313,7 @@ def install(place: Path) -> Path:
     return python
 
 
-# ------------------------------------------------------------------------------ all of it
+# ------------------------------------------------------------------------------ command
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -382,7 +382,7 @@ def mini_agreement(python: Path, place: Path, folder: Path, requests: list) -> d
 
 
 def write(found: dict[str, dict], python: Path) -> None:
-    """Write the verdicts with the versions that they belong to."""
+    """Write the verdicts and the versions of the libraries."""
     from maya_vlm.training.common.provenance import provenance
 
     code = "import llama_cpp, platform; print(llama_cpp.__version__, platform.python_version())"

@@ -1,4 +1,4 @@
-"""Load a saved Maya in bare environments of many releases of transformers, and compare what it does.
+"""Load a saved Maya in minimal environments with many releases of transformers, and compare the results.
 
     python tests/compatibility/matrix.py                    # floor, every fourth minor release, newest
     python tests/compatibility/matrix.py --releases all     # the newest patch of every minor release
@@ -6,11 +6,11 @@
     python tests/compatibility/matrix.py --releases newest --training
     python tests/compatibility/matrix.py --readme           # only write the table of docs/load.md again
 
-Every environment is made anew with pip: torch, transformers and pillow, and with `--training` also TRL,
-peft and datasets. `checks.py` runs in it on tiny Mayas that this environment saves. Its values (tokens,
-logits, losses) must equal those of this environment, floats within 1e-4 of their size. Exits with 1 if
-one does not. With `--write` the results go to tests/benchmarks/results/compatibility.json, where rows
-that were not run keep theirs, and from there into docs/load.md.
+pip makes every environment new: torch, transformers and pillow, with `--training` also TRL, peft and datasets.
+`checks.py` runs there on tiny Mayas that the present environment saves. Its values (tokens, logits, losses) must
+equal those of the present environment, floats within 1e-4 of their size. Exits with 1 if a value differs. With
+`--write` the results go to tests/benchmarks/results/compatibility.json, which keeps rows that were not run, and
+from there into docs/load.md.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FLOOR = "5.6.0"
 TORCH, PILLOW = "2.13.0", "pillow"
 TRAINING = ("trl", "peft", "accelerate", "datasets")
 TOLERANCE = 1e-4
-# Folders: decoder, tower, and the checks that are run on it (all of checks.py on the first).
+# Folders: decoder, tower, and the checks to run (all checks of checks.py on the first folder).
 FOLDERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("cohere", "siglip", ()),
     ("cohere2", "siglip", ("generation", "training")),
@@ -53,8 +53,8 @@ def run(*command: str | Path, timeout: int = 3600, **kwargs: Any) -> subprocess.
 
 
 def known_releases() -> list[str]:
-    """The releases of transformers on the package index from the floor on, oldest first."""
-    # With PIP_QUIET, which scripts set, pip would print nothing.
+    """Return the releases of transformers on the package index from the oldest supported one, oldest first."""
+    # Scripts may set PIP_QUIET, with which pip would print nothing.
     loud = {name: value for name, value in os.environ.items() if name != "PIP_QUIET"}
     told = run(sys.executable, "-m", "pip", "index", "versions", "transformers", env=loud).stdout
     lines = [line for line in told.splitlines() if line.startswith("Available versions:")]
@@ -66,7 +66,7 @@ def known_releases() -> list[str]:
 
 
 def choose(wanted: list[str]) -> list[str]:
-    """Releases by number, or `floor`, `newest`, `some` (every fourth minor), `all` (every minor)."""
+    """Return the wanted releases: numbers, `floor`, `newest`, `some` (every fourth minor), `all` (every minor)."""
     known = known_releases()
     minors = list({Version(text).release[:2]: text for text in known}.values())
     named = {
@@ -80,7 +80,7 @@ def choose(wanted: list[str]) -> list[str]:
 
 
 def find_python(version: str) -> str:
-    """An interpreter of this minor version, on the path or installed by pyenv."""
+    """Return an interpreter of this minor version, on the PATH or installed by pyenv."""
     if version == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
     places = [f"python{version}"]
@@ -96,7 +96,7 @@ def find_python(version: str) -> str:
 
 
 def make_environment(folder: Path, python: str, release: str, torch: str, training: bool) -> Path:
-    """A virtual environment with torch, transformers and pillow; returns its interpreter."""
+    """Make a virtual environment with torch, transformers and pillow, and return its interpreter."""
     run(python, "-m", "venv", folder)
     inside = folder / "bin" / "python"
     install = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -106,7 +106,7 @@ def make_environment(folder: Path, python: str, release: str, torch: str, traini
 
 
 def run_checks(python: str | Path, folders: list[Path], scratch: Path) -> dict[str, Any]:
-    """The reports of checks.py on every folder: {versions, warnings, checks: {folder/check: ...}}."""
+    """Return the reports of checks.py on every folder: {versions, warnings, checks: {folder/check: ...}}."""
     report: dict[str, Any] = {"checks": {}, "warnings": set()}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_", "VIRTUAL"))}
     environment = {
@@ -130,7 +130,7 @@ def run_checks(python: str | Path, folders: list[Path], scratch: Path) -> dict[s
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two values of a check are the same, floats within the rounding of float32."""
+    """Return whether two values of a check are equal, floats up to float32 rounding."""
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other) <= TOLERANCE * (1 + abs(one))
     if isinstance(one, list) and isinstance(other, list):
@@ -141,7 +141,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def compare(report: dict[str, Any], reference: dict[str, Any]) -> tuple[dict, dict]:
-    """(failed checks with their reasons, absent ones with theirs)."""
+    """Return (failed checks with reasons, absent checks with reasons)."""
     failed, absent = {}, {}
     for name, result in report["checks"].items():
         expected = reference["checks"][name]
@@ -231,7 +231,7 @@ def write(rows: list[dict[str, Any]], reference: dict[str, Any]) -> None:
     write_readme()
 
 
-# What `absent` in a row means, for docs/load.md.
+# Explanations of `absent` in a row, for docs/load.md.
 ABSENT = {
     "image_processor": "AutoImageProcessor alone (needs torchvision there)",
     "trainers": "TRL's loss on answers only",
@@ -239,7 +239,7 @@ ABSENT = {
 
 
 def table(content: dict[str, Any]) -> str:
-    """The table: a line for neighbouring releases that do the same."""
+    """Return the table, with one line for consecutive releases with equal results."""
     lines = [
         "| transformers | Python | torch | loads and answers | peft and TRL | not there |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -277,7 +277,7 @@ def _cells(rows: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def render(content: dict[str, Any]) -> str:
-    """The section of docs/load.md: the table, and where it is from."""
+    """Return the section of docs/load.md: the table and its source."""
     reference = content["reference"]
     return (
         f"{table(content)}\n\n"

@@ -1,9 +1,9 @@
-"""Every private name of another library that the source uses, with where and why.
+"""Table of all private names of other libraries that the source uses, with place and reason.
 
-A private name may change in any release of its library. `test_private_names.py` finds the uses in the
-source, holds them against this table, and looks each name up in the installed library, so that an
-upgrade that breaks one fails there, with a sentence, and nowhere else. setup.py keeps the libraries of
-`use` and `override` below their next minor release.
+A private name may change in any release of its library. `test_private_names.py` finds the uses in the source,
+compares them with this table, and looks up each name in the installed library. So an upgrade that breaks a name
+fails in that test with a clear message. setup.py keeps the libraries of `use` and `override` below their next minor
+release.
 """
 
 import importlib
@@ -17,11 +17,11 @@ from typing import Any, Literal
 class PrivateName:
     """A private name and its use.
 
-    place: where the library has it, `module:attribute.attribute`; for a name that is set in a method,
-        the class, whose source then holds the name.
-    kind: `use` reads or calls it; `override` replaces a method of a library's class; `declare` sets a
-        class attribute that a library reads, and costs an ability at most where it is renamed.
-    parameters: of a function, those that the use passes or an override takes.
+    place: its place in the library, `module:attribute.attribute`; for a name that a method sets, the class
+        whose source contains the name.
+    kind: `use` reads or calls the name; `override` replaces a method of a library's class; `declare` sets a
+        class attribute that a library reads; after a renaming only a feature is lost.
+    parameters: parameters of a function that the use passes or the override takes.
     """
 
     name: str
@@ -36,7 +36,7 @@ class PrivateName:
         return self.place.partition(".")[0].partition(":")[0]
 
     def problem(self) -> str | None:
-        """What is wrong with the name in the installed library, None if it is there as used."""
+        """Return the problem with the name in the installed library, or None if it exists as used."""
         module, _, path = self.place.partition(":")
         try:
             owner: Any = importlib.import_module(module)
@@ -66,7 +66,7 @@ METRICS = tuple(
 )
 
 TABLE = (
-    # Declared by the Hub code: transformers reads them, nothing fails where one is renamed.
+    # Declared by the Hub code for transformers; a renaming causes no error.
     *(
         PrivateName(name, "transformers:PreTrainedModel", "declare", MODEL, why)
         for name, why in (

@@ -1,7 +1,7 @@
-"""A run and a build that an earlier state of the package began go on with this one.
+"""A run and a build of an earlier version of the package continue with the present version.
 
-The archive was written by begin.py before the modules were moved into rooms: keys hold contents, not
-module paths.
+begin.py wrote the archive before the modules were moved into rooms: keys depend on contents, not on module
+paths.
 """
 
 import json
@@ -20,7 +20,7 @@ ARCHIVE = Path(__file__).with_name("begun_before_the_rooms.tar.xz")
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
-    """Gives a function that unpacks one of the two and makes it the working directory."""
+    """Return a function that unpacks one of the two and makes it the working directory."""
 
     def unpack(name: str) -> Path:
         with tarfile.open(ARCHIVE) as archive:
@@ -44,7 +44,7 @@ def test_a_run_continues_from_its_checkpoint_to_the_same_losses(begun, capsys):
 
 def test_a_build_continues_and_asks_nobody_again(begun):
     folder = begun("build")
-    # No server is there any more.
+    # The server no longer runs.
     assert main(["data", "build", "plan.yaml"]) == 0
     (file,) = (folder / "build" / "dataset").glob("data/fr/*.parquet")
     assert pq.read_table(file).num_rows == 3

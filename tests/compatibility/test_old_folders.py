@@ -1,7 +1,7 @@
-"""Folders of earlier states of the package: they load with this one, and `maya renew` mends them.
+"""Folders of earlier versions of the package: they load with the present one, and `maya renew` updates them.
 
-`saved_by_0_1_0` is a tiny Maya that the package saved when its Hub code loaded with transformers 5.23
-only; `expected.json` is what it answered then.
+`saved_by_0_1_0` is a tiny Maya of a version whose Hub code worked only with transformers 5.23;
+`expected.json` has its answers of that time.
 """
 
 import json
@@ -29,7 +29,7 @@ OLD = Path(__file__).with_name("saved_by_0_1_0")
 EXPECTED = json.loads((OLD / "expected.json").read_text())
 QUESTION = "What is shown in the picture?"
 
-# What a process does that has the libraries and the folder, and nothing of this repository.
+# A script for a process with the libraries and the folder, but without this repository.
 ANSWER = """
 import json, torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -60,7 +60,7 @@ def check_answer(tokens: list, logits: list) -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A copy of the old folder, with a card that somebody wrote."""
+    """Return a copy of the old folder, with a card by its owner."""
     shutil.copytree(OLD, tmp_path / "old")
     (tmp_path / "old" / "README.md").write_text("# My own words\n")
     return tmp_path / "old"
@@ -126,7 +126,7 @@ def test_the_old_code_is_run_only_when_it_is_trusted(folder):
 
 
 def test_nothing_is_renewed_where_the_logits_differ(folder, tmp_path, monkeypatch):
-    """New code that scales the logits otherwise: found by running it, and nothing is changed."""
+    """Check new code that scales logits differently: the check finds the difference, and no file changes."""
     other = tmp_path / "code" / "modeling_maya.py"
     other.parent.mkdir()
     text = next(file for file in CODE if file.name == other.name).read_text()

@@ -1,4 +1,4 @@
-"""TRL's own preference trainers run on a saved Maya as on a LLaVA: rows with pictures, nothing of ours."""
+"""TRL's preference trainers on rows with pictures: a saved Maya works like a LLaVA, without this package's code."""
 
 import warnings
 
@@ -37,7 +37,7 @@ def _deprecations_of_trl():
 
 
 def rows(**columns):
-    """Four rows, each with a picture and a question about it; a column has one text, or four."""
+    """Return four rows, each with a picture and a question about it; a column has one text, or four."""
     turn = [{"role": "user", "content": "what is it"}]
     data = {"images": [[tiny_picture(seed)] for seed in range(4)], "prompt": [turn] * 4}
     features = {"images": List(Image()), "prompt": List(TURN[0])}
@@ -49,7 +49,7 @@ def rows(**columns):
 
 
 def trained(trainer, before) -> list[str]:
-    """The names of the weights that training has moved; it logged finite losses."""
+    """Return the names of the weights that training changed, after checking that the losses are finite."""
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses

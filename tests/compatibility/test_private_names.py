@@ -1,4 +1,4 @@
-"""The table of private names: complete, true of the installed libraries, and bounded in setup.py."""
+"""Table of private names: complete, correct for the installed libraries, and bounded in setup.py."""
 
 import ast
 import importlib
@@ -20,9 +20,9 @@ from .private_names import TABLE
 REPOSITORY = Path(__file__).parents[2]
 ROOMS = ("modeling_maya", "processing_maya", "training", "model_card")
 PACKAGES = ("modeling_maya", "processing_maya", "maya_vlm.training", "maya_vlm.model_card")
-# Of the standard library, or made by it for any class.
+# Names of the standard library, or names that it adds to every class.
 STANDARD = {"_exit", "_abc_impl", "_is_protocol", "_backward_cls"}
-# A module that imports a library which is installed apart from ours -> that library.
+# Module -> the separately installed library that it imports.
 APART = {
     "maya_vlm.training.evaluation.lmms_eval_maya": "lmms_eval",
     "maya_vlm.model_card.space.app": "gradio",
@@ -42,7 +42,7 @@ def trees() -> dict[str, ast.Module]:
 
 
 def defined_here(sources: dict[str, ast.Module]) -> set[str]:
-    """Private names that the source itself defines, as functions, classes, variables or attributes."""
+    """Return the private names that the source defines as functions, classes, variables or attributes."""
     found = set()
     for tree in sources.values():
         for node in ast.walk(tree):
@@ -61,7 +61,7 @@ def defined_here(sources: dict[str, ast.Module]) -> set[str]:
 
 
 def used_of_others() -> dict[str, set[str]]:
-    """Private names that the source reads, passes or imports and does not define: name -> files."""
+    """Return name -> files of private names that the source reads, passes or imports but does not define."""
     sources = trees()
     own = defined_here(sources)
     found: dict[str, set[str]] = defaultdict(set)
@@ -83,7 +83,7 @@ def used_of_others() -> dict[str, set[str]]:
 
 
 def set_on_self(owner: type) -> set[str]:
-    """Private attributes that the methods of a class set on `self`."""
+    """Return the private attributes that the methods of a class set on `self`."""
     return {
         node.attr
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(owner))))
@@ -96,17 +96,17 @@ def set_on_self(owner: type) -> set[str]:
 
 
 def mentions(base: type, name: str) -> bool:
-    """Whether a library's class has a private name, or sets or reads it on `self`."""
+    """Return whether a library's class has a private name, or sets or reads it on `self`."""
     if name in vars(base):
         return True
     try:
         return f"self.{name}" in inspect.getsource(base)
-    except (OSError, TypeError):  # built in
+    except (OSError, TypeError):  # a built-in class
         return False
 
 
 def overridden() -> dict[str, set[str]]:
-    """Private names of a class of ours that a library's base class knows too: name -> files."""
+    """Return name -> files of private names in our classes that a library's base class also uses."""
     found: dict[str, set[str]] = defaultdict(set)
     for package in PACKAGES:
         root = importlib.import_module(package)
@@ -126,7 +126,7 @@ def overridden() -> dict[str, set[str]]:
                     if any(mentions(base, name) for base in others):
                         file = Path(inspect.getfile(owner)).relative_to(REPOSITORY)
                         found[name].add(str(file))
-    # Set by `register_for_auto_class` on classes that do not declare it.
+    # `register_for_auto_class` sets it on classes that do not declare it.
     found.pop("_auto_class", None)
     return found
 
@@ -166,7 +166,7 @@ def test_a_name_that_is_gone_is_told():
 
 
 def requirements() -> dict[str, list[Requirement]]:
-    """Every requirement that setup.py declares, by name, as the installed metadata has them."""
+    """Return name -> requirements of setup.py, from the installed metadata."""
     found: dict[str, list[Requirement]] = defaultdict(list)
     for line in importlib.metadata.requires("maya-vlm") or []:
         requirement = Requirement(line)

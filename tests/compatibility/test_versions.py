@@ -1,4 +1,4 @@
-"""What the commands install, what setup.py allows, and what `maya env` says of it."""
+"""Versions: constraints.txt, the bounds of setup.py, and the report of `maya env`."""
 
 import importlib.metadata
 import os
@@ -41,7 +41,7 @@ def test_every_command_that_installs_uses_the_constraints():
 
 @pytest.mark.parametrize("extra", ["", *EXTRAS])
 def test_every_extra_can_be_installed(extra):
-    """For every Python that is supported; nothing is downloaded but metadata."""
+    """Check every supported Python; only metadata is downloaded."""
     try:
         lines = resolve(*(["--extra", extra] if extra else []))
     except ValueError as error:
@@ -52,7 +52,7 @@ def test_every_extra_can_be_installed(extra):
 
 
 def test_an_extra_that_cannot_be_installed_is_found(tmp_path):
-    """The check above fails for what it is there for: two bounds that exclude one another."""
+    """Check that the test above fails for two contradictory bounds."""
     (tmp_path / "demo.txt").write_text("pillow>=13\ngradio>=6,<6.32\n")
     command = ["uv", "pip", "compile", str(tmp_path / "demo.txt"), "--system-certs", "--quiet"]
     command[0] = str(Path(sys.executable).with_name("uv"))
@@ -97,7 +97,7 @@ def test_version_is_one_line(capsys):
 
 @pytest.fixture
 def newer(monkeypatch):
-    """As if a transformers had been installed that nobody has tried."""
+    """Pretend that an untested transformers is installed."""
     real = importlib.metadata.version
 
     def version(name: str) -> str:
@@ -189,7 +189,7 @@ def test_no_folder_of_a_user_hides_the_installed_package(tmp_path):
 
 @pytest.mark.slow
 def test_a_wheel_has_the_same_names_and_every_file(tmp_path):
-    """Built apart from the checkout, whose build folder may be old; installed alone into a folder."""
+    """Build outside the checkout, whose build folder may be old, and install only the wheel into a folder."""
     source = tmp_path / "source"
     unwanted = shutil.ignore_patterns(".*", "build", "runs", "__pycache__", "*.egg-info", "tests")
     shutil.copytree(REPOSITORY, source, ignore=unwanted)

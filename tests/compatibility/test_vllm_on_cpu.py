@@ -1,4 +1,4 @@
-"""The comparison with vLLM finds differences; what it needs no vLLM for."""
+"""Comparison with vLLM: the parts that need no vLLM, and the detection of differences."""
 
 import copy
 import json
@@ -21,11 +21,11 @@ def answers(place):
 
 
 def test_requests_have_answers_of_their_own(answers):
-    """Equal answers to two pictures or two questions would hide a picture that never arrives."""
+    """Check that answers differ: equal answers to two pictures or questions would hide a missing picture."""
     assert set(answers) == set(vllm.ALL)
     assert len({tuple(answer["answer"]) for answer in answers.values()}) == len(answers)
     assert all(len(a["answer"]) == len(a["logprobs"]) > 1 for a in answers.values())
-    # Prefixes are cached in whole blocks; two questions must share one behind their picture.
+    # Prefixes are cached in whole blocks; two questions must share a block after their picture.
     one, other = (answers[name]["prompt"] for name in ("one picture", "another question"))
     block = vllm.OPTIONS["block_size"]
     assert one[:block] == other[:block]

@@ -4,14 +4,14 @@
     python tests/compatibility/vllm_on_cpu.py --python ENV/bin/python --write
     python tests/compatibility/vllm_on_cpu.py --only lora server  # some of the cases
 
-vLLM takes older releases of transformers than ours, so it runs in an environment of its own; this one
-makes the folders and the reference answers. The decoder's attention heads have 64 channels, as vLLM's
-CPU kernels know none for the mini's 40. Weights are random and float32, answers greedy.
+vLLM needs older releases of transformers, so it runs in a separate environment; the present environment makes the
+folders and the reference answers. The decoder's attention heads have 64 channels, because vLLM's CPU kernels do not
+support the mini's 40. Weights are random and float32, answers greedy.
 
 A case is the `LLM` class with some options, or `vllm serve`. It is `same` if for every request the
 tokens of prompt and answer equal those of `generate`, and the log-probability of every token of the
-answer differs by less than TOLERANCE: greedy tokens alone would not show a missing logit scale. The
-other rules of a case stand beside it in CASES and in `check_server`. Exits with 1 unless all are `same`.
+answer differs by less than TOLERANCE: greedy tokens alone would not reveal a missing logit scale. CASES and
+`check_server` have the other rules of each case. Exits with 1 unless all are `same`.
 With `--write` versions and verdicts go to tests/benchmarks/results/vllm.json.
 """
 
@@ -46,27 +46,27 @@ TEXT = {
     "head_dim": 64,
 }
 NEW_TOKENS, TOLERANCE = 16, 1e-3
-ANSWERS_IN = 600  # seconds until a server must be up, or a process done
+ANSWERS_IN = 600  # seconds allowed for the start of a server or for a process
 # Options of every case.
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",
     "max_model_len": 512,
     "enforce_eager": True,
-    "block_size": 32,  # the least of the CPU kernels; prefixes are cached in whole blocks
+    "block_size": 32,  # the smallest that the CPU kernels support; prefixes are cached in whole blocks
     "max_num_seqs": 8,
     "limit_mm_per_prompt": {"image": 3},
 }
-# Requests that the server must refuse, and with which status. vLLM 0.32 refuses a local file by an
-# exception that it does not catch.
+# Requests that the server must refuse -> expected status. vLLM 0.32 refuses a local file with an
+# uncaught exception.
 REFUSED = {
     "another domain": 400,
     "a local file": 500,
     "too many pictures": 400,
     "a broken picture": 400,
 }
-# What vLLM reads from the environment: 1 GiB of keys and values, no redirect away from an allowed domain.
+# vLLM's environment variables: 1 GiB of keys and values, no redirects from an allowed domain.
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
-# The command `vllm`, which asks for the version of a package `vllm` and ends where it is called `vllm-cpu`.
+# The command `vllm`: it needs the version of a package `vllm`, and fails if the package is `vllm-cpu`.
 VLLM = """\
 import importlib.metadata as metadata
 version = metadata.version
@@ -78,11 +78,11 @@ main()
 
 @dataclass(frozen=True)
 class Case:
-    """One engine. groups: requests that are sent together, by name; without any, one after another.
+    """One engine. groups: names of requests that are sent together; without groups, one after another.
 
-    Rules beside equal tokens: with `prefix_caching`, the second question about a picture finds its
-    beginning in the cache, and the same question about another picture does not; with
-    `max_num_batched_tokens`, at least one prompt is longer.
+    Rules besides equal tokens: with `prefix_caching`, the second question about a picture hits the cache, and
+    the same question about another picture does not; with `max_num_batched_tokens`, at least one prompt is
+    longer.
     """
 
     folder: str
@@ -107,12 +107,12 @@ CASES = {
     ),
     "lora": Case("maya", {"enable_lora": True, "max_lora_rank": 8}, adapter=True),
     "maya_template": Case("maya_template", {"enable_prefix_caching": False}),
-    # vLLM's own class for LLaVA imports torchvision, which `install` leaves out.
+    # vLLM's class for LLaVA imports torchvision, which `install` does not install.
     "llava": Case("llava", {"trust_remote_code": False, "model_impl": "transformers"}, (ALL,)),
 }
 
 
-# ------------------------------------------------------------------------------ the requests
+# ------------------------------------------------------------------------------ requests
 
 
 def data_url(seed: int) -> str:
@@ -124,13 +124,13 @@ def data_url(seed: int) -> str:
 
 
 def user(text: str, *pictures: str) -> dict[str, Any]:
-    """A turn as OpenAI's clients send it."""
+    """Return a user turn in the form of OpenAI's clients."""
     parts: list[dict] = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
 def requests() -> dict[str, list[dict[str, Any]]]:
-    """Conversations by name, with the pictures as data URLs."""
+    """Return name -> conversation, with the pictures as data URLs."""
     from tests.helpers.tiny_processing import TEXTS
 
     first, second, third = (data_url(seed) for seed in (1, 2, 3))
@@ -153,7 +153,7 @@ def requests() -> dict[str, list[dict[str, Any]]]:
 
 
 def make_folders(place: Path) -> None:
-    """`maya`, the same with the original's template, its export to LLaVA, and an adapter of peft."""
+    """Write `maya`, the same model with the original's template, its LLaVA export, and a peft adapter."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -178,7 +178,7 @@ def make_folders(place: Path) -> None:
 def reference(
     folder: Path, conversations: dict[str, list], adapter: Path | None = None
 ) -> dict[str, dict]:
-    """Per request, `generate`'s {prompt, answer: token ids, logprobs: of the answer's tokens}."""
+    """Return for each request `generate`'s {prompt, answer: token ids, logprobs: of the answer's tokens}."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -214,7 +214,7 @@ def reference(
 
 
 def differences(found: dict[str, dict], expected: dict[str, dict]) -> tuple[dict[str, str], float]:
-    """(request -> how it differs from the reference, largest difference of a log-probability)."""
+    """Return (request -> its difference from the reference, largest difference of a log-probability)."""
     wrong, largest = {}, 0.0
     for name, theirs in expected.items():
         ours = found.get(name)
@@ -236,7 +236,7 @@ def differences(found: dict[str, dict], expected: dict[str, dict]) -> tuple[dict
 
 
 def check_rules(case: Case, found: dict[str, dict]) -> dict[str, str]:
-    """The rules of a case beside equal tokens that are broken, with what was found."""
+    """Return the broken rules of a case, other than equal tokens, with the values found."""
     wrong = {}
     if case.options.get("enable_prefix_caching"):
         if not found["another question"]["cached"]:
@@ -263,7 +263,7 @@ def run(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess:
 
 
 def environment(place: Path) -> dict[str, str]:
-    """The environment of a vLLM process: no other checkout, no Hub, no statistics sent."""
+    """Return the environment variables of a vLLM process: no other checkout, no Hub, no usage statistics."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_", "VIRTUAL"))}
     return kept | {
         "HF_HOME": str(place / "hf"),
@@ -308,7 +308,7 @@ def offline(task: dict[str, Any]) -> dict[str, dict]:
 def run_case(
     python: Path, case: Case, place: Path, conversations: dict[str, list]
 ) -> dict[str, dict]:
-    """Answer all requests with vLLM's LLM class in a process of its own."""
+    """Answer all requests with vLLM's LLM class in a separate process."""
     task = {
         "folder": str(place / case.folder),
         "options": {"trust_remote_code": True, **OPTIONS, **case.options},
@@ -319,17 +319,17 @@ def run_case(
     asked, told = place / "task.json", place / "answers.json"
     asked.write_text(json.dumps(task))
     told.unlink(missing_ok=True)
-    # One process: an engine that dies takes the command with it.
+    # In one process, a dead engine also ends the command.
     alone = environment(place) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     run(python, Path(__file__).resolve(), "--inside", asked, told, env=alone, cwd=place)
     return json.loads(told.read_text())
 
 
-# ------------------------------------------------------------------------------ the server
+# ------------------------------------------------------------------------------ server
 
 
 def command_line(folder: str, domain: str) -> list[str]:
-    """`vllm serve` as docs/serve.md has it: pictures from one domain, no local files, three a prompt."""
+    """Return the `vllm serve` command of docs/serve.md: pictures from one domain, no local files, three per prompt."""
     return [
         *("serve", folder, "--trust-remote-code", "--served-model-name", "maya"),
         *("--max-model-len", "512", "--limit-mm-per-prompt", '{"image": 3}'),
@@ -339,7 +339,7 @@ def command_line(folder: str, domain: str) -> list[str]:
 
 @contextlib.contextmanager
 def picture_server() -> Iterator[tuple[int, list[str]]]:
-    """(port, paths that were asked for) of a server on this machine that answers with one picture."""
+    """Yield (port, requested paths) of a local server that answers with one picture."""
     picture = base64.b64decode(data_url(1).partition(",")[2])
     asked: list[str] = []
 
@@ -365,7 +365,7 @@ def picture_server() -> Iterator[tuple[int, list[str]]]:
 
 @contextlib.contextmanager
 def serving(python: Path, place: Path, adapter: bool) -> Iterator[str]:
-    """The address of a running `vllm serve` of the Maya."""
+    """Yield the address of a running `vllm serve` with the Maya."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -411,10 +411,10 @@ def serving(python: Path, place: Path, adapter: bool) -> Iterator[str]:
 def check_server(
     address: str, conversations: dict[str, list], expected: dict, adapted: dict
 ) -> tuple[dict[str, str], float]:
-    """What OpenAI's client gets: all requests at once, an adapter, a stream, pictures by address.
+    """Check the answers to OpenAI's client: all requests at once, an adapter, a stream, pictures by URL.
 
-    The requests of REFUSED must end with its statuses, another domain must not be asked, and the server
-    must go on answering.
+    The requests of REFUSED must get its statuses, no other domain may be contacted, and the server must keep
+    answering.
     """
     import openai
 
@@ -467,7 +467,7 @@ def check_server(
             "a broken picture": ["data:image/png;base64,AAAA"],
         }
         for name, status in REFUSED.items():
-            # After a 500 the server closes the connection: each request has a connection of its own.
+            # The server closes the connection after a 500, so each request uses a new connection.
             client = connect()
             try:
                 ask([user(question, *pictures[name])])
@@ -482,14 +482,14 @@ def check_server(
     return wrong | more, largest
 
 
-# ------------------------------------------------------------------------------ all of it
+# ------------------------------------------------------------------------------ command
 
 
 def install(place: Path) -> Path:
-    """A new environment with vLLM for CPUs; returns its interpreter.
+    """Make a new environment with vLLM for CPUs, and return its interpreter.
 
-    Without what Maya does not need of it: these packages' builds on PyPI are for CUDA, and vLLM imports
-    them where they are installed, which fails beside a torch without CUDA.
+    Packages that Maya does not need are left out: their builds on PyPI are for CUDA, and vLLM imports them if
+    they are installed, which fails with a CPU build of torch.
     """
     run(sys.executable, "-m", "venv", place)
     python = place / "bin" / "python"
@@ -499,7 +499,7 @@ def install(place: Path) -> Path:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Of what decides the answers, in vLLM's environment."""
+    """Return the versions of the libraries in vLLM's environment that affect the answers."""
     names = ("vllm-cpu", "vllm", "torch", "transformers", "pillow")
     code = (
         "import json, platform\nfrom importlib.metadata import distributions\n"
@@ -510,7 +510,7 @@ def versions(python: Path) -> dict[str, str]:
 
 
 def verdict(check: Any) -> dict[str, Any]:
-    """Run `check`, which returns (what is wrong, largest difference); a failure is a verdict too."""
+    """Run `check`, which returns (problems, largest difference). An exception is a verdict too."""
     import openai
 
     started = time.monotonic()
@@ -566,7 +566,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def write(found: dict[str, dict], engine: dict[str, str], count: int) -> None:
-    """Keep the verdicts, and those of cases that were not run."""
+    """Write the new verdicts, and keep the old verdicts of cases that were not run."""
     from maya_vlm.training.common.provenance import provenance
 
     old = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else {}

@@ -1,4 +1,4 @@
-"""A Python that has torch, transformers and pillow and nothing else: what a stranger loads with."""
+"""A Python environment with only torch, transformers and pillow, like that of a new user."""
 
 import importlib.metadata
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-# What the README says is needed to load a Maya; pillow and numpy because images are.
+# The packages that the README requires to load a Maya, and pillow and numpy for images.
 LOADERS = ("torch", "transformers", "pillow", "numpy")
 
 
 def _closure(names: tuple[str, ...]) -> set[str]:
-    """Names of the installed distributions that `names` need, themselves included."""
+    """Return the names of the installed distributions that `names` need, including `names`."""
     waiting, found = list(names), set()
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
@@ -45,7 +45,7 @@ def make_site(folder: Path, names: tuple[str, ...] = LOADERS) -> Path:
 def run_bare(
     code: str, site: Path, cwd: Path, env: dict[str, str] | None = None, timeout: int = 1200
 ) -> subprocess.CompletedProcess:
-    """Run `code` with only `site` and the standard library to import from, and no standard input."""
+    """Run `code` with imports only from `site` and the standard library, and without standard input."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_", "VIRTUAL"))}
     prelude = f"import sys; sys.path.append({str(site)!r})\n"
     return subprocess.run(

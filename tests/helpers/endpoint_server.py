@@ -1,4 +1,4 @@
-"""A translator behind an OpenAI-compatible address that knows the truth, and misbehaves on demand.
+"""OpenAI-compatible translation server for tests: it knows the right answers and produces faults on demand.
 
 In a thread of the test:
 
@@ -6,7 +6,7 @@ In a thread of the test:
         ...  # post to server.url + "/chat/completions"
         assert server.counts[("fr", "a cat")] == 1
 
-In a process of its own, which outlives a SIGKILL of its clients:
+In a separate process, which survives a SIGKILL of its clients:
 
     with endpoint_process(truths, faults=Faults(reset=0.02), latency=0.05) as url:
         ...
@@ -16,11 +16,11 @@ or from a shell, where the first line printed is the address:
 
     python -m tests.helpers.endpoint_server --truths truths.json --latency 0.05 --faults '{"hang": 0.01}'
 
-What is asked is read off the request: the text is the last user message, the language is what the
-message before it says behind the word "into" ("Translate ... into French") or as a native preamble
-says it, or `target_lang_code` where the content is TranslateGemma's. Where that message shows the brackets 〘〙,
-the answer stands in them. Which request meets which fault is drawn from the seed, the key
-(language, text) and how often the key was asked for before: the order of arrival plays no part.
+The request determines the question. The text is the last user message. The language is named in the previous
+message after the word "into" ("Translate ... into French"), or by a native preamble, or by `target_lang_code`
+in TranslateGemma's content. If that message contains the brackets 〘〙, the answer is put into them. The fault of a
+request is drawn from the seed, the key (language, text) and the number of earlier requests for the key. The order
+of arrival has no effect.
 """
 
 import argparse
@@ -58,7 +58,7 @@ NAMES = {
     "Bengali": "bn",
     "Urdu": "ur",
 }
-# What the preambles in the languages themselves say.
+# Names of languages in the native preambles.
 NATIVE = {
     "译成简体中文": "zh",
     "en français": "fr",
@@ -78,25 +78,25 @@ Truths = Mapping[str, Mapping[str, str]]  # language -> text -> its translation
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-    """Shares of requests (0 to 1) that meet each fault; their sum is at most 1.
+    """Shares of requests (0 to 1) that get each fault; their sum is at most 1.
 
-    retry_after: the header's value of 429 and 503, None to leave it out.
+    retry_after: value of the Retry-After header of 429 and 503; None for no header.
     """
 
     overloaded: float = 0.0  # 429
     unavailable: float = 0.0  # 503
     bad_request: float = 0.0  # 400
     hang: float = 0.0  # accepted, never answered
-    reset: float = 0.0  # the connection is cut in the middle of the body
+    reset: float = 0.0  # the connection is closed within the body
     broken_json: float = 0.0
     no_choices: float = 0.0
-    no_text: float = 0.0  # a message whose content is null
+    no_text: float = 0.0  # a message with null content
     length: float = 0.0  # half an answer, finish_reason "length"
-    untranslated: float = 0.0  # the text itself
-    wrong_language: float = 0.0  # the truth of another language
+    untranslated: float = 0.0  # the untranslated text
+    wrong_language: float = 0.0  # the right answer in another language
     refusal: float = 0.0
     preface: float = 0.0
-    chunked: float = 0.0  # a good answer that comes in small chunks
+    chunked: float = 0.0  # a right answer in small chunks
     retry_after: str | None = "0"
 
     def __post_init__(self) -> None:
@@ -107,18 +107,18 @@ class Faults:
 
 
 class EndpointServer:
-    """Serves on 127.0.0.1 from `with` to the end of the block, or as long as `serve` is awaited.
+    """Serve on 127.0.0.1 inside a `with` block, or while `serve` is awaited.
 
     Args:
-        truths: language -> text -> answer. Other texts are answered by `fallback(text, lang)`; where
-            that gives None, with a 400.
-        latency: seconds that every good answer takes.
-        slots: answers that are worked on at once; others queue. None for no limit.
-        always: text -> name of the fault that it always meets.
-        rewrite: makes the answer from the messages and the truth; for answers that hang on what
-            the model is told.
-        api_key: refuse requests without it (401).
-        model: refuse requests for another one (404); its answers name it.
+        truths: language -> text -> answer. Other texts get the answer of `fallback(text, lang)`, or a 400 if
+            that is None.
+        latency: seconds that every right answer takes.
+        slots: number of answers computed at once; other requests wait. None for no limit.
+        always: text -> name of the fault that it always gets.
+        rewrite: makes the answer from the messages and the right answer, for answers that depend on the
+            instructions.
+        api_key: refuse requests without this key (401).
+        model: refuse requests for other models (404); answers contain this name.
         record: keep the headers and bodies of all requests in `seen`.
     """
 
@@ -148,8 +148,8 @@ class EndpointServer:
         self.met: Counter[str] = Counter()  # fault -> requests
         self.seen: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.requests = self.in_flight = self.peak = 0
-        self.first = self.last = 0.0  # when the first request came, and when the last one ended
-        self.work = 0.0  # seconds of answering, over all requests
+        self.first = self.last = 0.0  # times of the first request and of the last answer
+        self.work = 0.0  # total seconds of answering
         self._slots = slots
         self._free: asyncio.Semaphore | contextlib.nullcontext = contextlib.nullcontext()
         self._ready = threading.Event()
@@ -320,10 +320,10 @@ class EndpointServer:
 
 
 def asked(messages: list[dict]) -> tuple[str, str, bool]:
-    """(text, language, whether the answer is wanted in brackets) of a chat's messages."""
+    """Return (text, language, whether the answer must be in brackets) of a chat's messages."""
     content = messages[-1]["content"]
     if isinstance(content, list):
-        part = next(part for part in content if "text" in part)  # pictures stand before it
+        part = next(part for part in content if "text" in part)  # pictures come before the text
         return part["text"], part.get("target_lang_code", "").split("-")[0], False
     said = "\n".join(str(m["content"]) for m in messages[:-1]) or content
     found = _INTO.search(said)
@@ -336,10 +336,10 @@ def asked(messages: list[dict]) -> tuple[str, str, bool]:
 def endpoint_process(
     truths: Truths | None = None, *, faults: Faults | None = None, **options: Any
 ) -> Iterator[str]:
-    """An endpoint in a process of its own; gives its address.
+    """Start an endpoint in a separate process, and yield its address.
 
-    options: latency, slots, seed, port, model, api_key; `fallback="echo"` answers texts without a
-        truth by "<lang>: <text>".
+    options: latency, slots, seed, port, model, api_key; `fallback="echo"` answers unknown texts
+        with "<lang>: <text>".
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "truths.json")
@@ -360,7 +360,7 @@ def endpoint_process(
 
 
 def stats(url: str) -> dict[str, Any]:
-    """What a server counted: requests, peak, seconds, work, faults, keys [[lang, text, n], ...]."""
+    """Return a server's counts: requests, peak, seconds, work, faults, keys [[lang, text, n], ...]."""
     with urllib.request.urlopen(url.removesuffix("/v1") + "/stats", timeout=30) as response:
         return json.load(response)
 

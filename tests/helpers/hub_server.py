@@ -1,14 +1,14 @@
-"""A Hub on this machine, for tests of pushing, publishing and loading back: standard library only.
+"""Local Hub for tests of pushing, publishing and loading; it uses only the standard library.
 
-It speaks the part of the Hub's HTTP interface that huggingface_hub, transformers and datasets use:
+It implements the part of the Hub's HTTP interface that huggingface_hub, transformers and datasets use:
 creating repositories, commits with small files inline and large ones as LFS objects, listings and
-downloads by branch or commit. Everything lives in memory and is gone with the process.
+downloads by branch or commit. All data is in memory and is lost when the process ends.
 
     with HubServer() as hub:
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path)})
 
-huggingface_hub reads HF_ENDPOINT when it is imported, so what talks to this server runs in a process
-of its own, started with `environment`.
+huggingface_hub reads HF_ENDPOINT at import, so clients of this server run in a separate process, started
+with `environment`.
 """
 
 import base64
@@ -26,14 +26,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 TOKEN = "hf_local"
-LFS_FROM = 100_000  # bytes: files from here on travel as LFS objects
+LFS_FROM = 100_000  # bytes: files of at least this size are LFS objects
 LFS_ALWAYS = (".safetensors", ".parquet", ".bin", ".arrow")
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 
 @dataclass
 class Repository:
-    """Commits of one repository; a commit maps file names to their bytes."""
+    """The commits of one repository; each commit maps file names to bytes."""
 
     kind: str
     name: str
@@ -58,13 +58,13 @@ class Repository:
 
 
 class HubServer:
-    """Serves on a free port of 127.0.0.1 from `with` to the end of the block."""
+    """Serve on a free port of 127.0.0.1 inside a `with` block."""
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS objects by SHA-256
         self.requests: list[str] = []
-        # Called with every request before it is answered, to stop or end who asks; True refuses it.
+        # Called with every request before the answer, to stop or kill the client; True refuses the request.
         self.before: Callable[[str], bool | None] = lambda request: None
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -91,7 +91,7 @@ class HubServer:
         self.repositories[kind, name] = repository
 
     def environment(self, home: Path) -> dict[str, str]:
-        """What a process must find in its environment to use this Hub, with caches under `home`."""
+        """Return the environment variables for a process that uses this Hub, with caches under `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
@@ -105,7 +105,7 @@ class HubServer:
         }
 
     def files(self, kind: str, name: str, revision: str = "main") -> dict[str, bytes]:
-        """The files of a repository at a branch or commit."""
+        """Return the files of a repository at a branch or commit."""
         repository = self.repositories[kind, name]
         oid = repository.resolve(revision)
         assert oid is not None, f"{kind} {name} has no revision {revision}"
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(503, "", "out of order")
         writes = self.command in ("POST", "PUT", "DELETE") and "/paths-info/" not in path
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-        # An object's own address carries its authorisation, as on the Hub.
+        # As on the Hub, an object's address includes its authorization.
         if writes and not known and not path.startswith("/objects/"):
             return self._fail(401, "", "Invalid credentials in Authorization header")
         with self.hub.lock:
@@ -429,7 +429,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _oid(content: bytes) -> str:
-    """Git's name of a file."""
+    """Return git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A dataset read image by image, as `training/batches/joined.py` joins it."""
+"""Read a dataset image by image, joined by `training/batches/joined.py`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from maya_vlm.training.rows.tables import find_files
 
 @dataclass
 class ImageGroup:
-    """One image with its rows. image: bytes of its file, or what names it where the dataset does not
-    hold it (several names with a null character between), or None. rows: as dictionaries, without the
-    image's own bytes."""
+    """One image with its rows. image: the file's bytes, or its name if the dataset does not contain it
+    (several names are separated by null characters), or None. rows: dictionaries without the image's
+    bytes."""
 
     image: bytes | str | None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -23,13 +23,14 @@ class ImageGroup:
 def image_groups(
     path: str, config: str | None = None, split: str = "train", filters: Filters | None = None
 ) -> Iterator[ImageGroup]:
-    """Every image of a dataset with its rows in all languages, in stored order, in bounded memory.
+    """Yield every image of a dataset with its rows in all languages, in stored order, with bounded memory.
 
     Args:
-        path: a folder, or a Hub repository; laid out as joined.py says.
+        path: a folder or Hub repository with the layout of joined.py.
 
-    Raises ValueError, OSError as `find_files` and `GroupedTables` do; FileNotFoundError for a row whose
-    image is not in the dataset's table of images.
+    Raises:
+        ValueError, OSError: as `find_files` and `GroupedTables`.
+        FileNotFoundError: a row's image is not in the dataset's image table.
     """
     joined = GroupedTables(path, find_files(path, config, split), filters)
     for block in range(len(joined)):

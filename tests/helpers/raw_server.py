@@ -1,4 +1,4 @@
-"""A server that sends the bytes it is told to, for answers that no server would send."""
+"""Server that sends given bytes, for malformed answers."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def raw_server(*replies: bytes) -> Iterator[str]:
-    """Sends these bytes, one reply a connection, whatever it is asked; the last one again and again."""
+    """Send these replies to any request, one per connection; repeat the last reply."""
     waiting = list(replies)
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -38,7 +38,7 @@ def reply(body: bytes, status: bytes = b"200 OK", *headers: bytes) -> bytes:
 
 
 def completion(**changes) -> bytes:
-    """A good answer, but for fields of its own, of its choice (`choice_`) or message (`message_`)."""
+    """Return a correct answer with changed fields, also of its choice (`choice_`) or message (`message_`)."""
     message = {"role": "assistant", "content": "chat"}
     choice = {"message": message, "finish_reason": "stop"}
     body = {"model": "m", "choices": [choice], "usage": {"completion_tokens": 1}}

@@ -1,4 +1,4 @@
-"""A step of a build run in this process."""
+"""Run a step of a build in the test's process."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ def run_step(step: Any, **options: Any) -> None:
 
     Args:
         step: a ToxicityStep or a VerificationStep.
-        options: of its `rounds`.
+        options: options of the step's `rounds`.
     """
     for units in step.rounds(**options):
         for name, pairs in units.items():

@@ -1,12 +1,12 @@
-"""Tiny random Mayas with any decoder and any tower, for every test that needs a model.
+"""Tiny random Mayas with any decoder and any vision tower, for tests that need a model.
 
     from tests.helpers.tiny import tiny_config, tiny_inputs, tiny_model
 
     model = tiny_model(decoder="cohere", tower="siglip")
     model.generate(**tiny_inputs(model.config, images=[1, 2, 0]))
 
-Weights are drawn larger than transformers would, so that logits differ by margins that a wrong
-mask, layer or scale visibly changes, and greedy answers do not hang on rounding.
+Weights are larger than transformers' defaults. So a wrong mask, layer or scale clearly changes the logits, and
+greedy answers do not depend on rounding.
 """
 
 import torch
@@ -40,7 +40,7 @@ _decoder = {
     "bos_token_id": 5,
     "eos_token_id": 6,
 }
-# Real decoders scale down. With weights this small only scaling up gives logits worth comparing.
+# Real decoders scale logits down. With such small weights, only a scale above 1 gives logits that differ enough.
 _LOGIT_SCALE = 4.0
 DECODERS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "cohere": (CohereConfig, {**_decoder, "logit_scale": _LOGIT_SCALE}),
@@ -69,7 +69,7 @@ TOWERS: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "siglip": (SiglipVisionConfig, {**_tower, "image_size": 12}),
     "siglip2": (Siglip2VisionConfig, {**_tower, "num_patches": 9}),
     "clip": (CLIPVisionConfig, {**_tower, "image_size": 12}),
-    # Not known to Maya by name: the whole tower is kept and image_seq_length must be given.
+    # Maya does not know this tower by name: it keeps the whole tower and needs image_seq_length.
     "dinov2": (Dinov2Config, {**_tower, "image_size": 12, "mlp_ratio": 2}),
 }
 IMAGE_SIZE = 12
@@ -89,7 +89,7 @@ def tiny_config(
     vision: dict | None = None,
     **overrides,
 ) -> MayaConfig:
-    """Config of a tiny Maya; `text` and `vision` change the parts' fields, `overrides` Maya's own."""
+    """Return the config of a tiny Maya. `text` and `vision` change the parts' fields, `overrides` Maya's fields."""
     text_class, text_fields = DECODERS[decoder]
     vision_class, vision_fields = TOWERS[tower]
     overrides.setdefault("image_token_id", IMAGE_TOKEN)
@@ -110,7 +110,7 @@ def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         noise = torch.randn(parameter.shape, generator=generator)
         with torch.no_grad():
             if "embed_tokens" in name:
-                # Small beside what the layers add, or a tied head would just repeat the last token.
+                # Small compared with the layers' outputs; otherwise a tied head would repeat the last token.
                 parameter.copy_(0.1 * noise)
             elif "position_embedding" in name:
                 parameter.copy_(noise)
@@ -126,19 +126,19 @@ def enlarge(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 def tiny_model(
     decoder: str = "cohere", tower: str = "siglip", seed: int = 0, **overrides
 ) -> MayaForConditionalGeneration:
-    """A tiny Maya in eval mode, float32, the same for the same arguments."""
+    """Return a tiny float32 Maya in eval mode; equal arguments give equal weights."""
     model = MayaForConditionalGeneration(tiny_config(decoder, tower, **overrides))
     return enlarge(model, seed).eval()
 
 
 def enable_checkpointing(model: torch.nn.Module, **kwargs) -> None:
-    """Compute activations again in the backward pass; transformers 5.24 renames the method."""
+    """Enable activation checkpointing; transformers 5.24 renamed the method."""
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)(kwargs or None)
 
 
 def tiny_images(count: int, seed: int = 0) -> torch.Tensor:
-    """Pixel values (count, 3, 12, 12)."""
+    """Return pixel values (count, 3, 12, 12)."""
     return torch.randn(
         (count, 3, IMAGE_SIZE, IMAGE_SIZE), generator=torch.Generator().manual_seed(seed)
     )
@@ -147,7 +147,7 @@ def tiny_images(count: int, seed: int = 0) -> torch.Tensor:
 def tiny_inputs(
     config: MayaConfig, images: list[int], text_tokens: int = 5, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Left-padded rows, row r with images[r] images: input_ids, attention_mask, and pixel_values if any."""
+    """Return left-padded inputs, row r with images[r] images: input_ids, attention_mask, pixel_values if any."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:

@@ -1,8 +1,7 @@
 """Tiny decoders in the style of Llama 3, Qwen3, Gemma and Mistral, with their tokenizers and templates.
 
-Each is a base folder as a user would download it: a random model, a tokenizer made on the spot with
-the family's control tokens, and the family's chat template, shortened to what a chat without tools
-needs of it.
+Each is a base folder like a downloaded one: a random model, a generated tokenizer with the family's control
+tokens, and the family's chat template, shortened to chats without tools.
 """
 
 from dataclasses import dataclass, field
@@ -82,7 +81,7 @@ GEMMA = """\
 ' }}{% endfor %}{% if add_generation_prompt %}{{'<start_of_turn>model
 '}}{% endif %}"""
 
-# The system text stands before the last question, so a prompt is not how a longer one begins.
+# The system text is before the last question, so a prompt is not a prefix of a longer conversation.
 MISTRAL = """\
 {%- if messages[0]["role"] == "system" %}
     {%- set system_message = messages[0]["content"] %}
@@ -109,7 +108,7 @@ MISTRAL = """\
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of decoder. end: what ends an answer. image_token: named where no row is spare."""
+    """A family of decoders. end: the token that ends an answer. image_token: needed if no embedding row is spare."""
 
     config: type[PreTrainedConfig]
     template: str
@@ -174,7 +173,7 @@ FAMILIES = {
 
 
 def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of the family's kind: byte-level, or with bytes for letters that it does not know."""
+    """Return a tokenizer of the family's kind: byte-level, or with bytes for unknown characters."""
     family = FAMILIES[name]
     trainer: dict[str, Any] = {"show_progress": False, "special_tokens": list(family.controls)}
     if family.bytes:
@@ -206,7 +205,7 @@ def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def save_decoder(folder: Path, name: str, **changes: Any) -> Path:
-    """A base folder of the family; `changes` are fields of its config."""
+    """Write a base folder of the family; `changes` are fields of its config."""
     family, tokenizer = FAMILIES[name], family_tokenizer(name)
     fields = {
         "vocab_size": len(tokenizer) + family.spare_rows,

@@ -1,7 +1,7 @@
-"""A tiny stock LLaVA, saved as a folder: what other people's trainers are tried with.
+"""A tiny stock LLaVA, saved as a folder, for tests of other trainers.
 
-Nothing of it is Maya's but the chat template: transformers' own model, processor and PIL image
-processor around the tiny tokenizer.
+Only the chat template is Maya's. The model, the processor and the PIL image processor are transformers', with the
+tiny tokenizer.
 """
 
 from pathlib import Path
@@ -63,7 +63,7 @@ def save_tiny_llava(folder: Path) -> Path:
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLIP's class token, which "default" leaves out
+        num_additional_image_tokens=1,  # CLIP's class token, which the strategy "default" removes
         chat_template=load_chat_template("aya"),
     )
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A tiny Maya with its processor, as a saved folder."""
+"""A tiny Maya with its processor, in memory or as a saved folder."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def tiny_maya(
     text: dict | None = None,
     **fields: Any,
 ) -> tuple[MayaForConditionalGeneration, MayaProcessor]:
-    """A random model and the processor that fits it; `text` changes the decoder's fields, `fields` Maya's own."""
+    """Return a random model and its processor. `text` changes the decoder's fields, `fields` Maya's fields."""
     tokenizer = tiny_tokenizer()
     length = tiny_config(decoder, tower, **fields).image_seq_length
     processor = tiny_processor(IMAGE_SIZE, length, chat_template, tokenizer)
@@ -40,7 +40,7 @@ def tiny_maya(
 
 
 def save_tiny_maya(folder: Path, decoder: str = "cohere", tower: str = "siglip") -> Path:
-    """Write model and processor as `maya train` does."""
+    """Save a model and its processor like `maya train`."""
     model, processor = tiny_maya(decoder, tower=tower)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -48,7 +48,7 @@ def save_tiny_maya(folder: Path, decoder: str = "cohere", tower: str = "siglip")
 
 
 def tiny_picture(seed: int = 0) -> Image.Image:
-    """A small picture that differs with the seed."""
+    """Return a small picture that depends on the seed."""
     picture = Image.new("RGB", (20, 20), ((seed * 70) % 256, (seed * 130 + 60) % 256, 200))
     picture.paste((255, (seed * 40) % 256, 0), (4, 4, 4 + seed % 9 + 4, 14))
     return picture

@@ -1,4 +1,4 @@
-"""A tiny real tokenizer in Cohere's file format and a processor around it, made in a second."""
+"""A tiny trained tokenizer in Cohere's file format, and a processor with it, made within a second."""
 
 import functools
 import json
@@ -57,7 +57,7 @@ TURN_TOKENS = (
 
 @functools.lru_cache
 def _tokenizer_files(vocab_size: int) -> tuple[str, str]:
-    """Train byte-level BPE as Cohere lays it out; returns tokenizer.json and its config."""
+    """Train byte-level BPE in Cohere's format, and return tokenizer.json and its config."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -78,7 +78,7 @@ def _tokenizer_files(vocab_size: int) -> tuple[str, str]:
         * 2,
         trainer,
     )
-    # As in Cohere's files, only the end of turn is flagged special among the turn tokens.
+    # As in Cohere's files, the end of turn is the only turn token marked as special.
     tokenizer.add_tokens(
         [
             AddedToken(token, normalized=False, special=token == "<|END_OF_TURN_TOKEN|>")
@@ -107,7 +107,7 @@ def _tokenizer_files(vocab_size: int) -> tuple[str, str]:
 
 
 def tiny_tokenizer(vocab_size: int = 400) -> Any:
-    """A CohereTokenizer of `vocab_size` ordinary and control tokens and eight turn tokens after them."""
+    """Return a CohereTokenizer of `vocab_size` ordinary and control tokens, followed by eight turn tokens."""
     tokenizer_json, config = _tokenizer_files(vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -122,9 +122,9 @@ def tiny_processor(
     tokenizer: Any = None,
     **image_kwargs: Any,
 ) -> MayaProcessor:
-    """A processor for `image_size` pixel pictures; `image_kwargs` go to the image processor.
+    """Return a processor for pictures of `image_size` pixels.
 
-    `chat_template` is the name of one of Maya's templates.
+    `image_kwargs` are passed to the image processor. `chat_template` is the name of one of Maya's templates.
     """
     tokenizer = tokenizer if tokenizer is not None else tiny_tokenizer()
     add_image_token(tokenizer)

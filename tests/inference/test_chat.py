@@ -1,4 +1,4 @@
-"""`maya chat`: what is asked, what is streamed, what is refused."""
+"""`maya chat`: prompts, streamed answers and refused inputs."""
 
 import subprocess
 import sys

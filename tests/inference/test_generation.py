@@ -1,4 +1,4 @@
-"""Sharing the image's keys and values, padding and leaving the batch must change no token."""
+"""Batched generation: the shared image cache, padding and removing finished rows change no token."""
 
 import re
 import weakref
@@ -20,12 +20,12 @@ TEXTS = [
 
 
 def about(image, text, limit=32, **options):
-    """A question about one image, or about none."""
+    """Return a question about one image, or without an image."""
     return Question((text,) if image is None else (image, text), limit, **options)
 
 
 def one_by_one(model, processor, images, question):
-    """The same question through the processor and `generate`, alone: (text, tokens, ended)."""
+    """Answer one question with the processor and `generate`, and return (text, tokens, ended)."""
     content = [
         {"type": "text", "text": part}
         if isinstance(part, str)
@@ -67,14 +67,14 @@ def test_answers_equal_generate_one_at_a_time(decoder, template, batch_size):
         for image in (0, 1, 2, None)
         for i, text in enumerate(TEXTS)
     ]
-    # Make the end of the turn likely, so that rows leave the batch at different steps.
+    # Make the end-of-turn token likely, so that rows finish at different steps.
     end = processor.tokenizer.eos_token_id
     head = model.lm_head.weight.data
     head[end] = 0.7 * head.mean(0) + 0.8 * head[end]
     found = answer(model, processor, images, questions, batch_size=batch_size)
     expected = [one_by_one(model, processor, images, question) for question in questions]
     assert [(a.text, a.tokens, a.ended) for a in found] == expected
-    # The pictures matter to this model, so swapped caches would show.
+    # This model's answers depend on the pictures, so swapped caches would be detected.
     texts = [a.text for a in found]
     assert texts[:5] != texts[5:10] != texts[15:]
 
@@ -90,7 +90,7 @@ def test_threads_and_order_change_nothing():
 
 
 def test_some_rows_end_before_others():
-    """The case that the equality above depends on really occurs."""
+    """Check that the case of the equality test above occurs."""
     model, processor = tiny_maya()
     end = processor.tokenizer.eos_token_id
     head = model.lm_head.weight.data
@@ -111,12 +111,12 @@ def test_several_images_and_a_system_turn(template):
         for text in TEXTS[:3]
         for system in (None, "You are brief.")
     ]
-    # The template decides where pictures between texts go.
+    # The template decides the place of pictures between texts.
     questions += [Question(("first", 0, "second", 1, "same?"), 5)]
     found = answer(model, processor, images, questions, batch_size=5)
     expected = [one_by_one(model, processor, images, question) for question in questions]
     assert [(a.text, a.tokens, a.ended) for a in found] == expected
-    # Order, number and the system turn matter to this model.
+    # This model's answers depend on the order and number of turns and on the system turn.
     said = ["".join(a.text for a in found[start : start + 6]) for start in range(0, 36, 6)]
     assert len(set(said)) == 6
     assert [a.text for a in found[:36:2]] != [a.text for a in found[1:36:2]]
@@ -131,7 +131,7 @@ def test_an_answer_ends_before_the_first_stop_text():
         for text in TEXTS
         for said in answer(model, processor, images, [about(image, text, 30)])
     ]
-    # Stop texts out of what the model says, over the bounds of its tokens; halves of letters are none.
+    # Stop texts from the model's answers, across token boundaries, without incomplete characters.
     stops = [re.findall(r"(?<=.)[ -~]{2}(?=.)", said.text, re.DOTALL) for _, said in free]
     free = [one for one, found in zip(free, stops, strict=True) if found]
     assert len(free) > 5
@@ -150,7 +150,7 @@ def test_an_answer_ends_before_the_first_stop_text():
 
 
 def test_generation_ends_at_a_stop_text(monkeypatch):
-    """Not only the text: no more tokens are computed."""
+    """Check that generation itself stops, not only the returned text."""
     model, processor = tiny_maya()
     (said,) = answer(model, processor, [tiny_picture()], [about(0, "a", 40)])
     steps = []
@@ -158,11 +158,11 @@ def test_generation_ends_at_a_stop_text(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda **k: (steps.append(1), forward(**k))[1])
     stop = (said.text[3:6],)
     (cut,) = answer(model, processor, [tiny_picture()], [about(0, "a", 40, stop=stop)])
-    assert cut.tokens == len(steps) - 1 < said.tokens  # and one step for the image
+    assert cut.tokens == len(steps) - 1 < said.tokens  # plus one step for the image
 
 
 def test_few_decoded_pictures_are_held_at_once():
-    """However many pictures there are, one is decoded at a time, and a batch of them is encoded."""
+    """Check that pictures are decoded one at a time and encoded in batches, for any number of pictures."""
     model, processor = tiny_maya()
     alive = most = 0
 

@@ -1,4 +1,4 @@
-"""Adapters of peft: chatted with, continued and merged; every wrong base or adapter is one line."""
+"""peft adapters: chat, continued training and merge; one-line errors for wrong bases and adapters."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ PROJECTOR = "multi_modal_projector"
 
 
 def save_adapter(base: Path, folder: Path, config=None, **fields) -> Path:
-    """An adapter with values of its own, made by peft alone."""
+    """Write an adapter with random values, using only peft."""
     config = config or LoraConfig(r=4, lora_alpha=8, target_modules=MODULES, **fields)
     model = get_peft_model(MayaForConditionalGeneration.from_pretrained(base), config)
     torch.manual_seed(3)
@@ -77,7 +77,7 @@ def test_merged_is_base_and_adapter(base, tmp_path, whole):
     )
     torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + 2 * product)
     check_model(merged)
-    # What chat and evaluation load is the same model.
+    # Chat and evaluation load the same model.
     network, _ = load(str(adapter))
     assert all(
         torch.equal(value, after[key])
@@ -258,7 +258,7 @@ def test_modules_that_were_saved_whole_go_on_learning(base, tmp_path):
     expected = values(merge(str(adapter), tmp_path / "merged"))
     for name, value in values(run).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
-    # Frozen, they would be lost.
+    # If they were frozen, they would be lost.
     with pytest.raises(ValueError, match=r"tensors do not fit, such as .*multi_modal_projector"):
         train(
             recipe(tmp_path, adapter, adapter=form(), name="other"), output_dir=str(tmp_path / "o")

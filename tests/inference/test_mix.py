@@ -1,4 +1,4 @@
-"""`maya merge --alpha`: a Maya's decoder averaged with the language model that it came from."""
+"""`maya merge --alpha`: average of a Maya's decoder with its original language model."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ DECODER = "model.language_model."
 
 @pytest.fixture(scope="module")
 def maya(tmp_path_factory) -> Path:
-    """A Maya in several files."""
+    """Return the folder of a Maya with several weight files."""
     folder = save_tiny_maya(tmp_path_factory.mktemp("maya") / "maya")
     model = MayaForConditionalGeneration.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -32,7 +32,7 @@ def maya(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(maya, tmp_path_factory) -> Path:
-    """Another language model of the same shape."""
+    """Return the folder of another language model with the same shapes."""
     config = MayaForConditionalGeneration.from_pretrained(maya).config.text_config
     torch.manual_seed(7)
     folder = tmp_path_factory.mktemp("text") / "text"
@@ -88,7 +88,7 @@ def test_means_are_computed_in_float32(maya, text, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_model(maya, text, tmp_path, monkeypatch):
-    """Pieces of 4 KB are read at once, of models of 100 KB and more."""
+    """Merge models of 100 KB and more, and check that at most pieces of 4 KB are read at once."""
     monkeypatch.setattr("modeling_maya.llava_cohere.tensors.CHUNK_BYTES", 4096)
     pieces = []
     original = torch.frombuffer

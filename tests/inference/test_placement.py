@@ -1,4 +1,4 @@
-"""Weights go straight to their device, where accelerate is installed, and are in main memory once at most."""
+"""Weights are loaded directly on their device, if accelerate is installed, and are in main memory once at most."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_only_a_gpu_with_accelerate_gets_a_device_map(
 
 
 def test_no_weight_passes_through_main_memory(folder, monkeypatch):
-    """The meta device stands for a GPU: a weight that was in main memory first would have a CPU copy there."""
+    """Use the meta device instead of a GPU: a weight that was in main memory first would have a CPU copy."""
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     network, _ = open_model(find_model(str(folder)), dtype="auto", device="meta")
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}

@@ -1,4 +1,4 @@
-"""A Maya loaded in 8 and 4 bits, with the lines of docs/load.md: only the decoder's layers shrink."""
+"""A Maya loaded in 8 and 4 bits, as in docs/load.md: only the decoder's layers are quantized."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 
 def kinds(model, part):
-    """Names of the classes of a part's linear layers."""
+    """Return the class names of a part's linear layers."""
     return {
         type(module).__name__
         for name, module in model.named_modules()
@@ -52,7 +52,7 @@ def test_only_the_decoder_is_quantised(folder, tmp_path, bits, layer, tolerance)
     assert kinds(model, "model.language_model") == {layer}
     for part in ("model.vision_tower", "model.multi_modal_projector", "lm_head"):
         assert kinds(model, part) == {"Linear"}
-    # bitsandbytes packs 4-bit weights for the CPU when they are first used, and would save them so.
+    # bitsandbytes repacks 4-bit weights on the CPU at their first use, and would save them in this form.
     model.save_pretrained(tmp_path)
     full = MayaForConditionalGeneration.from_pretrained(folder).eval()
     inputs = tiny_inputs(full.config, [1, 2])

@@ -1,4 +1,4 @@
-"""`maya serve` with OpenAI's own client: answers, streams, and refusals that are no server errors."""
+"""`maya serve` with OpenAI's client: answers, streams, and refusals with client error codes."""
 
 import base64
 import io
@@ -57,7 +57,7 @@ def data_uri(picture) -> str:
 
 
 def asked(text="what is it", *pictures):
-    """A user turn about pictures."""
+    """Return a user turn about pictures."""
     parts = [{"type": "image_url", "image_url": {"url": one}} for one in pictures]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
@@ -87,7 +87,7 @@ def test_answers_are_those_of_this_package(client, folder):
 
 
 def test_a_stream_is_the_answer_in_pieces(client):
-    # A random model writes halves of letters, which a stream leaves out.
+    # A random model writes incomplete characters, which a stream leaves out.
     turns = (asked("what is it", data_uri(tiny_picture(seed))) for seed in range(100))
     turn = next(turn for turn in turns if ask(client, turn) and "\ufffd" not in ask(client, turn))
     stream = client.chat.completions.create(
@@ -141,7 +141,7 @@ def test_what_the_model_cannot_take_is_the_clients_error(client, messages, match
         told = error.value.body["message"]
         assert re.search(match, told), told
         assert "\n" not in told
-    # The server goes on.
+    # The server keeps running.
     assert client.models.list().data
 
 

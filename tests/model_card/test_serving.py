@@ -1,4 +1,4 @@
-"""The vLLM recipe: the keys of vllm-project/recipes in their order, and the command line of docs/serve.md."""
+"""vLLM recipe: the keys of vllm-project/recipes in their order, and the command line of docs/serve.md."""
 
 import shlex
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_keys_are_those_of_the_format_in_their_order():
     assert list(recipe["meta"]) == META
     assert list(recipe["model"]) == MODEL
     assert recipe["variants"]["default"]["vram_minimum_gb"] >= 8.1 * 2 * 1.2 - 1
-    # Nothing has run on a GPU yet.
+    # No recipe has been run on a GPU yet.
     assert recipe["meta"]["hardware"] == {}
 
 

@@ -1,7 +1,7 @@
-"""The shipped accelerate configs build what they say, and FSDP2 cut as they say learns the same.
+"""Shipped accelerate configs: each builds the plugin it names, and FSDP2 trains like one process.
 
-accelerate turns FSDP into DDP where there is no GPU, without a word. So its own code cuts the model
-here, on two gloo processes, from the shipped file.
+Without a GPU, accelerate silently replaces FSDP by DDP. So these tests call accelerate's sharding code on two
+gloo processes, with the shipped file.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ RULES = {
     "pretrain": [Rule("multi_modal_projector", 1.0), Rule(".*", "frozen")],
     "finetune": [Rule("vision_tower", "frozen"), Rule(".*", 1.0)],
 }
-# What the console script `maya` is.
+# The content of the console script `maya`.
 MAYA = "import sys; from maya_vlm.training.cli import main; sys.exit(main())"
 
 
@@ -68,7 +68,7 @@ def test_every_shipped_config_is_tested():
 def test_accelerate_reads_it(name):
     config = load_config_from_file(str(find_config(name)))
     assert config.distributed_type == KINDS[name]
-    # The recipe decides the precision, the command how many processes.
+    # The recipe decides the precision; the command decides the number of processes.
     assert config.mixed_precision == "no"
     assert config.num_processes == -1
 
@@ -86,7 +86,7 @@ def test_fsdp2(monkeypatch):
         get_module_class_from_name(model, n).__name__ for n in plugin.transformer_cls_names_to_wrap
     }
     assert found == {"CohereDecoderLayer", "SiglipEncoderLayer"}
-    # The 8B recipe says the same for `maya train` without accelerate.
+    # The 8B recipe has the same settings for `maya train` without accelerate.
     args = load_recipe(RECIPES / "maya-8b" / "finetune.yaml").stages[0].args["fsdp_config"]
     assert args["version"] == 2
     assert args["reshard_after_forward"] is True
@@ -103,7 +103,7 @@ def test_zero(stage, monkeypatch):
     config = plugin.deepspeed_config
     assert config["zero_optimization"]["stage"] == stage
     assert config["bf16"]["enabled"] is True
-    # Without it ZeRO-3 would save placeholders for weights.
+    # Without this option ZeRO-3 would save placeholders instead of weights.
     saves = config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
     assert saves is (stage == 3)
     assert plugin.zero3_init_flag is False
@@ -134,7 +134,7 @@ def make(stage: str):
 
 
 def shares(config) -> list[dict[str, torch.Tensor]]:
-    """A row about three images of which two are one, and a short row of text alone."""
+    """Return two shares: a row about three images, two of them equal, and a short text-only row."""
     random = torch.Generator().manual_seed(0)
     result = []
     for images, learned in ((3, 13), (0, 2)):
@@ -149,10 +149,10 @@ def shares(config) -> list[dict[str, torch.Tensor]]:
 
 
 def fsdp_process(rank: int, stage: str, folder: str, variables: dict[str, str]) -> None:
-    """One of two: compare the sharded step on its share with both shares on a whole model."""
+    """Run one of two ranks: compare the sharded step on its share with both shares on an unsharded model."""
     os.environ.update(variables)
     torch.set_num_threads(1)
-    # The first share's logits are several tiles, the second's one: ranks differ in how many.
+    # The first share's logits need several tiles and the second's one, so the ranks differ in their number.
     head.TILE["cpu"] = 4 * VOCAB
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     whole = make(stage)
@@ -174,7 +174,7 @@ def fsdp_process(rank: int, stage: str, folder: str, variables: dict[str, str]) 
     model = fsdp2_prepare_model(accelerator, make(stage))
     sharded = [n for n, m in model.named_modules() if type(m).__name__.startswith("FSDP")]
     assert {"model.language_model.layers.0", "model.vision_tower.encoder.layers.0"} <= set(sharded)
-    # Twice: what a step leaves behind must not change the next one.
+    # Two steps, because state left by the first must not change the second.
     for _ in range(2):
         model.zero_grad()
         loss = model(**shares(whole.config)[rank])[0].sum() / count
@@ -203,7 +203,7 @@ def fsdp_process(rank: int, stage: str, folder: str, variables: dict[str, str]) 
 
 @pytest.mark.parametrize("stage", RULES)
 def test_fsdp2_learns_as_one_process(stage, tmp_path):
-    """fp32: the loss within 1e-6, each gradient within 1e-5 of its values and 1e-6 of its largest."""
+    """Check in float32 that the loss agrees within 1e-6, and each gradient within 1e-5 (relative) or 1e-6 of its maximum."""
     variables = environment(find_config("fsdp2"), 2)
     torch.multiprocessing.start_processes(
         fsdp_process, args=(stage, str(tmp_path), variables), nprocs=2, start_method="fork"
@@ -212,21 +212,21 @@ def test_fsdp2_learns_as_one_process(stage, tmp_path):
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """The mean loss of every step of a stage."""
+    """Return step -> mean loss of a stage."""
     return {line["step"]: line["mean_loss"] for line in logged(folder)}
 
 
 def run_process(
     rank: int, name: str, path: str, output: str, port: int, killed: str | None
 ) -> None:
-    """One of two that run a whole recipe as config `name` says, and kill themselves in the stage
+    """Run one of two ranks of a whole recipe with the config `name`, and kill it in the stage
     `killed`."""
     os.environ.update(environment(find_config(name), 2), DS_ACCELERATOR="cpu")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     for shared in (AcceleratorState, GradientState, PartialState):
         shared._reset_state()
-    # accelerate takes FSDP for DDP where processes run on CPUs: let it take them for GPUs.
+    # accelerate replaces FSDP by DDP for CPU processes: make it believe that they use GPUs.
     initialise = PartialState.__init__
 
     def initialise_as_gpu(self, *arguments, **options):
@@ -243,7 +243,7 @@ def run_process(
         if name == "fsdp2":
             assert self.accelerator.is_fsdp2
             assert all(isinstance(p, DTensor) for p in self.model.parameters())
-            if self.args.bf16 and self._sums.any():  # sums keep more than products have
+            if self.args.bf16 and self._sums.any():  # sums have more precision than products
                 assert self._sums[:, 0].ne(self._sums[:, 0].bfloat16()).any()
                 policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy
                 assert policy.param_dtype == torch.bfloat16
@@ -260,8 +260,8 @@ def run_process(
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> tuple[str, Path]:
-    """A recipe's file and what one process makes of it: both stages and a low-rank adapter, with
-    rows of text alone and several packed rows a step."""
+    """Return a recipe's file and the output of one process: two stages and a low-rank adapter, with
+    text-only rows and several packed rows per step."""
     folder = tmp_path_factory.mktemp("alone")
     recipe = make_recipe(folder)
     rows = Path(recipe["stages"][0]["data"][0]["path"])
@@ -281,7 +281,7 @@ def alone(tmp_path_factory) -> tuple[str, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_a_run_of_two_processes_is_that_of_one(name, alone, tmp_path):
-    """Killed in two stages and continued: losses within 2e-5, weights within 2e-5 at the end."""
+    """Check a run that was killed in two stages and continued: losses and final weights agree within 2e-5."""
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
     path, one = alone
@@ -327,7 +327,7 @@ def test_fsdp2_in_bfloat16_adds_up_in_float32(alone, tmp_path):
 
 
 def test_buffers_keep_their_precision():
-    """DeepSpeed casts a model with its buffers before training begins."""
+    """Check buffers, because DeepSpeed casts a model's buffers together with its weights."""
     model = make("finetune")
     exact = {name: buffer.clone() for name, buffer in model.named_buffers()}
     keep = trainer.RestoreFp32Buffers(model)
@@ -351,7 +351,7 @@ def test_a_run_keeps_its_buffers(tmp_path, monkeypatch):
     assert [type(model).__name__ for model in begun] == ["MayaForConditionalGeneration"]
 
 
-# ------------------------------------------------------------------------------ the command
+# ------------------------------------------------------------------------------ command
 
 
 def maya(folder: Path, *arguments: str, code: str = MAYA) -> subprocess.CompletedProcess:

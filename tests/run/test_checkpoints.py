@@ -1,4 +1,4 @@
-"""Damaged checkpoints are named, and the run goes on from the newest whole one to the same result."""
+"""Damaged checkpoints: each is reported, and the run continues from the newest undamaged one with the same result."""
 
 import os
 import pickle
@@ -30,8 +30,8 @@ LORA = {"name": "lora", "adapter": {"rate": 0.01, "r": 4, "dropout": 0.1}}
 
 
 def one_stage(folder: Path, kind: str) -> Path:
-    """A stage of six steps with a checkpoint at 2, 4 and 6, from a finished Maya; a low-rank one, or one
-    that trains everything but the tower."""
+    """Write a recipe of one stage of six steps with checkpoints at 2, 4 and 6. It starts from a finished Maya and
+    trains a low-rank adapter, or everything except the tower."""
     recipe = make_recipe(folder)
     base, stage = recipe["stages"]
     base["args"] = {"max_steps": 1}
@@ -44,7 +44,7 @@ def one_stage(folder: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module", params=["plain", "lora"])
 def begun(request, tmp_path_factory) -> tuple[Path, Path, Path]:
-    """The recipe, the folder of its uninterrupted run, and one of a run that ended behind step 4."""
+    """Return the recipe, the folder of its uninterrupted run, and the folder of a run that ended after step 4."""
     folder = tmp_path_factory.mktemp(request.param)
     path = one_stage(folder, request.param)
     straight = train(str(path), output_dir=str(folder / "straight"))
@@ -95,7 +95,7 @@ def same(one: Path, two: Path) -> None:
 
 
 def test_every_file_counts(begun, tmp_path, monkeypatch):
-    """One flipped bit anywhere, and whatever else may befall a file."""
+    """Check every file with one flipped bit and with other damage."""
     monkeypatch.chdir(tmp_path)
     newest = checkpoints(begun[2] / ".work" / "last")[-1]
     assert damage(newest) is None
@@ -110,7 +110,7 @@ def test_every_file_counts(begun, tmp_path, monkeypatch):
             shutil.copytree(newest, copy)
             hurt(copy / name)
             told = damage(copy)
-            # Without its checksums a checkpoint is like one of an earlier version: whole if it reads.
+            # A checkpoint without checksums counts as one of an earlier version: undamaged if it can be read.
             assert (told is None) == (str(name) == CHECKSUMS and how == "gone"), (name, how)
             shutil.rmtree(copy)
     assert not list(tmp_path.iterdir()), "a pickle was run"
@@ -148,12 +148,12 @@ def test_none_whole_is_one_line(begun, tmp_path, capsys):
     assert cli.main(["train", str(path), "--output-dir", str(output)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "checkpoint-4: scheduler.pt is missing; no checkpoint in" in error
-    shutil.rmtree(output / ".work" / "last")  # as the line says
+    shutil.rmtree(output / ".work" / "last")  # as the message advises
     train(str(path), output_dir=str(output))
 
 
 def make_old(checkpoint: Path) -> None:
-    """As the version before wrote a checkpoint."""
+    """Change a checkpoint to the form that the previous version wrote."""
     (checkpoint / CHECKSUMS).unlink()
     sums = module.read_sums(checkpoint)["languages"]
     (checkpoint / "log_sums.json").write_text(str(sums))
@@ -185,7 +185,7 @@ def test_checkpoints_of_an_earlier_version(begun, tmp_path):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-# ------------------------------------------------------------------------------ which one
+# ------------------------------------------------------------------------------ choice
 
 
 def make(folder: Path, step: int, best: int | None = None, whole: bool = True) -> Path:
@@ -258,7 +258,7 @@ def test_large_files_are_hashed_in_pieces(tmp_path, monkeypatch):
         assert damage(tmp_path) == "a.bin is not as it was written", place
 
 
-# ------------------------------------------------------------------------------ a full disk
+# ------------------------------------------------------------------------------ full disk
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_another_error_stays_what_it_is(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that makes a disk of so many KiB; skips where that is not allowed."""
+    """Return a function that mounts a disk of a given size in KiB; skip if mounting is not permitted."""
     made: list[Path] = []
 
     def make_disk(size: int) -> Path:

@@ -1,4 +1,4 @@
-"""How a run ends before its end: a loss that is no number, Ctrl-C, a killed process, another run."""
+"""Runs that end early: a NaN loss, Ctrl-C, a killed process, a second run in the same folder."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def one_stage(folder: Path, **args) -> Path:
     return write(recipe, folder / "r.yaml")
 
 
-# ------------------------------------------------------------------------------ not a number
+# ------------------------------------------------------------------------------ NaN
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path, capsys):
@@ -90,7 +90,7 @@ def straight(tmp_path_factory):
     [(1, 1), pytest.param(2, 0, marks=SLOW), pytest.param(2, 1, marks=SLOW)],
 )
 def test_ctrl_c_saves_and_the_same_command_continues(straight, tmp_path, processes, workers):
-    """Sent to the whole group, as a terminal sends it."""
+    """Send SIGINT to the whole process group, like a terminal."""
     path, folder = straight
     output = tmp_path / "interrupted"
     done = ended_at("finetune 1", "SIGINT", path, output, processes, workers)
@@ -227,7 +227,7 @@ sys.exit(main())
     ],
 )
 def test_nothing_outlives_the_command(straight, tmp_path, processes, how):
-    """Killed, it takes its ranks and their loaders' workers with it, at once."""
+    """Check that killing the command also ends its ranks and their loaders' workers at once."""
     path, _ = straight
     script, ready = tmp_path / "maya.py", tmp_path / "ready"
     script.write_text(PARENT_KILLED)
@@ -266,7 +266,7 @@ def test_nothing_outlives_the_command(straight, tmp_path, processes, how):
 
 
 def test_a_run_that_ends_before_the_lock_is_seen(tmp_path, monkeypatch):
-    """Two recipes, one folder: the other one's run begins and ends between our look and our lock."""
+    """Start two recipes in one folder: the other run begins and ends between this run's check and its lock."""
     path = one_stage(tmp_path)
     output = tmp_path / "run"
     other = make_manifest(load_recipe(path, ["seed=9"]))
@@ -312,7 +312,7 @@ def test_of_two_runs_at_once_one_works(straight, tmp_path):
     ]
     said = [process.communicate(timeout=240) for process in both]
     trained = [out.count("done in") for out, _ in said]
-    # One may come so late that the other has finished.
+    # One run may start after the other has finished.
     for process, (out, error), count in zip(both, said, trained, strict=True):
         if count == 0 and process.returncode:
             assert process.returncode == 2

@@ -1,8 +1,8 @@
-"""A shared prefix changes nothing: loss and every gradient equal those of separate rows.
+"""Shared prefixes: loss and every gradient equal those of separate rows.
 
-In float64, on tiny models, for every layout, with the mistakes that train on the wrong thing as
-negative controls: each must be seen by the gradients. Of flex only the kernel is a stand-in
-(cpu_kernels.py); on a GPU, test_attention.py compares the real one.
+The comparison is in float64, on tiny models, for every layout. Typical mistakes serve as negative controls:
+the gradients must detect each. On a CPU a substitute replaces flex's kernel (cpu_kernels.py);
+test_attention.py compares the real kernel on a GPU.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ TOLERANCE = 1e-12
 
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
-    """Cohere computes its norms and rotations in float32 whatever the weights are: lift that."""
+    """Make Cohere compute norms and rotations in float64 too; it always uses float32."""
 
     def norm(self, hidden):
         mean = hidden.mean(-1, keepdim=True)
@@ -55,7 +55,7 @@ def double_precision() -> Iterator[None]:
 def conversations(
     count: int, images: int, seed: int, prompt: int = 0, tokens: int = 9, prefix: int = 2
 ) -> list[Encoded]:
-    """`count` conversations about one image: common start, image, own question, own answer."""
+    """Return `count` conversations about one image: the same start and image, different questions and answers."""
     random = np.random.default_rng(seed)
     start = [5, *random.integers(IMAGE_TOKEN + 1, VOCAB, prefix - 1)] + [IMAGE_TOKEN] * tokens
     start += list(random.integers(IMAGE_TOKEN + 1, VOCAB, prompt))
@@ -71,12 +71,12 @@ def conversations(
 
 
 def groups() -> list[list[Encoded]]:
-    """Ragged: of four, two and one conversation, with and without a common prompt."""
+    """Return groups of four, two and one conversation, with and without a common prompt."""
     return [conversations(4, 1, 1), conversations(2, 1, 2, prompt=3), conversations(1, 1, 3)]
 
 
 def run(model, batch: dict, pixels: torch.Tensor | None) -> tuple[float, dict[str, torch.Tensor]]:
-    """Mean loss over pairs and the gradient of every parameter."""
+    """Return the mean loss over pairs and the gradient of every parameter."""
     model.zero_grad()
     inputs = {k: v for k, v in batch.items() if k not in ("language", "text_bytes", "padding")}
     total, losses, _ = model(**inputs, pixel_values=pixels)
@@ -87,7 +87,7 @@ def run(model, batch: dict, pixels: torch.Tensor | None) -> tuple[float, dict[st
 
 
 def separate(model, sample: list[Encoded], pixels: torch.Tensor) -> tuple[float, dict]:
-    """The reference: the model's own forward, one row a conversation, its own shifted labels."""
+    """Return the reference: the model's own forward with its shifted labels, one row per conversation."""
     model.zero_grad()
     total, count = torch.zeros((), dtype=pixels.dtype), 0
     for number, group in enumerate(sample):
@@ -109,7 +109,7 @@ def separate(model, sample: list[Encoded], pixels: torch.Tensor) -> tuple[float,
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest relative gradient error of any tensor."""
+    """Return the largest relative gradient error of any tensor."""
     assert a.keys() == b.keys()
     return max(float((a[n] - b[n]).norm() / a[n].norm().clamp(min=1e-30)) for n in a)
 
@@ -168,7 +168,7 @@ def test_shared_equals_separate(layout, trained):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nothing_to_share(layout):
-    """Rows of single conversations, packed: the rule is that of ordinary packing."""
+    """Check packed rows of single conversations, which follow the rule of ordinary packing."""
     sample = [conversations(1, 1, seed) for seed in range(3)]
     pixels = tiny_images(len(sample)).double()
     model = make(layout)
@@ -213,7 +213,7 @@ def test_one_conversation_is_a_plain_causal_row(layout):
 
 
 def causal(batch, layout):
-    """Conversations see the earlier ones of their row."""
+    """Let conversations attend to earlier conversations of their row."""
     if layout == "segments":
         batch["attention_plan"] = row_plan([(batch["input_ids"].shape[1], [])], layout)
         return
@@ -228,25 +228,25 @@ def causal(batch, layout):
 
 
 def running_positions(batch, layout):
-    """Positions run on instead of restarting."""
+    """Continue positions instead of restarting them."""
     rows, length = batch["input_ids"].shape
     batch["position_ids"] = torch.arange(length).repeat(rows, 1)
 
 
 def no_mask(batch, layout):
-    """No mask: transformers takes the jumps for packed documents and cuts the prefix off."""
+    """Pass no mask: transformers takes the jumps of positions for packed documents and cuts off the prefix."""
     batch["attention_mask"] = None
     batch.pop("attention_plan", None)
 
 
 def all_ones(batch, layout):
-    """A two-dimensional mask of ones."""
+    """Pass a two-dimensional mask of ones."""
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     batch.pop("attention_plan", None)
 
 
 def branches_without_prefix(batch, layout):
-    """Every branch is a document of its own, which sees no image."""
+    """Make every branch a separate document, which does not see the image."""
     if layout == "segments":
         starts = batch["position_ids"][0].diff(prepend=batch["position_ids"][0, :1]) != 1
         documents = starts.cumsum(0).unique(return_counts=True)[1].tolist()
@@ -262,7 +262,7 @@ def branches_without_prefix(batch, layout):
 
 
 def shifted_labels(batch, layout):
-    """Only what ordinary shifted labels can express: branch starts predicted by their neighbour
+    """Use only labels that ordinary shifting can express: predictions of branch starts
     are lost."""
     targets, sources = [], []
     width = batch["input_ids"].shape[1]
@@ -290,7 +290,7 @@ def shifted_labels(batch, layout):
 @pytest.mark.parametrize("layout", ["dense", "segments", "flex"])
 def test_mistakes_are_seen(layout, mistake):
     sample = [conversations(4, 1, 1), conversations(3, 1, 2)]
-    # Answers that begin right behind the prefix: what shifted labels lose.
+    # Answers that begin directly after the prefix, which shifted labels lose.
     for group in sample:
         for item in group:
             item.trained[11:] = True

@@ -1,4 +1,4 @@
-"""What `--estimate` says is what the real model, its gradients and its optimizer hold."""
+"""`--estimate`: compared with the memory of a real model, its gradients and its optimizer."""
 
 import json
 import math
@@ -32,7 +32,7 @@ FINETUNE = [Rule("vision_tower", "frozen"), Rule(".*", 1e-3)]
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """No network, and no time for measuring a peak."""
+    """Block the network, and replace the measurement of the peak."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(
         "maya_vlm.training.run.estimate.this_device",
@@ -109,7 +109,7 @@ def make_optimizer(name: str, parameters):
     ],
 )
 def test_optimizer_state_is_as_large_as_the_real_one(name, dtype):
-    # One tensor that 8-bit optimizers quantize, with a last block that is not full, and small ones.
+    # One tensor that 8-bit optimizers quantize, with an incomplete last block, and small tensors.
     shapes = {"a.weight": (61, 100), "b.weight": (20, 30), "b.bias": (30,)}
     trained = [(n, torch.nn.Parameter(torch.randn(s, dtype=dtype))) for n, s in shapes.items()]
     optimizer = make_optimizer(name, [p for _, p in trained])
@@ -192,7 +192,7 @@ def test_how_a_stage_is_sharded():
 
 
 def saved_bytes(model, inputs) -> int:
-    """What autograd keeps of one forward pass, without the weights; a storage counts once."""
+    """Return the bytes that autograd keeps after one forward pass, without the weights; each storage counts once."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
@@ -223,7 +223,7 @@ def test_activations_are_not_more_than_estimated(decoder, rules):
         ((n, p.shape, p.requires_grad) for n, p in model.named_parameters()), model.config, flops
     )
     tokens = inputs["input_ids"].shape[1]
-    # The test takes its loss without the head.
+    # The test's loss does not use the head.
     options = {"tokens": tokens, "images": 3, "width": 4, "stream": 4, "tile": 0}
     whole = activation_bytes(model.config, learns, checkpointing=False, **options)
     found = saved_bytes(model, inputs)
@@ -251,12 +251,12 @@ def test_a_recipe_with_its_data(tmp_path):
         assert found.sharding == "none"
         assert found.seconds > 0
         assert found.memory.activations > 0
-    # Six images with three conversations each; every group is a prefix and three branches.
+    # Six images with three conversations each: every group has a prefix and three branches.
     assert (pretrain.work.groups_per_epoch, pretrain.work.steps) == (6, 4)
     assert pretrain.work.images == 1
     assert pretrain.work.tokens < pretrain.work.longest + 1
     assert pretrain.row_tokens >= 2 * pretrain.work.tokens
-    # Without max_steps an epoch is counted out: three steps of two groups.
+    # Without max_steps, the steps of an epoch are counted: three steps of two groups.
     (again, _) = estimate(str(path), ["stages.0.args.max_steps=-1"])
     assert again.work.steps == 3
     assert again.seconds == pytest.approx(pretrain.seconds * 3 / 4)
@@ -304,13 +304,13 @@ def test_the_8b_recipes_without_a_network(name, overrides, trained, monkeypatch,
     printed = format_estimate([found])
     assert "H100 SXM 80 GB" in printed
     if name.endswith("finetune"):
-        # 2.09 million rows in steps of 128; forward, backward and forward again for all layers.
+        # 2.09 million rows in steps of 128; forward, backward and a second forward for all layers.
         assert found.work.steps == 16_329
         layers = 496 * 13.96e9 * (4 - 2 * 4096 * 14336 / (13.96e9 / 32))
         row = layers + 200 * 2.097e9 * 3 + 42e9 + 10.2e9 * 3
         assert found.seconds == pytest.approx(2.09e6 * row / (8 * 0.4 * 989.4e12), rel=0.03)
         assert "; assumed: PALO's about 2.09 million rows" in printed
-        # Nearly all of it in float32 with two moments, in eight parts.
+        # Nearly all weights in float32 with two moments, in eight shards.
         assert found.sharding == "fsdp"
         assert found.memory.resident == pytest.approx(16 * trained / 8, rel=0.01)
     else:
@@ -318,7 +318,7 @@ def test_the_8b_recipes_without_a_network(name, overrides, trained, monkeypatch,
         assert found.work.steps == 17_207
         assert found.work.tokens == 257 + 8 * 31
         assert "; assumed: the published 550,597 images" in printed
-        # By hand: forward, backward to the inputs, and forward again but for each layer's last
+        # By hand: forward, backward to the inputs, and a second forward without each layer's last
         # product; the head three times; an image and its projector. Attention is less than 2 %.
         layers = 505 * 13.96e9 * (3 - 2 * 4096 * 14336 / (13.96e9 / 32))
         group = layers + 248 * 2.097e9 * 3 + 42e9 + 10.2e9 * 3
@@ -335,7 +335,7 @@ def test_data_that_are_not_here_and_of_which_nothing_is_said(monkeypatch):
     assert found.seconds is None
     printed = format_estimate([found])
     assert "steps and time need the data: no " in printed
-    assert "tokens a second" in printed
+    assert "tokens per second" in printed
 
 
 @pytest.mark.parametrize(

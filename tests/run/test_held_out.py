@@ -1,5 +1,5 @@
-"""Held-out rows: scored as a plain forward scores them, without an effect on training, and deciding which
-checkpoint is kept and when a stage ends, the same after a kill."""
+"""Held-out rows: scores equal a plain forward's, training is unchanged, and the choice of the best checkpoint
+and early stopping are the same after a kill."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ BEST = {"load_best_model_at_end": True, "save_total_limit": 1}
 
 
 def held_out_recipe(folder: Path, **args) -> Path:
-    """One stage that learns fast and is scored on five pictures, in a language more than it learns."""
+    """Write a recipe of one stage that learns fast, with five held-out pictures and one untrained language."""
     recipe = make_recipe(folder)
     held = make_data(folder / "held", images=5, languages=("en", "fr", "ja"))
     (stage, _) = recipe["stages"]
@@ -44,14 +44,14 @@ def held_out_recipe(folder: Path, **args) -> Path:
 
 
 def evaluations(folder: Path) -> list[dict]:
-    """The lines of evaluations in a stage's log, without what time they took."""
+    """Return the evaluation lines of a stage's log, without their times."""
     lines = [line for line in training_log(folder)["log"] if "eval_loss" in line]
     return [{k: v for k, v in line.items() if k != "eval_runtime"} for line in lines]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run with held-out rows and the best checkpoint at its end: its recipe and its folder."""
+    """Return recipe and folder of a run with held-out rows that ends with the best checkpoint."""
     path = held_out_recipe(tmp_path_factory.mktemp("held"), **BEST)
     return path, train(str(path))
 
@@ -74,7 +74,7 @@ def test_metrics_are_those_of_a_plain_forward(finished):
     best = min(lines, key=lambda line: line["eval_loss"])
     assert training_log(folder)["best_step"] == best["step"]
     assert 3 < best["step"] < 12, "the best should lie in the middle: else other tests test nothing"
-    # The stage ended with the best checkpoint, so its metrics are those of the saved model.
+    # The stage ended with the best checkpoint, so the saved model must have its metrics.
     stage = load_recipe(path).stages[0]
     model = MayaForConditionalGeneration.from_pretrained(folder).eval()
     processor = MayaProcessor.from_pretrained(folder)
@@ -125,7 +125,7 @@ def killed(rank: int, path: str, output: str, step: int, processes: int) -> None
 
 
 def kill(path: Path, output: Path, step: int, processes: int = 1) -> None:
-    """Run a recipe until the checkpoint of a step is written."""
+    """Run a recipe, and kill it when the checkpoint of a step is written."""
     with pytest.raises(ProcessException):
         torch.multiprocessing.start_processes(
             killed, args=(str(path), str(output), step, processes), nprocs=1, start_method="fork"
@@ -134,7 +134,7 @@ def kill(path: Path, output: Path, step: int, processes: int = 1) -> None:
 
 @pytest.mark.parametrize("step", [3, 9, 12])
 def test_the_best_outlives_a_kill_and_the_limit(finished, tmp_path, step):
-    """Killed behind a checkpoint that is not the best one; the best may stay beside it."""
+    """Kill a run after a checkpoint that is not the best one; the best one must be kept."""
     path, folder = finished
     output = tmp_path / "killed"
     kill(path, output, step)
@@ -181,7 +181,7 @@ def test_a_best_checkpoint_that_is_damaged_is_found_again(finished, tmp_path, ca
 
 
 def stopping_recipe(folder: Path) -> Path:
-    """The held-out Japanese gets worse soon."""
+    """Write a recipe in which the held-out Japanese rows soon get worse."""
     path = held_out_recipe(folder, **BEST, max_steps=40)
     return write(load_yaml(path, early_stopping_patience=2), path)
 
@@ -202,7 +202,7 @@ def test_early_stopping_is_the_same_after_a_kill(tmp_path, capsys):
     values = [line["eval_loss"] for line in evaluations(straight)]
     assert is_exhausted(values, False, 2, 0.0)
     assert not is_exhausted(values[:-1], False, 2, 0.0)
-    for step in (end - 3, end):  # in the middle of the patience, and behind its end
+    for step in (end - 3, end):  # during the patience, and after its end
         output = tmp_path / f"killed-{step}"
         kill(path, output, step)
         train(str(path), output_dir=str(output))
@@ -288,11 +288,11 @@ def test_the_estimate_counts_them(finished, monkeypatch):
     assert "4 evaluations of 5 held-out groups" in format_estimate([found])
     changes = ["stages.0.args.eval_strategy=epoch", "stages.0.args.save_strategy=epoch"]
     (found,) = estimate(str(finished[0]), changes, gpu="a100")
-    # Twelve steps of two of six groups.
+    # Twelve steps of two groups, of six groups in total.
     assert "4 evaluations of 5 held-out groups" in format_estimate([found])
 
 
-# ------------------------------------------------------------------------------ the schedule
+# ------------------------------------------------------------------------------ schedule
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The same contents are the same run, wherever they are; changed ones are told by file or key."""
+"""Manifest: equal contents in any place are the same run; a change is reported with its file or key."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ from .tiny_run import make_data, make_recipe, write
 
 @pytest.fixture
 def begun(tmp_path):
-    """A recipe with paths from its own folder, and the output folder of a run of it that has saved."""
+    """Return a recipe with paths relative to its folder, and the output folder of its run after a save."""
     recipe = make_recipe(tmp_path)
     recipe["output_dir"] = "./run"
     recipe["model"] |= {"vision_tower": "./bases/vision", "language_model": "./bases/language"}
@@ -76,7 +76,7 @@ def test_other_contents_are_another_run(begun, tmp_path):
         file.write("\n")
     with pytest.raises(ValueError, match=r"the files of .*rows.jsonl have changed") as error:
         check_manifest(output, make_manifest(load_recipe(path)))
-    # Nothing is advised that would throw the work away without saying so.
+    # The message must not advise to delete the work without saying so.
     assert "delete" not in str(error.value)
     assert "--restart to delete that work" in str(error.value)
     (tmp_path / "data" / "rows.jsonl").unlink()
@@ -85,7 +85,7 @@ def test_other_contents_are_another_run(begun, tmp_path):
 
 
 def test_a_recipe_that_was_mistyped_is_forgotten(tmp_path):
-    """It ended before anything was saved, so there is no work that another recipe would be mixed with."""
+    """Check a run that ended before it saved anything: there is no work to mix with another recipe's."""
     recipe = make_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]
     path = str(write(recipe, tmp_path / "r.yaml"))
@@ -100,7 +100,7 @@ def test_a_recipe_that_was_mistyped_is_forgotten(tmp_path):
 
 
 def old_manifest(path: Path) -> dict:
-    """As the version before wrote it: every key of that time at its default, no key since."""
+    """Return the manifest as the previous version wrote it: with default values, and without newer keys."""
     recipe = load_recipe(path)
     manifest = copy.deepcopy(make_manifest(recipe))
     for stage in manifest["recipe"]["stages"]:
@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_one_line(text, begun):
     path, output = begun
     (output / WORK / MANIFEST).write_text(text)
     with pytest.raises(
-        ValueError, match=r"manifest.json is damaged: use another output_dir, or --"
+        ValueError, match=r"manifest.json is damaged: use another output_dir, or use --"
     ):
         check_manifest(output, make_manifest(load_recipe(path)))
 
@@ -191,7 +191,7 @@ def test_hub_datasets_go_on_at_the_commit_they_began_with(begun, monkeypatch):
     changes = ["stages.0.data.0.path=user/data"]
     write_manifest(output, make_manifest(load_recipe(path, changes)))
     commits["user/data"] = "b" * 40
-    for _ in range(2):  # with the Hub, and without it
+    for _ in range(2):  # online, then offline
         recipe = load_recipe(path, changes)
         manifest = make_manifest(recipe)
         check_manifest(output, manifest)
@@ -200,7 +200,7 @@ def test_hub_datasets_go_on_at_the_commit_they_began_with(begun, monkeypatch):
         assert recipe.stages[0].data[0].revision == "a" * 40
         assert recipe.stages[1].data[0].revision is None
         commits.clear()
-    # The saved recipe names the commit; it is the same run. Another commit is another run.
+    # The saved recipe names the commit and is the same run. A different commit is a different run.
     commits["user/data"] = "a" * 40
     saved = [*changes, f"stages.0.data.0.revision={'a' * 40}"]
     check_manifest(output, make_manifest(load_recipe(path, saved)))
@@ -227,7 +227,7 @@ def test_a_base_on_the_hub_whose_files_change_is_seen(begun, monkeypatch):
 
 
 def stage_of(folder: Path, streamed: str | None = None, **changes) -> StageRecipe:
-    """A stage on the rows of `make_data`; streamed, its pictures in a column of that name."""
+    """Return a stage on the rows of `make_data`. `streamed` is the column of pictures of a streamed stage."""
     if streamed is not None:
         rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
         for row in rows:
@@ -249,7 +249,7 @@ def test_a_picture_that_changes_is_named(tmp_path, streamed):
     watched.check(stage, file, finished=False)
     picture = folder / "pictures" / "3.png"
     content = picture.read_bytes()
-    # Written again, with the same bytes: a new date alone is no change.
+    # Rewritten with the same bytes: a new date alone is not a change.
     picture.write_bytes(content)
     watched.check(stage, file, finished=False)
     picture.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -260,7 +260,7 @@ def test_a_picture_that_changes_is_named(tmp_path, streamed):
     with pytest.raises(ValueError, match=r"pictures/3.png and 1 more: this picture"):
         watched.check(stage, file, finished=False)
     picture.write_bytes(content)
-    watched.check(stage, file, finished=True)  # a finished stage needs its pictures no more
+    watched.check(stage, file, finished=True)  # a finished stage no longer needs its pictures
 
 
 def test_pictures_that_move_are_the_same(tmp_path, monkeypatch):
@@ -269,7 +269,7 @@ def test_pictures_that_move_are_the_same(tmp_path, monkeypatch):
     stage = stage_of(tmp_path / "data", image_folder=str(tmp_path / "data"))
     data = GroupData(stage.data)
     shutil.copytree(tmp_path / "data", tmp_path / "copy", copy_function=shutil.copyfile)
-    for hashed in (1 << 40, 0):  # by content, and where that is too much, by size and date
+    for hashed in (1 << 40, 0):  # compared by content, then by size and date only
         monkeypatch.setattr(watched, "HASHED", hashed)
         file.unlink(missing_ok=True)
         stage.data[0].image_folder = str(tmp_path / "data")
@@ -280,7 +280,7 @@ def test_pictures_that_move_are_the_same(tmp_path, monkeypatch):
     stage.data[0].image_folder = str(tmp_path / "data")
     picture = tmp_path / "data" / "pictures" / "3.png"
     picture.write_bytes(picture.read_bytes())
-    with pytest.raises(ValueError, match="has changed"):  # not hashed, a new date says so
+    with pytest.raises(ValueError, match="has changed"):  # without hashes, a new date is a change
         watched.check(stage, file, finished=False)
 
 

@@ -1,4 +1,4 @@
-"""`maya train maya-8b/dpo`: the shipped recipe, by TRL's own script, on a tiny Maya."""
+"""`maya train maya-8b/dpo`: the shipped recipe with TRL's DPO script, on a tiny Maya."""
 
 import os
 import subprocess

@@ -1,5 +1,5 @@
-"""Killed twice in every stage and continued: full and LoRA, from memory and streamed, one process and
-two, it is the uninterrupted run."""
+"""Resume: a run killed twice in every stage equals the uninterrupted run, for full training and LoRA, data in
+memory and streamed, one process and two."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ STAGES = ("pretrain", "finetune", "lora")
 
 
 def write_recipe(folder: Path, streaming: bool) -> Path:
-    """Three stages of four steps: a projector, the whole decoder on two datasets, a low-rank adapter."""
+    """Write a recipe of three stages of four steps: projector, whole decoder on two datasets, low-rank adapter."""
     recipe = make_recipe(folder)
     tables, rows = make_tables(folder / "tables"), make_rows(folder / "rows.parquet")
     first = [{"path": str(tables), "image_folder": str(tables)}]
@@ -30,8 +30,8 @@ def write_recipe(folder: Path, streaming: bool) -> Path:
     recipe["stages"].append({**recipe["stages"][0], **lora})
     for stage, data in zip(recipe["stages"], (first, second, second), strict=True):
         stage["data"] = [{**source, "streaming": streaming} for source in data]
-        # Windows of eight groups, steps of three: some steps reach over the edge of a window, and
-        # twelve groups over that of an epoch of eight.
+        # Windows of eight groups, steps of three groups: some steps cross the edge of a window, and
+        # twelve groups cross the end of an epoch of eight.
         stage |= {"batch_size": 3, "group_size": 3, "shuffle_buffer": 8}
         stage["args"] = {"max_steps": 4, "logging_steps": 1, "save_steps": 2, "max_length": 100}
     recipe["stages"][0]["data"][0]["limit"] = 8
@@ -39,7 +39,7 @@ def write_recipe(folder: Path, streaming: bool) -> Path:
 
 
 def log(folder: Path) -> list[tuple]:
-    """(step, loss, loss of a language, gradient norm, learning rate) of every step of a stage."""
+    """Return (step, loss, loss of a language, gradient norm, learning rate) of every step of a stage."""
     keys = ("step", "mean_loss", "hi/loss", "grad_norm", "learning_rate")
     return [tuple(line.get(k, 0.0) for k in keys) for line in logged(folder)]
 
@@ -64,10 +64,10 @@ def recipe(request, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_twice_in_every_stage_is_the_same_run(recipe, tmp_path, processes):
-    """The same numbers, bit for bit; the adapter's dropout draws the same too."""
+    """Check that all numbers are equal bit for bit, including the adapter's dropout."""
     one, output = tmp_path / "straight", tmp_path / "killed"
     train(str(recipe), [f"processes={processes}"], output_dir=str(one))
-    # Before the first checkpoint, and behind it.
+    # Before and after the first checkpoint.
     for stage in STAGES:
         for step in (1, 3):
             with pytest.raises(ProcessException):

@@ -1,4 +1,4 @@
-"""Whole runs on tiny parts: both stages, killed and continued, refused, loaded again."""
+"""Whole runs on tiny parts: two stages, killed and continued runs, refused recipes, loaded models."""
 
 import json
 import os
@@ -37,13 +37,13 @@ SLOW = pytest.mark.slow
 
 
 def losses(folder: Path) -> list[list]:
-    """(step, loss, a language's loss) of every log line of a stage."""
+    """Return (step, loss, a language's loss) of every log line of a stage."""
     return [[line["step"], line["mean_loss"], line.get("en/loss")] for line in logged(folder)]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run: its recipe file and its folder."""
+    """Return the recipe file and the folder of a finished run."""
     folder = tmp_path_factory.mktemp("finished")
     recipe = make_recipe(folder)
     path = write(recipe, folder / "recipe.yaml")
@@ -67,7 +67,7 @@ def test_both_stages_end_in_a_whole_folder(finished, capsys):
     } <= files
     assert not list(folder.rglob("*.bin"))
     assert not list((folder / ".work").glob("finetune*"))
-    # Read from the working directory, the resolved recipe is the same run.
+    # The resolved recipe, read from another working directory, is the same run.
     resolved = load_recipe(folder / "recipe.yaml")
     assert make_manifest(resolved) == make_manifest(load_recipe(path))
 
@@ -119,7 +119,7 @@ def test_changed_inputs_are_seen(finished, tmp_path):
     (other / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a run of maya train, found other files"):
         check_manifest(other, manifest)
-    # What only changes the printing is no change.
+    # Values that only change the output are not a change.
     quiet = load_recipe(path, ["stages.0.args.logging_steps=7", "stages.0.args.report_to=none"])
     assert make_manifest(quiet) == manifest
 
@@ -228,8 +228,8 @@ sys.exit(main(["train", sys.argv[1], "--output-dir", sys.argv[2], "--set", *chan
 def ended_at(
     place: str, by: str, path: Path, output: Path, processes: int, workers: int = 0
 ) -> subprocess.CompletedProcess:
-    """`maya train`, with the command's process sent the signal `by` behind a step ("finetune 1");
-    with workers, all processes of its group are."""
+    """Run `maya train`, and send the signal `by` to its process after a step ("finetune 1"); with
+    workers, send it to the whole process group."""
     given = [str(path), str(output), str(processes), place, by]
     if workers:
         given.append(f"stages.finetune.args.dataloader_num_workers={workers}")
@@ -256,7 +256,7 @@ def test_sigterm_saves_and_the_same_command_continues(finished, tmp_path, proces
     found = checkpoints(output / ".work" / "finetune")
     step = found[-1].name.removeprefix("checkpoint-")
     assert step in ("1", "2", "3")
-    # The signal may arrive late, after the checkpoint that step 2 has anyway.
+    # The signal may arrive after step 2, which always has a checkpoint.
     assert len(found) == (2 if step == "3" else 1)
     assert f"saved after step {step} of 4; the same command continues" in done.stderr
     assert not (output / "config.json").exists()
@@ -283,10 +283,10 @@ def test_sigterm_in_the_last_step_ends_behind_the_stage(finished, tmp_path, proc
 
 @pytest.mark.slow
 def test_processes_end_with_the_command_that_started_them(finished, tmp_path):
-    """However that ends, and though SIGINT, torch's signal for it, is ignored in the background."""
+    """Check every way to end, even though background processes ignore SIGINT, which torch sends."""
     path, straight = finished
     output = tmp_path / "killed"
-    # What would still run keeps the output open, and is waited for here.
+    # A process that still runs keeps the output open, so this waits for it.
     done = ended_at("finetune 3", "SIGKILL", path, output, 2)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert not (output / "finetune").exists()
@@ -348,7 +348,7 @@ def test_bad_rows_are_listed_beside_the_model(tmp_path, capsys):
     assert "3 rows skipped, listed in bad_rows.jsonl" in capsys.readouterr().out
     recipe["stages"][0]["on_bad_row"] = "stop"
     recipe["output_dir"] = str(tmp_path / "stopped")
-    for workers in (0, 1):  # told as it is by a worker of the loader too
+    for workers in (0, 1):  # a loader's worker must report the same message
         recipe["stages"][0]["args"]["dataloader_num_workers"] = workers
         with pytest.raises(ValueError, match=r"^row '2-.*' of .*: its image cannot be read"):
             train(str(write(recipe, tmp_path / "r.yaml")))
@@ -379,7 +379,7 @@ def test_a_log_line_that_a_stop_divides_is_whole(tmp_path, monkeypatch):
 
 
 def test_bad_rows_with_one_id_are_told_apart(tmp_path, capsys):
-    """One picture in three languages' files, whose texts of it share an id; a step of nothing else."""
+    """Train on one picture with files in three languages, whose rows share an id, in a step without other rows."""
     recipe = make_recipe(tmp_path)
     data = tmp_path / "data"
     broken = data / "pictures" / "2.png"
@@ -418,7 +418,7 @@ def test_bad_rows_with_one_id_are_told_apart(tmp_path, capsys):
 
 
 def test_every_bad_row_is_listed_once_whatever_its_id(tmp_path):
-    """LLaVA's files repeat ids, and a run continues that an older version began."""
+    """Check LLaVA's repeated ids, and a run that an older version began."""
     files = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
     common = {"language": "en", "path": "rows.json", "reason": "r", "action": "skipped"}
     for file, numbers in zip(files, (range(8), range(4, 10)), strict=True):
@@ -578,7 +578,7 @@ def test_two_processes_equal_one(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_without_images_keeps_step(tmp_path):
-    """In some steps one of two ranks has texts alone; both stages equal one process's."""
+    """Check steps in which one of two ranks has only texts: both stages equal those of one process."""
     recipe = make_recipe(tmp_path)
     text = {"id": "t", "lang": "en", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a small red boat"}]}  # fmt: skip
     rows = tmp_path / "data" / "text.jsonl"
@@ -633,7 +633,7 @@ def test_language_metrics_by_hand():
 
 
 def test_logged_numbers_equal_a_plain_forward(finished):
-    """The first log line of finetune, recomputed row by row with the model's own forward."""
+    """Recompute the first log line of finetune row by row with the model's own forward."""
     import math
 
     from maya_vlm.training.batches.collator import GroupCollator
@@ -733,7 +733,7 @@ def test_no_spare_row_for_the_image_token(tmp_path):
 
 
 def test_short_rows_change_nothing_but_the_number_of_rows(finished, tmp_path):
-    """A step in as many rows as max_length asks for is the same step."""
+    """Check that a step divided into more rows by max_length gives the same result."""
     path, straight = finished
     limits = ["stages.0.args.max_length=60", "stages.1.args.max_length=60"]
     folder = train(str(path), limits, output_dir=str(tmp_path / "short"))
@@ -748,12 +748,12 @@ def test_an_epoch_ends_with_a_shorter_step(tmp_path, capsys):
     recipe["stages"][0] |= {"batch_size": 4, "args": {"num_train_epochs": 1, "logging_steps": 1}}
     folder = train(str(write(recipe, tmp_path / "r.yaml")))
     assert len(losses(folder)) == 2
-    # Six groups: four and two, and none of the next epoch.
+    # Six groups: four and two, and no group of the next epoch.
     assert "2 steps of 4 groups of at most 3 conversations: 1.00 passes" in capsys.readouterr().out
 
 
 def test_one_process_needs_no_fsdp(tmp_path, capsys):
-    """As the 8B recipe on one GPU; Trainer itself refuses it."""
+    """Check the 8B recipe's setting on one GPU, which Trainer itself rejects."""
     recipe = make_recipe(tmp_path)
     recipe["stages"] = recipe["stages"][:1]
     sharded = load_recipe(find_recipe("maya-8b/finetune")).stages[0].args

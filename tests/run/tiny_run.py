@@ -1,4 +1,4 @@
-"""Everything a tiny training run needs, made on the spot: two bases, a dataset, a recipe."""
+"""Parts of a tiny training run, generated: two base models, a dataset and a recipe."""
 
 import json
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ WORDS = {
 
 
 def make_bases(folder: Path) -> tuple[Path, Path]:
-    """A tiny vision tower and a tiny decoder with its tokenizer, as base folders."""
+    """Write base folders of a tiny vision tower and of a tiny decoder with its tokenizer."""
     vision, language = folder / "vision", folder / "language"
     config_class, fields = TOWERS["siglip"]
     enlarge(SiglipVisionModel(config_class(**fields))).save_pretrained(vision)
@@ -45,7 +45,7 @@ def make_bases(folder: Path) -> tuple[Path, Path]:
 def make_data(
     folder: Path, images: int = 6, languages: tuple[str, ...] = ("en", "fr", "hi")
 ) -> Path:
-    """A JSON-lines file of messages + images rows: every image in every language."""
+    """Write a JSON-lines file of rows with messages and images: every image in every language."""
     random = np.random.default_rng(0)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -73,7 +73,7 @@ def make_data(
 
 
 def make_recipe(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A two-stage recipe of a few steps in `folder`, with its bases and data, as a mapping."""
+    """Return a two-stage recipe of a few steps as a mapping, and write its bases and data to `folder`."""
     vision, language = make_bases(folder / "bases")
     data = make_data(folder / "data")
     recipe: dict[str, Any] = {
@@ -121,19 +121,19 @@ def write(recipe: dict[str, Any], path: Path) -> Path:
 
 
 def training_log(folder: Path) -> dict[str, Any]:
-    """What is noted beside the model of a stage."""
+    """Return the training log of a stage."""
     return json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
-    """The log lines of a stage's steps."""
+    """Return the log lines of a stage's steps."""
     return [line for line in training_log(folder)["log"] if "mean_loss" in line]
 
 
 def one_row(
     data: GroupData, *groups: Sequence[int], epoch: int = 0, **options: Any
 ) -> dict[str, Any]:
-    """The only row of a step of these groups of conversations, as one process computes it."""
+    """Return the only row of a step of these groups of conversations, with one process."""
     plan = [(epoch, np.array(group)) for group in groups]
     collator = GroupCollator(data, tiny_processor(), plan=plan, batch_size=len(plan), **options)
     (row,) = collator([{"step": 0, "rank": 0}])["rows"]

@@ -1,4 +1,4 @@
-"""The card of a built dataset says what its manifest says; a folder that is not whole is not published."""
+"""Cards of built datasets: equal to the manifest; an incomplete folder is not published."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ def test_the_card_shows_how_others_train_on_the_pictures(tmp_path):
         "`maya data export FOLDER --format messages --output OUTPUT` writes all rows",
     ):
         assert line in card
-    # A dataset that was laid out before there was such a config.
+    # A dataset that an older version built, without this config.
     older = read_manifest(plan.folder / "dataset")
     del older["messages"], older["configs"]["messages"]
     (plan.folder / "dataset" / "manifest.json").write_text(json.dumps(older))
@@ -191,7 +191,7 @@ def test_names_of_a_manifest_are_text(dataset, name):
     manifest["toxicity"] |= {"policy": name, "policy_sha": name}
     (dataset / "copy").mkdir(exist_ok=True)
     (dataset / "copy" / "manifest.json").write_text(json.dumps(manifest))
-    # What the owner wrote as paragraphs keeps its Markdown, but for HTML and the head of a card.
+    # The owner's paragraphs keep their Markdown, except HTML and a card's front matter.
     own = {"description": None, "licence_note": None}
     card = dataset_card(dataset / "copy", "user/tiny")
     assert card.count("\n---\n") == 1

@@ -1,4 +1,4 @@
-"""Cards say what the files beside them say, and refuse to say what they cannot know."""
+"""Model cards: equal to the folder's files; missing facts are errors or left out."""
 
 import hashlib
 import json
@@ -193,7 +193,7 @@ def test_a_licence_can_be_stated_for_other_bases(tmp_path):
     card = model_card(folder, "user/x", licence="apache-2.0")
     assert head_of(card)["license"] == "apache-2.0"
     assert "apache-2.0. Stated by its publisher." in card
-    # Bases of one licence decide it; of several, nobody does.
+    # If all bases have one licence, it is used; with different licences, none is.
     same = dict.fromkeys(("google/tower", "org/decoder"), "mit")
     card = model_card(folder, "user/x", base_licences=same)
     assert head_of(card)["license"] == "mit"
@@ -204,7 +204,9 @@ def test_a_licence_can_be_stated_for_other_bases(tmp_path):
 
 def test_a_licence_that_the_bases_do_not_allow_is_refused(folder, tmp_path):
     terms = {"org/decoder": "cc-by-nc-sa-4.0"}
-    with pytest.raises(ValueError, match=r"expected cc-by-nc-sa-4.0 or another non-commercial one"):
+    with pytest.raises(
+        ValueError, match=r"expected cc-by-nc-sa-4.0 or another non-commercial licence"
+    ):
         model_card(other_bases(tmp_path), "user/x", licence="mit", base_licences=terms)
     with pytest.raises(ValueError, match=r"licence: expected other, found mit: the mini bases"):
         model_card(folder, "user/x", licence="mit")

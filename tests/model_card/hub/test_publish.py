@@ -1,4 +1,4 @@
-"""Publishing to a Hub on this machine, and loading back by repository name as a stranger would."""
+"""Publishing to a local Hub, and loading by repository name like a new user."""
 
 import argparse
 import json
@@ -103,7 +103,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def told(hub, folder, tmp_path_factory) -> dict:
-    """What one process that uses our Hub has seen; started after an older push to user/tiny."""
+    """Return the results of one process that uses the local Hub, started after an older push to user/tiny."""
     older = Repository("model", "user/tiny")
     old = {"model-00001-of-00002.safetensors": b"old", "notes.txt": b"kept"}
     older.commit("main", old, "older")
@@ -166,9 +166,9 @@ def test_a_pushed_model_that_answers_otherwise_is_told(told):
 
 def test_the_base_of_an_adapter_decides_about_its_licence(hub, told):
     assert told["other licence"].startswith(
-        "licence: expected cc-by-nc-4.0 or another non-commercial one, as the base user/base is"
+        "licence: expected cc-by-nc-4.0 or another non-commercial licence, because the base user/base has"
     )
-    # The form that peft saves is replaced by a card.
+    # A card replaces peft's empty template.
     assert "# Model Card for Model ID" in told["form"]
     card = hub.files("model", "user/adapter")["README.md"].decode()
     assert "license: cc-by-nc-4.0" in card
@@ -182,7 +182,7 @@ def test_code_of_the_folder_that_does_not_run_is_found_before_sending(tmp_path):
     code.write_text(code.read_text() + "\nraise RuntimeError('an old module')\n")
     with pytest.raises(ValueError, match="tiny does not load: an old module"):
         answer(str(folder), trust_remote_code=True)
-    # The installed classes are not those of the folder.
+    # The installed code differs from the folder's code.
     assert len(answer(str(folder))) > 0
 
 
@@ -217,7 +217,7 @@ def test_datasets_load_by_config_and_stream(hub, told):
 
 
 def test_lines_of_the_card_answer_by_name(hub, told, tmp_path):
-    """The card's own code, run by somebody who has only torch, transformers and pillow."""
+    """Run the code in the card with only torch, transformers and pillow installed."""
     card = hub.files("model", "user/tiny")["README.md"].decode()
     snippets = [part.split("```")[0] for part in card.split("```python\n")[1:]]
     assert len(snippets) == 3
@@ -239,11 +239,11 @@ def test_lines_of_the_card_answer_by_name(hub, told, tmp_path):
     )
     tokens = model.generate(**inputs, max_new_tokens=32)
     expected = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    # By `generate`, streamed, and by a pipeline: the same answer three times.
+    # The same answer from `generate`, from a stream and from a pipeline.
     assert done.stdout.split() == expected.split() * 3 != []
 
 
-# What follows sends nothing.
+# The following tests send nothing.
 
 
 def test_a_card_of_ones_own_is_kept(tmp_path):

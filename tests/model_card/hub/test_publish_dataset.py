@@ -1,4 +1,4 @@
-"""A dataset on the Hub is the old one or the new one, at whatever call the client dies."""
+"""Datasets on the Hub: if the client dies at any request, readers see the old or the new dataset."""
 
 import hashlib
 import itertools
@@ -41,7 +41,7 @@ def api(hub, monkeypatch):
 
 @pytest.fixture
 def names(tmp_path):
-    """Files to send; the folder has no manifest, so nothing is loaded."""
+    """Return files to send. The folder has no manifest, so no config is loaded."""
     made = {f"data/fr/clean-{n:05d}.parquet": f"rows {n}".encode() for n in range(3)}
     made |= {"README.md": b"new card", "LICENSE": b"a text"}
     for name, content in made.items():
@@ -59,7 +59,7 @@ def seed(hub, name):
 
 @pytest.fixture
 def calls():
-    """Counts requests; `calls.die_at` is the number of the one that is not sent any more."""
+    """Count requests; the client dies before request number `calls.die_at`."""
 
     class Calls:
         made, die_at = 0, None
@@ -184,7 +184,7 @@ def test_the_hash_of_the_branch_is_that_of_the_content(hub, api, names, tmp_path
 
 
 def test_every_file_is_hashed_once_from_the_check_to_the_tag(hub, api, tmp_path, monkeypatch):
-    """By us: huggingface_hub takes its own hash of what it sends."""
+    """Count this package's hashes only; huggingface_hub hashes the sent files itself."""
     table = pyarrow.table({"id": ["1", "2"]})
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     (tmp_path / "README.md").write_text("a card")
@@ -199,5 +199,5 @@ def test_every_file_is_hashed_once_from_the_check_to_the_tag(hub, api, tmp_path,
     contents = publish_dataset.check_files(tmp_path)
     contents["README.md"] = Content(tmp_path / "README.md")
     push_dataset(api, tmp_path, contents, "user/hashed", "main")
-    # The small one is text, which the Hub knows by git's name; ours names the branch by the other.
+    # The Hub uses git's hash for the small text file; the branch name uses SHA-256.
     assert sorted(taken) == ["README.md", "README.md", "rows.parquet"]

@@ -1,4 +1,4 @@
-"""The config `messages` on the Hub: published with the others, loaded by name as pictures."""
+"""The config `messages` on the Hub: published with the other configs, and loaded by name with pictures."""
 
 import json
 import os

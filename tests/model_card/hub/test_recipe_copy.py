@@ -1,4 +1,4 @@
-"""The recipe that is published: no secrets, no paths of the machine it ran on."""
+"""Published recipes: no secrets and no local paths."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Repositories that exist before something is published into them."""
+"""Publishing into existing repositories."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""push_to_hub in a recipe, against a Hub on this machine: every commit is a whole model."""
+"""push_to_hub in a recipe, with a local Hub: every commit is a complete model."""
 
 import json
 import os
@@ -27,7 +27,7 @@ IN_TRAINING = "**In training, step {} of 4 of stage {}.** Later commits replace 
 
 
 def pushing(folder: Path, **args) -> Path:
-    """A recipe of two stages of four steps that saves after two, and pushes."""
+    """Write a recipe of two stages of four steps that saves after two steps and pushes."""
     recipe = make_recipe(folder)
     for stage in recipe["stages"]:
         stage["args"] |= {"push_to_hub": True, "hub_model_id": "user/tiny", **args}
@@ -47,7 +47,7 @@ def maya(hub: HubServer, home: Path, *arguments: str, **options) -> subprocess.C
 
 
 def commits(hub: HubServer, name: str = "user/tiny") -> list[tuple[str, str, dict[str, bytes]]]:
-    """(message, commit, files) of a repository, oldest first, without the one that made it."""
+    """Return (message, commit, files) of a repository's commits, oldest first, without the initial one."""
     repository = hub.repositories["model", name]
     found = zip(repository.messages, repository.commits.items(), strict=True)
     return [(message, oid, files) for message, (oid, files) in found][1:]
@@ -55,7 +55,7 @@ def commits(hub: HubServer, name: str = "user/tiny") -> list[tuple[str, str, dic
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The commits of a whole run, with the folder that it ran in."""
+    """Return the commits of a whole run, and its folder."""
     folder = tmp_path_factory.mktemp("pushed")
     with HubServer() as hub:
         done = maya(hub, folder / "home", "train", str(pushing(folder)))
@@ -83,7 +83,7 @@ def test_every_save_is_a_commit_and_the_last_has_the_finished_card(run):
 def test_a_commit_holds_a_model_and_nothing_else(run):
     _, found, folder, _ = run
     for message, _, files in found:
-        # The end of a stage has its log too.
+        # A finished stage also has its log.
         log = {"training_log.json"} if " step " not in message else set()
         assert set(files) == WHOLE | log, message
         for name, content in files.items():
@@ -91,7 +91,7 @@ def test_a_commit_holds_a_model_and_nothing_else(run):
             assert TOKEN.encode() not in content, f"{message}: {name}"
             assert not content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")), name
     weights = [files["model.safetensors"] for _, _, files in found]
-    assert len(set(weights)) == 4  # the end of a stage is its last step
+    assert len(set(weights)) == 4  # a finished stage equals its last checkpoint
     assert weights[5] == (folder / "run" / "model.safetensors").read_bytes()
 
 
@@ -125,7 +125,7 @@ print(json.dumps(told))
 @pytest.mark.slow
 @pytest.mark.parametrize("upload", [1, 3])
 def test_a_run_killed_in_an_upload_goes_on_with_the_same_repository(tmp_path, run, upload):
-    """SIGKILL while weights are on their way; the repository then ends as that of a whole run."""
+    """Kill a run while it sends weights: after a resume the repository equals that of an uninterrupted run."""
     recipe = pushing(tmp_path)
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with HubServer() as hub:
@@ -154,7 +154,7 @@ def test_a_run_killed_in_an_upload_goes_on_with_the_same_repository(tmp_path, ru
         whole = run[1][-1][2]
         assert set(files) == set(whole)
         assert files["model.safetensors"] == whole["model.safetensors"]
-        # Nothing is left of what was on its way.
+        # The interrupted upload leaves no files.
         assert not (tmp_path / "run" / ".work" / "push" / "finetune").exists()
 
 
@@ -292,7 +292,7 @@ def test_an_adapter_is_pushed_with_the_name_of_its_base(tmp_path):
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert loaded.stdout == "['default'] True\n", loaded.stderr
-        # The same adapter by `maya publish`.
+        # `maya publish` sends the same adapter.
         adapter = tmp_path / "run" / "finetune" / "adapter"
         home = tmp_path / "home"
         done = maya(hub, home, "publish", str(adapter), "user/again", "--trust-remote-code")

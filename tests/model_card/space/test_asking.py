@@ -1,4 +1,4 @@
-"""What the demo page asks: one cache for all languages, answers escaped and in their direction."""
+"""Questions of the demo page: one cache for all languages, escaped answers, the direction of the script."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def last(pieces):
 
 def test_all_languages_from_one_cache_are_answered_as_one_by_one(asking, picture, monkeypatch):
     single = {code: last(asking.answer(picture, None, code)) for code in LANGUAGES}
-    assert len(set(single.values())) > 1  # else any mix-up would be equal
+    assert len(set(single.values())) > 1  # otherwise a mix-up would not be detected
     encoded = []
     tower = asking.network.model.vision_tower
     hook = tower.register_forward_hook(lambda *_: encoded.append(1))
@@ -39,7 +39,7 @@ def test_all_languages_from_one_cache_are_answered_as_one_by_one(asking, picture
     assert steps[-1] == single
     assert list(steps[-1]) == list(LANGUAGES)
     assert len(encoded) == 1
-    assert len(steps) > len(LANGUAGES)  # it streams
+    assert len(steps) > len(LANGUAGES)  # the answers are streamed
 
 
 def test_a_question_is_asked_for_in_the_language(asking):

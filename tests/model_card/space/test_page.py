@@ -1,5 +1,5 @@
-"""The demo page in a real browser. It needs gradio, whose pillow is older than the one that the tests pin,
-playwright, and Chromium; `pip install gradio playwright` in an environment of its own runs it."""
+"""The demo page in a real browser. It needs Chromium, playwright and gradio, which needs an older pillow than
+constraints.txt has: run it in a separate environment with `pip install gradio playwright`."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def picture(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The page of a tiny Maya."""
+    """Return the address of a tiny Maya's page."""
     folder = save_tiny_maya(tmp_path_factory.mktemp("model") / "tiny")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ def opened(browser, address, width):
     page.goto(address)
     page.wait_for_selector("text=Ask about a picture")
     page.wait_for_selector("input[type=file]", state="attached")
-    page.wait_for_timeout(1000)  # gradio attaches its handlers
+    page.wait_for_timeout(1000)  # wait until gradio has attached its handlers
     return page
 
 

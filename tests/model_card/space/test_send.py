@@ -1,4 +1,4 @@
-"""The demo page as a Space of a Hub on this machine."""
+"""The demo page as a Space on a local Hub."""
 
 import json
 import os
@@ -39,7 +39,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory):
-    """What was told, and the Space's files."""
+    """Return the printed text and the Space's files."""
     work = tmp_path_factory.mktemp("space")
     folder = save_tiny_maya(work / "tiny")
     with HubServer() as hub:
@@ -87,5 +87,5 @@ def test_the_asking_part_needs_nothing_of_this_package(sent):
 
 def test_a_folder_is_no_model_of_a_space(tmp_path):
     folder = save_tiny_maya(tmp_path / "tiny")
-    with pytest.raises(ValueError, match="found a folder: a Space loads its model from there"):
+    with pytest.raises(ValueError, match="found a folder: a Space loads its model from the Hub"):
         publish_space(str(folder), "user/ask")
