@@ -1,4 +1,4 @@
-"""`maya convert`: convert the original Maya's weights, or export a Maya to another format."""
+"""`maya convert`: convert the original Maya's weights, join a projector, or export a Maya to another format."""
 
 import argparse
 
@@ -14,11 +14,15 @@ maya convert runs/mini mini-gguf --to gguf
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     parser.add_argument(
-        "source", type=as_place, help="a llava_cohere checkpoint folder or repository"
+        "source",
+        type=as_place,
+        help="folder or repository of a llava_cohere checkpoint, a Maya's projector or a Maya",
     )
     parser.add_argument("output", type=as_path, nargs="?", help="the folder to write")
     parser.add_argument(
-        "--base-model", type=as_place, help="the decoder, for projector-only and LoRA sources"
+        "--base-model",
+        type=as_place,
+        help="the decoder, for projector-only and LoRA sources (default: what the source names)",
     )
     parser.add_argument(
         "--vision-tower", type=as_place, help="the vision tower's folder or repository"
