@@ -17,7 +17,7 @@ from maya_vlm.training.common.files import write_text
 from maya_vlm.training.common.reading import read_json_mapping, read_yaml
 from maya_vlm.training.common.telling import one_line
 from modeling_maya.llava_cohere.convert import convert
-from modeling_maya.llava_cohere.headers import PROJECTOR, is_projector
+from modeling_maya.llava_cohere.headers import PROJECTOR
 from modeling_maya.llava_cohere.join import (
     BASES,
     PARTS,
@@ -61,11 +61,6 @@ def write_projector(
         ValueError, FileNotFoundError: in one line: a base is not known or not on the Hub, or a tensor of
             the decoder or the tower differs from the base's.
     """
-    if is_projector(folder):
-        raise ValueError(
-            f"{folder}: expected the whole model, found only {PROJECTOR}: join it with its bases first: "
-            f"maya convert {folder} OUTPUT"
-        )
     where = folder / "config.json"
     raw = read_json_mapping(where)
     expected = native_shapes(open_config(raw, where))

@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from processing_maya import MayaProcessor
 
-from ..configuration_maya import MayaConfig
+from ..configuration_maya import AUTO_MAP, MayaConfig
 from ..modeling_maya import MayaForConditionalGeneration
 from .files import read_json, reading, write_json
 from .headers import PROJECTOR
@@ -116,8 +116,9 @@ def plan_joined(
 
     def finish(target: Path) -> None:
         _write_small_files(folder, target, config)
-        auto_map = {"auto_map": config.auto_map} if "auto_map" in raw else {}
-        write_json(target / PARTIAL_CONFIG, {**written, **auto_map})
+        # The map names the code that is written, and never code of the projector's repository.
+        auto_map = dict(sorted(AUTO_MAP.items()))
+        write_json(target / PARTIAL_CONFIG, {**written, "auto_map": auto_map})
 
     record = {
         "format": 1,

@@ -11,15 +11,18 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import CohereForCausalLM
 
 from maya_vlm.training.model.assemble import build_maya
 from modeling_maya import MayaForConditionalGeneration
 from tests.helpers.hub_server import TOKEN, HubServer, Repository
-from tests.helpers.tiny import tiny_inputs
+from tests.helpers.tiny import DECODERS, tiny_inputs
+from tests.helpers.tiny_processing import tiny_tokenizer
 from tests.run.tiny_run import make_bases
 
 ROOT = Path(__file__).resolve().parents[3]
 DECODER, TOWER = "user/decoder", "user/tower"
+ROWS = len(tiny_tokenizer()) + 4
 FILES = {
     ".gitattributes", "README.md", "chat_template.jinja", "config.json", "configuration_maya.py",
     "conversations_maya.py", "generation_config.json", "image_loading_maya.py",
@@ -35,11 +38,16 @@ def push(hub: HubServer, name: str, folder: Path) -> str:
     return repository.commit("main", files, f"{name} {len(repository.commits)}")
 
 
-def save(folder: Path, bases: tuple[Path, Path], dtype: torch.dtype = torch.float32) -> Path:
-    """A Maya after a pretrain stage: a new projector between two bases, with its recipe."""
+def save(folder: Path, bases: tuple[Path, Path], half: bool = False) -> Path:
+    """A Maya after a pretrain stage: a new projector between two bases, with its recipe.
+
+    half: decoder and tower are in bfloat16, as after training with `bf16`.
+    """
     vision, language = bases
     torch.manual_seed(1)
+    dtype = torch.bfloat16 if half else torch.float32
     model, processor = build_maya(str(vision), str(language), chat_template="aya", dtype=dtype)
+    model.model.multi_modal_projector.float()
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     stage = {
@@ -54,6 +62,13 @@ def save(folder: Path, bases: tuple[Path, Path], dtype: torch.dtype = torch.floa
     (folder / "optimizer.pt").write_bytes(b"state")
     (folder / "README.md").write_text("# The whole model\n")
     return folder
+
+
+def tiny_decoder(folder: Path, **changes: Any) -> None:
+    """A tiny decoder of the bases' kind with other sizes."""
+    config_class, fields = DECODERS["cohere"]
+    rows = {"vocab_size": ROWS}
+    CohereForCausalLM(config_class(**{**fields, **rows, **changes})).save_pretrained(folder)
 
 
 def change(file: Path, start: str, value: float = 0.5) -> str:
@@ -88,7 +103,12 @@ def refused(function, *args, **options):
         return str(error)
 """
         done = subprocess.run(
-            [sys.executable, "-c", head + code + "\nprint(json.dumps(told))", json.dumps(arguments)],
+            [
+                sys.executable,
+                "-c",
+                head + code + "\nprint(json.dumps(told))",
+                json.dumps(arguments),
+            ],
             cwd=self.folder,
             env={
                 **os.environ,
@@ -122,6 +142,7 @@ told["url"] = publish(folder, "user/projector", only="projector")
 """,
         str(world.whole),
     )
+    told["said"] = told["output"]
     # The join takes the recorded commits, and not what the repositories have now.
     later = world.folder / "later"
     later.mkdir()
@@ -154,7 +175,10 @@ def test_the_repository_has_the_projector_and_what_goes_with_it(world, told):
         assert not content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")), name
     bases = json.loads(files["config.json"])["bases"]
     assert {base["name"]: base["commit"] for base in bases.values()} == world.commits
-    assert "the pushed projector, joined with its bases, answers as" in told["output"] or True
+    assert (
+        f"the pushed projector, joined with its bases, answers as {world.whole} does"
+        in told["said"]
+    )
 
 
 def test_a_dry_run_lists_the_files_and_sends_nothing(world, told):
@@ -193,3 +217,130 @@ def test_the_card_names_the_bases_and_the_command(world, told):
         assert f"`{name}` | `{commit}` |" in text
     assert 'from_pretrained("projector"' in text
     assert "| pretrain | 4 | 2 | en hi |" in text
+
+
+@pytest.fixture(scope="module")
+def refused(world, told) -> dict[str, Any]:
+    """What publishing and joining say where another model would come out, and where the bases have copies."""
+    half = save(world.folder / "half", world.bases, half=True)
+    trained, moved, local = (world.folder / name for name in ("trained", "moved", "local"))
+    for folder in (trained, moved, local):
+        save(folder, world.bases)
+    world.trained = change(trained / "model.safetensors", "model.language_model.layers.1.", 1e-6)
+    world.moved = change(moved / "model.safetensors", "model.vision_tower.encoder.", 0.25)
+    recipe = yaml.safe_load((local / "recipe.yaml").read_text())
+    recipe["model"]["language_model"] = str(world.bases[1])
+    (local / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    wide = world.folder / "wide"
+    tiny_decoder(wide, hidden_size=64)
+    push(world.hub, "user/wide", wide)
+    return world.session(
+        """
+half, trained, moved, local, wide, later, copy, decoder = given
+def only(folder, **options):
+    return publish(folder, "user/never", only="projector", verify=False, dry_run=True, **options)
+told["trained"] = refused(only, trained, base_model=decoder)
+told["moved"] = refused(only, moved, base_model=decoder)
+told["other values"] = refused(only, half)
+told["other shape"] = refused(only, half, base_model="user/wide")
+told["folder"] = refused(only, local)
+told["named"] = only(local, base_model=decoder)
+told["without only"] = refused(publish, half, "user/never", vision_tower="user/tower")
+told["dataset"] = refused(publish, half, "user/never", kind="dataset", only="projector")
+
+convert("user/projector", "of copies", base_model=copy)
+told["join other values"] = refused(convert, "user/projector", "never", base_model=later)
+told["join other shape"] = refused(convert, "user/projector", "never", base_model=wide)
+told["join another revision"] = refused(convert, "user/projector", "never", base_model="user/decoder")
+
+from maya_vlm.training.inference.load import load
+told["load"] = refused(load, "user/projector")
+from huggingface_hub import snapshot_download
+told["place"] = place = snapshot_download("user/projector", local_dir="place")
+told["again"] = refused(publish, place, "user/never")
+told["again, only"] = refused(publish, place, "user/never", only="projector")
+
+publish(half, "user/half", only="projector", base_model=decoder, verify=False)
+convert("user/half", "half joined")
+""",
+        *map(str, (half, trained, moved, local, wide, world.later, world.bases[1])),
+        f"{DECODER}@{world.commits[DECODER]}",
+    )
+
+
+def test_a_trained_decoder_or_tower_is_refused_by_its_first_tensor(world, refused):
+    assert refused["trained"].startswith(
+        f"{world.folder / 'trained' / 'model.safetensors'}: {world.trained}: expected the values of the base "
+        f"{DECODER}@{world.commits[DECODER]}, found others (largest difference "
+    )
+    assert "publish the whole model (leave --only out)" in refused["trained"]
+    assert f"{world.moved}: expected the values of the base {TOWER}@" in refused["moved"]
+    assert "found others (largest difference 0.25)" in refused["moved"]
+    assert not [name for kind, name in world.hub.repositories if name == "user/never"]
+
+
+def test_another_base_is_refused_when_publishing(world, refused):
+    # Since the run, the decoder's repository has other weights.
+    assert "expected the values of the base user/decoder@" in refused["other values"]
+    assert refused["other shape"] == (
+        f"user/wide: model.language_model.embed_tokens.weight: expected a tensor of shape [{ROWS}, 32] by config.json, "
+        f"found [{ROWS}, 64]: this is another language_model than the model's: name the right one with --base-model"
+    )
+
+
+def test_a_base_that_others_do_not_have_is_refused(world, refused):
+    told = refused["folder"]
+    assert told.startswith(
+        f"{world.folder / 'local' / 'recipe.yaml'}: model.language_model: expected "
+    )
+    assert told.endswith("which others do not have: name the repository with --base-model")
+    assert refused["named"] == "nowhere: nothing was sent"
+
+
+def test_options_without_only_are_refused(refused):
+    assert refused["without only"] == "vision_tower: only with --only projector: leave it out"
+    assert refused["dataset"] == "only: only for models"
+
+
+def test_another_base_is_refused_when_joining(world, refused):
+    digest = json.loads((Path(refused["place"]) / "config.json").read_text())["bases"]
+    known = digest["language_model"]["sha256"][:12]
+    for case in ("join other values", "join another revision"):
+        assert (
+            f"with which the projector was trained (SHA-256 {known}), found others" in refused[case]
+        )
+    assert f"expected a tensor of shape [{ROWS}, 32]" in refused["join other shape"]
+    assert not list(world.folder.glob("*never*"))
+
+
+def test_copies_of_the_bases_give_the_same_model(world, refused):
+    whole = (world.whole / "model.safetensors").read_bytes()
+    assert (world.folder / "of copies" / "model.safetensors").read_bytes() == whole
+
+
+def test_bases_in_another_dtype_are_rounded_as_the_run_rounded_them(world, refused):
+    own = load_file(world.folder / "half" / "model.safetensors")
+    found = load_file(world.folder / "half joined" / "model.safetensors")
+    assert own.keys() == found.keys()
+    assert {str(each.dtype) for each in own.values()} == {"torch.float32", "torch.bfloat16"}
+    for name, each in own.items():
+        assert each.dtype == found[name].dtype, name
+        assert torch.equal(each, found[name]), name
+
+
+def test_what_asks_a_projector_is_told_to_join_it(refused):
+    command = "join it with its bases first: maya convert {} OUTPUT"
+    assert refused["load"] == (
+        "user/projector: expected a whole model, found only a projector (projector.safetensors): "
+        + command.format("user/projector")
+    )
+    for case in ("again", "again, only"):
+        assert refused[case].endswith(command.format(refused["place"])), refused[case]
+
+
+def test_every_refusal_is_one_line(told, refused):
+    texts = [text for name, text in refused.items() if name != "output"]
+    assert all(isinstance(text, str) and "\n" not in text for text in texts)
+    assert told["to llava"].endswith(
+        "join it with its bases first: maya convert user/projector OUTPUT"
+    )
