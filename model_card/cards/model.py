@@ -81,6 +81,8 @@ def model_card(
     adapter = _adapter_base(folder)
     config = read_config(adapter) if adapter else read_json(folder / "config.json")
     recipe = _read_recipe(folder)
+    if progress is None:
+        recipe = _until_this_stage(folder, recipe)
     results = _read_results(folder)
     languages = _languages(recipe, results) or _logged_languages(folder)
     terms, metadata = _licence(config, recipe, licence, base_licences or {})
@@ -245,6 +247,16 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
         if content.get(name) is not None:
             check_shape(content[name], _RECIPE[name], str(path), name)
     return content
+
+
+def _until_this_stage(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without the stages that came after the folder's, by the folder's log."""
+    path = folder / "training_log.json"
+    stage = read_json(path).get("stage") if path.is_file() else None
+    names = [each["name"] for each in recipe.get("stages") or []]
+    if stage not in names:
+        return recipe
+    return {**recipe, "stages": recipe["stages"][: names.index(stage) + 1]}
 
 
 def _conversion(folder: Path) -> dict[str, Any] | None:

@@ -57,6 +57,7 @@ SHARED_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "recipe.yaml",
+    "training_log.json",
 )
 
 
@@ -178,13 +179,15 @@ def base_tensors(
     for key, shape in expected.items():
         if not key.startswith(prefixes):
             continue
-        ref = stored.get(key.removeprefix(prefixes[0]))
-        if ref is None or ref.shape != shape:
+        name = key.removeprefix(prefixes[0])
+        if name not in stored or stored[name].shape != shape:
+            found_shape = list(stored[name].shape) if name in stored else "none"
             raise ValueError(
                 f"{base.name}: {key}: expected a tensor of shape {list(shape)} by config.json, found "
-                f"{'none' if ref is None else list(ref.shape)}: this is another {part} than the model's: name the "
+                f"{found_shape}: this is another {part} than the model's: name the "
                 f"right one with {PARTS[part][1]}"
             )
+        ref = stored[name]
         stored_as = stored_dtype(ref, dtype)
         read = functools.partial(ref.chunks, stored_as)
         found[key] = TensorRef(ref.key, ref.file, stored_as, ref.shape, read)
