@@ -20,6 +20,8 @@ from maya_vlm.training.common.telling import printable
 from maya_vlm.training.evaluation.protocol import in_order
 from maya_vlm.training.evaluation.results import Results, read_results
 from maya_vlm.training.inference.mix import RECORD as MERGE_RECORD
+from modeling_maya.llava_cohere.headers import PROJECTOR, is_projector
+from modeling_maya.llava_cohere.join import BASES
 
 from .scores import languages_of, model_index, sections, weaknesses
 
@@ -46,6 +48,7 @@ _RECIPE = {
     ],
     "model": dict,
 }
+_BASE = {"name": str, "commit": str}
 _ORIGIN = {"name": str, "commit": (str, None), "kind": str}
 _ORIGIN_PARTS = {
     "base_model": {"name": str},
@@ -64,7 +67,7 @@ def model_card(
     """Return the card of a saved model for the repository `repo_id`.
 
     Args:
-        folder: the folder of a model or an adapter.
+        folder: the folder of a model, of an adapter, or of a projector with the bases in its config.
         repo_id: `user/name`.
         progress: progress of the training, such as "step 250 of 500 of stage finetune (2 of 2)"; None at
             its end.
@@ -79,27 +82,32 @@ def model_card(
     adapter = _adapter_base(folder)
     config = read_config(adapter) if adapter else read_json(folder / "config.json")
     recipe = _read_recipe(folder)
+    if progress is None:
+        recipe = _until_this_stage(folder, recipe)
     results = _read_results(folder)
     languages = _languages(recipe, results) or _logged_languages(folder)
     terms, metadata = _licence(config, recipe, licence, base_licences or {})
     small = _is_mini(recipe)
+    joined = _joined_with(folder)
     metadata = {
         "language": languages,
         **metadata,
-        "library_name": "peft" if adapter else "transformers",
+        # transformers cannot load a projector.
+        "library_name": "maya-vlm" if joined else "peft" if adapter else "transformers",
         "pipeline_tag": "image-text-to-text",
-        "tags": ["maya", "llava", "multilingual", "custom_code"],
+        "tags": ["maya", "llava", "multilingual", "projector" if joined else "custom_code"],
     }
     conversion = _conversion(folder)
     origins = [conversion["converted_from"]["name"]] if conversion else _bases(recipe)
     origins = [adapter.name] if adapter else origins
     merged = _merged(folder)
     origins = [merged["model"], merged["base"]] if merged else origins
+    origins = [base["name"] for base in joined] or origins
     hub_bases = [base.partition("@")[0] for base in origins if _is_repository(base)]
     if hub_bases:
         metadata["base_model"] = hub_bases
         metadata["base_model_relation"] = (
-            "merge" if merged else "adapter" if adapter else "finetune"
+            "merge" if merged else "adapter" if adapter or joined else "finetune"
         )
     sources = [source for source in _sources(recipe) if _is_repository(source)]
     if sources:
@@ -126,6 +134,7 @@ def model_card(
         "stages": _stages(recipe),
         "bases": Markdown(" and ".join(code(_short(base)) for base in _bases(recipe)))
         or "a checkpoint",
+        "joined": joined,
         "licence": terms,
         "time": _time(folder, recipe),
         "oldest_transformers": OLDEST_TRANSFORMERS,
@@ -140,10 +149,10 @@ def model_card(
 
 
 def base_models(folder: Path) -> list[str]:
-    """Return the Hub repositories of a model's base models, as named by its recipe, adapter or merge."""
+    """Return the Hub repositories of a model's base models, as its config, recipe, adapter or merge names them."""
     adapter, merged = _adapter_base(folder), _merged(folder)
     named = [adapter.name] if adapter else [merged["model"], merged["base"]] if merged else []
-    named += _bases(_read_recipe(folder))
+    named += [base["name"] for base in _joined_with(folder)] or _bases(_read_recipe(folder))
     return list(dict.fromkeys(base.partition("@")[0] for base in named if _is_repository(base)))
 
 
@@ -241,6 +250,16 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _until_this_stage(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without the stages that came after the folder's, by the folder's log."""
+    path = folder / "training_log.json"
+    stage = read_json(path).get("stage") if path.is_file() else None
+    names = [each["name"] for each in recipe.get("stages") or []]
+    if stage not in names:
+        return recipe
+    return {**recipe, "stages": recipe["stages"][: names.index(stage) + 1]}
+
+
 def _conversion(folder: Path) -> dict[str, Any] | None:
     """Return the record of `maya convert` about the origin of the weights, or None for trained weights."""
     path = folder / "conversion.json"
@@ -264,6 +283,16 @@ def _merged(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def _joined_with(folder: Path) -> list[dict[str, Any]]:
+    """Return name and commit of the decoder and the tower of a projector; [] for a whole model."""
+    if not is_projector(folder):
+        return []
+    path = folder / "config.json"
+    bases = read_json(path).get(BASES) or {}
+    check_shape(bases, {"language_model": _BASE, "vision_tower": _BASE}, str(path), BASES)
+    return [bases["language_model"], bases["vision_tower"]]
+
+
 def _read_results(folder: Path) -> Results | None:
     path = folder / "results.json"
     if not path.is_file():
@@ -284,7 +313,8 @@ def _count_parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     total = 0
-    for file in sorted(folder.glob("*model*.safetensors")):
+    names = PROJECTOR if is_projector(folder) else "*model*.safetensors"
+    for file in sorted(folder.glob(names)):
         with safe_open(file, "pt") as tensors:
             total += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total

@@ -15,6 +15,7 @@ from maya_vlm.training.common.telling import one_line, printable
 
 from ..cards.dataset import dataset_card, read_manifest, write_dataset_card
 from ..cards.model import base_models, licence_texts, model_card, write_card
+from .projector import joined_answer, write_projector
 from .publish_dataset import check_configs, check_files, push_dataset
 from .recipe_copy import published_recipe
 from .remote import (
@@ -73,6 +74,9 @@ def publish(
     verify: bool = True,
     trust_remote_code: bool = False,
     licence: str | None = None,
+    only: Literal["projector"] | None = None,
+    base_model: str | None = None,
+    vision_tower: str | None = None,
 ) -> str:
     """Push a folder of a model, an adapter or a dataset to the Hub, and return its address.
 
@@ -98,6 +102,9 @@ def publish(
         verify: make a model answer before and after the push.
         trust_remote_code: run the model's own code for these answers instead of the installed classes.
         licence: the Hub's id of a model's licence, such as apache-2.0, if its bases do not determine it.
+        only: "projector" sends a model without its decoder and tower, which must equal those of its bases, bit
+            for bit; see projector.py.
+        base_model, vision_tower: repositories of these bases; default: those that the folder's recipe names.
 
     Raises:
         FileNotFoundError: the folder or a required file is missing; nothing was sent.
@@ -119,70 +126,97 @@ def publish(
         )
     if tag is not None and kind == "model":
         raise ValueError("tag: only for datasets")
-    only_models = {"create_pr": create_pr, "message": message, "licence": licence}
+    only_models = {
+        "create_pr": create_pr,
+        "message": message,
+        "licence": licence,
+        "only": only,
+        "base_model": base_model,
+        "vision_tower": vision_tower,
+    }
     if kind == "dataset" and any(only_models.values()):
         raise ValueError(
             f"{next(name for name, each in only_models.items() if each)}: only for models"
         )
     if create_pr and revision is not None:
         raise ValueError("create_pr: a pull request has a branch of its own: leave revision out")
+    if only is None and (base_model or vision_tower):
+        name = "base_model" if base_model else "vision_tower"
+        raise ValueError(f"{name}: only with --only projector: leave it out")
     checked: dict[str, Content] = {}
     before = None
     # Check links before the card is written: no file outside the folder may be read or written.
     check_links(folder, kind)
-    if kind == "model":
-        check_model(folder)
-        terms = {base: known for base in base_models(folder) if (known := licence_of(base, token))}
-        # Make the card even if the owner's card is kept, to check the licence against the base models.
-        card = model_card(folder, repo_id, licence=licence, base_licences=terms)
-        if verify and not trust_remote_code:
-            _check_code(folder)
-        if not dry_run:
-            _write_card(folder, repo_id, licence, terms)
-        before = answer(str(folder), None, trust_remote_code) if verify else None
-    else:
-        checked = check_files(folder)
-        if not dry_run:
-            write_dataset_card(folder, repo_id)
-        check_configs(folder)
-        built = read_manifest(folder) is not None
-        card = dataset_card(folder, repo_id) if built else read_text(folder / "README.md")
-
-    files, left_out = chosen_files(folder, kind)
-    size = sum(f.stat().st_size for f in files) / 2**20
-    print(f"{'would send' if dry_run else 'sending'} {len(files)} files, {size:.1f} MiB")
-    if left_out:
-        print(f"left out: {printable(', '.join(left_out))}")
-    if dry_run:
-        for file in files:
-            print(
-                f"  {printable(file.relative_to(folder).as_posix())}  {file.stat().st_size:,} bytes"
-            )
-        print("\nREADME.md:\n")
-        for line in card.splitlines():
-            print(f"  {printable(line)}")
-        return "nowhere: nothing was sent"
     with tempfile.TemporaryDirectory() as scratch:
+        sent = folder
+        if kind == "model":
+            check_model(folder)
+            if only == "projector":
+                sent = write_projector(folder, Path(scratch, "sent"), base_model, vision_tower)
+            terms = {
+                base: known for base in base_models(sent) if (known := licence_of(base, token))
+            }
+            # Make the card even if the owner's card is kept, to check the licence against the base models.
+            card = model_card(sent, repo_id, licence=licence, base_licences=terms)
+            if verify and not trust_remote_code:
+                _check_code(sent)
+            if not dry_run or sent != folder:
+                _write_card(sent, repo_id, licence, terms)
+            before = answer(str(folder), None, trust_remote_code) if verify else None
+        else:
+            checked = check_files(folder)
+            if not dry_run:
+                write_dataset_card(folder, repo_id)
+            check_configs(folder)
+            built = read_manifest(folder) is not None
+            card = dataset_card(folder, repo_id) if built else read_text(folder / "README.md")
+
+        files, left_out = chosen_files(sent, kind)
+        if sent != folder:
+            names = {file.name for file in files}
+            left_out = sorted(path.name for path in folder.iterdir() if path.name not in names)
+        size = sum(f.stat().st_size for f in files) / 2**20
+        print(f"{'would send' if dry_run else 'sending'} {len(files)} files, {size:.1f} MiB")
+        if left_out:
+            print(f"left out: {printable(', '.join(left_out))}")
+        if dry_run:
+            for file in files:
+                name = printable(file.relative_to(sent).as_posix())
+                print(f"  {name}  {file.stat().st_size:,} bytes")
+            print("\nREADME.md:\n")
+            for line in card.splitlines():
+                print(f"  {printable(line)}")
+            return "nowhere: nothing was sent"
         # Later compare the pushed files with the hashes of the checked files.
-        found = contents_of(folder, files, Path(scratch))
+        found = contents_of(sent, files, Path(scratch))
         contents = {name: checked.get(name, each) for name, each in found.items()}
         how = _Sending(private, revision, token, tag, overwrite_card, message, create_pr)
-        address, commit = _send(folder, contents, repo_id, kind, how)
+        address, commit = _send(sent, contents, repo_id, kind, how)
     if before is not None:
-        after = _answer_of(repo_id, commit, trust_remote_code, token)
+        after = _answer_of(repo_id, commit, trust_remote_code, token, only)
         if after != before:
             raise OSError(
                 f"model {repo_id} at commit {commit}: expected the answer of {folder}, tokens {before}, found {after}: "
                 "do not use this commit"
             )
-        print(f"the pushed model answers as {folder} does")
+        what = "pushed model" if only is None else f"pushed {only}, joined with its bases,"
+        print(f"the {what} answers as {folder} does")
     return address
 
 
-def _answer_of(repo_id: str, commit: str, trust_remote_code: bool, token: str | None) -> list[int]:
+def _answer_of(
+    repo_id: str,
+    commit: str,
+    trust_remote_code: bool,
+    token: str | None,
+    only: Literal["projector"] | None = None,
+) -> list[int]:
     """Return the answer of the pushed model. Raise OSError if the model on the Hub does not answer."""
     try:
-        return answer(repo_id, commit, trust_remote_code, token)
+        if only is None:
+            return answer(repo_id, commit, trust_remote_code, token)
+        with tempfile.TemporaryDirectory() as scratch:
+            return joined_answer(repo_id, commit, Path(scratch), trust_remote_code, token)
     except ValueError as error:
         raise OSError(
             f"{repo_id} at commit {commit}: it was pushed, but {error}: publish again"

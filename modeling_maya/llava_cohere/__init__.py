@@ -13,6 +13,7 @@ do not import it; `modeling_maya/__init__.py` calls `loading.register`. In the o
 - lora.py: merges LoRA layers into their decoder.
 - write.py: the plan of a conversion, its report, and the writing.
 - to_maya.py: plans the conversion to a Maya.
+- join.py: plans the join of a Maya's projector with its bases.
 - to_original.py: plans the conversion of a Maya to the original's layout.
 - to_llava.py: plans the export to transformers' own LLaVA.
 - to_gguf.py: plans the export to GGUF, for llama.cpp, and writes its files.

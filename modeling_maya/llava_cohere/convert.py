@@ -2,6 +2,7 @@
 
     convert("nahidalam/maya_full_ft", "maya-8b")                              a full checkpoint
     convert("mm_projector_folder", "maya", base_model="CohereForAI/aya-23-8B") only the projector
+    convert("user/projector", "maya")                                          only Maya's projector
     convert("lora_folder", "maya", base_model="CohereForAI/aya-23-8B")         LoRA layers
     convert("maya-8b", "back", to="llava_cohere")                              for the original's code
     convert("maya-8b", "llava", to="llava")                                    for tools that know LLaVA
@@ -21,6 +22,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from processing_maya.processing_llava_cohere import MODEL_TYPE
 
+from .headers import PROJECTOR, is_projector
+from .join import plan_joined
 from .origin import fetch
 from .tensors import stored_dtype
 from .to_gguf import plan_gguf, split_files
@@ -53,10 +56,11 @@ def convert(
 
     Args:
         source: folder or Hub repository: a full `llava_cohere` checkpoint, a folder with
-            `mm_projector.bin`, one with the original's LoRA files, or (to other formats than
-            `maya`) a Maya.
+            `mm_projector.bin`, one with the original's LoRA files, a Maya's projector as
+            `maya publish --only projector` sends it, or (to other formats than `maya`) a Maya.
         output: the folder to write; it must not exist or be empty. Not needed for `dry_run`.
-        base_model: the decoder's folder or repository, for projector-only and LoRA sources.
+        base_model: the decoder's folder or repository, for projector-only and LoRA sources; default: what
+            the config of a Maya's projector names.
         vision_tower: the vision tower's folder or repository; default: what the config names.
         tower_source: which copy of the tower to write: `"checkpoint"`, the checkpoint's own copy (if it
             has one), or `"hub"`, the tower that the config or `vision_tower` names. If both are
@@ -92,7 +96,14 @@ def convert(
     tower = None if vision_tower is None else str(vision_tower)
     if output is not None:
         check_output(Path(output))
-    if to == "maya":
+    if is_projector(origin.folder):
+        if to != "maya":
+            raise ValueError(
+                f"{origin.name}: expected a whole Maya for --to {to}, found only {PROJECTOR}: join it with its "
+                f"bases first: maya convert {source} OUTPUT"
+            )
+        plan = plan_joined(origin, base_model=base_model, vision_tower=tower, dtype=cast)
+    elif to == "maya":
         plan = plan_maya(
             origin,
             base_model=base_model,

@@ -26,6 +26,8 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# The only weights of a folder that has a Maya's projector without decoder and tower; see join.py.
+PROJECTOR = "projector.safetensors"
 # The format's limit on the length of a header.
 MAX_HEADER_BYTES = 100_000_000
 
@@ -169,6 +171,11 @@ def _header_entry(path: Path, key: str, entry: Any, data: int) -> HeaderEntry:
 def has_weights(folder: Path, name: str = "model.safetensors") -> bool:
     """Return whether a folder has weights, or their index, under a name that transformers loads."""
     return any((folder / f"{name}{end}").is_file() for end in ("", ".index.json"))
+
+
+def is_projector(folder: Path) -> bool:
+    """Return whether a folder has the projector of a Maya and no other weights."""
+    return (folder / PROJECTOR).is_file() and not has_weights(folder)
 
 
 def read_index(path: Path) -> dict[str, str]:

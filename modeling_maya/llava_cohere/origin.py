@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# The files to download of a repository: weights, settings and tokenizer, but no code.
-PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.bin"]
+# The files to download of a repository: weights, settings, tokenizer and recipe, but no code.
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.bin", "merges.txt", "recipe.yaml"]
 NOT_WEIGHTS = [
     "training_args.bin",
     "optimizer*",

@@ -37,7 +37,6 @@ OTHER_OPTIONS = {
     "--disable-radix-cache", "--chunked-prefill-size",  # SGLang
     "--tune_mm_mlp_adapter", "--mm_projector_type", "--mm_vision_select_layer", "--lora_enable",  # LLaVA
     "--image_aspect_ratio", "--group_by_modality_length", "--model_max_length",
-    "--only",  # tests/attack/run.py
 }  # fmt: skip
 # Packages that the pages install beside this one; each is named with a reason on its page.
 PACKAGES = {"torchao", "gradio", "deepspeed", "lmms-eval", "filelock"}

@@ -1,4 +1,4 @@
-"""`maya convert`: convert the original Maya's checkpoint, or export a Maya to another format."""
+"""`maya convert`: convert the original Maya's weights, join a projector, or export a Maya to another format."""
 
 import argparse
 
@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         type=as_place,
-        help="folder or Hub repository: a llava_cohere checkpoint, or with another --to a Maya",
+        help="folder or repository of a llava_cohere checkpoint, a Maya's projector or a Maya",
     )
     parser.add_argument("output", type=as_path, nargs="?", help="the folder to write")
     parser.add_argument(
         "--base-model",
         type=as_place,
-        help="folder or Hub repository of the decoder, for projector-only and LoRA sources",
+        help="the decoder, for projector-only and LoRA sources (default: what the source names)",
     )
     parser.add_argument(
         "--vision-tower", type=as_place, help="folder or Hub repository of the vision tower"

@@ -51,11 +51,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tag", help="tag of a dataset's commit (default: build-HASH, a hash of its content)"
     )
+    parser.add_argument(
+        "--only",
+        choices=["projector"],
+        help="send a model without decoder and tower, which the run must have left as they were",
+    )
+    parser.add_argument(
+        "--base-model", help="with --only: the decoder's repository (default: that of the recipe)"
+    )
+    parser.add_argument(
+        "--vision-tower", help="with --only: the tower's repository (default: that of the recipe)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     if args.kind == "space":
-        names = ("overwrite_card", "revision", "license", "message", "create_pr", "dry_run", "tag")
+        names = (
+            "overwrite_card", "revision", "license", "message", "create_pr", "dry_run", "tag", "only",
+            "base_model", "vision_tower",
+        )  # fmt: skip
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
         if given:
             raise ValueError(
@@ -87,5 +101,8 @@ def run(args: argparse.Namespace) -> None:
         verify=not args.no_verify,
         trust_remote_code=args.trust_remote_code,
         licence=args.license,
+        only=args.only,
+        base_model=args.base_model,
+        vision_tower=args.vision_tower,
     )
     print(f"published to {url}")

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from modeling_maya.llava_cohere.headers import HeaderEntry, read_headers, read_index
+from modeling_maya.llava_cohere.headers import PROJECTOR, HeaderEntry, read_headers, read_index
 
 from .errors import of_network
 from .reading import read_json_mapping
@@ -206,6 +206,11 @@ def check_weights(model: Model) -> dict[str, HeaderEntry]:
 
 
 def _no_weights(model: Model) -> Exception:
+    if model.file(PROJECTOR) is not None:
+        return ValueError(
+            f"{model}: expected a whole model, found only a projector ({PROJECTOR}): join it with its bases first: "
+            f"maya convert {model} OUTPUT"
+        )
     if any(model.file(name) is not None for name in PICKLES):
         return ValueError(
             f"{model}: expected weights in safetensors, found only pickles ({PICKLES[0]}), which may hold "
