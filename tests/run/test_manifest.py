@@ -78,7 +78,7 @@ def test_other_contents_are_another_run(begun, tmp_path):
         check_manifest(output, make_manifest(load_recipe(path)))
     # The message must not advise to delete the work without saying so.
     assert "delete" not in str(error.value)
-    assert "--restart to delete that work" in str(error.value)
+    assert "--restart to discard that work" in str(error.value)
     (tmp_path / "data" / "rows.jsonl").unlink()
     with pytest.raises(ValueError, match=r"the files of .*rows.jsonl have changed"):
         check_manifest(output, make_manifest(load_recipe(path)))

@@ -218,7 +218,7 @@ def check_manifest(output: Path, manifest: dict[str, Any]) -> bool:
     if has_work(output):
         raise ValueError(
             f"output_dir {output} holds the work of another recipe ({changed}): "
-            "use another output_dir, or use --restart to delete that work"
+            "use another output_dir, or use --restart to discard that work"
         )
     return False
 
@@ -252,7 +252,7 @@ def read_manifest(output: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(
-        f"{path} is damaged: use another output_dir, or use --restart to delete the work in {output}"
+        f"{path} is damaged: use another output_dir, or use --restart to discard the work in {output}"
     )
 
 

@@ -132,7 +132,7 @@ def _told(stage: StageRecipe, first: str, count: int) -> str:
     more = f" and {count - 1:,} more" if count > 1 else ""
     return (
         f"stage {stage.name}: {one_line(first)}{more}: this picture has changed since the run began: "
-        "put it back, use another output_dir, or use --restart to delete the old work"
+        "put it back, use another output_dir, or use --restart to discard the old work"
     )
 
 
