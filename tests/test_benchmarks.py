@@ -446,6 +446,41 @@ def test_three_ways_of_decoding_give_the_same_tokens(answering, tmp_path, capsys
     assert "tiny, batch size 2: dynamic" in capsys.readouterr().out
 
 
+def test_the_page_quotes_the_speed_of_answering(answering):
+    page = Path(__file__).parents[1] / "docs" / "load.md"
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    mini = json.loads(answering.RESULT.read_text())["sizes"]["mini"]
+    one, eight = mini["cases"]
+    assert [case["graphs"] for case in mini["cases"]] == [1, 1]
+    found = {
+        way: [case["times_dynamic"][way] for case in (one, eight)] for way in one["same_tokens"]
+    }
+    first = [case["seconds_to_first_token"]["dynamic"]["median"] for case in (one, eight)]
+    compiling = [case["first_call_seconds"]["compiled"] for case in (one, eight)]
+    spreads = [
+        each
+        for case in (one, eight)
+        for measured in ("tokens_per_second", "seconds_to_first_token")
+        for each in case[measured].values()
+    ]
+    off = max(
+        abs(each[quartile] / each["median"] - 1)
+        for each in spreads
+        for quartile in ("first_quartile", "third_quartile")
+    )
+    for words in (
+        "mini's shape gives {:.2f} times the tokens per second of the default cache at batch size 1 and "
+        "{:.2f} times at batch size 8".format(*found["compiled"]),
+        "the static cache alone gives {:.2f} and {:.2f} times".format(*found["static"]),
+        "comes after {:.2f} and {:.2f} s".format(*first),
+        "compiling takes {:.0f} and {:.0f} s".format(*compiling),
+        f"medians of {mini['rounds']} rounds on two busy cores",
+        f"quartiles lie within {100 * off:.0f} %",
+    ):
+        assert words in text
+    assert mini["package"]["modified"] is False
+
+
 def test_mini_has_the_shape_of_the_recipe(answering):
     config = answering.mini_config()
     assert (config.text_config.hidden_size, config.image_seq_length) == (160, 16)

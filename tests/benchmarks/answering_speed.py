@@ -24,6 +24,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,8 @@ def measure(
     counters.clear()
     inputs = prompts(processor, batch_size, model)
     ways_ = ways()
-    with torch.compiler.config.patch(force_disable_caches=True):
+    with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "dynamo_pgo force disabled")
         opening = {name: ask(model, inputs, tokens, options) for name, options in ways_.items()}
     wanted = opening["dynamic"].tokens
     same = {

@@ -113,10 +113,16 @@ def test_torchao_loads_answers_and_saves(folder, tmp_path):
 
 def test_the_page_quotes_what_was_measured():
     results = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "quantised.json"
-    rows = {row["way"]: row for row in json.loads(results.read_text())["rows"]}
+    record = json.loads(results.read_text())
+    rows, tiny = ({row["way"]: row for row in part["rows"]} for part in (record, record["tiny"]))
     text = " ".join(PAGE.split())
     for way in ("bfloat16", "bitsandbytes int8", "torchao int8"):
         assert f"{rows[way]['logits']:.3f} ({way})" in text
     eight, ao = (100 * rows[way]["same"] for way in ("bitsandbytes int8", "torchao int8"))
     assert f"{eight:.1f} % and {ao:.1f} % of the greedy answers" in text
     assert "error" in rows["bitsandbytes nf4"]
+    assert f"model of width {record['tiny']['hidden_size']} with random weights" in text
+    four, eight = (tiny[f"bitsandbytes {way}"]["logits"] for way in ("nf4", "int8"))
+    assert f"changes the logits by {four:.3f}, bitsandbytes int8 by {eight:.3f}" in text
+    # A figure belongs to a commit.
+    assert record["package"]["modified"] is False
