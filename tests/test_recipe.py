@@ -53,7 +53,7 @@ def changed(path: str, value, tmp_path: Path, remove: bool = False) -> Path:
         ("stages.0.data", [], r"stages\[0\].data: expected at least one item"),
         ("stages.0.args.max_step", 3, r"unknown key 'stages\[0\].args.max_step'; did you mean 'max_steps'"),
         ("stages.0.args.max_steps", "many", r"stages\[0\].args.max_steps: expected a whole number"),
-        ("stages.0.args.save_only_model", True, r"args.save_only_model: set by maya; use nothing: a checkpoint"),
+        ("stages.0.args.save_only_model", True, r"args.save_only_model: set by maya; use nothing: every checkpoint"),
         ("stages.0.args.label_smoothing_factor", 0.1, r"label_smoothing_factor: set by maya"),
         ("stages.0.args.average_tokens_across_devices", False, r"across_devices: set by maya"),
         ("stages.0.args.output_dir", "x", r"args.output_dir: set by maya; use the recipe's output_dir"),

@@ -63,6 +63,7 @@ def model_card(
     progress: str | None = None,
     licence: str | None = None,
     base_licences: Mapping[str, str] | None = None,
+    whole: Path | None = None,
 ) -> str:
     """Return the card of a saved model for the repository `repo_id`.
 
@@ -73,6 +74,7 @@ def model_card(
             its end.
         licence: the Hub's id of the licence that the publisher states, such as apache-2.0.
         base_licences: base model -> the licence in the base model's card.
+        whole: for a projector, the folder of the whole model, whose results are those of the joined model.
 
     Raises:
         FileNotFoundError: there is no config.json.
@@ -84,11 +86,17 @@ def model_card(
     recipe = _read_recipe(folder)
     if progress is None:
         recipe = _until_this_stage(folder, recipe)
-    results = _read_results(folder)
+    joined = _joined_with(folder)
+    if joined and not _is_mini(recipe):
+        # The recipe may name copies in folders.
+        named = dict(
+            zip(("language_model", "vision_tower"), (b["name"] for b in joined), strict=True)
+        )
+        recipe = {**recipe, "model": {**(recipe.get("model") or {}), **named}}
+    results = _read_results(whole or folder)
     languages = _languages(recipe, results) or _logged_languages(folder)
     terms, metadata = _licence(config, recipe, licence, base_licences or {})
     small = _is_mini(recipe)
-    joined = _joined_with(folder)
     metadata = {
         "language": languages,
         **metadata,
@@ -126,7 +134,9 @@ def model_card(
         "vision_model": config.get("vision_config", {}).get("model_type", "?"),
         "text_model": config.get("text_config", {}).get("model_type", "?"),
         "projector_layers": config.get("projector_num_layers", "?"),
-        "parameters": results["model"]["parameters"] if results else _count_parameters(folder),
+        "parameters": results["model"]["parameters"]
+        if results and not joined
+        else _count_parameters(folder),
         "image_tokens": config.get("image_seq_length", "?"),
         "small": small,
         "results": results,

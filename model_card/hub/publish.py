@@ -157,11 +157,12 @@ def publish(
                 base: known for base in base_models(sent) if (known := licence_of(base, token))
             }
             # Make the card even if the owner's card is kept, to check the licence against the base models.
-            card = model_card(sent, repo_id, licence=licence, base_licences=terms)
+            whole = folder if only else None
+            card = model_card(sent, repo_id, licence=licence, base_licences=terms, whole=whole)
             if verify and not trust_remote_code:
                 _check_code(sent)
             if not dry_run or sent != folder:
-                _write_card(sent, repo_id, licence, terms)
+                _write_card(sent, repo_id, licence, terms, whole)
             before = answer(str(folder), None, trust_remote_code) if verify else None
         else:
             checked = check_files(folder)
@@ -363,10 +364,14 @@ def push_model(
 
 
 def _write_card(
-    folder: Path, repo_id: str, licence: str | None = None, terms: Mapping[str, str] | None = None
+    folder: Path,
+    repo_id: str,
+    licence: str | None = None,
+    terms: Mapping[str, str] | None = None,
+    whole: Path | None = None,
 ) -> None:
     """Write the card and the licence texts that it names."""
-    if write_card(folder, lambda: model_card(folder, repo_id, None, licence, terms)):
+    if write_card(folder, lambda: model_card(folder, repo_id, None, licence, terms, whole)):
         licences = licence_texts(folder)
         if licences is not None:
             (folder / "LICENSES.md").write_text(licences, encoding="utf-8")

@@ -203,6 +203,11 @@ def read_files(folder: Path, name: str, read: Callable[[Path], dict[str, T]]) ->
     index_path = folder / f"{name}.index.json"
     if (folder / name).is_file():
         return read(folder / name)
+    if not index_path.is_file() and is_projector(folder):
+        raise FileNotFoundError(
+            f"{folder}: expected a whole model, found only a projector ({PROJECTOR}): join it with its bases first: "
+            f"maya convert {folder} OUTPUT"
+        )
     if not index_path.is_file():
         raise FileNotFoundError(f"{folder}: no weights: expected {name} or {index_path.name}")
     weight_map = read_index(index_path)

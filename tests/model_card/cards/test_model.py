@@ -4,9 +4,17 @@ import hashlib
 import json
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
-from maya_vlm.model_card.cards.model import MARKER, MINI_DATA, licence_texts, model_card
+from maya_vlm.model_card.cards.model import (
+    MARKER,
+    MINI_DATA,
+    base_models,
+    licence_texts,
+    model_card,
+)
 from maya_vlm.model_card.cards.scores import weaknesses
 from maya_vlm.training.common.files import files_sha256
 from maya_vlm.training.common.provenance import provenance
@@ -404,3 +412,49 @@ def test_files_of_another_shape_are_one_line(tmp_path, name, content):
     with pytest.raises(ValueError, match=name) as caught:
         model_card(folder, "user/tiny")
     assert str(caught.value).isprintable()
+
+
+def test_card_of_a_projector_has_the_scores_of_the_whole_model(folder, tmp_path):
+    recipe = {**RECIPE, "model": {"vision_tower": "copies/tower", "language_model": "/a/decoder"}}
+    part = tmp_path / "part"
+    part.mkdir()
+    (part / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = json.loads((folder / "config.json").read_text())
+    bases = {
+        part: {"name": f"user/{part}", "commit": "c0ffee", "dtype": "float32", "sha256": "0" * 64}
+        for part in ("language_model", "vision_tower")
+    }
+    (part / "config.json").write_text(json.dumps({**config, "bases": bases}))
+    tensors = {"model.multi_modal_projector.layers.0.bias": torch.zeros(7)}
+    save_file(tensors, part / "projector.safetensors")
+    assert base_models(part) == ["user/language_model", "user/vision_tower"]
+    terms = {"user/language_model": "apache-2.0"}
+    card = model_card(part, "user/maya-projector", base_licences=terms, whole=folder)
+    head = head_of(card)
+    assert head["base_model"] == ["user/language_model", "user/vision_tower"]
+    assert head["license"] == "apache-2.0"
+    assert head["library_name"] == "maya-vlm"
+    assert len(head["model-index"]) == 1
+    assert "7 parameters in this projector" in card
+    assert "/a/decoder" not in card
+    assert "copies/tower" not in card
+    assert "It has not been evaluated." not in card
+    assert "maya convert user/maya-projector maya-projector\n" in card
+    terms = {"user/language_model": "cc-by-nc-4.0"}
+    with pytest.raises(ValueError, match=r"licence: expected cc-by-nc-4.0"):
+        model_card(part, "user/p", licence="mit", base_licences=terms, whole=folder)
+    del bases["vision_tower"]["commit"]
+    (part / "config.json").write_text(json.dumps({**config, "bases": bases}))
+    with pytest.raises(
+        ValueError, match=r"config.json: bases.vision_tower.commit: missing"
+    ) as told:
+        model_card(part, "user/p", whole=folder)
+    assert "\n" not in str(told.value)
+
+
+def test_card_of_a_stage_lists_no_later_stage(folder):
+    (folder / "training_log.json").write_text(json.dumps({"stage": "pretrain", "log": []}))
+    card = model_card(folder, "user/maya-tiny")
+    assert "| pretrain | 150 |" in card
+    assert "| finetune |" not in card
+    assert head_of(card)["language"] == ["en", "hi"]

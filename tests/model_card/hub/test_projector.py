@@ -15,8 +15,10 @@ from transformers import CohereForCausalLM
 
 from maya_vlm.training.model.assemble import build_maya
 from modeling_maya import MayaForConditionalGeneration
+from tests.helpers.bare_python import make_site, run_bare
 from tests.helpers.hub_server import TOKEN, HubServer, Repository
 from tests.helpers.tiny import DECODERS, tiny_inputs
+from tests.helpers.tiny_maya import tiny_picture
 from tests.helpers.tiny_processing import tiny_tokenizer
 from tests.run.tiny_run import make_bases
 
@@ -226,6 +228,19 @@ def test_the_card_names_the_bases_and_the_command(world, told):
     # The recipe's next stage has not trained this projector.
     assert "| pretrain | 4 | 2 | en hi |" in text
     assert "| finetune |" not in text
+
+
+def test_lines_of_the_card_answer_from_the_joined_folder(world, told, tmp_path):
+    card = world.hub.files("model", "user/projector")["README.md"].decode()
+    snippets = [part.split("```")[0] for part in card.split("```python\n")[1:]]
+    assert len(snippets) == 3
+    tiny_picture(3).save(tmp_path / "picture.png")
+    (tmp_path / "projector").symlink_to(world.folder / "projector")
+    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = run_bare("\n".join(snippets), make_site(tmp_path / "site"), tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    words = done.stdout.split()
+    assert words == words[: len(words) // 3] * 3 != []
 
 
 @pytest.fixture(scope="module")

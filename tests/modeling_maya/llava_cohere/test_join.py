@@ -134,6 +134,12 @@ def test_bases_that_the_config_does_not_name_are_given(split, tmp_path):
     assert told in said
 
 
+def test_reading_whole_weights_names_the_command(split):
+    folder, _ = split
+    with pytest.raises(FileNotFoundError, match=rf"join .* first: maya convert {folder} OUTPUT$"):
+        read_weights(folder, pickles=False)
+
+
 @pytest.mark.parametrize(
     "bases", ["user/name", [], {"language_model": {}}, {"language_model": {"name": 3}}]
 )
