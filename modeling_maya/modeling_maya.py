@@ -93,8 +93,12 @@ class MayaPixelShuffleProjector(MayaProjector):
         return self.layers(squares.transpose(2, 3).flatten(3).flatten(1, 2))
 
 
-class MayaQueryAttention(nn.Module):
-    """Attention with as many heads as the tower's: (I, Q, width), (I, K, width) -> (I, Q, width)."""
+class MayaQueryHeads(nn.Module):
+    """Attention with as many heads as the tower's: (I, Q, width), (I, K, width) -> (I, Q, width).
+
+    It is always torch's fused attention. transformers looks for `class ...Attention` in a model's file, and
+    would no longer let anybody set the attention of tower and decoder if it found one.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -117,8 +121,8 @@ class MayaQueryLayer(nn.Module):
         super().__init__()
         vision = config.vision_config
         width, eps = vision.hidden_size, vision.layer_norm_eps
-        self.self_attn = MayaQueryAttention(width, vision.num_attention_heads)
-        self.cross_attn = MayaQueryAttention(width, vision.num_attention_heads)
+        self.self_attn = MayaQueryHeads(width, vision.num_attention_heads)
+        self.cross_attn = MayaQueryHeads(width, vision.num_attention_heads)
         self.layer_norm1 = nn.LayerNorm(width, eps=eps)
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
         self.layer_norm3 = nn.LayerNorm(width, eps=eps)
