@@ -5,7 +5,7 @@
 - llava_cohere/: reads, converts and writes checkpoints of the original Maya.
 
 Only the modules named `*_maya.py` are Hub code, which every saved folder carries. Hub code imports
-neither `llava_cohere` nor `processing_maya`; `llava_cohere` may import both.
+neither `llava_cohere` nor `processing_maya`. `llava_cohere` may import Hub code and `processing_maya`.
 """
 
 from transformers import (

@@ -7,10 +7,10 @@ In the order of the data flow:
 - conversations_maya.py: checks messages, and converts LLaVA's conversations to messages.
 - processing_maya.py: the processor, messages and images to model inputs.
 - templates.py: loads the chat templates in chat_templates/.
-- processing_llava_cohere.py: builds a processor for the original's checkpoints, which have none.
+- processing_llava_cohere.py: builds the processor that the original's checkpoints lack.
 
 Only the modules named `*_maya.py` are Hub code, which every saved folder carries; they import only each
-other. No module here imports `modeling_maya`. Its `llava_cohere` room may import
+other. No module here imports `modeling_maya`. Only modeling_maya/llava_cohere may import
 processing_llava_cohere.py.
 """
 

@@ -14,17 +14,17 @@ Untrusted files and values:
     secrets.py: removes secrets from files that others will read
 Writing files:
     files.py: atomic writes; hashes of files and texts; locks and permissions
-    journal.py: append-only record files that stay readable after a kill
+    journal.py: append-only record files that survive a killed process
     provenance.py: describes the machine, versions and commit that produced a number
 Images:
     hub_code.py: loads single modules of the Hub packages without importing the packages
     images.py: ImageStore, the one reader of images
-    places.py: what images are read from: folders, .zip, .tar, parquet tables
+    places.py: folders, .zip, .tar and parquet files as sources of images
 Models and services:
     revisions.py: parses `repository@revision`
-    models.py, adapters.py: find, check and load models and adapters that others made
-    classifiers.py: text classifiers for toxicity
-    endpoint.py, thoughts.py: client of an OpenAI-compatible endpoint, and cleanup of its answers
+    models.py, adapters.py: find, check and load models and adapters of other people
+    classifiers.py: runs text classifiers of toxicity, for datasets and for answers
+    endpoint.py, thoughts.py: client of an OpenAI-compatible endpoint; removal of reasoning from its answers
 Processes:
     signals.py: signal handling, and exit when the parent process ends
     errors.py: which exceptions are user or network errors, and their one-line message

@@ -9,7 +9,7 @@ memory.py: computes a process's memory, and checks that a stage fits
 watched.py: finds pictures that changed since a stage began
 schedule.py: decides when a stage logs, evaluates, saves and ends
 trainer.py: the training steps and the evaluation on held-out rows
-checkpoints.py: finds, checks and deletes checkpoints; hashes show damage
+checkpoints.py: finds, checks and deletes checkpoints; detects damage by hashes
 pushing.py: pushes checkpoints and finished models to the Hub during training
 work.py: counts a stage's groups, tokens, steps and evaluations
 estimate.py: `--estimate`, the memory and time of every stage, from memory.py and work.py

@@ -5,8 +5,8 @@
     read_overrides(folder, "translation")             # (id, lang) -> decision, reviewer, note
 
 A sheet is a CSV for spreadsheets and an HTML page that saves the same CSV when filled. People fill the
-columns decision, reviewer and note; an empty decision means undecided. If a sheet is damaged, nothing of it
-is read, and the error lists the wrong places. The JSON file of a sheet stores the questions, so the row
+columns decision, reviewer and note; an empty decision means undecided. A damaged sheet is rejected as a
+whole, and the error lists the wrong cells. The JSON file of a sheet stores the questions, so the row
 number identifies a row even if a spreadsheet turned the id 000042 into 42.
 
 A decision applies only to the text that was shown: it stores the text's SHA-256.

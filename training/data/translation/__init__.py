@@ -1,4 +1,4 @@
-"""Translate source rows, into one text per language.
+"""Translate each source row into every target language.
 
 plan.py, presets/: section `translator` of a plan; presets of known models
 prompts.py, preambles/: build the prompts, and extract the translation from an answer

@@ -7,6 +7,6 @@ worker.py: check every row
 rows.py: read verified rows, with people's decisions applied
 back_translation.py: translate a sample back, and compare it with the source
 report.py: counts, and rows for people to review
-step.py: the step itself, in this order
+step.py: the step itself: all of the above, in this order
 scoring.py: score translations against references, for studies
 """

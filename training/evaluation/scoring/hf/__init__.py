@@ -1,7 +1,7 @@
 """The scores as metrics of the `evaluate` library, one file each.
 
-`evaluate.load(path(name))` loads a metric without a network. It copies the file to another folder, so each file
-imports this package by its installed name. The library's import scanner fails at `import a, b`.
+`evaluate.load(path(name))` loads a metric without a network. `evaluate` copies the file to another folder, so each
+file imports this package by its installed name. Write one import a line: the library's scanner fails at `import a, b`.
 """
 
 from pathlib import Path
