@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipVisionModel
+from transformers import PreTrainedModel
 
 from .dataset import Dataset
 from .network import TowerWithHeads, read_before_last, read_classes, read_features
@@ -63,7 +63,7 @@ def score_codes(
     return _rounded(scores)
 
 
-def probe(tower: SiglipVisionModel, dataset: Dataset) -> dict[str, float]:
+def probe(tower: PreTrainedModel, dataset: Dataset) -> dict[str, float]:
     """Score how well two probes, fitted to the train styles, read concepts from hidden_states[-2].
 
     `linear_*` is a linear classifier on the mean over patches, fitted with AdamW for 300 full passes.
