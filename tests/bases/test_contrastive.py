@@ -70,6 +70,7 @@ def tiny(data: Path, loss: str, **changes) -> ContrastiveRecipe:
         "vocab_size": 268,
         "text_length": 12,
         "text_layers": 1,
+        "captions_per_image": 2,
         "steps": 24,
         "batch_size": 8,
         "learning_rate": 3e-3,
@@ -112,12 +113,16 @@ def test_the_loss_is_that_of_the_paper_and_of_transformers(run, recipe):
     run.model.eval()
     loss = run.losses()["contrastive"]
     _, pixels, captions = run.batch()
-    # The library's own loss.
+    assert captions.shape == (2, 8, 12)
+    # The library's own loss, one caption of each image at a time.
     library = kind(run.model.config).eval()
     library.load_state_dict(run.model.state_dict())
-    output = library(input_ids=captions, pixel_values=pixels, return_loss=True)
-    torch.testing.assert_close(loss, output.loss, atol=1e-6, rtol=1e-6)
+    outputs = [library(input_ids=c, pixel_values=pixels, return_loss=True) for c in captions]
+    each = torch.stack([output.loss for output in outputs])
+    assert float((each[0] - each[1]).abs().detach()) > 1e-4
+    torch.testing.assert_close(loss, each.mean(), atol=1e-6, rtol=0)
     # The papers' formulas, from the two embeddings.
+    output = outputs[0]
     logits = F.normalize(output.image_embeds, dim=1) @ F.normalize(output.text_embeds, dim=1).T
     logits = logits * library.logit_scale.exp()
     if recipe.loss == "sigmoid":
@@ -126,7 +131,7 @@ def test_the_loss_is_that_of_the_paper_and_of_transformers(run, recipe):
     else:
         own = torch.arange(len(logits))
         expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-6)
 
 
 def test_an_image_and_its_caption_are_of_one_concept_and_no_concept_comes_twice(run):
@@ -136,13 +141,14 @@ def test_an_image_and_its_caption_are_of_one_concept_and_no_concept_comes_twice(
         concepts, pixels, texts = run.batch()
         assert len(set(concepts.tolist())) == len(concepts) == 8
         assert pixels.shape == (8, 3, 16, 16)
-        for number, ids in zip(concepts.tolist(), texts, strict=True):
-            text = captions.tokenizer.decode(ids, skip_special_tokens=True).replace("<PAD>", "")
-            assert text in data.captions[number]
-            seen.add((number, text))
+        for column, number in enumerate(concepts.tolist()):
+            for ids in texts[:, column]:
+                text = captions.tokenizer.decode(ids, skip_special_tokens=True).replace("<PAD>", "")
+                assert text in data.captions[number]
+                seen.add((number, text))
         run.step += 1
     assert len({number for number, _ in seen}) == CONCEPTS - 1, "every concept comes"
-    assert len(seen) > 1.5 * (CONCEPTS - 1), "in both languages"
+    assert len(seen) == 2 * (CONCEPTS - 1) - 1, "in both languages"
 
 
 def test_images_are_those_of_their_concepts(run, monkeypatch):
@@ -173,8 +179,12 @@ def test_a_missing_caption_is_not_drawn_and_a_long_one_is_counted(data, recipe):
     captions = read_captions(dataset, recipe)
     assert captions.cut == 0
     bare = dataset.concepts.index("c05")
-    drawn = draw_captions(captions, torch.tensor([bare] * 50), torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, captions.ids[bare, 0].expand(50, -1))
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_captions(captions, torch.tensor([bare] * 50), 2, generator)
+    assert torch.equal(drawn, captions.ids[bare, 0].expand(2, 50, -1))
+    named = torch.tensor([number for number in range(CONCEPTS - 1) if number != bare])
+    first, second = draw_captions(captions, named, 2, generator)
+    assert not (first == second).all(1).any(), "languages differ"
     short = read_captions(dataset, dataclasses.replace(recipe, text_length=4))
     assert short.cut == int(short.named.sum())
     end = short.tokenizer.eos_token_id

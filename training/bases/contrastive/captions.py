@@ -47,8 +47,14 @@ def read_captions(dataset: Dataset, recipe: ContrastiveRecipe) -> Captions:
     return Captions(tokenizer, ids, named, cut)
 
 
-def draw_captions(captions: Captions, concepts: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one caption of each concept, in a random language: int64 [concepts, text_length]."""
-    weight = captions.named[concepts].float()
-    language = torch.multinomial(weight, 1, generator=generator)[:, 0]
-    return captions.ids[concepts, language]
+def draw_captions(
+    captions: Captions, concepts: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """Return `count` captions of each concept in random languages, int64 [count, concepts, text_length].
+
+    Languages differ if all these concepts have names in so many.
+    """
+    named = captions.named[concepts]
+    again = count > int(named.sum(1).min())
+    language = torch.multinomial(named.float(), count, again, generator=generator)
+    return captions.ids[concepts, language.T]

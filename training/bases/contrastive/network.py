@@ -4,6 +4,8 @@ import math
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -47,3 +49,24 @@ def build_towers(recipe: ContrastiveRecipe, tokenizer: PreTrainedTokenizerFast) 
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-10.0)
     return model
+
+
+def pair_loss(model: TwoTowers, pictures: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the loss of a model's `forward(return_loss=True)` from the two towers' vectors.
+
+    `forward` would compute the pictures again for every further caption.
+
+    Args:
+        pictures, captions: float [batch, width]; row n of both is one pair.
+
+    Returns:
+        The loss, and the share of pictures whose nearest caption is their own.
+    """
+    logits = F.normalize(pictures, dim=-1) @ F.normalize(captions, dim=-1).T
+    logits = logits * model.logit_scale.exp()
+    own = torch.arange(len(logits))
+    found = (logits.argmax(1) == own).float().mean()
+    if isinstance(model, CLIPModel):
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, found
+    signs = 2 * torch.eye(len(logits)) - 1
+    return -F.logsigmoid(signs * (logits + model.logit_bias)).sum(1).mean(), found

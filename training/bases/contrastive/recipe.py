@@ -44,12 +44,15 @@ class ContrastiveRecipe:
 
     vocab_size: int = 3072  # of the tokenizer that is learned from the captions
     text_length: int = (
-        16  # tokens of a caption, its first and its end included; longer ones are cut
+        12  # tokens of a caption, its first and its end included; longer ones are cut
     )
-    text_layers: int = 2
+    text_layers: int = 1
+    # Captions of an image in a step, each in another language where it has so many. The image tower is the
+    # costly one, and each language's captions are learned for themselves.
+    captions_per_image: int = 4
 
     steps: int = 1500
-    batch_size: int = 128  # images per step, each of another concept, each with one caption
+    batch_size: int = 128  # images per step, each of another concept
     learning_rate: float = 1e-3  # AdamW
     matrix_learning_rate: float = 0.015  # Muon
     weight_decay: float = 0.05

@@ -26,7 +26,7 @@ from ..vision_tower.dataset import Dataset, read_dataset
 from ..vision_tower.network import whiten_patches
 from ..vision_tower.probe import probe
 from .captions import draw_captions, read_captions
-from .network import TwoTowers, build_towers
+from .network import TwoTowers, build_towers, pair_loss
 from .probe import score_retrieval
 from .recipe import WHERE, ContrastiveRecipe
 
@@ -88,7 +88,8 @@ class ContrastiveRun(ImageRun):
 
         Returns:
             Concepts, int64 [batch], all different; their augmented images, float [batch, 3, size, size]
-            from -1 to 1; and a caption of each, int64 [batch, text_length].
+            from -1 to 1; and their captions, int64
+            [captions_per_image, batch, text_length].
         """
         size, count = self.recipe.batch_size, len(self.dataset.concepts)
         epoch, place = divmod(self.step, count // size)
@@ -97,17 +98,20 @@ class ContrastiveRun(ImageRun):
         generator = self.generator(2, self.step)
         draw = torch.rand(size, generator=generator) * self._count[concepts]
         rows = self._rows[self._start[concepts] + draw.long()]
-        captions = draw_captions(self.captions, concepts, generator)
+        count = self.recipe.captions_per_image
+        captions = draw_captions(self.captions, concepts, count, generator)
         return concepts, self.redrawn(rows, self.strength, generator), captions
 
     def losses(self) -> dict[str, Tensor]:
-        """Return the model's own loss of the current step, and the share of captions found."""
+        """Return the loss of the current step, the mean over its captions, and the share found."""
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=MAX_LOG_SCALE)
-        concepts, pixels, captions = self.batch()
-        output = self.model(input_ids=captions, pixel_values=pixels, return_loss=True)
-        found = output.logits_per_image.argmax(1) == torch.arange(len(concepts))
-        return {"contrastive": output.loss, "accuracy": found.float().mean()}
+        _, pixels, captions = self.batch()
+        pictures = self.model.get_image_features(pixel_values=pixels).pooler_output
+        texts = self.model.get_text_features(input_ids=captions.flatten(0, 1)).pooler_output
+        parts = [pair_loss(self.model, pictures, each) for each in texts.split(len(pictures))]
+        losses, found = (torch.stack(each).mean() for each in zip(*parts, strict=True))
+        return {"contrastive": losses, "accuracy": found}
 
 
 def train_contrastive(recipe: ContrastiveRecipe, output_dir: Path) -> Path:
