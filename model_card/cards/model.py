@@ -30,6 +30,8 @@ MARKER = Markdown(
 # The title of the form that peft saves beside an adapter. Nobody has filled it in.
 PEFT_TITLE = "# Model Card for Model ID\n"
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
+# Folders of the bases that ship with the package.
+SHIPPED_BASES = (("bases", "mini"), ("bases", "apart"))
 # The oldest release whose public names Hub code keeps to.
 OLDEST_TRANSFORMERS = "5.6"
 # The vocabulary size of CohereLabs' tokenizer, which all of their open-weights models have.
@@ -305,7 +307,7 @@ def _is_mini(recipe: dict[str, Any]) -> bool:
     bases, sources = _bases(recipe), _sources(recipe)
     return (
         len(bases) == 2
-        and all(Path(base).parts[-3:-1] == ("bases", "mini") for base in bases)
+        and all(Path(base).parts[-3:-1] in SHIPPED_BASES for base in bases)
         and bool(sources)
         and all(Path(source).parts[-2:] == ("data", "mini") for source in sources)
     )
