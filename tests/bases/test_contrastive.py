@@ -28,12 +28,14 @@ from maya_vlm.training.bases.vision_tower.dataset import read_dataset
 from maya_vlm.training.bases.vision_tower.network import normalize, read_features, scale_stream
 from maya_vlm.training.common.schema import build as from_mapping
 from maya_vlm.training.common.schema import read_mapping
+from maya_vlm.training.recipe import load_recipe
 from maya_vlm.training.run.train import train
 
 from ..run.tiny_run import logged, make_recipe, write
 from .test_vision_tower import CONCEPTS, HELD_OUT, build
 
 RECIPES = Path(contrastive.__file__).parents[2] / "recipes"
+APART = Path(contrastive.__file__).parents[1] / "apart"
 TOWERS = {"sigmoid": SiglipVisionModel, "softmax": CLIPVisionModel}
 
 
@@ -369,3 +371,31 @@ def test_the_scale_stays_at_a_hundred_or_less(run):
         run.model.logit_scale.fill_(9.0)
     run.losses()
     assert float(run.model.logit_scale.detach()) == pytest.approx(math.log(100))
+
+
+def test_the_shipped_bases_have_not_met_and_load():
+    """Their metrics say how they were trained, and that is what the shipped recipes say."""
+    tower, report = SiglipVisionModel.from_pretrained(
+        APART / "siglip", dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    metrics = json.loads((APART / "siglip" / "metrics.json").read_text())
+    assert tower.num_parameters() == metrics["parameters"]
+    assert (metrics["concepts"], metrics["held_out_concepts"]) == (1300, 144)
+    trained_by = read_mapping(APART / "siglip" / "recipe.yaml")
+    shipped = read_mapping(RECIPES / "bases" / "apart_siglip.yaml")
+    assert {name: trained_by[name] for name in shipped} == shipped
+    language_model = json.loads((APART / "language_model" / "metrics.json").read_text())
+    own = language_model["recipe"]
+    shipped = read_mapping(RECIPES / "bases" / "apart_language_model.yaml")
+    del shipped["kind"]
+    assert {name: own[name] for name in shipped} == shipped
+    assert (own["contexts"].get("soft", 0), own["code_loss"], own["match_loss"]) == (0, 0, 0)
+    assert language_model["started_from"] is None
+    assert not any("soft" in probe for probe in language_model["scores"])
+    assert sum(file.stat().st_size for file in APART.rglob("*")) < 8_000_000
+    recipe = load_recipe(RECIPES / "mini-apart.yaml")
+    for base in (recipe.model.vision_tower, recipe.model.language_model):
+        assert base is not None
+        assert Path(base).resolve().parent == APART.resolve()
