@@ -1,15 +1,15 @@
 """The recipe of a tower trained by contrast: the keys of its YAML and their limits."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ...arguments import MAX_STEPS
 from ...common.schema import Bounds
 from ..augmentation import AugmentationRecipe
+from ..vision_tower.recipe import check_tower
 
 WHERE = "contrastive recipe"
-COUNT, RATE = Bounds(least=1, most=MAX_STEPS), Bounds(least=0)
-# Keys with other limits than COUNT (integers) and RATE (floats).
+# Keys with other limits than all integers or floats have.
 NUMBERS = {
     **dict.fromkeys(
         ("warmup_steps", "cooldown_steps", "augmentation_ramp"), Bounds(least=0, most=MAX_STEPS)
@@ -69,26 +69,4 @@ class ContrastiveRecipe:
     save_every: int = 250  # steps
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if spec.type in (int, float):
-                default = COUNT if spec.type is int else RATE
-                NUMBERS.get(spec.name, default).check(value, WHERE, spec.name)
-            elif value == []:
-                raise ValueError(f"{WHERE}: {spec.name}: expected at least one name, found none")
-        if self.image_size < self.patch_size:
-            raise ValueError(
-                f"{WHERE}: image_size: expected at least patch_size, {self.patch_size}, for one patch, "
-                f"found {self.image_size}"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"{WHERE}: hidden_size: expected a multiple of num_attention_heads, "
-                f"{self.num_attention_heads}, found {self.hidden_size}"
-            )
-        shared = sorted(set(self.train_styles) & set(self.validation_styles))
-        if shared:
-            raise ValueError(
-                f"{WHERE}: validation_styles: expected other styles than train_styles, found "
-                f"{', '.join(shared)} in both"
-            )
+        check_tower(self, WHERE, NUMBERS)
