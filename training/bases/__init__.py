@@ -12,5 +12,5 @@ All learn about concepts: things that emoji show, each with images in several ar
 - contrastive/: trains vision towers together with a text tower of their own, as SigLIP and CLIP were trained.
 - language_model/: trains language models.
 - mini/: a vision tower and a language model that were trained towards the same codes.
-- apart/: a vision tower and a language model that have not met.
+- apart/: two vision towers (SigLIP, CLIP) and a language model that have not met.
 """
