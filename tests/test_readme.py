@@ -46,7 +46,7 @@ def test_figures_are_those_of_the_results_files():
             section = render(json.loads(file.read_text(encoding="utf-8")))
             assert main_job.readme_with(section, name, text) == text, f"{page.name}: {name}"
             found.append(name)
-    assert sorted(found) == sorted([*others, "mini", "mini-large"])
+    assert sorted(found) == sorted([*others, "mini", "mini-apart", "mini-large"])
 
 
 def test_the_picture_says_what_was_measured():

@@ -32,6 +32,8 @@ MARKER = Markdown(
 # Title of the empty card template that peft saves with an adapter.
 PEFT_TITLE = "# Model Card for Model ID\n"
 MINI_DATA = Path(__file__).resolve().parents[2] / "training" / "data" / "mini"
+# Folders of the bases that ship with the package.
+SHIPPED_BASES = (("bases", "mini"), ("bases", "apart"))
 # The oldest transformers release that the code on the Hub supports.
 OLDEST_TRANSFORMERS = "5.6"
 # Vocabulary size of the tokenizer of all CohereLabs' open-weights models.
@@ -349,7 +351,7 @@ def _is_mini(recipe: dict[str, Any]) -> bool:
     bases, sources = _bases(recipe), _sources(recipe)
     return (
         len(bases) == 2
-        and all(Path(base).parts[-3:-1] == ("bases", "mini") for base in bases)
+        and all(Path(base).parts[-3:-1] in SHIPPED_BASES for base in bases)
         and bool(sources)
         and all(Path(source).parts[-2:] == ("data", "mini") for source in sources)
     )

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereForCausalLM
 
+from maya_vlm.training.bases.language_model import network
 from maya_vlm.training.bases.language_model.concepts import (
     concepts_from_rows,
     read_concepts,
@@ -432,6 +433,59 @@ def test_loss_falls_and_it_learns_to_use_its_context(parts):
         assert np.mean([s["exact"] for s in scores[probe].values()]) > 0.9
 
 
+TEXT_ONLY = {"contexts": {"pivot": 0.5, "other": 0.3, "noisy": 0.2}, "code_loss": 0.0}
+
+
+def test_a_model_of_text_only_never_receives_a_vector(parts, dataset, tmp_path, monkeypatch):
+    """Codes are not even computed, every embedding is a token's, and no probe is of a soft context."""
+    recipe, concepts, prompts, tokenizer = parts
+    recipe = dataclasses.replace(recipe, **TEXT_ONLY)
+    corpus = Corpus(concepts, prompts, tokenizer, recipe)
+
+    def refuse(*_):
+        raise AssertionError("codes were computed")
+
+    monkeypatch.setattr(network, "concept_codes", refuse)
+    learner = Learner(build_language_model(recipe, corpus.end), corpus)
+    read = network.embed
+
+    def checked(model, batch, *rest):
+        assert len(batch.soft_rows) == len(batch.claim_at) == 0
+        found = read(model, batch, *rest)
+        assert torch.equal(found, model.model.embed_tokens.weight[batch.ids])
+        return found
+
+    monkeypatch.setattr(network, "embed", checked)
+    head = learner.code_head.weight.clone()
+    done = [learner.train_step() for _ in range(3)]
+    assert all(step["code_loss"] == step["match_loss"] == 0 for step in done)
+    assert torch.equal(learner.code_head.weight, head)
+    folder = train_language_model(tiny(dataset=str(dataset), **TEXT_ONLY), tmp_path / "text")
+    scores = json.loads((folder / "metrics.json").read_text())["scores"]
+    assert "name from the pivot name" in scores
+    assert not any("soft" in probe for probe in scores)
+
+
+def test_a_text_only_run_resumes_to_the_same_weights(dataset, tmp_path, monkeypatch):
+    recipe = tiny(dataset=str(dataset), **TEXT_ONLY)
+    whole = train_language_model(recipe, tmp_path / "whole")
+    step = Learner.train_step
+
+    def cut(learner):
+        if learner.step == 7:
+            raise KeyboardInterrupt
+        return step(learner)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "train_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train_language_model(recipe, tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    train_language_model(recipe, tmp_path / "cut")
+    file = "model.safetensors"
+    assert (whole / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
 # The command
 
 
@@ -519,6 +573,10 @@ def test_bad_input_is_named(dataset, tmp_path, trained):
         build(LanguageModelRecipe, {"storage_dtype": "int8"}, "recipe")
     with pytest.raises(ValueError, match="at least 2 layers"):
         tiny(num_hidden_layers=1, match_loss=1.0)
+    with pytest.raises(
+        ValueError, match=r"match_loss: expected 0 without soft contexts, .* found 1"
+    ):
+        tiny(contexts={"pivot": 1.0}, match_loss=1.0)
 
 
 def test_bad_rows_are_named():

@@ -3,8 +3,8 @@
     python tests/benchmarks/main_job.py --recipe mini --seeds 0 1 2
     python tests/benchmarks/main_job.py --recipe mini --readme
 
-The first writes `results/main_job_RECIPE.json`; the second puts its tables into docs/results.md and three lines into
-the README, where a test compares them with the file.
+The first writes `results/main_job_RECIPE.json`; the second puts its tables into docs/results.md (those of mini-apart
+into docs/studies.md) and three lines into the README, where a test compares them with the file.
 """
 
 import argparse
@@ -26,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
 DOCS = HERE.parents[1] / "docs"
 PAGE = DOCS / "results.md"
+# Pages of recipes whose results do not go to PAGE.
+PAGES = {"mini-apart": DOCS / "studies.md"}
 # The README's section with the three lines of mini's results.
 SUMMARY = "mini-summary"
 PICTURE = HERE.parents[1] / "model_card" / "pictures" / "mini_sheet.png"
@@ -49,7 +51,20 @@ def run_once(recipe: str, seed: int, work: Path) -> dict[str, Any]:
         subprocess.run([*maya, *command], check=True, cwd=HERE.parents[1])
         seconds[name] = round(time.perf_counter() - began, 1)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return {"seed": seed, "seconds": seconds, "results": results, "folder": str(folder)}
+    found = {"seed": seed, "seconds": seconds, "results": results, "folder": str(folder)}
+    if losses := held_out_losses(folder):
+        found["held_out_loss"] = losses
+    return found
+
+
+def held_out_losses(folder: Path) -> dict[str, float]:
+    """Stage -> the last loss on its eval_data, for the stages that have some."""
+    found = {}
+    for file in sorted(folder.glob("*/training_log.json")):
+        log = json.loads(file.read_text(encoding="utf-8"))
+        if losses := [line["eval_loss"] for line in log["log"] if "eval_loss" in line]:
+            found[log["stage"]] = losses[-1]
+    return found
 
 
 def render(record: dict[str, Any]) -> str:
@@ -92,6 +107,15 @@ def render_growth(records: list[dict[str, Any]]) -> str:
         cells += [scores.shown(Column(subset, MODEL), "all", True) for subset in info["subsets"]]
         lines.append("| " + " | ".join(cells) + " |")
     last = records[-1]
+    if losses := last["runs"][0].get("held_out_loss"):
+        blind = [
+            f"{title} ({_part(subset)}) {scores.shown(Column(subset, 'blind'), 'all', False)}"
+            for subset, title in info["subsets"].items()
+        ]
+        stages = [stage for stage in ("pretrain", "finetune") if stage in losses]
+        shown = ", ".join(f"{losses[stage]:.2f} after {stage}" for stage in stages)
+        lines += ["", f"`{last['recipe']}` without the picture: {', '.join(blind)}."]
+        lines += [f"Its loss per token on captions of the validation style: {shown}."]
     lines += ["", _source(last)]
     return "\n".join(lines)
 
@@ -169,11 +193,13 @@ def main() -> None:
         action="store_true",
         help="only put the results into the README and docs/results.md",
     )
+    parser.add_argument("--work", type=Path, help="keep the runs here, and continue what is there")
     args = parser.parse_args()
     file = results_file(args.recipe)
     if not args.readme:
-        with tempfile.TemporaryDirectory() as work:
-            runs = [run_once(args.recipe, seed, Path(work)) for seed in args.seeds]
+        with tempfile.TemporaryDirectory() as scratch:
+            work = (args.work or Path(scratch)).resolve()
+            runs = [run_once(args.recipe, seed, work) for seed in args.seeds]
             if args.recipe == "mini":
                 PICTURE.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(Path(runs[0]["folder"]) / "sheet.png", PICTURE)
@@ -182,7 +208,7 @@ def main() -> None:
         record = {"file": file.name, "recipe": args.recipe, "runs": runs}
         write_json(file, record)
     record = json.loads(file.read_text(encoding="utf-8"))
-    put(PAGE, args.recipe, render(record))
+    put(PAGES.get(args.recipe, PAGE), args.recipe, render(record))
     if args.recipe == "mini":
         put(README, SUMMARY, render_summary(record))
 

@@ -52,7 +52,7 @@ def test_help_ends_with_examples_that_parse(name, command, capsys):
     [
         (
             {"kind": "horse"},
-            "kind: expected 'maya', 'vision_tower', 'language_model' or 'dpo', found",
+            "kind: expected 'maya', 'vision_tower', 'contrastive', 'language_model' or 'dpo', found",
         ),
         ({"kind": "vision_tower", "stepz": 3}, "stepz"),
     ],

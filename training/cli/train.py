@@ -14,7 +14,7 @@ maya train mini --set seed=1 stages.1.args.max_steps=500
 maya train recipe.yaml --estimate --gpu h100
 """
 # Values of a recipe's `kind` that train a base model.
-KINDS = ("vision_tower", "language_model")
+KINDS = ("vision_tower", "contrastive", "language_model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +126,11 @@ def _train_base(kind: str, values: dict[str, Any], path: Path, output_dir: str |
         from ..bases.vision_tower.train import train_vision_tower
 
         return train_vision_tower(build(VisionTowerRecipe, values, str(path)), target)
+    if kind == "contrastive":
+        from ..bases.contrastive.recipe import ContrastiveRecipe
+        from ..bases.contrastive.train import train_contrastive
+
+        return train_contrastive(build(ContrastiveRecipe, values, str(path)), target)
     from ..bases.language_model.recipe import LanguageModelRecipe
     from ..bases.language_model.train import train_language_model
 

@@ -279,6 +279,17 @@ def test_mini_weights_carry_the_licence_texts(folder):
     assert licence_texts(folder) is None
 
 
+def test_weights_of_the_bases_that_have_not_met_carry_the_same_licence_texts(folder):
+    expected = licence_texts(folder)
+    apart = yaml.safe_dump(RECIPE).replace("bases/mini/vision_tower", "bases/apart/siglip")
+    apart = apart.replace("bases/mini/language_model", "bases/apart/language_model")
+    assert apart.count("bases/apart/") == 2
+    (folder / "recipe.yaml").write_text(apart)
+    assert licence_texts(folder) == expected
+    (folder / "recipe.yaml").write_text(apart.replace("bases/apart/siglip", "bases/other/siglip"))
+    assert licence_texts(folder) is None
+
+
 def test_every_style_of_the_trained_splits_is_credited(folder):
     styles = json.loads((MINI_DATA / "manifest.json").read_text())["styles"]
     recipe = json.loads(json.dumps(RECIPE))

@@ -29,7 +29,9 @@ class Learner:
     def __init__(self, model: CohereForCausalLM, corpus: Corpus):
         recipe = corpus.recipe
         self.model, self.corpus, self.recipe = model, corpus, recipe
-        self.soft = soft_contexts(corpus)
+        # A model of text only has no soft contexts, and its names are not mapped to codes either.
+        codes = recipe.soft_contexts or recipe.code_loss
+        self.soft = soft_contexts(corpus) if codes else torch.zeros(0, recipe.hidden_size)
         self.code_head = nn.Linear(recipe.hidden_size, recipe.hidden_size)
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         others = [p for p in model.model.layers.parameters() if p.ndim != 2]
@@ -72,7 +74,7 @@ class Learner:
 
     def _code_loss(self, middle: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy of the concept read from the middle layer, at `batch.code_at`."""
-        if not len(batch.code_at):
+        if not len(batch.code_at) or not self.recipe.code_loss:
             return middle.sum() * 0
         at = middle.reshape(-1, middle.shape[-1])[batch.code_at]
         read = self.code_head(F.layer_norm(at, at.shape[-1:]))

@@ -11,15 +11,16 @@ from transformers import CohereForCausalLM
 from .corpus import Corpus, Segment
 from .network import answer_loss
 
+SOFT = "a soft context"
 PROBES = (
     "name from the pivot name",
     "name from another language's name",
     "name from keywords",
-    "name from a soft context",
+    f"name from {SOFT}",
     "category from the pivot name",
-    "category from a soft context",
+    f"category from {SOFT}",
     "yes/no from the pivot name",
-    "yes/no from a soft context",
+    f"yes/no from {SOFT}",
     "keywords from the pivot name",
 )
 
@@ -33,11 +34,12 @@ def score(
     An answer counts only if each of its tokens, including the end of turn, is the most probable token
     given those before it. Exactly such answers come out of greedy decoding. Yes/no questions state every
     concept's own name and one confusable name. Soft contexts have half of the training's largest noise,
-    and no mixture.
+    and no mixture. A model trained without soft contexts is not scored on them.
     """
     rng = np.random.default_rng((seed, 3))
-    right: dict[str, dict[str, list[bool]]] = {p: defaultdict(list) for p in PROBES}
-    for probe in PROBES:
+    probes = [p for p in PROBES if corpus.recipe.soft_contexts or not p.endswith(SOFT)]
+    right: dict[str, dict[str, list[bool]]] = {p: defaultdict(list) for p in probes}
+    for probe in probes:
         rows = _rows(corpus, probe, concepts, rng)
         for start in range(0, len(rows), 32):
             batch = corpus.batch(rows[start : start + 32])
@@ -96,7 +98,7 @@ def _context(
         named: all languages in which the concept has a name.
     """
     recipe, slots = corpus.recipe, corpus.recipe.context_slots
-    if source == "a soft context":
+    if source == SOFT:
         noise: np.ndarray = np.full(slots + 1, 0.5 * recipe.soft_slot_noise, np.float32)
         noise[-1] = 0.5 * recipe.soft_shared_noise
         weights = np.tile(np.array([[1.0, 0.0]], np.float32), (slots, 1))

@@ -111,6 +111,11 @@ class LanguageModelRecipe:
     storage_dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # of the saved weights
     seed: int = 0
 
+    @property
+    def soft_contexts(self) -> bool:
+        """Whether some contexts are vectors; otherwise the model is trained and scored on text only."""
+        return self.contexts.get("soft", 0) > 0
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, (int, float)):
@@ -140,6 +145,11 @@ class LanguageModelRecipe:
             raise ValueError(
                 f"{WHERE}: embedding_rows: expected at least {needed}, vocab_size and "
                 f"{len(TURN_TOKENS)} turn tokens and {IMAGE_TOKEN}, found {self.embedding_rows}"
+            )
+        if self.match_loss and not self.soft_contexts:
+            raise ValueError(
+                f"{WHERE}: match_loss: expected 0 without soft contexts, because statements about these are all "
+                f"that it compares, found {self.match_loss:g}: set it to 0, or give contexts.soft a weight"
             )
         if self.match_loss and self.num_hidden_layers < 2:
             raise ValueError(

@@ -3,7 +3,7 @@
 - recipe.py: the keys of its YAML.
 - dataset.py: images and captions, without the held-out concepts.
 - network.py: the tower and its training heads, and the features read from its layers.
-- run.py: what the three parts of training share: model, random numbers, log, and saved state.
+- run.py: the run of its three parts, with the model; ../image_run.py has what the runs of all towers share.
 - classes.py: the first part, concept classification.
 - memory.py: the associative memory that initializes layers for the second part.
 - codes.py: the second part, text codes, and the third part, captions.

@@ -5,11 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..muon import Muon
-from ..storing import set_rates
 from .network import TowerWithHeads
 from .probe import score_classes
 from .recipe import VisionTowerRecipe
-from .run import Means, TowerRun, update
+from .run import TowerRun
 
 
 def train_classes(run: TowerRun) -> None:
@@ -18,45 +17,13 @@ def train_classes(run: TowerRun) -> None:
     Raises:
         ValueError: if the state belongs to another run, or the loss is not finite.
     """
-    recipe, model = run.recipe, run.model
-    optimizers = _optimizers(model, recipe)
-    peaks = (recipe.matrix_learning_rate, recipe.learning_rate)
-    parameters = list(model.parameters())
-    run.resume(optimizers)
-    means = Means()
-    while run.step < recipe.steps:
-        # Forward, backward, update.
-        model.train()
-        losses = class_losses(run)
-        accuracy = losses.pop("accuracy")
-        loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"step {run.step}: expected a finite loss, found {loss.item()}: lower learning_rate and "
-                "matrix_learning_rate in the recipe"
-            )
-        rate = min(
-            1.0,
-            (run.step + 1) / max(1, recipe.warmup_steps),
-            (recipe.steps - run.step) / max(1, recipe.cooldown_steps),
-        )
-        set_rates(optimizers, peaks, rate)
-        update(optimizers, loss, parameters)
-        run.update_average()
-        run.step += 1
-        means.add({**losses, "accuracy": accuracy, "loss": loss})
-
-        # Log, evaluate, save.
-        last = run.step == recipe.steps
-        if run.step % recipe.log_every == 0 or last:
-            run.write_log("step", run.step, recipe.steps, means.take())
-        if run.step % recipe.evaluate_every == 0 or last:
-            scores = score_classes(run.averaged(), run.dataset)
-            run.evaluations.append({"step": run.step, **scores})
-            shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
-            print(f"step {run.step}/{recipe.steps}  validation  {shown}", flush=True)
-        if run.step % recipe.save_every == 0 or last:
-            run.save_state(optimizers)
+    recipe = run.recipe
+    run.train_steps(
+        _optimizers(run.model, recipe),
+        (recipe.matrix_learning_rate, recipe.learning_rate),
+        lambda: class_losses(run),
+        lambda: score_classes(run.averaged(), run.dataset),
+    )
 
 
 def _optimizers(model: TowerWithHeads, recipe: VisionTowerRecipe) -> list[torch.optim.Optimizer]:
@@ -114,14 +81,9 @@ def _batch(run: TowerRun) -> tuple[Tensor, Tensor]:
 
     Every epoch is one shuffle of all training images.
     """
-    concepts, size, ramp = (
-        run.dataset.train.concept,
-        run.recipe.batch_size,
-        run.recipe.augmentation_ramp,
-    )
+    concepts, size = run.dataset.train.concept, run.recipe.batch_size
     places = range(run.step * size, (run.step + 1) * size)
     epochs = {place // len(concepts) for place in places}
     orders = {e: torch.randperm(len(concepts), generator=run.generator(1, e)) for e in epochs}
     rows = torch.stack([orders[place // len(concepts)][place % len(concepts)] for place in places])
-    strength = min(1.0, 0.15 + 0.85 * run.step / ramp) if ramp else 1.0
-    return run.redrawn(rows, strength, run.generator(2, run.step)), concepts[rows]
+    return run.redrawn(rows, run.strength, run.generator(2, run.step)), concepts[rows]

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,13 +12,23 @@ from torch import Tensor
 
 from ...common.images import decode_picture, to_rgb
 from ..tables import read_splits
-from .recipe import WHERE, VisionTowerRecipe
+from .recipe import WHERE
 
 # Concepts whose images mean something else, or nothing, when mirrored.
 ONE_WAY = re.compile(
     r"\b(left|right|clock|clockwise|o.clock|thirty|arrow|quarter|crescent|button|input|level)\b",
     re.IGNORECASE,
 )
+
+
+class DatasetRecipe(Protocol):
+    """The keys of a recipe that say what is read."""
+
+    data: str
+    train_styles: list[str]
+    validation_styles: list[str]
+    languages: list[str]
+    image_size: int
 
 
 @dataclass
@@ -43,15 +53,18 @@ class Dataset:
     held_out: int  # number of held-out concepts
 
 
-def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
+def read_dataset(recipe: DatasetRecipe, where: str = WHERE) -> Dataset:
     """Read images and captions, without the held-out concepts.
+
+    Args:
+        where: prefix of messages about the recipe.
 
     Raises:
         FileNotFoundError: if there is no dataset folder.
         ValueError: if a column, style or language of the recipe is missing, or an image cannot be
             opened.
     """
-    folder = find_dataset(recipe.data)
+    folder = find_dataset(recipe.data, where)
     seen, category_of, captions_of = _read_texts(folder, recipe.languages)
     rows = _read_pictures(folder, [*recipe.train_styles, *recipe.validation_styles])
     pictured = {concept for style, _, concept, _ in rows if style in recipe.train_styles}
@@ -99,13 +112,13 @@ def read_dataset(recipe: VisionTowerRecipe) -> Dataset:
     )
 
 
-def find_dataset(data: str) -> Path:
+def find_dataset(data: str, where: str = WHERE) -> Path:
     """Return the dataset folder: as given, or, for a missing relative path, inside this installation."""
     for folder in (Path(data), Path(__file__).resolve().parents[3] / data):
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"{WHERE}: data: expected a folder, found nothing at {data!r}: give a built mini dataset "
+        f"{where}: data: expected a folder, found nothing at {data!r}: give a built mini dataset "
         "(`maya data mini --output DIR` makes one)"
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 
 from ..text_codes import BUCKETS
 from .recipe import VisionTowerRecipe
@@ -122,7 +122,7 @@ def normalize(pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.Generator) -> None:
+def whiten_patches(tower: PreTrainedModel, pictures: Tensor, generator: torch.Generator) -> None:
     """Initialize a tower's patch embedding, in place, from principal components of image patches.
 
     Neighboring pixels are nearly equal, so random projections of a patch are nearly equal too. Whitened
@@ -144,11 +144,12 @@ def whiten_patches(tower: SiglipVisionModel, pictures: Tensor, generator: torch.
     mixing = torch.linalg.qr(mixing)[0] if count == width else mixing / math.sqrt(count)
     weight = mixing @ components
     embedding.weight.copy_(weight.view_as(embedding.weight))
-    embedding.bias.copy_(-weight @ mean)
+    if embedding.bias is not None:  # CLIP has none
+        embedding.bias.copy_(-weight @ mean)
 
 
 @torch.no_grad()
-def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 1.0) -> None:
+def scale_stream(tower: PreTrainedModel, features: Tensor, deviation: float = 1.0) -> None:
     """Scale hidden_states[-2] of a tower to this standard deviation, in place, and change nothing else.
 
     All layers in the tower normalize the residual stream before they read it, so scaling everything that
@@ -159,11 +160,11 @@ def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 
         features: float [n, patches, hidden], the stream of some images at the point to be scaled.
     """
     factor = float(deviation / (features - features.mean((0, 1))).std())
-    written = [
-        tower.embeddings.patch_embedding.weight,
-        tower.embeddings.patch_embedding.bias,
-        tower.embeddings.position_embedding.weight,
-    ]
+    embeddings = tower.embeddings
+    if hasattr(tower, "pre_layrnorm"):  # CLIP normalizes its embeddings
+        written = list(tower.pre_layrnorm.parameters())
+    else:
+        written = [*embeddings.patch_embedding.parameters(), embeddings.position_embedding.weight]
     for layer in tower.encoder.layers:
         written += [*layer.self_attn.out_proj.parameters(), *layer.mlp.fc2.parameters()]
     for parameter in written:
@@ -171,11 +172,17 @@ def scale_stream(tower: SiglipVisionModel, features: Tensor, deviation: float = 
 
 
 @torch.no_grad()
-def read_features(tower: SiglipVisionModel, pixels: Tensor) -> Tensor:
-    """Return hidden_states[-2], which Maya reads: uint8 [n, 3, size, size] to float [n, patches, hidden]."""
+def read_features(tower: PreTrainedModel, pixels: Tensor) -> Tensor:
+    """Return hidden_states[-2], which Maya reads: uint8 [n, 3, size, size] to float [n, patches, hidden].
+
+    A CLIP's class token, which comes first, is left out, as by Maya's feature strategy `default`.
+    """
+    first = int(hasattr(tower.embeddings, "class_embedding"))
     return torch.cat(
         [
-            tower(normalize(part.float() / 255), output_hidden_states=True).hidden_states[-2]
+            tower(normalize(part.float() / 255), output_hidden_states=True).hidden_states[-2][
+                :, first:
+            ]
             for part in pixels.split(256)
         ]
     )

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipVisionModel
+from transformers import PreTrainedModel
 
 from .dataset import Dataset
 from .network import TowerWithHeads, read_before_last, read_classes, read_features
@@ -19,11 +19,11 @@ def score_classes(model: TowerWithHeads, dataset: Dataset) -> dict[str, float]:
     first_patch = model.patch_concept(model.patch_norm(classes[:, 0]))
     return _rounded(
         {
-            "code_top1": _top(model.code(mean), concept, 1),
-            "top1": _top(logits, concept, 1),
-            "top5": _top(logits, concept, 5),
-            "first_patch_top1": _top(first_patch, concept, 1),
-            "category": _top(model.category(mean), category[concept], 1),
+            "code_top1": top(model.code(mean), concept, 1),
+            "top1": top(logits, concept, 1),
+            "top5": top(logits, concept, 5),
+            "first_patch_top1": top(first_patch, concept, 1),
+            "category": top(model.category(mean), category[concept], 1),
             "category_of_top1": _share(category[logits.argmax(1)] == category[concept]),
         }
     )
@@ -48,7 +48,7 @@ def score_codes(
     cosines = model.code.cosines(before_last.mean(1))
     pictures = model.embed(before_last)
     scores = {
-        "code_top1": _top(cosines, concept, 1),
+        "code_top1": top(cosines, concept, 1),
         "code_cosine": float(cosines.gather(1, concept[:, None]).mean()),
     }
     for number, language in enumerate(languages):
@@ -59,11 +59,11 @@ def score_codes(
             (torch.tensor(named),), torch.arange(len(named))
         )[concept]
         has_name = column >= 0
-        scores[f"caption_top5_{language}"] = _top(similarity[has_name], column[has_name], 5)
+        scores[f"caption_top5_{language}"] = top(similarity[has_name], column[has_name], 5)
     return _rounded(scores)
 
 
-def probe(tower: SiglipVisionModel, dataset: Dataset) -> dict[str, float]:
+def probe(tower: PreTrainedModel, dataset: Dataset) -> dict[str, float]:
     """Score how well two probes, fitted to the train styles, read concepts from hidden_states[-2].
 
     `linear_*` is a linear classifier on the mean over patches, fitted with AdamW for 300 full passes.
@@ -95,17 +95,17 @@ def probe(tower: SiglipVisionModel, dataset: Dataset) -> dict[str, float]:
         logits = linear(validation)
     category = dataset.category
     scores = {
-        "linear_top1": _top(logits, right, 1),
-        "linear_top5": _top(logits, right, 5),
+        "linear_top1": top(logits, right, 1),
+        "linear_top5": top(logits, right, 5),
         "linear_category": _share(category[logits.argmax(1)] == category[right]),
-        "centroid_top1": _top(near, right, 1),
-        "centroid_top5": _top(near, right, 5),
+        "centroid_top1": top(near, right, 1),
+        "centroid_top5": top(near, right, 5),
         "feature_std": scale,
     }
     return _rounded(scores)
 
 
-def _top(scores: Tensor, right: Tensor, count: int) -> float:
+def top(scores: Tensor, right: Tensor, count: int) -> float:
     """Return the share of rows whose right column is among the `count` highest."""
     above = (scores > scores.gather(1, right[:, None])).sum(1)
     return _share(above < count)

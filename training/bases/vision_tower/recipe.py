@@ -1,7 +1,8 @@
 """The recipe of the mini vision tower: the keys of its YAML and their limits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from ...arguments import MAX_STEPS
 from ...common.schema import Bounds
@@ -78,23 +79,7 @@ class VisionTowerRecipe:
     save_every: int = 500  # steps
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if spec.type in (int, float):
-                default = COUNT if spec.type is int else RATE
-                NUMBERS.get(spec.name, default).check(value, WHERE, spec.name)
-            elif value == []:
-                raise ValueError(f"{WHERE}: {spec.name}: expected at least one name, found none")
-        if self.image_size < self.patch_size:
-            raise ValueError(
-                f"{WHERE}: image_size: expected at least patch_size, {self.patch_size}, for one patch, "
-                f"found {self.image_size}"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"{WHERE}: hidden_size: expected a multiple of num_attention_heads, "
-                f"{self.num_attention_heads}, found {self.hidden_size}"
-            )
+        check_tower(self, WHERE, NUMBERS)
         if self.num_hidden_layers < 2 + self.code_layers:
             raise ValueError(
                 f"{WHERE}: num_hidden_layers: expected at least {2 + self.code_layers}: one for the "
@@ -106,9 +91,39 @@ class VisionTowerRecipe:
                 f"{WHERE}: memory_layers: expected at most code_layers, {self.code_layers}, found "
                 f"{self.memory_layers}"
             )
-        shared = sorted(set(self.train_styles) & set(self.validation_styles))
-        if shared:
-            raise ValueError(
-                f"{WHERE}: validation_styles: expected other styles than train_styles, found "
-                f"{', '.join(shared)} in both"
-            )
+
+
+def check_tower(recipe: Any, where: str, numbers: Mapping[str, Bounds]) -> None:
+    """Check the values that the recipes of all vision towers have.
+
+    Args:
+        recipe: a dataclass with the fields of `image_run.ImageRecipe` and those of a tower's shape.
+        where: prefix of messages.
+        numbers: limits of keys that have others than COUNT (integers) and RATE (floats).
+
+    Raises:
+        ValueError: naming the first key with a value that is out of range or contradicts another key's.
+    """
+    for spec in fields(recipe):
+        value = getattr(recipe, spec.name)
+        if spec.type in (int, float):
+            default = COUNT if spec.type is int else RATE
+            numbers.get(spec.name, default).check(value, where, spec.name)
+        elif value == []:
+            raise ValueError(f"{where}: {spec.name}: expected at least one name, found none")
+    if recipe.image_size < recipe.patch_size:
+        raise ValueError(
+            f"{where}: image_size: expected at least patch_size, {recipe.patch_size}, for one patch, "
+            f"found {recipe.image_size}"
+        )
+    if recipe.hidden_size % recipe.num_attention_heads:
+        raise ValueError(
+            f"{where}: hidden_size: expected a multiple of num_attention_heads, "
+            f"{recipe.num_attention_heads}, found {recipe.hidden_size}"
+        )
+    shared = sorted(set(recipe.train_styles) & set(recipe.validation_styles))
+    if shared:
+        raise ValueError(
+            f"{where}: validation_styles: expected other styles than train_styles, found "
+            f"{', '.join(shared)} in both"
+        )

@@ -23,24 +23,15 @@ Concepts that the dataset holds out (seen = False) are in no batch, neither as i
 inside the layers are updated with Muon (Jordan et al., 2024), everything else with AdamW.
 """
 
-import dataclasses
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-import yaml
-from PIL import Image
-from transformers import SiglipVisionModel
+from transformers import PreTrainedModel
 
-from ...common.files import write_json, write_text
-from ..storing import complete_folder
+from ..image_run import print_data
 from .classes import train_classes
 from .codes import train_captions, train_codes
 from .dataset import read_dataset
-from .network import read_features, scale_stream
 from .probe import probe
 from .recipe import VisionTowerRecipe
 from .run import TowerRun
@@ -66,35 +57,19 @@ def train_vision_tower(recipe: VisionTowerRecipe, output_dir: Path) -> Path:
 
 def save_tower(run: TowerRun) -> Path:
     """Save the averaged tower and its metrics, remove the state, and return the folder."""
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    recipe, folder = run.recipe, run.output_dir
-    tower = run.averaged().tower
-    scale_stream(tower, read_features(tower, run.dataset.train.pixels[::4]))
-    tower = tower.to(getattr(torch, recipe.storage_dtype))
-    folder.mkdir(parents=True, exist_ok=True)
-    # Weights are moved last: a folder with weights is complete.
-    with complete_folder(folder, folder / ".partial", lambda f: f.suffix == ".safetensors") as part:
-        tower.save_pretrained(part)
-        SiglipImageProcessorPil(
-            size={"height": recipe.image_size, "width": recipe.image_size},
-            image_mean=[0.5, 0.5, 0.5],
-            image_std=[0.5, 0.5, 0.5],
-            resample=Image.Resampling.BICUBIC,
-        ).save_pretrained(part)
-        values = {"kind": "vision_tower", **dataclasses.asdict(recipe)}
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        write_text(part / "recipe.yaml", text)
-        metrics = _metrics(run, SiglipVisionModel.from_pretrained(part, dtype=torch.float32))
-        write_json(part / "metrics.json", metrics)
-    run.state_path.unlink(missing_ok=True)
-    saved = metrics["stored_weights"]
-    print("stored weights, validation  " + "  ".join(f"{k} {v}" for k, v in saved.items()))
-    return folder
+    def metrics(tower: PreTrainedModel) -> dict[str, Any]:
+        return {
+            "what": "SigLIP vision tower of the mini Maya; scores are shares of pictures named right",
+            "stored_weights": probe(tower, run.dataset),
+            "heads_before_storing": run.evaluations[-1] if run.evaluations else {},
+        }
+
+    return run.save_tower("vision_tower", run.averaged().tower, metrics)
 
 
 def _print_parts(run: TowerRun) -> None:
-    tower, data, recipe = run.model.tower, run.dataset, run.recipe
+    tower = run.model.tower
     layers, patches = tower.encoder.layers, tower.embeddings.num_patches
     heads = sum(p.numel() for p in run.model.parameters()) - tower.num_parameters()
     read = sum(p.numel() for part in (tower.embeddings, layers[:-1]) for p in part.parameters())
@@ -105,41 +80,4 @@ def _print_parts(run: TowerRun) -> None:
     ]
     for name, count, note in rows:
         print(f"{name:<36}{count:>12,}  trained  {note}")
-    print(
-        f"{len(data.concepts)} concepts ({data.held_out} held out), "
-        f"{len(data.train.concept)} pictures to train on "
-        f"({', '.join(recipe.train_styles)}), {len(data.validation.concept)} to validate "
-        f"on ({', '.join(recipe.validation_styles)})",
-        flush=True,
-    )
-
-
-def _metrics(run: TowerRun, tower: SiglipVisionModel) -> dict[str, Any]:
-    data, recipe = run.dataset, run.recipe
-    return {
-        "what": "SigLIP vision tower of the mini Maya; scores are shares of pictures named right",
-        "validation_styles": recipe.validation_styles,
-        "train_styles": recipe.train_styles,
-        "note": "No other style was read, and no held-out concept in any style.",
-        "concepts": len(data.concepts),
-        "held_out_concepts": data.held_out,
-        "train_pictures": len(data.train.concept),
-        "validation_pictures": len(data.validation.concept),
-        "chance_top1": 1 / len(data.concepts),
-        "stored_weights": probe(tower.eval(), data),
-        "heads_before_storing": run.evaluations[-1] if run.evaluations else {},
-        "storage_dtype": recipe.storage_dtype,
-        "parameters": tower.num_parameters(),
-        "seconds": round(run.seconds, 1),
-        "seed": recipe.seed,
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "run_key": run.key,
-        "evaluations": run.evaluations,
-        "log": run.log,
-    }
+    print_data(run)
