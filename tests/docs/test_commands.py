@@ -35,6 +35,7 @@ NOT_PARSED = {
 OTHER_OPTIONS = {
     "--enable-lora", "--lora-modules", "--allowed-media-domains", "--model-impl",  # vLLM
     "--disable-radix-cache", "--chunked-prefill-size",  # SGLang
+    "--size",  # tests/benchmarks/answering_speed.py
     "--tune_mm_mlp_adapter", "--mm_projector_type", "--mm_vision_select_layer", "--lora_enable",  # LLaVA
     "--image_aspect_ratio", "--group_by_modality_length", "--model_max_length",
 }  # fmt: skip
