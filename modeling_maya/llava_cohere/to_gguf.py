@@ -92,10 +92,12 @@ def plan_gguf(origin: Origin, dtype: torch.dtype | None) -> ConversionPlan:
             positions, become float32, as llama.cpp expects.
 
     Raises:
+        ImportError: the package gguf is missing.
         ValueError: llama.cpp cannot hold the model; the error names file and field. It holds Cohere
             decoders with a tied head, SigLIP towers of which every patch is read, projectors of one or
             two layers, and images padded to a square.
     """
+    _gguf()  # without the library, fail before anything is read
     folder = origin.folder
     raw, config, tensors = read_maya(folder)
     where = str(folder / "config.json")
