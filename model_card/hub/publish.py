@@ -15,6 +15,7 @@ from maya_vlm.training.common.telling import one_line, printable
 
 from ..cards.dataset import dataset_card, read_manifest, write_dataset_card
 from ..cards.model import base_models, licence_texts, model_card, write_card
+from .leaderboards import PREFIX, leaderboard_files
 from .projector import joined_answer, write_projector
 from .publish_dataset import check_configs, check_files, push_dataset
 from .recipe_copy import published_recipe
@@ -176,14 +177,17 @@ def publish(
         if sent != folder:
             names = {file.name for file in files}
             left_out = sorted(path.name for path in folder.iterdir() if path.name not in names)
-        size = sum(f.stat().st_size for f in files) / 2**20
-        print(f"{'would send' if dry_run else 'sending'} {len(files)} files, {size:.1f} MiB")
+        scores: dict[str, Path] = {}
+        if kind == "model" and only is None:
+            scores = leaderboard_files(sent, repo_id, Path(scratch), token)
+        named = {file.relative_to(sent).as_posix(): file for file in files} | scores
+        size = sum(f.stat().st_size for f in named.values()) / 2**20
+        print(f"{'would send' if dry_run else 'sending'} {len(named)} files, {size:.1f} MiB")
         if left_out:
             print(f"left out: {printable(', '.join(left_out))}")
         if dry_run:
-            for file in files:
-                name = printable(file.relative_to(sent).as_posix())
-                print(f"  {name}  {file.stat().st_size:,} bytes")
+            for name, file in named.items():
+                print(f"  {printable(name)}  {file.stat().st_size:,} bytes")
             print("\nREADME.md:\n")
             for line in card.splitlines():
                 print(f"  {printable(line)}")
@@ -191,6 +195,7 @@ def publish(
         # Later compare the pushed files with the hashes of the checked files.
         found = contents_of(sent, files, Path(scratch))
         contents = {name: checked.get(name, each) for name, each in found.items()}
+        contents |= {name: Content(file) for name, file in scores.items()}
         how = _Sending(private, revision, token, tag, overwrite_card, message, create_pr)
         address, commit = _send(sent, contents, repo_id, kind, how)
     if before is not None:
@@ -342,9 +347,10 @@ def push_model(
         name
         for name in api.list_repo_files(repo_id, repo_type="model", revision=branch)
         if name not in contents
-        and "/" not in name
-        and _is(name, (*MODEL_FILES, *PICKLES))
-        and not _is(name, OWNERS)
+        and (
+            name.startswith(PREFIX)
+            or ("/" not in name and _is(name, (*MODEL_FILES, *PICKLES)) and not _is(name, OWNERS))
+        )
     ]
     operations: list[Any] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=each.file)
