@@ -98,6 +98,16 @@ MODEL_DEFAULTS: dict[str, Any] = {
 
 
 @dataclass
+class NoiseRecipe:
+    """Wrong texts on purpose, for studies of caption quality: see noise.py."""
+
+    swapped: float = 0.0
+    """Share of texts that are replaced by that of another image, in the same language and task."""
+    wrong_language: float = 0.0
+    """Share of texts that are replaced by the same image's text in another language."""
+
+
+@dataclass
 class DataRecipe:
     """One dataset of training conversations."""
 
@@ -133,6 +143,8 @@ class DataRecipe:
     columns: dict[str, str] = field(default_factory=dict)
     """Names of the columns for image, text and turns, if several columns match or none does. An empty
     name for image means that rows have no images."""
+    noise: NoiseRecipe | None = None
+    """Shares of wrong texts, for studies; nothing is replaced by default."""
 
 
 @dataclass

@@ -96,6 +96,21 @@ def test_a_finished_run_is_not_repeated_by_this_or_another_study(tmp_path, recip
     assert len(trained(tmp_path)) == len(before) + 1
 
 
+@pytest.mark.parametrize(
+    ("jobs", "asked", "each"), [(1, "auto", "auto"), (2, "auto", 2), (2, 3, 3)]
+)
+def test_parallel_runs_share_the_processes_of_a_cpu(
+    tmp_path, recipe, played, monkeypatch, jobs, asked, each
+):
+    monkeypatch.setattr(scheduler, "count_processes", lambda recipe: 4)
+    changed = yaml.safe_load(recipe.read_text()) | {"processes": asked}
+    study, runs = prepared(tmp_path, write(changed, recipe.with_name("processes.yaml")), seeds=[0])
+    run_study(study, runs, tmp_path / "work", jobs=jobs)
+    for run in runs:
+        written = run.folder.with_name(f"{run.folder.name}.yaml")
+        assert yaml.safe_load(written.read_text())["processes"] == each
+
+
 def test_numbers_of_the_report(tmp_path, recipe, played):
     study, runs = prepared(tmp_path, recipe, baseline="rate=0.2")
     run_study(study, runs, tmp_path / "work", jobs=2)

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ..common.files import only_one, write_json
 from ..common.provenance import provenance
 from ..common.signals import LAUNCHER, Interruption, Stopped, signal_handlers
 from ..common.telling import one_line
 from ..recipe import write_recipe
-from ..run.processes import available_cores
+from ..run.processes import available_cores, count_processes
 from .outcome import OUTCOME, evaluation_folder, is_scored, read_outcome, write_outcome
 from .plan import Run
 from .study import Study
@@ -169,8 +170,16 @@ class _Scheduler:
     def _train(self, run: Run) -> list[str]:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         recipe = run.folder.with_name(f"{run.folder.name}.yaml")
-        write_recipe(run.recipe, recipe)
+        write_recipe(replace(run.recipe, processes=self._processes(run)), recipe)
         return ["train", str(recipe), *self.trust, *self.options]
+
+    def _processes(self, run: Run) -> int | Literal["auto"]:
+        """Return the recipe's processes; for `auto` on a CPU, a parallel run's share of them."""
+        import torch
+
+        if run.recipe.processes != "auto" or self.jobs == 1 or torch.cuda.is_available():
+            return run.recipe.processes
+        return max(1, count_processes(run.recipe) // self.jobs)
 
     def _evaluate(self, run: Run) -> list[str]:
         plan = self.study.evaluate

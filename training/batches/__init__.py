@@ -7,6 +7,7 @@ prefix is stored once.
 open.py: opens the data of a stage, in memory or streamed
 source.py: GroupSource, the interface of opened data: conversations, images, and a plan of groups
 groups.py: a GroupSource in memory
+noise.py: replaces a share of texts by wrong ones, for studies
 joined.py: joins sorted tables of texts and images into groups, block by block
 streaming.py: a GroupSource that reads these groups during training
 packing.py: packs tokenized conversations into trees with a shared prefix, balanced rows, and tensors

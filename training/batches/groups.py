@@ -20,6 +20,7 @@ from ..recipe import DataRecipe
 from ..rows.conversations import RowError, RowReader
 from ..rows.open import Rows, open_pictures, open_rows
 from ..rows.tables import no_images
+from .noise import answers_from, with_answers
 from .source import (
     Conversation,
     RowName,
@@ -52,6 +53,8 @@ class _Source:
         default_factory=dict
     )  # row -> text of an invalid language cell
     refused: dict[int, str] = field(default_factory=dict)  # row -> why it is a bad row
+    # (n,) the conversation whose answers each conversation has, if the recipe asks for noise
+    answers: np.ndarray | None = None
 
     def named_pictures(self) -> Iterator[Any]:
         return iter(self.image_keys)
@@ -126,6 +129,14 @@ class GroupData:
         images = source.image_sets[image_set] if image_set >= 0 else ()
         try:
             messages = source.reader.messages(row, len(images))
+            if source.answers is not None and source.answers[local] != local:
+                other = int(source.answers[local])
+                if int(source.row_index[other]) in source.refused:
+                    raise ValueError(source.refused[int(source.row_index[other])])
+                others = source.reader.messages(
+                    source.rows[int(source.row_index[other])], len(images)
+                )
+                messages = with_answers(messages, others)
         except RowError as error:
             raise bad_row(name, error) from None
         return Conversation(
@@ -302,7 +313,13 @@ def _open_source(
         _refuse(source, i, reason, on_bad_row)
     source.row_index, source.image_set = index, group[index]
     known = [None if i in unknown else languages[i] for i in index.tolist()]
-    return source, known, [tasks[i] for i in index], report
+    kept = [tasks[i] for i in index]
+    # Wrong texts on purpose.
+    if recipe.noise is not None:
+        source.answers, replaced = answers_from(recipe.noise, source.image_set, known, kept, seed)
+        told = ", ".join(f"{name} {number:,}" for name, number in replaced.items())
+        report.append(f"{recipe.path}: noise: of {len(index):,} texts replaced: {told}")
+    return source, known, kept, report
 
 
 def _row_reader(recipe: DataRecipe, rows: Rows) -> RowReader:

@@ -15,6 +15,7 @@ from ..common.telling import printable, shown
 from ..recipe import DataRecipe
 from ..rows.conversations import NAMED
 from ..rows.tables import row_name
+from .noise import check_noise
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def check_data(recipe: DataRecipe) -> None:
                 f"{path}: tasks.{printable(task)}: expected how often its rows are seen, 0 or more, found "
                 f"{rate:g}"
             )
+    check_noise(recipe)
     for name in recipe.columns:
         if name not in NAMED:
             raise ValueError(
