@@ -5,6 +5,7 @@ import json
 import re
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -190,7 +191,7 @@ def test_right_answers_score_one_and_shifted_ones_do_not(loaded):
     found = {
         (row["metric"], row["language"]): row["value"]
         for row in task.aggregate(yes, "model", {}, 0)
-        if row["subset"] == "seen/yesno"
+        if row["subset"] == "seen/yesno" and row["metric"] in ("accuracy", "yes_rate", "false_yes")
     }
     assert found == {
         ("accuracy", "en"): 0.5,
@@ -201,6 +202,31 @@ def test_right_answers_score_one_and_shifted_ones_do_not(loaded):
         ("false_yes", "en"): 1.0,
         ("false_yes", "ja"): 1.0,
     }
+
+
+def test_concepts_that_a_policy_flags_and_those_of_cultures_are_scored_by_themselves():
+    task = Mini()
+    all_of_it = task.load(Selection(languages=["en"]))
+    flagged = {
+        row["concept"]
+        for row in pq.read_table(DATA / "instruct" / "en" / "test-flagged.parquet").to_pylist()
+    }
+    # Right about flagged concepts only.
+    answers = [r.expected if r.item in flagged else "?" for r in all_of_it.requests]
+    rows = task.aggregate(scored(task, all_of_it, answers), "model", {"all": ["en"]}, 0)
+    found = {
+        row["metric"]: (row["value"], row["n"])
+        for row in rows
+        if (row["subset"], row["language"]) == ("seen/name", "all")
+    }
+    names = [r for r in all_of_it.requests if r.subset == "seen/name"]
+    count = sum(r.item in flagged for r in names)
+    assert found["flagged"] == (1.0, count)
+    assert count > 30
+    value, cultural = found["cultural"]
+    assert value == 0.0
+    assert cultural == sum("cultural" in r.about["kinds"] for r in names) > 10
+    assert found["accuracy"][0] == pytest.approx(count / len(names))
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ from ..scoring.short_answers import same
 DATA = Path(__file__).resolve().parents[2] / "data" / "mini"
 # These limits fit the longest answer of each kind in the dataset's wordiest language.
 MAX_NEW_TOKENS = {"name": 48, "yesno": 8, "category": 24}
+# The dataset's one reason in `sensitive` for which toxicity_free leaves nothing out.
+CULTURAL = "religion-politics"
 COLUMNS = ("id", "image", "lang", "task", "messages", "answer", "concept", "seen")
 
 
@@ -67,6 +69,16 @@ class Mini(Task):
         "false_yes": {
             "title": "yes to what is not there",
             "higher_is_better": False,
+            "percent": True,
+        },
+        "flagged": {
+            "title": "exact match on concepts that toxicity_free leaves out",
+            "higher_is_better": True,
+            "percent": True,
+        },
+        "cultural": {
+            "title": "exact match on religion and politics",
+            "higher_is_better": True,
             "percent": True,
         },
     }
@@ -128,6 +140,8 @@ class Mini(Task):
     def score(self, request: Request, answer: Answer) -> Score:
         about = request.about
         values: dict[str, float | None] = {"accuracy": float(same(answer.text, [request.expected]))}
+        # Means over the concepts of a kind only.
+        values |= dict.fromkeys(about["kinds"], values["accuracy"])
         said = normalise(answer.text)
         if about["yes"] is not None:
             values["yes_rate"] = float(said != "" and said == normalise(about["yes"]))
@@ -164,6 +178,10 @@ def _request(
         about={
             "allowed": None if kind == "name" else frozenset(allowed),
             "yes": yes if kind == "yesno" else None,
+            "kinds": {
+                "cultural" if reason == CULTURAL else "flagged"
+                for reason in row.get("sensitive") or ()
+            },
         },
         chance=chance[kind],
         marks=frozenset([row["concept"]]),
