@@ -195,6 +195,10 @@ def tasks_page() -> str:
 
 def findings_page() -> str:
     """Return the page of what the studies found, from the reports in docs/findings."""
+    from maya_vlm.training.ablation.estimate import estimate_cells, estimate_table
+    from maya_vlm.training.ablation.report import verdict
+    from maya_vlm.training.ablation.study import find_study, read_study
+
     parts = ["# Findings", ""]
     parts += [
         "What the studies of this package found, all runs counted. A difference is listed if its p value stays below "
@@ -207,6 +211,9 @@ def findings_page() -> str:
         parts += [f"## {study['title']}", "", f"**Question.** {study['question']}", ""]
         parts += [f"**The papers.** {study['paper'].strip()}", ""]
         parts += ["**Found.**", "", *(f"- {line}" for line in _differences(report)), ""]
+        file = find_study(name)
+        if claim := read_study(file).claim:
+            parts += [f"**{verdict(report, claim)}**", ""]
         states = [run["state"] for run in report["runs"]]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         seeds = len(study["seeds"])
@@ -214,8 +221,11 @@ def findings_page() -> str:
             f"**How sure.** {len(states)} runs, {seeds} seeds a cell: {counts}. {study['scope'].strip()}",
             "",
         ]
+        full = read_study(file, full_size=True)
+        cells = estimate_cells(full, "h100", None, False)
+        cost = "; ".join(list(estimate_table(full, cells))[len(cells) + 1 :])
         command = f"maya ablate {name} --full-size --estimate --gpu h100"
-        parts += [f"**At full size.** `{command}` prints what it takes.", ""]
+        parts += [f"**To be sure at full size.** {cost} (`{command}`).", ""]
         parts += [f"[All numbers](../findings/{name}/report.md)", ""]
     return "\n".join(parts)
 

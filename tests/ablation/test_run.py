@@ -111,6 +111,29 @@ def test_parallel_runs_share_the_processes_of_a_cpu(
         assert yaml.safe_load(written.read_text())["processes"] == each
 
 
+@pytest.mark.parametrize(
+    ("rates", "baseline", "words"),
+    [
+        ([0.1, 0.2], "rate=0.1", "confirm that rate=0.1 is best in mean_loss: all others are worse"),
+        ([0.1, 0.2], "rate=0.2", "contradict that rate=0.2 is best in mean_loss: better are rate=0.1 (by 0.1)"),
+        ([0.1, 0.1000001, 0.2], "rate=0.1", "neither confirm nor contradict"),
+    ],
+)  # fmt: skip
+def test_a_claim_of_the_papers_is_judged(
+    tmp_path, recipe, played, monkeypatch, rates, baseline, words
+):
+    study, runs = prepared(
+        tmp_path, recipe, vary={RATE: rates}, baseline=baseline, claim={"measure": "mean_loss"}
+    )
+    run_study(study, runs, tmp_path / "work", jobs=2)
+    report = make_report("rates", study, runs)
+    if len(rates) == 3:
+        # As with seeds that scatter more than the cells differ.
+        report["measures"][0]["differences"]["rate=0.1000001"]["corrected"] = 0.4
+    page = write_report(report, tmp_path / "report").read_text()
+    assert f"These runs {words}" in page.replace("\\", "")
+
+
 def test_numbers_of_the_report(tmp_path, recipe, played):
     study, runs = prepared(tmp_path, recipe, baseline="rate=0.2")
     run_study(study, runs, tmp_path / "work", jobs=2)

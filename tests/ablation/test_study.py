@@ -55,6 +55,14 @@ def test_every_combination_is_a_cell(tmp_path):
         ({"baseline": "c"}, r"baseline: expected a cell \(projector.*found 'c'"),
         ({"measures": []}, "measures: expected at least one"),
         ({"measures": [{}]}, r"measures\[0\]: expected either task or log"),
+        (
+            {"claim": {"measure": "a"}},
+            r"claim.measure: expected the name of a measure \(.*found 'a'",
+        ),
+        (
+            {"claim": {"measure": "mean_accuracy", "over": ["a"]}},
+            r"claim.over: expected cells other than the baseline \(proj.*found 'a'",
+        ),
         ({"measures": [{"task": "pope"}]}, r"measures\[0\].task: .*evaluate.tasks \(none\)"),
         (
             {"measures": [{"log": "a", "main": True}, {"log": "b", "main": True}]},

@@ -17,7 +17,7 @@ from ..evaluation.scoring.intervals import holm
 from .outcome import is_scored, measured, read_outcome
 from .plan import Run
 from .statistics import Mean, Paired, mean_over_seeds, paired_by_seed
-from .study import Measure, Study, baseline_of, cells_of, main_measure, slug
+from .study import Claim, Measure, Study, baseline_of, cells_of, main_measure, slug
 
 REPORT, PAGE = "report.json", "report.md"
 FORMAT = 1
@@ -195,6 +195,30 @@ def _answer(study: Study, measures: Sequence[MeasureRecord]) -> str:
     return f"{main['name']}: no cell differs from {baseline} by more than the seeds explain."
 
 
+def verdict(report: Report, claim: Claim) -> str:
+    """Return a sentence that says whether the runs confirm a claim of the papers."""
+    baseline = report["baseline"]
+    measure = next(each for each in report["measures"] if each["name"] == claim.measure)
+    better, worse, open_cells = [], [], []
+    sign = 1 if measure["higher_is_better"] else -1
+    for cell in claim.over or [each for each in _cells(report) if each != baseline]:
+        found = measure["differences"].get(cell)
+        if found is None or found["corrected"] is None or found["corrected"] >= LEVEL:
+            open_cells.append(cell)
+        elif sign * found["difference"] > 0:
+            better.append(f"{cell} (by {_number(abs(found['difference']))})")
+        else:
+            worse.append(cell)
+    of = f" of {', '.join([baseline, *claim.over])}" if claim.over else ""
+    where = f"that{of} {baseline} is best in {claim.measure}"
+    if better:
+        return f"These runs contradict {where}: better are {', '.join(better)}."
+    if not open_cells:
+        return f"These runs confirm {where}: all others are worse."
+    told = f"; worse are {', '.join(worse)}" if worse else ""
+    return f"These runs neither confirm nor contradict {where}: no other is better by more than the seeds explain{told}."
+
+
 # ------------------------------------------------------------------------------ files
 
 
@@ -227,6 +251,8 @@ def _page(report: Report, plots: Sequence[str]) -> str:
     parts += [f"**{escaped(report['answer'])}**", ""]
     if study["paper"]:
         parts += ["**What the papers say.** " + prose(study["paper"]), ""]
+    if study["claim"]:
+        parts += [escaped(verdict(report, Claim(**study["claim"]))), ""]
     if study["scope"]:
         parts += ["**What this study can show.** " + prose(study["scope"]), ""]
     parts += list(_runs(report))

@@ -70,6 +70,16 @@ class Evaluation:
 
 
 @dataclass
+class Claim:
+    """A claim of published papers: the study's baseline is best."""
+
+    measure: str
+    """Name of a measure, as in tables."""
+    over: list[str] = field(default_factory=list)
+    """The cells that the papers compared; default: all others."""
+
+
+@dataclass
 class Study:
     """A question, and the runs that answer it.
 
@@ -93,6 +103,8 @@ class Study:
     evaluate: Evaluation = field(default_factory=Evaluation)
     paper: str = ""
     """The answer of published papers, with sources."""
+    claim: Claim | None = None
+    """The papers' claim that the baseline is best. The report says whether the runs confirm or contradict it."""
     scope: str = ""
     """The base models of the study, and what the study can and cannot show with them."""
     full_size: dict[str, Any] = field(default_factory=dict)
@@ -231,6 +243,18 @@ def _check_measures(study: Study, where: str) -> None:
         raise ValueError(
             f"{where}: measures: expected one main measure, found several: keep one `main`"
         )
+    names = [each.name for each in study.measures]
+    if study.claim is not None and study.claim.measure not in names:
+        raise ValueError(
+            f"{where}: claim.measure: expected the name of a measure ({', '.join(names)}), found "
+            f"{study.claim.measure!r}"
+        )
+    others = [cell.name for cell in cells_of(study) if cell.name != baseline_of(study)]
+    for cell in study.claim.over if study.claim else ():
+        if cell not in others:
+            raise ValueError(
+                f"{where}: claim.over: expected cells other than the baseline ({', '.join(others)}), found {cell!r}"
+            )
     # A task's name may end with a protocol: pope:strict.
     tasks = {task.split(":")[0] for task in study.evaluate.tasks}
     for number, measure in enumerate(study.measures):
