@@ -2,6 +2,7 @@
 
 - configuration_maya.py: the configuration.
 - modeling_maya.py: the models.
+- projector_maya.py: the projectors, which lead from the tower's features to the decoder.
 - llava_cohere/: reads, converts and writes checkpoints of the original Maya.
 
 Only the modules named `*_maya.py` are Hub code, which every saved folder carries. Hub code imports
@@ -22,10 +23,9 @@ from .modeling_maya import (
     MayaForConditionalGeneration,
     MayaModel,
     MayaPreTrainedModel,
-    MayaProjector,
-    build_projector,
     drop_unused_vision_weights,
 )
+from .projector_maya import MayaProjector, build_projector
 
 AutoConfig.register("maya", MayaConfig)
 AutoModel.register(MayaConfig, MayaModel)

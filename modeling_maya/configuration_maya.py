@@ -30,13 +30,14 @@ FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "projector_kind": (str,),
     "projector_num_layers": (int,),
     "projector_hidden_act": (str,),
+    "cross_attention_interval": (int,),
     "vision_feature_layer": (int,),
     "vision_feature_select_strategy": (str,),
     "vision_keep_unused_weights": (bool,),
     "tie_word_embeddings": (bool,),
 }
 STRATEGIES = ("full", "default")
-PROJECTOR_KINDS = ("mlp", "pixel_shuffle", "q_former")
+PROJECTOR_KINDS = ("mlp", "pixel_shuffle", "q_former", "gated_cross_attention")
 
 
 def build_sub_config(given: Any, name: str, default_model_type: str) -> PreTrainedConfig:
@@ -68,15 +69,18 @@ class MayaConfig(PreTrainedConfig):
     image_seq_length (`int`, *optional*):
         Placeholders per image. With the projector `"mlp"` it follows from `vision_config` and
         `vision_feature_select_strategy`, and a value that contradicts them is an error. With
-        `"pixel_shuffle"` it is the number of patches over a square number (default: over 4), and with
-        `"q_former"` the number of queries (default: 32).
-    projector_kind (`"mlp"`, `"pixel_shuffle"` or `"q_former"`, defaults to `"mlp"`):
+        `"pixel_shuffle"` it is the number of patches over a square number (default: over 4), with
+        `"q_former"` the number of queries (default: 32), and with `"gated_cross_attention"` 1.
+    projector_kind (`"mlp"`, `"pixel_shuffle"`, `"q_former"` or `"gated_cross_attention"`, defaults to `"mlp"`):
         What leads from the tower's features to the decoder: linear layers for each feature alone, the
-        same after neighbouring patches are joined, or queries that attend to all features.
+        same after neighbouring patches are joined, queries that attend to all features, or, after linear
+        layers, blocks between the decoder's layers whose tokens attend to all features.
     projector_num_layers (`int`, defaults to 2):
         Linear layers of the projector, with an activation between them; layers of attention of a Q-Former.
     projector_hidden_act (`str`, defaults to `"gelu"`):
         That activation; `"gelu"` is the exact one (erf), not the tanh approximation.
+    cross_attention_interval (`int`, defaults to 4):
+        With `"gated_cross_attention"`, the decoder's layers from one block to the next; 1: before every layer.
     vision_feature_layer (`int`, defaults to -2):
         Which of the tower's `hidden_states` the projector reads: 0 would be the embeddings (refused),
         1 the first layer's output, -1 the last layer's. All are taken before the tower's last layer norm.
@@ -105,6 +109,7 @@ class MayaConfig(PreTrainedConfig):
         projector_kind: str = "mlp",
         projector_num_layers: int = 2,
         projector_hidden_act: str = "gelu",
+        cross_attention_interval: int = 4,
         vision_feature_layer: int = -2,
         vision_feature_select_strategy: str = "full",
         vision_keep_unused_weights: bool = False,
@@ -117,6 +122,7 @@ class MayaConfig(PreTrainedConfig):
         self.projector_kind = projector_kind
         self.projector_num_layers = projector_num_layers
         self.projector_hidden_act = projector_hidden_act
+        self.cross_attention_interval = cross_attention_interval
         self.vision_feature_layer = vision_feature_layer
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.vision_keep_unused_weights = vision_keep_unused_weights
@@ -175,6 +181,8 @@ class MayaConfig(PreTrainedConfig):
         """Features per image that the projector gives, None for a tower not known here."""
         if self.projector_kind == "q_former":
             return 32
+        if self.projector_kind == "gated_cross_attention":
+            return 1
         length = self.tower_seq_length()
         return (
             length // 4 if length is not None and self.projector_kind == "pixel_shuffle" else length
@@ -238,6 +246,8 @@ class MayaConfig(PreTrainedConfig):
                     f"{self.vision_feature_select_strategy!r}, found {given}: leave it out to have it derived"
                 )
             return
+        if self.projector_kind == "gated_cross_attention":
+            self._validate_cross_attention()
         if given < 1:
             raise ValueError(f"image_seq_length: expected at least 1, found {given}")
         if self.projector_kind != "pixel_shuffle":
@@ -259,6 +269,26 @@ class MayaConfig(PreTrainedConfig):
             raise ValueError(
                 f"image_seq_length: expected one of {', '.join(map(str, possible))} for 'pixel_shuffle' of "
                 f"{rows} x {columns} patches, found {given}"
+            )
+
+    def _validate_cross_attention(self) -> None:
+        """Refuse values with which no gated block can be built."""
+        text = self.text_config
+        if self.image_seq_length != 1:
+            raise ValueError(
+                "image_seq_length: expected 1 with projector_kind 'gated_cross_attention', whose images have one "
+                f"placeholder, found {self.image_seq_length}"
+            )
+        if self.cross_attention_interval < 1:
+            raise ValueError(
+                f"cross_attention_interval: expected at least 1, found {self.cross_attention_interval}"
+            )
+        if self.tower_seq_length() is None or text.hidden_size % text.num_attention_heads:
+            raise ValueError(
+                "projector_kind: expected another kind for vision_config "
+                f"({self.vision_config.model_type}) and text_config.hidden_size {text.hidden_size} with "
+                f"{text.num_attention_heads} heads, found 'gated_cross_attention', which needs a tower of "
+                f"{', '.join(sorted(CLASS_TOKENS))} and heads of equal size"
             )
 
     def _validate_decoder(self) -> None:

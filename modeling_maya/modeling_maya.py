@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -25,6 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_maya import CLASS_TOKENS, MayaConfig
+from .projector_maya import MayaGatedProjector, build_projector
 
 # The name of the key-value cache in this release of transformers: `past_key_values` until 5.23,
 # `cache` from 5.24 on. Decoders take it and outputs hold it under that name only.
@@ -57,118 +57,6 @@ class MayaCausalLMOutputWithPast(CausalLMOutputWithPast):
 def _wants_dict(config: MayaConfig, return_dict: bool | None) -> bool:
     """Whether a forward returns a ModelOutput, not a tuple: as the caller says, else as the config does."""
     return getattr(config, "return_dict", True) is not False if return_dict is None else return_dict
-
-
-class MayaProjector(nn.Module):
-    """`projector_num_layers` linear layers (at even indices of `layers`) with an activation between them.
-
-    (..., features * vision width) -> (..., D), where `features` of an image are one input.
-    """
-
-    def __init__(self, config: MayaConfig, features: int = 1):
-        super().__init__()
-        width = config.text_config.hidden_size
-        layers: list[nn.Module] = [nn.Linear(features * config.vision_config.hidden_size, width)]
-        for _ in range(config.projector_num_layers - 1):
-            layers += [ACT2FN[config.projector_hidden_act], nn.Linear(width, width)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        return self.layers(image_features)
-
-
-class MayaPixelShuffleProjector(MayaProjector):
-    """An MLP over squares of neighbouring patches, whose features are joined (InternVL, arXiv 2404.16821).
-
-    (I, patches, vision width) -> (I, S, D); patches and features are in reading order.
-    """
-
-    def __init__(self, config: MayaConfig):
-        super().__init__(config, config.projector_shuffle**2)
-        self.factor, self.grid = config.projector_shuffle, config.vision_grid
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        factor, (rows, columns) = self.factor, self.grid
-        squares = image_features.unflatten(1, (rows // factor, factor, columns // factor, factor))
-        return self.layers(squares.transpose(2, 3).flatten(3).flatten(1, 2))
-
-
-class MayaQueryHeads(nn.Module):
-    """Attention with as many heads as the tower's: (I, Q, width), (I, K, width) -> (I, Q, width).
-
-    It is always torch's fused attention. transformers looks for `class ...Attention` in a model's file, and
-    would no longer let anybody set the attention of tower and decoder if it found one.
-    """
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        # A bias of keys would change no attention.
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(self, queries: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        parts = (self.q_proj(queries), self.k_proj(memory), self.v_proj(memory))
-        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        attended = nn.functional.scaled_dot_product_attention(*heads)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
-class MayaQueryLayer(nn.Module):
-    """One layer of a Q-Former: queries attend to each other, then to the features, then pass an MLP."""
-
-    def __init__(self, config: MayaConfig):
-        super().__init__()
-        vision = config.vision_config
-        width, eps = vision.hidden_size, vision.layer_norm_eps
-        self.self_attn = MayaQueryHeads(width, vision.num_attention_heads)
-        self.cross_attn = MayaQueryHeads(width, vision.num_attention_heads)
-        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
-        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
-        self.layer_norm3 = nn.LayerNorm(width, eps=eps)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.activation = ACT2FN[config.projector_hidden_act]
-
-    def forward(self, queries: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        normed = self.layer_norm1(queries)
-        queries = queries + self.self_attn(normed, normed)
-        queries = queries + self.cross_attn(self.layer_norm2(queries), features)
-        return queries + self.fc2(self.activation(self.fc1(self.layer_norm3(queries))))
-
-
-class MayaQFormerProjector(nn.Module):
-    """A Q-Former (BLIP-2, arXiv 2301.12597) without its text: learned queries read the image's features.
-
-    (I, features, vision width) -> (I, S, D)
-    """
-
-    def __init__(self, config: MayaConfig):
-        super().__init__()
-        width = config.vision_config.hidden_size
-        self.queries = nn.Embedding(config.image_seq_length, width)
-        self.feature_norm = nn.LayerNorm(width, eps=config.vision_config.layer_norm_eps)
-        self.layers = nn.ModuleList(
-            MayaQueryLayer(config) for _ in range(config.projector_num_layers)
-        )
-        self.out_norm = nn.LayerNorm(width, eps=config.vision_config.layer_norm_eps)
-        self.out_proj = nn.Linear(width, config.text_config.hidden_size)
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        features = self.feature_norm(image_features)
-        queries = self.queries.weight.repeat(len(features), 1, 1)
-        for layer in self.layers:
-            queries = layer(queries, features)
-        return self.out_proj(self.out_norm(queries))
-
-
-def build_projector(config: MayaConfig) -> nn.Module:
-    """Return the projector of `config.projector_kind`: (I, features, vision width) -> (I, S, D)."""
-    kinds = {
-        "mlp": MayaProjector,
-        "pixel_shuffle": MayaPixelShuffleProjector,
-        "q_former": MayaQFormerProjector,
-    }
-    return kinds[config.projector_kind](config)
 
 
 def drop_unused_vision_weights(
@@ -287,7 +175,7 @@ class MayaModel(MayaPreTrainedModel):
         """Encode and project images, float (I, channels, height, width).
 
         The two `vision_feature_*` default to the config's. Returns the tower's output, with a list of
-        I projected features (S, D) as `pooler_output`. Raises ValueError for a layer that is not kept.
+        I projected features (S, D) as `pooler_output`; (1, features * D) of a gated projector. Raises ValueError for a layer that is not kept.
         """
         layer = self.config.vision_feature_layer
         if vision_feature_layer is not None:
@@ -395,14 +283,21 @@ class MayaModel(MayaPreTrainedModel):
             encoded = self.get_image_features(pixel_values, return_dict=True, **asked)
 
         image_features = None
+        gated = isinstance(self.multi_modal_projector, MayaGatedProjector)
+        is_image = inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.bool)
         if encoded is not None:
             features = list(encoded.pooler_output)
             if mm_encoder_outputs and not torch.compiler.is_compiling():
                 features = self._features_of_this_step(input_ids, features, cache)
             if features:
                 image_features = torch.cat(features).to(inputs_embeds.device, inputs_embeds.dtype)
-                mask = self.get_placeholder_mask(input_ids, inputs_embeds, len(image_features))
-                inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+                placed = image_features
+                if gated:
+                    placed = self.multi_modal_projector.placeholder.weight.expand(len(features), -1)
+                    placed = placed.to(inputs_embeds.dtype)
+                mask = self.get_placeholder_mask(input_ids, inputs_embeds, len(placed))
+                inputs_embeds = inputs_embeds.masked_scatter(mask, placed)
+                is_image = mask.squeeze(-1)
         elif (
             # In training, and in the prompt given to `generate`, a placeholder without an image is a
             # mistake. Other cases are allowed: profilers pass random ids, and a cached step passes ids
@@ -419,6 +314,18 @@ class MayaModel(MayaPreTrainedModel):
             blank = torch.zeros(shape, device=inputs_embeds.device, dtype=inputs_embeds.dtype)
             blank = self.get_image_features(blank, return_dict=True).pooler_output[0]
             inputs_embeds = inputs_embeds + 0.0 * blank.sum()
+            if gated:
+                image_features = blank.to(inputs_embeds.dtype)
+                unused = self.multi_modal_projector.placeholder.weight.sum()
+                inputs_embeds = inputs_embeds + 0.0 * unused
+        images = None
+        if gated:
+            self.multi_modal_projector.attach(self.language_model)
+            read = inputs_embeds.new_zeros(0, 1) if image_features is None else image_features
+            images = self.multi_modal_projector.images(
+                read, is_image, position_ids, cache, inputs_embeds.dtype
+            )
+            kwargs["gated_images"] = images
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -428,6 +335,8 @@ class MayaModel(MayaPreTrainedModel):
             **{CACHE: cache},
             **kwargs,
         )
+        if images is not None:
+            images.keep(getattr(outputs, CACHE))
         output = MayaModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
@@ -454,11 +363,11 @@ class MayaModel(MayaPreTrainedModel):
         total, per_image = int(placeholders.sum()), self.config.image_seq_length
         # A repeated image is the same tensor again.
         distinct = list({id(image): image for image in features}.values())
-        if len(distinct) == len(features) and total == sum(map(len, features)):
+        if len(distinct) == len(features) and total == len(features) * per_image:
             return features
         # A model may say the placeholder itself.
         after_the_prompt = cache is not None and cache.get_seq_length() > 0
-        if after_the_prompt and (total == 0 or input_ids.shape[1] < per_image):
+        if after_the_prompt and (total == 0 or input_ids.shape[1] < max(per_image, 2)):
             return []
         repeats, rest = divmod(total, len(distinct) * per_image)
         if repeats < 2 or rest or len(input_ids) % repeats:

@@ -58,14 +58,19 @@ class ModelRecipe:
     continues the adapter; any other first stage starts from its base with the adapter merged."""
     revision: str | None = None
     """The checkpoint's revision, if its name does not include one."""
-    projector_kind: Literal["mlp", "pixel_shuffle", "q_former"] | None = None
+    projector_kind: Literal["mlp", "pixel_shuffle", "q_former", "gated_cross_attention"] | None = (
+        None
+    )
     """mlp (default): linear layers for each patch. pixel_shuffle: the same for squares of patches. q_former:
-    queries that attend to all patches."""
+    queries that attend to all patches. gated_cross_attention: Flamingo's blocks before the decoder's layers,
+    whose tokens attend to all patches; an image has one token."""
     projector_num_layers: int | None = None
     """Linear layers of the projector, with an activation between them; layers of a Q-Former. Default 2."""
     image_seq_length: int | None = None
     """Tokens of an image, where the projector leaves a choice: the patches over a square number for
     pixel_shuffle (default: over 4), the queries of a q_former (default 32)."""
+    cross_attention_interval: int | None = None
+    """With gated_cross_attention, the decoder's layers from one block to the next. Default 4."""
     chat_template: str | None = None
     """`maya`, `aya` and `plain` are Maya's own; `own` is the decoder's (or the checkpoint's), with the
     answers marked; or the path of a .jinja file. The template must fit the decoder's tokenizer, see
@@ -368,7 +373,7 @@ def _check(recipe: Recipe, where: str) -> None:
     if model.checkpoint is not None:
         decided = {
             "vision_tower", "language_model", "image_token", "projector_kind", "image_seq_length",
-            *MODEL_DEFAULTS,
+            "cross_attention_interval", *MODEL_DEFAULTS,
         }  # fmt: skip
         decided -= {"chat_template", "image_aspect"}
         given = [

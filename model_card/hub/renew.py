@@ -33,7 +33,7 @@ from modeling_maya.configuration_maya import AUTO_MAP
 CODE = (
     *(
         Path(modeling_maya.__file__).with_name(f"{n}_maya.py")
-        for n in ("configuration", "modeling")
+        for n in ("configuration", "modeling", "projector")
     ),
     *(
         Path(processing_maya.__file__).with_name(f"{name}_maya.py")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from maya_vlm.training.ablation import plan
 from maya_vlm.training.ablation import run as scheduler
 from maya_vlm.training.ablation.estimate import CellEstimate, check_cells
 from maya_vlm.training.ablation.outcome import measured, read_outcome
@@ -81,6 +82,21 @@ def test_cells_share_their_first_stage_and_only_that(tmp_path, recipe, played):
         if kept.is_file():
             rate = yaml.safe_load(kept.read_text())["stages"][1]["train"][0]["rate"]
             assert rate == run.cell.changes[RATE]
+
+
+def test_a_key_that_a_later_version_adds_keeps_the_runs(tmp_path, recipe, monkeypatch):
+    _, before = prepared(tmp_path, recipe, seeds=[0])
+    given = plan.make_manifest
+
+    def later(*arguments):
+        manifest = given(*arguments)
+        manifest["recipe"]["model"]["a_new_key"] = None
+        manifest["recipe"]["stages"][0]["data"][0]["another"] = None
+        return manifest
+
+    monkeypatch.setattr(plan, "make_manifest", later)
+    _, after = prepared(tmp_path, recipe, seeds=[0])
+    assert [run.stages for run in after] == [run.stages for run in before]
 
 
 def test_a_finished_run_is_not_repeated_by_this_or_another_study(tmp_path, recipe, played):

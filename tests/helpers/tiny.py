@@ -79,6 +79,11 @@ PROJECTORS = {
     "mlp": {},
     "pixel_shuffle": {"projector_kind": "pixel_shuffle", "vision": {"patch_size": 2}},
     "q_former": {"projector_kind": "q_former", "image_seq_length": 9},
+    # One token an image.
+    "gated_cross_attention": {
+        "projector_kind": "gated_cross_attention",
+        "cross_attention_interval": 1,
+    },
 }
 
 

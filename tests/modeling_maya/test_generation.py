@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers import StaticCache, TextIteratorStreamer
 
-from tests.helpers.tiny import DECODERS, IMAGE_TOKEN, TOWERS, tiny_inputs, tiny_model
+from tests.helpers.tiny import (
+    DECODERS,
+    IMAGE_TOKEN,
+    PROJECTORS,
+    TOWERS,
+    tiny_inputs,
+    tiny_model,
+)
 
 NEW = 6
 # Greedy, of fixed length, and without the placeholder, which a random model may well answer.
@@ -152,7 +159,8 @@ def test_static_cache(decoder):
 
 
 @torch.no_grad()
-def test_decoding_compiles_to_one_graph():
+@pytest.mark.parametrize("kind", ["mlp", "gated_cross_attention"])
+def test_decoding_compiles_to_one_graph(kind):
     """Dynamo refuses what it cannot trace whole. The backend runs the traced graph as it is, so this
     checks the graph, not what a code generator makes of it; and it counts, as a step must not be
     compiled again."""
@@ -163,7 +171,7 @@ def test_decoding_compiles_to_one_graph():
         compilations.append(graph)
         return graph.forward
 
-    model = tiny_model()
+    model = tiny_model(**PROJECTORS[kind])
     inputs = tiny_inputs(model.config, images=[1, 2])
     expected = answers(model, inputs)
     length = inputs["input_ids"].shape[1]

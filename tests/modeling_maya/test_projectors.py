@@ -93,10 +93,12 @@ def test_saved_then_loaded_and_answers(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recipe_trains_it(tmp_path, kind):
     recipe = make_recipe(tmp_path)
-    recipe["model"] |= {
-        "projector_kind": kind,
-        "image_seq_length": {"pixel_shuffle": 1, "q_former": 5}[kind],
+    fields = {
+        "pixel_shuffle": {"image_seq_length": 1},
+        "q_former": {"image_seq_length": 5},
+        "gated_cross_attention": {"cross_attention_interval": 2},
     }
+    recipe["model"] |= {"projector_kind": kind, **fields[kind]}
     train(str(write(recipe, tmp_path / "recipe.yaml")))
     folder = tmp_path / "run"
     model = MayaForConditionalGeneration.from_pretrained(folder)
@@ -121,7 +123,7 @@ def test_other_formats_have_no_such_projector(tmp_path, to):
     [
         (
             {"projector_kind": "conv"},
-            "projector_kind: expected one of mlp, pixel_shuffle, q_former, found 'conv'",
+            "projector_kind: expected one of mlp, pixel_shuffle, q_former, gated_cross_attention, found 'conv'",
         ),
         (
             {"projector_kind": "pixel_shuffle", "image_seq_length": 2},

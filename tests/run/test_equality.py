@@ -70,9 +70,13 @@ def conversations(
     return result
 
 
-def groups() -> list[list[Encoded]]:
+def groups(tokens: int = 9) -> list[list[Encoded]]:
     """Return groups of four, two and one conversation, with and without a common prompt."""
-    return [conversations(4, 1, 1), conversations(2, 1, 2, prompt=3), conversations(1, 1, 3)]
+    return [
+        conversations(4, 1, 1, tokens=tokens),
+        conversations(2, 1, 2, prompt=3, tokens=tokens),
+        conversations(1, 1, 3, tokens=tokens),
+    ]
 
 
 def run(model, batch: dict, pixels: torch.Tensor | None) -> tuple[float, dict[str, torch.Tensor]]:
@@ -133,9 +137,9 @@ def exact(monkeypatch):
 
 @pytest.mark.parametrize("kind", [kind for kind in PROJECTORS if kind != "mlp"])
 def test_shared_equals_separate_with_another_projector(kind):
-    sample = groups()
-    pixels = tiny_images(len(sample)).double()
     model = make("segments", **PROJECTORS[kind])
+    sample = groups(model.config.image_seq_length)
+    pixels = tiny_images(len(sample)).double()
     packed = [p for g in sample for p in pack_group(g, IMAGE_TOKEN)]
     loss, grads = run(model, lay_out(packed, "segments", LANGUAGES, pad_token=0), pixels)
     set_attention(model.model.language_model, "dense")

@@ -345,10 +345,10 @@ def test_assumed_conversations_of_an_image_are_split_as_the_data_would_be(
     group_size, parts, tmp_path
 ):
     file = tmp_path / "r.work.json"
-    said = {"images_per_epoch": 10, "prefix": 5, "branches": [4, 6, 9], "source": "here"}
+    said = {"images_per_epoch": 10, "prefix": 2, "branches": [4, 6, 9], "source": "here"}
     file.write_text(json.dumps({"pretrain": said}))
     given = StageRecipe("pretrain", [], PROJECTOR, batch_size=4, group_size=group_size)
-    work = assumed_work(file, given)
+    work = assumed_work(file, given, 3)
     assert work == Work(
         groups_per_epoch=10 * len(parts),
         steps=math.ceil(10 * len(parts) / 4),
@@ -362,7 +362,7 @@ def test_assumed_conversations_of_an_image_are_split_as_the_data_would_be(
     said["branches"] = []
     file.write_text(json.dumps({"pretrain": said}))
     with pytest.raises(ValueError, match=r"r.work.json: pretrain.branches: expected at least one"):
-        assumed_work(file, given)
+        assumed_work(file, given, 3)
 
 
 def test_the_shipped_configs_agree():

@@ -102,7 +102,14 @@ def _by_content(manifest: dict[str, Any]) -> dict[str, Any]:
             put(source, "path", source.get("revision"))
             put(source, "image_folder")
             put(source, "chat_template")
-    return values
+    return _without_nulls(values)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Leave out keys without a value, so that a key that a later version adds changes no hash."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def shard_of(runs: Sequence[Run], number: int, count: int) -> list[Run]:

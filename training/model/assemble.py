@@ -71,6 +71,7 @@ def build_maya(
     projector_kind: str = "mlp",
     projector_num_layers: int = 2,
     image_seq_length: int | None = None,
+    cross_attention_interval: int = 4,
     chat_template: str = "maya",
     further_templates: Iterable[str] = (),
     image_token: str = IMAGE,
@@ -88,7 +89,7 @@ def build_maya(
 
     Args:
         vision_tower, language_model: folders or repositories, also as `user/name@revision`.
-        projector_kind, projector_num_layers, image_seq_length: see `MayaConfig`.
+        projector_kind, projector_num_layers, image_seq_length, cross_attention_interval: see `MayaConfig`.
         chat_template: see `templates.find_template`.
         further_templates: other templates that the model will be trained with.
         image_token: the tokenizer's token that stands for one patch of an image.
@@ -121,6 +122,7 @@ def build_maya(
         projector_kind=projector_kind,
         projector_num_layers=projector_num_layers,
         image_seq_length=image_seq_length,
+        cross_attention_interval=cross_attention_interval,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
     )

@@ -49,6 +49,7 @@ class ForwardFlops:
     tower_last: the last products of the tower's layers.
     projector: per image.
     projector_first: the projector's first layer.
+    gated: blocks of gated cross-attention, per token.
     """
 
     layers: int
@@ -61,10 +62,12 @@ class ForwardFlops:
     tower_last: float
     projector: float
     projector_first: float
+    gated: float = 0.0
 
     def total(self, *, tokens: float, pairs: float, positions: float, images: float) -> float:
         """Return the FLOPs of a forward pass; see `training_flops` for the arguments."""
         decoder = self.layers * (self.layer * tokens + self.pair * pairs)
+        decoder += self.gated * tokens
         return decoder + self.head * positions + (self.tower + self.projector) * images
 
 
@@ -91,7 +94,7 @@ def forward_flops(config: Any) -> ForwardFlops:
     A decoder layer: 2 d h (2 H + 2 K) + 6 d f per token (width d, H heads and K key-value heads of
     size h, MLP width f) and 4 H h per pair. Head: 2 d V. A tower layer: S (8 w^2 + 4 w f) + 4 w S^2 per
     image of S patches (width w); the patch embedding: 2 w times the values of all patches. Projector:
-    2 S (w d + (n - 1) d^2). Attention windows do not count, because `segment_attention` refuses
+    2 S (w d + (n - 1) d^2). A block of gated cross-attention: 20 d^2 + 4 S d per token. Attention windows do not count, because `segment_attention` refuses
     conversations longer than a window. Pooling heads of full towers do not count.
 
     Raises:
@@ -132,7 +135,15 @@ def forward_flops(config: Any) -> ForwardFlops:
         tower_last=depth * seen * 2 * wide * deep,
         projector=projector,
         projector_first=projector_first,
+        gated=gated_blocks(config) * (20 * width**2 + 4 * (config.tower_seq_length() or 0) * width),
     )
+
+
+def gated_blocks(config: Any) -> int:
+    """Return the number of blocks of gated cross-attention, 0 for other projectors."""
+    if config.projector_kind != "gated_cross_attention":
+        return 0
+    return -(-config.text_config.num_hidden_layers // config.cross_attention_interval)
 
 
 def _projector_flops(config: Any) -> tuple[float, float]:
@@ -145,6 +156,10 @@ def _projector_flops(config: Any) -> tuple[float, float]:
         read = layers * 4 * patches * wide**2
         own = layers * (28 * features * wide**2 + 4 * features * wide * (features + patches))
         return read + own + 2 * features * wide * width, read
+    if config.projector_kind == "gated_cross_attention":
+        first = 2 * patches * wide * width
+        deeper = (layers - 1) + 2 * gated_blocks(config)  # and keys and values of each block
+        return first + deeper * 2 * patches * width**2, first
     joined = config.projector_shuffle**2 if config.projector_kind == "pixel_shuffle" else 1
     first = 2 * features * joined * wide * width
     return first + (layers - 1) * 2 * features * width**2, first
@@ -212,6 +227,9 @@ def training_flops(
     if below or learns.projector:
         inputs = flops.projector - (0.0 if below else flops.projector_first)
         total += images * (inputs + flops.projector * learns.projector)
+    if below or learns.projector or learns.embeddings or checkpointing:
+        again = 1 if checkpointing else 0
+        total += flops.gated * tokens * (1 + learns.projector + again)
     below = below or learns.projector or learns.embeddings or checkpointing
     for share, extra in zip(learns.layers, learns.adapters, strict=True):
         adapter = 2.0 * extra * tokens

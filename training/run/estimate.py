@@ -159,7 +159,7 @@ def estimate(
         shards = sharding(stage.args, processes, found, cuda)
         if stage.args.get("fsdp") and shards in WITHOUT_FSDP:
             notes.append(WITHOUT_FSDP[shards])
-        known = assumed_work(configs / f"{path.stem}.work.json", stage)
+        known = assumed_work(configs / f"{path.stem}.work.json", stage, config.image_seq_length)
         stages.append(
             _estimate(loaded, stage, config, device, cuda, processes, shards, known, notes)
         )
@@ -217,7 +217,7 @@ def _estimate(
             config,
             learns,
             tokens=row_tokens,
-            images=max(1, row_tokens // config.image_seq_length),
+            images=_images_of_a_row(row_tokens, config, work),
             width=2 if mixed else dtype.itemsize,
             stream=4 if mixed and learns.embeddings else dtype.itemsize,
             checkpointing=checkpointing,
@@ -233,6 +233,13 @@ def _estimate(
         if stage.eval_data:
             _add_evaluations(result, work, recipe, stage, config, flops)
     return result
+
+
+def _images_of_a_row(tokens: int, config: MayaConfig, work: Work | None) -> int:
+    """Return the images in a row: those of the data, or as many as fill the row, if it is unknown."""
+    if work is None or config.projector_kind != "gated_cross_attention":
+        return max(1, tokens // config.image_seq_length)
+    return max(1, round(tokens * work.amounts["images"] / work.amounts["tokens"]))
 
 
 def _add_evaluations(

@@ -16,7 +16,7 @@ from torch import nn
 from modeling_maya import MayaConfig, MayaForConditionalGeneration
 
 from ..model.adapters import add_adapter, bytes_saved
-from ..model.flops import TrainableParts, head_size
+from ..model.flops import TrainableParts, gated_blocks, head_size
 from ..model.freezing import parameter_rates, table
 from ..recipe import Recipe, StageRecipe
 
@@ -77,6 +77,7 @@ def maya_config(recipe: Recipe, vision: Any, text: Any) -> MayaConfig:
         projector_kind=model.projector_kind or "mlp",
         projector_num_layers=model.projector_num_layers,
         image_seq_length=model.image_seq_length,
+        cross_attention_interval=model.cross_attention_interval or 4,
         vision_feature_layer=model.vision_feature_layer,
         vision_feature_select_strategy=model.vision_feature_select_strategy,
     )
@@ -261,7 +262,16 @@ def activation_bytes(
     kept_whole = depth if learns.tower and not checkpointing else 0
     tower = (depth + 1) * width * side + (kept_whole + 2) * block
     layers = config.projector_num_layers
-    if config.projector_kind == "q_former":
+    if config.projector_kind == "gated_cross_attention":
+        # Per token of a block: norms, queries, what they read, and an MLP of 4 widths. Per patch: the MLP
+        # before the blocks, keys and values.
+        blocks = gated_blocks(config)
+        kept = blocks if learns.projector and not checkpointing else 1
+        projector = (
+            tokens * kept * (8 + 13 * width) * wide
+            + patches * width * (3 * layers + 1 + 2 * blocks) * wide
+        )
+    elif config.projector_kind == "q_former":
         # Per query: 13 widths a layer besides its scores. Per patch: keys, values and the normed features.
         projector = (
             features * width * layers * 13 * side + patches * width * (2 * layers + 1) * side

@@ -196,6 +196,7 @@ def load_model(run: StageRun) -> tuple[Any, Any]:
             projector_kind=model.projector_kind or "mlp",
             projector_num_layers=model.projector_num_layers,
             image_seq_length=model.image_seq_length,
+            cross_attention_interval=model.cross_attention_interval or 4,
             chat_template=str(model.chat_template),
             further_templates=further,
             image_token=model.image_token or IMAGE,

@@ -92,7 +92,7 @@ def measure_work(recipe: Recipe, stage: StageRecipe, config: MayaConfig) -> Work
 class AssumedData:
     """Lengths of a dataset that is not on this machine.
 
-    prefix: tokens of an image.
+    prefix: tokens that the conversations about an image share, without those of the image.
     branches: trained tokens of each conversation about it.
     source: where the numbers come from.
     """
@@ -103,8 +103,8 @@ class AssumedData:
     source: str
 
 
-def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
-    """Return the work that `file` describes for a stage, or None if it describes none.
+def assumed_work(file: Path, stage: StageRecipe, image_tokens: int) -> Work | None:
+    """Return the work that `file` describes for a stage whose images have `image_tokens`, or None.
 
     The file maps a stage's name to the fields of `AssumedData`. The conversations of an image are divided
     into groups of nearly equal size, of at most the stage's group_size.
@@ -123,14 +123,15 @@ def assumed_work(file: Path, stage: StageRecipe) -> Work | None:
     parts = -(-len(said.branches) // stage.group_size)
     groups = [part.tolist() for part in np.array_split(said.branches, parts)]
     count = said.images_per_epoch * parts
+    prefix = image_tokens + said.prefix
     return Work(
         groups_per_epoch=count,
         steps=_steps(stage, count),
-        tokens=said.prefix + sum(said.branches) / parts,
-        pairs=sum(visible_pairs(said.prefix, group) for group in groups) / parts,
+        tokens=prefix + sum(said.branches) / parts,
+        pairs=sum(visible_pairs(prefix, group) for group in groups) / parts,
         positions=sum(said.branches) / parts,
         images=1.0,
-        longest=said.prefix + max(map(sum, groups)),
+        longest=prefix + max(map(sum, groups)),
         assumed=said.source,
     )
 
