@@ -41,7 +41,14 @@ from maya_vlm.training.run import trainer
 from maya_vlm.training.run.launch import CONFIGS, environment, find_config, launch
 from maya_vlm.training.run.train import run_recipe, train
 from maya_vlm.training.run.trainer import add_pair_loss, checkpoints
-from tests.helpers.tiny import IMAGE_TOKEN, VOCAB, enable_checkpointing, tiny_images, tiny_model
+from tests.helpers.tiny import (
+    IMAGE_TOKEN,
+    PROJECTORS,
+    VOCAB,
+    enable_checkpointing,
+    tiny_images,
+    tiny_model,
+)
 
 from .tiny_run import logged, make_recipe, training_log, write
 
@@ -125,8 +132,8 @@ def test_other_files(tmp_path):
 # ------------------------------------------------------------------------------ FSDP2
 
 
-def make(stage: str):
-    model = tiny_model(text={"attention_dropout": 0.0}).train()
+def make(stage: str, kind: str = "mlp"):
+    model = tiny_model(text={"attention_dropout": 0.0}, **PROJECTORS[kind]).train()
     apply_rules(model, RULES[stage])
     enable_checkpointing(model, use_reentrant=False)
     add_pair_loss(model)
@@ -148,14 +155,14 @@ def shares(config) -> list[dict[str, torch.Tensor]]:
     return result
 
 
-def fsdp_process(rank: int, stage: str, folder: str, variables: dict[str, str]) -> None:
+def fsdp_process(rank: int, stage: str, kind: str, folder: str, variables: dict[str, str]) -> None:
     """Run one of two ranks: compare the sharded step on its share with both shares on an unsharded model."""
     os.environ.update(variables)
     torch.set_num_threads(1)
     # The first share's logits need several tiles and the second's one, so the ranks differ in their number.
     head.TILE["cpu"] = 4 * VOCAB
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    whole = make(stage)
+    whole = make(stage, kind)
     count = sum(len(share["labels"]) for share in shares(whole.config))
     expected = torch.zeros(())
     for share in shares(whole.config):
@@ -171,7 +178,7 @@ def fsdp_process(rank: int, stage: str, folder: str, variables: dict[str, str]) 
         torch_device_mesh=None,
         parallelism_config=None,
     )
-    model = fsdp2_prepare_model(accelerator, make(stage))
+    model = fsdp2_prepare_model(accelerator, make(stage, kind))
     sharded = [n for n, m in model.named_modules() if type(m).__name__.startswith("FSDP")]
     assert {"model.language_model.layers.0", "model.vision_tower.encoder.layers.0"} <= set(sharded)
     # Two steps, because state left by the first must not change the second.
@@ -201,12 +208,13 @@ def fsdp_process(rank: int, stage: str, folder: str, variables: dict[str, str]) 
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("kind", ["mlp", "gated_cross_attention"])
 @pytest.mark.parametrize("stage", RULES)
-def test_fsdp2_learns_as_one_process(stage, tmp_path):
+def test_fsdp2_learns_as_one_process(stage, kind, tmp_path):
     """Check in float32 that the loss agrees within 1e-6, and each gradient within 1e-5 (relative) or 1e-6 of its maximum."""
     variables = environment(find_config("fsdp2"), 2)
     torch.multiprocessing.start_processes(
-        fsdp_process, args=(stage, str(tmp_path), variables), nprocs=2, start_method="fork"
+        fsdp_process, args=(stage, kind, str(tmp_path), variables), nprocs=2, start_method="fork"
     )
     assert {p.name for p in tmp_path.glob("done-*")} == {"done-0", "done-1"}
 

@@ -29,6 +29,7 @@ FILES = {
     ".gitattributes", "README.md", "chat_template.jinja", "config.json", "configuration_maya.py",
     "conversations_maya.py", "generation_config.json", "image_loading_maya.py",
     "image_processing_maya.py", "modeling_maya.py", "processing_maya.py", "processor_config.json",
+    "projector_maya.py",
     "projector.safetensors", "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
     "training_log.json",
 }  # fmt: skip

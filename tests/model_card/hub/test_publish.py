@@ -150,7 +150,7 @@ def test_a_dry_run_writes_and_sends_nothing(hub, told):
     assert ("model", "user/dry") not in hub.repositories
     assert told["nowhere"] == "nowhere: nothing was sent"
     assert not told["card of a dry run"]
-    assert "would send 13 files" in told["output"]
+    assert "would send 14 files" in told["output"]
     assert re.search(r"  model.safetensors  [\d,]+ bytes", told["output"])
     # The card is shown, and written nowhere.
     assert "\n  # dry\n" in told["output"]

@@ -21,7 +21,8 @@ WHOLE = {
     ".gitattributes", "README.md", "chat_template.jinja", "config.json", "configuration_maya.py",
     "conversations_maya.py", "generation_config.json", "image_loading_maya.py",
     "image_processing_maya.py", "model.safetensors", "modeling_maya.py", "processing_maya.py",
-    "processor_config.json", "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
+    "processor_config.json", "projector_maya.py", "recipe.yaml", "tokenizer.json",
+    "tokenizer_config.json",
 }  # fmt: skip
 IN_TRAINING = "**In training, step {} of 4 of stage {}.** Later commits replace this model."
 
