@@ -31,7 +31,9 @@ def main() -> int:
         place.mkdir(parents=True, exist_ok=True)
         loss = stage["train"][0]["rate"] + recipe["seed"] / 100
         log = [{"mean_loss": 9.0}, {"mean_loss": loss, "hi/loss": loss + 1, "en/loss": loss - 1}]
-        (place / "training_log.json").write_text(json.dumps({"log": log}))
+        (place / "training_log.json").write_text(
+            json.dumps({"seconds": 2.5, "processes": 2, "log": log})
+        )
         (place / "config.json").write_text("{}")
         with (folder.parent / "trained.txt").open("a") as file:
             file.write(f"{folder.name} {stage['name']}\n")

@@ -130,8 +130,8 @@ def test_parallel_runs_share_the_processes_of_a_cpu(
 @pytest.mark.parametrize(
     ("rates", "baseline", "words"),
     [
-        ([0.1, 0.2], "rate=0.1", "confirm that rate=0.1 is best in mean_loss: all others are worse"),
-        ([0.1, 0.2], "rate=0.2", "contradict that rate=0.2 is best in mean_loss: better are rate=0.1 (by 0.1)"),
+        ([0.1, 0.2], "rate=0.1", "confirm the papers' claim that 'rate=0.1' is best in mean_loss: all others are worse"),
+        ([0.1, 0.2], "rate=0.2", "contradict the papers' claim that 'rate=0.2' is best in mean_loss: better are 'rate=0.1' (by 0.1)"),
         ([0.1, 0.1000001, 0.2], "rate=0.1", "neither confirm nor contradict"),
     ],
 )  # fmt: skip
@@ -161,6 +161,8 @@ def test_numbers_of_the_report(tmp_path, recipe, played):
     (difference,) = measure["differences"].values()
     assert difference["difference"] == pytest.approx(-0.1)
     assert difference["n"] == 3
+    # Both stages of 2.5 seconds, on two processes, whether trained or taken from another run.
+    assert {record["seconds"] for record in report["runs"]} == {10.0}
     assert measure["higher_is_better"] is False
     assert report["answer"].startswith("mean_loss: rate=0.1 below rate=0.2 by 0.1 (p = < 0.001)")
     assert report["runs"][0]["languages"]["mean_loss"] == {

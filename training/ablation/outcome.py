@@ -136,6 +136,21 @@ def _scored(results: Results, measure: Measure) -> Values:
     }
 
 
+def training_seconds(run: Run) -> float | None:
+    """Return the seconds of a run's training, summed over stages and processes; None if a log lacks them.
+
+    A stage that the run takes from another run counts as if the run had trained it.
+    """
+    total = 0.0
+    for stage in run.recipe.stages:
+        path = run.folder / stage.name / LOG
+        log = read_json_mapping(path) if path.is_file() else {}
+        if "seconds" not in log:
+            return None
+        total += log["seconds"] * log["processes"]
+    return round(total, 1)
+
+
 def _logged(run: Run, measure: Measure) -> Values:
     stage = measure.stage or run.recipe.stages[-1].name
     path = run.folder / stage / LOG

@@ -14,7 +14,7 @@ from ..common.provenance import Provenance, provenance
 from ..common.reading import read_json_mapping
 from ..common.schema import to_dict
 from ..evaluation.scoring.intervals import holm
-from .outcome import is_scored, measured, read_outcome
+from .outcome import is_scored, measured, read_outcome, training_seconds
 from .plan import Run
 from .statistics import Mean, Paired, mean_over_seeds, paired_by_seed
 from .study import Claim, Measure, Study, baseline_of, cells_of, main_measure, slug
@@ -25,7 +25,10 @@ LEVEL = 0.05  # significance level for corrected p values
 
 
 class RunRecord(TypedDict):
-    """A run in a report. state: done, failed, diverged or missing. values: measure -> value."""
+    """A run in a report. state: done, failed, diverged or missing. values: measure -> value.
+
+    seconds: of training, summed over stages and processes; a stage that runs share counts in each.
+    """
 
     cell: str
     seed: int
@@ -133,7 +136,7 @@ def _record(run: Run) -> RunRecord:
         "seed": run.seed,
         "key": run.key,
         "state": outcome["state"] if outcome else "missing",
-        "seconds": outcome["seconds"] if outcome else None,
+        "seconds": training_seconds(run),
         "values": {},
         "languages": {},
         "provenance": outcome["provenance"] if outcome else None,
@@ -206,11 +209,11 @@ def verdict(report: Report, claim: Claim) -> str:
         if found is None or found["corrected"] is None or found["corrected"] >= LEVEL:
             open_cells.append(cell)
         elif sign * found["difference"] > 0:
-            better.append(f"{cell} (by {_number(abs(found['difference']))})")
+            better.append(f"{cell!r} (by {_number(abs(found['difference']))})")
         else:
-            worse.append(cell)
-    of = f" of {', '.join([baseline, *claim.over])}" if claim.over else ""
-    where = f"that{of} {baseline} is best in {claim.measure}"
+            worse.append(repr(cell))
+    others = f" (compared with {', '.join(map(repr, claim.over))})" if claim.over else ""
+    where = f"the papers' claim that {baseline!r} is best in {claim.measure}{others}"
     if better:
         return f"These runs contradict {where}: better are {', '.join(better)}."
     if not open_cells:
@@ -316,6 +319,7 @@ def _provenance(report: Report) -> Iterator[str]:
     yield (", ".join(map(code, changes)) or "none") + "."
     if known:
         yield f"Trained on {escaped(', '.join(machines))} at commit {escaped(', '.join(commits))}."
+    yield "Seconds are those of training, summed over stages and processes; a shared stage counts in every run."
     yield "The p values are from t-tests paired by seed; the corrected values use Holm's method over all comparisons."
 
 
