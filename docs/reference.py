@@ -197,9 +197,9 @@ def findings_page() -> str:
     """Return the page of what the studies found, from the reports in docs/findings."""
     from maya_vlm.training.ablation.estimate import estimate_cells, estimate_table
     from maya_vlm.training.ablation.report import verdict
-    from maya_vlm.training.ablation.study import find_study, read_study
+    from maya_vlm.training.ablation.study import STUDIES, find_study, read_study
 
-    parts = ["# Findings", ""]
+    parts, finished = ["# Findings", ""], []
     parts += [
         "What the studies of this package found, all runs counted. A difference is listed if its p value stays below "
         "0.05 after the correction for all comparisons of its study.",
@@ -227,6 +227,13 @@ def findings_page() -> str:
         command = f"maya ablate {name} --full-size --estimate --gpu h100"
         parts += [f"**To be sure at full size.** {cost} (`{command}`).", ""]
         parts += [f"[All numbers](../findings/{name}/report.md)", ""]
+        finished.append(name)
+    open_questions = [each for each in sorted(STUDIES.glob("*.yaml")) if each.stem not in finished]
+    if open_questions:
+        parts += ["## Shipped studies without results yet", ""]
+        parts += [
+            f"- `maya ablate {each.stem}`: {read_study(each).question}" for each in open_questions
+        ]
     return "\n".join(parts)
 
 
