@@ -189,6 +189,12 @@ class MayaImages:
     seen: torch.Tensor
     rows: tuple[torch.Tensor, torch.Tensor]
 
+    def read(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return hidden states (B, T, D) after a block, which may be on another device than the decoder's layer."""
+        keys, values = self.keys_values[number]
+        result = self.blocks[number](hidden.to(keys.device), keys, values, self.reads, self.seen)
+        return result.to(hidden.device)
+
     def keep(self, cache: Cache | None) -> None:
         """Put the image that each row reads into its cache, for the steps that follow."""
         if cache is None:
@@ -366,14 +372,9 @@ def _read_images(
     images = kwargs.pop("gated_images", None)
     if images is None or layer.gated_block is None:
         return given, kwargs
-    number = layer.gated_block
-    block, (keys, values) = images.blocks[number], images.keys_values[number]
     if given:
-        hidden, *others = given
-        return (block(hidden, keys, values, images.reads, images.seen), *others), kwargs
-    kwargs["hidden_states"] = block(
-        kwargs["hidden_states"], keys, values, images.reads, images.seen
-    )
+        return (images.read(layer.gated_block, given[0]), *given[1:]), kwargs
+    kwargs["hidden_states"] = images.read(layer.gated_block, kwargs["hidden_states"])
     return given, kwargs
 
 

@@ -38,6 +38,13 @@ SHIPPED_BASES = (("bases", "mini"), ("bases", "apart"))
 OLDEST_TRANSFORMERS = "5.6"
 # Vocabulary size of the tokenizer of all CohereLabs' open-weights models.
 COHERE_VOCABULARY = 256_000
+# `projector_kind` -> words for it; {} is the number of layers.
+PROJECTORS = {
+    "mlp": "a {}-layer projector",
+    "pixel_shuffle": "a {}-layer projector over squares of patches (pixel shuffle)",
+    "q_former": "a {}-layer Q-Former",
+    "gated_cross_attention": "gated cross-attention",
+}
 
 # Expected shapes of the values that cards read. `maya train`, `maya evaluate` and `maya convert` write more.
 _RECIPE = {
@@ -135,7 +142,9 @@ def model_card(
         "language_names": ", ".join(NAMES.get(code, code) for code in languages) or "none recorded",
         "vision_model": config.get("vision_config", {}).get("model_type", "?"),
         "text_model": config.get("text_config", {}).get("model_type", "?"),
-        "projector_layers": config.get("projector_num_layers", "?"),
+        "projector": PROJECTORS.get(str(config.get("projector_kind", "mlp")), "a projector").format(
+            config.get("projector_num_layers", "?")
+        ),
         "parameters": results["model"]["parameters"]
         if results and not joined
         else _count_parameters(folder),

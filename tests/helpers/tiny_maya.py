@@ -39,9 +39,11 @@ def tiny_maya(
     return enlarge(MayaForConditionalGeneration(config)).eval(), processor
 
 
-def save_tiny_maya(folder: Path, decoder: str = "cohere", tower: str = "siglip") -> Path:
-    """Save a model and its processor like `maya train`."""
-    model, processor = tiny_maya(decoder, tower=tower)
+def save_tiny_maya(
+    folder: Path, decoder: str = "cohere", tower: str = "siglip", **fields: Any
+) -> Path:
+    """Save a model and its processor like `maya train`. `fields` as in `tiny_maya`."""
+    model, processor = tiny_maya(decoder, tower=tower, **fields)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -23,6 +23,7 @@ from maya_vlm.training.evaluation.results import FORMAT, write_results
 from maya_vlm.training.evaluation.scoring.intervals import wilson
 from modeling_maya.llava_cohere.convert import convert
 from tests.evaluation.answers import results_of
+from tests.helpers.tiny import PROJECTORS
 from tests.helpers.tiny_maya import save_tiny_maya
 from tests.modeling_maya.llava_cohere import tiny_original as original
 
@@ -68,6 +69,16 @@ def folder(tmp_path):
         results_of(runs, files_sha256(folder.glob("*.safetensors"))), folder / "results.json"
     )
     return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("mlp", "a 2-layer projector and"), ("q_former", "a 2-layer Q-Former and"),
+     ("pixel_shuffle", "(pixel shuffle) and"), ("gated_cross_attention", "gated cross-attention and")],
+)  # fmt: skip
+def test_the_card_names_the_projector(tmp_path, kind, words):
+    folder = save_tiny_maya(tmp_path / "tiny", **PROJECTORS[kind])
+    assert words in model_card(folder, "user/tiny", licence="mit").replace("\n", " ")
 
 
 def head_of(card: str) -> dict:
