@@ -34,12 +34,12 @@ FLOOR = "5.6.0"
 TORCH, PILLOW = "2.13.0", "pillow"
 TRAINING = ("trl", "peft", "accelerate", "datasets")
 TOLERANCE = 1e-4
-# Folders: decoder, tower, and the checks to run (all checks of checks.py on the first folder).
-FOLDERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("cohere", "siglip", ()),
-    ("cohere2", "siglip", ("generation", "training")),
-    ("llama", "clip", ("generation", "training", "saving")),
-    ("qwen3", "siglip2", ("generation", "training", "saving")),
+# Folders: decoder, tower, kind of projector, and the checks to run (all checks of checks.py on the first folder).
+FOLDERS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("cohere", "siglip", "mlp", ()),
+    ("cohere2", "siglip", "gated_cross_attention", ("generation", "training", "saving")),
+    ("llama", "clip", "q_former", ("generation", "training", "saving")),
+    ("qwen3", "siglip2", "mlp", ("generation", "training", "saving")),
 )
 
 
@@ -116,7 +116,7 @@ def run_checks(python: str | Path, folders: list[Path], scratch: Path) -> dict[s
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    for folder, (decoder, tower, names) in zip(folders, FOLDERS, strict=True):
+    for folder, (decoder, tower, _, names) in zip(folders, FOLDERS, strict=True):
         output = scratch / "report.json"
         output.unlink(missing_ok=True)
         run(python, CHECKS, folder, output, *names, cwd=scratch, env=environment)
@@ -155,14 +155,15 @@ def compare(report: dict[str, Any], reference: dict[str, Any]) -> tuple[dict, di
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from tests.helpers.tiny import PROJECTORS
     from tests.helpers.tiny_maya import save_tiny_maya
 
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         folders = [
-            save_tiny_maya(scratch / f"{decoder}-{tower}", decoder, tower)
-            for decoder, tower, _ in FOLDERS
+            save_tiny_maya(scratch / f"{decoder}-{tower}", decoder, tower, **PROJECTORS[kind])
+            for decoder, tower, kind, _ in FOLDERS
         ]
         reference = run_checks(sys.executable, folders, scratch)
         failed, _ = compare(reference, reference)
