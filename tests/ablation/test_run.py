@@ -214,6 +214,9 @@ def test_a_measure_that_is_not_there_is_named(tmp_path, recipe, played):
     run_study(study, runs[:1], tmp_path / "work")
     with pytest.raises(ValueError, match=r"training_log.json: eval_loss: .*has en/loss, hi/loss"):
         measured(runs[0], study, study.measures[0])
+    words = r"^rate=0.1, seed 0: .*: correct the study's measures, and repeat with --report"
+    with pytest.raises(ValueError, match=words):
+        make_report("rates", study, runs)
 
 
 def test_sigterm_stops_the_runs_and_the_same_command_continues(tmp_path, recipe):

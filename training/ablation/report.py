@@ -88,7 +88,12 @@ def make_report(name: str, study: Study, runs: Sequence[Run]) -> Report:
         if record["state"] != "done" or not is_scored(run, study):
             continue
         for measure in study.measures:
-            found = measured(run, study, measure)
+            try:
+                found = measured(run, study, measure)
+            except ValueError as error:
+                raise ValueError(
+                    f"{run.name}: {error}: correct the study's measures, and repeat with --report; all runs are kept"
+                ) from None
             record["values"][measure.name] = found["value"]
             record["languages"][measure.name] = found["languages"]
             higher[measure.name] = found["higher_is_better"]
